@@ -1,0 +1,1 @@
+"""Data room: raw files -> records -> batches. NumPy only; nothing here touches a device."""

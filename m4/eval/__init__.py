@@ -1,0 +1,1 @@
+"""Evaluation on the host: metrics, intervals, subset sweeps, baselines, report."""

@@ -1,0 +1,1 @@
+"""The published methods, one file each; no file imports a sibling."""

@@ -1,0 +1,1 @@
+"""Mixture-of-experts core: gates, routers, balance losses, experts, dispatch."""

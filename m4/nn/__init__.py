@@ -1,0 +1,1 @@
+"""Shared neural building blocks: attention, time encoders, fusion, heads."""

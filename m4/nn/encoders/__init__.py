@@ -1,0 +1,1 @@
+"""Encoders: one `Stream` in, `Tokens` out."""

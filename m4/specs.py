@@ -1,0 +1,134 @@
+"""Static description of a data set: which modalities exist and which tasks are asked.
+
+Everything here is hashable and free of JAX, so that a configuration can be checked and a
+data set described before any accelerator library is imported.
+"""
+
+import dataclasses
+from typing import Literal, get_args
+
+ModalityKind = Literal["series", "vectors", "table", "codes", "text", "image", "signal"]
+TaskKind = Literal[
+    "binary", "multilabel", "multiclass", "regression", "segmentation", "cluster", "survival"
+]
+TIMED_KINDS = ("series", "vectors")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModalitySpec:
+    """One modality and the shape of one padded row of it.
+
+    | kind    | shape        | values                  | mask    | times | observed   |
+    |---------|--------------|-------------------------|---------|-------|------------|
+    | series  | (T, f)       | float32 measurements    | bool[T] | f32[T]| bool[T, f] |
+    | vectors | (T, d)       | float32 embeddings      | bool[T] | f32[T]| -          |
+    | table   | (f,)         | float32 features        | bool[1] | -     | bool[f]    |
+    | codes   | (T,)         | int32 code ids          | bool[T] | -     | -          |
+    | text    | (T,)         | int32 token ids         | bool[T] | -     | -          |
+    | image   | (V, h, w, c) | uint8 or float32 views  | bool[V] | -     | -          |
+    | signal  | (T, c)       | float32 samples         | bool[T] | -     | -          |
+
+    `times` are hours since the data set's time zero. `features` names the last dimension.
+    """
+
+    name: str
+    kind: ModalityKind
+    shape: tuple[int, ...]
+    features: tuple[str, ...] = ()
+    dtype: str = "float32"
+    vocab: int | None = None
+
+    def __post_init__(self):
+        if self.kind not in get_args(ModalityKind):
+            raise ValueError(
+                f"modality {self.name}: kind {self.kind!r} is not one of {get_args(ModalityKind)}"
+            )
+        if self.features and len(self.features) != self.shape[-1]:
+            raise ValueError(
+                f"modality {self.name}: {len(self.features)} feature names, shape {self.shape}"
+            )
+
+    @property
+    def timed(self) -> bool:
+        """Whether rows carry `times`."""
+        return self.kind in TIMED_KINDS
+
+    @property
+    def length(self) -> int:
+        """Positions along the masked dimension (1 for a table)."""
+        return 1 if self.kind == "table" else self.shape[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+    """One prediction task.
+
+    `dim` counts labels, classes or values. `transform`, `loc` and `scale` say how a regression
+    target is mapped before the loss: `(transform(y) - loc) / scale`, with `loc` and `scale`
+    fitted on the training split. `needs` lists modalities without which a row is not scored.
+    """
+
+    name: str
+    kind: TaskKind
+    dim: int = 1
+    weight: float = 1.0
+    labels: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    transform: Literal["none", "log1p"] = "none"
+    loc: float = 0.0
+    scale: float = 1.0
+    auxiliary: bool = False
+
+    def __post_init__(self):
+        if self.kind not in get_args(TaskKind):
+            raise ValueError(
+                f"task {self.name}: kind {self.kind!r} is not one of {get_args(TaskKind)}"
+            )
+        if self.dim < 1:
+            raise ValueError(f"task {self.name}: dim={self.dim} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """Modalities and tasks of a data set.
+
+    The order of `modalities` defines bit `m` of a presence pattern. `hours` is the length of
+    the observation window; time embeddings divide by it.
+    """
+
+    modalities: tuple[ModalitySpec, ...]
+    tasks: tuple[TaskSpec, ...]
+    hours: float = 48.0
+
+    def __post_init__(self):
+        for what, items in (("modality", self.modalities), ("task", self.tasks)):
+            names = [item.name for item in items]
+            if not names:
+                raise ValueError(f"a data set needs at least one {what}")
+            if len(set(names)) != len(names):
+                raise ValueError(f"duplicate {what} names: {sorted(names)}")
+
+    @property
+    def modality_names(self) -> tuple[str, ...]:
+        """Names in bit order."""
+        return tuple(m.name for m in self.modalities)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names in order."""
+        return tuple(t.name for t in self.tasks)
+
+    def modality(self, name: str) -> ModalitySpec:
+        """The modality called `name`; KeyError lists the known ones."""
+        return _find(self.modalities, name, "modality")
+
+    def task(self, name: str) -> TaskSpec:
+        """The task called `name`; KeyError lists the known ones."""
+        return _find(self.tasks, name, "task")
+
+
+def _find(items, name, what):
+    for item in items:
+        if item.name == name:
+            return item
+    raise KeyError(f"no {what} {name!r}; known: {', '.join(item.name for item in items)}")

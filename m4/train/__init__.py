@@ -1,0 +1,1 @@
+"""Training: one jitted step, the loop around it, checkpoints, telemetry."""

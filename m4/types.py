@@ -1,0 +1,136 @@
+"""What flows through m4: pytrees with static keys and shapes.
+
+Letters: B rows, T positions of a modality, f features, D model width, N routed tokens,
+K experts per token, E experts, P slots per expert, M modalities.
+
+Invariants (asserted in `m4.data.batch`, tested for every method):
+- keys and shapes are static for a run; an absent modality is zeros with `present` False;
+- `mask` implies `present`; `observed` implies `mask`;
+- a row without any present modality has `weight` 0.
+"""
+
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from m4.specs import DataSpec
+
+Array = jax.Array
+
+
+@flax.struct.dataclass
+class Stream:
+    """One modality of a batch."""
+
+    values: Array  # [B, *row]
+    mask: Array  # bool[B, T], True at real positions
+    present: Array  # bool[B], the patient has this modality
+    times: Array | None = None  # f32[B, T], hours
+    observed: Array | None = None  # bool[B, T, f] (series) or bool[B, f] (table)
+
+
+@flax.struct.dataclass
+class Target:
+    """Labels of one task; `mask` 0 means no label."""
+
+    value: Array  # [B, *out]
+    mask: Array  # f32[B], or f32[B, dim] for multilabel
+
+
+@flax.struct.dataclass
+class Batch:
+    """One step's input. All modalities and all tasks of the `DataSpec` are always there."""
+
+    inputs: dict[str, Stream]
+    targets: dict[str, Target]
+    task: Array  # i32[B], index of the row's task, -1 = all
+    weight: Array  # f32[B], 0 on rows that only fill up a batch
+    uid: Array  # i32[B], row number in its split
+
+    def present(self, spec: DataSpec) -> Array:
+        """Presence bits, bool[B, M], in the spec's modality order."""
+        return jnp.stack([self.inputs[m].present for m in spec.modality_names], axis=-1)
+
+
+@flax.struct.dataclass
+class Tokens:
+    """What an encoder yields and a fuser takes."""
+
+    x: Array  # [B, T, D]
+    mask: Array  # bool[B, T]
+    times: Array | None = None  # f32[B, T]
+
+
+@flax.struct.dataclass
+class Routing:
+    """Sparse assignment of N tokens to K experts each.
+
+    `experts` of an invalid token is E (an expert that does not exist) and its weight is 0.
+    """
+
+    experts: Array  # i32[N, K]
+    weights: Array  # f32[N, K]
+    probs: Array  # f32[N, E], router distribution, 0 on invalid tokens
+    logits: Array  # f32[N, E], scores before selection, without noise
+    valid: Array  # bool[N]
+    load: Array | None = None  # f32[E], smooth load estimate where the router has one
+
+
+@flax.struct.dataclass
+class SoftRouting:
+    """Every token to every slot (Soft-MoE)."""
+
+    dispatch: Array  # f32[B, T, E, P]
+    combine: Array  # f32[B, T, E, P]
+    logits: Array  # f32[B, T, E, P]
+
+
+@flax.struct.dataclass
+class MoeAux:
+    """By-products of one MoE layer. Losses are unweighted; weights live in the config."""
+
+    losses: dict[str, Array]
+    stats: dict[str, Array]
+
+
+@flax.struct.dataclass
+class Outputs:
+    """What a method returns."""
+
+    logits: dict[str, Array]  # per task [B, dim]
+    aux_losses: dict[str, Array]  # unweighted, summed over layers
+    moe: dict[str, MoeAux] = flax.struct.field(default_factory=dict)  # per layer
+    extra: dict[str, Array] = flax.struct.field(default_factory=dict)
+
+
+@flax.struct.dataclass
+class Mean:
+    """A weighted mean kept as (total, weight) so that parts merge exactly."""
+
+    total: Array
+    weight: Array
+
+    def merge(self, other: "Mean") -> "Mean":
+        """The mean over both parts."""
+        return Mean(self.total + other.total, self.weight + other.weight)
+
+    def value(self) -> Array:
+        """Total / weight, 0 where nothing was counted."""
+        return self.total / jnp.where(self.weight > 0, self.weight, 1.0)
+
+
+class Method(Protocol):
+    """A Linen module with a loss. See `m4.methods`."""
+
+    data: DataSpec
+
+    def __call__(self, batch: Batch, *, train: bool) -> Outputs:
+        """Logits for every task; `batch.targets` must not influence them."""
+
+    def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
+        """Scalar to minimise and its unweighted terms. Pure: reads no parameters."""
+
+    def apply(self, variables: Any, batch: Batch, **kwargs: Any) -> Outputs:
+        """Linen's functional call."""
