@@ -1,0 +1,47 @@
+"""Errors meant for the person at the keyboard, and the exit codes they end in."""
+
+
+class UserError(Exception):
+    """A problem the user can fix. Each argument is one complete line of explanation."""
+
+    exit_code = 1
+    kind = "error"
+
+    def lines(self) -> list[str]:
+        """What to print, one line per problem."""
+        return [f"m4: {self.kind}: {line}" for line in map(str, self.args)]
+
+
+class ConfigError(UserError):
+    """A wrong flag, key, type, choice, range or combination."""
+
+    exit_code = 2
+    kind = "config error"
+
+
+class DataError(UserError):
+    """Files that are missing, unreadable or not what they should be."""
+
+    exit_code = 3
+    kind = "data error"
+
+
+class CheckpointError(UserError):
+    """No checkpoint that can be used."""
+
+    exit_code = 4
+    kind = "checkpoint error"
+
+
+class DivergedError(UserError):
+    """Training produced non-finite numbers."""
+
+    exit_code = 5
+    kind = "diverged"
+
+
+class SaveError(UserError):
+    """The disk did not take what had to be saved."""
+
+    exit_code = 6
+    kind = "save error"
