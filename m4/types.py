@@ -75,7 +75,7 @@ class Routing:
     probs: Array  # f32[N, E], router distribution, 0 on invalid tokens
     logits: Array  # f32[N, E], scores before selection, without noise
     valid: Array  # bool[N]
-    load: Array | None = None  # f32[E], smooth load estimate where the router has one
+    load: Array | None = None  # f32[N, E], smooth chance of selection where the router has one
 
 
 @flax.struct.dataclass

@@ -1,0 +1,61 @@
+"""Experts: E two-layer perceptrons with stacked weights.
+
+Letters: E experts, C rows per expert, D input width, F hidden width, O output width.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from m4.types import Array
+
+# Explicit dimensions: by default the expert dimension would count as receptive field and the
+# weights would shrink with E.
+kernel_init = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,))
+
+
+@flax.struct.dataclass
+class ExpertParams:
+    """Weights of all experts."""
+
+    w1: Array  # [E, D, F]
+    b1: Array  # [E, F]
+    w2: Array  # [E, F, O]
+    b2: Array  # [E, O]
+
+
+def shapes(num_experts: int, width: int, hidden: int, out: int) -> dict[str, tuple[int, ...]]:
+    """Shape of every field of `ExpertParams`."""
+    return {
+        "w1": (num_experts, width, hidden),
+        "b1": (num_experts, hidden),
+        "w2": (num_experts, hidden, out),
+        "b2": (num_experts, out),
+    }
+
+
+def apply_stacked(x_ECD: Array, params: ExpertParams, *, activation=jax.nn.gelu) -> Array:
+    """Every expert on its own C rows, [E, C, O]."""
+    hidden_ECF = activation(jnp.einsum("ecd,edf->ecf", x_ECD, params.w1) + params.b1[:, None])
+    return jnp.einsum("ecf,efo->eco", hidden_ECF, params.w2) + params.b2[:, None]
+
+
+def gelu(x: Array) -> Array:
+    """Exact GELU (with erf), as in FuseMoE and Flex-MoE."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def relu(x: Array) -> Array:
+    """Rectifier, as in FlexCare."""
+    return jax.nn.relu(x)
+
+
+def silu(x: Array) -> Array:
+    """Sigmoid-weighted linear unit."""
+    return jax.nn.silu(x)
+
+
+def softmax(y: Array) -> Array:
+    """For `output`: an expert's output as a distribution, which FuseMoE's release mixes."""
+    return jax.nn.softmax(y, axis=-1)
