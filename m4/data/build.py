@@ -1,0 +1,201 @@
+"""Raw files -> records, once.
+
+`prepare` builds `data_dir/<name>/<fingerprint>/`, readable by its owner only:
+
+    manifest.json   see `m4.data.manifest`
+    LICENCE.txt     terms of the source data, which hold for the records too
+    stamps.json     size and time stamp of every source file when it was hashed
+    records/        ArrayRecord files
+
+The folder is built under a temporary name and renamed when complete, under a lock, so that a
+killed build leaves nothing that looks finished and two processes never build the same thing twice.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from m4.data import manifest as manifests
+from m4.data import records
+from m4.data.cohort import Cohort, Example
+from m4.errors import DataError
+
+Progress = Callable[[str, int], None]  # called with the split and its records so far
+REPORT_EVERY = 200
+STAMPS = "stamps.json"
+
+
+def prepare(
+    name: str,
+    raw_dir: Path | str,
+    data_dir: Path | str,
+    *,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """The folder with the records of a data set, built if there is none for these inputs.
+
+    Args:
+      name: module in `m4.data`, or any importable module ('mylab.data').
+      raw_dir: root folder of the raw files; the data set has its own folder in it.
+      data_dir: where built data sets live.
+      seed: key of the split.
+      options: passed to the data set module.
+      progress: told about every few hundred records.
+
+    Folders already built for the same name, version, options, seed and schema are reused while no
+    source file has another size or time stamp than when it was hashed; otherwise sources are
+    hashed again. Raw files that have been removed since do not invalidate a folder.
+
+    Raises:
+      DataError: missing or damaged files, one line each; a split that is empty; a patient in two
+        splits.
+    """
+    raw_dir, options = Path(raw_dir), dict(options or {})
+    module = importlib.import_module(name if "." in name else f"m4.data.{name}")
+    home = Path(data_dir) / name.rpartition(".")[2]
+    identity = {
+        "format": manifests.FORMAT,
+        "name": name,
+        "version": module.VERSION,
+        "options": json.loads(json.dumps(options)),
+        "seed": seed,
+        "declared": manifests.schema(module.spec(**options)),
+    }
+    ready = _unchanged(home, identity, raw_dir)
+    if ready:
+        return ready
+    missing = module.missing_files(raw_dir, **options)
+    if missing:
+        raise DataError(*missing, f"{name}: {module.WHERE}")
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _locked(home):
+        ready = _unchanged(home, identity, raw_dir)  # built while we waited for the lock
+        if ready:
+            return ready
+        cohort = module.cohort(raw_dir, seed=seed, **options)
+        return _build(home, identity, cohort, raw_dir=raw_dir, progress=progress)
+
+
+def fingerprint(identity: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> str:
+    """Name of the folder: a hash of what determines the records."""
+    sums = {file: {"bytes": s["bytes"], "sha256": s["sha256"]} for file, s in sources.items()}
+    text = json.dumps([identity, sums], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _unchanged(home: Path, identity: dict[str, Any], raw_dir: Path) -> Path | None:
+    """A built folder of this identity of which no source file is known to have changed."""
+    for path in sorted(home.glob(f"*/{manifests.FILE}")):
+        if path.parent.name.startswith("."):
+            continue
+        with contextlib.suppress(DataError):
+            found = manifests.read(path.parent)
+            same = all(found.get(key) == value for key, value in identity.items())
+            if same and all(
+                not (raw_dir / file).exists() or _stamp(raw_dir / file) == stamp
+                for file, stamp in json.loads((path.parent / STAMPS).read_text()).items()
+            ):
+                return path.parent
+    return None
+
+
+def _write_stamps(folder: Path, stamps: dict[str, list[int]]) -> None:
+    fresh = folder / f"{STAMPS}.new"
+    fresh.write_text(json.dumps(stamps, indent=1) + "\n")
+    fresh.rename(folder / STAMPS)
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+@contextlib.contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Hold the lock of a data set's folder; whoever holds it may sweep up after dead builds."""
+    with open(home / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for leftover in home.glob(".partial-*"):
+            shutil.rmtree(leftover)
+        yield
+
+
+def _build(
+    home: Path, identity: dict, cohort: Cohort, *, raw_dir: Path, progress: Progress | None
+) -> Path:
+    final = home / fingerprint(identity, cohort.sources)
+    stamps = {file: _stamp(raw_dir / file) for file in cohort.sources if (raw_dir / file).exists()}
+    if final.exists():  # same bytes, new time stamps
+        _write_stamps(final, stamps)
+        return final
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home))  # mode 0700
+    try:
+        manifest = write(partial, cohort, progress=progress)
+        manifests.write(partial, {**identity, "fingerprint": final.name, **manifest})
+        _write_stamps(partial, stamps)
+        partial.rename(final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return final
+
+
+def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Write a cohort's records and licence into `folder`; returns the manifest's measured part."""
+    (folder / "LICENCE.txt").write_text(
+        f"{cohort.licence}\n\nThese records are derived from patient data and fall under the terms "
+        "above.\nKeep them where the source files may be kept, and do not share them otherwise.\n"
+    )
+    fitter = manifests.Fitter(cohort.spec)
+    summaries = {split: manifests.Summary(cohort.spec) for split in cohort.splits}
+    cuts: Counter[str] = Counter()
+
+    def encoded(split: str) -> Iterator[Example]:
+        number = 0
+        for number, example in enumerate(cohort.splits[split](), start=1):
+            where = f"split {split}, record {number}"
+            record = records.encode(cohort.spec, example, where=where, flow=cuts)
+            summaries[split].add(record)
+            if split == "train":
+                fitter.add(record)
+            if progress and number % REPORT_EVERY == 0:
+                progress(split, number)
+            yield record
+        if number == 0:
+            raise DataError(f"split {split} has no records")
+        if progress:
+            progress(split, number)
+
+    if "train" not in cohort.splits:
+        raise DataError(f"a cohort needs a split 'train', this one has {sorted(cohort.splits)}")
+    starts = {split: lambda split=split: encoded(split) for split in cohort.splits}
+    records.write(folder / "records", cohort.spec, starts, cohort.notes)
+    _check_disjoint({split: summary.patients for split, summary in summaries.items()})
+    return {
+        "licence": cohort.licence,
+        "notes": cohort.notes,
+        "sources": cohort.sources,
+        "schema": manifests.schema(fitter.spec()),
+        "flow": [[step, int(count)] for step, count in [*cohort.flow, *sorted(cuts.items())]],
+        "splits": {split: summary.result() for split, summary in summaries.items()},
+        "normalisers": fitter.normalisers(),
+    }
+
+
+def _check_disjoint(patients: dict[str, set[int]]) -> None:
+    names = list(patients)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            both = len(patients[first] & patients[second])
+            if both:
+                raise DataError(f"{both} patients are in both {first} and {second}")

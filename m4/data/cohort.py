@@ -1,0 +1,73 @@
+"""What a data set module hands to the builder.
+
+A data set module `m4/data/<name>.py` (or any importable module) provides
+
+    VERSION: str; LICENCE: str; WHERE: str                  # WHERE: one line, where to get it
+    def spec(**options) -> DataSpec
+    def missing_files(raw_dir, **options) -> list[str]      # [] when complete, no heavy import
+    def cohort(raw_dir, *, seed, **options) -> Cohort
+
+One record is an `Example`, ragged and NumPy only:
+
+    {'patient': int,                                        # unit of splits and of the bootstrap
+     'inputs': {modality: payload},                         # absent modality: no key
+     'targets': {task: value or None}}                      # None: no label, NaN: one label missing
+
+    series   {'values': [t, f] with NaN where not observed, 'times': [t] hours}
+    vectors  {'values': [n, d], 'times': [n] hours}
+    table    {'values': [f] with NaN where not observed}
+    codes, text  {'values': int[n]}
+    image    {'values': [v, h, w, c]}
+    signal   {'values': [t, c]}
+
+A payload without a single row, or without a single observed value, counts as absent.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from m4.errors import DataError
+from m4.specs import DataSpec
+
+Example = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Cohort:
+    """Splits of a data set and where they came from.
+
+    `splits` maps 'train', 'val' and 'test' to functions that start a fresh iterator over that
+    split's examples in bounded memory. `flow` holds (step, count) pairs and may be filled while a
+    split is iterated. `sources` maps file names relative to the raw folder to their 'bytes' and
+    'sha256' (see `checksums`).
+    """
+
+    spec: DataSpec
+    splits: dict[str, Callable[[], Iterator[Example]]]
+    sources: dict[str, dict[str, Any]]
+    licence: str
+    version: str
+    flow: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    notes: str = ""
+
+
+def checksums(root: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file, keyed by its path relative to `root`, in sorted order.
+
+    Raises DataError for a file that cannot be read.
+    """
+    found = {}
+    for path in sorted(files):
+        try:
+            with open(path, "rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        found[path.relative_to(root).as_posix()] = {
+            "bytes": path.stat().st_size,
+            "sha256": digest,
+        }
+    return found

@@ -1,0 +1,170 @@
+"""`manifest.json`: everything a run must know about its data, and nothing about a single patient.
+
+| key | content |
+|---|---|
+| `format` | layout version of the folder |
+| `name`, `version`, `licence`, `notes`, `options`, `seed` | what was built, and the split seed |
+| `fingerprint` | hash of the above, the schema as declared and the source checksums |
+| `sources` | file -> bytes, sha256 |
+| `schema` | the `DataSpec`, with regression loc and scale fitted on train |
+| `flow` | [step, count] of the cohort, cuts of too long payloads at the end |
+| `splits` | split -> rows, patients, presence per modality, presence patterns, labels per task |
+| `normalisers` | modality -> per feature: name, `m4.data.normalise.fit`, count; train only |
+
+Presence patterns are keyed by the integer whose bit m is modality m of the schema.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m4.data import normalise, records
+from m4.data.cohort import Example
+from m4.errors import DataError
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+
+FORMAT = 1
+FILE = "manifest.json"
+
+
+def schema(spec: DataSpec) -> dict[str, Any]:
+    """A `DataSpec` as JSON types."""
+    return json.loads(json.dumps(dataclasses.asdict(spec)))
+
+
+def spec_from(schema: dict[str, Any]) -> DataSpec:
+    """The inverse of `schema`."""
+
+    def build(kind, items):
+        return tuple(
+            kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in item.items()})
+            for item in items
+        )
+
+    return DataSpec(
+        build(ModalitySpec, schema["modalities"]), build(TaskSpec, schema["tasks"]), schema["hours"]
+    )
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a built folder. Raises DataError when it is absent, damaged or outdated."""
+    path = folder / FILE
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no readable manifest; delete the folder to rebuild") from error
+    if manifest.get("format") != FORMAT:
+        raise DataError(f"{path}: format {manifest.get('format')}, expected {FORMAT}")
+    return manifest
+
+
+def write(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write `manifest.json`; the same data always gives the same bytes."""
+    (folder / FILE).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+
+
+class Summary:
+    """Counts of one split, taken while its records pass by."""
+
+    def __init__(self, spec: DataSpec):
+        """Start at zero."""
+        self._spec = spec
+        self._rows = 0
+        self.patients: set[int] = set()
+        self._patterns: Counter[int] = Counter()
+        self._known = {task.name: np.zeros(records.target_shape(task)) for task in spec.tasks}
+        self._sum = {task.name: np.zeros(records.target_shape(task)) for task in spec.tasks}
+        self._classes = {task.name: Counter() for task in spec.tasks if task.kind == "multiclass"}
+
+    def add(self, record: Example) -> None:
+        """Count one encoded record."""
+        self._rows += 1
+        self.patients.add(int(record["patient"]))
+        bits = (
+            records.present(modality, record["inputs"][modality.name]) << m
+            for m, modality in enumerate(self._spec.modalities)
+        )
+        self._patterns[sum(bits)] += 1
+        for task, value in record["targets"].items():
+            known = ~np.isnan(value)
+            self._known[task] += known
+            self._sum[task] += np.where(known, value, 0)
+            if task in self._classes and known:
+                self._classes[task][int(value)] += 1
+
+    def result(self) -> dict[str, Any]:
+        """JSON types; label means are prevalences for binary and multilabel tasks."""
+        labels = {}
+        for task in self._known:
+            known, total = self._known[task], self._sum[task]
+            mean = np.divide(total, known, out=np.zeros_like(total), where=known > 0)
+            labels[task] = {"known": known.astype(int).tolist(), "mean": mean.tolist()}
+            if task in self._classes:
+                labels[task]["classes"] = {
+                    str(k): n for k, n in sorted(self._classes[task].items())
+                }
+        patterns = sorted(self._patterns.items(), key=lambda item: (-item[1], item[0]))
+        return {
+            "rows": self._rows,
+            "patients": len(self.patients),
+            "present": {
+                name: sum(n for pattern, n in patterns if pattern >> m & 1)
+                for m, name in enumerate(self._spec.modality_names)
+            },
+            "patterns": {str(pattern): n for pattern, n in patterns},
+            "labels": labels,
+        }
+
+
+class Fitter:
+    """Everything that is fitted, from training records passing by."""
+
+    def __init__(self, spec: DataSpec):
+        """Empty samples."""
+        self._spec = spec
+        self._samplers = {
+            modality.name: normalise.Sampler(modality.shape[-1])
+            for modality in spec.modalities
+            if modality.kind in normalise.KINDS
+        }
+        self._targets = {task.name: [] for task in spec.tasks if task.kind == "regression"}
+
+    def add(self, record: Example) -> None:
+        """Take in one encoded training record."""
+        for name, sampler in self._samplers.items():
+            values = record["inputs"][name]["values"]
+            sampler.add(values.reshape(-1, values.shape[-1]))
+        for name, kept in self._targets.items():
+            kept.append(record["targets"][name])
+
+    def normalisers(self) -> dict[str, list[dict[str, Any]]]:
+        """Per modality one fitted normaliser per feature, with its count of observed values."""
+        fitted = {}
+        for name, sampler in self._samplers.items():
+            modality = self._spec.modality(name)
+            names = modality.features or tuple(map(str, range(modality.shape[-1])))
+            fitted[name] = [
+                {"feature": feature, **normalise.fit(values), "count": int(count)}
+                for feature, values, count in zip(
+                    names, sampler.values(), sampler.count, strict=True
+                )
+            ]
+        return fitted
+
+    def spec(self) -> DataSpec:
+        """The schema with `loc` and `scale` of every regression task filled in."""
+        tasks = []
+        for task in self._spec.tasks:
+            if task.name in self._targets:
+                values = np.array(self._targets[task.name], np.float64).ravel()
+                values = values[~np.isnan(values)]
+                values = np.log1p(values) if task.transform == "log1p" else values
+                loc, scale = (values.mean(), values.std()) if values.size else (0.0, 1.0)
+                scale = scale if scale > 1e-6 else 1.0
+                task = dataclasses.replace(task, loc=float(loc), scale=float(scale))
+            tasks.append(task)
+        return dataclasses.replace(self._spec, tasks=tuple(tasks))

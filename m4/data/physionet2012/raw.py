@@ -1,0 +1,240 @@
+"""Reader of one set of the PhysioNet/CinC Challenge 2012: archive or folder -> compact arrays.
+
+A set is a `set-x.tar.gz` (or extracted folder `set-x`) of one text file per stay, with rows
+`HH:MM,parameter,value`. All files are parsed in one pass of pyarrow's csv reader.
+
+Letters: R rows of all stays, S time steps of one group over all stays, f its variables.
+"""
+
+import dataclasses
+import io
+import re
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from m4.errors import DataError
+
+STATICS = ("Age", "Gender", "Height", "Weight", "ICUType")
+HOURS = 48.0
+_MARKER = "<stay>"  # pseudo-parameter of a row put before each stay's rows
+_UNKNOWN, _STAY, _RECORD_ID = -1, -2, -3  # codes of what is no variable
+
+
+@dataclasses.dataclass
+class RawSet:
+    """A set after cleaning.
+
+    `groups[name]` = (values [S, f] with NaN, times [S], offsets of the stays [N + 1]).
+    """
+
+    stays: list[int]
+    groups: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    static_values: dict[str, np.ndarray]  # [N] with NaN
+    flow: list[tuple[str, int]]
+
+    def series(self, name: str, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Values [t, f] and hours [t] of stay number `i`, in order of time."""
+        values_Sf, times_S, starts = self.groups[name]
+        here = slice(starts[i], starts[i + 1])
+        return values_Sf[here], times_S[here]
+
+    def statics(self, i: int) -> dict[str, float]:
+        """Known static descriptors of stay number `i`."""
+        found = {name: float(values[i]) for name, values in self.static_values.items()}
+        return {name: value for name, value in found.items() if not np.isnan(value)}
+
+
+def set_files(folder: Path, letter: str) -> list[Path]:
+    """The archive of a set, or the files of the extracted folder, or nothing."""
+    archive = folder / f"set-{letter}.tar.gz"
+    return [archive] if archive.exists() else sorted((folder / f"set-{letter}").glob("*.txt"))
+
+
+def read_set(
+    folder: Path,
+    letter: str,
+    *,
+    groups: Mapping[str, Sequence[str]],
+    ranges: Mapping[str, tuple[float, float]],
+) -> RawSet:
+    """Parse, clean and group a set.
+
+    Args:
+      folder: holds `set-<letter>.tar.gz` or `set-<letter>/`.
+      letter: 'a' or 'b'.
+      groups: modality -> variables.
+      ranges: variable -> inclusive plausible range; rows of other variables are ignored.
+
+    Raises:
+      DataError: a damaged archive, a file that is no record, the same record twice.
+    """
+    flow: Counter[str] = Counter()
+    stays, text = [], io.BytesIO()
+    for number, (name, content) in enumerate(_contents(folder, letter), start=1):
+        stem = Path(name).stem
+        if not stem.isdigit() or not content.startswith(b"Time,Parameter,Value"):
+            raise DataError(f"{folder}/set-{letter}, file {number}: not a record of the challenge")
+        stays.append(int(stem))
+        text.write(f"00:00,{_MARKER},0\n".encode())
+        text.write(content.partition(b"\n")[2].rstrip() + b"\n")
+    if len({*stays}) < len(stays):
+        raise DataError(f"{folder}/set-{letter}: {len(stays) - len({*stays})} records come twice")
+    flow["stays"] = len(stays)
+    codes = {name: code for code, name in enumerate(ranges)}
+    rows = _clean(_parse(text, codes, f"{folder}/set-{letter}", flow), codes, ranges, flow)
+    grouped = {
+        name: _group(rows, [codes[v] for v in variables], len(stays), flow)
+        for name, variables in groups.items()
+    }
+    statics = {
+        name: _first(rows.keep(rows.variable == codes[name]), len(stays)) for name in STATICS
+    }
+    return RawSet(stays, grouped, statics, [*flow.items()])
+
+
+def _contents(folder: Path, letter: str) -> Iterator[tuple[str, bytes]]:
+    files = set_files(folder, letter)
+    if files and files[0].suffix == ".txt":
+        yield from ((path.name, path.read_bytes()) for path in files)
+        return
+    number = 0
+    try:
+        with tarfile.open(files[0], "r:gz") as archive:
+            for member in archive:
+                if member.isfile() and member.name.endswith(".txt"):
+                    yield member.name, archive.extractfile(member).read()
+                    number += 1
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise DataError(
+            f"{files[0]}: the archive is damaged after record {number}; download it again"
+        ) from error
+
+
+@dataclasses.dataclass
+class _Rows:
+    stay: np.ndarray  # [R] number of the stay
+    variable: np.ndarray  # [R] code, or one of the negative codes below
+    time: np.ndarray  # [R] hours, NaN where unreadable
+    value: np.ndarray  # [R]
+
+    def keep(self, mask_R: np.ndarray) -> "_Rows":
+        return _Rows(*(getattr(self, field.name)[mask_R] for field in dataclasses.fields(self)))
+
+
+def _parse(text: io.BytesIO, codes: Mapping[str, int], where: str, flow: Counter) -> _Rows:
+    """All rows of a set. The text holds a marker row before each stay."""
+    from pyarrow import ArrowInvalid, csv, dictionary, int32, string  # slow to import
+
+    malformed: list[int] = []
+
+    def skip(row):
+        malformed.append(row.number or 0)
+        return "skip"
+
+    text.seek(0)
+    encoded = dictionary(int32(), string())
+    try:
+        table = csv.read_csv(
+            text,
+            csv.ReadOptions(column_names=["time", "name", "value"]),
+            csv.ParseOptions(invalid_row_handler=skip),
+            csv.ConvertOptions(
+                column_types={"time": encoded, "name": encoded, "value": "float64"},
+                null_values=["", "NaN", "nan", "NA"],
+            ),
+        ).combine_chunks()
+    except ArrowInvalid:
+        raise DataError(f"{where}, record {_first_bad(text)}: a value is not a number") from None
+    time_R = _decode(table["time"], _hours, np.float32, np.nan)
+    special = {_MARKER: _STAY, "RecordID": _RECORD_ID}
+    variable_R = _decode(table["name"], {**codes, **special}.get, np.int16, _UNKNOWN)
+    stay_R = np.cumsum(variable_R == _STAY, dtype=np.int32) - 1
+    flow["rows of another shape, dropped"] += len(malformed)
+    rows = _Rows(stay_R, variable_R, time_R, table["value"].to_numpy())
+    return rows.keep((variable_R != _STAY) & (variable_R != _RECORD_ID))
+
+
+def _decode(column, function: Callable, dtype, default) -> np.ndarray:
+    """Apply `function` once per distinct string; `default` where it gives None or is null."""
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    distinct = [function(text) for text in array.dictionary.to_pylist()] + [None]
+    lookup = np.array([default if d is None else d for d in distinct], dtype)
+    return lookup[array.indices.fill_null(len(distinct) - 1).to_numpy(zero_copy_only=False)]
+
+
+def _hours(text: str) -> float | None:
+    match = re.fullmatch(r"(\d{1,3}):([0-5]\d)", text)
+    return int(match[1]) + int(match[2]) / 60 if match else None
+
+
+def _first_bad(text: io.BytesIO) -> int:
+    """Number of the first record with a value that is not a number."""
+    record = 0
+    for line in text.getvalue().decode(errors="replace").splitlines():
+        fields = line.split(",")
+        record += fields[1:2] == [_MARKER]
+        try:
+            float(fields[2] or "nan") if len(fields) == 3 else None
+        except ValueError:
+            return record
+    return record
+
+
+def _clean(
+    rows: _Rows,
+    codes: Mapping[str, int],
+    ranges: Mapping[str, tuple[float, float]],
+    flow: Counter,
+) -> _Rows:
+    """Drop and count what is unreadable, unknown or implausible."""
+    flow["rows"] = len(rows.variable)
+    readable_R = (rows.time >= 0) & (rows.time <= HOURS) & np.isfinite(rows.value)
+    flow["rows without a readable time within 48 h, or a value, dropped"] += int(
+        (~readable_R).sum()
+    )
+    flow["rows of unknown parameters, dropped"] += int((rows.variable == _UNKNOWN).sum())
+    rows = rows.keep(readable_R & (rows.variable != _UNKNOWN))
+    statics = [codes[name] for name in STATICS]
+    unknown_R = (rows.value == -1) & np.isin(rows.variable, statics)
+    flow["static descriptors and weights recorded as unknown (-1)"] += int(unknown_R.sum())
+    rows = rows.keep(~unknown_R)
+    bounds = np.array([ranges[name] for name in codes])[rows.variable]
+    outside_R = (rows.value < bounds[:, 0]) | (rows.value > bounds[:, 1])
+    dropped = np.bincount(rows.variable[outside_R], minlength=len(codes))
+    for name, code in codes.items():
+        if dropped[code]:
+            low, high = ranges[name]
+            flow[f"{name} outside {low:g} to {high:g}, dropped"] += int(dropped[code])
+    return rows.keep(~outside_R)
+
+
+def _group(
+    rows: _Rows, variables: Sequence[int], num_stays: int, flow: Counter
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of some variables -> one matrix of time steps, ordered by stay and time."""
+    rows = rows.keep(np.isin(rows.variable, variables))
+    rows = rows.keep(np.lexsort((rows.time, rows.stay)))  # stable: file order within a time
+    new_R = np.ones(len(rows.stay), bool)
+    new_R[1:] = (np.diff(rows.stay) != 0) | (np.diff(rows.time) != 0)
+    step_R = np.cumsum(new_R) - 1
+    values_Sf = np.full((int(new_R.sum()), len(variables)), np.nan, np.float32)
+    for column, variable in enumerate(variables):
+        here_R = rows.variable == variable
+        values_Sf[step_R[here_R], column] = rows.value[here_R]  # of equal indices the last stays
+    replaced = len(rows.stay) - int((~np.isnan(values_Sf)).sum())
+    flow["earlier values at the same time, replaced"] += replaced
+    starts = np.searchsorted(rows.stay[new_R], np.arange(num_stays + 1))
+    return values_Sf, rows.time[new_R], starts
+
+
+def _first(rows: _Rows, num_stays: int) -> np.ndarray:
+    """[N] first value per stay, NaN where there is none."""
+    found = np.full(num_stays, np.nan)
+    order = np.lexsort((rows.time, rows.stay))[::-1]
+    found[rows.stay[order]] = rows.value[order]  # reversed: the earliest is written last
+    return found

@@ -1,0 +1,185 @@
+"""Examples <-> records on disk.
+
+A record is an `m4.data.cohort.Example` with every modality and every task present: an absent
+modality has no rows (a table: NaN everywhere), a missing label is NaN. Series and other ragged
+payloads are stored unpadded; `m4.data.store` pads. The files are ArrayRecord, written and read
+by tensorflow-datasets without TensorFlow; tensors are stored as bytes, because its default
+encoding, a list of numbers, is about ten times slower to read and to write.
+
+Letters: t rows of a ragged payload, f features.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m4.data.cohort import Example
+from m4.errors import DataError
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+
+
+def encode(spec: DataSpec, example: Example, *, where: str, flow: Counter) -> Example:
+    """Validate one example and give it the fixed structure and dtypes of a record.
+
+    Rows are put in the order of their times; a payload longer than its `ModalitySpec.shape` keeps
+    its last rows, which is counted in `flow`.
+
+    Raises:
+      DataError: naming `where` (data set, split and record number, never values) and the field.
+    """
+    unknown = {*example["inputs"]} - {*spec.modality_names} | (
+        {*example["targets"]} - {*spec.task_names}
+    )
+    if unknown:
+        raise DataError(f"{where}: {sorted(unknown)} are neither modalities nor tasks of the data")
+    inputs = {}
+    for modality in spec.modalities:
+        payload = example["inputs"].get(modality.name)
+        encoded = empty(modality)
+        if payload is not None:
+            encoded = _payload(modality, payload, where=f"{where}, {modality.name}")
+            if modality.kind != "table" and len(encoded["values"]) > modality.length:
+                flow[f"{modality.name}: records cut to their last {modality.length} rows"] += 1
+                encoded = {key: array[-modality.length :] for key, array in encoded.items()}
+            if not present(modality, encoded):
+                encoded = empty(modality)
+        inputs[modality.name] = encoded
+    targets = {
+        task.name: _target(task, example["targets"].get(task.name), where=f"{where}, {task.name}")
+        for task in spec.tasks
+    }
+    return {"patient": np.int64(example["patient"]), "inputs": inputs, "targets": targets}
+
+
+def present(modality: ModalitySpec, payload: dict[str, np.ndarray]) -> bool:
+    """Whether an encoded payload holds anything."""
+    values = payload["values"]
+    if modality.kind in ("series", "table"):
+        return bool((~np.isnan(values)).any())
+    return len(values) > 0
+
+
+def empty(modality: ModalitySpec) -> dict[str, np.ndarray]:
+    """The payload of an absent modality."""
+    if modality.kind == "table":
+        return {"values": np.full(modality.shape, np.nan, np.float32)}
+    payload = {"values": np.zeros((0, *modality.shape[1:]), modality.dtype)}
+    if modality.timed:
+        payload["times"] = np.zeros(0, np.float32)
+    return payload
+
+
+def target_shape(task: TaskSpec) -> tuple[int, ...]:
+    """Shape of one row's target: a class index is (), a survival target (time, event)."""
+    if task.kind == "segmentation":
+        raise ValueError(f"task {task.name}: segmentation targets cannot be stored yet")
+    return {"multiclass": (), "cluster": (), "survival": (2,)}.get(task.kind, (task.dim,))
+
+
+def _payload(modality: ModalitySpec, payload: dict, *, where: str) -> dict[str, np.ndarray]:
+    wanted = {"values", "times"} if modality.timed else {"values"}
+    if {*payload} != wanted:
+        raise DataError(f"{where}: has {sorted(payload)}, expected {sorted(wanted)}")
+    values = np.asarray(payload["values"])
+    shape = modality.shape if modality.kind == "table" else modality.shape[1:]
+    found = values.shape if modality.kind == "table" else values.shape[1:]
+    if found != shape or (modality.kind != "table" and values.ndim != len(shape) + 1):
+        raise DataError(f"{where}: values have shape {values.shape}, the schema {modality.shape}")
+    if modality.vocab and values.size and not 0 <= values.min() <= values.max() < modality.vocab:
+        raise DataError(f"{where}: codes outside 0..{modality.vocab - 1}")
+    values = values.astype(modality.dtype)
+    if values.dtype.kind == "f":
+        missing_allowed = modality.kind in ("series", "table")
+        wrong = np.isinf(values) if missing_allowed else ~np.isfinite(values)
+        if wrong.any():
+            raise DataError(f"{where}: {int(wrong.sum())} values are not finite")
+    if not modality.timed:
+        return {"values": values}
+    times_t = np.asarray(payload["times"], np.float32)
+    if times_t.shape != values.shape[:1]:
+        raise DataError(f"{where}: {times_t.shape} times for {len(values)} rows")
+    if not np.isfinite(times_t).all():
+        raise DataError(f"{where}: {int((~np.isfinite(times_t)).sum())} times are not finite")
+    order_t = np.argsort(times_t, kind="stable")
+    return {"values": values[order_t], "times": times_t[order_t]}
+
+
+def _target(task: TaskSpec, value: Any, *, where: str) -> np.ndarray:
+    shape = target_shape(task)
+    if value is None:
+        return np.full(shape, np.nan, np.float32)
+    array = np.asarray(value, np.float32)
+    if array.size != int(np.prod(shape)):
+        raise DataError(f"{where}: a label of shape {array.shape}, expected {shape}")
+    known = array[~np.isnan(array)]
+    classes = {"binary": 2, "multilabel": 2, "multiclass": task.dim}.get(task.kind)
+    if np.isinf(known).any() or (classes and not np.isin(known, np.arange(classes)).all()):
+        raise DataError(f"{where}: a label that is no {task.kind} label")
+    return array.reshape(shape)
+
+
+def write(
+    folder: Path, spec: DataSpec, splits: dict[str, Callable[[], Iterator[Example]]], notes: str
+) -> None:
+    """Write encoded records, one ArrayRecord split after the other, in the order given."""
+    import tensorflow_datasets as tfds  # heavy, and only the builder and the store need it
+
+    tfds.disable_progress_bar()
+    features = tfds.features.FeaturesDict(_features(spec, tfds.features))
+
+    class Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=features, description=notes, disable_shuffling=True
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: enumerate(start()) for split, start in splits.items()}
+
+        def _generate_examples(self):
+            raise NotImplementedError  # splits are handed over as iterators above
+
+        def _log_download_bytes(self):
+            pass  # prints to standard output otherwise, as does the next
+
+        def _log_download_done(self):
+            pass
+
+    Records(data_dir=folder).download_and_prepare(
+        download_dir=folder / "downloads",
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        file_format="array_record",
+    )
+    shutil.rmtree(folder / "downloads", ignore_errors=True)  # created empty
+
+
+def source(folder: Path, split: str) -> Any:
+    """Random access to the records of a split: len(), [i] and `__getitems__`."""
+    import tensorflow_datasets as tfds
+
+    found = sorted(folder.glob("*/*/features.json"))
+    builder = tfds.builder_from_directory(found[0].parent)
+    return builder.as_data_source(split)
+
+
+def _features(spec: DataSpec, tf: Any) -> dict[str, Any]:
+    def tensor(shape, dtype):
+        encoding = tf.Encoding.BYTES
+        if shape == ():
+            return tf.Scalar(np.dtype(dtype))
+        return tf.Tensor(shape=shape, dtype=np.dtype(dtype), encoding=encoding)
+
+    inputs = {}
+    for modality in spec.modalities:
+        fixed = modality.shape if modality.kind == "table" else (None, *modality.shape[1:])
+        inputs[modality.name] = {"values": tensor(fixed, modality.dtype)}
+        if modality.timed:
+            inputs[modality.name]["times"] = tensor((None,), np.float32)
+    targets = {task.name: tensor(target_shape(task), np.float32) for task in spec.tasks}
+    return {"patient": tensor((), np.int64), "inputs": inputs, "targets": targets}

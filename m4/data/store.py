@@ -1,0 +1,153 @@
+"""Random access to a built split: padded, normalised, stacked rows.
+
+Flat keys of a row (dtypes as in `m4.types`):
+
+    <modality>/values    [*shape] z units for series, table and signal, 0 where not observed
+    <modality>/mask      bool[T], True at real positions
+    <modality>/present   bool[]
+    <modality>/times     float32[T] hours (series, vectors), 0 on padding
+    <modality>/observed  bool[T, f] (series) or bool[f] (table)
+    y/<task>             float32 (int32 for multiclass), 0 where there is no label
+    y/<task>/mask        float32[], or float32[dim] for multilabel
+    patient              int64[]
+
+A split below `ram_limit` is decoded once and kept; a larger one is decoded on every read.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m4.data import manifest as manifests
+from m4.data import records
+from m4.data.cohort import Example
+from m4.data.normalise import Normaliser
+from m4.errors import DataError
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+
+Rows = dict[str, np.ndarray]
+RAM_LIMIT = 4 * 2**30  # bytes per split
+CHUNK = 256  # records decoded at once
+
+
+class Store:
+    """One split of a built data set."""
+
+    def __init__(self, folder: Path | str, split: str, *, ram_limit: int = RAM_LIMIT):
+        """Open `folder` as returned by `m4.data.build.prepare`.
+
+        `ram_limit` is in bytes of padded rows; 0 reads from disk always.
+
+        Raises:
+          DataError: no such split, a damaged manifest, or fewer records than the manifest says.
+        """
+        self.manifest: dict[str, Any] = manifests.read(Path(folder))
+        self.spec: DataSpec = manifests.spec_from(self.manifest["schema"])
+        if split not in self.manifest["splits"]:
+            raise DataError(f"{folder}: no split {split!r}; it has {[*self.manifest['splits']]}")
+        self._source = records.source(Path(folder) / "records", split)
+        self._normalisers = {
+            name: Normaliser(fitted) for name, fitted in self.manifest["normalisers"].items()
+        }
+        expected = self.manifest["splits"][split]["rows"]
+        if len(self) != expected:
+            raise DataError(f"{folder}: split {split} has {len(self)} of {expected} records")
+        self.row_bytes = sum(array.nbytes for array in allocate(self.spec, 1).values())
+        self._rows: Rows | None = None
+        if self.row_bytes * len(self) <= ram_limit:
+            self._rows = allocate(self.spec, len(self))
+            for start in range(0, len(self), CHUNK):
+                stop = min(start + CHUNK, len(self))
+                self._decode(range(start, stop), {k: a[start:stop] for k, a in self._rows.items()})
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def in_ram(self) -> bool:
+        """Whether `read` is a gather from memory."""
+        return self._rows is not None
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> Rows:
+        """Rows at these positions of the split, stacked; the caller owns the arrays."""
+        indices = np.asarray(indices, np.int64)
+        if self._rows is not None:
+            return {key: array[indices] for key, array in self._rows.items()}
+        rows = allocate(self.spec, len(indices))
+        self._decode(indices.tolist(), rows)
+        return rows
+
+    def _decode(self, indices: Sequence[int], out: Rows) -> None:
+        """Decode records into zeroed rows, then normalise them all at once."""
+        for row, record in enumerate(self._source.__getitems__([*indices])):
+            _fill(self.spec, record, row, out)
+        for modality in self.spec.modalities:
+            values = out[f"{modality.name}/values"]
+            if modality.name in self._normalisers:
+                values[...] = self._normalisers[modality.name](values)
+            if modality.kind in ("series", "table"):
+                observed = out[f"{modality.name}/observed"]
+                np.multiply(values, observed, out=values)
+            elif modality.kind == "signal":
+                values *= out[f"{modality.name}/mask"][..., None]
+
+
+def allocate(spec: DataSpec, num_rows: int) -> Rows:
+    """Zeroed rows of a schema: nothing present, no label known."""
+    rows: Rows = {"patient": np.zeros(num_rows, np.int64)}
+    for modality in spec.modalities:
+        for key, (shape, dtype) in layout(modality).items():
+            rows[f"{modality.name}/{key}"] = np.zeros((num_rows, *shape), dtype)
+    for task in spec.tasks:
+        value, mask = _target_layout(task)
+        rows[f"y/{task.name}"] = np.zeros((num_rows, *value[0]), value[1])
+        rows[f"y/{task.name}/mask"] = np.zeros((num_rows, *mask[0]), mask[1])
+    return rows
+
+
+def layout(modality: ModalitySpec) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of one row, per part of a modality."""
+    parts: dict[str, tuple[tuple[int, ...], Any]] = {
+        "values": (modality.shape, np.dtype(modality.dtype)),
+        "mask": ((modality.length,), np.bool_),
+        "present": ((), np.bool_),
+    }
+    if modality.timed:
+        parts["times"] = ((modality.length,), np.float32)
+    if modality.kind in ("series", "table"):
+        parts["observed"] = (modality.shape, np.bool_)
+    return parts
+
+
+def _target_layout(task: TaskSpec):
+    dtype = np.int32 if task.kind in ("multiclass", "cluster") else np.float32
+    mask_shape = (task.dim,) if task.kind == "multilabel" else ()
+    return (records.target_shape(task), dtype), (mask_shape, np.float32)
+
+
+def _fill(spec: DataSpec, record: Example, row: int, out: Rows) -> None:
+    out["patient"][row] = record["patient"]
+    for modality in spec.modalities:
+        payload, name = record["inputs"][modality.name], modality.name
+        values = payload["values"]
+        if not records.present(modality, payload):
+            continue
+        out[f"{name}/present"][row] = True
+        length = 1 if modality.kind == "table" else len(values)
+        out[f"{name}/mask"][row, :length] = True
+        place = ... if modality.kind == "table" else slice(length)
+        if modality.kind in ("series", "table"):
+            observed = ~np.isnan(values)
+            out[f"{name}/observed"][row][place] = observed
+            values = np.where(observed, values, 0)
+        out[f"{name}/values"][row][place] = values
+        if modality.timed:
+            out[f"{name}/times"][row, :length] = payload["times"]
+    for task in spec.tasks:
+        value = record["targets"][task.name]
+        known = ~np.isnan(value)
+        mask = known if task.kind == "multilabel" else known.all()
+        out[f"y/{task.name}/mask"][row] = mask
+        out[f"y/{task.name}"][row] = np.where(known & mask, value, 0)

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from toy_cohort import SPEC, build_into, example, make_cohort
+
+from m4.data.normalise import Normaliser
+from m4.data.store import Store
+from m4.errors import DataError
+
+
+def test_rows_equal_the_examples_they_came_from(built, train):
+    rows = train.read(range(40))
+    normalisers = {k: Normaliser(v) for k, v in train.manifest["normalisers"].items()}
+    for i in range(40):
+        raw = example(i)
+        assert rows["patient"][i] == raw["patient"]
+        for modality in SPEC.modalities:
+            name = modality.name
+            values = rows[f"{name}/values"][i]
+            payload = raw["inputs"].get(name)
+            known = None if payload is None else np.asarray(payload["values"], float)
+            if modality.kind == "series" and known is not None and np.isnan(known).all():
+                payload = None
+            assert rows[f"{name}/present"][i] == (payload is not None)
+            if payload is None:
+                assert not values.any() and not rows[f"{name}/mask"][i].any()
+                continue
+            if modality.kind == "table":
+                assert rows[f"{name}/mask"][i].tolist() == [True]
+            else:
+                known = known[-modality.length :]
+                expected_mask = np.arange(modality.length) < len(known)
+                assert np.array_equal(rows[f"{name}/mask"][i], expected_mask)
+                assert not values[len(known) :].any()
+                values = values[: len(known)]
+            if modality.timed:
+                times = rows[f"{name}/times"][i]
+                expected = np.asarray(payload["times"], np.float32)[-modality.length :]
+                assert np.array_equal(times[: len(known)], expected)
+            if name in normalisers:
+                known = normalisers[name](known)
+            if modality.kind in ("series", "table"):
+                observed = rows[f"{name}/observed"][i]
+                observed = observed if modality.kind == "table" else observed[: len(known)]
+                assert np.array_equal(observed, ~np.isnan(known))
+                known = np.nan_to_num(known)
+            np.testing.assert_allclose(values, known.astype(values.dtype), rtol=1e-6)
+
+
+def test_targets_and_their_masks(train):
+    rows = train.read(range(40))
+    for i in range(40):
+        raw = example(i)["targets"]
+        assert rows["y/death"][i].tolist() == [raw["death"]]
+        assert rows["y/los/mask"][i] == (raw["los"] is not None)
+        assert rows["y/los"][i].tolist() == [raw["los"] or 0]
+        known = ~np.isnan(raw["pheno"])
+        assert np.array_equal(rows["y/pheno/mask"][i], known)
+        assert np.array_equal(rows["y/pheno"][i], np.nan_to_num(raw["pheno"]))
+        assert rows["y/unit/mask"][i] == (raw["unit"] is not None)
+        assert rows["y/unit"][i] == (raw["unit"] or 0)
+    assert rows["y/unit"].dtype == np.int32
+
+
+def test_disk_equals_memory(built, train):
+    disk = Store(built, "train", ram_limit=0)
+    assert train.in_ram and not disk.in_ram
+    indices = [3, 39, 0, 3]
+    for key, array in disk.read(indices).items():
+        assert np.array_equal(array, train.read(indices)[key]), key
+
+
+def test_caller_owns_what_it_reads(train):
+    before = train.read([5])["vitals/values"].copy()
+    train.read([5])["vitals/values"][:] = 99
+    assert np.array_equal(train.read([5])["vitals/values"], before)
+
+
+def test_unknown_split_and_damaged_folders(built, tmp_path):
+    with pytest.raises(DataError, match=r"no split 'dev'; it has \['train', 'val', 'test'\]"):
+        Store(built, "dev")
+    with pytest.raises(DataError, match="no readable manifest"):
+        Store(tmp_path, "train")
+
+
+def test_lost_records_are_noticed(tmp_path):
+    folder = build_into(tmp_path, make_cohort())
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text.replace('"rows": 9,', '"rows": 10,'))
+    with pytest.raises(DataError, match="split test has 9 of 10 records"):
+        Store(folder, "test")
