@@ -1,0 +1,96 @@
+"""Percentile bootstrap over patients, all draws at once.
+
+Rows of one patient are drawn together, because they are not independent. Every score and every
+difference of a split uses the same draws, so differences are paired.
+
+Letters: P patients, N rows, B draws, b draws of one chunk.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from m4.eval import weighted
+from m4.eval.metrics import Value
+from m4.specs import TaskSpec
+
+CHUNK_CELLS = 1 << 20  # rows x draws held at once: 4 MiB of float32
+MAX_UNDEFINED = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """B resamplings of the patients of a split."""
+
+    count_PB: np.ndarray  # u16[P, B], how often a patient was drawn
+    patient_N: np.ndarray  # i64[N], index of each row's patient
+
+    def map(
+        self, statistic: Callable[[np.ndarray], Mapping[str, np.ndarray]], rows_N: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """`statistic(weights f32[n, b]) -> name -> f64[b]` over all draws, for the rows chosen."""
+        patients = self.patient_N[rows_N]
+        step = max(64, CHUNK_CELLS // max(1, len(patients)))
+        parts = [
+            statistic(self.count_PB[:, start : start + step][patients].astype(np.float32))
+            for start in range(0, self.count_PB.shape[1], step)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def resample(patient_N: np.ndarray, *, draws: int = 1000, seed: int = 0) -> Draws:
+    """Draw P of P patients with replacement, `draws` times."""
+    ids, index_N = np.unique(patient_N, return_inverse=True)
+    rng, total = np.random.default_rng(seed), len(ids)
+    count_PB = np.empty((total, draws), np.uint16)
+    for b in range(draws):
+        count_PB[:, b] = np.bincount(rng.integers(0, total, total), minlength=total)
+    return Draws(count_PB, index_N.reshape(-1))
+
+
+def score(
+    task: TaskSpec,
+    label_NL: np.ndarray,
+    mask_NL: np.ndarray,
+    prediction_NC: np.ndarray,
+    draws: Draws,
+    *,
+    threshold: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Every metric of the task under every draw, name -> f64[B]; NaN where undefined."""
+    rows_N = mask_NL.any(axis=1)
+    label, mask, prediction = label_NL[rows_N], mask_NL[rows_N], prediction_NC[rows_N]
+
+    def statistic(weight_nb):
+        return weighted.score(task, label, mask, prediction, weight_nb, threshold=threshold)
+
+    return draws.map(statistic, rows_N)
+
+
+def interval(value: Value, values_B: np.ndarray, *, level: float = 0.95) -> dict:
+    """The value with its percentile interval, as JSON: {value, low, high, note?}.
+
+    No interval is given where the value is undefined or more than a fifth of the draws are; a
+    smaller share of undefined draws is left out and noted.
+    """
+    notes = [value.note] if value.note else []
+    defined = values_B[np.isfinite(values_B)]
+    undefined = 1 - len(defined) / len(values_B)
+    low = high = None
+    if np.isfinite(value.value):
+        if undefined > MAX_UNDEFINED:
+            notes.append(f"no interval: undefined in {undefined:.0%} of the draws")
+        else:
+            low, high = np.percentile(defined, [50 * (1 - level), 50 * (1 + level)])
+            if undefined:
+                notes.append(f"undefined in {undefined:.1%} of the draws, left out")
+    out = {"value": number(value.value), "low": number(low), "high": number(high)}
+    return out | ({"note": "; ".join(notes)} if notes else {})
+
+
+def number(value: float | None) -> float | None:
+    """A JSON number with six significant digits, None for what is not finite."""
+    if value is None or not np.isfinite(value):
+        return None
+    return float(f"{value:.6g}")

@@ -1,0 +1,186 @@
+"""Predict a split under many modality subsets with one compiled function.
+
+Letters: B rows of a batch, S subsets, N rows of the split, M modalities, E experts,
+C labels, classes or values, L label columns.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from m4.errors import DivergedError
+from m4.eval.predictions import SCORED_KINDS, LayerRouting, Predictions
+from m4.specs import DataSpec, TaskSpec
+from m4.types import Array, Batch
+
+Predict = Callable[[Batch, np.ndarray], tuple[Mapping[str, Array], Mapping[str, Mapping]]]
+MAX_ROUTING_CELLS = 20_000_000  # per layer: 80 MB of float32
+
+
+def mask_modalities(batch: Batch, keep_M: Array, spec: DataSpec) -> Batch:
+    """`batch` as if the modalities with `keep_M` False had never been recorded.
+
+    Values, times, masks and presence of a dropped modality become zeros, and a row that is left
+    with nothing gets weight 0. With all of `keep_M` True no bit changes. `keep_M` is bool[M] in
+    the spec's order and may be traced, so one compilation serves every subset.
+    """
+    inputs = {}
+    for m, name in enumerate(spec.modality_names):
+        stream, keep = batch.inputs[name], keep_M[m]
+        inputs[name] = jax.tree.map(
+            lambda x, k=keep: jnp.where(k, x, jnp.zeros((), x.dtype)), stream
+        )
+    masked = batch.replace(inputs=inputs)
+    something_B = masked.present(spec).any(axis=-1)
+    return masked.replace(weight=jnp.where(something_B, batch.weight, 0.0))
+
+
+def sweep(
+    predict: Predict,
+    batches: Iterable[Batch],
+    spec: DataSpec,
+    subsets_SM: np.ndarray,
+    *,
+    patients: np.ndarray,
+    place: Callable[[Batch], Batch] = jax.device_put,
+) -> Predictions:
+    """Run `predict` on every batch under every subset and gather the results on the host.
+
+    Args:
+      predict: compiled `(batch, keep_M) -> (task -> f32[B, C], layer -> stats)`; predictions are
+        probabilities or values in the target's unit (`m4.losses.predict`), the masking
+        (`mask_modalities`) happens inside.
+      batches: host batches that hold each row once; rows with weight 0 are padding.
+      spec: the data set.
+      subsets_SM: bool[S, M]; routing is kept for the row that keeps everything, else the first.
+      patients: patient of row `uid`, [rows of the split].
+      place: puts a batch where `predict` wants it, once for all subsets.
+
+    The device is asked for the results of a batch once, after the next batch has been queued.
+    Raises DivergedError for a prediction that is not finite, ValueError when no row counts or a
+    row comes twice.
+    """
+    subsets_SM = np.asarray(subsets_SM, bool)
+    whole = int(np.argmax(subsets_SM.all(axis=1)))
+    parts, pending, done = [], None, 0
+    for batch in itertools.chain(batches, [None]):
+        queued = None
+        if batch is not None:
+            on_device = place(batch)
+            outs = [predict(on_device, keep_M) for keep_M in subsets_SM]
+            queued = batch, ([tasks for tasks, _ in outs], dict(outs[whole][1]))
+        if pending is not None:
+            parts.append(_fetch(*pending, spec, subsets_SM, done))
+            done += len(parts[-1]["uid"])
+        pending = queued
+    if not done:
+        raise ValueError("nothing to evaluate: every row has weight 0")
+    return _merge(parts, spec, subsets_SM, np.asarray(patients))
+
+
+def _fetch(batch: Batch, results: Any, spec: DataSpec, subsets_SM, done: int) -> dict[str, Any]:
+    """One batch on the host without its padding rows; `done` rows came before it."""
+    batch, (tasks_S, layers) = jax.device_get((batch, results))
+    rows = np.flatnonzero(np.asarray(batch.weight) > 0)
+    present_NM = np.stack([batch.inputs[m].present for m in spec.modality_names], axis=-1)[rows]
+    part = {
+        "uid": np.asarray(batch.uid)[rows].astype(np.int64),
+        "present": present_NM.astype(bool),
+        "counted": (present_NM[None] & subsets_SM[:, None, :]).any(axis=-1),
+        "prediction": {},
+        "label": {},
+        "label_mask": {},
+        "layers": {name: _layer(stats, rows, done) for name, stats in layers.items()},
+    }
+    for index, task in enumerate(spec.tasks):
+        if task.kind not in SCORED_KINDS or task.name not in tasks_S[0]:
+            continue
+        value_SNC = np.stack([tasks[task.name][rows] for tasks in tasks_S]).astype(np.float32)
+        part["prediction"][task.name] = _finite(task, value_SNC, part["counted"])
+        own_N = np.isin(np.asarray(batch.task)[rows], (-1, index))
+        target = batch.targets[task.name]
+        part["label"][task.name], part["label_mask"][task.name] = _labels(task, target, rows, own_N)
+    return part
+
+
+def _finite(task: TaskSpec, value_SNC: np.ndarray, counted_SN: np.ndarray) -> np.ndarray:
+    bad_SN = ~np.isfinite(value_SNC).all(axis=-1) & counted_SN
+    if bad_SN.any():
+        raise DivergedError(
+            f"task {task.name}: {bad_SN.sum()} of {counted_SN.sum()} predictions are not finite; "
+            "the checkpoint has diverged (try a lower optim.lr)"
+        )
+    return value_SNC
+
+
+def _labels(task: TaskSpec, target, rows: np.ndarray, own_N: np.ndarray):
+    columns = 1 if task.kind == "multiclass" else task.dim
+    value_NL = np.asarray(target.value)[rows].reshape(len(rows), columns).astype(np.float64)
+    mask_BL = np.asarray(target.mask)
+    mask_NL = mask_BL.reshape(len(mask_BL), -1)[rows] > 0
+    mask_NL = np.broadcast_to(mask_NL, value_NL.shape) & own_N[:, None]
+    return np.where(mask_NL, value_NL, 0.0), mask_NL
+
+
+def _layer(stats: Mapping[str, np.ndarray], rows: np.ndarray, done: int) -> dict[str, Any]:
+    layer = {key: stats[key] for key in ("entropy", "dropped") if key in stats}
+    if "by_row" in stats:
+        by_row = np.asarray(stats["by_row"], np.float32)[rows]
+        room = MAX_ROUTING_CELLS // max(1, int(np.prod(by_row.shape[1:]))) - done
+        layer["by_row"] = by_row[: max(0, room)]
+        layer["by_modality"] = by_row.sum(axis=0, dtype=np.float64)
+    elif "by_modality" in stats:
+        layer["by_modality"] = np.asarray(stats["by_modality"], np.float64)
+    layer["load"] = np.asarray(
+        layer["by_modality"].sum(axis=0) if "by_modality" in layer else stats["load"], np.float64
+    )
+    return layer
+
+
+def _merge(parts, spec: DataSpec, subsets_SM: np.ndarray, patients: np.ndarray) -> Predictions:
+    uid_N = np.concatenate([part["uid"] for part in parts])
+    if len(np.unique(uid_N)) != len(uid_N):
+        raise ValueError(f"{len(uid_N) - len(np.unique(uid_N))} rows come more than once")
+    tasks = [name for name in spec.task_names if name in parts[0]["prediction"]]
+
+    def joined(key, axis):
+        return {name: np.concatenate([p[key][name] for p in parts], axis=axis) for name in tasks}
+
+    return Predictions(
+        subsets=subsets_SM,
+        uid=uid_N,
+        patient=patients[uid_N],
+        present=np.concatenate([part["present"] for part in parts]),
+        prediction=joined("prediction", 1),
+        label=joined("label", 0),
+        label_mask=joined("label_mask", 0),
+        counted=np.concatenate([part["counted"] for part in parts], axis=1),
+        routing={
+            name: _merge_layer([part["layers"][name] for part in parts])
+            for name in parts[0]["layers"]
+        },
+    )
+
+
+def _merge_layer(layers: list[dict[str, Any]]) -> LayerRouting:
+    weights = np.array([layer["load"].sum() for layer in layers])
+
+    def mean(key):
+        if key not in layers[0] or not weights.sum():
+            return None
+        return float(np.average([float(layer[key]) for layer in layers], weights=weights))
+
+    by_row = None
+    if "by_row" in layers[0]:
+        by_row = np.concatenate([layer["by_row"] for layer in layers])
+    return LayerRouting(
+        by_modality=sum(x["by_modality"] for x in layers) if "by_modality" in layers[0] else None,
+        load=sum(layer["load"] for layer in layers),
+        entropy=mean("entropy"),
+        dropped=mean("dropped"),
+        by_row=by_row,
+    )

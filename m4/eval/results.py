@@ -1,0 +1,220 @@
+"""One split's evaluation as one JSON document, `results/<split>.json`.
+
+Schema (version 1). `E` stands for an estimate {value, low, high, note?}: null where undefined or
+suppressed, `note` says why; low and high are the 95 % percentile interval of the patient bootstrap.
+
+    schema        1
+    split         'test'
+    rows, patients            of the split; null below `min_patients`
+    bootstrap     {draws, level, seed, unit: 'patient'}
+    min_patients  10          smaller cells are suppressed or pooled
+    modalities    [name]
+    tasks         {task: {kind, dim, auxiliary, primary, headline: [metric], threshold: [f] | null,
+                  patients, events, prevalence}}   events = patients with the (rarest) outcome
+    patterns      [{label, patients}]              natural presence patterns, small ones pooled
+    subsets       [{label, kind, keep: [name]}]
+    scores        [{task, subset, patients, metrics: {metric: E}}]
+    deltas        [{task, subset, patients, metrics: {metric: E}}]    full - subset, paired
+    strata        [{task, pattern, patients, metrics: {primary: E}}]  full input, by natural pattern
+    ranking       {task: {metric, modalities: [{modality, drop: E, drop_if_present: E}]}}
+    calibration   {task: [{label, curve: [{predicted, observed, low, high}], brier: {...}}]}
+    routing       {layer: see m4.eval.routing.describe}
+    references    {name: {task: {metrics: {metric: E}, delta: {metric: E}}}}   delta: model - name
+
+Deltas are scored on the rows that both sides score and drops are oriented so that positive means
+the modality helps. Patient counts of subsets and patterns are rounded to tens, so that their
+differences do not give away a cell below `min_patients`. No patient identifier is ever written.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m4.eval import bootstrap, metrics, routing
+from m4.eval.predictions import Predictions
+from m4.eval.scorer import Scorer
+from m4.eval.subsets import Subset, describe, patterns
+from m4.specs import DataSpec, TaskSpec
+
+SCHEMA = 1
+
+
+def summary(predictions: Predictions, spec: DataSpec) -> dict[str, float]:
+    """'task/metric' -> value on the first subset, without intervals; NaN where undefined."""
+    return {
+        f"{task.name}/{name}": value.value
+        for task in _tasks(predictions, spec)
+        for name, value in Scorer(predictions, spec, task).point(0).items()
+    }
+
+
+def thresholds(predictions: Predictions, spec: DataSpec) -> dict[str, np.ndarray]:
+    """Per binary or multilabel task the cut that maximises F1 on this (validation) split."""
+    full = predictions.full()
+    return {
+        task.name: metrics.choose_threshold(
+            predictions.label[task.name],
+            predictions.scored(spec, task, full),
+            predictions.prediction[task.name][full],
+        )
+        for task in _tasks(predictions, spec)
+        if task.kind in ("binary", "multilabel")
+    }
+
+
+def compose(
+    predictions: Predictions,
+    spec: DataSpec,
+    subsets: list[Subset],
+    *,
+    split: str,
+    draws: int = 1000,
+    seed: int = 0,
+    min_patients: int = 10,
+    thresholds: Mapping[str, np.ndarray] | None = None,
+    references: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> dict[str, Any]:
+    """Everything the report shows about one split; the schema is in the module's docstring.
+
+    `subsets` belong to `predictions.subsets` and start with the full one. `thresholds` come from
+    `thresholds(validation predictions)`. `references` holds per reference model and task the
+    predictions f[rows of the split, C], indexed by uid.
+    """
+    if [s.keep for s in subsets] != [tuple(map(bool, keep)) for keep in predictions.subsets]:
+        raise ValueError("subsets are not those that were swept")
+    sampled = bootstrap.resample(predictions.patient, draws=draws, seed=seed)
+    patients = len(np.unique(predictions.patient))
+    out: dict[str, Any] = {
+        "schema": SCHEMA,
+        "split": split,
+        "rows": len(predictions.uid) if patients >= min_patients else None,
+        "patients": patients if patients >= min_patients else None,
+        "bootstrap": {"draws": draws, "level": 0.95, "seed": seed, "unit": "patient"},
+        "min_patients": min_patients,
+        "modalities": list(spec.modality_names),
+        "tasks": {},
+        "patterns": pooled_patterns(spec, predictions, min_patients),
+        "subsets": [
+            {"label": s.label, "kind": s.kind, "keep": _kept(spec, s.keep)} for s in subsets
+        ],
+        "scores": [],
+        "deltas": [],
+        "strata": [],
+        "ranking": {},
+        "calibration": {},
+        "routing": routing.describe(predictions, spec, min_patients=min_patients, seed=seed),
+        "references": {name: {} for name in references or {}},
+    }
+    for task in _tasks(predictions, spec):
+        cut = (thresholds or {}).get(task.name)
+        scorer = Scorer(
+            predictions, spec, task, draws=sampled, threshold=cut, min_patients=min_patients
+        )
+        out["tasks"][task.name] = scorer.card()
+        out["calibration"][task.name] = scorer.curves()
+        _add_subsets(out, scorer, subsets)
+        _add_strata(out, scorer)
+        out["ranking"][task.name] = _ranking(scorer)
+        for name, by_task in (references or {}).items():
+            if task.name in by_task:
+                out["references"][name][task.name] = scorer.against(
+                    np.asarray(by_task[task.name])[predictions.uid]
+                )
+    return out
+
+
+def write(results: Mapping[str, Any], workdir: Path) -> Path:
+    """Write `workdir/results/<split>.json` atomically and return its path."""
+    path = Path(workdir) / "results" / f"{results['split']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".json.part")
+    part.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def pooled_patterns(spec: DataSpec, predictions: Predictions, min_patients: int) -> list[dict]:
+    """Natural presence patterns; those below `min_patients` patients are pooled into one.
+
+    The pool takes in the next smallest pattern until it is large enough itself, so that it cannot
+    be had by subtraction.
+    """
+    found = patterns(predictions.present, predictions.patient)
+    shown = [(keep, n) for keep, n in found if n >= min_patients]
+    pool = sum(n for _, n in found) - sum(n for _, n in shown)
+    while shown and 0 < pool < min_patients:
+        pool += shown.pop()[1]
+    rows = [{"label": describe(spec.modality_names, k), "patients": _tens(n)} for k, n in shown]
+    if pool:
+        large = pool >= min_patients
+        rows.append({"label": "other patterns", "patients": _tens(pool) if large else None})
+    return rows
+
+
+def _add_subsets(out: dict, scorer: Scorer, subsets: list[Subset]) -> None:
+    for s, subset in enumerate(subsets):
+        mask = scorer.mask(s)
+        here = scorer.subset(s, mask)
+        row = {"task": scorer.task.name, "subset": subset.label, "patients": _count(scorer, mask)}
+        out["scores"].append({**row, "metrics": scorer.estimates(here, mask)})
+        if s != scorer.full:  # a row that counts under a subset counts under the full input
+            full = scorer.subset(scorer.full, mask)
+            deltas = scorer.differences(full, here, mask, scorer.headline)
+            out["deltas"].append({**row, "metrics": deltas})
+
+
+def _add_strata(out: dict, scorer: Scorer) -> None:
+    present = scorer.predictions.present
+    for keep, _ in patterns(present, scorer.predictions.patient):
+        mask = scorer.mask_full & (present == keep).all(axis=1)[:, None]
+        if scorer.patients(mask) < scorer.min_patients:
+            continue
+        scored = scorer.estimates(scorer.subset(scorer.full, mask), mask)
+        row = {"task": scorer.task.name, "pattern": describe(scorer.spec.modality_names, keep)}
+        row["patients"] = _count(scorer, mask)
+        out["strata"].append({**row, "metrics": {scorer.primary: scored[scorer.primary]}})
+
+
+def _ranking(scorer: Scorer) -> dict[str, Any]:
+    """Loss of the primary metric when one modality is removed; the largest first."""
+    predictions, name, rows = scorer.predictions, scorer.primary, []
+    for m, modality in enumerate(scorer.spec.modality_names):
+        keep_M = np.arange(predictions.subsets.shape[1]) != m
+        if not (predictions.subsets == keep_M).all(axis=1).any():
+            continue
+        s, row = predictions.index(keep_M), {"modality": modality}
+        mask = scorer.mask(s)
+        for key, mask_NL in (("drop", mask), ("drop_if_present", mask & _column(predictions, m))):
+            pair = scorer.subset(scorer.full, mask_NL), scorer.subset(s, mask_NL)
+            if name in metrics.LOWER_IS_BETTER:
+                pair = pair[::-1]
+            row[key] = scorer.differences(*pair, mask_NL, [name])[name]
+        rows.append(row)
+    rows.sort(key=lambda row: -(-np.inf if row["drop"]["value"] is None else row["drop"]["value"]))
+    return {"metric": name, "modalities": rows}
+
+
+def _column(predictions: Predictions, m: int) -> np.ndarray:
+    return predictions.present[:, [m]]
+
+
+def _count(scorer: Scorer, mask_NL: np.ndarray) -> int | None:
+    """Patients behind a number, rounded to tens; None below the smallest cell."""
+    count = scorer.patients(mask_NL)
+    return _tens(count) if count >= scorer.min_patients else None
+
+
+def _tens(count: int) -> int:
+    return int(round(count, -1))
+
+
+def _kept(spec: DataSpec, keep: tuple[bool, ...]) -> list[str]:
+    return [name for name, k in zip(spec.modality_names, keep, strict=True) if k]
+
+
+def _tasks(predictions: Predictions, spec: DataSpec) -> list[TaskSpec]:
+    return [task for task in spec.tasks if task.name in predictions.prediction]

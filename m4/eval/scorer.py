@@ -1,0 +1,185 @@
+"""Scores of one task on any selection of rows, with small cells suppressed.
+
+Letters: N rows, C labels, classes or values, L label columns (C, or 1 for multiclass).
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from m4.eval import bootstrap, calibration, metrics
+from m4.eval.bootstrap import Draws, number
+from m4.eval.metrics import Value
+from m4.eval.predictions import Predictions
+from m4.specs import DataSpec, TaskSpec
+
+MAX_CURVES = 6  # calibration curves per multilabel or multiclass task, the most frequent labels
+
+
+class Scored(NamedTuple):
+    """Metrics of one model on some rows."""
+
+    values: dict[str, Value]
+    draws: dict[str, np.ndarray]  # metric -> f64[B]
+
+
+class Scorer:
+    """One task of a split. `draws` None serves point values only.
+
+    `threshold` is the validation cut of `f1_val`, None for none.
+    """
+
+    def __init__(
+        self,
+        predictions: Predictions,
+        spec: DataSpec,
+        task: TaskSpec,
+        *,
+        draws: Draws | None = None,
+        threshold: np.ndarray | None = None,
+        min_patients: int = 10,
+    ):
+        self.predictions, self.spec, self.task = predictions, spec, task
+        self.draws, self.threshold, self.min_patients = draws, threshold, min_patients
+        self.label = predictions.label[task.name]
+        self.full = int(np.argmax(predictions.subsets.all(axis=1)))
+        self.mask_full = self.mask(self.full)
+        self.primary = metrics.PRIMARY[task.kind]
+        self.headline = tuple(
+            name if threshold is not None else name.replace("f1_val", "f1")
+            for name in metrics.HEADLINE[task.kind]
+        )
+        self._cache: dict[tuple[int, bytes], Scored] = {}
+
+    def mask(self, subset: int) -> np.ndarray:
+        """Label cells that count under a subset, bool[N, L]."""
+        return self.predictions.scored(self.spec, self.task, subset)
+
+    def patients(self, mask_NL: np.ndarray) -> int:
+        """Patients with at least one cell in the mask."""
+        return len(np.unique(self.predictions.patient[mask_NL.any(axis=1)]))
+
+    def point(self, subset: int) -> dict[str, Value]:
+        """Metric values of a subset, without intervals."""
+        prediction = self.predictions.prediction[self.task.name][subset]
+        mask = self.mask(subset)
+        return metrics.score(self.task, self.label, mask, prediction, threshold=self.threshold)
+
+    def subset(self, subset: int, mask_NL: np.ndarray) -> Scored:
+        """The model's scores under a subset on the cells of `mask_NL`, computed once."""
+        key = (subset, mask_NL.tobytes())
+        if key not in self._cache:
+            prediction = self.predictions.prediction[self.task.name][subset]
+            self._cache[key] = self.of(prediction, mask_NL)
+        return self._cache[key]
+
+    def of(self, prediction_NC: np.ndarray, mask_NL: np.ndarray) -> Scored:
+        """Scores of any prediction on the cells of `mask_NL`."""
+        args = (self.task, self.label, mask_NL, prediction_NC)
+        return Scored(
+            metrics.score(*args, threshold=self.threshold),
+            bootstrap.score(*args, self.draws, threshold=self.threshold),
+        )
+
+    def estimates(self, scored: Scored, mask_NL: np.ndarray) -> dict[str, dict]:
+        """Every metric with its interval, as JSON."""
+        if self.patients(mask_NL) < self.min_patients:
+            return dict.fromkeys(scored.values, self._suppressed())
+        return {n: bootstrap.interval(v, scored.draws[n]) for n, v in scored.values.items()}
+
+    def differences(self, a: Scored, b: Scored, mask_NL: np.ndarray, names) -> dict[str, dict]:
+        """Paired a - b for the metrics in `names`, as JSON."""
+        if self.patients(mask_NL) < self.min_patients:
+            return dict.fromkeys(names, self._suppressed())
+        return {
+            name: bootstrap.interval(
+                Value(a.values[name].value - b.values[name].value),
+                a.draws[name] - b.draws[name],
+            )
+            for name in names
+        }
+
+    def against(self, reference_NC: np.ndarray) -> dict[str, Any]:
+        """A reference model on the rows of the full input, and the paired model - reference.
+
+        `f1_val` is left out: its cut was chosen for the model.
+        """
+        model, other = self.subset(self.full, self.mask_full), self.of(reference_NC, self.mask_full)
+        estimates = self.estimates(other, self.mask_full)
+        names = [name for name in self.headline if not name.startswith("f1_val")]
+        return {
+            "metrics": {n: e for n, e in estimates.items() if not n.startswith("f1_val")},
+            "delta": self.differences(model, other, self.mask_full, names),
+        }
+
+    def card(self) -> dict[str, Any]:
+        """What the task is, and how much there is of it."""
+        events, prevalence = self._events()
+        patients = self.patients(self.mask_full)
+        cut = self.threshold
+        return {
+            "kind": self.task.kind,
+            "dim": self.task.dim,
+            "auxiliary": self.task.auxiliary,
+            "primary": self.primary,
+            "headline": list(self.headline),
+            "threshold": None if cut is None else [number(c) for c in np.ravel(cut)],
+            "patients": patients if patients >= self.min_patients else None,
+            "events": events,
+            "prevalence": prevalence,
+        }
+
+    def curves(self) -> list[dict]:
+        """Reliability of the full input: the outcome, or the most frequent labels or classes."""
+        if self.task.kind == "regression":
+            return []
+        hot, mask = self._outcomes()
+        positive = hot & mask
+        p_NC = self.predictions.prediction[self.task.name][self.full].astype(np.float64)
+        order = np.argsort(-positive.sum(axis=0), kind="stable")[:MAX_CURVES]
+        names = self.task.labels if len(self.task.labels) == hot.shape[1] else None
+        curves = []
+        for c in order:
+            keep = mask[:, c]
+            if self.patients(mask[:, [c]]) < self.min_patients:
+                continue
+            y, p, patient = hot[keep, c].astype(float), p_NC[keep, c], self.predictions.patient
+            curve = calibration.reliability(y, p, patient[keep], min_patients=self.min_patients)
+            enough = self.patients(positive[:, [c]]) >= self.min_patients
+            default = self.task.name if hot.shape[1] == 1 else f"{self.task.name} {c}"
+            curves.append(
+                {
+                    "label": names[c] if names else default,
+                    "curve": [_numbers(point) for point in curve],
+                    "brier": _numbers(calibration.brier_parts(y, p)) if enough else {},
+                }
+            )
+        return curves
+
+    def _outcomes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Outcome indicators and the cells where they are known, both bool[N, C]."""
+        if self.task.kind != "multiclass":
+            return self.label > 0, self.mask_full
+        hot = np.eye(self.task.dim, dtype=bool)[self.label[:, 0].astype(int)]
+        return hot, np.broadcast_to(self.mask_full[:, :1], hot.shape)
+
+    def _events(self) -> tuple[int | None, list | None]:
+        """Patients with the (rarest) outcome and the prevalences; None below the smallest cell."""
+        if self.task.kind == "regression":
+            return None, None
+        hot, mask = self._outcomes()
+        events = min(self.patients((hot & mask)[:, [c]]) for c in range(hot.shape[1]))
+        if events < self.min_patients:
+            return None, None
+        return events, [
+            number((hot & mask)[:, c].sum() / mask[:, c].sum()) for c in range(len(hot[0]))
+        ]
+
+    def _suppressed(self) -> dict[str, Any]:
+        note = f"fewer than {self.min_patients} patients"
+        return {"value": None, "low": None, "high": None, "note": note}
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {key: number(value) for key, value in values.items()}

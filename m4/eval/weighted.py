@@ -1,0 +1,217 @@
+"""The metrics of `m4.eval.metrics` under many row weights at once.
+
+A patient-bootstrap draw gives every row a multiplicity; a metric on the resampled data equals the
+metric with these weights. All draws are computed together: rank statistics by cumulative weights
+along the sorted scores (exact with ties), everything else by one matrix product. ECE keeps the
+bins of the original sample.
+
+Letters: N rows, B draws, C labels, classes or values, K bins.
+"""
+
+import numpy as np
+
+from m4.eval import metrics
+from m4.eval.calibration import NUM_BINS, bin_index
+from m4.eval.metrics import EPS
+from m4.specs import TaskSpec
+
+
+def score(
+    task: TaskSpec,
+    label_NL: np.ndarray,
+    mask_NL: np.ndarray,
+    prediction_NC: np.ndarray,
+    weight_NB: np.ndarray,
+    *,
+    threshold: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Metric name -> f64[B], the names and definitions of `m4.eval.metrics.score`.
+
+    `weight_NB` holds multiplicities (whole numbers) as float32. NaN where a draw leaves the metric
+    undefined.
+    """
+    prediction_NC = np.asarray(prediction_NC, np.float64)
+    if not mask_NL.any():
+        names = metrics.score(task, label_NL, mask_NL, prediction_NC, threshold=threshold)
+        return dict.fromkeys(names, np.full(weight_NB.shape[1], np.nan))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if task.kind == "multilabel":
+            return _multilabel(label_NL, mask_NL, prediction_NC, weight_NB, threshold)
+        known_N = mask_NL.any(axis=1)
+        y, p, w = label_NL[known_N], prediction_NC[known_N], weight_NB[known_N]
+        if task.kind == "binary":
+            cut = None if threshold is None else float(np.ravel(threshold)[0])
+            return _binary(y[:, 0], p[:, 0], w, cut)
+        if task.kind == "multiclass":
+            return _multiclass(y[:, 0].astype(int), p, w)
+        if task.kind == "regression":
+            return _regression(y, p, w)
+    raise ValueError(f"task {task.name}: kind {task.kind!r} has no generic metrics")
+
+
+def rank_scores(y_N: np.ndarray, p_N: np.ndarray, w_NB: np.ndarray):
+    """AUROC and average precision, both f64[B].
+
+    For each positive i, let n_i and t_i be the weight of the negatives below and tied with it,
+    F_i and T_i that of the negatives and positives at or above it. Then
+    AUROC = sum_i w_i (n_i + t_i / 2) / (P N) and AP = sum_i w_i T_i / (T_i + F_i) / P.
+    """
+    positive_N = y_N > 0
+    neg, pos = p_N[~positive_N], p_N[positive_N]
+    neg_rows = np.flatnonzero(~positive_N)[np.argsort(neg, kind="stable")]
+    pos_rows = np.flatnonzero(positive_N)[np.argsort(pos, kind="stable")]
+    neg, pos = p_N[neg_rows], p_N[pos_rows]
+    below_neg, below_pos = _cumulative(w_NB[neg_rows]), _cumulative(w_NB[pos_rows])
+    total_neg, total_pos = (x[-1].astype(np.float64) for x in (below_neg, below_pos))
+    first = below_neg[np.searchsorted(neg, pos, side="left")]
+    last = below_neg[np.searchsorted(neg, pos, side="right")]
+    w_pos = w_NB[pos_rows].astype(np.float64)
+    auroc = np.einsum("nb,nb->b", w_pos, first + last) / (2 * total_pos * total_neg)
+    true = total_pos - below_pos[np.searchsorted(pos, pos, side="left")]
+    precision = true / np.maximum(true + total_neg - first, 1e-300)
+    return auroc, np.einsum("nb,nb->b", w_pos, precision) / total_pos
+
+
+def _cumulative(w_NB: np.ndarray) -> np.ndarray:
+    """Weight of the first n rows, [N + 1, B]; whole numbers, hence exact in float32 up to 2^24."""
+    out = np.zeros((len(w_NB) + 1, w_NB.shape[1]), w_NB.dtype)
+    for n, w_B in enumerate(w_NB):  # np.cumsum along the first dimension takes six times as long
+        np.add(out[n], w_B, out=out[n + 1])
+    return out
+
+
+def _sums(w_NB: np.ndarray, **rows) -> dict[str, np.ndarray]:
+    """Weighted sums of named row statistics [N] or [N, C], by one product in float64."""
+    stacked = [np.reshape(x, (len(w_NB), -1)).astype(np.float64).T for x in rows.values()]
+    total = np.concatenate(stacked) @ w_NB.astype(np.float64)
+    parts = np.split(total, np.cumsum([len(x) for x in stacked])[:-1])
+    return {
+        name: part if np.ndim(x) > 1 else part[0]
+        for (name, x), part in zip(rows.items(), parts, strict=True)
+    }
+
+
+def _bin_gaps(y_N: np.ndarray, p_N: np.ndarray) -> np.ndarray:
+    """What each row adds to the calibration gap of each bin, [N, K]."""
+    return (bin_index(p_N)[:, None] == np.arange(NUM_BINS)) * (y_N - p_N)[:, None]
+
+
+def _f1(hit_B: np.ndarray, said_B: np.ndarray, real_B: np.ndarray) -> np.ndarray:
+    return np.where(real_B > 0, 2 * hit_B / (said_B + real_B), np.nan)
+
+
+def _probability(y_N: np.ndarray, p_N: np.ndarray, cuts: dict, w_NB: np.ndarray) -> dict:
+    """Brier score, ECE, log loss, and F1 for every named set of positive decisions bool[N]."""
+    safe_N = np.clip(p_N, EPS, 1 - EPS)
+    sums = _sums(
+        w_NB,
+        weight=np.ones_like(p_N),
+        brier=(p_N - y_N) ** 2,
+        log_loss=-(y_N * np.log(safe_N) + (1 - y_N) * np.log1p(-safe_N)),
+        gaps=_bin_gaps(y_N, p_N),
+        real=y_N,
+        **{f"said_{name}": said_N for name, said_N in cuts.items()},
+        **{f"hit_{name}": y_N * said_N for name, said_N in cuts.items()},
+    )
+    out = {name: sums[name] / sums["weight"] for name in ("brier", "log_loss")}
+    out["ece"] = np.abs(sums["gaps"]).sum(axis=0) / sums["weight"]
+    f1 = {name: _f1(sums[f"hit_{name}"], sums[f"said_{name}"], sums["real"]) for name in cuts}
+    return out | f1
+
+
+def _binary(y_N, p_N, w_NB, cut) -> dict[str, np.ndarray]:
+    auroc, auprc = rank_scores(y_N, p_N, w_NB)
+    cuts = {"f1": p_N >= 0.5} | ({} if cut is None else {"f1_val": p_N >= cut})
+    return {"auroc": auroc, "auprc": auprc} | _probability(y_N, p_N, cuts, w_NB)
+
+
+def _multilabel(y_NC, mask_NC, p_NC, w_NB, cuts) -> dict[str, np.ndarray]:
+    said = {"f1": p_NC >= 0.5} | ({} if cuts is None else {"f1_val": p_NC >= cuts})
+    real_NC = y_NC * mask_NC
+    counts = {f"said_{name}": x * mask_NC for name, x in said.items()}
+    counts |= {f"hit_{name}": x * real_NC for name, x in said.items()}
+    sums = _sums(w_NB, real=real_NC, **counts)
+    ranks = []
+    for c in range(p_NC.shape[1]):
+        keep = mask_NC[:, c]
+        ranks.append(rank_scores(y_NC[keep, c], p_NC[keep, c], w_NB[keep]))
+    auroc_CB, auprc_CB = np.swapaxes(ranks, 0, 1)
+    out = {"auroc_macro": _nanmean(auroc_CB), "auprc_macro": _nanmean(auprc_CB)}
+    for name in said:
+        out[f"{name}_macro"] = _nanmean(
+            _f1(sums[f"hit_{name}"], sums[f"said_{name}"], sums["real"])
+        )
+    row_N, _ = np.nonzero(mask_NC)
+    y, p, w = y_NC[mask_NC], p_NC[mask_NC], w_NB[row_N]
+    out["auroc_micro"], out["auprc_micro"] = rank_scores(y, p, w)
+    flat = {f"{name}_micro": x[mask_NC] for name, x in said.items()}
+    return out | _probability(y, p, flat, w)
+
+
+def _multiclass(y_N, p_NC, w_NB) -> dict[str, np.ndarray]:
+    count, said_N = p_NC.shape[1], p_NC.argmax(axis=1)
+    hot_NC, said_NC = np.eye(count)[y_N], np.eye(count)[said_N]
+    right_N = (said_N == y_N).astype(float)
+    sums = _sums(
+        w_NB,
+        weight=np.ones(len(y_N)),
+        accuracy=right_N,
+        log_loss=-np.log(np.clip(p_NC[np.arange(len(y_N)), y_N], EPS, 1.0)),
+        brier=((p_NC - hot_NC) ** 2).sum(axis=1),
+        gaps=_bin_gaps(right_N, p_NC.max(axis=1)),
+        hit=hot_NC * said_NC,
+        either=hot_NC + said_NC,
+    )
+    auroc_CB = np.stack([rank_scores(hot_NC[:, c], p_NC[:, c], w_NB)[0] for c in range(count)])
+    return {
+        **{name: sums[name] / sums["weight"] for name in ("accuracy", "log_loss", "brier")},
+        "ece": np.abs(sums["gaps"]).sum(axis=0) / sums["weight"],
+        "f1_macro": _nanmean(2 * sums["hit"] / sums["either"]),  # NaN: neither real nor said
+        "auroc_macro": _nanmean(auroc_CB),
+    }
+
+
+def _regression(y_NC, p_NC, w_NB) -> dict[str, np.ndarray]:
+    centred_NC = y_NC - y_NC.mean(axis=0)  # else the variance subtracts large numbers
+    sums = _sums(
+        w_NB,
+        weight=np.ones(len(y_NC)),
+        mae=np.abs(y_NC - p_NC),
+        mse=(y_NC - p_NC) ** 2,
+        first=centred_NC,
+        second=centred_NC**2,
+    )
+    mae, mse, first, second = (sums[n] / sums["weight"] for n in ("mae", "mse", "first", "second"))
+    variance = second - first**2
+    known = variance > 1e-12 * np.square(centred_NC).max(axis=0)[:, None]
+    spearman = [_spearman(y_NC[:, c], p_NC[:, c], w_NB) for c in range(y_NC.shape[1])]
+    # plain means: one undefined value leaves the whole metric undefined, as in `metrics.score`
+    return {
+        "mae": mae.mean(axis=0),
+        "rmse": np.sqrt(mse).mean(axis=0),
+        "r2": np.where(known, 1 - mse / variance, np.nan).mean(axis=0),
+        "spearman": np.mean(spearman, axis=0),
+    }
+
+
+def _spearman(y_N, p_N, w_NB) -> np.ndarray:
+    """Pearson correlation of the average ranks that the rows have in the resampled data."""
+    w_NB = w_NB.astype(np.float64)
+    total_B = w_NB.sum(axis=0)
+    a, b = (_ranks(x_N, w_NB) - total_B / 2 for x_N in (y_N, p_N))  # the mean rank is known
+    cov, var_a, var_b = (np.einsum("nb,nb,nb->b", w_NB, *xs) for xs in ((a, b), (a, a), (b, b)))
+    scale = np.sqrt(var_a * var_b)
+    return np.where(scale > 1e-9 * total_B**2, cov / scale, np.nan)
+
+
+def _ranks(x_N: np.ndarray, w_NB: np.ndarray) -> np.ndarray:
+    """Centre of each row's tie group on the weight axis, f64[N, B] (average rank minus 1/2)."""
+    ordered = np.sort(x_N)
+    below = _cumulative(w_NB[np.argsort(x_N, kind="stable")])
+    first, last = (np.searchsorted(ordered, x_N, side=side) for side in ("left", "right"))
+    return (below[first] + below[last]) / 2
+
+
+def _nanmean(x_CB: np.ndarray) -> np.ndarray:
+    known = np.isfinite(x_CB)
+    return np.where(known, x_CB, 0.0).sum(axis=0) / known.sum(axis=0)
