@@ -47,7 +47,7 @@ class Store:
         self.spec: DataSpec = manifests.spec_from(self.manifest["schema"])
         if split not in self.manifest["splits"]:
             raise DataError(f"{folder}: no split {split!r}; it has {[*self.manifest['splits']]}")
-        self._source = records.source(Path(folder) / "records", split)
+        self._source = records.Source(Path(folder) / "records", split, self.spec)
         self._normalisers = {
             name: Normaliser(fitted) for name, fitted in self.manifest["normalisers"].items()
         }
@@ -81,7 +81,7 @@ class Store:
 
     def _decode(self, indices: Sequence[int], out: Rows) -> None:
         """Decode records into zeroed rows, then normalise them all at once."""
-        for row, record in enumerate(self._source.__getitems__([*indices])):
+        for row, record in enumerate(self._source.read(indices)):
             _fill(self.spec, record, row, out)
         for modality in self.spec.modalities:
             values = out[f"{modality.name}/values"]

@@ -51,11 +51,11 @@ GROUPS: dict[str, tuple[int, tuple[str, ...]]] = {
     "gcs": (48, ("GCS",)),
     "urine": (54, ("Urine",)),
     "blood_gas": (32, ("PaCO2", "PaO2", "SaO2", "pH")),
-    "pressure": (132, ("DiasABP", "MAP", "SysABP")),
+    "invasive_pressure": (132, ("DiasABP", "MAP", "SysABP")),
     "ventilation": (40, ("FiO2", "MechVent")),
     "lactate": (24, ("Lactate",)),
     "liver": (10, ("ALP", "ALT", "AST", "Albumin", "Bilirubin")),
-    "cardiac": (8, ("TroponinI", "TroponinT")),
+    "cardiac_markers": (8, ("TroponinI", "TroponinT")),
     "cholesterol": (2, ("Cholesterol",)),
 }
 ICU_TYPES = ("coronary", "cardiac_surgery", "medical", "surgical")  # codes 1..4
