@@ -30,7 +30,7 @@ def parameters(
     for argument, hint in get_type_hints(function, include_extras=True).items():
         if argument == "return" or get_origin(hint) is not Annotated:
             continue
-        letters = argument.rpartition("_")[2] if "_" in argument else ""
+        letters = _letters(argument)
         unknown = [letter for letter in letters if letter not in dims]
         if unknown:
             raise ValueError(
@@ -39,6 +39,17 @@ def parameters(
             )
         declared[argument] = (tuple(dims[letter] for letter in letters), hint.__metadata__[0])
     return declared
+
+
+def stem(argument: str) -> str:
+    """The argument's name without its shape: `centre_DE` -> `centre`, `log_tau` -> `log_tau`."""
+    letters = _letters(argument)
+    return argument.removesuffix(f"_{letters}") if letters else argument
+
+
+def _letters(argument):
+    suffix = argument.rpartition("_")[2]
+    return suffix if "_" in argument and suffix.isupper() else ""
 
 
 def call(function: Callable, *args: Any, options: Mapping[str, Any], **available: Any) -> Any:

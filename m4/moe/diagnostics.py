@@ -1,35 +1,30 @@
-"""What a routing did: counts and shares, cheap enough for every step.
+"""What a routing did, inside the step: counts, shares and scalars at negligible cost.
 
-Letters: N tokens, E experts, K chosen experts, B rows, M modalities.
+What needs whole data sets (mutual information with modality, task and presence pattern, its bias
+and its permutation null) is computed from `counts_by_row` on the host, in `m4.eval.routing`.
+
+Letters: N tokens, E experts, K chosen experts, A assignments, B rows, M modalities.
 """
 
+import jax
 import jax.numpy as jnp
 
+from m4.moe.balance import entropy_of
+from m4.moe.slots import ExpertChoice, assignments
 from m4.types import Array, Routing
 
 
-def counts(routing: Routing, index_N: Array, num: int) -> Array:
+def counts(routing: Routing | ExpertChoice, index_N: Array, num: int) -> Array:
     """Assignments per value of `index_N` (below `num`) and expert, f32[num, E]."""
-    shape = (num, routing.probs.shape[-1])
-    return jnp.zeros(shape).at[index_N[:, None], routing.experts].add(1.0, mode="drop")
+    token_A, expert_A, _ = assignments(routing)
+    index_A = jnp.take(index_N, token_A, mode="clip")
+    zeros = jnp.zeros((num, routing.probs.shape[-1]))
+    return zeros.at[index_A, expert_A].add(1.0, mode="drop")
 
 
-def step_stats(routing: Routing, dropped: Array) -> dict[str, Array]:
-    """'load' and 'importance' f32[E] (shares), mean 'entropy' (nats) and 'dropped' f32[]."""
-    none_N = jnp.zeros(routing.valid.shape, jnp.int32)
-    count_E = counts(routing, none_N, 1)[0]
-    weight_E = jnp.zeros(count_E.shape).at[routing.experts].add(routing.weights, mode="drop")
-    probs = jnp.where(routing.probs > 0, routing.probs, 1.0)
-    entropy_N = -jnp.sum(probs * jnp.log(probs), -1)
-    return {
-        "load": count_E / jnp.maximum(count_E.sum(), 1.0),
-        "importance": weight_E / jnp.maximum(weight_E.sum(), 1e-30),
-        "entropy": entropy_N.sum() / jnp.maximum(routing.valid.sum(), 1),
-        "dropped": dropped,
-    }
-
-
-def counts_by_row(routing: Routing, modality_N: Array, num_modalities: int, num_rows: int) -> Array:
+def counts_by_row(
+    routing: Routing | ExpertChoice, modality_N: Array, num_modalities: int, num_rows: int
+) -> Array:
     """Assignments per row, modality and expert, f32[B, M, E], for tokens in (b t) order.
 
     Raises ValueError unless the tokens divide into `num_rows` rows.
@@ -40,3 +35,53 @@ def counts_by_row(routing: Routing, modality_N: Array, num_modalities: int, num_
     row_N = jnp.arange(num_tokens) // (num_tokens // num_rows)
     flat = counts(routing, row_N * num_modalities + modality_N, num_rows * num_modalities)
     return flat.reshape(num_rows, num_modalities, -1)
+
+
+def step_stats(routing: Routing | ExpertChoice, dropped: Array) -> dict[str, Array]:
+    """Load, importance (shares, f32[E]) and scalars, at a cost of a few passes over [N, E].
+
+    'entropy' (nats) and 'margin' (largest minus second probability) are means over valid
+    tokens; the rest is `load_stats` of the assignment counts.
+    """
+    _, expert_A, weight_A = assignments(routing)
+    zeros_E = jnp.zeros(routing.probs.shape[-1])
+    count_E = zeros_E.at[expert_A].add(1.0, mode="drop")
+    weight_E = zeros_E.at[expert_A].add(weight_A, mode="drop")
+    best_N1 = jnp.argmax(routing.probs, -1, keepdims=True)  # two reductions beat a top-k
+    others_NE = jnp.where(jnp.arange(zeros_E.size) == best_N1, 0.0, routing.probs)
+    num_valid = jnp.maximum(routing.valid.sum(), 1)
+    stats = {
+        "load": count_E / jnp.maximum(count_E.sum(), 1.0),
+        "importance": weight_E / jnp.maximum(weight_E.sum(), 1e-30),
+        "entropy": jnp.sum(entropy_of(routing.probs)) / num_valid,
+        "margin": jnp.sum(routing.probs.max(-1) - others_NE.max(-1)) / num_valid,
+        "dropped": dropped,
+    }
+    return jax.lax.stop_gradient(stats | load_stats(count_E))
+
+
+def load_stats(count_E: Array) -> dict[str, Array]:
+    """Balance of assignment counts as scalars; all 0 (effective 1) where nothing was routed.
+
+    'cv' std / mean; 'max_violation' max / mean - 1; 'gini' 0 equal to 1 - 1/E all on one; 'dead'
+    share of experts below 1 % of the mean; 'effective' number of experts exp(H(load)).
+    """
+    num_experts = count_E.shape[-1]
+    share_E = count_E / jnp.maximum(count_E.sum(), 1.0)
+    any_routed = count_E.sum() > 0
+    rank_E = 2.0 * jnp.arange(1, num_experts + 1) - num_experts - 1
+    return {
+        "cv": jnp.std(share_E) * num_experts,
+        "max_violation": jnp.where(any_routed, share_E.max() * num_experts - 1.0, 0.0),
+        "gini": jnp.sum(rank_E * jnp.sort(share_E)) / num_experts,
+        "dead": jnp.where(any_routed, jnp.mean(share_E < 0.01 / num_experts), 0.0),
+        "effective": jnp.exp(entropy_of(share_E)),
+    }
+
+
+def coactivation(routing: Routing) -> Array:
+    """How many tokens visit both experts, f32[E, E]; the diagonal counts visits."""
+    num_experts = routing.probs.shape[-1]
+    pairs = jnp.zeros((num_experts, num_experts))
+    first_NKK, second_NKK = routing.experts[:, :, None], routing.experts[:, None, :]
+    return pairs.at[first_NKK, second_NKK].add(1.0, mode="drop")

@@ -10,9 +10,13 @@ from flax import linen as nn
 
 from m4.types import Array
 
-# Explicit dimensions: by default the expert dimension would count as receptive field and the
-# weights would shrink with E.
-kernel_init = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,))
+# Logical axes of the dimensions; the mesh axes they lie on are in `m4.sharding.RULES`.
+AXES = {
+    "w1": ("expert", "embed", "mlp"),
+    "b1": ("expert", "mlp"),
+    "w2": ("expert", "mlp", "embed"),
+    "b2": ("expert", "embed"),
+}
 
 
 @flax.struct.dataclass
@@ -25,14 +29,26 @@ class ExpertParams:
     b2: Array  # [E, O]
 
 
-def shapes(num_experts: int, width: int, hidden: int, out: int) -> dict[str, tuple[int, ...]]:
-    """Shape of every field of `ExpertParams`."""
+def shapes(
+    num_experts: int, width: int, hidden: int, out: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Shape of every field of `ExpertParams`; `out` defaults to `width`."""
+    out = width if out is None else out
     return {
         "w1": (num_experts, width, hidden),
         "b1": (num_experts, hidden),
         "w2": (num_experts, hidden, out),
         "b2": (num_experts, out),
     }
+
+
+def init(name: str) -> nn.initializers.Initializer:
+    """Initialiser and logical axes of one field: LeCun normal kernels, zero biases."""
+    # Explicit dimensions: by default the expert dimension would count as receptive field and the
+    # weights would shrink with E.
+    kernel = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,))
+    function = kernel if name in ("w1", "w2") else nn.initializers.zeros
+    return nn.with_logical_partitioning(function, AXES[name])
 
 
 def apply_stacked(x_ECD: Array, params: ExpertParams, *, activation=jax.nn.gelu) -> Array:

@@ -1,15 +1,16 @@
 """Gates: how well every expert suits every token.
 
-A gate maps tokens to log-affinities: with s = exp(gate(x)) >= 0, a router keeps the largest
-entries and weighs them by s / sum(s), by softmax over all, or by s itself. A softmax gate is
-therefore its logits, a sigmoid gate its log-sigmoid, a distance gate minus the distance.
+A gate maps tokens to log-affinities: with s = exp(gate(x)) >= 0, a router keeps the largest and
+weighs the kept by s / sum(s), by s over the sum of all, or by s itself. So a softmax gate is its
+logits, a sigmoid gate its log-sigmoid, a distance gate minus the distance.
 
-Arguments annotated with an initialiser are learned (see `m4.moe.declare`). Initialisers
-depend on D alone, so that the spread of the scores does not depend on the number of experts.
-All arithmetic is float32 at the highest matmul precision: distances come from the matmul form
-and would lose their digits in bfloat16; no (N, D, E) array is ever made.
+Arguments annotated with an initialiser are learned (see `m4.moe.declare`); keyword arguments
+are options or inputs of the layer. Initialisers depend on D alone, never on E: for tokens of
+unit variance the scores of any number of experts have the same spread, of order 1 unless said.
+Everything is float32 at the highest matmul precision, since distances come in the matmul form
+and lose their digits in bfloat16. No (N, D, E) array is ever made.
 
-Letters: N tokens, D width, E experts.
+Letters: N tokens, D width, E experts, R rank, Q width of the query token.
 """
 
 from typing import Annotated
@@ -20,38 +21,229 @@ from flax import linen as nn
 
 from m4.types import Array
 
-Projection = Annotated[Array, nn.initializers.variance_scaling(1.0, "fan_in", "normal")]
+
+def _per_width(scale):
+    """Normal entries of standard deviation scale / sqrt(D), D being the last but one dimension."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return scale / shape[-2] ** 0.5 * jax.random.normal(key, shape, dtype)
+
+    return init
+
+
+Projection = Annotated[Array, _per_width(1.0)]
 Centre = Annotated[Array, nn.initializers.normal(1.0)]
+Zeros = Annotated[Array, nn.initializers.zeros]
 
 
-def _gaussian_init(key, shape, dtype=jnp.float32):
-    """Centres of scale 1 / (2 sqrt(D)): the scores of unit-variance tokens spread by 1."""
-    return jax.random.normal(key, shape, dtype) / (2.0 * jnp.sqrt(shape[-2]))
+# --- inner products ---------------------------------------------------------------------------
 
 
 def linear(x_ND: Array, w_DE: Projection) -> Array:
-    """Inner product <x, w_e>; the softmax gate (Shazeer et al. 2017; FuseMoE eq. 1)."""
+    """<x, w_e>: the softmax gate (Shazeer et al. 2017, arXiv 1701.06538; FuseMoE eq. 1)."""
     return _matmul(x_ND, w_DE)
 
 
-def laplace(x_ND: Array, centre_DE: Centre) -> Array:
-    """Minus the distance, -|x - w_e| (FuseMoE eq. 2, without the theory's bias, as released).
+def noisy_linear(
+    x_ND: Array, w_DE: Projection, noise_DE: Zeros, *, key: Array | None = None
+) -> Array:
+    """<x, w_e> + softplus(<x, n_e>) eps in training (Shazeer et al. 2017, eq. 4).
 
-    Unit-variance centres: tokens of unit variance then lie sqrt(2 D) +- 0.9 from them.
+    For routers other than `noisy_top_k`, which draws this noise itself and estimates the load.
+    """
+    logits_NE = _matmul(x_ND, w_DE)
+    if key is None:
+        return logits_NE
+    sigma_NE = jax.nn.softplus(_matmul(x_ND, noise_DE))
+    return logits_NE + sigma_NE * jax.random.normal(key, logits_NE.shape, logits_NE.dtype)
+
+
+def dense_to_sparse(
+    x_ND: Array, w_DE: Projection, *, temperature: float | Array = 1.0, key: Array | None = None
+) -> Array:
+    """(<x, w_e> + Gumbel noise in training) / temperature (EvoMoE, arXiv 2112.14397).
+
+    The caller anneals `temperature` from soft to sharp over training. Departure: the number of
+    experts stays the router's K, where EvoMoE keeps all above a threshold (a dynamic shape).
+    """
+    logits_NE = _matmul(x_ND, w_DE)
+    if key is not None:
+        logits_NE = logits_NE + jax.random.gumbel(key, logits_NE.shape, logits_NE.dtype)
+    return logits_NE / temperature
+
+
+def sigmoid(x_ND: Array, w_DE: Projection, bias_E: Zeros) -> Array:
+    """Log-sigmoid of <x, w_e> + b_e (arXiv 2405.13997; normalised over the kept: DeepSeek-V3)."""
+    return jax.nn.log_sigmoid(_matmul(x_ND, w_DE) + bias_E)
+
+
+def sqrt_softplus(x_ND: Array, w_DE: Projection) -> Array:
+    """Log of sqrt(softplus(<x, w_e>)): an unbounded, slowly growing affinity (MaxText's option)."""
+    z_NE = _matmul(x_ND, w_DE)
+    low_NE = z_NE < -15.0  # there softplus(z) = exp(z) in float32, which would underflow
+    softplus_NE = jax.nn.softplus(jnp.where(low_NE, 0.0, z_NE))
+    return 0.5 * jnp.where(low_NE, z_NE, jnp.log(softplus_NE))
+
+
+def relu(x_ND: Array, w_DE: Projection) -> Array:
+    """Log of max(<x, w_e>, 0); experts at or below 0 are off, -inf (ReMoE, arXiv 2412.14711).
+
+    Use with normalise='none' for ReMoE's weights; its sparsity comes from a penalty on them,
+    ours is bounded by K as well.
+    """
+    z_NE = _matmul(x_ND, w_DE)
+    return jnp.where(z_NE > 0.0, jnp.log(jnp.where(z_NE > 0.0, z_NE, 1.0)), -jnp.inf)
+
+
+def task_additive(x_ND: Array, w_DE: Projection, query_QE: Zeros, *, query_NQ: Array) -> Array:
+    """<x, w_e> + <q, v_e> with the token's task (or modality) embedding q (FlexCare).
+
+    `query_NQ` is an input of the layer. The release starts both matrices at zero.
+    """
+    return _matmul(x_ND, w_DE) + _matmul(query_NQ, query_QE)
+
+
+# --- angles -----------------------------------------------------------------------------------
+
+
+def cosine(
+    x_ND: Array,
+    project_DR: Projection,
+    key_RE: Projection,
+    log_tau: Annotated[Array, nn.initializers.constant(-1.0)],
+) -> Array:
+    """<P x, k_e> / (|P x| |k_e| tau), tau learned and at least 0.01 (X-MoE, arXiv 2204.09179).
+
+    X-MoE sets R = E / 2 and starts tau at 0.07; here R is a field of the layer and tau starts at
+    exp(-1), so that the spread at R = 8 is 1.
+    """
+    low_NR = _matmul(x_ND, project_DR)
+    norms_NE = _norm(low_NR, -1) * _norm(key_RE, 0)
+    return _matmul(low_NR, key_RE) / (norms_NE * jnp.maximum(jnp.exp(log_tau), 0.01))
+
+
+def perturbed_cosine(
+    x_ND: Array, w_DE: Centre, log_tau: Zeros, *, offset_x: float = 0.1, offset_w: float = 0.1
+) -> Array:
+    """<x, w_e> / ((|x| + offset_x) (|w_e| + offset_w) tau) (arXiv 2405.14131), tau learned.
+
+    The offsets restore polynomial rates of estimation. With both 0 this is Soft-MoE's score with
+    scale 1 / tau = 1 (arXiv 2308.00951). Its spread is 1 / sqrt(D).
+    """
+    norms_NE = (_norm(x_ND, -1) + offset_x) * (_norm(w_DE, 0) + offset_w)
+    return _matmul(x_ND, w_DE) / (norms_NE * jnp.exp(log_tau))
+
+
+# --- distances --------------------------------------------------------------------------------
+
+
+def laplace(x_ND: Array, centre_DE: Centre) -> Array:
+    """-|x - w_e| (FuseMoE eq. 2; as in its release without the bias of its theory).
+
+    With unit-variance centres a token of unit variance is sqrt(2 D) +- 0.9 away from them.
     """
     return -_sqrt(_squared_distance(x_ND, centre_DE))
 
 
-def gaussian(x_ND: Array, centre_DE: Annotated[Array, _gaussian_init]) -> Array:
-    """Minus the squared distance, -|x - w_e|^2 (FuseMoE; Xu, Jordan and Hinton 1994).
+def gaussian(x_ND: Array, centre_DE: Annotated[Array, _per_width(0.5)]) -> Array:
+    """-|x - w_e|^2 (FuseMoE's release; Xu, Jordan and Hinton 1994).
 
-    Equal to a linear gate with weights 2 w_e and bias -|w_e|^2 up to a shift per token.
+    Equal, up to a shift per token, to a linear gate with weights 2 w_e and bias -|w_e|^2.
     """
     return -_squared_distance(x_ND, centre_DE)
 
 
+def student_t(x_ND: Array, centre_DE: Centre, *, nu: float = 1.0) -> Array:
+    """-(nu + 1) / 2 log(1 + |x - w_e|^2 / nu): heavy tails; spread of order 1 / sqrt(D)."""
+    return -(nu + 1.0) / 2.0 * jnp.log1p(_squared_distance(x_ND, centre_DE) / nu)
+
+
+def polynomial(x_ND: Array, centre_DE: Centre, *, power: float = 2.0) -> Array:
+    """-log(1 + |x - w_e|^power), that is s = 1 / (1 + distance^power); spread as `student_t`."""
+    squared_NE = _squared_distance(x_ND, centre_DE)
+    safe_NE = jnp.where(squared_NE > 0.0, squared_NE, 1.0)
+    return -jnp.log1p(jnp.where(squared_NE > 0.0, safe_NE ** (power / 2.0), 0.0))
+
+
+def euclidean_sigmoid(x_ND: Array, centre_DE: Centre, bias_E: Zeros, log_tau: Zeros) -> Array:
+    """Log-sigmoid of (b_e + sqrt(2 D) - |x - w_e|) / tau, tau learned (after arXiv 2602.01466).
+
+    sqrt(2 D) is the typical distance at the start, where half of the experts are open.
+    """
+    distance_NE = _sqrt(_squared_distance(x_ND, centre_DE))
+    typical = (2.0 * x_ND.shape[-1]) ** 0.5
+    return jax.nn.log_sigmoid((bias_E + typical - distance_NE) / jnp.exp(log_tau))
+
+
+# --- quadratic forms --------------------------------------------------------------------------
+
+
+def quadratic_monomial(x_ND: Array, u_RDE: Projection, v_RDE: Projection, bias_E: Zeros) -> Array:
+    """Quadratic form x' A_e x + c_e with A_e = R^-1/2 sum_r u_re v_re' (arXiv 2410.11222).
+
+    R = D can represent every A_e.
+    """
+
+    @jax.checkpoint  # else the backward pass keeps 2 R arrays of the size of the scores
+    def add(total_NE, uv_DE):
+        return total_NE + _matmul(x_ND, uv_DE[0]) * _matmul(x_ND, uv_DE[1]), None
+
+    rank, _, num_experts = u_RDE.shape
+    zeros_NE = jnp.zeros((x_ND.shape[0], num_experts), x_ND.dtype)
+    return jax.lax.scan(add, zeros_NE, (u_RDE, v_RDE))[0] / rank**0.5 + bias_E
+
+
+def quadratic(
+    x_ND: Array, u_RDE: Projection, v_RDE: Projection, w_DE: Projection, bias_E: Zeros
+) -> Array:
+    """The full quadratic polynomial, x' A_e x + <x, w_e> + c_e (arXiv 2410.11222)."""
+    return quadratic_monomial(x_ND, u_RDE, v_RDE, bias_E) + _matmul(x_ND, w_DE)
+
+
+# --- null gates: what routing must beat -------------------------------------------------------
+
+
+def uniform(x_ND: Array, *, num_experts: int) -> Array:
+    """Token n visits experts n, n + 1, ... (mod E): equal load whatever the content."""
+    ahead_NE = (jnp.arange(num_experts) - jnp.arange(x_ND.shape[0])[:, None]) % num_experts
+    return -1e-6 * ahead_NE.astype(x_ND.dtype)
+
+
+def hash(x_ND: Array, *, num_experts: int, modality_N: Array, slot_N: Array) -> Array:
+    """A fixed random score in [0, 1) per (modality, position in the row, expert).
+
+    After hash layers (arXiv 2106.04426), whose key is the word.
+    """
+    token_N = (modality_N.astype(jnp.uint32) << 20) ^ slot_N.astype(jnp.uint32)
+    bits_NE = _mix(_mix(token_N)[:, None] ^ jnp.arange(num_experts, dtype=jnp.uint32))
+    return (bits_NE >> 8).astype(x_ND.dtype) / 2**24
+
+
+def fixed_random(x_ND: Array, w_DE: Projection) -> Array:
+    """<x, w_e> / |w_e| with weights that are never trained (not even by weight decay)."""
+    w_DE = jax.lax.stop_gradient(w_DE)
+    return _matmul(x_ND, w_DE) / _norm(w_DE, 0)
+
+
+def oracle(x_ND: Array, *, num_experts: int, modality_N: Array, num_modalities: int) -> Array:
+    """Each modality has its own block of experts, equally weighted; all others are forbidden."""
+    expert_E = jnp.arange(num_experts)
+    owner_E = expert_E * num_modalities // num_experts
+    if num_experts < num_modalities:
+        owner_E, modality_N = expert_E, modality_N % num_experts
+    return jnp.where(modality_N[:, None] == owner_E, 0.0, -jnp.inf).astype(x_ND.dtype)
+
+
+# --- arithmetic -------------------------------------------------------------------------------
+
+
 def _matmul(x_ND, w_DE):
     return jnp.matmul(x_ND, w_DE, precision=jax.lax.Precision.HIGHEST)
+
+
+def _norm(x, dim):
+    """Euclidean norm, at least 1e-6, with gradient 0 below that."""
+    return jnp.sqrt(jnp.maximum(jnp.sum(x**2, dim, keepdims=True), 1e-12))
 
 
 def _squared_distance(x_ND, w_DE):
@@ -63,6 +255,13 @@ def _squared_distance(x_ND, w_DE):
 
 
 def _sqrt(squared):
-    """Square root with gradient 0 at 0, where a norm has subgradient 0."""
+    """Square root with gradient 0 at 0, a subgradient of the norm there."""
     safe = jnp.where(squared > 0.0, squared, 1.0)
     return jnp.where(squared > 0.0, jnp.sqrt(safe), 0.0)
+
+
+def _mix(bits):
+    """Avalanche of 32 bits (the finaliser of MurmurHash3)."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from m4.moe.layer import MoE
 
@@ -21,7 +22,7 @@ def test_parameter_tree_and_stats():
     layer = layer.clone(sharing="disjoint", losses=("importance", "load", "entropy"))
     rngs = {"params": jax.random.key(0), "gate": jax.random.key(1)}
     variables = layer.init(rngs, x, **given, train=True)
-    shapes = jax.tree.map(jnp.shape, variables["params"])
+    shapes = jax.tree.map(jnp.shape, nn.unbox(variables["params"]))
     assert shapes == {
         "gate_centre": (3, 8, 2),
         "router_noise": (3, 8, 2),
