@@ -45,3 +45,10 @@ class SaveError(UserError):
 
     exit_code = 6
     kind = "save error"
+
+
+class Preempted(UserError):
+    """Stopped from outside; everything is saved. Running the same command goes on."""
+
+    exit_code = 75
+    kind = "stopped"

@@ -1,0 +1,57 @@
+"""FuseMoE on the PhysioNet 2012 challenge: train on set A, test on set B, open data.
+
+    python -m m4.main --config=configs/fusemoe_physionet2012.py --workdir=runs/physionet2012
+
+| variant | data                                                | raw files                  |
+|---------|-----------------------------------------------------|----------------------------|
+| (none)  | sets A and B, 4000 stays each, 13 modalities        | M4_RAW_DIR/physionet2012   |
+| `:tiny` | the same files, six steps of a small model          | M4_RAW_DIR/physionet2012   |
+
+Cost and expected numbers: `docs/results.md`, with the commands that measured them.
+"""
+
+import ml_collections
+
+VARIANTS = ("tiny",)
+
+
+def get_config(variant=""):
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.data = dict(name="physionet2012", raw_dir="", dir="", options=dict())
+    config.method = dict(
+        name="fusemoe",
+        fidelity="m4",
+        gate="laplace",
+        router="permod",
+        num_experts=16,
+        top_k=2,
+    )
+    config.optim = dict(
+        name="adamw",
+        lr=1e-3,
+        weight_decay=0.01,
+        warmup_steps=100,
+        schedule="cosine",
+        clip_norm=1.0,
+        ema=0.999,
+    )
+    config.train = dict(
+        steps=1500,
+        batch_size=64,
+        eval_every=250,
+        log_every=50,
+        save_every=250,
+        select="death/auroc",
+        modality_dropout=0.1,
+    )
+    config.eval = dict(
+        batch_size=256, bootstrap=1000, subsets=True, baselines=True, min_patients=10
+    )
+    config.mesh = dict(data=1, fsdp=1, expert=1, tensor=1)
+    if variant == "tiny":
+        config.method.update(num_experts=4, top_k=2)
+        config.optim.warmup_steps = 2
+        config.train.update(steps=6, batch_size=8, log_every=2, eval_every=3, save_every=3)
+        config.eval.update(bootstrap=20)
+    return config

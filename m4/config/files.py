@@ -1,0 +1,99 @@
+"""Loading a configuration file."""
+
+import difflib
+import importlib.util
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from m4.errors import ConfigError
+
+
+def load_file(target: str | None) -> Mapping[str, Any]:
+    """`"configs/x.py:variant"` -> what its `get_config(variant)` returns.
+
+    Raises ConfigError if there is no such file, function or variant, or if the file fails.
+    """
+    if not target:
+        raise ConfigError("--config: is missing; shipped: " + ", ".join(_shipped()))
+    if "://" in target:
+        raise ConfigError(f"--config={target}: must be a local file (it is run as a program)")
+    path_text, _, variant = target.partition(":")
+    path = Path(path_text)
+    if not path.is_file() or path.suffix != ".py":
+        close = _similar(path, _shipped())
+        hint = f"; did you mean {close}?" if close else f"; shipped: {', '.join(_shipped())}"
+        raise ConfigError(f"--config={path}: no such configuration file{hint}")
+    module = _run(path)
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise ConfigError(f"--config={path}: has no function get_config(variant='')")
+    _check_variant(path, module, variant)
+    config = _call(path, lambda: get_config(variant) if variant else get_config())
+    if not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
+        raise ConfigError(
+            f"--config={path}: get_config returned {type(config).__name__}, not a ConfigDict"
+        )
+    return config
+
+
+def variants(path: str) -> tuple[str, ...]:
+    """Named variants of a configuration file; none if it can't be read."""
+    try:
+        return tuple(getattr(_run(Path(path)), "VARIANTS", ()))
+    except ConfigError:
+        return ()
+
+
+def _similar(path: Path, shipped: list[str]) -> str | None:
+    stems = {Path(s).stem: s for s in shipped}
+    close = difflib.get_close_matches(path.stem, list(stems), n=1)
+    return stems[close[0]] if close else None
+
+
+def _shipped() -> list[str]:
+    folder = Path(__file__).parents[2] / "configs"
+    cwd = Path.cwd()
+    return sorted(
+        str(p.relative_to(cwd) if p.is_relative_to(cwd) else p) for p in folder.glob("*.py")
+    )
+
+
+def _run(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"m4_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    _call(path, lambda: spec.loader.exec_module(module))
+    return module
+
+
+def _check_variant(path: Path, module: ModuleType, variant: str) -> None:
+    variants = getattr(module, "VARIANTS", None)
+    if not variant or variants is None and inspect.signature(module.get_config).parameters:
+        return
+    if variant not in (variants or ()):
+        close = difflib.get_close_matches(variant, variants or (), n=1)
+        hint = f"; did you mean {path}:{close[0]}?" if close else ""
+        listed = ", ".join(variants) if variants else "(none)"
+        raise ConfigError(f"--config={path}:{variant}: no such variant; it has: {listed}{hint}")
+
+
+def _call(path: Path, function):
+    """Runs foreign code; its failure is a line about the file, not a traceback of ours."""
+    try:
+        return function()
+    except SyntaxError as error:
+        raise ConfigError(f"--config={path}: line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        line = _line(path, error)
+        raise ConfigError(f"--config={path}:{line} {type(error).__name__}: {error}") from error
+
+
+def _line(path: Path, error: BaseException) -> str:
+    lines, trace = [], error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            lines.append(trace.tb_lineno)
+        trace = trace.tb_next
+    return f" line {lines[-1]}:" if lines else ""

@@ -1,0 +1,99 @@
+"""The command line: `python -m m4.main --config=FILE[:VARIANT] --workdir=DIR --mode=MODE`."""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from m4.errors import ConfigError
+
+MODES = ("train", "eval", "predict", "check", "report")
+NAMES = ("config", "workdir", "mode", "debug", "force_config", "help")
+USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FIELD=VALUE ...]
+                         [--workdir=DIR] [--mode=MODE]
+
+  --config        a configuration file and, after a colon, one of its variants;
+                  without it, the configuration stored in the work directory
+  --config.a.b=v  replaces one field
+  --workdir       where everything is written (default: runs/<config>[-<variant>])
+  --mode          train    train or resume, then evaluate and report (default)
+                  eval     evaluate the best checkpoint
+                  predict  write predictions of the test split
+                  check    check configuration and data, run one step, print sizes
+                  report   rebuild report.html from the work directory
+  --force_config  continue a run although the configuration differs
+  --debug         print tracebacks
+
+exit codes: 0 done, 1 bug, 2 usage or configuration, 3 data, 4 no usable checkpoint,
+            5 diverged, 6 could not save, 7 hung, 75 stopped early: run the same command again"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """A parsed command line."""
+
+    config: str | None = None
+    overrides: dict[str, str] = dataclasses.field(default_factory=dict)
+    workdir: Path | None = None
+    mode: str = "train"
+    debug: bool = False
+    force_config: bool = False
+    help: bool = False
+
+
+def parse(args: Sequence[str]) -> Flags:
+    """Arguments (without the program's name) -> Flags. Raises ConfigError with all problems."""
+    found: dict[str, str] = {}
+    overrides: dict[str, str] = {}
+    problems = []
+    queue = list(args)
+    while queue:
+        token = queue.pop(0)
+        name, equals, value = token.lstrip("-").partition("=")
+        known = name in NAMES or name.startswith("config.")
+        if not token.startswith("-") or not known:
+            problems.append(_unknown(token, name))
+            continue
+        if not equals:
+            if name in ("debug", "force_config", "help"):
+                value = "true"
+            elif queue and not queue[0].startswith("--"):
+                value = queue.pop(0)
+            else:
+                problems.append(f"--{name}: needs a value, --{name}=...")
+                continue
+        if name.startswith("config."):
+            overrides[name.removeprefix("config.")] = value
+        else:
+            found[name] = value
+    mode = found.get("mode", "train")
+    if mode not in MODES:
+        close = difflib.get_close_matches(mode, MODES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        problems.append(f"--mode={mode}: must be one of {', '.join(MODES)}{hint}")
+    if problems:
+        raise ConfigError(*problems)
+    return Flags(
+        config=found.get("config"),
+        overrides=overrides,
+        workdir=_workdir(found),
+        mode=mode,
+        **{k: found.get(k, "false").lower() in ("true", "1") for k in NAMES[-3:]},
+    )
+
+
+def _workdir(found: dict[str, str]) -> Path | None:
+    if "workdir" in found:
+        return Path(found["workdir"]).expanduser()
+    if "config" not in found:
+        return None
+    path, _, variant = found["config"].partition(":")
+    return Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
+
+
+def _unknown(token: str, name: str) -> str:
+    head, dot, rest = name.partition(".")
+    choices = ("config",) if dot else NAMES
+    close = difflib.get_close_matches(head, choices, n=1)
+    hint = f"; did you mean --{close[0]}{dot}{rest}?" if close else "; see --help"
+    return f"{token.partition('=')[0]}: unknown flag{hint}"

@@ -1,0 +1,25 @@
+"""What `--mode` can be: one module per mode, imported when asked for.
+
+Everything that can be refused without JAX is refused here, before a mode is imported.
+"""
+
+import importlib
+from pathlib import Path
+
+import ml_collections
+
+from m4.config import Flags
+from m4.errors import ConfigError
+from m4.modes import raw
+
+
+def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
+    """Runs the mode that `flags` name. Raises a UserError if it can't."""
+    if flags.workdir is None:
+        raise ConfigError("--workdir: is missing")
+    if flags.mode != "train" and flags.mode != "check" and not flags.workdir.is_dir():
+        raise ConfigError(f"--workdir={flags.workdir}: no such folder; --mode=train makes it")
+    if config is not None:
+        raw.require(config, flags.config)
+    mode = importlib.import_module(f"m4.modes.{flags.mode}")
+    mode.run(config, Path(flags.workdir), flags)

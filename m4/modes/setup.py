@@ -1,0 +1,195 @@
+"""From a configuration to the objects of a run: data, mesh, method, compiled functions."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+import optax
+from flax.core import FrozenDict
+
+from m4 import losses, sharding
+from m4.config import schema
+from m4.data import build, missing
+from m4.data.loader import TrainLoader
+from m4.data.store import Store
+from m4.errors import ConfigError
+from m4.eval.evaluate import mask_modalities
+from m4.eval.predictions import SCORED_KINDS
+from m4.modes import raw
+from m4.resolve import resolve
+from m4.specs import DataSpec
+from m4.train import optim
+from m4.train import step as steps
+from m4.train.checkpoint import abstract
+from m4.types import Batch, Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What every mode needs; nothing in it is compiled yet."""
+
+    data: Path  # folder of the built data set
+    spec: DataSpec
+    loader: TrainLoader
+    mesh: jax.sharding.Mesh
+    method: Method
+    schedule: optax.Schedule
+    step: steps.Step
+    init: Callable[[Any], steps.State]
+    state: Any  # shapes and shardings of the state
+    batch: Any  # shapes and shardings of a train batch
+
+
+def use_cache(workdir: Path) -> None:
+    """Keeps compiled programs in M4_CACHE or the work directory, unless JAX was told otherwise."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = Path(os.environ.get("M4_CACHE") or workdir / "cache")
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+
+
+def prepare(config: ml_collections.ConfigDict) -> Path:
+    """The folder of the built data set, building it if need be."""
+    raw_dir, data_dir = raw.folders(config)
+
+    def progress(split: str, rows: int) -> None:
+        print(f"building {config.data.name} {split}: {rows} records", flush=True)
+
+    return build.prepare(
+        config.data.name,
+        raw_dir,
+        data_dir,
+        seed=config.seed,
+        options=config.data.options.to_dict(),
+        progress=progress,
+    )
+
+
+def open_split(data: Path, split: str, batch_size: int) -> Store:
+    """A split that can fill at least one batch."""
+    store = Store(data, split)
+    if len(store) < (batch_size if split == "train" else 1):
+        raise ConfigError(
+            f"train.batch_size={batch_size}: the {split} split has only {len(store)} rows"
+        )
+    return store
+
+
+def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
+    """Builds everything from a built data set. Raises ConfigError for what the method refuses."""
+    mesh = sharding.make_mesh(config.mesh.to_dict())
+    store = open_split(data, "train", config.train.batch_size)
+    dropout = config.train.modality_dropout
+    loader = TrainLoader(
+        store,
+        config.train.batch_size,
+        config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        transform=missing.modality_dropout(store.spec, dropout) if dropout else None,
+    )
+    method = make_method(config.method.to_dict(), store.spec)
+    options = config.optim.to_dict()
+    ema = options.pop("ema")
+    timing = {k: options.pop(k) for k in ("lr", "schedule", "warmup_steps", "end_fraction")}
+    schedule = optim.make_schedule(timing.pop("lr"), steps=config.train.steps, **timing)
+    tx = optim.make_optimiser(options.pop("name"), schedule, **options)
+    first = loader.batch(0)
+    batch = batch_like(first, mesh)
+    init, state = _init(method, tx, first, mesh, seed=config.seed, ema=ema)
+    step = steps.make_step(method, tx, seed=config.seed, ema=ema)
+    return Setup(data, store.spec, loader, mesh, method, schedule, step, init, state, batch)
+
+
+def make_method(config: dict[str, Any], spec: DataSpec) -> Method:
+    """The method that `config['name']` names, with the other entries as its fields."""
+    name = config.pop("name")
+    module, attribute = schema.method_target(name)
+    fields = {k: FrozenDict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    try:
+        return resolve(f"{module}:{attribute}", module)(data=spec, **fields)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"method.name={name!r}: {error}") from error
+
+
+def batch_like(batch: Batch, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes and shardings of the global batch of which `batch` is this process's part."""
+    count = jax.process_count()
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype), batch
+    )
+    return abstract(shapes, jax.tree.map(lambda _: sharding.rows(mesh), shapes))
+
+
+def _init(method, tx, batch: Batch, mesh, *, seed: int, ema: float):
+    """Function that makes a fresh state where it belongs, and the state's shapes."""
+
+    def params():
+        return steps.init_params(method, jax.tree.map(np.asarray, batch), seed=seed)
+
+    def init():
+        return steps.init_state(sharding.unbox(params()), tx, ema=ema)
+
+    try:
+        with context(mesh):
+            boxed, shapes = jax.eval_shape(params), jax.eval_shape(init)
+    except ValueError as error:
+        raise ConfigError(f"method: {error}") from error
+    placed = sharding.param_shardings(boxed, mesh)
+    shardings = sharding.state_shardings(shapes, placed, tx, mesh)
+    return jax.jit(init, out_shardings=shardings), abstract(shapes, shardings)
+
+
+class context:  # noqa: N801 (used like a function)
+    """Mesh and logical axis rules for everything that is traced inside."""
+
+    def __init__(self, mesh: jax.sharding.Mesh):
+        self._parts = (jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES))
+
+    def __enter__(self):
+        for part in self._parts:
+            part.__enter__()
+
+    def __exit__(self, *error):
+        for part in reversed(self._parts):
+            part.__exit__(*error)
+
+
+def compile_step(setup: Setup):
+    """The train step, compiled ahead of time, and a function that makes fresh totals."""
+    whole = sharding.replicated(setup.mesh)
+    shapes = jax.eval_shape(setup.step.zeros, setup.state, setup.batch)
+    totals = abstract(shapes, jax.tree.map(lambda _: whole, shapes))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    placed = jax.tree.map(lambda x: x.sharding, setup.state)
+    jitted = jax.jit(setup.step.apply, donate_argnums=0, out_shardings=(placed, whole))
+    compiled = jitted.lower(setup.state, totals, setup.batch).compile()
+    return compiled, lambda: jax.device_put(zeros, whole)
+
+
+def compile_predict(setup: Setup, batch: Batch):
+    """`(params, batch, keep_M) -> (task -> predictions, layer -> stats)`, compiled.
+
+    The modalities with `keep_M` False are masked inside, so every subset is one call.
+    """
+    method, spec = setup.method, setup.spec
+
+    def predict(params, batch, keep_M):
+        batch = mask_modalities(batch, keep_M, spec)
+        out = method.apply({"params": params}, batch, train=False)
+        tasks = {
+            task.name: losses.predict(task, out.logits[task.name])
+            for task in spec.tasks
+            if task.kind in SCORED_KINDS
+        }
+        return tasks, {layer: aux.stats for layer, aux in out.moe.items()}
+
+    keep = jax.ShapeDtypeStruct((len(spec.modalities),), np.bool_)
+    jitted = jax.jit(predict, out_shardings=sharding.replicated(setup.mesh))
+    params = setup.state.eval_params
+    return jitted.lower(params, batch_like(batch, setup.mesh), keep).compile()

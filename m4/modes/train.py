@@ -1,0 +1,185 @@
+"""`--mode=train`: train or resume, then evaluate the best step on the test split and report."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from m4 import __version__, sharding
+from m4 import config as configs
+from m4.config import Flags
+from m4.data.loader import eval_batches
+from m4.data.store import Store
+from m4.errors import CheckpointError, ConfigError
+from m4.eval import evaluate as evaluation
+from m4.eval import results
+from m4.modes import eval as eval_mode
+from m4.modes import setup as setups
+from m4.train import loop, telemetry, workdir
+from m4.train.checkpoint import Checkpoints
+from m4.train.step import State
+
+
+def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
+    """Trains, evaluates, reports. See `m4.main`."""
+    with workdir.locked(folder):
+        _claim(config, folder, force=flags.force_config)
+        setups.use_cache(folder)
+        data = setups.prepare(config)
+        setup = setups.make(config, data)
+        _introduce(config, setup, folder)
+        with setups.context(setup.mesh):
+            predict = _train(config, setup, folder)
+            eval_mode.evaluate(config, setup, folder, predict)
+
+
+def _claim(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> None:
+    """Stores the configuration, or refuses if the folder belongs to another one."""
+    path = folder / "config.json"
+    if path.exists() and not force:
+        changes = configs.diff(configs.read_json(path), config.to_dict())
+        if changes:
+            raise ConfigError(
+                f"--workdir={folder}: holds a run with another configuration;"
+                " choose another --workdir, or --force_config to go on with this one:",
+                *changes,
+            )
+    workdir.write_atomic(path, configs.to_json(config))
+
+
+def _introduce(config, setup: setups.Setup, folder: Path) -> None:
+    """First lines of the output, run.json and data.json."""
+    manifest = (setup.data / "manifest.json").read_text()
+    workdir.write_atomic(folder / "data.json", manifest)
+    manifest = json.loads(manifest)
+    mesh = " ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items() if size > 1)
+    devices = jax.devices()
+    parameters = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(setup.state.params))
+    counts = ", ".join(f"{name} {split['rows']}" for name, split in manifest["splits"].items())
+    kind = f"{devices[0].device_kind} ({devices[0].platform})"
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
+    run = {
+        "m4": __version__,
+        "git": _git(),
+        "python": platform.python_version(),
+        "versions": {p: importlib.metadata.version(p) for p in packages},
+        "devices": f"{len(devices)} x {kind}",
+        "mesh": dict(setup.mesh.shape),
+        "seed": config.seed,
+        "parameters": parameters,
+        "data": {"name": config.data.name, "fingerprint": setup.data.name},
+        "command": sys.argv[1:],
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    workdir.write_atomic(folder / "run.json", json.dumps(run, indent=2) + "\n")
+    print(f"m4 {__version__} ({run['git'] or 'no git'}), jax {jax.__version__}")
+    print(f"devices  {run['devices']}; mesh {mesh or 'single device'}")
+    print(f"data     {config.data.name} {manifest['version']} {setup.data.name}: {counts}")
+    print(f"method   {config.method.name}, {parameters:,} parameters")
+    print(f"workdir  {folder}", flush=True)
+
+
+def _git() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def _train(config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path):
+    """Runs the loop; returns the compiled predict function for the evaluation that follows."""
+    stop = loop.stop_on_signals()
+    val = setups.open_split(setup.data, "val", config.eval.batch_size)
+    predict = setups.compile_predict(setup, next(eval_batches(val, config.eval.batch_size)))
+    names = {field.name for field in dataclasses.fields(loop.Plan)}
+    plan = loop.Plan(**{k: v for k, v in config.train.to_dict().items() if k in names})
+    with _opened(folder, keep=config.train.keep) as (last, best):
+        state, meta = _restore(last, setup, folder)
+        first = int(state.step)
+        if first >= plan.steps:
+            return predict
+        start = time.perf_counter()
+        step, zeros = setups.compile_step(setup)
+        print(f"compiled in {time.perf_counter() - start:.1f} s", flush=True)
+        writer = telemetry.make_writer(folder, resume=first, steps=plan.steps, select=plan.select)
+        note = {"seed": config.seed, "data": setup.data.name}
+
+        def save(number: int, state: State, progress) -> None:
+            last.save(number, state, note | {"progress": progress})
+            workdir.touch(folder)
+
+        def save_best(number: int, state: State, value: float) -> None:
+            found = note | {"step": number, "value": value}
+            best.save(number, {"params": state.eval_params}, found)
+
+        hooks = loop.Hooks(
+            put=lambda batch: sharding.put_batch(batch, setup.mesh),
+            evaluate=_evaluator(config, setup, val, predict),
+            save=save,
+            save_best=save_best,
+            writer=writer,
+            stop=stop,
+        )
+        batches, progress = setup.loader.iter(first), meta.get("progress")
+        with contextlib.closing(writer):
+            loop.run(step, state, batches, zeros=zeros, plan=plan, hooks=hooks, progress=progress)
+    return predict
+
+
+def _evaluator(config, setup: setups.Setup, val: Store, predict) -> loop.Evaluate:
+    """Every metric on the validation split, all modalities kept."""
+    every = np.ones((1, len(setup.spec.modalities)), bool)
+    patients = val.read(np.arange(len(val)))["patient"]
+
+    def evaluate(state: State) -> dict[str, float]:
+        found = evaluation.sweep(
+            functools.partial(predict, state.eval_params),
+            eval_batches(val, config.eval.batch_size),
+            setup.spec,
+            every,
+            patients=patients,
+            place=lambda batch: sharding.put_batch(batch, setup.mesh),
+        )
+        return results.summary(found, setup.spec)
+
+    return evaluate
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, *, keep: int):
+    """(newest states, best parameters); what is being saved is saved before it closes."""
+    last = Checkpoints(folder / "checkpoints/last", keep=keep)
+    best = Checkpoints(folder / "checkpoints/best", keep=1)
+    try:
+        yield last, best
+    finally:
+        last.wait()
+        best.wait()
+        last.close()
+        best.close()
+
+
+def _restore(last: Checkpoints, setup: setups.Setup, folder: Path):
+    """(state, meta) of the newest checkpoint, or a fresh state."""
+    if last.latest() is None:
+        return setup.init(), {}
+    state, meta = last.restore(setup.state)
+    if meta.get("data") != setup.data.name:
+        raise CheckpointError(
+            f"{folder}: trained on data {meta.get('data')}, but {setup.data.name} is given now;"
+            " choose another --workdir"
+        )
+    print(f"resuming from step {int(state.step)}")
+    return state, meta

@@ -1,0 +1,127 @@
+"""Mesh, logical axis rules, and where state and batch live.
+
+Axes: `data` replicates parameters, `fsdp` splits them, `expert` splits experts, `tensor` splits
+hidden dimensions. Rows of a batch are split over data x fsdp x expert.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax.core import meta
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from m4.errors import ConfigError
+
+AXES = ("data", "fsdp", "expert", "tensor")
+ROWS = ("data", "fsdp", "expert")
+# Logical name of a dimension -> mesh axis. Parameters and activations use the same names.
+RULES = (
+    ("batch", ROWS),
+    ("expert", "expert"),
+    ("embed", "fsdp"),
+    ("hidden", "tensor"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+)
+FSDP_SIZE = 2**16  # smaller parameters are not worth splitting
+
+
+def make_mesh(
+    sizes: dict[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Mesh over the first `prod(sizes)` devices; axes left out have size 1.
+
+    Raises ConfigError when there are fewer devices.
+    """
+    sizes = {axis: (sizes or {}).get(axis, 1) for axis in AXES}
+    devices = jax.devices() if devices is None else devices
+    needed = math.prod(sizes.values())
+    if needed > len(devices):
+        words = "*".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise ConfigError(
+            f"mesh {words} needs {needed} devices, found {len(devices)}"
+            f" ({devices[0].platform}): make the product at most {len(devices)}"
+        )
+    grid = np.asarray(devices[:needed]).reshape(tuple(sizes.values()))
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """First dimension split over data x fsdp x expert."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """This process's rows (numpy) -> global arrays, split by rows."""
+    sharding = rows(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def unbox(tree: Any) -> Any:
+    """Parameters without Linen's metadata boxes."""
+    return meta.map_axis_meta(lambda box: box.unbox(apply_constraint=False), tree)
+
+
+def param_shardings(boxed: Any, mesh: Mesh) -> Any:
+    """Shardings of parameters, given their (abstract) boxed tree.
+
+    Logical names given by the module win; without them a large parameter is split over `fsdp`
+    along its largest divisible dimension. A mesh axis that doesn't divide a dimension leaves
+    it whole.
+    """
+
+    def sharding(leaf):
+        if isinstance(leaf, meta.AxisMetadata):
+            leaf, names = leaf.unbox(apply_constraint=False), leaf.names
+            spec = _mesh_axes(leaf.shape, names, mesh)
+        else:
+            spec = _fsdp_axes(leaf.shape, mesh)
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(sharding, boxed, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
+
+
+def state_shardings(state: Any, params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """Shardings of an (abstract) train state: optimiser moments and average follow `params`."""
+    opt = optax.tree_map_params(
+        tx, lambda _, s: s, state.opt, params, transform_non_params=lambda _: replicated(mesh)
+    )
+    whole = replicated(mesh)
+    return state.replace(
+        step=whole,
+        params=params,
+        opt=opt,
+        ema=None if state.ema is None else params,
+        bad=whole,
+        skipped=whole,
+    )
+
+
+def _mesh_axes(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh) -> list:
+    """Mesh axis per dimension: by rule, used once, and only where it divides the dimension."""
+    axes: list[str | None] = []
+    for size, name in zip(shape, names, strict=True):
+        axis = dict(RULES).get(name)
+        fits = isinstance(axis, str) and axis not in axes and size % mesh.shape[axis] == 0
+        axes.append(axis if fits else None)
+    return axes
+
+
+def _fsdp_axes(shape: tuple[int, ...], mesh: Mesh) -> list:
+    size = mesh.shape["fsdp"]
+    dims = [d for d in range(len(shape)) if shape[d] % size == 0]
+    if size == 1 or not dims or math.prod(shape) < FSDP_SIZE:
+        return []
+    largest = max(dims, key=lambda d: shape[d])
+    return ["fsdp" if d == largest else None for d in range(len(shape))]

@@ -1,0 +1,199 @@
+"""The training loop: iterate, log, evaluate, save. Knows no method, data set or config file."""
+
+import collections
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from m4.errors import DivergedError, Preempted
+from m4.train.step import State, Totals
+from m4.train.telemetry import Writer
+from m4.types import Batch
+
+MAX_BAD = 10  # skipped steps in a row after which a run has diverged
+IN_FLIGHT = 4  # steps that the host may run ahead
+LOWER_IS_BETTER = ("brier", "ece", "log_loss", "mae", "rmse")
+
+Evaluate = Callable[[State], Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When to do what, in steps."""
+
+    steps: int
+    batch_size: int
+    log_every: int
+    eval_every: int
+    save_every: int
+    select: str  # which evaluation number chooses the best step, '<task>/<metric>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What the loop calls. `save(step, state, progress)` and `save_best(step, state, value)`."""
+
+    put: Callable[[Any], Batch]
+    evaluate: Evaluate
+    save: Callable[[int, State, dict[str, Any]], None]
+    save_best: Callable[[int, State, float], None]
+    writer: Writer
+    stop: Callable[[], bool] = lambda: False
+
+
+def run(
+    step: Callable[[State, Totals, Batch], tuple[State, Totals]],
+    state: State,
+    batches: Iterator[Any],
+    *,
+    zeros: Callable[[], Totals],
+    plan: Plan,
+    hooks: Hooks,
+    progress: Mapping[str, Any] | None = None,
+) -> State:
+    """Runs from `state.step` to `plan.steps` and returns the last state.
+
+    Args:
+      step: compiled train step.
+      state: where to start; its buffers are donated.
+      batches: host batches from `state.step` on.
+      zeros: fresh totals on the device.
+      plan: when to log, evaluate and save.
+      hooks: what to call for it.
+      progress: what `hooks.save` was given, for a resumed run.
+
+    Numbers are fetched one log interval late, so the host never waits for the device except to
+    evaluate, save, or stay at most a few steps ahead. Raises DivergedError after 10 skipped
+    steps in a row, Preempted when `hooks.stop()` says so (after saving).
+    """
+    log = _Log(plan, hooks.writer)
+    totals, running = zeros(), collections.deque()
+    first, progress = int(state.step), dict(progress or {"best": None, "evaluated": 0})
+    if first % plan.eval_every == 0 and progress["evaluated"] < first:  # was stopped before it
+        progress = _evaluate(first, state, plan, hooks, progress)
+    log.restart()
+    for number in range(first + 1, plan.steps + 1):
+        batch = hooks.put(log.timed(next, batches))
+        state, totals = step(state, totals, batch)
+        running.append(totals.bad)
+        if len(running) > IN_FLIGHT:
+            jax.block_until_ready(running.popleft())
+        last = number == plan.steps
+        stop = hooks.stop() and not last
+        evaluate = not stop and (number % plan.eval_every == 0 or last)
+        save = number % plan.save_every == 0 or last or stop
+        if number % plan.log_every == 0 or evaluate or save:
+            log.push(number, totals)
+            totals = zeros()
+        if evaluate or save:
+            log.flush()
+        if evaluate:
+            progress = _evaluate(number, state, plan, hooks, progress)
+        if save:
+            hooks.save(number, state, progress)
+        if stop:
+            raise Preempted(f"stopped at step {number}, saved; run the same command to go on")
+        if evaluate or save:
+            log.restart()
+    return state
+
+
+def stop_on_signals() -> Callable[[], bool]:
+    """Turns SIGTERM and the first Ctrl-C into a flag: a second one acts as usual."""
+    asked = []
+
+    def handler(number, frame):
+        asked.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+    return lambda: bool(asked)
+
+
+def better(metric: str, value: float, best: float | None) -> bool:
+    """Whether `value` of '<task>/<metric>' beats `best`."""
+    if not math.isfinite(value):
+        return False
+    lower = metric.rpartition("/")[2] in LOWER_IS_BETTER
+    return best is None or (value < best if lower else value > best)
+
+
+def _evaluate(
+    number: int, state: State, plan: Plan, hooks: Hooks, progress: dict[str, Any]
+) -> dict[str, Any]:
+    start = time.perf_counter()
+    metrics = dict(hooks.evaluate(state))
+    scalars = {f"val/{name}": value for name, value in metrics.items()}
+    hooks.writer.write_scalars(number, scalars | {"time/eval_s": time.perf_counter() - start})
+    value, best = metrics.get(plan.select, math.nan), progress["best"]
+    if better(plan.select, value, best):
+        hooks.save_best(number, state, value)
+        best = value
+    return {"best": best, "evaluated": number}
+
+
+class _Log:
+    """Totals that are still on the device, and where the time went since the last line."""
+
+    def __init__(self, plan: Plan, writer: Writer):
+        self._plan, self._writer = plan, writer
+        self._pending: tuple[int, int, Totals, dict[str, float]] | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the clock again (after evaluation or saving)."""
+        self._clock, self._wait, self._steps = time.perf_counter(), 0.0, 0
+
+    def timed(self, function: Callable, *args: Any) -> Any:
+        """Calls `function` and counts the time as waiting for input."""
+        start = time.perf_counter()
+        result = function(*args)
+        self._wait += time.perf_counter() - start
+        self._steps += 1
+        return result
+
+    def push(self, number: int, totals: Totals) -> None:
+        """Takes the totals up to step `number` and writes those before."""
+        self.flush()
+        seconds = max(time.perf_counter() - self._clock, 1e-9)
+        times = {
+            "time/examples_per_s": self._steps * self._plan.batch_size / seconds,
+            "time/input_wait": self._wait / seconds,
+        }
+        self._pending = (number, self._steps, totals, times)
+        self.restart()
+
+    def flush(self) -> None:
+        """Writes what is pending. Raises DivergedError."""
+        if self._pending is None:
+            return
+        number, steps, totals, times = self._pending
+        self._pending = None
+        totals = jax.device_get(totals)
+        if totals.bad >= MAX_BAD:
+            names = [name for name, count in totals.nonfinite.items() if count]
+            raise DivergedError(
+                f"step {number}: the last {totals.bad} updates were skipped because"
+                f" {', '.join(names)} was not finite; try a lower optim.lr"
+            )
+        self._writer.write_scalars(number, _scalars(totals, steps) | times)
+
+
+def _scalars(totals: Totals, steps: int) -> dict[str, float]:
+    """Means over the interval; an expert-load vector becomes its coefficient of variation."""
+    scalars: dict[str, float] = {}
+    for name, mean in sorted(totals.means.items()):
+        value = np.asarray(mean.total) / mean.weight if mean.weight else np.full((), np.nan)
+        if value.ndim == 0:
+            scalars[f"train/{name}"] = float(value)
+        else:
+            scalars[f"train/{name}_cv"] = float(value.std() / max(value.mean(), 1e-30))
+    scalars["train/skipped"] = steps - round(float(totals.means["loss"].weight))
+    return scalars

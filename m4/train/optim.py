@@ -1,0 +1,79 @@
+"""Optimiser and learning-rate schedule from plain keyword arguments."""
+
+import jax
+import optax
+
+OPTIMISERS = ("adam", "adamw", "lion", "sgd")
+
+
+def make_schedule(
+    lr: float,
+    *,
+    steps: int,
+    schedule: str = "cosine",
+    warmup_steps: int = 0,
+    end_fraction: float = 0.0,
+) -> optax.Schedule:
+    """Linear warm-up from 0 to `lr`, then constant, cosine or linear decay to `end_fraction * lr`.
+
+    The decay ends at `steps`. Raises ValueError on an unknown schedule.
+    """
+    rest = max(steps - warmup_steps, 1)
+    if schedule == "constant":
+        decay = optax.constant_schedule(lr)
+    elif schedule == "cosine":
+        decay = optax.cosine_decay_schedule(lr, rest, alpha=end_fraction)
+    elif schedule == "linear":
+        decay = optax.linear_schedule(lr, lr * end_fraction, rest)
+    else:
+        raise ValueError(f"schedule {schedule!r} is not one of constant, cosine, linear")
+    if not warmup_steps:
+        return decay
+    warmup = optax.linear_schedule(0.0, lr, warmup_steps)
+    return optax.join_schedules([warmup, decay], [warmup_steps])
+
+
+def make_optimiser(
+    name: str,
+    schedule: optax.Schedule,
+    *,
+    weight_decay: float = 0.0,
+    clip_norm: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """Clipping by global norm (0 = off), then the optimiser, then decoupled weight decay.
+
+    Decay applies to matrices only: not to biases, norm scales or other vectors. `adam` ignores
+    `weight_decay` only if it is 0; asking for both is a ValueError, because L2 in Adam is rarely
+    meant (`adamw` decouples it). `b1` is SGD's momentum.
+    """
+    if name == "adam" and weight_decay:
+        raise ValueError(f"adam has no decoupled weight_decay={weight_decay}: use adamw")
+    core = {
+        "adam": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        "adamw": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        "lion": lambda: optax.scale_by_lion(b1=b1, b2=b2),
+        "sgd": lambda: optax.trace(decay=b1) if b1 else optax.identity(),
+    }
+    if name not in core:
+        raise ValueError(f"optimiser {name!r} is not one of {', '.join(OPTIMISERS)}")
+    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    parts.append(core[name]())
+    if weight_decay:
+        parts.append(optax.add_decayed_weights(weight_decay, mask=decayed))
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+
+
+def decayed(params):
+    """True for every leaf that weight decay applies to.
+
+    Stacked expert biases are matrices [E, D], so names count besides the number of dimensions.
+    """
+
+    def is_matrix(path, leaf):
+        names = [str(getattr(key, "key", key)) for key in path]
+        return leaf.ndim > 1 and "bias" not in names[-1] and "scale" not in names[-1]
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -1,0 +1,141 @@
+"""The train step: state, gradient, update, and a guard against non-finite numbers.
+
+`B` rows. A step is a pure function `(state, totals, batch) -> (state, totals)`; it is compiled
+once, ahead of time, so a batch of another shape or dtype is a TypeError, not a second compile.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from m4.types import Array, Batch, Mean, Method, Outputs
+
+Params = Any
+LAYER_STATS = ("load", "importance", "entropy", "dropped")
+
+
+@flax.struct.dataclass
+class State:
+    """All that a run needs to go on. Random keys derive from (seed, step) and are not stored."""
+
+    step: Array  # i32[], batches seen, skipped ones included
+    params: Params
+    opt: optax.OptState
+    ema: Params | None  # moving average of params, None when it is off
+    bad: Array  # i32[], steps skipped in a row
+    skipped: Array  # i32[], steps skipped in all
+
+    @property
+    def eval_params(self) -> Params:
+        """What evaluation uses: the moving average where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+@flax.struct.dataclass
+class Totals:
+    """Sums over the steps since the last log line; they stay on the device until fetched."""
+
+    means: dict[str, Mean]  # over steps that were not skipped
+    nonfinite: dict[str, Array]  # i32[], steps in which a term was not finite
+    bad: Array  # i32[], longest run of skipped steps seen
+
+
+class Step(NamedTuple):
+    """`apply(state, totals, batch) -> (state, totals)` and `zeros(state, batch) -> totals`."""
+
+    apply: Callable[[State, Totals, Batch], tuple[State, Totals]]
+    zeros: Callable[[State, Batch], Totals]
+
+
+def init_params(method: Method, batch: Batch, *, seed: int) -> Params:
+    """Fresh parameters, in the metadata boxes that Linen gives them."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    rngs = dict(zip(("params", "dropout", "gate"), keys, strict=True))
+    return method.init(rngs, batch, train=False)["params"]
+
+
+def init_state(params: Params, tx: optax.GradientTransformation, *, ema: float) -> State:
+    """State at step 0; `ema` 0 turns the moving average off."""
+    zero = jnp.zeros((), jnp.int32)
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return State(zero, params, tx.init(params), average, zero, jnp.copy(zero))
+
+
+def make_step(
+    method: Method, tx: optax.GradientTransformation, *, seed: int, ema: float = 0.0
+) -> Step:
+    """The train step of `method` under optimiser `tx`.
+
+    A step whose loss or gradient norm is not finite leaves parameters, optimiser and average
+    bit for bit as they were and is counted. The average decays by
+    `min(ema, (1 + t) / (10 + t))`, so that a short run isn't dominated by its initial values.
+    """
+
+    @jax.jit  # its trace is shared by `apply` and `zeros`
+    def gradient(params, batch, step):
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+        rngs = dict(zip(("dropout", "gate"), keys, strict=True))
+
+        def objective(params):
+            out = method.apply({"params": params}, batch, train=True, rngs=rngs)
+            loss, terms = method.loss(out, batch, step)
+            return loss, _means(out, terms)
+
+        (loss, means), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        norm = optax.tree.norm(grads)
+        return grads, {"loss": _one(loss), "grad_norm": _one(norm)} | means
+
+    def apply(state, totals, batch):
+        grads, means = gradient(state.params, batch, state.step)
+        ok = jnp.isfinite(means["loss"].total) & jnp.isfinite(means["grad_norm"].total)
+        updates, opt = tx.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = None
+        if state.ema is not None:
+            decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+            average = optax.incremental_update(params, state.ema, 1.0 - decay)
+        old = (state.params, state.opt, state.ema)
+        params, opt, average = _where(ok, (params, opt, average), old)
+        bad = jnp.where(ok, 0, state.bad + 1)
+        state = State(state.step + 1, params, opt, average, bad, state.skipped + ~ok)
+        return state, _add(totals, means, ok, bad)
+
+    def zeros(state, batch):
+        means = jax.eval_shape(gradient, state.params, batch, state.step)[1]
+        means = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), means)
+        zero = jnp.zeros((), jnp.int32)
+        return Totals(means, {name: jnp.copy(zero) for name in means}, zero)
+
+    return Step(apply, zeros)
+
+
+def _means(out: Outputs, terms: dict[str, Mean]) -> dict[str, Mean]:
+    """What is worth logging of one step."""
+    means = {f"task/{name}": term for name, term in terms.items()}
+    means |= {f"aux/{name}": _one(loss) for name, loss in out.aux_losses.items()}
+    for layer, aux in out.moe.items():
+        stats = {name: aux.stats[name] for name in LAYER_STATS if name in aux.stats}
+        means |= {f"moe/{layer}/{name}": _one(stat) for name, stat in stats.items()}
+    return jax.lax.stop_gradient(means)
+
+
+def _one(value: Array) -> Mean:
+    return Mean(jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32))
+
+
+def _where(ok: Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+
+
+def _add(totals: Totals, means: dict[str, Mean], ok: Array, bad: Array) -> Totals:
+    kept = _where(ok, means, jax.tree.map(jnp.zeros_like, means))
+    merged = {name: totals.means[name].merge(kept[name]) for name in means}
+    nonfinite = {
+        name: totals.nonfinite[name] + ~jnp.isfinite(mean.total).all()
+        for name, mean in means.items()
+    }
+    return Totals(merged, nonfinite, jnp.maximum(totals.bad, bad))

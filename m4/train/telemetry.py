@@ -1,0 +1,222 @@
+"""Where numbers go: JSON lines, a progress line, TensorBoard.
+
+Writers have the method names of clu's metric writers (`write_scalars`, `write_texts`,
+`write_histograms`, `flush`, `close`), so that those can stand in where TensorFlow is installed.
+"""
+
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+Scalars = Mapping[str, float]
+
+
+class Writer:
+    """Takes everything and writes nothing; the base of the other writers."""
+
+    def write_scalars(self, step: int, scalars: Scalars) -> None:
+        """Named numbers at a step."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Named texts at a step."""
+
+    def write_histograms(
+        self, step: int, arrays: Mapping[str, np.ndarray], num_buckets: Any = None
+    ) -> None:
+        """Named arrays whose distribution matters."""
+
+    def flush(self) -> None:
+        """Everything written so far is on disk."""
+
+    def close(self) -> None:
+        """No more writing."""
+
+
+class JsonLines(Writer):
+    """One line per call: `{"step": 100, "train/loss": 0.4, ...}`, the source of reports.
+
+    Lines after step `resume` are cut off, so that a restored run doesn't say things twice. A
+    number that is not finite is written as null.
+    """
+
+    def __init__(self, path: Path, *, resume: int = 0):
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if (step := _step(line)) is not None and step <= resume]
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(line + "\n" for line in kept))
+        partial.replace(path)
+        self._file = open(path, "a")  # noqa: SIM115 (open for the whole run)
+
+    def write_scalars(self, step: int, scalars: Scalars) -> None:
+        """Appends one line."""
+        row = {"step": step} | {k: _json_number(v) for k, v in scalars.items()}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def flush(self) -> None:
+        """Flushes the file."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class TensorBoard(Writer):
+    """Event files by tensorboardX."""
+
+    def __init__(self, folder: Path, *, resume: int = 0):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=resume + 1 if resume else None)
+
+    def write_scalars(self, step: int, scalars: Scalars) -> None:
+        """Adds scalars."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Adds texts."""
+        for name, text in texts.items():
+            self._writer.add_text(name, text, step)
+
+    def write_histograms(
+        self, step: int, arrays: Mapping[str, np.ndarray], num_buckets: Any = None
+    ) -> None:
+        """Adds histograms; `num_buckets` is clu's argument and is not used."""
+        for name, values in arrays.items():
+            self._writer.add_histogram(name, np.asarray(values), step)
+
+    def flush(self) -> None:
+        """Flushes the event file."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the event file."""
+        self._writer.close()
+
+
+class ProgressLine(Writer):
+    """A live line on a terminal, plain lines elsewhere: step, loss, select, speed, wait, ETA."""
+
+    def __init__(self, *, steps: int, start: int, select: str, console: Console | None = None):
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._steps, self._start, self._select = steps, start, select
+        self._best: float | None = None
+        self._began: tuple[float, int] | None = None
+        self._progress = None
+        if self._console.is_terminal:
+            columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
+            self._progress = Progress(*columns, console=self._console)
+            self._task = self._progress.add_task("compiling", total=steps, completed=start)
+            self._progress.start()
+
+    def write_scalars(self, step: int, scalars: Scalars) -> None:
+        """Shows what belongs on the line; validation numbers wait for the next line."""
+        if f"val/{self._select}" in scalars:
+            self._best = scalars[f"val/{self._select}"]
+        if "train/loss" not in scalars:
+            return
+        text = self._line(step, scalars)
+        if self._progress is None:
+            self._console.print(text, markup=False)
+        else:
+            self._progress.update(self._task, completed=step, description=text)
+
+    def close(self) -> None:
+        """Leaves the last line on the screen."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _line(self, step: int, scalars: Scalars) -> str:
+        parts = [
+            f"step {step}/{self._steps} {100 * step / self._steps:.0f}%",
+            f"loss {scalars['train/loss']:.4g}",
+        ]
+        if self._best is not None:
+            parts.append(f"val {self._select} {self._best:.4g}")
+        if "time/examples_per_s" in scalars:
+            parts.append(f"{scalars['time/examples_per_s']:.3g} ex/s")
+            parts.append(f"wait {100 * scalars['time/input_wait']:.0f}%")
+        parts.append(f"ETA {self._eta(step)}")
+        if scalars.get("train/skipped"):
+            parts.append(f"{scalars['train/skipped']:.0f} steps skipped")
+        return " | ".join(parts)
+
+    def _eta(self, step: int) -> str:
+        """Time left at the pace since the first line (compilation and warm-up don't count)."""
+        now = time.monotonic()
+        if self._began is None or step <= self._began[1]:
+            self._began = (now, step)
+            return "-"
+        pace = (now - self._began[0]) / (step - self._began[1])
+        seconds = round(pace * (self._steps - step))
+        hours, minutes = seconds // 3600, seconds % 3600 // 60
+        return f"{hours}:{minutes:02}:{seconds % 60:02}"
+
+
+class Writers(Writer):
+    """Several writers as one."""
+
+    def __init__(self, writers: Sequence[Writer]):
+        self._writers = tuple(writers)
+
+    def write_scalars(self, step: int, scalars: Scalars) -> None:
+        """To every writer."""
+        for writer in self._writers:
+            writer.write_scalars(step, scalars)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """To every writer."""
+        for writer in self._writers:
+            writer.write_texts(step, texts)
+
+    def write_histograms(
+        self, step: int, arrays: Mapping[str, np.ndarray], num_buckets: Any = None
+    ) -> None:
+        """To every writer."""
+        for writer in self._writers:
+            writer.write_histograms(step, arrays, num_buckets)
+
+    def flush(self) -> None:
+        """Every writer."""
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self) -> None:
+        """Every writer."""
+        for writer in self._writers:
+            writer.close()
+
+
+def make_writer(workdir: Path, *, resume: int, steps: int, select: str) -> Writer:
+    """JSON lines and the progress line, and TensorBoard if tensorboardX is installed."""
+    writers: list[Writer] = [JsonLines(workdir / "metrics.jsonl", resume=resume)]
+    if importlib.util.find_spec("tensorboardX") is not None:
+        writers.append(TensorBoard(workdir / "tensorboard", resume=resume))
+    writers.append(ProgressLine(steps=steps, start=resume, select=select))
+    return Writers(writers)
+
+
+def _step(line: str) -> int | None:
+    """Step of a line; None for one that a crash left incomplete."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _json_number(value: Any) -> float | int | None:
+    number = float(value)
+    if not math.isfinite(number):
+        return None
+    return int(value) if number.is_integer() and isinstance(value, int) else number

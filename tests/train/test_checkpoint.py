@@ -1,0 +1,119 @@
+"""Checkpoints: bits, shardings, retention, replacement, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from m4 import sharding
+from m4.errors import CheckpointError, SaveError
+from m4.train.checkpoint import Checkpoints, abstract
+
+
+def state(value=1.0, shape=(8, 2)):
+    rng = np.random.default_rng(0)
+    return {
+        "w": jnp.asarray(rng.normal(size=shape).astype(np.float32) * value),
+        "step": jnp.asarray(7, jnp.int32),
+        "none": None,
+    }
+
+
+def like(tree):
+    one = sharding.replicated(sharding.make_mesh())
+    return abstract(tree, jax.tree.map(lambda _: one, tree))
+
+
+def test_restores_bits_and_note(tmp_path):
+    saved = state()
+    first = Checkpoints(tmp_path, keep=2)
+    first.save(3, saved, {"seed": 1, "best": None})
+    first.close()
+    second = Checkpoints(tmp_path, keep=2)
+    assert second.latest() == 3
+    restored, note = second.restore(like(saved))
+    second.close()
+    assert np.array_equal(restored["w"].view(np.uint32), saved["w"].view(np.uint32))
+    assert (int(restored["step"]), restored["none"]) == (7, None)
+    assert note == {"seed": 1, "best": None}
+
+
+def test_restores_onto_another_mesh(tmp_path):
+    saved = state()
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, saved, {})
+    mesh = sharding.make_mesh({"fsdp": 4, "data": 2})
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    target = like(saved) | {"w": jax.ShapeDtypeStruct((8, 2), jnp.float32, sharding=split)}
+    restored, _ = checkpoints.restore(target)
+    checkpoints.close()
+    assert restored["w"].sharding == split
+    assert np.array_equal(restored["w"], saved["w"])
+
+
+def test_keeps_the_newest_and_replaces_a_step_of_the_same_number(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(step), {})
+    checkpoints.save(3, state(9.0), {"again": True})
+    checkpoints.wait()
+    restored, note = checkpoints.restore(like(state()))
+    assert np.array_equal(restored["w"], state(9.0)["w"]) and note == {"again": True}
+    checkpoints.close()
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["2", "3"]
+
+
+def test_files_of_a_save_that_never_finished_are_ignored_and_swept(tmp_path):
+    (tmp_path / "5.orbax-checkpoint-tmp").mkdir(parents=True)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.latest() is None
+    checkpoints.close()
+    assert not (tmp_path / "5.orbax-checkpoint-tmp").exists()
+
+
+def test_errors_are_one_line(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "a", keep=1)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        checkpoints.restore(like(state()))
+    checkpoints.save(1, state(), {})
+    checkpoints.wait()
+    half = like(state())
+    half["w"] = jax.ShapeDtypeStruct((8, 2), jnp.bfloat16, sharding=half["w"].sharding)
+    for other, says in [
+        (like(state(shape=(4, 2))), r"w: saved float32\[8, 2\], expected float32\[4, 2\]"),
+        (half, r"w: saved float32\[8, 2\], expected bfloat16"),
+        (like(state() | {"more": jnp.ones(1)}), "more: saved nothing"),
+    ]:
+        with pytest.raises(CheckpointError, match=says) as error:
+            checkpoints.restore(other)
+        assert "\n" not in "".join(error.value.lines())
+    checkpoints.close()
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, state(), {})
+    checkpoints.close()
+    (tmp_path / "1" / "meta" / "metadata").write_text("{")
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    with pytest.raises(CheckpointError, match="cannot be restored") as error:
+        checkpoints.restore(like(state()))
+    assert len(error.value.lines()) == 1 and "\n" not in str(error.value)
+    checkpoints.close()
+
+
+def test_a_disk_that_refuses_is_a_save_error(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(SaveError, match="No space left"):
+        checkpoints.save(1, state(), {})
+    monkeypatch.setattr(checkpoints._manager, "save", lambda *a, **k: False)
+    with pytest.raises(SaveError, match="not taken"):
+        checkpoints.save(1, state(), {})
+    checkpoints.close()
