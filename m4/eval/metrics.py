@@ -47,6 +47,10 @@ class Value(NamedTuple):
     note: str = ""
 
 
+NO_ROW = Value(float("nan"), "no labelled row")
+NO_EVENT = Value(float("nan"), "no positive label")
+
+
 def score(
     task: TaskSpec,
     label_NL: np.ndarray,
@@ -94,55 +98,63 @@ def choose_threshold(label_NL: np.ndarray, mask_NL: np.ndarray, prediction_NC: n
 
 
 def _binary(y: np.ndarray, p: np.ndarray, cut: float | None) -> dict[str, Value]:
+    cuts = {"f1": p >= 0.5} | ({} if cut is None else {"f1_val": p >= cut})
+    return _ranks(y, p) | _cuts(y, cuts) | _probability(y, p)
+
+
+def _ranks(y: np.ndarray, p: np.ndarray) -> dict[str, Value]:
     if y.size == 0:
-        empty = Value(np.nan, "no labelled row")
-        names = ["auroc", "auprc", "f1", "brier", "ece", "log_loss"] + ["f1_val"] * (
-            cut is not None
-        )
-        return dict.fromkeys(names, empty)
+        return dict.fromkeys(("auroc", "auprc"), NO_ROW)
     one_class = "" if y.min() != y.max() else f"every label is {int(y[0])}"
-    no_event = "" if y.max() > 0 else "no positive label"
-    out = {
+    return {
         "auroc": Value(np.nan, one_class) if one_class else Value(sk.roc_auc_score(y, p)),
-        "auprc": Value(np.nan, no_event) if no_event else Value(sk.average_precision_score(y, p)),
+        "auprc": Value(sk.average_precision_score(y, p)) if y.max() > 0 else NO_EVENT,
+    }
+
+
+def _cuts(y: np.ndarray, said: dict[str, np.ndarray]) -> dict[str, Value]:
+    """F1 of every named set of positive decisions."""
+    if y.size == 0:
+        return dict.fromkeys(said, NO_ROW)
+    if y.max() == 0:
+        return dict.fromkeys(said, NO_EVENT)
+    return {name: Value(sk.f1_score(y, decision)) for name, decision in said.items()}
+
+
+def _probability(y: np.ndarray, p: np.ndarray) -> dict[str, Value]:
+    if y.size == 0:
+        return dict.fromkeys(("brier", "ece", "log_loss"), NO_ROW)
+    safe = np.clip(p, EPS, 1 - EPS)
+    return {
         "brier": Value(float(np.mean((p - y) ** 2))),
         "ece": Value(ece(y, p)),
-        "log_loss": Value(sk.log_loss(y, np.clip(p, EPS, 1 - EPS), labels=[0, 1])),
+        "log_loss": Value(-float(np.mean(y * np.log(safe) + (1 - y) * np.log1p(-safe)))),
     }
-    for name, at in (("f1", 0.5), ("f1_val", cut)):
-        if at is not None:
-            out[name] = Value(np.nan, no_event) if no_event else Value(sk.f1_score(y, p >= at))
-    return out
 
 
 def _multilabel(y, mask, p, cuts) -> dict[str, Value]:
-    count = p.shape[1]
-    half = np.full(count, 0.5)
-    per = [
-        _binary(y[mask[:, c], c], p[mask[:, c], c], None if cuts is None else float(cuts[c]))
-        for c in range(count)
-    ]
-    out = {}
-    for name in ("auroc", "auprc", "f1") + (() if cuts is None else ("f1_val",)):
-        out[f"{name}_macro"] = _mean([scores[name].value for scores in per], "labels")
-    flat_y, flat_p = y[mask], p[mask]
-    flat = _binary(flat_y, flat_p, None)
-    out |= {"auroc_micro": flat["auroc"], "auprc_micro": flat["auprc"]}
-    for name, at in (("f1_micro", half), ("f1_val_micro", cuts)):
-        if at is not None:
-            said = (p >= at)[mask]
-            missing = flat["f1"].note
-            out[name] = Value(np.nan, missing) if missing else Value(sk.f1_score(flat_y, said))
-    return out | {name: flat[name] for name in ("brier", "ece", "log_loss")}
+    said = {"f1": p >= 0.5} | ({} if cuts is None else {"f1_val": p >= cuts})
+    per: dict[str, list[float]] = {}
+    for c in range(p.shape[1]):
+        rows = mask[:, c]
+        decided = {name: decision[rows, c] for name, decision in said.items()}
+        both = _ranks(y[rows, c], p[rows, c]) | _cuts(y[rows, c], decided)
+        for name, value in both.items():
+            per.setdefault(f"{name}_macro", []).append(value.value)
+    flat = _ranks(y[mask], p[mask])
+    flat |= _cuts(y[mask], {name: decision[mask] for name, decision in said.items()})
+    macro = {name: _mean(values, "labels") for name, values in per.items()}
+    micro = {f"{name}_micro": value for name, value in flat.items()}
+    return macro | micro | _probability(y[mask], p[mask])
 
 
 def _multiclass(y: np.ndarray, p: np.ndarray) -> dict[str, Value]:
     if y.size == 0:
         names = ("accuracy", "f1_macro", "auroc_macro", "log_loss", "brier", "ece")
-        return dict.fromkeys(names, Value(np.nan, "no labelled row"))
+        return dict.fromkeys(names, NO_ROW)
     said, count = p.argmax(axis=1), p.shape[1]
     hot = np.eye(count)[y]
-    rest = [_binary(hot[:, c], p[:, c], None)["auroc"].value for c in range(count)]
+    rest = [_ranks(hot[:, c], p[:, c])["auroc"].value for c in range(count)]
     right = (said == y).astype(float)
     return {
         "accuracy": Value(sk.accuracy_score(y, said)),
@@ -157,7 +169,7 @@ def _multiclass(y: np.ndarray, p: np.ndarray) -> dict[str, Value]:
 def _regression(y: np.ndarray, p: np.ndarray) -> dict[str, Value]:
     names = ("mae", "rmse", "r2", "spearman")
     if y.size == 0:
-        return dict.fromkeys(names, Value(np.nan, "no labelled row"))
+        return dict.fromkeys(names, NO_ROW)
     flat = (y.min(axis=0) == y.max(axis=0)).any()
     still = (p.min(axis=0) == p.max(axis=0)).any()
     note = "constant labels" if flat else ""

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from m4.eval import bootstrap, metrics, routing
 from m4.eval.predictions import Predictions
@@ -66,6 +67,8 @@ def thresholds(predictions: Predictions, spec: DataSpec) -> dict[str, np.ndarray
     }
 
 
+# many small products: more threads would only wait for each other
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def compose(
     predictions: Predictions,
     spec: DataSpec,

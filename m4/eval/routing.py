@@ -140,7 +140,10 @@ def outcome_groups(
     classes = range(2 if task.kind == "binary" else min(task.dim, MAX_GROUPS))
     names = task.labels if len(task.labels) == len(classes) else None
     return [
-        (names[c] if names else f"{task.name} = {c}", known & (label_NL[:, 0] == c))
+        (
+            f"{task.name}: {names[c]}" if names else f"{task.name} = {c}",
+            known & (label_NL[:, 0] == c),
+        )
         for c in classes
     ]
 

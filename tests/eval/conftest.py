@@ -22,7 +22,9 @@ def make_spec(modalities=tuple(STRENGTH)):
     )
 
 
-def make_predictions(rows=400, seed=0, modalities=tuple(STRENGTH), experts=8, patient_offset=0):
+def make_predictions(
+    rows=400, seed=0, modalities=tuple(STRENGTH), experts=8, patient_offset=0, tasks=None
+):
     """Each kept and present modality adds evidence in proportion to its STRENGTH."""
     rng = np.random.default_rng(seed)
     spec = make_spec(modalities)
@@ -61,6 +63,8 @@ def make_predictions(rows=400, seed=0, modalities=tuple(STRENGTH), experts=8, pa
         f"layer_{i}": LayerRouting(by_modality, by_modality.sum(0), 1.4, 0.02, by_row)
         for i in range(2)
     }
+    if tasks is not None:
+        prediction = {name: prediction[name] for name in tasks}
     mask = {name: rng.random(np.shape(y)) < 0.95 for name, y in label.items()}
     return (
         spec,
@@ -79,6 +83,6 @@ def make_predictions(rows=400, seed=0, modalities=tuple(STRENGTH), experts=8, pa
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fabricate():
     return make_predictions
