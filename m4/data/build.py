@@ -12,6 +12,7 @@ killed build leaves nothing that looks finished and two processes never build th
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib
@@ -26,11 +27,12 @@ from typing import Any
 from m4.data import manifest as manifests
 from m4.data import records
 from m4.data.cohort import Cohort, Example
-from m4.errors import DataError
+from m4.errors import DataError, SaveError
 
 Progress = Callable[[str, int], None]  # called with the split and its records so far
 REPORT_EVERY = 200
 STAMPS = "stamps.json"
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def prepare(
@@ -59,6 +61,7 @@ def prepare(
     Raises:
       DataError: missing or damaged files, one line each; a split that is empty; a patient in two
         splits.
+      SaveError: `data_dir` cannot be written or is full.
     """
     raw_dir, options = Path(raw_dir), dict(options or {})
     module = importlib.import_module(name if "." in name else f"m4.data.{name}")
@@ -77,13 +80,19 @@ def prepare(
     missing = module.missing_files(raw_dir, **options)
     if missing:
         raise DataError(*missing, f"{name}: {module.WHERE}")
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(home):
-        ready = _unchanged(home, identity, raw_dir)  # built while we waited for the lock
-        if ready:
-            return ready
-        cohort = module.cohort(raw_dir, seed=seed, **options)
-        return _build(home, identity, cohort, raw_dir=raw_dir, progress=progress)
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _locked(home):
+            ready = _unchanged(home, identity, raw_dir)  # built while we waited for the lock
+            if ready:
+                return ready
+            cohort = module.cohort(raw_dir, seed=seed, **options)
+            return _build(home, identity, cohort, raw_dir=raw_dir, progress=progress)
+    except OSError as error:
+        if error.errno in _CANNOT_WRITE:
+            place = error.filename or home
+            raise SaveError(f"{place}: {error.strerror} (building records in {home})") from error
+        raise
 
 
 def fingerprint(identity: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,9 +1,11 @@
+import errno
 import json
 import os
 import stat
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from toy_cohort import build_into, example, make_cohort
 
 from m4.data import build
 from m4.data.store import Store
-from m4.errors import DataError
+from m4.errors import DataError, SaveError
 
 
 @pytest.fixture
@@ -90,6 +92,26 @@ def test_an_interrupted_build_leaves_nothing_that_looks_complete(module, monkeyp
     folder = build.prepare("toylab.toy", raw, home)
     assert len(Store(folder, "test")) == 9
     assert sorted(path.name for path in (home / "toy").iterdir()) == [".lock", folder.name]
+
+
+def test_a_second_process_waits_for_the_first_and_builds_nothing(module):
+    toy, raw, home = module
+    with ThreadPoolExecutor(3) as pool:  # each call opens the lock file for itself
+        folders = {*pool.map(lambda _: build.prepare("toylab.toy", raw, home), range(3))}
+    assert len(folders) == 1 and toy.builds == [0]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_is_a_save_error_and_leaves_nothing(module, monkeypatch, code):
+    _, raw, home = module
+
+    def fail(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(build.records, "write", fail)
+    with pytest.raises(SaveError, match=f"toy: {os.strerror(code)} .building records"):
+        build.prepare("toylab.toy", raw, home)
+    assert [path.name for path in (home / "toy").iterdir()] == [".lock"]
 
 
 def interrupted(patient):
@@ -212,7 +234,7 @@ def test_same_cohort_gives_the_same_bytes(built, tmp_path):
         assert (again / path.relative_to(built)).read_bytes() == path.read_bytes()
 
 
-def test_no_tensorflow_and_no_output(tmp_path):
+def test_no_tensorflow_no_output_and_no_litter(tmp_path):
     code = f"""
         import sys
         sys.path.insert(0, {str(os.path.dirname(__file__))!r})
@@ -220,13 +242,20 @@ def test_no_tensorflow_and_no_output(tmp_path):
         from m4.data.store import Store
         from m4.data.loader import TrainLoader
         from pathlib import Path
-        folder = toy_cohort.build_into(Path({str(tmp_path)!r}), toy_cohort.make_cohort())
+        folder = toy_cohort.build_into(Path({str(tmp_path / "built")!r}), toy_cohort.make_cohort())
         TrainLoader(Store(folder, "train"), 8, seed=0).batch(0)
         bad = [name for name in sys.modules if name.split(".")[0] in ("tensorflow", "torch")]
         sys.exit(f"imported {{bad}}" if bad else 0)
     """
+    litter = {name: tmp_path / name for name in ("HOME", "TMPDIR")}
+    for path in litter.values():
+        path.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **{name: str(path) for name, path in litter.items()}},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+    assert not [found for path in litter.values() for found in path.iterdir()]

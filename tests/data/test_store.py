@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from toy_cohort import SPEC, build_into, example, make_cohort
 
+from m4.data import records
 from m4.data.normalise import Normaliser
 from m4.data.store import Store
 from m4.errors import DataError
@@ -67,6 +68,16 @@ def test_disk_equals_memory(built, train):
     indices = [3, 39, 0, 3]
     for key, array in disk.read(indices).items():
         assert np.array_equal(array, train.read(indices)[key]), key
+
+
+def test_own_decoder_equals_that_of_tensorflow_datasets(built):
+    import tensorflow_datasets as tfds
+
+    (folder,) = (path.parent for path in built.rglob("features.json"))
+    theirs = tfds.builder_from_directory(folder).as_data_source("train")
+    ours = records.Source(built / "records", "train", SPEC)
+    for i in range(len(ours)):
+        np.testing.assert_equal(ours.read([i])[0], theirs[i])
 
 
 def test_caller_owns_what_it_reads(train):
