@@ -1,0 +1,76 @@
+"""Masked attention on stacks of modalities, and pooling by attention.
+
+Letters: B rows, M modalities, Q queries, L keys, H heads, c width of a head, D model width,
+T tasks.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+
+from m4.nn.dense import StackedDense, xavier_init
+from m4.types import Array
+
+
+def masked_softmax(scores: Array, mask: Array) -> Array:
+    """Softmax over the last dimension among `mask`; all zeros (not NaN) where nothing is kept."""
+    scores = jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
+    return weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
+
+
+def attend(q_BMQHc: Array, k_BMLHc: Array, v_BMLHc: Array, mask_BML: Array, drop) -> Array:
+    """Scaled dot-product attention; `drop` is applied to the attention weights."""
+    scores_BMHQL = jnp.einsum("bmqhc,bmlhc->bmhql", q_BMQHc, k_BMLHc) * q_BMQHc.shape[-1] ** -0.5
+    weights_BMHQL = drop(masked_softmax(scores_BMHQL, mask_BML[:, :, None, None]))
+    return jnp.einsum("bmhql,bmlhc->bmqhc", weights_BMHQL.astype(v_BMLHc.dtype), v_BMLHc)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention within each modality, parameters per modality or shared.
+
+    Initialised as in PyTorch: Xavier-uniform with the three input projections as one matrix,
+    zero biases.
+    """
+
+    num_heads: int
+    num_stacks: int = 1
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x_BMTD: Array, mask_BMT: Array, *, train: bool) -> Array:
+        """[B, M, T, D] -> [B, M, T, D]; keys outside the mask are never read."""
+        width = x_BMTD.shape[-1]
+        packed = StackedDense(3 * width, self.num_stacks, kernel_init=xavier_init(), name="qkv")(
+            x_BMTD
+        )
+        q, k, v = rearrange(packed, "b m t (n h c) -> n b m t h c", n=3, h=self.num_heads)
+        drop = nn.Dropout(self.dropout, deterministic=not train, name="drop")
+        y_BMTD = rearrange(attend(q, k, v, mask_BMT, drop), "b m t h c -> b m t (h c)")
+        return StackedDense(width, self.num_stacks, kernel_init=xavier_init(), name="out")(y_BMTD)
+
+
+class AttentionPool(nn.Module):
+    """One learned query per task over a masked set of tokens."""
+
+    num_queries: int
+    num_heads: int = 4
+
+    @nn.compact
+    def __call__(self, x_BMD: Array, mask_BM: Array) -> Array:
+        """[B, M, D] -> [B, num_queries, D]; zeros where the mask is empty."""
+        width = x_BMD.shape[-1]
+        query = self.param("query", nn.initializers.normal(width**-0.5), (self.num_queries, width))
+        k_BMHc, v_BMHc = rearrange(
+            nn.Dense(2 * width, name="key_value")(x_BMD),
+            "b m (n h c) -> n b m h c",
+            n=2,
+            h=self.num_heads,
+        )
+        q_THc = rearrange(query, "t (h c) -> t h c", h=self.num_heads)
+        scores_BHTM = jnp.einsum("thc,bmhc->bhtm", q_THc, k_BMHc)
+        weights_BHTM = masked_softmax(scores_BHTM, mask_BM[:, None, None])
+        return rearrange(
+            jnp.einsum("bhtm,bmhc->bthc", weights_BHTM, v_BMHc), "b t h c -> b t (h c)"
+        )

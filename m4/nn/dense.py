@@ -1,0 +1,90 @@
+"""Affine maps and norms with one set of parameters per modality.
+
+Thirteen modalities as thirteen modules cost thirteen graphs to compile. Here their parameters
+are stacked on a leading axis and one einsum serves all; a stack of 1 is shared by all.
+
+Letters: B rows, M modalities, S stacks (M, or 1 when shared), i input, o output width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from m4.types import Array
+
+Initializer = nn.initializers.Initializer
+
+
+def lecun_init() -> Initializer:
+    """Normal with variance 1 / fan-in, for stacked kernels [S, i, o]."""
+    return nn.initializers.variance_scaling(
+        1.0, "fan_in", "truncated_normal", in_axis=-2, out_axis=-1, batch_axis=(0,)
+    )
+
+
+def uniform_init(fan_in: int) -> Initializer:
+    """U(-b, b), b = 1/sqrt(fan_in): PyTorch's default for linear maps, weights and biases."""
+    bound = fan_in**-0.5
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def xavier_init(scheme: str = "uniform", *, outputs: int | None = None) -> Initializer:
+    """Glorot init of stacked kernels; `outputs` overrides the fan-out (packed projections)."""
+
+    def init(key, shape, dtype=jnp.float32):
+        scale = 2.0 / (shape[-2] + (outputs or shape[-1]))
+        if scheme == "normal":
+            return scale**0.5 * jax.random.normal(key, shape, dtype)
+        bound = (3 * scale) ** 0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class StackedDense(nn.Module):
+    """y[b, m, ..., o] = x[b, m, ..., i] W[m] + b[m], with W shared where `num_stacks` is 1."""
+
+    features: int
+    num_stacks: int = 1
+    kernel_init: Initializer | None = None
+    bias_init: Initializer | None = nn.initializers.zeros  # None: no bias
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, M, ..., i] -> [B, M, ..., features]; M must be `num_stacks` unless that is 1."""
+        shape = (self.num_stacks, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init or lecun_init(), shape)
+        if self.num_stacks == 1:
+            y = jnp.einsum("...i,io->...o", x, kernel[0])
+        else:
+            y = jnp.einsum("bm...i,mio->bm...o", x, kernel)
+        if self.bias_init is None:
+            return y
+        bias = self.param("bias", self.bias_init, (self.num_stacks, self.features))
+        return y + expand(bias, y.ndim)
+
+
+class StackedLayerNorm(nn.Module):
+    """Layer norm over the last dimension (epsilon 1e-5) with one scale and bias per modality."""
+
+    num_stacks: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, M, ..., D] -> the same shape."""
+        shape = (self.num_stacks, x.shape[-1])
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        centred = x - x.mean(-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
+        return normed * expand(scale, x.ndim) + expand(bias, x.ndim)
+
+
+def expand(param_SD: Array, ndim: int) -> Array:
+    """[S, D] -> [S, 1, ..., D], which broadcasts against [B, M, ..., D] of `ndim` dimensions."""
+    stacks, width = param_SD.shape
+    return param_SD.reshape(stacks, *(1,) * (ndim - 3), width)
