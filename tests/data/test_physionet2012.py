@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import subprocess
@@ -180,6 +181,37 @@ def test_missing_files_are_all_named(tmp_path):
     assert len(lines) == 4
     for line, name in zip(lines, ("set-a", "Outcomes-a", "set-b", "Outcomes-b"), strict=True):
         assert name in line and "missing" in line
+
+
+def test_fetch_verifies_and_leaves_complete_files_alone(tmp_path, monkeypatch):
+    online = {f"{stem}-{x}{end}": f"{stem}{x}".encode() for x in "ab" for stem, end in NAMES}
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in online.items()}
+    asked = []
+
+    def download(name):
+        asked.append(name)
+        listing = "".join(f"{value} {key}\n" for key, value in sums.items())
+        return listing.encode() if name == "SHA256SUMS.txt" else online[name]
+
+    monkeypatch.setattr(physionet2012, "_download", download)
+    folder = tmp_path / "physionet2012"
+    folder.mkdir()
+    (folder / "set-a.tar.gz").write_bytes(b"mine")
+    sums["Outcomes-b.txt"] = "0" * 64
+    with pytest.raises(DataError, match="Outcomes-b.txt: checksum differs"):
+        physionet2012.fetch(tmp_path)
+    assert not (folder / "Outcomes-b.txt").exists()
+    sums["Outcomes-b.txt"] = hashlib.sha256(online["Outcomes-b.txt"]).hexdigest()
+    physionet2012.fetch(tmp_path)
+    assert (folder / "set-a.tar.gz").read_bytes() == b"mine" and "set-a.tar.gz" not in asked
+    assert (folder / "Outcomes-b.txt").read_bytes() == online["Outcomes-b.txt"]
+    assert not physionet2012.missing_files(tmp_path)
+    asked.clear()
+    physionet2012.fetch(tmp_path)
+    assert not asked
+
+
+NAMES = (("set", ".tar.gz"), ("Outcomes", ".txt"))
 
 
 def test_options(folder):

@@ -38,12 +38,12 @@ from m4.specs import DataSpec, ModalitySpec, TaskSpec
 VERSION = "1.0.0-1"  # of the source, and of this reading of it
 LICENCE = "Open Data Commons Attribution License (ODC-BY) 1.0; cite Silva et al. 2012"
 URL = "https://physionet.org/files/challenge-2012/1.0.0"
-WHERE = f"download set-a, set-b, Outcomes-a.txt and Outcomes-b.txt from {URL}/ (open access)"
+WHERE = f"`python -m m4.data.physionet2012 RAW_DIR` downloads them from {URL}/ (open access)"
 FOLDER = "physionet2012"
 HOURS = 48.0
 
-# Modality -> its variables and the number of time steps kept: the 99.9 % quantile over set A's
-# stays, rounded up. Longer stays keep their last steps.
+# Modality -> its variables and the number of time steps kept: about the 99.9 % quantile over set
+# A's stays that have any. Longer stays keep their last steps.
 GROUPS: dict[str, tuple[int, tuple[str, ...]]] = {
     "vitals": (132, ("HR", "NIDiasABP", "NIMAP", "NISysABP", "RespRate", "Temp")),
     "chemistry": (16, ("BUN", "Creatinine", "Glucose", "HCO3", "K", "Mg", "Na")),
