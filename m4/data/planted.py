@@ -140,7 +140,7 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def truth(*, modalities=MODALITIES, missing="mcar", presence=None, n=20_000, **_):
+def truth(*, modalities=MODALITIES, missing="mcar", presence=None, n=20_000):
     """What an ideal model reaches with all modalities, without one, and with one alone.
 
     Derived by construction, not by fitting: given its readouts and which modalities are there, a
@@ -156,7 +156,6 @@ def truth(*, modalities=MODALITIES, missing="mcar", presence=None, n=20_000, **_
       missing: as given to the cohort.
       presence: as given to the cohort.
       n: stays to evaluate on.
-      **_: further options of the cohort, which do not matter here.
 
     Returns:
       A dict with

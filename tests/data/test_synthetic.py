@@ -7,6 +7,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
 from m4.data import planted, synthetic
+from m4.errors import ConfigError
 
 SMALL = {"num_patients": 400, "dims": {"notes": 8, "cxr": 8, "ecg": 8}}
 
@@ -151,14 +152,24 @@ def test_measurement_rate_differs_between_patients():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"missing": "mxar"}, "mxar"),
-        ({"modalities": ("vitals", "eeg")}, "eeg"),
-        ({"num_patients": 3}, "num_patients=3"),
+        ({"missing": "mxar"}, "missing: 'mxar' is none of mcar, mar, mnar"),
+        ({"modalities": ("vitals", "eeg")}, "modalities: 'eeg'"),
+        ({"num_patients": 3}, "num_patients: 3 must be at least 10"),
+        ({"presence": {"cxr": 1.5}}, "presence.cxr: 1.5 must be between 0 and 1"),
+        ({"dims": {"vitals": 3}}, "dims: 'vitals' is none of notes, cxr, ecg"),
+        ({"vocab": 8}, "vocab: 8 must be at least 9"),
     ],
 )
 def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         synthetic.cohort(None, seed=0, **options)
+    with pytest.raises(ConfigError, match=message):
+        synthetic.truth(**options)
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(TypeError, match="num_patient"):
+        synthetic.spec(num_patient=100)
 
 
 def test_posterior_of_a_redundant_factor():

@@ -7,6 +7,7 @@ artefact, and how the item's unit becomes the column's.
 
 import dataclasses
 
+from m4.errors import ConfigError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 HOURS = 48.0
@@ -52,12 +53,12 @@ class Feature:
 
 # Non-invasive and arterial pressures are merged; items are of icu/chartevents.
 VITALS = (
-    Feature("heart_rate", (220045,), 0, 350),
-    Feature("systolic_bp", (220179, 220050, 225309), 0, 375),
-    Feature("diastolic_bp", (220180, 220051, 225310), 0, 375),
-    Feature("mean_bp", (220181, 220052, 225312), 0, 375),
-    Feature("respiratory_rate", (220210, 224690), 0, 120),
-    Feature("spo2", (220277,), 0, 100),
+    Feature("heart_rate", (220045,), 10, 300),
+    Feature("systolic_bp", (220179, 220050, 225309), 20, 320),
+    Feature("diastolic_bp", (220180, 220051, 225310), 5, 250),
+    Feature("mean_bp", (220181, 220052, 225312), 10, 280),
+    Feature("respiratory_rate", (220210, 224690), 1, 100),
+    Feature("spo2", (220277,), 20, 100),
     Feature("temperature", (223762, 223761), 25, 45, fahrenheit=(223761,)),
     Feature("gcs_verbal", (223900,), 1, 5),
     Feature("gcs_eye", (220739,), 1, 4),
@@ -124,7 +125,7 @@ def modality(name: str, *, steps: int = 256, dim: int | None = None, vocab: int 
         return ModalitySpec(name, "codes", (MAX_CODES,), dtype="int32", vocab=vocab)
     if name in VECTORS:
         return ModalitySpec(name, "vectors", (MAX_VECTORS, dim or VECTORS[name]))
-    raise ValueError(f"modality {name!r} is none of {', '.join(MODALITIES)}")
+    raise ConfigError(f"data.options.modalities: {name!r} is none of {', '.join(MODALITIES)}")
 
 
 def task(name: str) -> TaskSpec:
@@ -135,7 +136,7 @@ def task(name: str) -> TaskSpec:
         return TaskSpec(name, "regression", transform="log1p")
     if name == "phe":
         return TaskSpec(name, "multilabel", dim=len(PHENOTYPES), labels=PHENOTYPES)
-    raise ValueError(f"task {name!r} is none of {', '.join(TASKS)}")
+    raise ConfigError(f"data.options.tasks: {name!r} is none of {', '.join(TASKS)}")
 
 
 def data_spec(modalities, tasks, **shapes) -> DataSpec:
