@@ -63,8 +63,14 @@ def patterns(present_NM: np.ndarray, patient_N: np.ndarray) -> list[tuple[tuple[
 
 
 def describe(names: tuple[str, ...], keep: tuple[bool, ...]) -> str:
-    """The kept modalities, as 'vitals + labs'."""
-    return " + ".join(n for n, k in zip(names, keep, strict=True) if k) or "nothing"
+    """The kept modalities: 'vitals + labs', 'all', or 'all but ecg' where that is shorter."""
+    kept = [name for name, k in zip(names, keep, strict=True) if k]
+    gone = [name for name, k in zip(names, keep, strict=True) if not k]
+    if not gone:
+        return "all"
+    if len(gone) <= 2 and len(names) > 5:
+        return f"all but {', '.join(gone)}"
+    return " + ".join(kept) or "nothing"
 
 
 def _named(names: tuple[str, ...], keep: tuple[bool, ...]) -> Subset:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from m4.eval.subsets import choose, matrix, patterns
+from m4.eval.subsets import choose, describe, matrix, patterns
 
 NAMES = ("a", "b", "c", "d", "e")
 
@@ -34,3 +34,12 @@ def test_above_four_natural_patterns_with_enough_patients():
 def test_patterns_count_patients_not_rows():
     present = np.array([[True, False]] * 3 + [[True, True]] * 2)
     assert patterns(present, np.array([1, 1, 1, 2, 3])) == [((True, True), 2), ((True, False), 1)]
+
+
+def test_descriptions_are_short():
+    six = tuple("abcdef")
+    assert describe(six, (True,) * 6) == "all"
+    assert describe(six, (True, False, True, True, True, False)) == "all but b, f"
+    assert describe(six, (True, False, False, True, True, False)) == "a + d + e"
+    assert describe(("a", "b"), (True, False)) == "a"
+    assert describe(("a", "b"), (False, False)) == "nothing"

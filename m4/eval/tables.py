@@ -1,0 +1,177 @@
+"""What results say in words and tables: names, numbers, verdicts, warnings, the terminal table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from m4.eval.metrics import LOWER_IS_BETTER
+
+FEW_PATIENTS, FEW_EVENTS = 500, 50
+_NAMES = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "f1": "F1",
+    "f1_val": "F1*",
+    "brier": "Brier",
+    "ece": "ECE",
+    "log_loss": "log loss",
+    "accuracy": "accuracy",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R²",
+    "spearman": "Spearman",
+}
+
+
+def reference_name(name: str, kind: str) -> str:
+    """What a reference is for a task of this kind: 'linear' -> 'ridge regression'."""
+    if name == "linear":
+        return "ridge regression" if kind == "regression" else "logistic regression"
+    return "gradient boosting" if name == "boosting" else name
+
+
+def metric_name(metric: str) -> str:
+    """'auroc_macro' -> 'macro AUROC'."""
+    for average in ("macro", "micro"):
+        if metric.endswith(f"_{average}"):
+            return f"{average} {_NAMES[metric.removesuffix(f'_{average}')]}"
+    return _NAMES.get(metric, metric)
+
+
+def arrow(metric: str) -> str:
+    """Whether more or less is better."""
+    return "↓" if metric in LOWER_IS_BETTER else "↑"
+
+
+def text(value: float | None, *, sign: bool = False) -> str:
+    """Three decimals below ten, three digits above, a dash for nothing."""
+    if value is None:
+        return "–"
+    digits = 3 if abs(value) < 10 else (1 if abs(value) < 1000 else 0)
+    value = round(value, digits) + 0.0  # no negative zero
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """'19.2 %'."""
+    return "–" if value is None else f"{round(100 * value, 1) + 0.0:.1f} %".replace("-", "−")
+
+
+def interval(estimate: Mapping[str, Any], *, sign: bool = False) -> str:
+    """'0.81 to 0.87', empty without an interval."""
+    if estimate["low"] is None:
+        return ""
+    return f"{text(estimate['low'], sign=sign)} to {text(estimate['high'], sign=sign)}"
+
+
+def cell(count: int | None, smallest: int) -> str:
+    """A patient count, with small cells as '<10'."""
+    return f"{count:,}" if count is not None else f"<{smallest}"
+
+
+def scores(results: Mapping[str, Any], task: str, subset: str = "full") -> dict[str, Any]:
+    """Metrics of one task under one subset."""
+    for row in results["scores"]:
+        if row["task"] == task and row["subset"] == subset:
+            return row["metrics"]
+    return {}
+
+
+def verdicts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Per task and reference whether the model clears it on the task's primary metric.
+
+    {task, reference, clears, text}. Clearing means that the whole paired interval lies on the
+    good side; anything else is said plainly.
+    """
+    out = []
+    for name, by_task in results["references"].items():
+        for task, found in by_task.items():
+            metric = results["tasks"][task]["primary"]
+            delta = found["delta"].get(metric)
+            if delta is None or delta["value"] is None:
+                continue
+            flip = -1 if metric in LOWER_IS_BETTER else 1
+            ends = [flip * end for end in (delta["low"], delta["high"]) if end is not None]
+            clears = bool(ends) and min(ends) > 0
+            if clears:
+                says = "is better than"
+            elif ends and max(ends) < 0:
+                says = "is worse than"
+            else:
+                says = "does not clear"
+            reference = reference_name(name, results["tasks"][task]["kind"])
+            numbers = f"{text(delta['value'], sign=True)} [{interval(delta, sign=True)}]"
+            line = f"{task}: the model {says} {reference} ({metric_name(metric)} {numbers})"
+            out.append({"task": task, "reference": name, "clears": clears, "text": line})
+    return out
+
+
+def warnings(results: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before believing a number."""
+    smallest, out = results["min_patients"], []
+    patients = results["patients"]
+    if patients is None or patients < FEW_PATIENTS:
+        out.append(
+            f"{cell(patients, smallest)} patients prove nothing: treat every interval as a rough "
+            "guess and do not rank methods by these numbers."
+        )
+    for task, card in results["tasks"].items():
+        events = card["events"]
+        if card["kind"] != "regression" and (events is None or events < FEW_EVENTS):
+            of = "outcome" if card["kind"] == "binary" else "rarest outcome"
+            out.append(
+                f"{task}: {cell(events, smallest)} patients with the {of} prove nothing: treat "
+                "the interval as a rough guess."
+            )
+    return out
+
+
+def print_table(results: Mapping[str, Any], console: Console | None = None) -> None:
+    """The task table, verdicts and warnings on the terminal."""
+    console = console or Console()
+    patients, draws = results["patients"], results["bootstrap"]["draws"]
+    console.print(
+        f"{results['split']} split, {cell(patients, results['min_patients'])} patients; below each "
+        f"number its 95 % interval ({draws} patient bootstrap draws)",
+        style="bold",
+    )
+    for columns, tasks in grouped(results):
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
+        table.add_column("task")
+        for metric in columns:
+            table.add_column(f"{metric_name(metric)} {arrow(metric)}", justify="right")
+        for task in tasks:
+            _add(table, task, scores(results, task), columns, "bold")
+            for name, by_task in results["references"].items():
+                if task in by_task:
+                    label = reference_name(name, results["tasks"][task]["kind"])
+                    label = label.removesuffix(" regression").removeprefix("gradient ")
+                    _add(table, f" {label}", by_task[task]["metrics"], columns, "")
+        console.print(table, "")
+    for verdict in verdicts(results):
+        console.print(verdict["text"], style="green" if verdict["clears"] else "yellow")
+    for line in warnings(results):
+        console.print(f"warning: {line}", style="yellow")
+
+
+def grouped(results: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:
+    """Tasks that share their headline metrics: [(metrics, tasks)]."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for task, card in results["tasks"].items():
+        groups.setdefault(tuple(card["headline"]), []).append(task)
+    return [(list(metrics), tasks) for metrics, tasks in groups.items()]
+
+
+def _add(table: Table, label: str, metrics: Mapping[str, Any], columns, style: str) -> None:
+    cells = [Text(label, style)]
+    for name in columns:
+        found = Text("")
+        if name in metrics:
+            found.append(text(metrics[name]["value"]), style)
+            found.append("\n" + interval(metrics[name]).replace(" to ", "–"), "dim")
+        cells.append(found)
+    table.add_row(*cells)
