@@ -1,4 +1,4 @@
-"""Dispatch: run the chosen experts on every token and mix their outputs.
+"""Dispatch: run the chosen experts on their tokens and mix the outputs.
 
 The one interface of this file:
 
@@ -9,16 +9,31 @@ y_n = sum_k weights_nk * output(expert_{experts_nk}(x_n)). Assignments to expert
 forbidden) contribute nothing. `dropped` is the share of valid assignments that were not served.
 `output` is a function on an expert's output vector before mixing (None: identity).
 
+Strategies, equal in value and in every gradient where nothing is dropped:
+
+- 'dense': every expert on every token. The definition, and the oracle of the others.
+- 'dropless': C slots per expert through batched matmuls, an exact loop over blocks of rows for
+  what does not fit. C only decides the speed.
+- 'capacity': the slots alone. An expert serves its first C assignments (all first choices before
+  second choices, then in token order) and drops the others, counted in `dropped`.
+- 'capacity_prioritised': the same, tokens with a larger best weight first (V-MoE).
+- 'auto': 'dense' for few experts, else 'dropless'. Never drops.
+
 Letters: N tokens, E experts, K chosen experts, D input, F hidden and O output width.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from m4.moe.experts import ExpertParams, apply_stacked
+from m4.moe.grouped import Functions, Layout, dropped_share, grouped_mlp
+from m4.moe.plan import make_plan
 from m4.types import Array, Routing
+
+STRATEGIES = ("auto", "dense", "dropless", "capacity", "capacity_prioritised")
 
 
 def apply_experts(
@@ -31,10 +46,31 @@ def apply_experts(
     activation: Callable[[Array], Array],
     output: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, Array]:
-    """Mixture of the chosen experts' outputs, and the share of assignments dropped."""
-    if strategy not in ("auto", "dense") or capacity_factor is not None:
-        raise ValueError(f"strategy={strategy!r}, capacity_factor={capacity_factor}: only 'dense'")
-    return dense(x_ND, routing, params, activation=activation, output=output)
+    """Mixture of the chosen experts' outputs, and the share of assignments dropped.
+
+    Computes in the dtype of `x_ND`; weight gradients are summed in at least float32.
+    `capacity_factor` is C / (N*K/E): how many rows an expert can serve, or with 'dropless' how
+    many it serves fast. None: 1.25 where the rest is dropped, else a choice by backend and size.
+
+    Raises ValueError for an unknown strategy and for a capacity factor that is not positive.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy={strategy!r}; choose one of {', '.join(STRATEGIES)}")
+    if capacity_factor is not None and not capacity_factor > 0:
+        raise ValueError(f"capacity_factor={capacity_factor} must be positive")
+    num_experts = params.w1.shape[0]
+    if strategy == "auto":
+        strategy = choose_strategy(routing.experts.shape, num_experts)
+    params = jax.tree.map(lambda p: p.astype(x_ND.dtype), params)
+    if strategy == "dense":
+        return dense(x_ND, routing, params, activation=activation, output=output)
+    layout = choose_layout(
+        routing.experts.shape, num_experts, strategy=strategy, capacity_factor=capacity_factor
+    )
+    priority_N = routing.weights.max(axis=1) if strategy == "capacity_prioritised" else None
+    plan = make_plan(routing.experts, num_experts, priority_N=priority_N)
+    y_NO = grouped_mlp(layout, Functions(activation, output), x_ND, plan, routing.weights, params)
+    return y_NO, dropped_share(layout, plan)
 
 
 def dense(x_ND, routing, params, *, activation, output=None):
@@ -44,5 +80,44 @@ def dense(x_ND, routing, params, *, activation, output=None):
     y_ENO = apply_stacked(x_END, params, activation=activation)
     y_ENO = y_ENO if output is None else output(y_ENO)
     onehot_NKE = jax.nn.one_hot(routing.experts, num_experts, dtype=routing.weights.dtype)
-    mix_NE = jnp.einsum("nk,nke->ne", routing.weights, onehot_NKE)
+    mix_NE = jnp.einsum("nk,nke->ne", routing.weights, onehot_NKE).astype(y_ENO.dtype)
     return jnp.einsum("ne,eno->no", mix_NE, y_ENO), jnp.zeros(())
+
+
+def choose_strategy(shape_NK: tuple[int, int], num_experts: int) -> str:
+    """What 'auto' means: 'dense' when most experts are chosen anyway, else 'dropless'."""
+    return "dense" if num_experts <= 1.25 * shape_NK[1] else "dropless"
+
+
+def choose_layout(
+    shape_NK: tuple[int, int],
+    num_experts: int,
+    *,
+    strategy: str = "dropless",
+    capacity_factor: float | None = None,
+    backend: str | None = None,
+) -> Layout:
+    """Slots per expert and block sizes, from static shapes and the backend."""
+    size = math.prod(shape_NK)
+    mean = size / num_experts
+    backend = backend or jax.default_backend()
+    if strategy != "dropless":
+        capacity = math.ceil((capacity_factor or 1.25) * mean)
+        return Layout(min(capacity, size), None)
+    slack = _free_slots(mean, backend) if capacity_factor is None else (capacity_factor - 1) * mean
+    multiple = 4 if backend == "cpu" else 8 if mean < 256 else 64
+    capacity = multiple * max(1, math.ceil((mean + slack) / multiple))
+    if capacity >= size:
+        return Layout(size, None)  # nothing can overflow
+    smallest, largest = (16, 128) if backend == "cpu" else (128, 512)
+    block = 2 ** math.ceil(math.log2(max(mean / 8, 1)))
+    return Layout(capacity, min(max(smallest, block), largest, size))
+
+
+def _free_slots(mean, backend):
+    """Slots beyond the mean load.
+
+    On a CPU an overflowing expert costs as much as some 40 free slots: one standard deviation of
+    a uniform load is best. An accelerator stalls while it decides to run the loop: four.
+    """
+    return (1 if backend == "cpu" else 4) * math.sqrt(mean)
