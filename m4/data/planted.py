@@ -27,14 +27,14 @@ READOUT = {
 # Log-odds per unit of factor; for `los` the change of log(days beyond 2).
 EFFECTS = {
     "ihm48": {
-        "severity": 2.1,
+        "severity": 2.7,
         "context": 0.6,
-        "organ": 0.9,
+        "organ": 1.3,
         "image": 1.9,
-        # together: both signs positive raises the log-odds by 4.4, one alone does nothing
-        "notes_sign": 1.1,
-        "ecg_sign": 1.1,
-        ("notes_sign", "ecg_sign"): 1.1,
+        # together: both signs positive raises the log-odds by 5.2, one alone does nothing
+        "notes_sign": 1.3,
+        "ecg_sign": 1.3,
+        ("notes_sign", "ecg_sign"): 1.3,
     },
     "los": {"organ": 0.5, "severity": 0.3, "context": 0.3, "image": 0.5},
 }
