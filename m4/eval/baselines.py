@@ -9,7 +9,8 @@ not used, because nothing is selected; the method under test uses it to select a
 - linear: `LogisticRegression` or `Ridge` on median-imputed, standardised features with an
   indicator for every feature that is missing somewhere in training.
 
-A regression target is fitted on the task's transform and mapped back.
+A regression target is fitted on the task's transform and mapped back, and predictions are clipped
+to the range of the training labels, without which one outlying feature could send exp to infinity.
 
 Letters: N training rows, T test rows, F features, C labels, classes or values, L label columns.
 """
@@ -89,8 +90,9 @@ def _classes(name: str, x_NF, y_N, x_TF, num_classes: int, seed: int) -> np.ndar
 
 def _value(name: str, task: TaskSpec, x_NF, y_N, x_TF, seed: int) -> np.ndarray:
     log = task.transform == "log1p"
-    model = _model(name, "value", seed).fit(x_NF, np.log1p(np.maximum(y_N, 0)) if log else y_N)
-    out = model.predict(x_TF)
+    target_N = np.log1p(np.maximum(y_N, 0)) if log else y_N
+    out = _model(name, "value", seed).fit(x_NF, target_N).predict(x_TF)
+    out = np.clip(out, target_N.min(), target_N.max())
     return np.expm1(out) if log else out
 
 

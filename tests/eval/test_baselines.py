@@ -76,3 +76,13 @@ def test_what_cannot_be_fitted_is_constant_or_left_out():
     assert (out["never"] == 0).all() and (out["once"] == [0, 0, 1]).all()
     none = baselines.fit_predict(spec, x, {"never": (np.zeros(40), np.zeros(40))}, x[:5])
     assert none == {"boosting": {}, "linear": {}}
+
+
+def test_outlying_feature_gives_a_finite_regression():
+    spec = DataSpec(TABLE, (TaskSpec("los", "regression", transform="log1p"),))
+    x, signal = make_data(rows=60)
+    y = np.exp(signal)
+    outlier = np.full((1, 4), 1e9)
+    out = baselines.fit_predict(spec, x, {"los": (y, np.ones(60))}, outlier)
+    for name in baselines.NAMES:
+        assert out[name]["los"][0, 0] <= y.max() * (1 + 1e-6)
