@@ -178,8 +178,10 @@ def _merge_layer(layers: list[dict[str, Any]]) -> LayerRouting:
     if "by_row" in layers[0]:
         by_row = np.concatenate([layer["by_row"] for layer in layers])
     return LayerRouting(
-        by_modality=sum(x["by_modality"] for x in layers) if "by_modality" in layers[0] else None,
-        load=sum(layer["load"] for layer in layers),
+        by_modality=np.sum([layer["by_modality"] for layer in layers], axis=0)
+        if "by_modality" in layers[0]
+        else None,
+        load=np.sum([layer["load"] for layer in layers], axis=0),
         entropy=mean("entropy"),
         dropped=mean("dropped"),
         by_row=by_row,

@@ -107,8 +107,8 @@ def _validation(log, select: str | None) -> list[dict[str, Any]]:
 
 
 def _best(log, select: str | None) -> tuple[int, float] | None:
-    series = _series(log, f"val/{select}") if select else None
-    if not series:
+    series = _series(log, f"val/{select}")
+    if not select or not series:
         return None
     lower = select.rpartition("/")[2] in LOWER_IS_BETTER
     pairs = list(zip(*series, strict=True))

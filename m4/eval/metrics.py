@@ -183,7 +183,7 @@ def _regression(y: np.ndarray, p: np.ndarray) -> dict[str, Value]:
 
 
 def _spearman(y: np.ndarray, p: np.ndarray) -> float:
-    return float(np.mean([spearmanr(y[:, c], p[:, c]).statistic for c in range(y.shape[1])]))
+    return float(np.mean([spearmanr(y[:, c], p[:, c])[0] for c in range(y.shape[1])]))
 
 
 def _mean(values: list[float], what: str) -> Value:

@@ -13,6 +13,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 INK, SOFT, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE = (
@@ -26,7 +28,7 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE = (
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, SOFT)
 KIND_COLOUR = {"full": INK, "without": BLUE, "only": ORANGE, "pattern": GREEN, "other": SKY}
 WIDTH = 10.3  # inches: the page's 992 pixels
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9.5,
     "text.color": INK,
@@ -53,9 +55,9 @@ MAX_POINTS = 400
 def draw(paint: Callable[[Figure], None], width: float, height: float, alt: str) -> str:
     """An inline SVG of `width` by `height` inches that `paint` fills; `alt` is its description."""
     with mpl.rc_context(STYLE | {"svg.hashsalt": alt}):  # ids: reproducible, unique in a page
-        figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+        layout = ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.09)
+        figure = Figure(figsize=(width, height), layout=layout, facecolor="none")
         FigureCanvasSVG(figure)
-        figure.get_layout_engine().set(h_pad=0.09, w_pad=0.09)
         paint(figure)
         buffer = io.StringIO()
         empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -95,7 +97,7 @@ def curves(
             axes.set_title(panel["title"])
             axes.grid(axis="y")
             axes.set_xlim(0, 1.02 * last)
-            axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             if i + columns >= len(panels):
                 axes.set_xlabel("step")
             if len(panel["lines"]) > 1:
@@ -160,7 +162,7 @@ def drops(panels: Sequence[Mapping[str, Any]], *, alt: str) -> str:
             axes.set_ylim(len(panel["rows"]) - 0.4, -0.6)
             axes.set_title(panel["title"])
             axes.set_xlabel(panel["xlabel"])
-            axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
+            axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.spines["left"].set_visible(False)
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="x")
@@ -188,7 +190,7 @@ def calibration(panels: Sequence[Mapping[str, Any]], *, alt: str) -> str:
             axes.set_title(panel["title"], fontsize=9.5)
             axes.grid()
             for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(mpl.ticker.MaxNLocator(4))
+                axis.set_major_locator(MaxNLocator(4))
             if i + columns >= len(panels):
                 axes.set_xlabel("predicted")
             if i % columns == 0:

@@ -177,9 +177,14 @@ def _add_strata(out: dict, scorer: Scorer) -> None:
         if scorer.patients(mask) < scorer.min_patients:
             continue
         scored = scorer.estimates(scorer.subset(scorer.full, mask), mask)
-        row = {"task": scorer.task.name, "pattern": describe(scorer.spec.modality_names, keep)}
-        row["patients"] = _count(scorer, mask)
-        out["strata"].append({**row, "metrics": {scorer.primary: scored[scorer.primary]}})
+        out["strata"].append(
+            {
+                "task": scorer.task.name,
+                "pattern": describe(scorer.spec.modality_names, keep),
+                "patients": _count(scorer, mask),
+                "metrics": {scorer.primary: scored[scorer.primary]},
+            }
+        )
 
 
 def _ranking(scorer: Scorer) -> dict[str, Any]:
@@ -189,13 +194,14 @@ def _ranking(scorer: Scorer) -> dict[str, Any]:
         keep_M = np.arange(predictions.subsets.shape[1]) != m
         if not (predictions.subsets == keep_M).all(axis=1).any():
             continue
-        s, row = predictions.index(keep_M), {"modality": modality}
+        s = predictions.index(keep_M)
+        row: dict[str, Any] = {"modality": modality}
         mask = scorer.mask(s)
         for key, mask_NL in (("drop", mask), ("drop_if_present", mask & _column(predictions, m))):
-            pair = scorer.subset(scorer.full, mask_NL), scorer.subset(s, mask_NL)
+            a, b = scorer.subset(scorer.full, mask_NL), scorer.subset(s, mask_NL)
             if name in metrics.LOWER_IS_BETTER:
-                pair = pair[::-1]
-            row[key] = scorer.differences(*pair, mask_NL, [name])[name]
+                a, b = b, a
+            row[key] = scorer.differences(a, b, mask_NL, [name])[name]
         rows.append(row)
     rows.sort(key=lambda row: -(-np.inf if row["drop"]["value"] is None else row["drop"]["value"]))
     return {"metric": name, "modalities": rows}

@@ -76,6 +76,7 @@ class Scorer:
 
     def of(self, prediction_NC: np.ndarray, mask_NL: np.ndarray) -> Scored:
         """Scores of any prediction on the cells of `mask_NL`."""
+        assert self.draws is not None, "a scorer without draws serves point values only"
         args = (self.task, self.label, mask_NL, prediction_NC)
         return Scored(
             metrics.score(*args, threshold=self.threshold),
