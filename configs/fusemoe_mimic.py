@@ -16,6 +16,7 @@ al., NeurIPS 2024, Tables 4 and 5 (MIMIC-IV).
 import ml_collections
 
 VARIANTS = ("demo", "synthetic", "tiny")
+SMALL = dict(notes=16, cxr=16, ecg=16)  # widths of the generated embeddings
 
 
 def get_config(variant=""):
@@ -57,16 +58,16 @@ def get_config(variant=""):
         _shorten(config, steps=200, batch_size=16)
     elif variant == "synthetic":
         config.data.name = "synthetic"
-        config.data.options = dict(num_patients=3000)
+        config.data.options = dict(num_patients=3000, dims=SMALL)
         _shorten(config, steps=600, batch_size=64)
     elif variant == "tiny":
         config.data.name = "synthetic"
-        config.data.options = dict(num_patients=120, steps=8, lab_steps=4, vocab=16)
+        config.data.options = dict(num_patients=120, steps=8, lab_steps=4, vocab=16, dims=SMALL)
         config.method.update(num_experts=4, top_k=2)
         _shorten(config, steps=6, batch_size=8)
         config.train.update(log_every=2, eval_every=3, save_every=3)
         config.optim.warmup_steps = 2
-        config.eval.update(batch_size=16, bootstrap=20)
+        config.eval.update(batch_size=16, bootstrap=20, baselines=False)
     return config
 
 

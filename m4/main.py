@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from m4 import config as configs
@@ -24,7 +25,7 @@ def main(args: Sequence[str]) -> int:
         modes.run(config, flags)
     except UserError as error:
         if debug:
-            raise
+            traceback.print_exc()
         print(*error.lines(), sep="\n", file=sys.stderr)
         return error.exit_code
     return 0

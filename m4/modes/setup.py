@@ -18,7 +18,7 @@ from m4.config import schema
 from m4.data import build, missing
 from m4.data.loader import TrainLoader
 from m4.data.store import Store
-from m4.errors import ConfigError
+from m4.errors import CheckpointError, ConfigError
 from m4.eval.evaluate import mask_modalities
 from m4.eval.predictions import SCORED_KINDS
 from m4.modes import raw
@@ -41,7 +41,7 @@ class Setup:
     method: Method
     schedule: optax.Schedule
     step: steps.Step
-    init: Callable[[Any], steps.State]
+    init: Callable[[], steps.State]
     state: Any  # shapes and shardings of the state
     batch: Any  # shapes and shardings of a train batch
 
@@ -106,6 +106,15 @@ def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
     return Setup(data, store.spec, loader, mesh, method, schedule, step, init, state, batch)
 
 
+def same_data(note: Mapping[str, Any], setup: Setup, folder: Path) -> None:
+    """Raises CheckpointError if a checkpoint's note names other data than `setup`."""
+    if note.get("data") != setup.data.name:
+        raise CheckpointError(
+            f"{folder}: trained on data {note.get('data')}, but {setup.data.name} is given now;"
+            " choose another --workdir"
+        )
+
+
 def make_method(config: dict[str, Any], spec: DataSpec) -> Method:
     """The method that `config['name']` names, with the other entries as its fields."""
     name = config.pop("name")
@@ -142,7 +151,16 @@ def _init(method, tx, batch: Batch, mesh, *, seed: int, ema: float):
         raise ConfigError(f"method: {error}") from error
     placed = sharding.param_shardings(boxed, mesh)
     shardings = sharding.state_shardings(shapes, placed, tx, mesh)
-    return jax.jit(init, out_shardings=shardings), abstract(shapes, shardings)
+
+
+    def make() -> steps.State:
+        # It runs once: optimising it takes three times as long as it could save.
+        cpu = mesh.devices.flat[0].platform == "cpu"
+        options = {"xla_backend_optimization_level": 0} if cpu else None
+        with context(mesh):
+            return jax.jit(init, out_shardings=shardings).lower().compile(options)()
+
+    return make, abstract(shapes, shardings)
 
 
 class context:  # noqa: N801 (used like a function)
@@ -179,9 +197,14 @@ def compile_predict(setup: Setup, batch: Batch):
     """
     method, spec = setup.method, setup.spec
 
+    def rngs():
+        # FuseMoE's authors leave the gate noise on in evaluation; a fixed key keeps it repeatable.
+        noisy = getattr(method, "fidelity", None) == "released"
+        return {"gate": jax.random.key(0)} if noisy else None
+
     def predict(params, batch, keep_M):
         batch = mask_modalities(batch, keep_M, spec)
-        out = method.apply({"params": params}, batch, train=False)
+        out = method.apply({"params": params}, batch, train=False, rngs=rngs())
         tasks = {
             task.name: losses.predict(task, out.logits[task.name])
             for task in spec.tasks

@@ -20,8 +20,7 @@ from m4 import config as configs
 from m4.config import Flags
 from m4.data.loader import eval_batches
 from m4.data.store import Store
-from m4.errors import CheckpointError, ConfigError
-from m4.eval import evaluate as evaluation
+from m4.errors import ConfigError
 from m4.eval import results
 from m4.modes import eval as eval_mode
 from m4.modes import setup as setups
@@ -40,7 +39,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         _introduce(config, setup, folder)
         with setups.context(setup.mesh):
             predict = _train(config, setup, folder)
-            eval_mode.evaluate(config, setup, folder, predict)
+            eval_mode.finish(config, setup, folder, predict)
 
 
 def _claim(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> None:
@@ -140,19 +139,11 @@ def _train(config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path)
 
 def _evaluator(config, setup: setups.Setup, val: Store, predict) -> loop.Evaluate:
     """Every metric on the validation split, all modalities kept."""
-    every = np.ones((1, len(setup.spec.modalities)), bool)
-    patients = val.read(np.arange(len(val)))["patient"]
+    whole = np.ones((1, len(setup.spec.modalities)), bool)
 
     def evaluate(state: State) -> dict[str, float]:
-        found = evaluation.sweep(
-            functools.partial(predict, state.eval_params),
-            eval_batches(val, config.eval.batch_size),
-            setup.spec,
-            every,
-            patients=patients,
-            place=lambda batch: sharding.put_batch(batch, setup.mesh),
-        )
-        return results.summary(found, setup.spec)
+        bound = functools.partial(predict, state.eval_params)
+        return results.summary(eval_mode.sweep(config, setup, val, bound, whole), setup.spec)
 
     return evaluate
 
@@ -176,10 +167,6 @@ def _restore(last: Checkpoints, setup: setups.Setup, folder: Path):
     if last.latest() is None:
         return setup.init(), {}
     state, meta = last.restore(setup.state)
-    if meta.get("data") != setup.data.name:
-        raise CheckpointError(
-            f"{folder}: trained on data {meta.get('data')}, but {setup.data.name} is given now;"
-            " choose another --workdir"
-        )
+    setups.same_data(meta, setup, folder)
     print(f"resuming from step {int(state.step)}")
     return state, meta

@@ -1,0 +1,48 @@
+"""`--mode=check`: configuration, data, one batch, one step; prints sizes and trains nothing."""
+
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+from clu import parameter_overview
+
+from m4 import sharding
+from m4.config import Flags
+from m4.errors import DivergedError
+from m4.modes import setup as setups
+
+
+def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
+    """Prints schema, parameters and memory, and runs one step. See `m4.main`."""
+    del folder, flags
+    setup = setups.make(config, setups.prepare(config))
+    for modality in setup.spec.modalities:
+        print(f"modality {modality.name}: {modality.kind} {modality.shape}")
+    for task in setup.spec.tasks:
+        print(f"task     {task.name}: {task.kind} {task.dim}")
+    with setups.context(setup.mesh):
+        start = time.perf_counter()
+        step, zeros = setups.compile_step(setup)
+        print(f"compiled in {time.perf_counter() - start:.1f} s")
+        state = setup.init()
+        print(parameter_overview.get_parameter_overview(state.params, include_stats="global"))
+        _print_memory(step)
+        batch = sharding.put_batch(setup.loader.batch(0), setup.mesh)
+        state, totals = step(state, zeros(), batch)
+    loss = float(totals.means["loss"].value())
+    if int(jax.device_get(state.skipped)):
+        names = [name for name, count in jax.device_get(totals.nonfinite).items() if count]
+        raise DivergedError(f"the first step is not finite: {', '.join(names)}")
+    print(f"one step: loss {loss:.4g}; all is well")
+
+
+def _print_memory(step) -> None:
+    memory = step.memory_analysis()
+    if memory is not None:
+        sizes = {
+            "state and batch": memory.argument_size_in_bytes,
+            "working memory": memory.temp_size_in_bytes,
+        }
+        words = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sizes.items())
+        print(f"memory per device: {words}")

@@ -1,0 +1,145 @@
+"""`--mode=eval`: the best checkpoint on the test split, every modality subset, references."""
+
+import functools
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from m4 import sharding
+from m4.config import Flags
+from m4.data import aggregate
+from m4.data.loader import eval_batches
+from m4.data.store import Store
+from m4.eval import baselines, evaluate, results, subsets
+from m4.eval.predictions import Predictions
+from m4.modes import report
+from m4.modes import setup as setups
+from m4.train import workdir
+from m4.train.checkpoint import Checkpoints
+
+CHUNK = 1024  # rows read at once where only a few columns are wanted
+
+
+def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
+    """Evaluates without training. See `m4.main`."""
+    del flags
+    with workdir.locked(folder):
+        setup, predict, params = restore(config, folder)
+        with setups.context(setup.mesh):
+            _evaluate(config, setup, folder, functools.partial(predict, params))
+
+
+def restore(config: ml_collections.ConfigDict, folder: Path):
+    """(setup, compiled predict function, parameters of the best step)."""
+    setups.use_cache(folder)
+    setup = setups.make(config, setups.prepare(config))
+    params = best_params(setup, folder)
+    test = setups.open_split(setup.data, "test", config.eval.batch_size)
+    with setups.context(setup.mesh):
+        predict = setups.compile_predict(setup, next(eval_batches(test, config.eval.batch_size)))
+    return setup, predict, params
+
+
+def best_params(setup: setups.Setup, folder: Path):
+    """Evaluation parameters of the best step. Raises CheckpointError without one."""
+    best = Checkpoints(folder / "checkpoints/best", keep=1)
+    try:
+        restored, note = best.restore({"params": setup.state.eval_params})
+    finally:
+        best.close()
+    setups.same_data(note, setup, folder)
+    print(f"evaluating step {note['step']}", flush=True)
+    return restored["params"]
+
+
+def finish(config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path, predict) -> None:
+    """What comes after training: evaluates the best step."""
+    _evaluate(config, setup, folder, functools.partial(predict, best_params(setup, folder)))
+
+
+def sweep(config, setup: setups.Setup, store: Store, predict, keep_SM) -> Predictions:
+    """Predictions of a split under the modality subsets `keep_SM`."""
+    return evaluate.sweep(
+        predict,
+        eval_batches(store, config.eval.batch_size),
+        setup.spec,
+        keep_SM,
+        patients=columns(store, "patient")["patient"],
+        place=lambda batch: sharding.put_batch(batch, setup.mesh),
+    )
+
+
+def columns(store: Store, *keys: str) -> dict[str, np.ndarray]:
+    """Some columns of a whole split, read in pieces."""
+    pieces = []
+    for start in range(0, len(store), CHUNK):
+        rows = store.read(np.arange(start, min(start + CHUNK, len(store))))
+        pieces.append({key: rows[key] for key in keys})
+    return {key: np.concatenate([piece[key] for piece in pieces]) for key in keys}
+
+
+def _evaluate(config, setup: setups.Setup, folder: Path, predict) -> None:
+    val, test = (Store(setup.data, split) for split in ("val", "test"))
+    whole = np.ones((1, len(setup.spec.modalities)), bool)
+    cuts = results.thresholds(sweep(config, setup, val, predict, whole), setup.spec)
+    chosen = _subsets(config, setup, test)
+    found = sweep(config, setup, test, predict, subsets.matrix(chosen))
+    document = results.compose(
+        found,
+        setup.spec,
+        chosen,
+        split="test",
+        draws=config.eval.bootstrap,
+        seed=config.seed,
+        min_patients=config.eval.min_patients,
+        thresholds=cuts,
+        references=_references(config, setup, test) if config.eval.baselines else None,
+    )
+    results.write(document, folder)
+    print_table(document)
+    report.build(folder)
+
+
+def _subsets(config, setup: setups.Setup, test: Store) -> list[subsets.Subset]:
+    names = setup.spec.modality_names
+    found = columns(test, "patient", *(f"{name}/present" for name in names))
+    present = np.stack([found[f"{name}/present"] for name in names], axis=-1)
+    minimum = config.eval.min_patients
+    chosen = subsets.choose(names, present, found["patient"], min_patients=minimum)
+    return chosen if config.eval.subsets else chosen[:1]
+
+
+def _references(config, setup: setups.Setup, test: Store):
+    train = setup.loader.store
+    x_train, _ = aggregate.table(train)
+    x_test, _ = aggregate.table(test)
+    tasks = setup.spec.task_names
+    found = columns(train, *(f"y/{t}" for t in tasks), *(f"y/{t}/mask" for t in tasks))
+    labels = {t: (found[f"y/{t}"], found[f"y/{t}/mask"]) for t in tasks}
+    return baselines.fit_predict(setup.spec, x_train, labels, x_test, seed=config.seed)
+
+
+def print_table(document: dict) -> None:
+    """Headline metrics of the full input, one row per task and model."""
+    table = Table(title=f"{document['split']} split, 95 % patient-bootstrap intervals")
+    for column in ("task", "model", "metric", "value", "interval"):
+        table.add_column(column)
+    scores = {s["task"]: s["metrics"] for s in document["scores"] if s["subset"] == "full"}
+    for task, card in document["tasks"].items():
+        models = {"m4": scores[task]}
+        models |= {n: r[task]["metrics"] for n, r in document["references"].items() if task in r}
+        for model, metrics in models.items():
+            for metric in card["headline"]:
+                if metric in metrics:
+                    table.add_row(task, model, metric, *_cells(metrics[metric]))
+    Console(width=None if Console().is_terminal else 100).print(table)
+
+
+def _cells(estimate: dict) -> tuple[str, str]:
+    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "-", estimate.get("note", "")
+    return f"{value:.3f}", "" if low is None else f"{low:.3f} .. {high:.3f}"

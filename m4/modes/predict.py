@@ -1,0 +1,72 @@
+"""`--mode=predict`: predictions of the test split as Parquet, patients as keyed hashes."""
+
+import functools
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from m4.config import Flags
+from m4.data.store import Store
+from m4.modes import eval as eval_mode
+from m4.modes import setup as setups
+from m4.specs import DataSpec
+from m4.train import workdir
+
+SPLIT = "test"
+
+
+def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
+    """Writes predictions/test.parquet. See `m4.main`."""
+    del flags
+    with workdir.locked(folder):
+        setup, predict, params = eval_mode.restore(config, folder)
+        store = Store(setup.data, SPLIT)
+        whole = np.ones((1, len(setup.spec.modalities)), bool)
+        with setups.context(setup.mesh):
+            predict = functools.partial(predict, params)
+            found = eval_mode.sweep(config, setup, store, predict, whole)
+        path = folder / "predictions" / f"{SPLIT}.parquet"
+        _write(path, _table(found, setup.spec, _key(folder)))
+        print(f"{len(found.uid)} rows in {path}; patients as keyed hashes (key: {folder / 'key'})")
+
+
+def _table(found, spec: DataSpec, key: bytes) -> pa.Table:
+    """Columns: row of the split, hashed patient, `<task>` or `<task>/<label>` for each output."""
+    patients = [
+        hashlib.blake2b(str(int(p)).encode(), key=key, digest_size=16).hexdigest()
+        for p in found.patient
+    ]
+    data = {"row": found.uid, "patient": patients}
+    for task, values_SNC in found.prediction.items():
+        values = values_SNC[0]
+        labels = spec.task(task).labels or tuple(map(str, range(values.shape[1])))
+        one = values.shape[1] == 1
+        data |= {
+            task if one else f"{task}/{label}": values[:, c]
+            for c, label in enumerate(labels[: values.shape[1]])
+        }
+    return pa.table(data)
+
+
+def _key(folder: Path) -> bytes:
+    """Key of the hashes, made once per work directory, readable by its owner only."""
+    path = folder / "key"
+    if not path.exists():
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(32))
+    return path.read_bytes()
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    os.chmod(path.parent, 0o700)
+    partial = path.with_suffix(".partial")
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        pq.write_table(table, file)
+    os.replace(partial, path)
