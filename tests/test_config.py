@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from m4 import config as configs
-from m4.config import flags, rules, schema
+from m4.config import files, flags, rules, schema
 from m4.errors import ConfigError
 
 TOY = """
@@ -210,6 +210,16 @@ def test_fields_of_a_class_from_source():
 
 def test_gates_are_read_from_source():
     assert "laplace" in schema.gate_names()
+
+
+SHIPPED = sorted(Path(__file__).parents[1].glob("configs/*.py"))
+SHIPPED = [f"{p}{v and ':' + v}" for p in SHIPPED for v in ("", *files.variants(str(p)))]
+
+
+@pytest.mark.parametrize("target", SHIPPED, ids=lambda t: Path(t).name)
+def test_shipped_configurations_are_valid(target):
+    config = load(target)
+    assert config.train.steps > 0
 
 
 def test_refused_before_jax_is_imported(toy):

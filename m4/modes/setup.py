@@ -152,7 +152,6 @@ def _init(method, tx, batch: Batch, mesh, *, seed: int, ema: float):
     placed = sharding.param_shardings(boxed, mesh)
     shardings = sharding.state_shardings(shapes, placed, tx, mesh)
 
-
     def make() -> steps.State:
         # It runs once: optimising it takes three times as long as it could save.
         cpu = mesh.devices.flat[0].platform == "cpu"

@@ -99,7 +99,6 @@ def _git() -> str | None:
 
 def _train(config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path):
     """Runs the loop; returns the compiled predict function for the evaluation that follows."""
-    stop = loop.stop_on_signals()
     val = setups.open_split(setup.data, "val", config.eval.batch_size)
     predict = setups.compile_predict(setup, next(eval_batches(val, config.eval.batch_size)))
     names = {field.name for field in dataclasses.fields(loop.Plan)}
@@ -116,6 +115,7 @@ def _train(config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path)
         note = {"seed": config.seed, "data": setup.data.name}
 
         def save(number: int, state: State, progress) -> None:
+            best.wait()  # a state must not be there before the best step that it tells of
             last.save(number, state, note | {"progress": progress})
             workdir.touch(folder)
 
@@ -129,10 +129,10 @@ def _train(config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path)
             save=save,
             save_best=save_best,
             writer=writer,
-            stop=stop,
         )
         batches, progress = setup.loader.iter(first), meta.get("progress")
-        with contextlib.closing(writer):
+        with contextlib.closing(writer), loop.stop_on_signals() as stop:
+            hooks = dataclasses.replace(hooks, stop=stop)
             loop.run(step, state, batches, zeros=zeros, plan=plan, hooks=hooks, progress=progress)
     return predict
 

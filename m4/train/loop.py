@@ -1,6 +1,7 @@
 """The training loop: iterate, log, evaluate, save. Knows no method, data set or config file."""
 
 import collections
+import contextlib
 import dataclasses
 import math
 import signal
@@ -104,17 +105,28 @@ def run(
     return state
 
 
-def stop_on_signals() -> Callable[[], bool]:
-    """Turns SIGTERM and the first Ctrl-C into a flag: a second one acts as usual."""
-    asked = []
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM or the first Ctrl-C only makes the yielded function true.
+
+    A second one acts as it did before, as do all of them outside. With several processes JAX's
+    own handler must stay, so nothing is caught there.
+    """
+    asked: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def handler(number, frame):
         asked.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, before[number])
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers:
         signal.signal(number, handler)
-    return lambda: bool(asked)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def better(metric: str, value: float, best: float | None) -> bool:

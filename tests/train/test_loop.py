@@ -158,13 +158,25 @@ def test_diverged_after_ten_bad_steps_names_the_term(rig, tmp_path):
 
 
 def test_signals_become_a_flag_once():
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        stop = loop.stop_on_signals()
+    before = signal.getsignal(signal.SIGTERM)
+    with loop.stop_on_signals() as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop()
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_nothing_is_compiled_while_the_loop_runs(rig, tmp_path):
+    compiled = []
+
+    def listen(name, seconds, **_):
+        if name == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    state = jax.block_until_ready(rig[1]())
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.jit(lambda x: x * 3.25)(1.5)
+    assert len(compiled) == 1  # the listener hears a compile when there is one
+    go(rig, Recorder(tmp_path, values=[0.1, 0.2]), state)
+    assert len(compiled) == 1

@@ -1,0 +1,49 @@
+# `make demo` and `make test` need nothing but make and Python >= 3.11; uv is used where it is.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	command -v $$p >/dev/null 2>&1 && \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
+	command -v $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONFIG ?= configs/fusemoe_mimic.py:synthetic
+WORKDIR ?= runs/demo
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint format lock clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m m4.main --config=$(CONFIG) --workdir=$(WORKDIR)
+	@echo "open $(WORKDIR)/report.html"
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Exact versions with hashes; the package itself is then linked in without touching them.
+$(VENV)/installed: pyproject.toml requirements.lock
+	@test -n "$(PYTHON)" || { echo "m4 needs Python >= 3.11 on PATH (or make PYTHON=...)"; exit 2; }
+	@if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then \
+		test -x $(BIN)/python || uv venv --python "$(PYTHON)" $(VENV); \
+		uv pip install --python $(BIN)/python --require-hashes -r requirements.lock && \
+		uv pip install --python $(BIN)/python --no-deps -e .; \
+	else \
+		test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV); \
+		$(BIN)/python -m pip install --require-hashes -r requirements.lock && \
+		$(BIN)/python -m pip install --no-deps -e .; \
+	fi
+	@touch $@
+
+lock:
+	uv pip compile pyproject.toml --extra dev --extra tensorboard --universal \
+		--python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--quiet --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,191 @@
+"""The command line from end to end, with a small method on the generated cohort."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pyarrow.parquet as pq
+import pytest
+
+from m4.main import main
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+import ml_collections
+VARIANTS = ('filed', 'free')
+def get_config(variant=''):
+    options = dict(modalities=('vitals', 'static'), tasks=('ihm48', 'los'), num_patients=150)
+    config = dict(
+        data=dict(name='synthetic', options=dict(options, steps=8)),
+        method=dict(name='tests.toy:Toy', width=8),
+        optim=dict(lr=0.01, ema=0.9, warmup_steps=1),
+        train=dict(steps=6, batch_size=16, log_every=2, eval_every=3, save_every=3,
+                   select='ihm48/auroc', modality_dropout=0.2),
+        eval=dict(batch_size=16, bootstrap=10, baselines=False),
+    )
+    if variant == 'filed':
+        config['data'] = dict(name='tests.toy_data', options=dict(needs_file='x.csv'))
+        config['train']['select'] = 'death/auroc'
+    return ml_collections.ConfigDict(config)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a configuration and a finished run of it in 'w'."""
+    folder = tmp_path_factory.mktemp("main")
+    (folder / "toy.py").write_text(CONFIG)
+    assert run(folder) == 0
+    return folder
+
+
+def run(folder, *args, workdir="w", config="toy.py"):
+    os.environ["M4_DATA_DIR"] = str(folder / "data")
+    mask = os.umask(0o022)
+    try:
+        return main([f"--config={folder / config}", f"--workdir={folder / workdir}", *args])
+    finally:
+        os.umask(mask)
+        del os.environ["M4_DATA_DIR"]
+
+
+def lines(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def arrays(workdir, step):
+    """Name -> value of everything in a checkpoint's state."""
+    with ocp.StandardCheckpointer() as reader:
+        tree = reader.restore(workdir / "checkpoints" / "last" / str(step) / "state")
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {str(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def test_a_run_leaves_what_it_promises(place):
+    work = place / "w"
+    for name in ("config.json", "run.json", "data.json", "results/test.json", "report.html"):
+        assert (work / name).stat().st_size > 0, name
+    assert not (work / "lock").exists()
+    found = json.loads((work / "run.json").read_text())
+    assert found["seed"] == 0 and found["versions"]["jax"] and found["data"]["fingerprint"]
+    assert [row["step"] for row in lines(work)] == [2, 3, 3, 4, 6, 6]
+    results = json.loads((work / "results/test.json").read_text())
+    assert {s["task"] for s in results["scores"]} == {"ihm48", "los"}
+    assert len(results["subsets"]) == 3  # two modalities: full and each alone
+    private = [p for p in work.rglob("*") if stat.S_IMODE(p.stat().st_mode) & 0o077]
+    assert private == []  # nothing that others may read
+
+
+def test_resuming_gives_the_same_bits_as_running_through(place):
+    work = place / "again"
+    shutil.copytree(place / "w", work)
+    before, numbers = arrays(work, 6), lines(work)
+    shutil.rmtree(work / "checkpoints/last/6")  # as if killed after step 3's checkpoint
+    (work / "checkpoints/last/6.orbax-checkpoint-tmp").mkdir()
+    assert run(place, workdir="again") == 0
+    after = arrays(work, 6)
+    assert before.keys() == after.keys()
+    for name in before:
+        assert np.array_equal(before[name], after[name]), name
+    assert lines(work) == numbers
+
+
+def test_finished_run_is_only_evaluated_again(place, capsys):
+    before = lines(place / "w")
+    assert run(place) == 0
+    assert lines(place / "w") == before
+    assert "compiled in" not in capsys.readouterr().out
+
+
+def test_another_configuration_is_refused(place, capsys):
+    assert run(place, "--config.optim.lr=0.02") == 2
+    assert "optim.lr: 0.01 -> 0.02" in capsys.readouterr().err
+    assert run(place, "--config.mesh.data=16") == 2  # harmless for the mathematics, but too large
+    assert "found 8" in capsys.readouterr().err
+
+
+def test_eval_predict_check(place, capsys):
+    assert run(place, "--mode=eval", "--config.eval.bootstrap=5") == 0
+    results = json.loads((place / "w/results/test.json").read_text())
+    assert results["bootstrap"]["draws"] == 5
+    assert run(place, "--mode=predict") == 0
+    path = place / "w/predictions/test.parquet"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    table = pq.read_table(path)
+    assert table.column_names == ["row", "patient", "ihm48", "los"]
+    assert table.num_rows == results["rows"]
+    assert all(len(p) == 32 for p in table["patient"].to_pylist())
+    first = table["patient"].to_pylist()
+    assert run(place, "--mode=predict") == 0
+    assert pq.read_table(path)["patient"].to_pylist() == first  # the key stays
+    capsys.readouterr()
+    assert run(place, "--mode=check", workdir="unused") == 0
+    text = capsys.readouterr().out
+    assert "encode_vitals/kernel" in text and "all is well" in text
+    assert not (place / "unused").exists()
+
+
+def test_no_checkpoint_is_exit_4(place, capsys):
+    (place / "empty").mkdir()
+    assert run(place, "--mode=eval", workdir="empty") == 4
+    assert "holds no checkpoint" in capsys.readouterr().err
+    assert run(place, "--mode=eval", workdir="nowhere") == 2
+
+
+def test_other_data_is_refused(place, capsys):
+    work = place / "other"
+    shutil.copytree(place / "w", work)
+    changed = "--config.data.options.num_patients=160"
+    assert run(place, changed, "--force_config", workdir="other") == 4
+    assert "trained on data" in capsys.readouterr().err
+
+
+def script(*args, **env):
+    code = (
+        "import sys, time; from m4.main import main; code = main(sys.argv[1:]);"
+        "print(time.process_time(), 'jax' in sys.modules); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | env, check=False
+    )
+
+
+def test_missing_data_is_exit_3_before_jax(place):
+    done = script(f"--config={place / 'toy.py'}:filed", M4_RAW_DIR=str(place / "raw"))
+    assert done.returncode == 3
+    assert "x.csv is missing" in done.stderr and "generated" in done.stderr
+    assert f"needs no files: --config={place / 'toy.py'}:free" in done.stderr
+    seconds, jax_loaded = done.stdout.split()
+    assert float(seconds) < 2 and jax_loaded == "False"
+
+
+def test_select_of_another_data_set_is_refused_before_jax(place):
+    done = script(f"--config={place / 'toy.py'}", "--config.train.select=ihm24/auroc")
+    assert done.returncode == 2
+    assert "tasks are ihm48, los; did you mean ihm48?" in done.stderr
+    assert done.stdout.split()[1] == "False"
+
+
+def test_report_needs_no_jax(place):
+    (place / "w/report.html").unlink()
+    done = script("--mode=report", f"--workdir={place / 'w'}")
+    assert done.returncode == 0, done.stderr
+    assert (place / "w/report.html").stat().st_size > 0
+    assert done.stdout.split()[-1] == "False"
+
+
+def test_help_and_debug(place, capsys):
+    assert main(["--help"]) == 0
+    assert "exit codes" in capsys.readouterr().out
+    assert main(["--nope", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
