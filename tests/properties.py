@@ -104,21 +104,25 @@ class Probe:
     grads: Callable[[Batch], tuple]
 
 
+def random_params(method, seed: int = 0):
+    """Parameters off their initial values, so that no zero hides a path; nothing is compiled.
+
+    Kernels get their fan-in's scale, everything else N(0.5, 0.5^2).
+    """
+    rng = np.random.default_rng(seed)
+
+    def leaf(x):
+        scale = x.shape[-2] ** -0.5 if x.ndim > 1 else 0.5
+        return (rng.normal(size=x.shape) * scale + (0.5 if x.ndim < 2 else 0.0)).astype(x.dtype)
+
+    return jax.tree.map(leaf, parameter_shapes(method))
+
+
 def probe(method, *, predict_rngs=None, seed: int = 0) -> Probe:
-    """Initialise, then move every parameter off its initial value, so that none hides a path."""
+    """Compile a method's prediction and gradient for `ROWS` random rows."""
     batch = random_batch(method.data, seed)
     rngs = {"dropout": jax.random.key(1), "gate": jax.random.key(2)}
-
-    @jax.jit
-    def init():
-        init_rngs = {"params": jax.random.key(seed), "gate": jax.random.key(3)}
-        params = method.init(init_rngs, batch, train=False)["params"]
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-        noise = [0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-        return jax.tree.unflatten(tree, [x + n for x, n in zip(leaves, noise, strict=True)])
-
-    params = init()
+    params = random_params(method, seed)
 
     @jax.jit
     def predict(batch):
@@ -318,12 +322,16 @@ CHECKS = (
 )
 
 
-def parameter_tree(method) -> str:
-    """One line 'path shape' per parameter, without running anything."""
+def parameter_shapes(method):
+    """The parameter tree as shapes, without running anything."""
     batch = random_batch(method.data)
     rngs = {"params": jax.random.key(0), "gate": jax.random.key(0)}
-    params = jax.eval_shape(lambda: method.init(rngs, batch, train=False))["params"]
+    return jax.eval_shape(lambda: method.init(rngs, batch, train=False))["params"]
+
+
+def parameter_tree(method) -> str:
+    """One line 'path shape' per parameter."""
     return "".join(
         f"{jax.tree_util.keystr(path, simple=True, separator='/')} {x.shape}\n"
-        for path, x in jax.tree_util.tree_leaves_with_path(params)
+        for path, x in jax.tree_util.tree_leaves_with_path(parameter_shapes(method))
     )

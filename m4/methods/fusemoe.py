@@ -6,10 +6,11 @@ a modality and a mixture of experts across them follow; a head reads all modalit
 
 - 'released': what the authors' code computes, defects included;
 - 'paper': the equations of the paper; a routed unit is a patient (all times concatenated);
-- 'm4': a routed unit is a token, absent modalities are masked everywhere, summaries of each
-  modality attend to each other, and summary statistics of every series reach the head.
+- 'm4': a routed unit is a token; absent modalities are masked everywhere; every modality also
+  has a summary token, the summaries attend to each other, and the head reads statistics.
 
-Letters: B rows, M modalities, Q query times, D width, E experts, N routed units, T tasks.
+Letters: B rows, M modalities (slots), Q query times, D width, E experts, N routed units, U
+numbers of a routed unit, T tokens of a row.
 """
 
 from collections.abc import Mapping
@@ -26,27 +27,24 @@ from m4 import losses
 from m4.moe import declare
 from m4.moe.layer import MoE
 from m4.nn.dense import StackedLayerNorm
-from m4.nn.encoders.codes import CodesEncoder
-from m4.nn.encoders.series import UTDE, SeriesSummary, stack_series, summary_statistics
-from m4.nn.encoders.table import TableEncoder
-from m4.nn.encoders.vectors import VectorsEncoder, VectorsSummary, clean_vectors
+from m4.nn.encoders import mixed
 from m4.nn.fuse import MissingIndicator
 from m4.nn.heads import TaskHeads
-from m4.nn.time import TimeEmbedding, frequency_init, query_times
 from m4.nn.transformer import AttentionBlock, MLPBlock
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, MoeAux, Outputs
 
 NOTES = ("notes", "text")  # modalities whose times the release reverses
-KINDS = ("series", "vectors", "table", "codes")  # timed kinds first
 TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+AFTER = FrozenDict({"normalise": "after"})
+small = nn.initializers.normal(0.02)
 
 
 class FuseMoE(nn.Module):
     """Fuses any number of modalities of kinds series, vectors, table and codes.
 
     Published sizes: width 128, num_queries 48, num_heads 8, embed_time 64, depth 3, hidden 512,
-    dropout 0.1, num_experts 16, top_k 4 (2 with the disjoint router).
+    dropout 0.1, num_experts 16, top_k 4 (2 with the disjoint router), utde 'batch'.
     """
 
     data: DataSpec
@@ -77,11 +75,13 @@ class FuseMoE(nn.Module):
         without an encoder and for unknown choices.
         """
         self._check()
-        fuse = self._token_level if self.fidelity == "m4" else self._patient_level
-        h, moe = fuse(batch, train)
+        inputs = mixed.gather(self.data, batch)
+        routable_B = batch.present(self.data).any(-1) & (batch.weight > 0)
+        fuse = self._fuse_tokens if self.fidelity == "m4" else self._fuse_patients
+        h_BD, moe = fuse(inputs, batch.present(self.data), routable_B, train)
         heads = TaskHeads(self.data.tasks, two_logits=self.fidelity != "m4", name="heads")
         aux = {name: sum(layer.losses[name] for layer in moe.values()) for name in self.aux_weights}
-        return Outputs(heads(dict.fromkeys(self.data.task_names, h)), aux, moe)
+        return Outputs(heads(dict.fromkeys(self.data.task_names, h_BD)), aux, moe)
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """Task losses plus `aux_weights` times the routing losses.
@@ -95,234 +95,194 @@ class FuseMoE(nn.Module):
         return losses.total(self.data, terms, out.aux_losses, self.aux_weights), terms
 
     def _check(self):
-        """Refuse what the layers below would not name."""
         choices = {"fidelity": ("released", "paper", "m4"), "mix": ("attention", "none")}
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field}={getattr(self, field)!r}; choose one of {allowed}")
         if self.depth < 1:
             raise ValueError(f"depth={self.depth} must be at least 1")
-        for m in self.data.modalities:
-            if m.kind not in KINDS:
-                raise ValueError(
-                    f"modality {m.name}: fusemoe has no encoder for kind {m.kind!r}; embed it "
-                    f"when the data are built (kind 'vectors'), or choose from {KINDS}"
-                )
 
-    def _slots(self, batch: Batch) -> tuple[list[int], Array]:
-        """Spec positions with timed kinds first, and presence in that order."""
-        kinds = [m.kind for m in self.data.modalities]
-        order = sorted(range(len(kinds)), key=lambda m: KINDS.index(kinds[m]))
-        return order, batch.present(self.data)[:, np.array(order)]
+    def _grid(self, inputs, train) -> Array:
+        return mixed.GridEncoder(
+            self.width,
+            self.num_heads,
+            self.num_queries,
+            self.embed_time,
+            self.utde,
+            self.dropout,
+            authors=self.fidelity != "m4",
+            released_imputation=self.fidelity == "released",
+            name="grid",
+        )(inputs, train=train)
 
-    def _streams(self, batch: Batch, kind: str):
-        """Name, spec and stream of every modality of a kind."""
-        return [(m.name, m, batch.inputs[m.name]) for m in self.data.modalities if m.kind == kind]
+    def _moe(self) -> dict:
+        """What a routed layer is told in every fidelity."""
+        return {
+            "num_experts": self.num_experts,
+            "top_k": self.top_k,
+            "hidden": self.hidden,
+            "gate": self.gate,
+            "router": self.routing,
+            "sharing": self.router,
+            "dispatch": self.dispatch,
+            "losses": tuple(sorted(self.aux_weights)),
+        }
 
-    def _grid(self, series, vectors, train) -> Array:
-        """Timed modalities -> [B, M, Q, D]: series first, then vectors."""
-        m4 = self.fidelity == "m4"
-        init = {"weight_init": frequency_init(self.num_queries)} if m4 else {}
-        embed = TimeEmbedding(self.embed_time, **init, name="time")
-        query_QK = embed(query_times(self.num_queries))
-        rate = 0.0 if m4 else self.dropout
-        tokens = []
-        if series is not None:
-            utde = UTDE(
-                self.width, self.num_heads, series.mask.shape[1], self.utde, rate,
-                released_imputation=self.fidelity == "released", name="series",
-            )  # fmt: skip
-            tokens.append(utde(series, query_QK, embed(series.times), train=train))
-        for name, x in vectors.items():
-            encoder = VectorsEncoder(self.width, self.num_heads, rate, project=m4, name=name)
-            tokens.append(encoder(x, query_QK, embed(x.times), train=train)[:, None])
-        return jnp.concatenate(tokens, axis=1)
+    # fidelity 'm4'
 
-    def _static(self, batch, train) -> list[Array]:
-        """Tables, then codes -> one token [B, D] each."""
-        tables = [
-            TableEncoder(self.width, self.dropout, name=name)(stream, train=train)
-            for name, _, stream in self._streams(batch, "table")
-        ]
-        return tables + [
-            CodesEncoder(spec.vocab, self.width, name=name)(stream)
-            for name, spec, stream in self._streams(batch, "codes")
-        ]
-
-    def _token_level(self, batch: Batch, train: bool) -> tuple[Array, dict[str, MoeAux]]:
-        """Fidelity 'm4': summary tokens of all modalities, grid tokens of the timed ones."""
-        order, present_BM = self._slots(batch)
-        series, vectors = self._timed(batch)
-        timed = (0 if series is None else series.mask.shape[1]) + len(vectors)
-        s_BMD, wide_BN = self._summaries(batch, series, vectors, train)
-        type_init = nn.initializers.normal(0.02)
-        s_BMD += self.param("type", type_init, s_BMD.shape[1:])
-        x_BMQD = jnp.zeros((s_BMD.shape[0], 0, self.num_queries, self.width))
+    def _fuse_tokens(self, inputs, present_BM, routable_B, train) -> tuple[Array, dict]:
+        """Summary tokens s of all modalities and grid tokens x of the timed ones."""
+        order = mixed.order(self.data)
+        present_BM = present_BM[:, np.array(order)]
+        summary = mixed.SummaryEncoder(self.data, self.width, self.dropout, name="summary")
+        s_BMD, wide_BN = summary(inputs, train=train)
+        s_BMD += self.param("type", small, s_BMD.shape[1:])
+        rows, timed = s_BMD.shape[0], inputs.num_timed
+        x_BMQD = jnp.zeros((rows, 0, self.num_queries, self.width))
         if timed:
-            x_BMQD = self._grid(series, vectors, train)
-            x_BMQD += self.param("grid_type", type_init, (timed, 1, self.width))
-            x_BMQD += self.param("position", type_init, x_BMQD.shape[2:])
+            x_BMQD = self._grid(inputs, train) + self.param(
+                "grid_type", small, (timed, 1, self.width)
+            )
+            x_BMQD += self.param("position", small, x_BMQD.shape[2:])
         moe = {}
         for i in range(self.depth):
             s_BMD, x_BMQD = self._attend(i, s_BMD, x_BMQD, present_BM, train)
-            s_BMD, x_BMQD, moe[f"layer_{i}"] = self._route_tokens(
-                i, s_BMD, x_BMQD, present_BM, order, batch.weight > 0, train
-            )
+            valid_BM = present_BM & routable_B[:, None]
+            s_BMD, x_BMQD, moe[f"layer_{i}"] = self._route(i, s_BMD, x_BMQD, valid_BM, train)
         if timed:
-            pad = ((0, 0), (0, s_BMD.shape[1] - timed), (0, 0))
-            s_BMD += jnp.pad(x_BMQD.mean(2), pad)
+            s_BMD += jnp.pad(x_BMQD.mean(2), ((0, 0), (0, s_BMD.shape[1] - timed), (0, 0)))
         s_BMD = StackedLayerNorm(name="norm")(s_BMD)
         s_BMD = MissingIndicator(s_BMD.shape[1], name="missing")(s_BMD, present_BM)
         drop = nn.Dropout(self.dropout, deterministic=not train, name="head_drop")
-        h_BD = nn.gelu(
-            nn.Dense(self.width, name="head")(drop(rearrange(s_BMD, "b m d -> b (m d)")))
-        )
-        return jnp.concatenate([drop(h_BD), drop(wide_BN)], -1), moe
+        h_BD = nn.Dense(self.width, name="head")(drop(rearrange(s_BMD, "b m d -> b (m d)")))
+        return jnp.concatenate([drop(nn.gelu(h_BD)), drop(wide_BN)], -1), moe
 
-    def _timed(self, batch):
-        """Cleaned inputs of the timed modalities: a stack of series (or None), vectors by name."""
-        series = [stream for _, _, stream in self._streams(batch, "series")]
-        stack = stack_series(series, hours=self.data.hours) if series else None
-        vectors = {}
-        for name, _, stream in self._streams(batch, "vectors"):
-            raw = self.fidelity == "released"
-            x = clean_vectors(stream, hours=1.0 if raw else self.data.hours)
-            if raw and name in NOTES:
-                x = x.replace(times=1.0 - x.times / self.data.hours)
-            vectors[name] = x
-        return stack, vectors
-
-    def _summaries(self, batch, series, vectors, train) -> tuple[Array, Array]:
-        """One token per modality [B, M, D], and the statistics and table columns [B, N]."""
-        tokens, columns = [], []
-        if series is not None:
-            x_BMN = rearrange(jnp.clip(summary_statistics(series), -6, 6), "b m f s -> b m (f s)")
-            summary = SeriesSummary(self.width, x_BMN.shape[1], self.dropout, name="summary")
-            tokens.append(summary(x_BMN, train=train))
-            columns.append(rearrange(x_BMN, "b m n -> b (m n)"))
-        for name, x in vectors.items():
-            tokens.append(VectorsSummary(self.width, name=f"{name}_summary")(x)[:, None])
-        for _, _, stream in self._streams(batch, "table"):
-            seen = stream.observed & stream.present[:, None]
-            columns.append(jnp.where(seen, stream.values, 0.0))
-        tokens += [x_BD[:, None] for x_BD in self._static(batch, train)]
-        wide = jnp.concatenate(columns, -1) if columns else jnp.zeros((batch.weight.shape[0], 0))
-        return jnp.concatenate(tokens, 1), 0.3 * wide
-
-    def _attend(self, i, s_BMD, x_BMQD, present_BM, train):
+    def _attend(self, i, s_BMD, x_BMQD, present_BM, train) -> tuple[Array, Array]:
         """Within each timed modality over its summary and grid, then between the summaries."""
         timed = x_BMQD.shape[1]
         if timed:
-            y = jnp.concatenate([s_BMD[:, :timed, None], x_BMQD], axis=2)
-            mask = jnp.broadcast_to(present_BM[:, :timed, None], y.shape[:3])
+            y_BMTD = jnp.concatenate([s_BMD[:, :timed, None], x_BMQD], axis=2)
+            mask_BMT = jnp.broadcast_to(present_BM[:, :timed, None], y_BMTD.shape[:3])
             block = AttentionBlock(self.num_heads, 1, self.dropout, name=f"time_{i}")
-            y = block(y, mask, train=train)
-            s_BMD = jnp.concatenate([y[:, :, 0], s_BMD[:, timed:]], axis=1)
-            x_BMQD = y[:, :, 1:]
+            y_BMTD = block(y_BMTD, mask_BMT, train=train)
+            s_BMD = jnp.concatenate([y_BMTD[:, :, 0], s_BMD[:, timed:]], axis=1)
+            x_BMQD = y_BMTD[:, :, 1:]
         if self.mix == "attention":
             block = AttentionBlock(self.num_heads, 1, self.dropout, name=f"mix_{i}")
             s_BMD = block(s_BMD[:, None], present_BM[:, None], train=train)[:, 0]
         return s_BMD, x_BMQD
 
-    def _route_tokens(self, i, s_BMD, x_BMQD, present_BM, order, counts_B, train):
-        """One mixture-of-experts block on all tokens of present modalities."""
-        modality_M = np.array(order)
+    def _route(self, i, s_BMD, x_BMQD, valid_BM, train) -> tuple[Array, Array, MoeAux]:
+        """X + drop(MoE(layer norm(x))) on the tokens of present modalities."""
+        rows, slots = s_BMD.shape[:2]
         timed, num_queries = x_BMQD.shape[1:3]
-        slot_T = np.concatenate([np.arange(len(order)), np.repeat(np.arange(timed), num_queries)])
+        slot_T = np.concatenate([np.arange(slots), np.repeat(np.arange(timed), num_queries)])
         x_BTD = jnp.concatenate([s_BMD, rearrange(x_BMQD, "b m q d -> b (m q) d")], axis=1)
-        valid_BT = (present_BM & counts_B[:, None])[:, slot_T]
-        y_ND, aux = self._moe(i, num_modalities=len(order))(
+        y_ND, aux = MoE(**self._moe(), num_modalities=slots, name=f"layer_{i}")(
             rearrange(StackedLayerNorm(name=f"norm_{i}")(x_BTD), "b t d -> (b t) d"),
-            valid_N=valid_BT.reshape(-1),
-            modality_N=jnp.tile(modality_M[slot_T], x_BTD.shape[0]),
-            num_rows=x_BTD.shape[0],
+            valid_N=valid_BM[:, slot_T].reshape(-1),
+            modality_N=jnp.tile(np.array(mixed.order(self.data))[slot_T], rows),
+            num_rows=rows,
             train=train,
         )
         drop = nn.Dropout(self.dropout, deterministic=not train, name=f"drop_{i}")
         x_BTD += drop(y_ND.reshape(x_BTD.shape))
-        grid = rearrange(x_BTD[:, len(order) :], "b (m q) d -> b m q d", q=num_queries)
-        return x_BTD[:, : len(order)], grid, aux
+        x_BMQD = rearrange(x_BTD[:, slots:], "b (m q) d -> b m q d", q=num_queries)
+        return x_BTD[:, :slots], x_BMQD, aux
 
-    def _moe(self, i, cls=MoE, **kwargs):
-        return cls(
-            num_experts=self.num_experts, top_k=self.top_k, hidden=self.hidden, gate=self.gate,
-            router=self.routing, sharing=self.router, dispatch=self.dispatch,
-            losses=tuple(sorted(self.aux_weights)), name=f"layer_{i}", **kwargs,
-        )  # fmt: skip
+    # fidelity 'paper' and 'released'
 
-    def _patient_level(self, batch: Batch, train: bool) -> tuple[Array, dict[str, MoeAux]]:
-        """Fidelity 'paper' and 'released' (section 3 and appendix E; authors' `module.py`)."""
-        x_BMQD = self._embed_patients(batch, train)
-        stacks, valid_B = x_BMQD.shape[1], batch.present(self.data).any(-1) & (batch.weight > 0)
+    def _fuse_patients(self, inputs, present_BM, routable_B, train) -> tuple[Array, dict]:
+        """Section 3 and appendix E of the paper; the authors' `module.py`."""
+        x_BMQD = self._embed(inputs, present_BM, train)
+        slots = x_BMQD.shape[1]
         everything = jnp.ones(x_BMQD.shape[:3], bool)  # absent modalities are attended
+        released = self.fidelity == "released"
         moe = {}
         for i in range(self.depth):
-            block = AttentionBlock(self.num_heads, stacks, self.dropout, name=f"time_{i}")
+            block = AttentionBlock(self.num_heads, slots, self.dropout, name=f"time_{i}")
             x_BMQD = block(x_BMQD, everything, train=train)
-            u_BMQD = StackedLayerNorm(stacks, name=f"norm_{i}")(x_BMQD)
-            y_BMQD, moe[f"layer_{i}"] = self._route_patients(i, u_BMQD, valid_B, train)
+            u_BMQD = StackedLayerNorm(slots, name=f"norm_{i}")(x_BMQD)
+            route = PatientMoE(FrozenDict(self._moe()), released=released, name=f"layer_{i}")
+            y_BMQD, moe[f"layer_{i}"] = route(u_BMQD, routable_B, train=train)
             x_BMQD += nn.Dropout(self.dropout, deterministic=not train, name=f"drop_{i}")(y_BMQD)
-            mlp = MLPBlock(4 * self.width, stacks, self.dropout, name=f"mlp_{i}")
+            mlp = MLPBlock(4 * self.width, slots, self.dropout, name=f"mlp_{i}")
             x_BMQD = mlp(x_BMQD, train=train)
-        last_BMD = StackedLayerNorm(stacks, name="norm")(x_BMQD)[:, :, -1]
+        last_BMD = StackedLayerNorm(slots, name="norm")(x_BMQD)[:, :, -1]
         h_BD = rearrange(last_BMD, "b m d -> b (m d)")
         hidden_BD = nn.relu(nn.Dense(h_BD.shape[-1], kernel_init=TORCH, name="head_up")(h_BD))
-        drop = nn.Dropout(self.dropout, deterministic=not train, name="head_drop")
-        down = nn.Dense(h_BD.shape[-1], kernel_init=TORCH, name="head_down")
-        return down(drop(hidden_BD)) + h_BD, moe
+        hidden_BD = nn.Dropout(self.dropout, deterministic=not train, name="head_drop")(hidden_BD)
+        return h_BD + nn.Dense(h_BD.shape[-1], kernel_init=TORCH, name="head_down")(hidden_BD), moe
 
-    def _embed_patients(self, batch, train) -> Array:
+    def _embed(self, inputs, present_BM, train) -> Array:
         """All modalities on the query grid in the spec's order, absent ones replaced."""
-        order, _ = self._slots(batch)
-        series, vectors = self._timed(batch)
-        shape = (batch.weight.shape[0], 1, self.num_queries, self.width)
-        tokens = [jnp.broadcast_to(x[:, None, None], shape) for x in self._static(batch, train)]
-        if series is not None or vectors:
-            tokens.insert(0, self._grid(series, vectors, train))
-        x_BMQD = jnp.concatenate(tokens, axis=1)[:, np.argsort(order)]
-        present_BM = batch.present(self.data)
-        init = nn.initializers.normal
-        type_MD = self.param("type", init(1.0), (x_BMQD.shape[1], self.width))
-        position_QD = self.param("position", init(0.02), shape[2:])
-        if self.fidelity == "released":
+        released = self.fidelity == "released"
+        if released:
+            inputs = inputs.replace(vectors=_released_times(inputs.vectors, self.data.hours))
+        static = mixed.StaticEncoder(self.data, self.width, self.dropout, name="static")
+        tokens = [x_BD[:, None, None] for x_BD in static(inputs, train=train)]
+        tokens = [jnp.repeat(x_B11D, self.num_queries, axis=2) for x_B11D in tokens]
+        if inputs.num_timed:
+            tokens.insert(0, self._grid(inputs, train))
+        x_BMQD = jnp.concatenate(tokens, axis=1)[:, np.argsort(mixed.order(self.data))]
+        slots, (num_queries, width) = x_BMQD.shape[1], x_BMQD.shape[2:]
+        type_MD = self.param("type", nn.initializers.normal(1.0), (slots, width))
+        position_QD = self.param("position", small, (num_queries, width))
+        if released:
             x_BMQD += _released_types(self.data, type_MD, present_BM)[:, None]
             x_BMQD = jnp.where(present_BM[..., None, None], x_BMQD, 0.0)
-            first = jnp.arange(self.num_queries)[:, None] == 0  # a padding index: no gradient
+            first = jnp.arange(num_queries)[:, None] == 0  # a padding index: no gradient
             position_QD = jnp.where(first, jax.lax.stop_gradient(position_QD), position_QD)
         else:
-            x_BMQD = x_BMQD + type_MD[:, None]
-            x_BMQD = MissingIndicator(x_BMQD.shape[1], name="missing")(x_BMQD, present_BM)
+            x_BMQD = MissingIndicator(slots, name="missing")(x_BMQD + type_MD[:, None], present_BM)
         drop = nn.Dropout(self.dropout, deterministic=not train, name="embed_drop")
-        return drop(self.width**0.5 * x_BMQD + position_QD)
+        return drop(width**0.5 * x_BMQD + position_QD)
 
-    def _route_patients(self, i, u_BMQD, valid_B, train) -> tuple[Array, MoeAux]:
-        """One expert decision per patient ('joint') or per patient and modality."""
-        released = self.fidelity == "released"
-        batch, stacks, num_queries, width = u_BMQD.shape
-        u_BMU = mixing_flatten(u_BMQD) if released else rearrange(u_BMQD, "b m q d -> b m (q d)")
-        joint = self.router == "joint"
-        units = 1 if joint else stacks
-        layer = self._moe(
-            i, ReleasedMoE if released else MoE, num_modalities=units,
-            out=stacks * num_queries * width, output="softmax" if released else None,
-        )  # fmt: skip
-        y_NO, aux = layer(
-            u_BMU.reshape(batch * units, -1),
+
+class PatientMoE(nn.Module):
+    """One expert decision per patient ('joint') or per patient and modality.
+
+    Experts of 'permod' and 'disjoint' read one modality and write to all; the outputs of a
+    patient's modalities are added (authors' `sparse_moe.py`). With `released`, experts end in a
+    softmax, mixtures are taken to log space, noise is drawn in evaluation too and rows are
+    flattened with `mixing_flatten`.
+    """
+
+    layer: Mapping
+    released: bool
+
+    @nn.compact
+    def __call__(self, u_BMQD: Array, valid_B: Array, *, train: bool) -> tuple[Array, MoeAux]:
+        """[B, M, Q, D] -> [B, M, Q, D]."""
+        rows, slots, num_queries, width = u_BMQD.shape
+        flatten = mixing_flatten if self.released else patient_flatten
+        u_BMU = flatten(u_BMQD)
+        joint = self.layer["sharing"] == "joint"
+        units = 1 if joint else slots
+        cls, options = MoE, {}
+        if self.released:  # with top_k 1 the authors' weights are constantly 1
+            cls, options = ReleasedMoE, {"output": "softmax", "router_options": AFTER}
+        y_NU, aux = cls(
+            **self.layer,
+            **options,
+            num_modalities=units,
+            out=slots * num_queries * width,
+            name="moe",
+        )(
+            u_BMU.reshape(rows * units, -1),
             valid_N=jnp.repeat(valid_B, units),
-            modality_N=None if joint else jnp.tile(jnp.arange(stacks), batch),
-            num_rows=batch,
-            train=train or released,  # the release adds gate noise in evaluation too
+            modality_N=None if joint else jnp.tile(jnp.arange(slots), rows),
+            num_rows=rows,
+            train=train or self.released,
         )
-        if released:
-            y_NO = jnp.log(jnp.where(y_NO == 0, 2.2e-16, y_NO))
-        y_BMU = y_NO.reshape(batch, units, stacks, -1).sum(1)
+        if self.released:
+            y_NU = jnp.log(jnp.where(y_NU == 0, 2.2e-16, y_NU))
+        y_BMU = y_NU.reshape(rows, units, slots, -1).sum(1)
         if joint:  # a patient's decision is every modality's
-            for name, dim in {"by_modality": 0, "by_row": 1}.items():
-                if name in aux.stats:
-                    aux.stats[name] = jnp.repeat(aux.stats[name], stacks, axis=dim)
-        if released:
-            return mixing_unflatten(y_BMU, num_queries), aux
-        return rearrange(y_BMU, "b m (q d) -> b m q d", q=num_queries), aux
+            for name in {"by_modality", "by_row"} & set(aux.stats):
+                aux.stats[name] = jnp.repeat(aux.stats[name], slots, axis=-2)
+        unflatten = mixing_unflatten if self.released else patient_unflatten
+        return unflatten(y_BMU, num_queries), aux
 
 
 class ReleasedMoE(MoE):
@@ -332,33 +292,51 @@ class ReleasedMoE(MoE):
     trained nor saved, and routing is random.
     """
 
-    def _learned(self, function, prefix, dims, num_groups):
+    def _learned(self, function, prefix, dims, num_gates):
         learned = {}
         for argument, (shape, _) in declare.parameters(function, dims).items():
-            stem = argument.rpartition("_")[0] or argument
-            shape = (num_groups, *shape)
+            name = f"{prefix}_{argument.rpartition('_')[0] or argument}"
+            shape = (num_gates, *shape)
             learned[argument] = (
-                self.param(f"{prefix}_{stem}", nn.initializers.zeros, shape)
+                self.param(name, nn.initializers.zeros, shape)
                 if self.sharing == "joint"
                 else jnp.zeros(shape)
             )
         return learned
 
 
-def mixing_flatten(x_BMQD: Array) -> Array:
-    """The release's flattening, [B, M, Q * D]: reshapes time-major data without a transpose.
+def patient_flatten(x_BMQD: Array) -> Array:
+    """[B, M, Q, D] -> [B, M, Q * D]: all times of a patient's modality."""
+    return rearrange(x_BMQD, "b m q d -> b m (q d)")
 
-    With B > 1 a row then holds time steps of several patients (authors' `module.py`).
+
+def patient_unflatten(y_BMU: Array, num_queries: int) -> Array:
+    """Inverse of `patient_flatten`."""
+    return rearrange(y_BMU, "b m (q d) -> b m q d", q=num_queries)
+
+
+def mixing_flatten(x_BMQD: Array) -> Array:
+    """The release's flattening: reshapes time-major data to rows without a transpose.
+
+    With more than one patient, a row then holds time steps of several of them.
     """
-    batch, stacks = x_BMQD.shape[:2]
-    return rearrange(x_BMQD, "b m q d -> m q b d").reshape(stacks, batch, -1).swapaxes(0, 1)
+    rows, slots = x_BMQD.shape[:2]
+    return rearrange(x_BMQD, "b m q d -> m q b d").reshape(slots, rows, -1).swapaxes(0, 1)
 
 
 def mixing_unflatten(y_BMU: Array, num_queries: int) -> Array:
-    """Inverse of `mixing_flatten`: [B, M, Q * D] -> [B, M, Q, D]."""
-    batch, stacks = y_BMU.shape[:2]
-    y_MQBD = y_BMU.swapaxes(0, 1).reshape(stacks, num_queries, batch, -1)
+    """Inverse of `mixing_flatten`."""
+    rows, slots = y_BMU.shape[:2]
+    y_MQBD = y_BMU.swapaxes(0, 1).reshape(slots, num_queries, rows, -1)
     return rearrange(y_MQBD, "m q b d -> b m q d")
+
+
+def _released_times(vectors, hours):
+    """Times as released: of notes reversed, of images and ECGs in hours instead of windows."""
+    return {
+        name: x.replace(times=1.0 - x.times if name in NOTES else x.times * hours)
+        for name, x in vectors.items()
+    }
 
 
 def _released_types(data: DataSpec, type_MD: Array, present_BM: Array) -> Array:

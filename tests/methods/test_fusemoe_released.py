@@ -1,0 +1,222 @@
+"""FuseMoE as released: vectors made with the authors' code, and its defects, each by name.
+
+Reference vectors: 3 patients, width 4, 4 experts with 5 hidden units, top 2, no dropout, fixed
+noise. `det` fills every array deterministically.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import FrozenDict
+
+from m4.methods import fusemoe
+from m4.methods.fusemoe import PatientMoE, mixing_flatten, mixing_unflatten
+from m4.moe.layer import MoE
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from tests import properties
+from tests.methods.test_fusemoe import small
+
+LAYER = {
+    "num_experts": 4,
+    "top_k": 2,
+    "hidden": 5,
+    "gate": "laplace",
+    "router": "noisy_top_k",
+    "sharing": "joint",
+    "dispatch": "dense",
+    "losses": ("importance", "load"),
+}
+
+
+def det(shape, phase, scale):
+    n = np.arange(np.prod(shape))
+    return (scale * np.sin(1.7 * n + phase)).reshape(shape).astype(np.float32)
+
+
+def golden_params(inputs, outputs, gates, experts_per_gate):
+    """Torch stores kernels (out, in); gates and noise are (in, experts)."""
+    num = range(4)
+    return {
+        "w1": np.stack([det((5, inputs), 0.3 + e, 0.5).T for e in num]),
+        "b1": np.stack([det((5,), 0.7 + e, 0.1) for e in num]),
+        "w2": np.stack([det((outputs, 5), 1.1 + e, 0.5).T for e in num]),
+        "b2": np.stack([det((outputs,), 1.9 + e, 0.1) for e in num]),
+        "gate": np.stack([det((4, experts_per_gate), 0.2 + m, 0.8) for m in range(gates)]),
+        "router_noise": np.stack([det((4, experts_per_gate), 2.2 + m, 0.3) for m in range(gates)]),
+    }
+
+
+def run_golden(monkeypatch, u_BMQD, params, *, noise, **layer):
+    """The released layer with the given noise per routed unit; routers as parameters."""
+    monkeypatch.setattr(fusemoe, "ReleasedMoE", MoE)
+
+    def normal(key, shape, *_):  # shapes of initial values are asked for, too
+        return jnp.asarray(noise) if shape == noise.shape else jnp.zeros(shape)
+
+    monkeypatch.setattr(jax.random, "normal", normal)
+    module = PatientMoE(FrozenDict({**LAYER, **layer}), released=True)
+    stem = "gate_w" if layer.get("gate") == "linear" else "gate_centre"
+    params = {stem if name == "gate" else name: x for name, x in params.items()}
+    rows = jnp.ones(u_BMQD.shape[0], bool)
+    return module.apply(
+        {"params": {"moe": params}}, u_BMQD, rows, train=True, rngs={"gate": jax.random.key(0)}
+    )
+
+
+X = det((3, 4), 0.5, 1.0)
+NOISE = det((3, 4), 3.3, 1.0)
+JOINT = {
+    "linear": (
+        [
+            [-1.372393, -1.556059, -1.334252, -1.301294],
+            [-1.402166, -1.638357, -1.179562, -1.377438],
+            [-1.477346, -1.644417, -1.048736, -1.477305],
+        ],
+        0.02169430,
+    ),
+    "laplace": (
+        [
+            [-1.459780, -1.392374, -1.323112, -1.374672],
+            [-1.396638, -1.649040, -1.178438, -1.376031],
+            [-1.468995, -1.650960, -1.054949, -1.470686],
+        ],
+        0.01120568,
+    ),
+    "gaussian": (
+        [
+            [-1.323453, -1.663899, -1.310271, -1.292296],
+            [-1.355983, -1.733347, -1.170014, -1.365507],
+            [-1.421077, -1.690474, -1.092431, -1.432489],
+        ],
+        0.02838195,
+    ),
+}
+
+
+def balance(aux):
+    """The authors weigh both squared coefficients of variation by 0.01."""
+    return 0.01 * (aux.losses["importance"] + aux.losses["load"])
+
+
+@pytest.mark.parametrize("gate", JOINT)
+def test_joint_router_golden_vectors(monkeypatch, gate):
+    params = golden_params(4, 4, 1, 4)
+    y_BMQD, aux = run_golden(monkeypatch, X[:, None, None], params, noise=NOISE, gate=gate)
+    expected, loss = JOINT[gate]
+    np.testing.assert_allclose(y_BMQD[:, 0, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(balance(aux), loss, atol=1e-5)
+
+
+TWO = np.stack([X, det((3, 4), 4.5, 1.0)], axis=1)[:, :, None]  # B M Q D
+
+
+def test_permod_router_golden_vector(monkeypatch):
+    # Routed units in order (patient, modality); both modalities see the same noise.
+    params, noise = golden_params(4, 8, 2, 4), np.repeat(NOISE, 2, axis=0)
+    y_BMQD, aux = run_golden(monkeypatch, TWO, params, noise=noise, sharing="permod")
+    expected = [
+        -4.167168, -4.421358, -3.849445, -4.095094, -4.564632, -3.892851, -4.011136, -4.461858,
+    ]  # fmt: skip
+    np.testing.assert_allclose(y_BMQD[0].ravel(), expected, atol=1e-5)
+    np.testing.assert_allclose(balance(aux), 0.02218427, atol=1e-5)
+
+
+def test_disjoint_router_golden_vector(monkeypatch):
+    params, noise = golden_params(4, 8, 2, 2), np.repeat(det((3, 2), 3.3, 1.0), 2, axis=0)
+    y_BMQD, aux = run_golden(monkeypatch, TWO, params, noise=noise, sharing="disjoint", top_k=1)
+    expected = [
+        -3.719207, -4.960048, -3.856046, -3.841114, -4.863641, -3.776390, -4.129161, -4.645640,
+    ]  # fmt: skip
+    np.testing.assert_allclose(y_BMQD[0].ravel(), expected, atol=1e-5)
+    np.testing.assert_allclose(balance(aux), 0.00467500, atol=1e-5)
+
+
+def test_mixing_flatten_by_hand():
+    # 2 patients a and b, 1 modality, times 0 to 2, width 1. Time-major storage is
+    # a0 b0 a1 b1 a2 b2; cut into two rows it mixes the patients.
+    x = np.array([[0, 1, 2], [10, 11, 12]], np.float32)[:, None, :, None]
+    np.testing.assert_array_equal(mixing_flatten(x)[:, 0], [[0, 10, 1], [11, 2, 12]])
+    np.testing.assert_array_equal(mixing_unflatten(mixing_flatten(x), 3), x)
+
+
+def test_mixing_flatten_is_right_for_one_patient():
+    x = np.arange(24.0).reshape(1, 2, 4, 3)
+    np.testing.assert_array_equal(mixing_flatten(x), fusemoe.patient_flatten(x))
+
+
+SPEC = DataSpec(
+    modalities=(
+        ModalitySpec("vitals", "series", (5, 3)),
+        ModalitySpec("cxr", "vectors", (2, 4)),
+        ModalitySpec("notes", "vectors", (2, 5)),
+        ModalitySpec("ecg", "vectors", (2, 3)),
+    ),
+    tasks=(TaskSpec("death", "binary"),),
+)
+
+
+@pytest.fixture(scope="module")
+def released():
+    method = small(SPEC, fidelity="released", router="joint")
+    return properties.probe(method, predict_rngs={"gate": jax.random.key(5)})
+
+
+def test_released_mixes_patients_of_a_batch(released):
+    """Regression test of the defect: changing the last patient changes the others."""
+    other = properties.replace_rows(released.batch, properties.random_batch(SPEC, seed=9), [5])
+    before, after = released.predict(released.batch), released.predict(other)
+    assert np.abs(before["death"] - after["death"])[:5].max() > 1e-3
+
+
+def test_paper_does_not_mix_patients():
+    method = small(SPEC, fidelity="paper", router="joint")
+    properties.batch_composition_invariance(properties.probe(method))
+
+
+def test_released_draws_noise_in_evaluation(released):
+    params = {"params": released.params}
+    run = jax.jit(
+        lambda key: released.method.apply(
+            params, released.batch, train=False, rngs={"gate": key}
+        ).logits["death"]
+    )
+    one, two = run(jax.random.key(0)), run(jax.random.key(1))
+    assert np.abs(one - two).max() > 1e-3
+    np.testing.assert_array_equal(one, run(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("router", ["joint", "permod", "disjoint"])
+def test_released_routers_of_permod_and_disjoint_are_no_parameters(router):
+    method = small(SPEC, fidelity="released", router=router, num_experts=12)
+    tree = properties.parameter_tree(method)
+    assert ("gate_centre" in tree) == (router == "joint")
+    assert ("router_noise" in tree) == (router == "joint")
+
+
+def test_released_first_position_does_not_learn(released):
+    _, grads = released.grads(released.batch)
+    assert not np.any(grads["position"][0]) and np.any(grads["position"][1])
+
+
+def test_released_types_of_ecg():
+    types = np.arange(8.0).reshape(4, 2)
+    all_there, one_missing = np.ones((3, 4), bool), np.ones((3, 4), bool)
+    one_missing[1, 3] = False
+    np.testing.assert_array_equal(fusemoe._released_types(SPEC, types, all_there), types)
+    expected = types[[0, 1, 2, 1]]
+    np.testing.assert_array_equal(fusemoe._released_types(SPEC, types, one_missing), expected)
+
+
+def test_released_time_units():
+    inputs = fusemoe.mixed.gather(SPEC, properties.random_batch(SPEC))
+    times = fusemoe._released_times(inputs.vectors, SPEC.hours)
+    share = inputs.vectors["notes"].times
+    np.testing.assert_allclose(times["notes"].times, 1.0 - share, rtol=1e-6)
+    np.testing.assert_allclose(times["ecg"].times, 48.0 * inputs.vectors["ecg"].times, rtol=1e-6)
+
+
+def test_released_zeroes_absent_modalities_and_paper_learns_them():
+    names = {f: properties.parameter_tree(small(SPEC, fidelity=f)) for f in ("released", "paper")}
+    assert "missing/embedding" not in names["released"]
+    assert "missing/embedding" in names["paper"]
