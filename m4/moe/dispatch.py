@@ -45,12 +45,14 @@ def apply_experts(
     capacity_factor: float | None = None,
     activation: Callable[[Array], Array],
     output: Callable[[Array], Array] | None = None,
+    expected: int | None = None,
 ) -> tuple[Array, Array]:
     """Mixture of the chosen experts' outputs, and the share of assignments dropped.
 
     Computes in the dtype of `x_ND`; weight gradients are summed in at least float32.
     `capacity_factor` is C / (N*K/E): how many rows an expert can serve, or with 'dropless' how
     many it serves fast. None: 1.25 where the rest is dropped, else a choice by backend and size.
+    `expected` replaces N*K where many assignments are known to be invalid.
 
     Raises ValueError for an unknown strategy and for a capacity factor that is not positive.
     """
@@ -60,12 +62,16 @@ def apply_experts(
         raise ValueError(f"capacity_factor={capacity_factor} must be positive")
     num_experts = params.w1.shape[0]
     if strategy == "auto":
-        strategy = choose_strategy(routing.experts.shape, num_experts)
+        strategy = choose_strategy(routing.experts.shape[1], num_experts)
     params = jax.tree.map(lambda p: p.astype(x_ND.dtype), params)
     if strategy == "dense":
         return dense(x_ND, routing, params, activation=activation, output=output)
     layout = choose_layout(
-        routing.experts.shape, num_experts, strategy=strategy, capacity_factor=capacity_factor
+        routing.experts.size,
+        num_experts,
+        strategy=strategy,
+        capacity_factor=capacity_factor,
+        expected=expected,
     )
     priority_N = routing.weights.max(axis=1) if strategy == "capacity_prioritised" else None
     plan = make_plan(routing.experts, num_experts, priority_N=priority_N)
@@ -84,22 +90,22 @@ def dense(x_ND, routing, params, *, activation, output=None):
     return jnp.einsum("ne,eno->no", mix_NE, y_ENO), jnp.zeros(())
 
 
-def choose_strategy(shape_NK: tuple[int, int], num_experts: int) -> str:
+def choose_strategy(k: int, num_experts: int) -> str:
     """What 'auto' means: 'dense' when most experts are chosen anyway, else 'dropless'."""
-    return "dense" if num_experts <= 1.25 * shape_NK[1] else "dropless"
+    return "dense" if num_experts <= 1.25 * k else "dropless"
 
 
 def choose_layout(
-    shape_NK: tuple[int, int],
+    size: int,
     num_experts: int,
     *,
     strategy: str = "dropless",
     capacity_factor: float | None = None,
+    expected: int | None = None,
     backend: str | None = None,
 ) -> Layout:
-    """Slots per expert and block sizes, from static shapes and the backend."""
-    size = math.prod(shape_NK)
-    mean = size / num_experts
+    """Slots per expert and rows per block, for `size` assignments (`expected` valid ones)."""
+    mean = (size if expected is None else expected) / num_experts
     backend = backend or jax.default_backend()
     if strategy != "dropless":
         capacity = math.ceil((capacity_factor or 1.25) * mean)

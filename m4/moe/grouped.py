@@ -192,7 +192,7 @@ def _fold_blocks(layout, plan, body, carry):
         i, carry = state
         expert = expert_B[i]
         nth = i - end_E[expert] + number_E[expert]
-        position = plan.start_E[expert] + layout.capacity + nth * rows
+        position = plan.first_E[expert] + layout.capacity + nth * rows
         inside_R = position + jnp.arange(rows) < plan.start_E[expert + 1]
         assignment_R = lax.dynamic_slice_in_dim(order, position, rows)
         block = Block(expert, position, jnp.where(inside_R, assignment_R, plan.size))

@@ -7,7 +7,10 @@ the backward pass too: a scatter-add of rows is slow on every backend.
 Letters: N tokens, K choices, A = K*N assignments, E experts, C capacity, X any width.
 """
 
+from functools import partial
+
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -23,6 +26,7 @@ class Plan:
     expert_A: Array  # i32, the expert of every assignment
     start_E: Array  # i32[E + 1], first sorted position of every expert
     num_choices: int = flax.struct.field(pytree_node=False)
+    skip: Array | int = 0  # the first so many of every expert are served elsewhere
 
     @property
     def size(self) -> int:
@@ -37,12 +41,17 @@ class Plan:
     @property
     def count_E(self) -> Array:
         """Assignments per expert."""
-        return jnp.diff(self.start_E)
+        return jnp.maximum(jnp.diff(self.start_E) - self.skip, 0)
+
+    @property
+    def first_E(self) -> Array:
+        """Sorted position of every expert's first assignment."""
+        return self.start_E[:-1] + self.skip
 
     @property
     def rank_A(self) -> Array:
-        """Place of every assignment in its expert's queue."""
-        return self.position_A - self.start_E.at[self.expert_A].get(mode="clip")
+        """Place of every assignment in its expert's queue; negative if skipped."""
+        return self.position_A - self.first_E.at[self.expert_A].get(mode="clip")
 
     @property
     def valid_A(self) -> Array:
@@ -78,7 +87,7 @@ def make_plan(experts_NK: Array, num_experts: int, *, priority_N: Array | None =
 def slots(plan: Plan, capacity: int) -> Array:
     """The assignment in every slot, i32[E, C]; A in a free one."""
     c_C = jnp.arange(capacity, dtype=jnp.int32)
-    assignment_EC = plan.order_A.at[plan.start_E[:-1, None] + c_C].get(mode="clip")
+    assignment_EC = plan.order_A.at[plan.first_E[:, None] + c_C].get(mode="clip")
     return jnp.where(c_C < plan.count_E[:, None], assignment_EC, plan.size)
 
 
@@ -96,7 +105,7 @@ def take_assignments(plan: Plan, slots_ECX: Array, sorted_PX: Array | None = Non
     are sorted positions (None: they are not served).
     """
     num_experts, capacity, width = slots_ECX.shape
-    in_slot_A = plan.valid_A & (plan.rank_A < capacity)
+    in_slot_A = plan.valid_A & (plan.rank_A >= 0) & (plan.rank_A < capacity)
     slot_A = jnp.where(in_slot_A, plan.expert_A * capacity + plan.rank_A, num_experts * capacity)
     flat_SX = slots_ECX.reshape(num_experts * capacity, width)
     rows_AX = flat_SX.at[slot_A].get(mode="fill", fill_value=0)
@@ -105,3 +114,38 @@ def take_assignments(plan: Plan, slots_ECX: Array, sorted_PX: Array | None = Non
         late_AX = sorted_PX.at[late_A].get(mode="fill", fill_value=0)
         rows_AX = jnp.where(in_slot_A[:, None], rows_AX, late_AX)
     return rows_AX.reshape(plan.num_choices, -1, width)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def fill_slots(capacity: int, plan: Plan, x_NX: Array) -> Array:
+    """Token rows in slots, [E, C, X]; the gradient comes back by `take_assignments`."""
+    return take_tokens(plan, x_NX, slots(plan, capacity))
+
+
+@jax.custom_vjp
+def empty_slots(plan: Plan, slots_ECX: Array) -> Array:
+    """`take_assignments` from slots alone; the gradient goes back by one gather."""
+    return take_assignments(plan, slots_ECX)
+
+
+def _fill_backward(capacity, plan, g_ECX):
+    del capacity
+    return None, jnp.sum(take_assignments(plan, g_ECX), axis=0)
+
+
+def _empty_backward(plan_and_slots, g_KNX):
+    plan, shape = plan_and_slots
+    g_AX = g_KNX.reshape(plan.size, -1)
+    return None, g_AX.at[slots(plan, shape.size)].get(mode="fill", fill_value=0)
+
+
+fill_slots.defvjp(
+    lambda capacity, plan, x_NX: (fill_slots(capacity, plan, x_NX), plan), _fill_backward
+)
+empty_slots.defvjp(
+    lambda plan, slots_ECX: (
+        empty_slots(plan, slots_ECX),
+        (plan, jnp.zeros(slots_ECX.shape[1], bool)),
+    ),
+    _empty_backward,
+)

@@ -1,0 +1,303 @@
+"""Expert parallelism: `dispatch.apply_experts` on a mesh whose `expert` axis splits the experts.
+
+One `shard_map` around exchange, experts, exchange; the rest of the model stays with the
+partitioner, which must never see the dispatch (left alone it gathers all expert weights).
+Expert weights and their gradients stay where they are; tokens travel.
+
+Exchanges, equal in value and gradient:
+
+- 'all_to_all': tokens split over the axis too. Every device fills one bucket of
+  S = slack * N_local*K/p rows per destination device (not per expert: at many experts a
+  capacity per expert would be mostly padding), the buckets travel, the receiver runs its own
+  experts on the rows by `dispatch`, and the outputs travel back. What does not fit goes in further
+  rounds, whose number is known only at run time (overflow='exact'), or is dropped and counted
+  (overflow='drop').
+- 'all_gather': every device of the axis sees all tokens of its group, runs its own experts, and
+  the partial sums are scattered back. Moves less than an exchange of copies when K >= 4.
+- 'replicated': the tokens are the same along the axis; partial sums are added. What splits the
+  work over the cores of one host.
+
+Bytes per device and layer in forward + backward, with b bytes per number and p devices on the axis:
+
+    all_to_all:  4 exchanges of p*S*D*b (D = O), and one of p*S int32
+    all_gather:  (forward) gather of p*N_local*(D*b + 8K), scatter of p*N_local*O*b; the same back
+    weights:     all-reduce of the local gradient over `data`; gather and scatter over `fsdp`
+
+Letters: N tokens of one device, K choices, E experts, L experts of one device, p devices on the
+axis, S rows of a bucket, D input, F hidden, O output width.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import PartitionSpec as P
+
+from m4.moe import dispatch
+from m4.moe.experts import ExpertParams
+from m4.moe.grouped import Layout, dropped_share
+from m4.moe.plan import empty_slots, fill_slots, make_plan, slots
+from m4.types import Array, Routing
+
+Exchange = Literal["all_to_all", "all_gather", "replicated"]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Names of the mesh axes; those that the mesh lacks count as size 1."""
+
+    expert: str = "expert"
+    tokens: tuple[str, ...] = ("data", "fsdp", "expert")
+    fsdp: str = "fsdp"  # splits the weights' D and O; gathered here, gradient scattered back
+    tensor: str = "tensor"  # splits F
+
+    def on(self, mesh: Mesh | AbstractMesh) -> "Axes":
+        """Without the axes that `mesh` lacks."""
+
+        def there(axis):
+            return axis if axis in mesh.shape else None
+
+        tokens = tuple(filter(there, self.tokens))
+        return Axes(there(self.expert), tokens, there(self.fsdp), there(self.tensor))
+
+    def weights(self) -> ExpertParams:
+        """Partition of every expert parameter."""
+        return ExpertParams(
+            w1=P(self.expert, self.fsdp, self.tensor),
+            b1=P(self.expert, self.tensor),
+            w2=P(self.expert, self.tensor, self.fsdp),
+            b2=P(self.expert, self.fsdp),
+        )
+
+
+@dataclass(frozen=True)
+class Local:
+    """What is static on one device."""
+
+    axes: Axes
+    mesh: Mesh | AbstractMesh
+    exchange: Exchange
+    exact: bool
+    slack: float
+    num_experts: int  # E of the whole model
+    options: tuple[tuple[str, object], ...]  # further arguments of dispatch.apply_experts
+
+    def size(self, axis: str | None) -> int:
+        """Devices along an axis."""
+        return self.mesh.shape[axis] if axis else 1
+
+
+def apply_experts(
+    x_ND: Array,
+    routing: Routing,
+    params: ExpertParams,
+    *,
+    mesh: Mesh | None = None,
+    axes: Axes = Axes(),  # noqa: B008 (frozen)
+    exchange: Exchange = "all_to_all",
+    slack: float = 1.25,
+    overflow: Literal["exact", "drop"] = "exact",
+    strategy: str = "auto",
+    capacity_factor: float | None = None,
+    activation: Callable[[Array], Array],
+    output: Callable[[Array], Array] | None = None,
+) -> tuple[Array, Array]:
+    """`dispatch.apply_experts`, with experts split over `axes.expert` of the mesh.
+
+    `mesh` None is the one of `jax.set_mesh`. Arrays are global: x [N, D] split over
+    `axes.tokens`, weights as `axes.weights()` says (the axis of experts out of `axes.tokens`
+    with 'replicated'). Works under `jit` and `grad`.
+
+    Raises ValueError for experts or tokens that do not divide over the devices, and for `output`
+    with the hidden dimension split (it needs whole outputs).
+    """
+    mesh = mesh or jax.sharding.get_abstract_mesh()
+    axes = axes.on(mesh)
+    if exchange == "replicated":
+        axes = replace(axes, tokens=tuple(a for a in axes.tokens if a != axes.expert))
+    options = {"strategy": strategy, "capacity_factor": capacity_factor}
+    options |= {"activation": activation, "output": output}
+    num_experts = params.w1.shape[0]
+    local = Local(
+        axes, mesh, exchange, overflow == "exact", slack, num_experts, tuple(options.items())
+    )
+    _check(local, x_ND.shape[0], exchange, overflow, output)
+    tokens = P(axes.tokens)
+    run = jax.shard_map(
+        partial(_on_device, local),
+        mesh=mesh,
+        in_specs=(tokens, tokens, tokens, axes.weights()),
+        out_specs=(tokens, P()),
+        # The custom gradients below are not typed by varying axes; one device is the test.
+        check_vma=False,
+    )
+    return run(x_ND, routing.experts, routing.weights, params)
+
+
+def bucket_rows(num_tokens: int, k: int, num_devices: int, slack: float = 1.25) -> int:
+    """Rows S of a bucket from `num_tokens` tokens of one device to each of `num_devices`."""
+    rows = math.ceil(slack * num_tokens * k / num_devices)
+    return min(8 * math.ceil(rows / 8), num_tokens * k)
+
+
+def _check(local, num_tokens, exchange, overflow, output):
+    if exchange not in ("all_to_all", "all_gather", "replicated"):
+        raise ValueError(f"exchange={exchange!r}; choose all_to_all, all_gather or replicated")
+    if overflow not in ("exact", "drop"):
+        raise ValueError(f"overflow={overflow!r}; choose exact or drop")
+    devices = local.size(local.axes.expert)
+    if local.num_experts % devices:
+        raise ValueError(
+            f"{local.num_experts} experts cannot be split over {devices} devices on axis "
+            f"{local.axes.expert!r}; choose a multiple of {devices}"
+        )
+    shards = math.prod(local.size(axis) for axis in local.axes.tokens)
+    if num_tokens % shards:
+        raise ValueError(
+            f"{num_tokens} tokens cannot be split over {shards} devices (axes "
+            f"{', '.join(local.axes.tokens)}); choose a multiple of {shards}"
+        )
+    if output is not None and local.size(local.axes.tensor) > 1:
+        raise ValueError(
+            f"output={output!r} needs whole expert outputs: set the axis "
+            f"{local.axes.tensor!r} to 1 (now {local.size(local.axes.tensor)})"
+        )
+
+
+def _on_device(local, x_ND, experts_NK, weights_NK, params):
+    """The body of the shard_map; shapes are those of one device."""
+    params = _whole_width(local, params)
+    axis = local.axes.expert
+    if local.exchange == "all_to_all" and local.size(axis) > 1:
+        y_NO, dropped = _all_to_all(local, x_ND, experts_NK, weights_NK, params)
+    elif local.exchange == "all_gather" and local.size(axis) > 1:
+        gathered = (lax.all_gather(a, axis, tiled=True) for a in (x_ND, experts_NK, weights_NK))
+        y_PO, dropped = _own_experts(local, *gathered, params)
+        y_NO = lax.psum_scatter(y_PO, axis, tiled=True)
+    else:
+        y_NO, dropped = _own_experts(local, x_ND, experts_NK, weights_NK, params)
+        y_NO = _sum(axis, y_NO) if local.exchange == "replicated" else y_NO
+    y_NO = _sum(local.axes.tensor, y_NO)
+    # Devices have different numbers of valid assignments; the unweighted mean is for the log.
+    return y_NO, lax.pmean(dropped, tuple(local.mesh.axis_names))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum(axis, part_NO):
+    """Sum of the devices' parts, which all of them get.
+
+    The transpose of `psum` is another `psum`. It isn't needed: the cotangent of an output that is
+    equal along an axis arrives on every device as its p-th part, so p times it is the sum.
+    """
+    return lax.psum(part_NO, axis) if axis else part_NO
+
+
+_sum.defvjp(
+    lambda axis, part_NO: (_sum(axis, part_NO), None),
+    lambda axis, _, g_NO: (g_NO * lax.axis_size(axis) if axis else g_NO,),
+)
+
+
+def _whole_width(local, params):
+    """Undo the split over `fsdp`; the bias b2 enters once among the parts of a split F."""
+    if fsdp := local.axes.fsdp:
+        gather = partial(lax.all_gather, axis_name=fsdp, tiled=True)
+        params = params.replace(
+            w1=gather(params.w1, axis=1), w2=gather(params.w2, axis=2), b2=gather(params.b2, axis=1)
+        )
+    if local.size(local.axes.tensor) > 1:
+        first = lax.axis_index(local.axes.tensor) == 0
+        params = params.replace(b2=jnp.where(first, params.b2, 0))
+    return params
+
+
+def _run(local, x_ND, experts_NK, weights_NK, params, expected):
+    """This device's experts, numbered from 0, on rows that may name none (L)."""
+    empty = jnp.zeros((x_ND.shape[0], 0))
+    routing = Routing(experts_NK, weights_NK, empty, empty, experts_NK[:, 0] >= 0)
+    return dispatch.apply_experts(x_ND, routing, params, expected=expected, **dict(local.options))
+
+
+def _own_experts(local, x_ND, experts_NK, weights_NK, params):
+    """Partial sums over this device's experts."""
+    devices = local.size(local.axes.expert)
+    num_local = local.num_experts // devices
+    if devices > 1:
+        experts_NK = experts_NK - num_local * lax.axis_index(local.axes.expert)
+        own_NK = (experts_NK >= 0) & (experts_NK < num_local)
+        experts_NK = jnp.where(own_NK, experts_NK, num_local)
+    return _run(local, x_ND, experts_NK, weights_NK, params, experts_NK.size // devices)
+
+
+def _all_to_all(local, x_ND, experts_NK, weights_NK, params):
+    """One round of exchange, and as many more as the fullest bucket of all devices needs."""
+    devices = local.size(local.axes.expert)
+    num_local = local.num_experts // devices
+    plan = make_plan(experts_NK // num_local, devices)  # expert E goes to device p: nowhere
+    rows = bucket_rows(*experts_NK.shape, devices, local.slack)
+    if not local.exact:
+        y_NO = _round(local, rows, plan, experts_NK, x_ND, weights_NK, params)
+        return y_NO, dropped_share(Layout(rows, None), plan)
+    number = lax.pmax(-(-jnp.max(plan.count_E) // rows), local.axes.tokens)
+    return _rounds(local, rows, plan, number, experts_NK, x_ND, weights_NK, params), jnp.zeros(())
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rounds(local, rows, plan, number, experts_NK, x_ND, weights_NK, params):
+    """Sum of `number` rounds, which is known only at run time (hence the hand-written gradient)."""
+    return _rounds_forward(local, rows, plan, number, experts_NK, x_ND, weights_NK, params)[0]
+
+
+def _rounds_forward(local, rows, plan, number, experts_NK, x_ND, weights_NK, params):
+    def one(i):
+        return partial(_round, local, rows, plan.replace(skip=i * rows), experts_NK)
+
+    y_NO, first_vjp = jax.vjp(one(0), x_ND, weights_NK, params)
+    y_NO = _repeat(number, lambda i, y_NO: y_NO + one(i)(x_ND, weights_NK, params), y_NO)
+    return y_NO, (first_vjp, plan, number, experts_NK, x_ND, weights_NK, params)
+
+
+def _rounds_backward(local, rows, residuals, g_NO):
+    first_vjp, plan, number, experts_NK, *primals = residuals
+
+    def add(i, grads):
+        one = partial(_round, local, rows, plan.replace(skip=i * rows), experts_NK)
+        return jax.tree.map(jnp.add, grads, jax.vjp(one, *primals)[1](g_NO))
+
+    return None, None, None, *_repeat(number, add, first_vjp(g_NO))
+
+
+_rounds.defvjp(_rounds_forward, _rounds_backward)
+
+
+def _repeat(number, body, carry):
+    """`body(i, carry)` for i = 1 ... number - 1."""
+
+    def step(state):
+        i, carry = state
+        return i + 1, body(i, carry)
+
+    return lax.while_loop(lambda state: state[0] < number, step, (jnp.int32(1), carry))[1]
+
+
+def _round(local, rows, plan, experts_NK, x_ND, weights_NK, params):
+    """Serve the first `rows` unskipped assignments of every bucket. S = rows, R = p*S."""
+    devices = local.size(local.axes.expert)
+    num_local = local.num_experts // devices
+    swap = partial(
+        lax.all_to_all, axis_name=local.axes.expert, split_axis=0, concat_axis=0, tiled=True
+    )
+    own_A = experts_NK.T.reshape(-1) % num_local
+    own_PS = own_A.at[slots(plan, rows)].get(mode="fill", fill_value=num_local)
+    experts_R1 = swap(own_PS).reshape(-1, 1)
+    x_RD = swap(fill_slots(rows, plan, x_ND)).reshape(devices * rows, -1)
+    ones_R1 = jnp.ones(experts_R1.shape, weights_NK.dtype)
+    y_RO, _ = _run(local, x_RD, experts_R1, ones_R1, params, experts_NK.size)
+    y_KNO = empty_slots(plan, swap(y_RO.reshape(devices, rows, -1)))
+    return jnp.sum(y_KNO * weights_NK.T[..., None].astype(y_KNO.dtype), axis=0)
