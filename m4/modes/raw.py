@@ -53,11 +53,11 @@ def _module(config: ml_collections.ConfigDict) -> ModuleType:
 
 def _without_files(source: str | None) -> str:
     """The variants of the configuration file that run without any raw file."""
-    path = (source or "").partition(":")[0] or "configs/fusemoe_mimic.py"
+    path = (source or "").partition(":")[0]
     free = []
     for variant in files.variants(path):
         config = configs.check(files.load_file(f"{path}:{variant}"), {}, path)
         options = config.data.options.to_dict()
         if not _module(config).missing_files(folders(config)[0], **options):
             free.append(f"--config={path}:{variant}")
-    return "needs no files: " + (" or ".join(free) or "no variant of this configuration")
+    return "needs no files: " + (" or ".join(free) or "--config=configs/fusemoe_mimic.py:synthetic")

@@ -1,5 +1,7 @@
 """Optimiser and learning-rate schedule from plain keyword arguments."""
 
+import re
+
 import jax
 import optax
 
@@ -69,11 +71,12 @@ def make_optimiser(
 def decayed(params):
     """True for every leaf that weight decay applies to.
 
-    Stacked expert biases are matrices [E, D], so names count besides the number of dimensions.
+    Biases stacked over experts or modalities are matrices, so names count besides dimensions:
+    `bias`, `scale`, and `b1`, `b2` of an expert are spared.
     """
 
     def is_matrix(path, leaf):
-        names = [str(getattr(key, "key", key)) for key in path]
-        return leaf.ndim > 1 and "bias" not in names[-1] and "scale" not in names[-1]
+        name = str(getattr(path[-1], "key", path[-1]))
+        return leaf.ndim > 1 and not re.search(r"bias|scale|^b\d*$", name)
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -54,12 +54,12 @@ def test_clip_by_hand():
 def test_decay_spares_biases_scales_and_vectors():
     params = {
         "dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
-        "experts": {"wi": jnp.ones((3, 2, 2)), "bias_ED": jnp.ones((3, 2))},
+        "experts": {"wi": jnp.ones((3, 2, 2)), "b1": jnp.ones((3, 2))},
         "norm": {"scale": jnp.ones(2)},
     }
     assert optim.decayed(params) == {
         "dense": {"kernel": True, "bias": False},
-        "experts": {"wi": True, "bias_ED": False},
+        "experts": {"wi": True, "b1": False},
         "norm": {"scale": False},
     }
     # zero gradient, lr 1, decay 0.1: a matrix goes from 1 to 0.9, the rest stays
@@ -67,4 +67,4 @@ def test_decay_spares_biases_scales_and_vectors():
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = tx.update(zero, tx.init(params), params)
     np.testing.assert_allclose(updates["dense"]["kernel"], -0.1)
-    assert not updates["norm"]["scale"].any() and not updates["experts"]["bias_ED"].any()
+    assert not updates["norm"]["scale"].any() and not updates["experts"]["b1"].any()
