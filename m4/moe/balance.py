@@ -77,9 +77,10 @@ def loss_free(routing: Routing, *, bias_E: Array, gate_N: Array, allowed_GE: Arr
 
 def z(routing: Routing) -> Array:
     """Mean squared logsumexp of the logits (router z-loss, ST-MoE, arXiv 2202.08906)."""
-    lse_N = jax.nn.logsumexp(routing.logits, axis=-1)
-    counted_N = routing.valid & (lse_N != -jnp.inf)
-    return jnp.sum(jnp.where(counted_N, lse_N, 0.0) ** 2) / jnp.maximum(counted_N.sum(), 1)
+    counted_N = routing.valid & jnp.any(routing.logits != -jnp.inf, axis=-1)
+    # Safe before the logsumexp: its gradient is NaN where every logit is -inf.
+    lse_N = jax.nn.logsumexp(jnp.where(counted_N[:, None], routing.logits, 0.0), axis=-1)
+    return jnp.sum(lse_N**2 * counted_N) / jnp.maximum(counted_N.sum(), 1)
 
 
 # --- entropies --------------------------------------------------------------------------------

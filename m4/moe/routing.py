@@ -121,6 +121,7 @@ def hierarchical(
     weights_NKI = selection.weigh(outer_NG, groups_NK, normalise)[..., None] * selection.weigh(
         kept_NKJ, inner_NKI, normalise
     )
+    allowed_NKI = jnp.take_along_axis(kept_NKJ, inner_NKI, axis=-1) != -jnp.inf
     experts_NKI = groups_NK[..., None] * logits_NGJ.shape[-1] + inner_NKI
     probs_NGJ = selection.softmax(outer_NG)[..., None] * selection.softmax(logits_NGJ)
     return selection.assemble(
@@ -129,7 +130,7 @@ def hierarchical(
         rearrange(probs_NGJ, "n g j -> n (g j)"),
         rearrange(outer_NG[..., None] + logits_NGJ, "n g j -> n (g j)"),
         valid_N,
-        allowed_NK=jnp.ones((logits_NE.shape[0], k), bool),
+        allowed_NK=rearrange(allowed_NKI, "n k i -> n (k i)"),
     )
 
 

@@ -61,7 +61,7 @@ def apply_choice(
     x_ND: Array, choice: ExpertChoice, params: ExpertParams, *, activation: Callable, output=None
 ) -> Array:
     """Sum of the outputs of the experts that took each token, weighted; 0 if none did."""
-    x_ECD = x_ND.at[choice.tokens].get(mode="fill", fill_value=0)
+    x_ECD = jnp.take(x_ND, choice.tokens, axis=0, mode="fill", fill_value=0)
     y_ECO = apply_stacked(x_ECD, params, activation=activation)
     y_ECO = y_ECO if output is None else output(y_ECO)
     y_ECO = y_ECO * choice.weights[..., None].astype(y_ECO.dtype)

@@ -5,11 +5,15 @@ values are those of the authors' torch layer (aaronhan223/FuseMoE at c5acf6f, fl
 noise eps = det(., 3.3, 1). The release mixes exp(log_softmax(expert)) and takes the logarithm.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import FrozenDict
 
+from m4.moe import gates, routing
 from m4.moe.layer import MoE
 
 
@@ -43,14 +47,8 @@ def run(gate, x, gate_w, noise_w, eps, **fields):
     params[{"linear": "gate_w"}.get(gate, "gate_centre")] = gate_w
     params["router_noise"] = noise_w
     modality = np.repeat(np.arange(len(x) // 3), 3)
-    y, aux = layer.apply(
-        {"params": params},
-        x,
-        valid_N=np.ones(len(x), bool),
-        modality_N=modality,
-        train=True,
-        noise_NE=eps,
-    )
+    given = {"valid_N": np.ones(len(x), bool), "modality_N": modality, "noise_NE": eps}
+    y, aux = jax.jit(functools.partial(layer.apply, train=True))({"params": params}, x, **given)
     return y, 0.01 * (aux.losses["importance"] + aux.losses["load"]), aux
 
 
@@ -90,6 +88,39 @@ def test_joint(gate):
     np.testing.assert_allclose(loss, JOINT[gate][1], atol=1e-6)
 
 
+GATES_AND_LOAD = {
+    "linear": (
+        [[0, 0.408799, 0.591201, 0], [0, 0.375792, 0.624208, 0], [0, 0.365532, 0.634469, 0]],
+        [0.634776, 2.812559, 2.670078, 0.276913],
+    ),
+    "laplace": (
+        [[0, 0, 0.492559, 0.507441], [0, 0.410400, 0.589600, 0], [0, 0.401362, 0.598638, 0]],
+        [0.846306, 2.299026, 1.590090, 0.894222],
+    ),
+    "gaussian": (
+        [[0, 0.720316, 0.279684, 0], [0, 0.670903, 0.329097, 0], [0, 0.612831, 0.387169, 0]],
+        [0.079498, 2.993664, 2.711866, 0.073635],
+    ),
+}
+
+
+@pytest.mark.parametrize("gate", GATES_AND_LOAD)
+def test_gates_and_load(gate):
+    x, w, n = det((3, 4), 0.5, 1), det((4, 4), 0.2, 0.8), det((4, 4), 2.2, 0.3)
+    got = routing.noisy_top_k(
+        getattr(gates, gate)(x, w),
+        np.ones(3, bool),
+        k=2,
+        x_ND=x,
+        noise_DE=n,
+        noise_NE=det((3, 4), 3.3, 1),
+    )
+    dense = np.zeros((3, 4))
+    np.put_along_axis(dense, np.asarray(got.experts), np.asarray(got.weights), axis=1)
+    np.testing.assert_allclose(dense, GATES_AND_LOAD[gate][0], atol=1e-5)
+    np.testing.assert_allclose(got.load.sum(0), GATES_AND_LOAD[gate][1], atol=1e-5)
+
+
 def test_permod():
     x = np.concatenate([det((3, 4), 0.5, 1), det((3, 4), 4.5, 1)])
     w = np.stack([det((4, 4), 0.2 + m, 0.8) for m in range(2)])
@@ -107,7 +138,9 @@ def test_disjoint():
     n = np.stack([det((4, 2), 2.2 + m, 0.3) for m in range(2)])
     eps = np.tile(det((3, 2), 3.3, 1), (2, 1))
     fields = {"sharing": "disjoint", "num_modalities": 2, "out": 8, "top_k": 1}
-    y, loss, _ = run("laplace", x, w, n, eps, **fields)
+    y, loss, aux = run("laplace", x, w, n, eps, **fields)
+    # the release's gates are [1, 0], [0, 1], [0, 1] for both modalities
+    np.testing.assert_array_equal(aux.stats["by_modality"], [[1, 2, 0, 0], [0, 0, 1, 2]])
     want = [-3.719207, -4.960048, -3.856046, -3.841114, -4.863641, -3.776390, -4.129161, -4.645640]
     np.testing.assert_allclose(jnp.log(y[0]) + jnp.log(y[3]), want, atol=1e-5)
     np.testing.assert_allclose(loss, 0.00467500, atol=1e-6)

@@ -1,53 +1,249 @@
-"""The layer as a whole: interface, parameters, masks."""
+"""The layer as a whole: parameters, masks, gradients, noise, every gate and router."""
+
+import functools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
+from flax.core import FrozenDict
 
 from m4.moe.layer import MoE
+from m4.resolve import public_names
 
-N, D, M = 12, 8, 3
+pytestmark = pytest.mark.usefixtures("quick_compile")
+B, T, D, M, E = 4, 6, 8, 3, 6
+N = B * T
+GATES, ROUTERS = public_names("m4.moe.gates"), public_names("m4.moe.routing")
+OPTIONS = {"group_limited": {"groups_kept": 2}, "expert_choice": {"compete": "row"}}
+RNGS = {"params": jax.random.key(0), "gate": jax.random.key(1)}
 
 
 def inputs(seed=0):
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(N, D)).astype(np.float32)
-    return x, {"valid_N": rng.random(N) < 0.7, "modality_N": np.arange(N) % M}
+    given = {
+        "valid_N": rng.random(N) < 0.7,
+        "modality_N": np.arange(N) % M,
+        "query_NQ": rng.normal(size=(N, 2)).astype(np.float32),
+        "pattern_N": np.repeat(np.arange(B), T),
+        "task_N": np.repeat(np.arange(B) % 2, T),
+    }
+    return rng.normal(size=(N, D)).astype(np.float32), given
+
+
+def build(**fields):
+    """Random parameters of a layer, its `apply`, and inputs."""
+    router = fields.get("router", "top_k")
+    defaults = {
+        "num_experts": E,
+        "top_k": 2,
+        "hidden": 5,
+        "num_modalities": M,
+        "num_groups": 3,
+        "num_slots": 2 if router == "soft" else 1,
+        "router_options": FrozenDict(OPTIONS.get(router, {})),
+        "dispatch": "dense",
+    }
+    layer = MoE(**(defaults | fields))
+    x, given = inputs()
+    static = {"num_rows": B, "num_tasks": 2}
+    init = functools.partial(layer.init, train=True, **static)
+    shapes = nn.unbox(jax.eval_shape(init, RNGS, x, **given))
+    rng = np.random.default_rng(1)  # drawn here: compiling every initialiser takes longer
+    params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+    return params, functools.partial(layer.apply, **static), x, given
 
 
 def test_parameter_tree_and_stats():
-    x, given = inputs()
-    layer = MoE(num_experts=6, top_k=2, hidden=16, router="noisy_top_k", num_modalities=M)
-    layer = layer.clone(sharing="disjoint", losses=("importance", "load", "entropy"))
-    rngs = {"params": jax.random.key(0), "gate": jax.random.key(1)}
-    variables = layer.init(rngs, x, **given, train=True)
-    shapes = jax.tree.map(jnp.shape, nn.unbox(variables["params"]))
-    assert shapes == {
+    variables, apply, x, given = build(
+        router="noisy_top_k", sharing="disjoint", losses=("importance", "load", "entropy")
+    )
+    assert jax.tree.map(jnp.shape, variables["params"]) == {
         "gate_centre": (3, 8, 2),
         "router_noise": (3, 8, 2),
-        "w1": (6, 8, 16),
-        "b1": (6, 16),
-        "w2": (6, 16, 8),
+        "w1": (6, 8, 5),
+        "b1": (6, 5),
+        "w2": (6, 5, 8),
         "b2": (6, 8),
     }
-    y, aux = layer.apply(variables, x, **given, num_rows=4, train=False)
+    y, aux = jax.jit(functools.partial(apply, train=False))(variables, x, **given)
     assert y.shape == (N, D)
     assert set(aux.losses) == {"importance", "load", "entropy"}
-    valid = given["valid_N"]
-    assert aux.stats["by_modality"].sum() == 2 * valid.sum()
+    assert aux.stats["by_modality"].sum() == 2 * given["valid_N"].sum()
     np.testing.assert_array_equal(aux.stats["by_row"].sum(0), aux.stats["by_modality"])
     # disjoint: modality m only ever visits experts 2m and 2m + 1
     by_modality = aux.stats["by_modality"].reshape(M, M, 2)
     assert (by_modality * (1 - np.eye(M))[..., None]).sum() == 0
+    train = jax.eval_shape(functools.partial(apply, train=True), variables, x, **given, rngs=RNGS)
+    assert "by_row" not in train[1].stats
 
 
-def test_garbage_in_an_invalid_slot_changes_nothing():
-    x, given = inputs()
-    layer = MoE(num_experts=4, top_k=2, hidden=16)
-    variables = layer.init(jax.random.key(0), x, **given, train=False)
-    garbage = np.where(given["valid_N"][:, None], x, np.nan)
-    clean, _ = layer.apply(variables, x, **given, train=False)
-    dirty, _ = layer.apply(variables, garbage, **given, train=False)
-    np.testing.assert_array_equal(clean, dirty)
-    assert not np.any(np.asarray(clean)[~given["valid_N"]])
+def test_expert_kernels_do_not_shrink_with_the_number_of_experts():
+    """LeCun: the variance is 1 / D, whatever E. (Counting E as a field would give 1 / (E D).)"""
+    layer = MoE(num_experts=64, top_k=1, hidden=128)
+    init = jax.jit(functools.partial(layer.init, train=False))
+    params = nn.unbox(init(jax.random.key(0), np.ones((2, 128)), valid_N=np.ones(2, bool)))
+    for name, fan_in in {"w1": 128, "w2": 128}.items():
+        assert float(params["params"][name].std()) == pytest.approx(fan_in**-0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("num_experts", [8, 128])
+def test_output_scale_does_not_depend_on_the_number_of_experts(num_experts):
+    """Mixing k = 2 experts of independent outputs: between 1 / sqrt(2) and 1 of one expert's."""
+    layer = MoE(num_experts=num_experts, top_k=2, hidden=64, activation="relu", dispatch="dense")
+    x = np.random.default_rng(0).normal(size=(256, 16)).astype(np.float32)
+    given = {"valid_N": np.ones(256, bool)}
+    y = jax.jit(lambda k: layer.init_with_output(k, x, **given, train=False))(jax.random.key(0))
+    # relu halves the second moment: one expert's output has variance 1/2
+    assert (1 / 4) ** 0.5 * 0.9 < float(jnp.std(y[0][0])) < (1 / 2) ** 0.5 * 1.1
+
+
+def every_case():
+    for gate in GATES:
+        yield pytest.param({"gate": gate, "top_k": 1}, id=gate)
+    for router in ROUTERS:
+        yield pytest.param({"gate": "linear", "router": router}, id=router)
+    yield pytest.param({"router": "hierarchical", "top_k": 1}, id="hierarchical-1")
+    yield pytest.param({"sharing": "permod", "router": "noisy_top_k"}, id="permod")
+    yield pytest.param({"sharing": "disjoint", "gate": "gaussian"}, id="disjoint")
+
+
+UNTRAINED = ("uniform", "hash", "oracle", "fixed_random")
+LOSSES = ("importance", "switch", "z", "entropy", "conditional_information", "orthogonality")
+
+
+@pytest.mark.parametrize("fields", list(every_case()))
+def test_masks_and_gradients(fields):
+    """For every gate and router, compiled once:
+
+    - garbage in an invalid token changes no bit of any output, loss or statistic;
+    - invalid tokens have zero output and zero gradient;
+    - every gate and router parameter gets a gradient from the task loss alone, with K = 1 (the
+      trap: a weight normalised over one expert is constant) and with K = 2;
+    - without any valid token everything is finite and the output zero.
+    """
+    variables, apply, x, given = build(**fields, losses=LOSSES)
+
+    def run(params, x, valid_N):
+        y, aux = apply({"params": params}, x, **given | {"valid_N": valid_N}, train=True, rngs=RNGS)
+        return (y**2).sum(), (y, aux)
+
+    run = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
+    valid = given["valid_N"]
+    clean, dirty = (
+        run(variables["params"], np.where(valid[:, None], x, fill).astype(np.float32), valid)
+        for fill in (x, np.nan)
+    )
+    jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+    (_, (y, aux)), (grads, by_x) = clean
+    assert np.isfinite(list(aux.losses.values())).all()
+    np.testing.assert_array_equal(y[~valid], 0.0)
+    np.testing.assert_array_equal(by_x[~valid], 0.0)
+    learned = {k: g for k, g in grads.items() if k.split("_")[0] in ("gate", "outer", "router")}
+    if fields.get("gate") in UNTRAINED:
+        assert not any(np.any(g) for g in learned.values())
+    else:
+        learned.pop("router_bias", None)  # moved by balance.loss_free alone
+        assert learned
+        assert all(np.any(np.asarray(g) != 0) for g in learned.values()), learned
+    empty = run(variables["params"], x, np.zeros(N, bool))
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(empty))
+    np.testing.assert_array_equal(empty[0][1][0], 0.0)
+
+
+def test_permod_is_a_gate_per_modality():
+    """Equal to running each modality's tokens through a joint layer with its gate."""
+    variables, apply, x, given = build(sharing="permod")
+    y, aux = apply(variables, x, **given, train=False)
+    for m in range(M):
+        params = dict(variables["params"])
+        params["gate_centre"] = params["gate_centre"][m : m + 1]
+        layer = MoE(num_experts=E, top_k=2, hidden=5, dispatch="dense")
+        own = given["modality_N"] == m
+        alone, alone_aux = layer.apply(
+            {"params": params}, x, valid_N=given["valid_N"] & own, train=False
+        )
+        np.testing.assert_allclose(y[own], alone[own], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(
+            aux.stats["by_modality"][m], alone_aux.stats["by_modality"][0]
+        )
+
+
+def test_noise_needs_its_rng_and_evaluation_none():
+    variables, apply, x, given = build(router="noisy_top_k")
+    with pytest.raises(Exception, match="gate"):
+        apply(variables, x, **given, train=True)
+    quiet = [apply(variables, x, **given, train=False)[0] for _ in range(2)]
+    np.testing.assert_array_equal(*quiet)
+
+
+def test_bfloat16_input_is_routed_in_float32():
+    """Scores of a bfloat16 token are those of the same token in float32, not of rounded scores."""
+    variables, apply, x, given = build(gate="linear", losses=("z",))
+    x = jnp.asarray(x, jnp.bfloat16)
+    y, aux = apply(variables, x, **given, train=False)
+    wide, wide_aux = apply(variables, x.astype(jnp.float32), **given, train=False)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(aux.losses["z"], wide_aux.losses["z"])
+    np.testing.assert_array_equal(aux.stats["by_modality"], wide_aux.stats["by_modality"])
+    np.testing.assert_allclose(y.astype(jnp.float32), wide, rtol=0.02, atol=0.02)
+
+
+def test_dense_to_sparse_temperature_reaches_the_gate():
+    variables, apply, x, given = build(gate="dense_to_sparse")
+    entropy = [
+        apply(variables, x, **given, temperature=t, train=False)[1].stats["entropy"]
+        for t in (2.0, 0.1)
+    ]
+    assert entropy[0] > entropy[1]
+
+
+def test_loss_free_bias_balances():
+    """Gradient descent on the loss alone evens out a load that a biased gate made uneven."""
+    variables, apply, x, given = build(gate="linear", router="loss_free", losses=("loss_free",))
+    params = variables["params"] | {"router_bias": np.zeros((1, E), np.float32)}
+    params["gate_w"][0, :, 0] *= 5.0
+    x = np.abs(x)  # so that expert 0 is far ahead or behind
+
+    def loss(bias):
+        aux = apply({"params": params | {"router_bias": bias}}, x, **given, train=True)[1]
+        return aux.losses["loss_free"], aux.stats["cv"]
+
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    bias, seen = params["router_bias"], []
+    for _ in range(200):
+        (_, cv), grad = step(bias)
+        bias = bias - 0.05 * grad
+        seen.append(float(cv))
+    assert np.mean(seen[-20:]) < 0.6 * seen[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"top_k": 7}, r"top_k=7 must be in \[1, 6\]"),
+        ({"top_k": 0}, r"top_k=0 must be in"),
+        ({"sharing": "disjoint", "top_k": 3}, r"top_k=3 must be in \[1, 2\]"),
+        ({"sharing": "disjoint", "num_experts": 7}, "7 experts cannot be split over 3 modalities"),
+        ({"sharing": "shared"}, "sharing='shared'; choose joint"),
+        ({"gate": "laplas"}, "m4.moe.gates has no 'laplas'; it has: linear"),
+        ({"losses": ("laod",)}, "m4.moe.balance has no 'laod'"),
+        ({"gate_options": FrozenDict(power=2)}, "laplace takes no option power"),
+        ({"router": "soft", "sharing": "permod"}, "cannot have one gate per modality"),
+    ],
+)
+def test_impossible_settings_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        build(**fields)
+
+
+def test_an_outside_gate_needs_one_function():
+    """A gate given as 'module:name', as a user's own file would."""
+    variables, _, _, _ = build(gate=f"{__name__}:outside_gate")
+    assert variables["params"]["gate_w"].shape == (1, D, E)
+
+
+def outside_gate(x_ND, w_DE: Annotated[jax.Array, nn.initializers.ones]):
+    return x_ND @ w_DE
