@@ -184,11 +184,10 @@ def test_bfloat16_input_is_routed_in_float32():
     variables, apply, x, given = build(gate="linear", losses=("z",))
     x = jnp.asarray(x, jnp.bfloat16)
     y, aux = apply(variables, x, **given, train=False)
-    wide, wide_aux = apply(variables, x.astype(jnp.float32), **given, train=False)
+    _, wide_aux = apply(variables, x.astype(jnp.float32), **given, train=False)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(aux.losses["z"], wide_aux.losses["z"])
     np.testing.assert_array_equal(aux.stats["by_modality"], wide_aux.stats["by_modality"])
-    np.testing.assert_allclose(y.astype(jnp.float32), wide, rtol=0.02, atol=0.02)
 
 
 def test_dense_to_sparse_temperature_reaches_the_gate():
