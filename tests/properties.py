@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -326,7 +327,7 @@ def parameter_shapes(method):
     """The parameter tree as shapes, without running anything."""
     batch = random_batch(method.data)
     rngs = {"params": jax.random.key(0), "gate": jax.random.key(0)}
-    return jax.eval_shape(lambda: method.init(rngs, batch, train=False))["params"]
+    return nn.unbox(jax.eval_shape(lambda: method.init(rngs, batch, train=False)))["params"]
 
 
 def parameter_tree(method) -> str:

@@ -63,7 +63,7 @@ def channel_attention(scores_BMHQL: Array, values_BMLP: Array, mask_BMLP: Array,
     Numerator sum_l e^s m v and denominator sum_l e^s m are two matrix products. Equal to
     masking scores by -10000 wherever a channel has an observation; 0 where it has none.
     `drop` acts on the numerator only, shared by the channels (the authors draw one mask per
-    channel). Returns [B, M, Q, H * P], heads major.
+    channel). Returns [B, M, Q, H, P].
     """
     any_BMHQL = mask_BMLP.any(-1)[:, :, None, None]
     scores_BMHQL = jnp.where(any_BMHQL, scores_BMHQL.astype(jnp.float32), -jnp.inf)
@@ -73,7 +73,7 @@ def channel_attention(scores_BMHQL: Array, values_BMLP: Array, mask_BMLP: Array,
     den = jnp.einsum("bmhql,bmlp->bmhqp", exp_BMHQL, kept_BMLP)
     num = jnp.einsum("bmhql,bmlp->bmhqp", drop(exp_BMHQL), jnp.where(mask_BMLP, values_BMLP, 0.0))
     mean = jnp.where(den > 0, num / jnp.where(den > 0, den, 1.0), 0.0)
-    return rearrange(mean, "b m h q p -> b m q (h p)")
+    return rearrange(mean, "b m h q p -> b m q h p")
 
 
 class MultiTimeAttention(nn.Module):
@@ -82,12 +82,16 @@ class MultiTimeAttention(nn.Module):
     Q = A_q phi(query), K = A_k phi(times), scores <Q, K> / sqrt(K / H) (the paper prints the
     square root of the sequence length), a softmax per value channel, heads concatenated, one
     affine map to the model width. Parameters per modality.
+
+    With `append_flags` the value channels are values and observation flags (P twice). The masked
+    mean of a flag is 1, or 0 if the channel was never observed, so flags need no product.
     """
 
     features: int
     num_heads: int
     num_stacks: int = 1
     dropout: float = 0.0
+    append_flags: bool = False
 
     @nn.compact
     def __call__(
@@ -108,6 +112,10 @@ class MultiTimeAttention(nn.Module):
         scores = jnp.einsum("mqhc,bmlhc->bmhql", q, k) * (width / self.num_heads) ** -0.5
         drop = nn.Dropout(self.dropout, deterministic=not train, name="drop")
         x = channel_attention(scores, values_BMLP, mask_BMLP, drop)
+        if self.append_flags:
+            flags = mask_BMLP.any(-2).astype(x.dtype)[:, :, None, None]
+            x = jnp.concatenate([x, jnp.broadcast_to(flags, x.shape)], -1)
+        x = rearrange(x, "b m q h p -> b m q (h p)")
         init = uniform_init(x.shape[-1])
         return StackedDense(self.features, self.num_stacks, init, init, name="out")(x)
 

@@ -1,6 +1,7 @@
 """FuseMoE: the properties of every method, the parameter tree, losses and refusals."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -93,6 +94,18 @@ def test_one_modality_trains():
     properties.garbage_changes_no_bit(probe)
 
 
+def test_series_of_different_lengths_keep_their_presence():
+    spec = DataSpec(
+        (
+            ModalitySpec("monitor", "series", (20, 2)),
+            ModalitySpec("static", "table", (3,)),
+            ModalitySpec("labs", "series", (4, 1)),
+        ),
+        (TaskSpec("death", "binary"),),
+    )
+    properties.every_modality_matters(properties.probe(small(spec)))
+
+
 def test_aux_losses_reach_the_total():
     weights = {"importance": 0.5, "load": 2.0, "entropy": 3.0}
     method = small(SERIES_ONLY, depth=2, num_experts=4, aux_weights=FrozenDict(weights))
@@ -169,3 +182,30 @@ def test_kinds_without_an_encoder_are_refused():
     batch = batch.replace(inputs={**batch.inputs, "cxr": cxr})
     with pytest.raises(ValueError, match="modality cxr: no encoder for kind 'image'"):
         jax.eval_shape(lambda: small(spec).init(jax.random.key(0), batch, train=False))
+
+
+def test_m4_projects_vectors_and_shares_blocks():
+    m4, paper = (properties.parameter_tree(small(fidelity=f)) for f in ("m4", "paper"))
+    # notes are 5 wide, 2 heads: 10 channels reach the authors' output map, 2 * 8 reach ours
+    assert "grid/notes/project/kernel (5, 8)" in m4 and "project" not in paper
+    assert "grid/notes/mtand/out/kernel (1, 16, 8)" in m4
+    assert "grid/notes/mtand/out/kernel (1, 10, 8)" in paper
+    assert "time_0/attention/qkv/kernel (1, 8, 24)" in m4
+    assert "time_0/attention/qkv/kernel (5, 8, 24)" in paper
+    assert "mlp_0/mlp/up/kernel (5, 8, 32)" in paper and "mlp_0" not in m4
+
+
+def test_mix_is_an_option():
+    assert "mix_0/attention/qkv" in properties.parameter_tree(small())
+    assert "mix_0" not in properties.parameter_tree(small(mix="none"))
+
+
+def test_every_test_that_the_documentation_names_exists():
+    root = Path(__file__).parents[2]
+    page = (root / "docs/methods/fusemoe.md").read_text()
+    table = page.split("## Every difference")[1].split("## Cost")[0]
+    code = "".join(p.read_text() for p in (root / "tests").rglob("*.py"))
+    names = {n for n in re.findall(r"`([a-z_0-9]+)`", table) if n.count("_") > 1}
+    assert len(names) > 30
+    missing = {n for n in names if f"def {n}(" not in code}
+    assert not missing

@@ -4,6 +4,7 @@ Reference vectors: 3 patients, width 4, 4 experts with 5 hidden units, top 2, no
 noise. `det` fills every array deterministically.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,6 +193,29 @@ def test_released_routers_of_permod_and_disjoint_are_no_parameters(router):
     tree = properties.parameter_tree(method)
     assert ("gate_centre" in tree) == (router == "joint")
     assert ("router_noise" in tree) == (router == "joint")
+
+
+def test_released_joint_router_starts_at_zero():
+    module = PatientMoE(FrozenDict(LAYER), released=True)
+    rngs = {"params": jax.random.key(0), "gate": jax.random.key(1)}
+    init = jax.jit(lambda: module.init(rngs, TWO, jnp.ones(3, bool), train=True))
+    params = nn.unbox(init())["params"]["moe"]
+    assert not params["gate_centre"].any() and not params["router_noise"].any()
+    assert params["w1"].any()
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_paper_mixture_is_linear_in_the_experts(released):
+    # Twice the last layer of every expert gives twice the output; not so after a softmax.
+    module = PatientMoE(FrozenDict({**LAYER, "router": "top_k", "losses": ()}), released=released)
+    rows = jnp.ones(3, bool)
+    init = jax.jit(lambda: module.init(jax.random.key(0), TWO, rows, train=False))
+    params = nn.unbox(init())["params"]["moe"]
+    double = params | {name: 2 * params[name] for name in ("w2", "b2")}
+    one, two = (
+        module.apply({"params": {"moe": p}}, TWO, rows, train=False)[0] for p in (params, double)
+    )
+    assert np.allclose(two, 2 * one, atol=1e-6) == (not released)
 
 
 def test_released_first_position_does_not_learn(released):

@@ -136,9 +136,7 @@ class UTDE(nn.Module):
     """g * mTAND(observations) + (1 - g) * linear(imputed grid), FuseMoE section 3.1.
 
     `level` says what g depends on: `batch` one number per row from the maxima over time,
-    `batch_seq` one per query, `batch_seq_feature` one per query and channel. Value channels of
-    mTAND are values and observation flags; for a flag the masked mean is 1 or, never observed,
-    0, so only the values need an attention product.
+    `batch_seq` one per query, `batch_seq_feature` one per query and channel.
     """
 
     features: int
@@ -153,16 +151,14 @@ class UTDE(nn.Module):
         """[B, M, Q, features]; parameters per modality."""
         if self.level not in UTDE_LEVELS:
             raise ValueError(f"utde level {self.level!r} is not one of {UTDE_LEVELS}")
-        flags = series.observed.astype(jnp.float32)
         irregular = MultiTimeAttention(
-            self.features, self.num_heads, self.num_stacks, self.dropout, name="mtand"
-        )(
-            query_QK,
-            key_BMLK,
-            jnp.concatenate([series.values, flags], -1),
-            jnp.concatenate([series.observed, series.observed], -1),
-            train=train,
-        )
+            self.features,
+            self.num_heads,
+            self.num_stacks,
+            self.dropout,
+            append_flags=True,
+            name="mtand",
+        )(query_QK, key_BMLK, series.values, series.observed, train=train)
         fill = impute_released if self.released_imputation else impute
         grid = jnp.concatenate(fill(series, num_bins=query_QK.shape[0]), -1)
         regular = StackedDense(
