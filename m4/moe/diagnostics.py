@@ -8,8 +8,11 @@ Letters: N tokens, E experts, K chosen experts, A assignments, B rows, M modalit
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from m4.moe.balance import entropy_of
+from m4.moe.dispatch import choose_layout
+from m4.moe.plan import make_plan
 from m4.moe.slots import ExpertChoice, assignments
 from m4.types import Array, Routing
 
@@ -40,21 +43,19 @@ def counts_by_row(
 def step_stats(routing: Routing | ExpertChoice, dropped: Array) -> dict[str, Array]:
     """Load, importance (shares, f32[E]) and scalars, at a cost of a few passes over [N, E].
 
-    'entropy' (nats) and 'margin' (largest minus second probability) are means over valid
-    tokens; the rest is `load_stats` of the assignment counts.
+    'entropy' (nats) and 'margin' (probability of the best choice minus that of the second) are
+    means over valid tokens; the rest is `load_stats` of the assignment counts.
     """
     _, expert_A, weight_A = assignments(routing)
     zeros_E = jnp.zeros(routing.probs.shape[-1])
     count_E = zeros_E.at[expert_A].add(1.0, mode="drop")
     weight_E = zeros_E.at[expert_A].add(weight_A, mode="drop")
-    best_N1 = jnp.argmax(routing.probs, -1, keepdims=True)  # two reductions beat a top-k
-    others_NE = jnp.where(jnp.arange(zeros_E.size) == best_N1, 0.0, routing.probs)
     num_valid = jnp.maximum(routing.valid.sum(), 1)
     stats = {
         "load": count_E / jnp.maximum(count_E.sum(), 1.0),
         "importance": weight_E / jnp.maximum(weight_E.sum(), 1e-30),
         "entropy": jnp.sum(entropy_of(routing.probs)) / num_valid,
-        "margin": jnp.sum(routing.probs.max(-1) - others_NE.max(-1)) / num_valid,
+        "margin": jnp.sum(_margin(routing)) / num_valid,
         "dropped": dropped,
     }
     return jax.lax.stop_gradient(stats | load_stats(count_E))
@@ -77,6 +78,31 @@ def load_stats(count_E: Array) -> dict[str, Array]:
         "dead": jnp.where(any_routed, jnp.mean(share_E < 0.01 / num_experts), 0.0),
         "effective": jnp.exp(entropy_of(share_E)),
     }
+
+
+def _margin(routing):
+    """Of the first two choices if there are two: a search over all E would double the cost."""
+    if isinstance(routing, Routing) and routing.experts.shape[-1] > 1:
+        chosen_N2 = jnp.minimum(routing.experts[:, :2], routing.probs.shape[-1] - 1)
+        best_N2 = jnp.take_along_axis(routing.probs, chosen_N2, axis=-1)
+    else:
+        best_N2 = jax.lax.top_k(routing.probs, min(2, routing.probs.shape[-1]))[0]
+    return best_N2[:, 0] - best_N2[:, -1]
+
+
+def unserved(routing: Routing, *, strategy: str, capacity_factor: float | None = None) -> Routing:
+    """The assignments that a capacity strategy of `m4.moe.dispatch` drops, as a `Routing`.
+
+    `counts` of it give the drops by modality, task or row.
+    """
+    num_experts = routing.probs.shape[-1]
+    layout = choose_layout(
+        routing.experts.size, num_experts, strategy=strategy, capacity_factor=capacity_factor
+    )
+    priority_N = routing.weights.max(-1) if strategy == "capacity_prioritised" else None
+    plan = make_plan(routing.experts, num_experts, priority_N=priority_N)
+    lost_NK = rearrange(plan.rank_A >= layout.capacity, "(k n) -> n k", n=routing.valid.size)
+    return routing.replace(experts=jnp.where(lost_NK, routing.experts, num_experts))
 
 
 def coactivation(routing: Routing) -> Array:

@@ -247,17 +247,26 @@ def _norm(x, dim):
 
 
 def _squared_distance(x_ND, w_DE):
-    """|x|^2 - 2 <x, w> + |w|^2; what is below the rounding error of this sum counts as 0."""
+    """|x|^2 - 2 <x, w> + |w|^2, less the rounding error of this sum and at least 0.
+
+    So a token on its centre is at distance 0 exactly, and no gradient is divided by noise.
+    """
     norms_NE = jnp.sum(x_ND**2, -1, keepdims=True) + jnp.sum(w_DE**2, 0)
-    squared_NE = norms_NE - 2.0 * _matmul(x_ND, w_DE)
-    rounding_NE = 4.0 * jnp.finfo(squared_NE.dtype).eps * norms_NE
-    return jnp.where(squared_NE > rounding_NE, squared_NE, 0.0)
+    rounding = 4.0 * jnp.finfo(norms_NE.dtype).eps
+    return jnp.maximum((1.0 - rounding) * norms_NE - 2.0 * _matmul(x_ND, w_DE), 0.0)
 
 
+@jax.custom_jvp
 def _sqrt(squared):
     """Square root with gradient 0 at 0, a subgradient of the norm there."""
-    safe = jnp.where(squared > 0.0, squared, 1.0)
-    return jnp.where(squared > 0.0, jnp.sqrt(safe), 0.0)
+    return jnp.sqrt(squared)
+
+
+@_sqrt.defjvp
+def _sqrt_jvp(primals, tangents):
+    root = jnp.sqrt(primals[0])
+    safe = jnp.where(root > 0.0, root, 1.0)
+    return root, tangents[0] * jnp.where(root > 0.0, 0.5 / safe, 0.0)
 
 
 def _mix(bits):

@@ -68,7 +68,9 @@ class MoE(nn.Module):
         """Output [N, O] in the dtype of `x_ND`, zero on invalid tokens; losses and stats.
 
         `modality_N` is i32[N] in [0, num_modalities). With `num_rows` the tokens are ordered by
-        row, (b t) -> N, and `stats['by_row']` f32[B, M, E] is returned when not training.
+        row, (b t) -> N, and `stats['by_row']` f32[B, M, E] is returned when not training. Where
+        experts have a capacity, 'dropped_by_modality' f32[M] and 'dropped_by_row' f32[B] count
+        the assignments lost.
         Further `inputs` reach the gates, routers and losses that name them, such as
         `temperature`, `query_NQ`, `pattern_N`, or `task_N` with `num_tasks`.
 
@@ -96,7 +98,7 @@ class MoE(nn.Module):
         y_NO = jnp.where(valid_N[:, None], y_NO, 0).astype(x_ND.dtype)
         seen = slots.as_routing(routing, valid_N) if isinstance(routing, SoftRouting) else routing
         losses = self._losses(seen, num_gates, inputs | learned)
-        return y_NO, MoeAux(losses, self._stats(seen, dropped, modality_N, num_rows, train))
+        return y_NO, MoeAux(losses, self._stats(seen, dropped, inputs))
 
     def _check(self, modality_N) -> int:
         """Number of gates, after refusing impossible sizes."""
@@ -216,13 +218,24 @@ class MoE(nn.Module):
             for name in self.losses
         }
 
-    def _stats(self, routing, dropped, modality_N, num_rows, train) -> dict[str, Array]:
+    def _stats(self, routing, dropped, inputs) -> dict[str, Array]:
+        modality_N, num_rows = inputs["modality_N"], inputs["num_rows"]
+        by_row = num_rows is not None and not inputs["train"]
         stats = diagnostics.step_stats(routing, dropped)
         stats["by_modality"] = diagnostics.counts(routing, modality_N, self.num_modalities)
-        if num_rows is not None and not train:
+        if by_row:
             stats["by_row"] = diagnostics.counts_by_row(
                 routing, modality_N, self.num_modalities, num_rows
             )
+        if isinstance(routing, Routing) and self.dispatch.startswith("capacity"):
+            lost = diagnostics.unserved(
+                routing, strategy=self.dispatch, capacity_factor=self.capacity_factor
+            )
+            lost_ME = diagnostics.counts(lost, modality_N, self.num_modalities)
+            stats["dropped_by_modality"] = lost_ME.sum(-1)
+            if by_row:
+                row_N = jnp.arange(modality_N.size) // (modality_N.size // num_rows)
+                stats["dropped_by_row"] = diagnostics.counts(lost, row_N, num_rows).sum(-1)
         return stats
 
 

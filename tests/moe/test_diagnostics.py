@@ -68,3 +68,22 @@ def test_coactivation():
     np.testing.assert_array_equal(
         diagnostics.coactivation(ROUTING), [[3, 2, 1, 0], [2, 2, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
     )
+
+
+def test_unserved_by_hand():
+    """Four tokens, all first to expert 0, second to 1; capacity 0.5 * 8 / 2 = 2 (rounded up).
+
+    Expert 0 serves tokens 0 and 1, expert 1 too; the others lose both assignments. With
+    priority the tokens of the largest best weight, 2 and 3, are served instead.
+    """
+    routing = Routing(
+        experts=np.int32([[0, 1]] * 4),
+        weights=np.float32([[0.5, 0.5], [0.6, 0.4], [0.9, 0.1], [0.8, 0.2]]),
+        probs=np.full((4, 2), 0.5, np.float32),
+        logits=np.zeros((4, 2), np.float32),
+        valid=np.ones(4, bool),
+    )
+    for strategy, want in {"capacity": [0, 0, 2, 2], "capacity_prioritised": [2, 2, 0, 0]}.items():
+        lost = diagnostics.unserved(routing, strategy=strategy, capacity_factor=0.5)
+        per_token = diagnostics.counts(lost, np.arange(4), 4).sum(-1)
+        np.testing.assert_array_equal(per_token, want)

@@ -12,6 +12,7 @@ from flax.core import FrozenDict
 
 from m4.moe.layer import MoE
 from m4.resolve import public_names
+from tests.moe.training import train_steps
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 B, T, D, M, E = 4, 6, 8, 3, 6
@@ -246,3 +247,20 @@ def test_an_outside_gate_needs_one_function():
 
 def outside_gate(x_ND, w_DE: Annotated[jax.Array, nn.initializers.ones]):
     return x_ND @ w_DE
+
+
+def test_drops_by_modality_and_row_add_up():
+    variables, apply, x, given = build(dispatch="capacity", capacity_factor=0.5)
+    _, aux = jax.jit(functools.partial(apply, train=False))(variables, x, **given)
+    routed = 2 * given["valid_N"].sum()
+    assert aux.stats["dropped"] > 0.1
+    for by in ("dropped_by_modality", "dropped_by_row"):
+        np.testing.assert_allclose(aux.stats[by].sum() / routed, aux.stats["dropped"], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_16384_experts_train():
+    """20 Adam steps through the default dispatch, with small experts."""
+    layer = MoE(num_experts=16_384, top_k=2, hidden=8, gate="laplace", router="noisy_top_k")
+    losses = train_steps(layer, width=64, num_tokens=2048, steps=20)
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]

@@ -2,11 +2,11 @@
 
 import jax
 import numpy as np
-import optax
 import pytest
 from flax import linen as nn
 
 from m4.moe.retrieval import PEER, product_keys
+from tests.moe.training import train_steps
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 RNG = np.random.default_rng(0)
@@ -73,32 +73,9 @@ def test_a_number_of_experts_that_is_no_square_is_refused():
         layer_and_inputs(num_experts=50)
 
 
-def train_steps(layer, width, num_tokens, steps):
-    """Losses of `steps` Adam steps towards a fixed random target, state donated."""
-    x = RNG.normal(size=(num_tokens, width)).astype(np.float32)
-    target = np.roll(x, 1, axis=1)
-    given = {"valid_N": np.ones(num_tokens, bool)}
-    tx = optax.adam(3e-3)
-
-    def loss(params):
-        return ((layer.apply({"params": params}, x, **given, train=True)[0] - target) ** 2).mean()
-
-    def step(params, opt):
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, opt = tx.update(grads, opt)
-        return optax.apply_updates(params, updates), opt, value
-
-    init = jax.jit(lambda key: nn.unbox(layer.init(key, x, **given, train=True))["params"])
-    params = init(jax.random.key(0))
-    opt, step = jax.jit(tx.init)(params), jax.jit(step, donate_argnums=(0, 1))
-    losses = []
-    for _ in range(steps):
-        params, opt, value = step(params, opt)
-        losses.append(float(value))
-    return losses
-
-
 @pytest.mark.slow
 def test_a_million_experts_train():
-    losses = train_steps(PEER(num_experts=2**20, top_k=8, num_heads=4), 32, 256, 20)
+    losses = train_steps(
+        PEER(num_experts=2**20, top_k=8, num_heads=4), width=32, num_tokens=256, steps=20
+    )
     assert losses[-1] < 0.9 * losses[0]
