@@ -1,5 +1,6 @@
 """The command line from end to end, with a small method on the generated cohort."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from m4.main import main
+from m4.train import loop
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -96,6 +98,23 @@ def test_resuming_gives_the_same_bits_as_running_through(place):
     for name in before:
         assert np.array_equal(before[name], after[name]), name
     assert lines(work) == numbers
+
+
+def test_stopping_is_exit_75_and_the_same_command_goes_on(place, monkeypatch, capsys):
+    @contextlib.contextmanager
+    def at_second_step():
+        asked = iter([False, True, False])
+        yield lambda: next(asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_on_signals", at_second_step)
+        assert run(place, workdir="stopped") == 75
+    assert "stopped at step 2" in capsys.readouterr().err
+    assert run(place, workdir="stopped") == 0
+    assert "resuming from step 2" in capsys.readouterr().out
+    assert lines(place / "stopped") == lines(place / "w")
+    before, after = arrays(place / "w", 6), arrays(place / "stopped", 6)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 def test_finished_run_is_only_evaluated_again(place, capsys):
