@@ -23,27 +23,30 @@ def get_config(variant=""):
         name="fusemoe",
         fidelity="m4",
         gate="laplace",
-        router="permod",
-        num_experts=16,
+        router="joint",
+        num_experts=8,
         top_k=2,
+        num_queries=4,
+        dropout=0.4,
     )
     config.optim = dict(
         name="adamw",
         lr=1e-3,
-        weight_decay=0.01,
+        weight_decay=1.0,
         warmup_steps=100,
         schedule="cosine",
         clip_norm=1.0,
-        ema=0.999,
+        ema=0.995,
     )
     config.train = dict(
-        steps=1500,
+        steps=850,
         batch_size=64,
-        eval_every=250,
-        log_every=50,
-        save_every=250,
-        select="death/auroc",
-        modality_dropout=0.1,
+        eval_every=85,
+        log_every=25,
+        save_every=170,
+        select="death/log_loss",
+        modality_dropout=0.15,
+        task_weights=dict(los=0.3, los_over_7d=0.3, sofa7=0.3),
     )
     config.eval = dict(
         batch_size=256, bootstrap=1000, subsets=True, baselines=True, min_patients=10
@@ -53,5 +56,5 @@ def get_config(variant=""):
         config.method.update(num_experts=4, top_k=2)
         config.optim.warmup_steps = 2
         config.train.update(steps=6, batch_size=8, log_every=2, eval_every=3, save_every=3)
-        config.eval.update(bootstrap=20, baselines=False)
+        config.eval.update(bootstrap=20)
     return config

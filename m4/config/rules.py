@@ -132,6 +132,7 @@ FIELDS: dict[str, Rule] = {
     "train.keep": _count(2),
     "train.select": Rule(str),
     "train.modality_dropout": Rule(float, 0.0, low=0, below=1),
+    "train.task_weights": Rule(dict, {}),
     "eval.batch_size": _count(),
     "eval.bootstrap": _count(1000, low=0),
     "eval.subsets": Rule(bool, True),
@@ -194,6 +195,19 @@ def select_problem(select: str, kinds: Mapping[str, str]) -> str | None:
     if metric not in METRICS.get(kinds[task], ()):
         listed = ", ".join(METRICS.get(kinds[task], ()))
         return f"train.select={select!r}: a {kinds[task]} task has {listed}"
+    return None
+
+
+def weight_problem(weights: Mapping[str, Any], tasks: tuple[str, ...]) -> str | None:
+    """What is wrong with `train.task_weights`, given the names of the data set's tasks."""
+    positive = Rule(float, low=0)
+    for task, weight in weights.items():
+        if task not in tasks:
+            listed = ", ".join(tasks)
+            return f"train.task_weights.{task}: tasks are {listed}{nearest(task, tasks)}"
+        problem = positive.problem(weight)
+        if problem:
+            return f"train.task_weights.{task}={weight!r}: {problem}"
     return None
 
 

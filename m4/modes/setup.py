@@ -93,7 +93,8 @@ def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
         process_count=jax.process_count(),
         transform=missing.modality_dropout(store.spec, dropout) if dropout else None,
     )
-    method = make_method(config.method.to_dict(), store.spec)
+    spec = weighted(store.spec, config.train.task_weights)
+    method = make_method(config.method.to_dict(), spec)
     options = config.optim.to_dict()
     ema = options.pop("ema")
     timing = {k: options.pop(k) for k in ("lr", "schedule", "warmup_steps", "end_fraction")}
@@ -103,7 +104,13 @@ def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
     batch = batch_like(first, mesh)
     init, state = _init(method, tx, first, mesh, seed=config.seed, ema=ema)
     step = steps.make_step(method, tx, seed=config.seed, ema=ema)
-    return Setup(data, store.spec, loader, mesh, method, schedule, step, init, state, batch)
+    return Setup(data, spec, loader, mesh, method, schedule, step, init, state, batch)
+
+
+def weighted(spec: DataSpec, weights: Mapping[str, float]) -> DataSpec:
+    """The schema with some tasks' weights in the total loss replaced."""
+    tasks = (dataclasses.replace(t, weight=weights.get(t.name, t.weight)) for t in spec.tasks)
+    return dataclasses.replace(spec, tasks=tuple(tasks))
 
 
 def same_data(note: Mapping[str, Any], setup: Setup, folder: Path) -> None:
