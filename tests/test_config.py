@@ -243,3 +243,12 @@ def test_every_rule_can_say_what_it_allows():
     for path, rule in rules.FIELDS.items():
         assert rule.allowed(), path
     assert set(flags.MODES) == {"train", "eval", "predict", "check", "report"}
+
+
+def test_task_weights_name_tasks_of_the_data_set():
+    tasks = ("death", "los")
+    assert rules.weight_problem({"death": 0.0, "los": 2}, tasks) is None
+    assert "tasks are death, los; did you mean los?" in rules.weight_problem({"loss": 1.0}, tasks)
+    for wrong in (-1.0, float("nan"), "much"):
+        problem = rules.weight_problem({"los": wrong}, tasks)
+        assert problem.startswith("train.task_weights.los=") and "number" in problem

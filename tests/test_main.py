@@ -15,8 +15,10 @@ import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
 import pytest
 
+from m4.data import synthetic
 from m4.main import main
 from m4.train import loop
+from m4.modes import setup
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -208,3 +210,13 @@ def test_help_and_debug(place, capsys):
     assert "exit codes" in capsys.readouterr().out
     assert main(["--nope", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_task_weights_reach_the_schema_and_are_refused_early(place, capsys):
+    spec = synthetic.spec(tasks=("ihm48", "los"))
+    weighted = setup.weighted(spec, {"los": 0.25})
+    assert [t.weight for t in weighted.tasks] == [1.0, 0.25]
+    assert setup.weighted(spec, {}) == spec
+    assert run(place, "--config.train.task_weights.ihm=2.0", workdir="never") == 2
+    assert "tasks are ihm48, los; did you mean ihm48?" in capsys.readouterr().err
+    assert not (place / "never").exists()
