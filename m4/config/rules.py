@@ -131,6 +131,7 @@ FIELDS: dict[str, Rule] = {
     "train.save_every": _count(500),
     "train.keep": _count(2),
     "train.select": Rule(str),
+    "train.choose": Rule(str, "best", names=_one_of("best", "last")),
     "train.modality_dropout": Rule(float, 0.0, low=0, below=1),
     "train.task_weights": Rule(dict, {}),
     "eval.batch_size": _count(),

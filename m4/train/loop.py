@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -33,7 +33,8 @@ class Plan:
     log_every: int
     eval_every: int
     save_every: int
-    select: str  # which evaluation number chooses the best step, '<task>/<metric>'
+    select: str  # the evaluation number that is watched, '<task>/<metric>'
+    choose: Literal["best", "last"] = "best"  # evaluated step for which `save_best` is called
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,8 @@ def _evaluate(
     scalars = {f"val/{name}": value for name, value in metrics.items()}
     hooks.writer.write_scalars(number, scalars | {"time/eval_s": time.perf_counter() - start})
     value, best = metrics.get(plan.select, math.nan), progress["best"]
-    if better(plan.select, value, best):
+    last = plan.choose == "last" and math.isfinite(value)
+    if last or better(plan.select, value, best):
         hooks.save_best(number, state, value)
         best = value
     return {"best": best, "evaluated": number}
