@@ -102,6 +102,12 @@ def test_calls_and_lines(rig, tmp_path):
     assert times["time/examples_per_s"] > 0 and 0 <= times["time/input_wait"] <= 1
 
 
+def test_the_last_step_can_be_chosen_whatever_its_value(rig, tmp_path):
+    recorder = Recorder(tmp_path, values=[0.7, 0.6])
+    go(rig, recorder, choose="last")
+    assert recorder.best == {3: 0.7, 6: 0.6}
+
+
 def test_a_lower_error_is_better(rig, tmp_path):
     assert loop.better("los/mae", 1.0, 2.0) and not loop.better("los/mae", 3.0, 2.0)
     assert loop.better("death/auroc", 0.6, 0.5) and loop.better("death/auroc", 0.1, None)
