@@ -14,8 +14,7 @@ import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict
 
-from m4.moe import declare, diagnostics, experts, slots
-from m4.moe.dispatch import apply_experts
+from m4.moe import declare, diagnostics, dispatch, experts, parallel, slots
 from m4.resolve import resolve
 from m4.types import Array, MoeAux, Routing, SoftRouting
 
@@ -197,7 +196,10 @@ class MoE(nn.Module):
             return slots.apply_soft(x_ND, routing, params, **functions), jnp.zeros(())
         if isinstance(routing, slots.ExpertChoice):
             return slots.apply_choice(x_ND, routing, params, **functions), jnp.zeros(())
-        return apply_experts(
+        # On a mesh the partitioner must not see the dispatch: it would gather all expert weights.
+        on_mesh = jax.sharding.get_abstract_mesh().size > 1
+        apply = parallel.apply_experts if on_mesh else dispatch.apply_experts
+        return apply(
             x_ND,
             routing,
             params,

@@ -31,7 +31,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -52,19 +52,25 @@ Exchange = Literal["all_to_all", "all_gather", "replicated"]
 class Axes:
     """Names of the mesh axes; those that the mesh lacks count as size 1."""
 
-    expert: str = "expert"
+    expert: str | None = "expert"
     tokens: tuple[str, ...] = ("data", "fsdp", "expert")
-    fsdp: str = "fsdp"  # splits the weights' D and O; gathered here, gradient scattered back
-    tensor: str = "tensor"  # splits F
+    fsdp: str | None = "fsdp"  # splits the weights' D and O; gathered here, gradient scattered back
+    tensor: str | None = "tensor"  # splits F
 
-    def on(self, mesh: Mesh | AbstractMesh) -> "Axes":
-        """Without the axes that `mesh` lacks."""
+    def on(self, mesh: Mesh | AbstractMesh, params: ExpertParams) -> "Axes":
+        """Without the axes that `mesh` lacks, or that do not divide the dimension they split."""
+        _, width, hidden = params.w1.shape
 
-        def there(axis):
-            return axis if axis in mesh.shape else None
+        def there(axis, *dims):
+            fits = axis in mesh.shape and all(d % mesh.shape[axis] == 0 for d in dims)
+            return axis if fits else None
 
-        tokens = tuple(filter(there, self.tokens))
-        return Axes(there(self.expert), tokens, there(self.fsdp), there(self.tensor))
+        return Axes(
+            there(self.expert),
+            tuple(filter(there, self.tokens)),
+            there(self.fsdp, width, params.w2.shape[2]),
+            there(self.tensor, hidden),
+        )
 
     def weights(self) -> ExpertParams:
         """Partition of every expert parameter."""
@@ -100,7 +106,7 @@ def apply_experts(
     *,
     mesh: Mesh | None = None,
     axes: Axes = Axes(),  # noqa: B008 (frozen)
-    exchange: Exchange = "all_to_all",
+    exchange: Exchange | Literal["auto"] = "auto",
     slack: float = 1.25,
     overflow: Literal["exact", "drop"] = "exact",
     strategy: str = "auto",
@@ -114,11 +120,16 @@ def apply_experts(
     `axes.tokens`, weights as `axes.weights()` says (the axis of experts out of `axes.tokens`
     with 'replicated'). Works under `jit` and `grad`.
 
-    Raises ValueError for experts or tokens that do not divide over the devices, and for `output`
-    with the hidden dimension split (it needs whole outputs).
+    Tokens that do not divide over the devices are padded with tokens that name no expert.
+
+    Raises ValueError for experts that do not divide over the devices, for an unknown option, and
+    for `output` with the hidden dimension split (it needs whole outputs).
     """
     mesh = mesh or jax.sharding.get_abstract_mesh()
-    axes = axes.on(mesh)
+    axes = axes.on(mesh, params)
+    devices = mesh.shape[axes.expert] if axes.expert else 1
+    if exchange == "auto":
+        exchange = choose_exchange(routing.experts.shape[1], devices, slack)
     if exchange == "replicated":
         axes = replace(axes, tokens=tuple(a for a in axes.tokens if a != axes.expert))
     options = {"strategy": strategy, "capacity_factor": capacity_factor}
@@ -127,8 +138,16 @@ def apply_experts(
     local = Local(
         axes, mesh, exchange, overflow == "exact", slack, num_experts, tuple(options.items())
     )
-    _check(local, x_ND.shape[0], exchange, overflow, output)
+    _check(local, overflow, output)
     tokens = P(axes.tokens)
+    padding = -x_ND.shape[0] % math.prod(map(local.size, axes.tokens))
+    rows = (x_ND, routing.experts, routing.weights)
+    fills = (0, num_experts, 0)
+    if padding:
+        rows = tuple(
+            jnp.pad(a, ((0, padding), (0, 0)), constant_values=fill)
+            for a, fill in zip(rows, fills, strict=True)
+        )
     run = jax.shard_map(
         partial(_on_device, local),
         mesh=mesh,
@@ -137,7 +156,13 @@ def apply_experts(
         # The custom gradients below are not typed by varying axes; one device is the test.
         check_vma=False,
     )
-    return run(x_ND, routing.experts, routing.weights, params)
+    y_NO, dropped = run(*rows, params)
+    return y_NO[: x_ND.shape[0]], dropped
+
+
+def choose_exchange(k: int, num_devices: int, slack: float = 1.25) -> Exchange:
+    """What 'auto' means: the one that moves fewer bytes, p - 1 copies or slack*k*(p - 1)/p."""
+    return "all_gather" if slack * k >= num_devices else "all_to_all"
 
 
 def bucket_rows(num_tokens: int, k: int, num_devices: int, slack: float = 1.25) -> int:
@@ -146,9 +171,9 @@ def bucket_rows(num_tokens: int, k: int, num_devices: int, slack: float = 1.25) 
     return min(8 * math.ceil(rows / 8), num_tokens * k)
 
 
-def _check(local, num_tokens, exchange, overflow, output):
-    if exchange not in ("all_to_all", "all_gather", "replicated"):
-        raise ValueError(f"exchange={exchange!r}; choose all_to_all, all_gather or replicated")
+def _check(local, overflow, output):
+    if local.exchange not in (exchanges := get_args(Exchange)):
+        raise ValueError(f"exchange={local.exchange!r}; choose auto or {', '.join(exchanges)}")
     if overflow not in ("exact", "drop"):
         raise ValueError(f"overflow={overflow!r}; choose exact or drop")
     devices = local.size(local.axes.expert)
@@ -156,12 +181,6 @@ def _check(local, num_tokens, exchange, overflow, output):
         raise ValueError(
             f"{local.num_experts} experts cannot be split over {devices} devices on axis "
             f"{local.axes.expert!r}; choose a multiple of {devices}"
-        )
-    shards = math.prod(local.size(axis) for axis in local.axes.tokens)
-    if num_tokens % shards:
-        raise ValueError(
-            f"{num_tokens} tokens cannot be split over {shards} devices (axes "
-            f"{', '.join(local.axes.tokens)}); choose a multiple of {shards}"
         )
     if output is not None and local.size(local.axes.tensor) > 1:
         raise ValueError(
