@@ -17,7 +17,9 @@ Strategies, equal in value and in every gradient where nothing is dropped:
 - 'capacity': the slots alone. An expert serves its first C assignments (all first choices before
   second choices, then in token order) and drops the others, counted in `dropped`.
 - 'capacity_prioritised': the same, tokens with a larger best weight first (V-MoE).
-- 'auto': 'dense' for few experts, else 'dropless'. Never drops.
+- 'ragged': `jax.lax.ragged_dot`, refused where the compiler expands it over all experts.
+- 'auto': 'dense' if most experts are chosen anyway, 'ragged' on a TPU whose compiler has a kernel
+  for it and its gradients, else 'dropless'. Never drops.
 
 Letters: N tokens, E experts, K chosen experts, D input, F hidden and O output width.
 """
@@ -28,12 +30,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from m4.moe import ragged
 from m4.moe.experts import ExpertParams, apply_stacked
-from m4.moe.grouped import Functions, Layout, dropped_share, grouped_mlp
+from m4.moe.grouped import Functions, Layout, cast, dropped_share, grouped_mlp
 from m4.moe.plan import make_plan
 from m4.types import Array, Routing
 
-STRATEGIES = ("auto", "dense", "dropless", "capacity", "capacity_prioritised")
+STRATEGIES = ("auto", "dense", "dropless", "capacity", "capacity_prioritised", "ragged")
 
 
 def apply_experts(
@@ -46,36 +49,47 @@ def apply_experts(
     activation: Callable[[Array], Array],
     output: Callable[[Array], Array] | None = None,
     expected: int | None = None,
+    device: jax.Device | None = None,
 ) -> tuple[Array, Array]:
     """Mixture of the chosen experts' outputs, and the share of assignments dropped.
 
     Computes in the dtype of `x_ND`; weight gradients are summed in at least float32.
     `capacity_factor` is C / (N*K/E): how many rows an expert can serve, or with 'dropless' how
     many it serves fast. None: 1.25 where the rest is dropped, else a choice by backend and size.
-    `expected` replaces N*K where many assignments are known to be invalid.
+    `expected` replaces N*K where many assignments are known to be invalid; `device` is what the
+    program is meant for (None: the first of the default backend).
 
-    Raises ValueError for an unknown strategy and for a capacity factor that is not positive.
+    Raises ValueError for an unknown strategy, for a capacity factor that is not positive, and for
+    'ragged' where it would cost E times the work.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy={strategy!r}; choose one of {', '.join(STRATEGIES)}")
     if capacity_factor is not None and not capacity_factor > 0:
         raise ValueError(f"capacity_factor={capacity_factor} must be positive")
-    num_experts = params.w1.shape[0]
+    num_experts, functions = params.w1.shape[0], Functions(activation, output)
+    device = device or jax.local_devices()[0]
     if strategy == "auto":
-        strategy = choose_strategy(routing.experts.shape[1], num_experts)
-    params = jax.tree.map(lambda p: p.astype(x_ND.dtype), params)
+        strategy = choose_strategy(routing.experts.shape[1], num_experts, device)
     if strategy == "dense":
+        params = cast(params, x_ND.dtype)
         return dense(x_ND, routing, params, activation=activation, output=output)
+    if strategy == "ragged":
+        if not ragged.pays(device):
+            raise ValueError(f"strategy='ragged' costs E times the work on {device}; choose auto")
+        plan = make_plan(routing.experts, num_experts)
+        params = cast(params, x_ND.dtype)
+        return ragged.ragged_mlp(functions, x_ND, plan, routing.weights, params), jnp.zeros(())
     layout = choose_layout(
         routing.experts.size,
         num_experts,
         strategy=strategy,
         capacity_factor=capacity_factor,
         expected=expected,
+        backend=device.platform,
     )
     priority_N = routing.weights.max(axis=1) if strategy == "capacity_prioritised" else None
     plan = make_plan(routing.experts, num_experts, priority_N=priority_N)
-    y_NO = grouped_mlp(layout, Functions(activation, output), x_ND, plan, routing.weights, params)
+    y_NO = grouped_mlp(layout, functions, x_ND, plan, routing.weights, params)
     return y_NO, dropped_share(layout, plan)
 
 
@@ -90,9 +104,11 @@ def dense(x_ND, routing, params, *, activation, output=None):
     return jnp.einsum("ne,eno->no", mix_NE, y_ENO), jnp.zeros(())
 
 
-def choose_strategy(k: int, num_experts: int) -> str:
-    """What 'auto' means: 'dense' when most experts are chosen anyway, else 'dropless'."""
-    return "dense" if num_experts <= 1.25 * k else "dropless"
+def choose_strategy(k: int, num_experts: int, device: jax.Device) -> str:
+    """What 'auto' means; see the top of the file."""
+    if num_experts <= 1.25 * k:
+        return "dense"
+    return "ragged" if device.platform == "tpu" and ragged.pays(device) else "dropless"
 
 
 def choose_layout(
@@ -102,11 +118,10 @@ def choose_layout(
     strategy: str = "dropless",
     capacity_factor: float | None = None,
     expected: int | None = None,
-    backend: str | None = None,
+    backend: str,
 ) -> Layout:
     """Slots per expert and rows per block, for `size` assignments (`expected` valid ones)."""
     mean = (size if expected is None else expected) / num_experts
-    backend = backend or jax.default_backend()
     if strategy != "dropless":
         capacity = math.ceil((capacity_factor or 1.25) * mean)
         return Layout(min(capacity, size), None)

@@ -73,7 +73,13 @@ def grouped_mlp(
     return _forward(layout, functions, x_ND, plan, weights_NK, params)[0]
 
 
-def _forward(layout, functions, x_ND, plan, weights_NK, params):
+def cast(params: ExpertParams, dtype) -> ExpertParams:
+    """The parameters in the dtype of the computation."""
+    return jax.tree.map(lambda p: p.astype(dtype), params)
+
+
+def _forward(layout, functions, x_ND, plan, weights_NK, masters):
+    params = cast(masters, x_ND.dtype)
     x_ECD = take_tokens(plan, x_ND, slots(plan, layout.capacity))
     h_ECF = jnp.einsum("ecd,edf->ecf", x_ECD, params.w1) + params.b1[:, None]
     a_ECF = functions.activation(h_ECF)
@@ -92,11 +98,12 @@ def _forward(layout, functions, x_ND, plan, weights_NK, params):
     y_KNO = _outputs(layout, functions, plan, y_ECO, y_PO)
     # Not an einsum: XLA:CPU would transpose y and run N tiny matmuls.
     y_NO = jnp.sum(y_KNO * weights_NK.T[..., None].astype(y_KNO.dtype), axis=0)
-    return y_NO, (x_ND, plan, weights_NK, params, h_ECF, y_ECO, y_PO)
+    return y_NO, (x_ND, plan, weights_NK, masters, h_ECF, y_ECO, y_PO)
 
 
 def _backward(layout, functions, residuals, g_NO):
-    x_ND, plan, weights_NK, params, h_ECF, y_ECO, y_PO = residuals
+    x_ND, plan, weights_NK, masters, h_ECF, y_ECO, y_PO = residuals
+    params = cast(masters, x_ND.dtype)
     wide = jnp.promote_types(x_ND.dtype, jnp.float32)
     weight_A = weights_NK.T.reshape(-1).astype(g_NO.dtype)
 
@@ -133,7 +140,7 @@ def _backward(layout, functions, residuals, g_NO):
     dx_ND = jnp.sum(take_assignments(plan, dx_ECD, dx_PD), axis=0).astype(x_ND.dtype)
     y_KNO = _outputs(layout, functions, plan, y_ECO, y_PO)
     dweights_NK = jnp.sum(y_KNO * g_NO, axis=-1, dtype=wide).T
-    grads = jax.tree.map(lambda grad, param: grad.astype(param.dtype), grads, params)
+    grads = jax.tree.map(lambda grad, master: grad.astype(master.dtype), grads, masters)
     return dx_ND, None, dweights_NK.astype(weights_NK.dtype), grads
 
 

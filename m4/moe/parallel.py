@@ -240,7 +240,17 @@ def _run(local, x_ND, experts_NK, weights_NK, params, expected):
     """This device's experts, numbered from 0, on rows that may name none (L)."""
     empty = jnp.zeros((x_ND.shape[0], 0))
     routing = Routing(experts_NK, weights_NK, empty, empty, experts_NK[:, 0] >= 0)
-    return dispatch.apply_experts(x_ND, routing, params, expected=expected, **dict(local.options))
+    return dispatch.apply_experts(
+        x_ND, routing, params, expected=expected, device=_device(local.mesh), **dict(local.options)
+    )
+
+
+def _device(mesh):
+    """A device of the mesh, which need not be of the default backend; None if it is abstract."""
+    if not isinstance(mesh, Mesh):
+        return None
+    own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    return (own or mesh.devices.flat)[0]
 
 
 def _own_experts(local, x_ND, experts_NK, weights_NK, params):

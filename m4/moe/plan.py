@@ -149,3 +149,31 @@ empty_slots.defvjp(
     ),
     _empty_backward,
 )
+
+
+@jax.custom_vjp
+def sort_rows(plan: Plan, x_NX: Array) -> Array:
+    """Token rows in sorted order, [A, X]; zeros where a token names no expert."""
+    named_A = jnp.arange(plan.size) < plan.start_E[-1]
+    return take_tokens(plan, x_NX, jnp.where(named_A, plan.order_A, plan.size))
+
+
+@jax.custom_vjp
+def unsort_rows(plan: Plan, y_AX: Array) -> Array:
+    """Every assignment's row, [K, N, X], from sorted order; zeros where it names no expert."""
+    position_A = jnp.where(plan.valid_A, plan.position_A, plan.size)
+    rows_AX = y_AX.at[position_A].get(mode="fill", fill_value=0)
+    return rows_AX.reshape(plan.num_choices, -1, y_AX.shape[1])
+
+
+def _unsort_backward(plan, g_KNX):
+    named_A = jnp.arange(plan.size) < plan.start_E[-1]
+    g_AX = g_KNX.reshape(plan.size, -1)[plan.order_A]
+    return None, jnp.where(named_A[:, None], g_AX, 0)
+
+
+sort_rows.defvjp(
+    lambda plan, x_NX: (sort_rows(plan, x_NX), plan),
+    lambda plan, g_AX: (None, jnp.sum(unsort_rows(plan, g_AX), axis=0)),
+)
+unsort_rows.defvjp(lambda plan, y_AX: (unsort_rows(plan, y_AX), plan), _unsort_backward)

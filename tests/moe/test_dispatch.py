@@ -251,10 +251,24 @@ def test_program_size_does_not_depend_on_the_number_of_experts():
 
 
 def test_auto_never_drops_and_bad_options_are_named():
-    assert dispatch.choose_strategy(4, 4) == "dense"
-    assert dispatch.choose_strategy(2, 64) == "dropless"
+    assert dispatch.choose_strategy(4, 4, jax.devices()[0]) == "dense"
+    assert dispatch.choose_strategy(2, 64, jax.devices()[0]) == "dropless"
     routing, params = make_routing([[0]], 2), make_params(2, dtype="float32")
     with pytest.raises(ValueError, match="strategy='fast'; choose one of auto"):
         apply_experts(jnp.ones((1, D)), routing, params, strategy="fast", activation=jnp.tanh)
+    with pytest.raises(ValueError, match="'ragged' costs E times"):  # on a CPU
+        apply_experts(jnp.ones((1, D)), routing, params, strategy="ragged", activation=jnp.tanh)
     with pytest.raises(ValueError, match="capacity_factor=-1"):
         apply_experts(jnp.ones((1, D)), routing, params, capacity_factor=-1, activation=jnp.tanh)
+
+
+@pytest.mark.parametrize(("num_tokens", "k", "num_experts", "case"), CASES)
+def test_ragged_equals_dense(num_tokens, k, num_experts, case, monkeypatch):
+    monkeypatch.setattr(dispatch.ragged, "pays", lambda device: True)
+    chosen = ROUTINGS[num_tokens, k, num_experts][case]
+    output = experts.softmax if k == 2 else None
+    params, routing = make_params(num_experts, dtype="float32"), make_routing(chosen, num_experts)
+    x_ND = make_x(num_tokens, "float32")
+    args = x_ND, routing.weights, params, jnp.asarray(chosen, jnp.int32)
+    want = compiled(layer, "dense", None, output)(*args)
+    close(compiled(layer, "ragged", None, output)(*args), want, 1e-5)
