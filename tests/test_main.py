@@ -17,8 +17,8 @@ import pytest
 
 from m4.data import synthetic
 from m4.main import main
-from m4.train import loop
 from m4.modes import setup
+from m4.train import loop
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
