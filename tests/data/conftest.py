@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-from toy_cohort import build_into, make_cohort
 
 from m4.data import build
 from m4.data.store import Store
+from tests.data.toy_cohort import build_into, make_cohort
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from toy_cohort import SPEC, build_into, make_cohort
 
 from m4.data import aggregate
 from m4.data.store import Store
+from tests.data.toy_cohort import SPEC, build_into, make_cohort
 
 
 def test_hand_computed_series(tmp_path):

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from toy_cohort import build_into, example, make_cohort
 
 from m4.data import build
 from m4.data.store import Store
 from m4.errors import DataError, SaveError
+from tests.data.toy_cohort import build_into, example, make_cohort
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 import jax
 import numpy as np
 import pytest
-from toy_cohort import SPEC
 
 from m4.data import batch as batches
 from m4.data.loader import TrainLoader, eval_batches
 from m4.data.store import Store
+from tests.data.toy_cohort import SPEC
 
 
 def assert_same(first, second):

@@ -1,12 +1,12 @@
 import jax
 import numpy as np
 import pytest
-from toy_cohort import SPEC
 
 from m4.data import missing
 from m4.data.batch import assemble, check
 from m4.data.loader import TrainLoader, eval_batches
 from m4.data.store import allocate
+from tests.data.toy_cohort import SPEC
 
 NAMES = SPEC.modality_names
 

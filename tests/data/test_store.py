@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from toy_cohort import SPEC, build_into, example, make_cohort
 
 from m4.data import records
 from m4.data.normalise import Normaliser
 from m4.data.store import Store
 from m4.errors import DataError
+from tests.data.toy_cohort import SPEC, build_into, example, make_cohort
 
 
 def test_rows_equal_the_examples_they_came_from(built, train):
