@@ -97,7 +97,11 @@ def unserved(routing: Routing, *, strategy: str, capacity_factor: float | None =
     """
     num_experts = routing.probs.shape[-1]
     layout = choose_layout(
-        routing.experts.size, num_experts, strategy=strategy, capacity_factor=capacity_factor
+        routing.experts.size,
+        num_experts,
+        strategy=strategy,
+        capacity_factor=capacity_factor,
+        backend=jax.local_devices()[0].platform,
     )
     priority_N = routing.weights.max(-1) if strategy == "capacity_prioritised" else None
     plan = make_plan(routing.experts, num_experts, priority_N=priority_N)

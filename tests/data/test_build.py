@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +27,8 @@ def module(tmp_path, monkeypatch):
     (tmp_path / "toylab" / "toy.py").write_text(
         textwrap.dedent("""
         import dataclasses
-        import toy_cohort
         from m4.data.cohort import checksums
+        from tests.data import toy_cohort
         VERSION, LICENCE, WHERE = "1", "CC0", "get file.txt from the toy shop"
         builds = []
         def spec(**options):
@@ -237,8 +238,8 @@ def test_same_cohort_gives_the_same_bytes(built, tmp_path):
 def test_no_tensorflow_no_output_and_no_litter(tmp_path):
     code = f"""
         import sys
-        sys.path.insert(0, {str(os.path.dirname(__file__))!r})
-        import toy_cohort
+        sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+        from tests.data import toy_cohort
         from m4.data.store import Store
         from m4.data.loader import TrainLoader
         from pathlib import Path
