@@ -1,0 +1,160 @@
+"""The layer and its dense bound in JAX: the worker process of `m4.bench.moe`."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from m4.bench import _program
+from m4.bench._moe_case import make_case
+from m4.bench._worker import serve
+from m4.moe import dispatch, experts, parallel
+from m4.moe.layer import MoE
+from m4.types import Routing
+
+
+def setup(case):
+    """The variants of one case, and facts about each: loss, peak bytes, program size."""
+    arrays = make_case(case)
+    dtype = jnp.dtype(case["dtype"])
+    variants, facts = {}, {}
+    host = jax.default_backend() == "cpu"
+    for devices in {1, case["cores"] if host else 1}:
+        variants[f"dense_{devices}"] = _dense(case, arrays, dtype, devices)
+    split = case["cores"] if host and case["experts"] % case["cores"] == 0 else 1
+    for strategy in case["strategies"]:
+        variants[strategy], facts[strategy] = _layer(case, arrays, dtype, strategy, split)
+    if case["gate"]:
+        variants["gated"] = _gated(case, arrays, dtype)
+        variants["router"], variants["router_bound"] = _router(case, arrays)
+    for _ in range(2):
+        for run in variants.values():
+            run()
+    about = {"backend": jax.default_backend(), "device": jax.devices()[0].device_kind}
+    return variants, about | {"jax": jax.__version__, "split": split, "facts": facts}
+
+
+def _timed(compiled, args):
+    """A run that blocks, and frees its results before it returns."""
+    return lambda: jax.block_until_ready(compiled(*args)) and None
+
+
+def _dense(case, arrays, dtype, devices):
+    """Bound: one two-matmul perceptron on the same T*k rows, rows split over host devices."""
+    mesh = _mesh(devices)
+    rows, whole = NamedSharding(mesh, P("expert")), NamedSharding(mesh, P())
+    x = np.repeat(arrays["x"], case["top_k"], axis=0)
+    args = [x, arrays["w1"][0], arrays["w2"][0]]
+    shardings = (rows, whole, whole)
+
+    def loss(x_ND, w1_DF, w2_FD):
+        y = jax.nn.relu(x_ND @ w1_DF) @ w2_FD
+        return jnp.mean(jnp.square(y.astype(jnp.float32)))
+
+    args = jax.device_put(tuple(a.astype(dtype) for a in args), shardings)
+    step = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), out_shardings=(whole, shardings))
+    return _timed(step.lower(*args).compile(), args)
+
+
+def _layer(case, arrays, dtype, strategy, split):
+    """The layer without its gate: dispatch, experts, combine; gradients of all inputs."""
+    mesh = _mesh(split)
+    axes = parallel.Axes(tokens=(), fsdp=None, tensor=None)
+    whole = NamedSharding(mesh, P())
+    of_experts = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        axes.on(
+            mesh, experts.ExpertParams(*(arrays[n] for n in ("w1", "b1", "w2", "b2")))
+        ).weights(),
+    )
+    apply = functools.partial(dispatch.apply_experts)
+    if split > 1:
+        apply = functools.partial(
+            parallel.apply_experts, mesh=mesh, axes=axes, exchange="replicated"
+        )
+    chosen = jnp.asarray(arrays["experts"], jnp.int32)
+
+    def loss(x_ND, weights_NK, params):
+        empty = jnp.zeros((x_ND.shape[0], 0))
+        routing = Routing(chosen, weights_NK, empty, empty, jnp.ones(x_ND.shape[0], bool))
+        y_ND, dropped = apply(x_ND, routing, params, strategy=strategy, activation=jax.nn.relu)
+        return jnp.mean(jnp.square(y_ND.astype(jnp.float32))), dropped
+
+    params = experts.ExpertParams(*(arrays[n].astype(dtype) for n in ("w1", "b1", "w2", "b2")))
+    shardings = (whole, whole, of_experts)
+    args = jax.device_put((arrays["x"].astype(dtype), arrays["weights"], params), shardings)
+    step = jax.jit(
+        jax.value_and_grad(loss, (0, 1, 2), has_aux=True),
+        out_shardings=((whole, whole), shardings),
+    )
+    lowered = step.lower(*args)
+    compiled = lowered.compile()
+    (value, dropped), _ = compiled(*args)
+    facts = {
+        "loss": float(value),
+        "dropped": float(dropped),
+        "peak_bytes": _program.peak_bytes(compiled) * split,
+        "program_bytes": len(lowered.as_text()),
+    }
+    return _timed(compiled, args), facts
+
+
+def _gated(case, arrays, dtype):
+    """The whole Linen layer with its gate and top-k, on one device."""
+    layer = MoE(
+        num_experts=case["experts"],
+        top_k=case["top_k"],
+        hidden=case["hidden"],
+        gate=case["gate"],
+        activation="relu",
+        dispatch=case["strategies"][0],
+    )
+    x = jnp.asarray(arrays["x"], dtype)
+    given = {"valid_N": jnp.ones(x.shape[0], bool), "train": False}
+    variables = jax.jit(lambda: layer.init(jax.random.key(0), x, **given))()
+    step = jax.jit(
+        jax.grad(
+            lambda v, x: jnp.mean(jnp.square(layer.apply(v, x, **given)[0].astype(jnp.float32))),
+            (0, 1),
+        )
+    )
+    return _timed(step.lower(variables, x).compile(), (variables, x))
+
+
+def _router(case, arrays):
+    """Forward of gate and top-k, and its bound: one matmul and one pass over [T, E]."""
+    from m4.moe import declare, routing
+    from m4.resolve import resolve
+
+    gate = resolve(case["gate"], "m4.moe.gates")
+    dims = {"D": case["dim"], "E": case["experts"], "R": 8, "Q": 0, "G": 1}
+    keys = iter(jax.random.split(jax.random.key(0), 9))
+    params = {
+        name: init(next(keys), shape)
+        for name, (shape, init) in declare.parameters(gate, dims).items()
+    }
+    x = jnp.asarray(arrays["x"])
+    w = jax.random.normal(next(keys), (case["dim"], case["experts"]))
+    valid = jnp.ones(x.shape[0], bool)
+
+    def route(x, params):
+        logits = declare.call(gate, x, options={}, **params)
+        chosen = routing.top_k(logits, valid, k=case["top_k"])
+        return chosen.experts, chosen.weights
+
+    bound = jax.jit(lambda x, w: jnp.max(x @ w, axis=1)).lower(x, w).compile()
+    compiled = jax.jit(route).lower(x, params).compile()
+    return _timed(compiled, (x, params)), _timed(bound, (x, w))
+
+
+def _mesh(devices):
+    return jax.make_mesh((devices,), ("expert",), (AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        serve(setup)
