@@ -65,7 +65,7 @@ def setup(case):
             torch.autograd.grad(loss, leaves)
             if device == "cuda":
                 torch.cuda.synchronize()
-            return float(loss)
+            return loss.item()
 
         return run
 
