@@ -15,6 +15,7 @@ from m4.config import schema
 REQUIRED = object()
 _MULTI = ("auroc", "auprc", "f1")
 _PROBABILITY = ("brier", "ece", "log_loss")
+_ORDERS = ("shuffled", "complete_first", "complete_last", "complete_only")  # m4.data.loader
 METRICS = {  # of each task kind, as in m4.eval.metrics
     "binary": ("auroc", "auprc", "f1", *_PROBABILITY),
     "multilabel": tuple(f"{m}_{how}" for m in _MULTI for how in ("macro", "micro")) + _PROBABILITY,
@@ -134,6 +135,10 @@ FIELDS: dict[str, Rule] = {
     "train.choose": Rule(str, "best", names=_one_of("best", "last")),
     "train.modality_dropout": Rule(float, 0.0, low=0, below=1),
     "train.task_weights": Rule(dict, {}),
+    "train.order": Rule(str, "shuffled", names=_one_of(*_ORDERS)),
+    "train.order_epochs": _count(0, low=0),
+    "train.streams": Rule(str, "none", names=_one_of("none", "rows", "batches", "sequential")),
+    "train.stream_ratio": Rule(dict, {}),
     "eval.batch_size": _count(),
     "eval.bootstrap": _count(1000, low=0),
     "eval.subsets": Rule(bool, True),

@@ -79,6 +79,14 @@ class Store:
         self._decode(indices.tolist(), rows)
         return rows
 
+    def columns(self, keys: Sequence[str]) -> Rows:
+        """Some keys of every row of the split."""
+        if self._rows is not None:
+            return {key: self._rows[key] for key in keys}
+        starts = range(0, len(self), CHUNK)
+        parts = [self.read(np.arange(s, min(s + CHUNK, len(self)))) for s in starts]
+        return {key: np.concatenate([part[key] for part in parts]) for key in keys}
+
     def _decode(self, indices: Sequence[int], out: Rows) -> None:
         """Decode records into zeroed rows, then normalise them all at once."""
         for row, record in enumerate(self._source.read(indices)):

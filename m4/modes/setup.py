@@ -84,15 +84,7 @@ def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
     """Builds everything from a built data set. Raises ConfigError for what the method refuses."""
     mesh = sharding.make_mesh(config.mesh.to_dict())
     store = open_split(data, "train", config.train.batch_size)
-    dropout = config.train.modality_dropout
-    loader = TrainLoader(
-        store,
-        config.train.batch_size,
-        config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        transform=missing.modality_dropout(store.spec, dropout) if dropout else None,
-    )
+    loader = _loader(config, store)
     spec = weighted(store.spec, config.train.task_weights)
     method = make_method(config.method.to_dict(), spec)
     options = config.optim.to_dict()
@@ -105,6 +97,25 @@ def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
     init, state = _init(method, tx, first, mesh, seed=config.seed, ema=ema)
     step = steps.make_step(method, tx, seed=config.seed, ema=ema)
     return Setup(data, spec, loader, mesh, method, schedule, step, init, state, batch)
+
+
+def _loader(config: ml_collections.ConfigDict, store: Store) -> TrainLoader:
+    train, dropout = config.train, config.train.modality_dropout
+    try:
+        return TrainLoader(
+            store,
+            train.batch_size,
+            config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            transform=missing.modality_dropout(store.spec, dropout) if dropout else None,
+            order=train.order,
+            order_epochs=train.order_epochs,
+            streams=train.streams,
+            stream_ratio=train.stream_ratio.to_dict(),
+        )
+    except ValueError as error:
+        raise ConfigError(f"train: {error}") from error
 
 
 def weighted(spec: DataSpec, weights: Mapping[str, float]) -> DataSpec:

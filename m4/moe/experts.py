@@ -42,11 +42,14 @@ def shapes(
     }
 
 
-def init(name: str) -> nn.initializers.Initializer:
+def init(
+    name: str, kernel_init: nn.initializers.Initializer | None = None
+) -> nn.initializers.Initializer:
     """Initialiser and logical axes of one field: LeCun normal kernels, zero biases."""
     # Explicit dimensions: by default the expert dimension would count as receptive field and the
     # weights would shrink with E.
-    kernel = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,))
+    lecun = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,))
+    kernel = kernel_init or lecun
     function = kernel if name in ("w1", "w2") else nn.initializers.zeros
     return nn.with_logical_partitioning(function, AXES[name])
 

@@ -52,6 +52,7 @@ class MoE(nn.Module):
     gate_options: Mapping[str, Any] = FrozenDict()
     router_options: Mapping[str, Any] = FrozenDict()
     dtype: Any = None  # of the experts' arithmetic; None: that of the input and the parameters
+    kernel_init: nn.initializers.Initializer | None = None  # of the experts; None: LeCun normal
 
     @nn.compact
     def __call__(
@@ -183,8 +184,9 @@ class MoE(nn.Module):
     def _run(self, x_ND, routing) -> tuple[Array, Array]:
         """Experts on their tokens: output [N, O] and the share of assignments dropped."""
         shapes = experts.shapes(self.num_experts, x_ND.shape[-1], self.hidden, self.out)
+        init = {name: experts.init(name, self.kernel_init) for name in shapes}
         params = experts.ExpertParams(
-            **{name: self.param(name, experts.init(name), shape) for name, shape in shapes.items()}
+            **{name: self.param(name, init[name], shape) for name, shape in shapes.items()}
         )
         if self.dtype is not None:
             x_ND, params = jax.tree.map(lambda a: a.astype(self.dtype), (x_ND, params))

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 
-from m4.nn.dense import StackedDense, xavier_init
+from m4.nn.dense import Initializer, StackedDense, xavier_init
 from m4.types import Array
 
 
@@ -20,9 +20,16 @@ def masked_softmax(scores: Array, mask: Array) -> Array:
     return weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
 
 
-def attend(q_BMQHc: Array, k_BMLHc: Array, v_BMLHc: Array, mask_BML: Array, drop) -> Array:
-    """Scaled dot-product attention; `drop` is applied to the attention weights."""
+def attend(
+    q_BMQHc: Array, k_BMLHc: Array, v_BMLHc: Array, mask_BML: Array, drop, bias_QL=None
+) -> Array:
+    """Scaled dot-product attention; `drop` is applied to the attention weights.
+
+    `bias_QL` is added to the scores; -inf in it forbids a pair.
+    """
     scores_BMHQL = jnp.einsum("bmqhc,bmlhc->bmhql", q_BMQHc, k_BMLHc) * q_BMQHc.shape[-1] ** -0.5
+    if bias_QL is not None:
+        scores_BMHQL = scores_BMHQL + bias_QL
     weights_BMHQL = drop(masked_softmax(scores_BMHQL, mask_BML[:, :, None, None]))
     return jnp.einsum("bmhql,bmlhc->bmqhc", weights_BMHQL.astype(v_BMLHc.dtype), v_BMLHc)
 
@@ -31,24 +38,32 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention within each modality, parameters per modality or shared.
 
     Initialised as in PyTorch: Xavier-uniform with the three input projections as one matrix,
-    zero biases.
+    zero biases. `kernel_init` replaces all of it; without `qkv_bias_init` the input projections
+    have no bias.
     """
 
     num_heads: int
     num_stacks: int = 1
     dropout: float = 0.0
+    kernel_init: Initializer | None = None  # None: Xavier-uniform
+    qkv_bias_init: Initializer | None = nn.initializers.zeros
+    bias_init: Initializer = nn.initializers.zeros  # of the output map
 
     @nn.compact
-    def __call__(self, x_BMTD: Array, mask_BMT: Array, *, train: bool) -> Array:
-        """[B, M, T, D] -> [B, M, T, D]; keys outside the mask are never read."""
-        width = x_BMTD.shape[-1]
-        packed = StackedDense(3 * width, self.num_stacks, kernel_init=xavier_init(), name="qkv")(
-            x_BMTD
-        )
+    def __call__(
+        self, x_BMTD: Array, mask_BMT: Array, *, train: bool, bias_TT: Array | None = None
+    ) -> Array:
+        """[B, M, T, D] -> [B, M, T, D]; keys outside the mask are never read.
+
+        `bias_TT` is added to the scores of every head; -inf in it forbids a pair.
+        """
+        width, init = x_BMTD.shape[-1], self.kernel_init or xavier_init()
+        qkv = StackedDense(3 * width, self.num_stacks, init, self.qkv_bias_init, name="qkv")
+        packed = qkv(x_BMTD)
         q, k, v = rearrange(packed, "b m t (n h c) -> n b m t h c", n=3, h=self.num_heads)
         drop = nn.Dropout(self.dropout, deterministic=not train, name="drop")
-        y_BMTD = rearrange(attend(q, k, v, mask_BMT, drop), "b m t h c -> b m t (h c)")
-        return StackedDense(width, self.num_stacks, kernel_init=xavier_init(), name="out")(y_BMTD)
+        y_BMTD = rearrange(attend(q, k, v, mask_BMT, drop, bias_TT), "b m t h c -> b m t (h c)")
+        return StackedDense(width, self.num_stacks, init, self.bias_init, name="out")(y_BMTD)
 
 
 class AttentionPool(nn.Module):

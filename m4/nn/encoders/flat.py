@@ -1,0 +1,55 @@
+"""Any modality as one vector of features, cut into patches (Flex-MoE's encoder of tables).
+
+Letters: B rows, F features, P patches, p features of a patch, D model width.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from m4.nn.dense import uniform_init
+from m4.nn.encoders.series import stack_series, summary_statistics
+from m4.nn.fuse import masked_mean
+from m4.specs import ModalitySpec
+from m4.types import Array, Stream
+
+
+def flatten(modality: ModalitySpec, stream: Stream, *, hours: float) -> Array:
+    """[B, F]; what was not measured is 0.
+
+    A table is itself, a series the statistics of each feature over time, vectors their mean,
+    codes and words the set of those that occur, a signal all its samples. Raises ValueError for
+    images, which need an encoder.
+    """
+    mask_BT = stream.mask & stream.present[:, None]
+    if modality.kind == "series":
+        statistics = summary_statistics(stack_series([stream], hours=hours))[:, 0]
+        return rearrange(jnp.clip(statistics, -6.0, 6.0), "b f s -> b (f s)")
+    if modality.kind == "table":
+        return jnp.where(stream.observed & mask_BT, stream.values, 0).astype(jnp.float32)
+    if modality.kind == "vectors":
+        return masked_mean(stream.values.astype(jnp.float32), mask_BT, dim=1)
+    if modality.kind in ("codes", "text"):
+        code_BT = jnp.where(mask_BT, stream.values, modality.vocab)  # that one is dropped
+        return jax.nn.one_hot(code_BT, modality.vocab).max(1)
+    if modality.kind == "signal":
+        values = jnp.where(mask_BT[..., None], stream.values, 0).astype(jnp.float32)
+        return rearrange(values, "b t c -> b (t c)")
+    raise ValueError(f"modality {modality.name}: kind {modality.kind!r} is no vector of features")
+
+
+class PatchTokens(nn.Module):
+    """A vector padded to P patches of equal size, one affine map shared by the patches."""
+
+    features: int
+    num_patches: int
+
+    @nn.compact
+    def __call__(self, x_BF: Array) -> Array:
+        """[B, F] -> [B, P, D]."""
+        size = -(-x_BF.shape[-1] // self.num_patches)
+        x_BF = jnp.pad(x_BF, ((0, 0), (0, size * self.num_patches - x_BF.shape[-1])))
+        x_BPp = rearrange(x_BF, "b (p f) -> b p f", p=self.num_patches)
+        init = uniform_init(size)
+        return nn.Dense(self.features, kernel_init=init, bias_init=init, name="project")(x_BPp)
