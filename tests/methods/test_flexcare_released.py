@@ -1,0 +1,255 @@
+"""FlexCare as released: numbers of the authors' modules, in both mask modes.
+
+The values have five decimals, so the tolerance is one unit of the last. Letters: B rows, K tasks,
+C combinations, D width, E experts.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from m4.methods import flexcare
+from m4.methods.flexcare import FlexCare
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.types import Batch, Stream, Target
+from tests.filler import filled, state_dict
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/flexcare.json").read_text())
+WIDTH, DEPTH, EXPERTS, ROWS = 8, 2, 5, 3
+TASKS = (
+    TaskSpec("mortality", "binary", weight=0.2),
+    TaskSpec("decomp", "binary", weight=0.2),
+    TaskSpec("ph", "multilabel", dim=25),
+    TaskSpec("los", "multiclass", dim=10, weight=0.5),
+    TaskSpec("readm", "binary", weight=0.2),
+    TaskSpec("diag", "multilabel", dim=14, weight=0.2),
+)
+# The hourly rows arrive discretised and normalised, so they are vectors here.
+SPEC = DataSpec(
+    (
+        ModalitySpec("ehr", "vectors", (3, 76)),
+        ModalitySpec("cxr", "image", (1, 224, 224, 3)),
+        ModalitySpec("note", "vectors", (4, 768)),
+    ),
+    TASKS,
+)
+METHOD = FlexCare(
+    SPEC, fidelity="released", num_experts=EXPERTS, hidden=WIDTH, width=WIDTH, depth=DEPTH,
+    mlp=32, dropout=0.0, dispatch="dense",
+)  # fmt: skip
+
+
+def torch_state():
+    token, shapes = (1, 1, WIDTH), {"task_embedding.weight": (40, WIDTH)}
+    shapes |= {f"{m}_cls_token": token for m in ("ehr", "cxr", "note", "mm")}
+    shapes["cross_cls_tokens"] = (3, 1, WIDTH)
+    shapes |= {"ehr_pos_embed": (1, 600, WIDTH), "cxr_pos_embed": (1, 197, WIDTH)}
+    shapes["note_pos_embed"] = (1, 600, WIDTH)
+    shapes |= affine("ehr_projection", WIDTH, 76) | affine("note_fc", WIDTH, 768)
+    shapes |= affine("patch_projection.proj", WIDTH, 3, 16, 16)
+    for i in range(DEPTH):
+        at = f"transformer_fusion.layers.{i}"
+        shapes |= {f"{at}.self_attn.in_proj_weight": (24, 8), f"{at}.self_attn.in_proj_bias": (24,)}
+        shapes |= affine(f"{at}.self_attn.out_proj", 8, 8)
+        shapes |= affine(f"{at}.linear1", 32, 8) | affine(f"{at}.linear2", 8, 32)
+        shapes |= affine(f"{at}.norm1", 8) | affine(f"{at}.norm2", 8)
+    shapes |= {f"moe.{name}": (WIDTH, EXPERTS) for name in ("w_gate", "w_noise", "task_gate")}
+    for e in range(EXPERTS):
+        shapes |= affine(f"moe.experts.{e}.fc1", 8, 8) | affine(f"moe.experts.{e}.fc2", 8, 8)
+    shapes |= {"mm_choose.weight": (8, 16), "mm_choose2.weight": (1, 8)}
+    shapes |= affine("mm_layernorm", 8)
+    for task in TASKS:
+        shapes |= affine(f"dense_layer_{task.name}", task.dim, 2 * WIDTH)
+    shapes |= affine("dense_layer_drg", 769, WIDTH)  # of no use, but numbered
+    assert len(shapes) == 80
+    return state_dict(shapes)
+
+
+def affine(name, out, *rest):
+    return {f"{name}.weight": (out, *rest), f"{name}.bias": (out,)}
+
+
+def params_from(state):
+    """Our parameters from the authors' state dict."""
+    dense = lambda name: {"kernel": state[f"{name}.weight"].T, "bias": state[f"{name}.bias"]}  # noqa: E731
+    stacked = lambda name: {k: v[None] for k, v in dense(name).items()}  # noqa: E731
+    norm = lambda name: {  # noqa: E731
+        "scale": state[f"{name}.weight"][None], "bias": state[f"{name}.bias"][None]
+    }  # fmt: skip
+    position = lambda name, length: state[f"{name}_pos_embed"][0, :length]  # noqa: E731
+    singles = [state[f"{name}_cls_token"][0] for name in ("ehr", "cxr", "note")]
+    cross = state["cross_cls_tokens"][:, 0]
+    patches = state["patch_projection.proj.weight"].transpose(2, 3, 1, 0)
+    experts = [[state[f"moe.experts.{e}.{n}"] for e in range(EXPERTS)] for n in (
+        "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")]  # fmt: skip
+    w1, b1, w2, b2 = map(np.stack, experts)
+    params = {
+        "task": state["task_embedding.weight"][: len(TASKS)],
+        "combination": np.concatenate([state["mm_cls_token"][0], cross, *singles]),
+        "ehr": {"project": dense("ehr_projection"), "position": position("ehr", 3)},
+        "cxr": {
+            "project": {"kernel": patches, "bias": state["patch_projection.proj.bias"]},
+            "position": position("cxr", 196),
+        },
+        "note": {"project": dense("note_fc"), "position": position("note", 4)},
+        "layer_0": {
+            "gate_w": state["moe.w_gate"][None],
+            "gate_query": state["moe.task_gate"][None],
+            "router_noise": state["moe.w_noise"][None],
+            "w1": w1.swapaxes(1, 2), "b1": b1, "w2": w2.swapaxes(1, 2), "b2": b2,
+        },
+        "choose": {"kernel": state["mm_choose.weight"].T},
+        "score": {"kernel": state["mm_choose2.weight"].T},
+        "fused_norm": norm("mm_layernorm"),
+        "heads": {task.name: dense(f"dense_layer_{task.name}") for task in TASKS},
+    }  # fmt: skip
+    for i in range(DEPTH):
+        at = f"transformer_fusion.layers.{i}"
+        qkv = {"weight": state[f"{at}.self_attn.in_proj_weight"]}
+        qkv = {"kernel": qkv["weight"].T[None], "bias": state[f"{at}.self_attn.in_proj_bias"][None]}
+        params[f"attention_{i}"] = {"qkv": qkv, "out": stacked(f"{at}.self_attn.out_proj")}
+        params[f"mlp_{i}"] = {"up": stacked(f"{at}.linear1"), "down": stacked(f"{at}.linear2")}
+        params[f"norm_{i}_0"], params[f"norm_{i}_1"] = norm(f"{at}.norm1"), norm(f"{at}.norm2")
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+
+
+def golden_batch(task):
+    """Series of 3, 2 and 0 hours, images of rows 0 and 2, notes of 4, 2 and 0 words."""
+
+    def vectors(number, shape, lengths):
+        mask = np.arange(shape[1]) < np.array(lengths)[:, None]
+        values = filled(number, shape) * mask[..., None]
+        return Stream(
+            values.astype(np.float32), mask, mask.any(1), np.zeros(mask.shape, np.float32)
+        )
+
+    here = np.array([True, False, True])
+    image = filled(1001, (3, 3, 224, 224)).transpose(0, 2, 3, 1)[:, None]
+    image = (image * here[:, None, None, None, None]).astype(np.float32)
+    inputs = {
+        "ehr": vectors(1000, (3, 3, 76), (3, 2, 0)),
+        "cxr": Stream(image, here[:, None], here),
+        "note": vectors(3000, (3, 4, 768), (4, 2, 0)),
+    }
+    targets = {}
+    for spec in TASKS:
+        mask = np.ones((ROWS, spec.dim) if spec.kind == "multilabel" else ROWS, np.float32)
+        value = np.zeros(ROWS if spec.kind == "multiclass" else (ROWS, spec.dim), np.float32)
+        targets[spec.name] = Target(value.astype(np.int32 if value.ndim == 1 else np.float32), mask)
+    targets["mortality"] = Target(np.array([[1], [0], [1]], np.float32), np.ones(3, np.float32))
+    rows = np.arange(ROWS, dtype=np.int32)
+    return Batch(inputs, targets, rows * 0 + task, np.ones(ROWS, np.float32), rows)
+
+
+PARAMS = params_from(torch_state())
+READY = np.array([[1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 0, 1, 0, 1], [0, 0, 0, 0, 0, 1, 0]], bool)
+
+
+@pytest.fixture(scope="module")
+def noise():
+    """The gate's noise of the 11 available tokens, in the places that they have here."""
+    draw = jax.random.normal
+    eps_NE = np.zeros((READY.size, EXPERTS), np.float32)
+    eps_NE[READY.ravel()] = filled(2000, (11, EXPERTS))
+    jax.random.normal = lambda key, shape=(), *rest: (
+        jnp.asarray(eps_NE) if shape == eps_NE.shape else draw(key, shape, *rest)
+    )
+    yield
+    jax.random.normal = draw
+
+
+def train(method, batch):
+    """Loss, its parts and gradients."""
+
+    @jax.jit
+    def run(params):
+        rngs = {"gate": jax.random.key(0), "dropout": jax.random.key(0)}
+        out = method.apply({"params": params}, batch, train=True, rngs=rngs)
+        total, terms = method.loss(out, batch, jnp.zeros((), jnp.int32))
+        return total, (out, terms)
+
+    return jax.jit(jax.value_and_grad(run, has_aux=True))(PARAMS)
+
+
+@pytest.mark.parametrize("mode", ["additive_one", "strict"])
+def test_golden_scores_of_every_task(mode):
+    method, batch = METHOD.clone(mask_mode=mode), golden_batch(0)
+    run = jax.jit(lambda p: method.apply({"params": p}, batch, train=False).logits)
+    logits = run(PARAMS)
+    for name, expected in GOLDEN[mode]["eval"].items():
+        task = name.removesuffix("_logits")
+        found = np.asarray(logits[task][:, : len(expected[0])])
+        found = found if name.endswith("_logits") else 1 / (1 + np.exp(-found))
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
+
+
+def test_golden_losses_and_gradients(noise):
+    golden = GOLDEN["additive_one"]
+    (total, (out, terms)), grads = train(METHOD, golden_batch(0))
+    expected = golden["train"]
+    scores = 1 / (1 + np.exp(-np.asarray(out.logits["mortality"][:, 0])))
+    np.testing.assert_allclose(scores, expected["scores"], atol=1e-4)  # printed with 4 decimals
+    balance = 0.01 * (out.aux_losses["importance"] + out.aux_losses["load"])
+    np.testing.assert_allclose(out.aux_losses["covariance"], expected["covariance"], rtol=1e-5)
+    np.testing.assert_allclose(balance, expected["balance"], atol=1e-6)
+    np.testing.assert_allclose(terms["mortality"].value(), expected["bce"], rtol=1e-5)
+    np.testing.assert_allclose(total, expected["total"], rtol=1e-5)
+    norm = lambda x: np.sqrt(np.square(x).sum())  # noqa: E731
+    found = {
+        "mm_cls": norm(grads["combination"][0]),
+        "cross_cls": norm(grads["combination"][1:4]),
+        "task_embedding": norm(grads["task"]),
+        "ehr_projection.weight": norm(grads["ehr"]["project"]["kernel"]),
+        "in_proj_weight": norm(grads["attention_0"]["qkv"]["kernel"]),
+        "w_gate": norm(grads["layer_0"]["gate_w"]),
+        "w_noise": norm(grads["layer_0"]["router_noise"]),
+        "task_gate": norm(grads["layer_0"]["gate_query"]),
+        "mm_choose": norm(grads["choose"]["kernel"]),
+        "mm_choose2": norm(grads["score"]["kernel"]),
+    }
+    for name, value in golden["gradient_norms"].items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
+
+
+def test_golden_losses_of_the_strict_mask(noise, monkeypatch):
+    # Theirs asks one task at a time: six task tokens in one pass would route six times as much.
+    only = METHOD.clone(mask_mode="strict", data=DataSpec(SPEC.modalities, TASKS[:1]))
+    monkeypatch.setitem(PARAMS, "task", PARAMS["task"][:1])
+    monkeypatch.setitem(PARAMS, "heads", {"mortality": PARAMS["heads"]["mortality"]})
+    (_, (out, _)), _ = train(only, golden_batch(0))
+    expected = GOLDEN["strict"]["train"]
+    scores = 1 / (1 + np.exp(-np.asarray(out.logits["mortality"][:, 0])))
+    np.testing.assert_allclose(scores, expected["scores"], atol=1e-5)
+    np.testing.assert_allclose(out.aux_losses["covariance"], expected["covariance"], rtol=1e-5)
+    balance = 0.01 * (out.aux_losses["importance"] + out.aux_losses["load"])
+    np.testing.assert_allclose(balance, expected["balance"], atol=1e-6)
+
+
+def test_covariance_by_formula():
+    # The authors' check: 2 H(4000) as (2, 3, 4) gives 0.0767395.
+    method = FlexCare(DataSpec(SPEC.modalities[:2], TASKS[:1]), fidelity="released")
+    z = jnp.asarray(filled(4000, (2, 3, 4)), jnp.float32)[:, None]
+    found = method._covariance(z, np.ones((2, 3), bool))
+    np.testing.assert_allclose(found, 0.0767395, rtol=1e-5)
+
+
+def test_attention_bias_by_hand():
+    # Two modalities with 1 and 2 data tokens; sequence: task, {0,1}, {0}, {1}, a, b, b.
+    member = flexcare.combinations(2)
+    found = flexcare.attention_bias(member, np.array([0, 1, 1]), 1, additive=True)
+    expected = [
+        [0, 0, 0, 0, 0, 0, 0],
+        [1, 0, 1, 1, 0, 0, 0],
+        [1, 1, 0, 1, 0, 1, 1],
+        [1, 1, 1, 0, 1, 0, 0],
+        [1, 1, 1, 1, 0, 1, 1],
+        [1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0],
+    ]
+    np.testing.assert_array_equal(found, expected)
+    strict = flexcare.attention_bias(member, np.array([0, 1, 1]), 1, additive=False)
+    np.testing.assert_array_equal(strict == -np.inf, np.array(expected) == 1)
