@@ -12,8 +12,10 @@ of them alike. Bounds and rivals:
 - torch_loop, torch_sorted: a loop over experts with one gather and one index-add, and grouped
   matmuls (`--torch_python` names an interpreter with torch; without torch they are null).
 
-On a CPU the experts are split over one host device per core. Wall times need an otherwise idle
-machine; `--cores=1` compares CPU times, which stay within some 5 % on a busy one.
+On a CPU the experts are split over one host device per core where a matmul of one expert is too
+small for several cores (`--split` overrides). Wall times need an otherwise idle machine;
+`--cores=1` compares CPU times, which stay within some 5 % on a busy one. `--malloc=default` runs
+every worker with the allocator as it is.
 """
 
 import argparse
@@ -30,8 +32,18 @@ from m4.bench._worker import Worker
 from m4.errors import ConfigError
 
 RIVALS = ("torch_loop", "torch_sorted")
-# Fresh gradients of hundreds of megabytes cost mostly page faults; the same for both frameworks.
-MALLOC = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+# Fresh gradients of hundreds of megabytes cost mostly page faults. Huge pages, and freed memory
+# that stays with the process; the same for both frameworks.
+MALLOC = {
+    "tuned": {
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_TRIM_THRESHOLD_": str(2**36),
+        "MALLOC_MMAP_THRESHOLD_": str(2**36),
+    },
+    "default": {},
+}
+FEW_ROWS = 64  # per expert: below, XLA:CPU runs a batched matmul on one core
 
 
 def main(argv: list[str]) -> None:
@@ -75,6 +87,8 @@ def _parser():
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=7, help="rounds")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--split", type=int, help="host devices that share the experts")
+    parser.add_argument("--malloc", default="tuned", choices=MALLOC)
     parser.add_argument("--zipf", type=float, default=0.0, help="skew of the load; 0: uniform")
     parser.add_argument("--rows_per_expert", type=int, help="T = this * E / k, instead of --tokens")
     parser.add_argument("--seed", type=int, default=0)
@@ -99,18 +113,30 @@ def case_of(args: argparse.Namespace, num_experts: int) -> dict[str, Any]:
     case = {name: getattr(args, name) for name in names}
     if args.rows_per_expert:
         case["tokens"] = args.rows_per_expert * num_experts // args.top_k
-    return case | {"experts": num_experts, "strategies": args.strategy}
+    split = args.split or choose_split(case["tokens"] * args.top_k / num_experts, args.cores)
+    return case | {
+        "experts": num_experts,
+        "strategies": args.strategy,
+        "split": split if num_experts % split == 0 else 1,
+        "malloc": MALLOC[args.malloc],
+    }
 
 
-def _environment(cores):
-    env = {**os.environ, **MALLOC}
+def choose_split(rows_per_expert: float, cores: int) -> int:
+    """Host devices that share the experts."""
+    return cores if rows_per_expert < FEW_ROWS else 1
+
+
+def _environment(cores, malloc="tuned"):
+    env = {**os.environ, **MALLOC[malloc]}
     flag = f"--xla_force_host_platform_device_count={cores}"
     env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {flag}".strip()
     return env
 
 
 def _start(args):
-    env = _environment(args.cores)
+    env = _environment(args.cores, args.malloc)
+    print(f"{args.cores} cores, malloc {MALLOC[args.malloc]}", file=sys.stderr)
     workers = {"jax": Worker([sys.executable, "-m", "m4.bench._moe_jax"], env, args.cores)}
     has_torch = [args.torch_python, "-c", "import torch"]
     if subprocess.run(has_torch, capture_output=True, check=False).returncode == 0:
@@ -193,14 +219,16 @@ def growth(rows: list[dict]) -> float:
 
 def _print_rows(rows, header):
     if header:
-        print("experts strategy               dense  [min-max]      loop  sorted  GFLOP/s  peak MB")
+        print(
+            "experts split strategy               dense  [min-max]      loop  sorted  GFLOP/s  peak"
+        )
     for row in rows:
         low, high = row["ratio_dense_spread"]
         rivals = [f"{row[f'ratio_{r}']:7.2f}" if row[f"ratio_{r}"] else "      -" for r in RIVALS]
         print(
-            f"{row['experts']:7d} {row['strategy']:20s} {row['ratio_dense']:7.2f}"
+            f"{row['experts']:7d} {row['split']:5d} {row['strategy']:20s} {row['ratio_dense']:7.2f}"
             f"  [{low:.2f}-{high:.2f}] {' '.join(rivals)} {row['flops_per_second'] / 1e9:8.1f}"
-            f" {row['peak_bytes'] / 2**20:8.0f}",
+            f" {row['peak_bytes'] / 2**20:5.0f}M",
             flush=True,
         )
 

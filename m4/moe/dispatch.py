@@ -122,17 +122,18 @@ def choose_layout(
 ) -> Layout:
     """Slots per expert and rows per block, for `size` assignments (`expected` valid ones)."""
     mean = (size if expected is None else expected) / num_experts
+    form = "rows" if backend != "cpu" else "columns" if mean < 64 else "tall"
     if strategy != "dropless":
         capacity = math.ceil((capacity_factor or 1.25) * mean)
-        return Layout(min(capacity, size), None)
+        return Layout(min(capacity, size), None, form)
     slack = _free_slots(mean, backend) if capacity_factor is None else (capacity_factor - 1) * mean
-    multiple = 4 if backend == "cpu" else 8 if mean < 256 else 64
+    multiple = 8 if mean < 256 else 32 if backend == "cpu" else 64
     capacity = multiple * max(1, math.ceil((mean + slack) / multiple))
     if capacity >= size:
-        return Layout(size, None)  # nothing can overflow
+        return Layout(size, None, form)  # nothing can overflow
     smallest, largest = (16, 128) if backend == "cpu" else (128, 512)
     block = 2 ** math.ceil(math.log2(max(mean / 8, 1)))
-    return Layout(capacity, min(max(smallest, block), largest, size))
+    return Layout(capacity, min(max(smallest, block), largest, size), form)
 
 
 def _free_slots(mean, backend):

@@ -93,7 +93,7 @@ def test_rows_name_bound_rivals_and_memory(tmp_path, capsys):
     assert (row["experts"], row["strategy"], row["dropped"]) == (4, "auto", 0.0)
     assert row["ratio_dense"] > 0 and row["peak_bytes"] > 0
     assert {"ratio_torch_loop", "ratio_torch_sorted"} <= row.keys()
-    assert "experts strategy" in capsys.readouterr().out
+    assert "experts split strategy" in capsys.readouterr().out
 
 
 def test_impossible_options_are_named():
