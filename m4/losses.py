@@ -3,13 +3,14 @@
 Every function returns one number per row; reduction is `Mean`'s business, so masked rows,
 missing labels and micro-batches merge exactly.
 
-Letters: B rows, C labels, classes or values.
+Letters: B rows, C labels, classes or values, J intervals of time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from m4.specs import DataSpec, TaskSpec
@@ -21,8 +22,9 @@ def row_loss(task: TaskSpec, logits_BC: Array, target: Target) -> tuple[Array, A
 
     binary and multilabel: sigmoid cross-entropy, averaged over the labels that are known;
     multiclass: softmax cross-entropy of an integer class; regression: Huber (delta 1) on the
-    standardised target. Values at masked labels never reach the result or its gradient.
-    Raises ValueError for kinds whose loss belongs to a method (segmentation, cluster, survival).
+    standardised target; survival: see `survival_loss`. Values at masked labels never reach the
+    result or its gradient. Raises ValueError for kinds whose loss belongs to a method
+    (segmentation, cluster).
     """
     logits_BC = logits_BC.astype(jnp.float32)
     mask_B = target.mask.astype(jnp.float32)
@@ -42,6 +44,9 @@ def row_loss(task: TaskSpec, logits_BC: Array, target: Target) -> tuple[Array, A
             mask_B[:, None] > 0, standardise(task, target.value.reshape(logits_BC.shape)), 0.0
         )
         return optax.huber_loss(logits_BC, value_BC).mean(-1), mask_B
+    if task.kind == "survival":
+        value_B2 = jnp.where(mask_B[:, None] > 0, target.value.reshape(-1, 2), 0.0)
+        return survival_loss(survival_edges(task), logits_BC, value_B2), mask_B
     raise ValueError(
         f"task {task.name}: kind {task.kind!r} has no generic loss; its method must provide one"
     )
@@ -56,7 +61,10 @@ def standardise(task: TaskSpec, value: Array) -> Array:
 
 
 def predict(task: TaskSpec, logits_BC: Array) -> Array:
-    """Logits -> probabilities (binary, multilabel, multiclass) or values in the target's unit."""
+    """Logits -> probabilities (binary, multilabel, multiclass) or values in the target's unit.
+
+    Of a survival task: the probability of the event up to the end of every interval.
+    """
     logits_BC = logits_BC.astype(jnp.float32)
     if task.kind in ("binary", "multilabel"):
         return jax.nn.sigmoid(logits_BC)
@@ -65,11 +73,55 @@ def predict(task: TaskSpec, logits_BC: Array) -> Array:
     if task.kind == "regression":
         value_BC = logits_BC * task.scale + task.loc
         return jnp.expm1(value_BC) if task.transform == "log1p" else value_BC
+    if task.kind == "survival":  # 1 - prod (1 - hazard)
+        return -jnp.expm1(-jnp.cumsum(jax.nn.softplus(logits_BC), axis=-1))
     raise ValueError(f"task {task.name}: kind {task.kind!r} has no generic prediction")
 
 
-def task_losses(spec: DataSpec, logits: Mapping[str, Array], batch: Batch) -> dict[str, Mean]:
-    """Mean loss of every task over rows that count, carry its label and have what it needs."""
+def survival_edges(task: TaskSpec) -> np.ndarray:
+    """Right ends of a survival task's intervals, f32[J]: its `labels`, in the unit of its times.
+
+    Raises ValueError unless they are `dim` and increase.
+    """
+    try:
+        found = np.array([float(label) for label in task.labels], np.float32)
+    except ValueError:
+        found = np.zeros(0, np.float32)
+    if len(found) != task.dim or (np.diff(found, prepend=0.0) <= 0).any():
+        raise ValueError(
+            f"task {task.name}: a survival task with dim={task.dim} needs as many labels, the"
+            f" increasing right ends of its time intervals; it has {task.labels}"
+        )
+    return found
+
+
+def survival_loss(edge_J: np.ndarray, logits_BJ: Array, value_B2: Array) -> Array:
+    """Minus log-likelihood of (time, 1 = event or 0 = censored) per row, f32[B].
+
+    Logits are of the hazards P(event in interval j | none before) (Gensheimer and Narasimhan
+    2019). An interval counts for a row that had no event up to its right end, or had it inside;
+    an interval in which a row was censored does not. Outliving the last edge is all that counts.
+    """
+    time_B1, event_B1 = value_B2[:, :1], value_B2[:, 1:] > 0
+    survived_BJ = time_B1 >= edge_J
+    start_J = np.concatenate([[-np.inf], edge_J[:-1]])
+    event_BJ = event_B1 & (time_B1 >= start_J) & ~survived_BJ
+    logits_BJ = logits_BJ.astype(jnp.float32)
+    loss_BJ = jnp.where(survived_BJ, jax.nn.softplus(logits_BJ), 0.0)
+    loss_BJ += jnp.where(event_BJ, jax.nn.softplus(-logits_BJ), 0.0)
+    return loss_BJ.sum(-1)
+
+
+RowLoss = Callable[[TaskSpec, Array, Target], tuple[Array, Array]]
+
+
+def task_losses(
+    spec: DataSpec, logits: Mapping[str, Array], batch: Batch, *, row_loss: RowLoss = row_loss
+) -> dict[str, Mean]:
+    """Mean loss of every task over rows that count, carry its label and have what it needs.
+
+    `row_loss` is a method's own loss per row, for kinds of task that have no generic one.
+    """
     terms = {}
     for index, task in enumerate(spec.tasks):
         loss_B, known_B = row_loss(task, logits[task.name], batch.targets[task.name])
@@ -78,6 +130,11 @@ def task_losses(spec: DataSpec, logits: Mapping[str, Array], batch: Batch) -> di
             weight_B = weight_B * batch.inputs[modality].present
         terms[task.name] = Mean(jnp.sum(loss_B * weight_B), jnp.sum(weight_B))
     return terms
+
+
+def uncertainty(loss: Array, sigma: Array) -> Array:
+    """L / (2 sigma^2) + log(1 + sigma^2), a learned sigma per task (Liebel and Koerner 2018)."""
+    return 0.5 * loss / jnp.square(sigma) + jnp.log1p(jnp.square(sigma))
 
 
 def total(

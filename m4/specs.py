@@ -66,6 +66,7 @@ class TaskSpec:
     `dim` counts labels, classes or values. `transform`, `loc` and `scale` say how a regression
     target is mapped before the loss: `(transform(y) - loc) / scale`, with `loc` and `scale`
     fitted on the training split. `needs` lists modalities without which a row is not scored.
+    `labels` names the values; of a survival task it holds the right ends of `dim` time intervals.
     """
 
     name: str

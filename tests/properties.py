@@ -52,6 +52,8 @@ def random_stream(m: ModalitySpec, present: np.ndarray, rng: np.random.Generator
     values = rng.normal(size=shape).astype(np.float32)
     if m.kind == "vectors":
         return Stream(values * mask[..., None], mask, present, times * mask)
+    if m.kind == "image":
+        return Stream(values * mask[..., None, None, None], mask, present)
     if m.kind == "series":
         observed = (rng.random(shape) < 0.7) & mask[..., None]
         return Stream(values * observed, mask, present, times * mask, observed)

@@ -21,6 +21,7 @@ METRICS = {  # of each task kind, as in m4.eval.metrics
     "multilabel": tuple(f"{m}_{how}" for m in _MULTI for how in ("macro", "micro")) + _PROBABILITY,
     "multiclass": ("auroc_macro", "f1_macro", "accuracy", *_PROBABILITY),
     "regression": ("mae", "rmse", "r2", "spearman"),
+    "survival": ("c_index",),
 }
 
 

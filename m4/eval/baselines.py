@@ -28,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from m4.specs import DataSpec, TaskSpec
 
 NAMES = ("boosting", "linear")
+FITTED_KINDS = ("binary", "multilabel", "multiclass", "regression")
 
 
 def fit_predict(
@@ -41,11 +42,12 @@ def fit_predict(
     """Reference name -> task -> predictions f64[T, C], in the order of `x_TF`.
 
     `labels` holds per task the training labels [N, L] and their mask [N] or [N, L]; `x_NF` and
-    `x_TF` have NaN where nothing was measured. Tasks without any training label are left out.
+    `x_TF` have NaN where nothing was measured. Tasks without any training label are left out, and
+    so are kinds that scikit-learn has no model for.
     """
     out: dict[str, dict[str, np.ndarray]] = {name: {} for name in NAMES}
     for task in spec.tasks:
-        if task.name not in labels:
+        if task.name not in labels or task.kind not in FITTED_KINDS:
             continue
         label_NL, mask_NL = _columns(*labels[task.name])
         if not mask_NL.any():

@@ -118,7 +118,7 @@ def _finite(task: TaskSpec, value_SNC: np.ndarray, counted_SN: np.ndarray) -> np
 
 
 def _labels(task: TaskSpec, target, rows: np.ndarray, own_N: np.ndarray):
-    columns = 1 if task.kind == "multiclass" else task.dim
+    columns = {"multiclass": 1, "survival": 2}.get(task.kind, task.dim)
     value_NL = np.asarray(target.value)[rows].reshape(len(rows), columns).astype(np.float64)
     mask_BL = np.asarray(target.mask)
     mask_NL = mask_BL.reshape(len(mask_BL), -1)[rows] > 0

@@ -187,6 +187,8 @@ def _label(task: Mapping[str, Any], found: Mapping[str, Any], smallest: int) -> 
         return f"{task['dim']} classes"
     if task["kind"] == "regression":
         return f"mean {tables.text(mean[0])}"
+    if task["kind"] == "survival":  # of time and event
+        known, mean = known[1:], mean[1:]
     shown = [_share(round(n * m), int(n), smallest) for n, m in zip(known, mean, strict=True) if n]
     if len(shown) == 1:
         return shown[0]

@@ -7,6 +7,7 @@
 |            | f1_val_micro brier ece log_loss (the last three over all known labels)           |
 | multiclass | accuracy f1_macro auroc_macro (one against the rest) log_loss brier ece          |
 | regression | mae rmse r2 spearman, in the target's unit; mean over the task's values          |
+| survival   | c_index (Harrell), of the mean chance of the event over the intervals            |
 
 `f1` cuts at 0.5, `f1_val` at the threshold that maximises F1 on the validation split
 (`choose_threshold`). ECE has ten equal-mass bins (`m4.eval.calibration`); for multiclass it is
@@ -30,12 +31,14 @@ PRIMARY = {
     "multilabel": "auroc_macro",
     "multiclass": "auroc_macro",
     "regression": "mae",
+    "survival": "c_index",
 }
 HEADLINE = {
     "binary": ("auroc", "auprc", "f1_val", "brier", "ece"),
     "multilabel": ("auroc_macro", "auprc_macro", "f1_val_macro", "brier", "ece"),
     "multiclass": ("auroc_macro", "accuracy", "f1_macro", "brier", "ece"),
     "regression": ("mae", "rmse", "r2", "spearman"),
+    "survival": ("c_index",),
 }
 LOWER_IS_BETTER = frozenset({"brier", "ece", "log_loss", "mae", "rmse"})
 
@@ -76,7 +79,22 @@ def score(
         return _multiclass(label[:, 0].astype(int), prediction)
     if task.kind == "regression":
         return _regression(label, prediction)
+    if task.kind == "survival":
+        return {"c_index": c_index(label[:, 0], label[:, 1] > 0, prediction.mean(1))}
     raise ValueError(f"task {task.name}: kind {task.kind!r} has no generic metrics")
+
+
+def c_index(time_N: np.ndarray, event_N: np.ndarray, risk_N: np.ndarray) -> Value:
+    """Share of comparable pairs in which the earlier event has the higher risk; ties count half.
+
+    A pair is comparable when the earlier of two times is an event (Harrell 1982).
+    """
+    good, pairs = 0.0, 0
+    for i in np.flatnonzero(event_N):
+        later = time_N > time_N[i]
+        pairs += int(later.sum())
+        good += np.sum(risk_N[later] < risk_N[i]) + 0.5 * np.sum(risk_N[later] == risk_N[i])
+    return Value(good / pairs) if pairs else Value(np.nan, "no comparable pair")
 
 
 def choose_threshold(label_NL: np.ndarray, mask_NL: np.ndarray, prediction_NC: np.ndarray):

@@ -1,7 +1,8 @@
 """What a sweep yields, on the host. Free of JAX.
 
 Letters: S modality subsets, N rows, M modalities, E experts, C labels, classes or values,
-L label columns (C, but 1 for multiclass), R rows whose routing was kept (the first R of N).
+L label columns (C, but 1 for multiclass, 2 for
+survival: time and event), R rows whose routing was kept (the first R of N).
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import numpy as np
 
 from m4.specs import DataSpec, TaskSpec
 
-SCORED_KINDS = ("binary", "multilabel", "multiclass", "regression")
+SCORED_KINDS = ("binary", "multilabel", "multiclass", "regression", "survival")
 
 
 @dataclasses.dataclass(frozen=True)

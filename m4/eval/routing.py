@@ -122,7 +122,7 @@ def outcome_groups(
 ) -> list[tuple[str, np.ndarray]]:
     """Groups of rows by the outcome of a task, [(label, bool[N])].
 
-    binary: the two outcomes; multiclass: classes; regression: up to the median and above it;
+    binary, survival: the two outcomes; multiclass: classes; regression: up to the median and above;
     multilabel: the rows that carry each of the most frequent labels (these groups overlap).
     """
     known = mask_NL[:, 0]
@@ -137,6 +137,9 @@ def outcome_groups(
         order = np.argsort(-carried.sum(axis=0), kind="stable")[:MAX_GROUPS]
         names = task.labels or tuple(f"{task.name} {c}" for c in range(label_NL.shape[1]))
         return [(names[c], carried[:, c]) for c in order]
+    if task.kind == "survival":
+        event = label_NL[:, 1] > 0
+        return [(f"{task.name}: censored", known & ~event), (f"{task.name}: event", known & event)]
     classes = range(2 if task.kind == "binary" else min(task.dim, MAX_GROUPS))
     names = task.labels if len(task.labels) == len(classes) else None
     return [

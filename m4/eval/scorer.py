@@ -133,7 +133,7 @@ class Scorer:
 
     def curves(self) -> list[dict]:
         """Reliability of the full input: the outcome, or the most frequent labels or classes."""
-        if self.task.kind == "regression":
+        if self.task.kind in ("regression", "survival"):
             return []
         hot, mask = self._outcomes()
         positive = hot & mask
@@ -160,6 +160,8 @@ class Scorer:
 
     def _outcomes(self) -> tuple[np.ndarray, np.ndarray]:
         """Outcome indicators and the cells where they are known, both bool[N, C]."""
+        if self.task.kind == "survival":
+            return self.label[:, 1:] > 0, self.mask_full[:, 1:]
         if self.task.kind != "multiclass":
             return self.label > 0, self.mask_full
         hot = np.eye(self.task.dim, dtype=bool)[self.label[:, 0].astype(int)]

@@ -87,11 +87,7 @@ def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
     loader = _loader(config, store)
     spec = weighted(store.spec, config.train.task_weights)
     method = make_method(config.method.to_dict(), spec)
-    options = config.optim.to_dict()
-    ema = options.pop("ema")
-    timing = {k: options.pop(k) for k in ("lr", "schedule", "warmup_steps", "end_fraction")}
-    schedule = optim.make_schedule(timing.pop("lr"), steps=config.train.steps, **timing)
-    tx = optim.make_optimiser(options.pop("name"), schedule, **options)
+    tx, schedule, ema = make_optimiser(config)
     first = loader.batch(0)
     batch = batch_like(first, mesh)
     init, state = _init(method, tx, first, mesh, seed=config.seed, ema=ema)
@@ -116,6 +112,17 @@ def _loader(config: ml_collections.ConfigDict, store: Store) -> TrainLoader:
         )
     except ValueError as error:
         raise ConfigError(f"train: {error}") from error
+
+
+def make_optimiser(
+    config: ml_collections.ConfigDict,
+) -> tuple[optax.GradientTransformation, optax.Schedule, float]:
+    """Optimiser, learning rate by step, and decay of the parameter average."""
+    options = config.optim.to_dict()
+    ema = options.pop("ema")
+    timing = {k: options.pop(k) for k in ("lr", "schedule", "warmup_steps", "end_fraction")}
+    schedule = optim.make_schedule(timing.pop("lr"), steps=config.train.steps, **timing)
+    return optim.make_optimiser(options.pop("name"), schedule, **options), schedule, ema
 
 
 def weighted(spec: DataSpec, weights: Mapping[str, float]) -> DataSpec:

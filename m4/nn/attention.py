@@ -5,6 +5,7 @@ T tasks.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 
@@ -15,7 +16,9 @@ from m4.types import Array
 def masked_softmax(scores: Array, mask: Array) -> Array:
     """Softmax over the last dimension among `mask`; all zeros (not NaN) where nothing is kept."""
     scores = jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
-    top = jnp.max(scores, axis=-1, keepdims=True)
+    # The result does not depend on it. Its gradient compares recomputed scores with their maximum:
+    # where rounding differs that is 0 / 0.
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
     return weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
 

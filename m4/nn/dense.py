@@ -69,9 +69,10 @@ class StackedDense(nn.Module):
 
 
 class StackedLayerNorm(nn.Module):
-    """Layer norm over the last dimension (epsilon 1e-5) with one scale and bias per modality."""
+    """Layer norm over the last dimension with one scale and bias per modality."""
 
     num_stacks: int = 1
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -80,7 +81,7 @@ class StackedLayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
         centred = x - x.mean(-1, keepdims=True)
-        normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
+        normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
         return normed * expand(scale, x.ndim) + expand(bias, x.ndim)
 
 

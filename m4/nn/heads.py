@@ -6,11 +6,13 @@ Letters: B rows, T tasks, D width.
 from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
+import numpy as np
 
+from m4.nn.dense import StackedDense
 from m4.specs import TaskSpec
 from m4.types import Array
 
-GENERIC = ("binary", "multilabel", "multiclass", "regression")
+GENERIC = ("binary", "multilabel", "multiclass", "regression", "survival")
 
 
 class TaskHeads(nn.Module):
@@ -43,3 +45,28 @@ class TaskHeads(nn.Module):
             y = dense(h[task.name])
             logits[task.name] = y[:, task.dim :] - y[:, : task.dim] if double else y
         return logits
+
+
+class StackedHeads(nn.Module):
+    """One affine map per task on a representation of its own, tasks of equal `dim` at once.
+
+    Forty binary tasks are one einsum.
+    """
+
+    tasks: Sequence[TaskSpec]
+    kernel_init: nn.initializers.Initializer | None = None
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, h_BTD: Array) -> dict[str, Array]:
+        """[B, T, D] in the order of `tasks` -> task name -> [B, dim]."""
+        dims = np.array([task.dim for task in self.tasks])
+        logits = {}
+        for dim in np.unique(dims):
+            (chosen,) = np.nonzero(dims == dim)
+            heads = StackedDense(
+                int(dim), len(chosen), self.kernel_init, self.bias_init, name=f"dim_{dim}"
+            )
+            y_BTC = heads(h_BTD[:, chosen])
+            logits |= {self.tasks[t].name: y_BTC[:, i] for i, t in enumerate(chosen)}
+        return {task.name: logits[task.name] for task in self.tasks}

@@ -35,11 +35,12 @@ class AttentionBlock(nn.Module):
     num_heads: int
     num_stacks: int = 1
     dropout: float = 0.0
+    epsilon: float = 1e-5  # of the layer norm
 
     @nn.compact
     def __call__(self, x_BMTD: Array, mask_BMT: Array, *, train: bool) -> Array:
         """[B, M, T, D], bool[B, M, T] -> [B, M, T, D]."""
-        y = StackedLayerNorm(self.num_stacks, name="norm")(x_BMTD)
+        y = StackedLayerNorm(self.num_stacks, self.epsilon, name="norm")(x_BMTD)
         y = SelfAttention(self.num_heads, self.num_stacks, self.dropout, name="attention")(
             y, mask_BMT, train=train
         )
@@ -52,10 +53,14 @@ class MLPBlock(nn.Module):
     hidden: int
     num_stacks: int = 1
     dropout: float = 0.0
+    activation: Callable[[Array], Array] = nn.relu
+    epsilon: float = 1e-5  # of the layer norm
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """[B, M, ..., D] -> the same shape."""
-        y = StackedLayerNorm(self.num_stacks, name="norm")(x)
-        y = MLP(self.hidden, self.num_stacks, self.dropout, name="mlp")(y, train=train)
+        y = StackedLayerNorm(self.num_stacks, self.epsilon, name="norm")(x)
+        y = MLP(self.hidden, self.num_stacks, self.dropout, self.activation, name="mlp")(
+            y, train=train
+        )
         return x + nn.Dropout(self.dropout, deterministic=not train, name="drop")(y)

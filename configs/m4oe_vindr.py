@@ -1,0 +1,57 @@
+"""M4oE on VinDr-Mammo: two views of a breast; density and BI-RADS.
+
+    python -m m4.main --config=configs/m4oe_vindr.py --workdir=runs/m4oe_vindr
+
+The published sizes, 2.3 billion parameters with four images, most of them in experts: give `mesh`
+an expert axis. These images are not read yet: the run ends with exit code 3 and says so in one
+line. `configs/m4oe_views.py` runs the same method on generated images of EMBED's layout.
+"""
+
+import ml_collections
+
+VARIANTS = ()
+
+
+def get_config(variant=""):
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.data = dict(name="imaging", raw_dir="", dir="", options=dict(layout="vindr"))
+    config.method = dict(
+        name="m4oe",
+        fidelity="paper",
+        width=768,
+        hidden=3072,
+        num_heads=8,
+        vit_depth=12,
+        vit_heads=12,
+        patch=16,
+        num_experts=128,
+        modality_experts=32,
+        fusion_experts=16,
+        depth=2,
+        fusion_depth=2,
+        dropout=0.0,
+        aux_weights=dict(information=0.05),
+    )
+    config.optim = dict(
+        name="adamw",
+        lr=5e-5,
+        weight_decay=5e-5,
+        warmup_steps=0,
+        schedule="cosine",
+        clip_norm=1.0,
+        ema=0.0,
+    )
+    config.train = dict(
+        steps=10000,
+        batch_size=64,
+        eval_every=1000,
+        log_every=50,
+        save_every=1000,
+        select="density/accuracy",
+    )
+    config.eval = dict(
+        batch_size=64, bootstrap=1000, subsets=True, baselines=False, min_patients=10
+    )
+    config.mesh = dict(data=1, fsdp=1, expert=1, tensor=1)
+    return config

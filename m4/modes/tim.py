@@ -1,0 +1,174 @@
+"""Task interaction scores by training every coalition of some tasks.
+
+    python -m m4.modes.tim --config=configs/m3h_support2.py --workdir=runs/tim \
+        --tasks=hospital_death,function,los
+
+Every flag but `--tasks` and `--permutations` is that of `m4.main`. The method's call must take
+`active_T`, as M3H's does: the mask is an input, so one compiled step trains all coalitions and one
+compiled prediction scores them on the test split (`m4.eval.tim`). Prints the tables and writes
+`tim.json` into the work directory. Scores: AUROC, macro AUROC, R^2.
+
+Letters: T tasks.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from m4 import config as configs
+from m4 import losses, sharding
+from m4.data.loader import eval_batches
+from m4.data.store import Store
+from m4.errors import ConfigError, UserError
+from m4.eval import evaluate, results, tim
+from m4.modes import raw
+from m4.modes import setup as setups
+from m4.modes.eval import columns
+from m4.train import step as steps
+from m4.train import workdir
+
+METRICS = {"binary": "auroc", "multilabel": "auroc_macro", "multiclass": "auroc_macro"}
+METRICS |= {"regression": "r2"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code (see `m4.main`)."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--tasks", default="")
+    parser.add_argument("--permutations", type=int, default=0)
+    own, rest = parser.parse_known_args(argv)
+    try:
+        flags = configs.parse(rest)
+        config = configs.load(flags)
+        raw.require(config, flags.config)
+        run(config, flags.workdir, own.tasks, own.permutations)
+    except UserError as error:
+        print(*error.lines(), sep="\n", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def run(config: Any, folder: Path, tasks: str, num_permutations: int) -> None:
+    """Trains the coalitions of the comma-separated `tasks` (all scored ones if empty)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    setups.use_cache(folder)
+    setup = setups.make(config, setups.prepare(config))
+    chosen = _chosen(setup, tasks)
+    with setups.context(setup.mesh):
+        value = tim.cached(_trainer(config, setup, chosen), len(chosen))
+        shapley = tim.shapley(value, len(chosen), num_permutations=num_permutations or None)
+        single = np.array([value(frozenset({t}))[t] for t in range(len(chosen))])
+        joint = value(frozenset(range(len(chosen))))
+        found = {
+            "tasks": chosen,
+            "metric": [METRICS[setup.spec.task(name).kind] for name in chosen],
+            "single": single.tolist(),
+            "joint": joint.tolist(),
+            "shapley": shapley.tolist(),
+            "leave_one_out": tim.leave_one_out(value, len(chosen)).tolist(),
+            "pairwise": tim.pairwise(value, len(chosen)).tolist(),
+        }
+    workdir.write_atomic(folder / "tim.json", json.dumps(found, indent=1) + "\n")
+    _print(found)
+
+
+def _chosen(setup: setups.Setup, tasks: str) -> list[str]:
+    scored = [task.name for task in setup.spec.tasks if task.kind in METRICS]
+    chosen = [name for name in tasks.split(",") if name] or scored
+    unknown = sorted({*chosen} - {*scored})
+    if unknown or len(set(chosen)) != len(chosen):
+        raise ConfigError(f"--tasks={tasks}: must be some of {', '.join(scored)}, each once")
+    return chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Coalition:
+    """A method whose batch is (batch, mask of the active tasks)."""
+
+    method: Any
+
+    def apply(self, variables, batch, **kwargs):
+        """As the method's."""
+        return self.method.apply(variables, batch[0], active_T=batch[1], **kwargs)
+
+    def loss(self, out, batch, step):
+        """As the method's."""
+        return self.method.loss(out, batch[0], step)
+
+
+def _trainer(config, setup: setups.Setup, chosen: list[str]):
+    """`train(mask of the chosen tasks) -> test scores`; compiles a step and a prediction, once."""
+    tx, _, ema = setups.make_optimiser(config)
+    step = steps.make_step(Coalition(setup.method), tx, seed=config.seed, ema=ema)
+    place = np.array([setup.spec.task_names.index(name) for name in chosen])
+    everything = np.zeros(len(setup.spec.tasks), bool)
+    example = sharding.put_batch(setup.loader.batch(0), setup.mesh), everything
+    zeros = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(step.zeros, setup.state, example)
+    )
+    apply = jax.jit(step.apply, donate_argnums=0).lower(setup.state, zeros, example).compile()
+    predict = _predictor(config, setup)
+
+    def train(mask):
+        active_T = np.zeros(len(setup.spec.tasks), bool)
+        active_T[place[mask]] = True
+        state, totals = setup.init(), zeros
+        batches = setup.loader.iter(0)
+        for _ in range(config.train.steps):
+            batch = sharding.put_batch(next(batches), setup.mesh)
+            state, totals = apply(state, totals, (batch, active_T))
+        scores = predict(state.eval_params, active_T)
+        found = [scores[f"{n}/{METRICS[setup.spec.task(n).kind]}"] for n in chosen]
+        print("trained", ", ".join(np.array(chosen)[mask]), flush=True)
+        return np.where(mask, found, np.nan)
+
+    return train
+
+
+def _predictor(config, setup: setups.Setup):
+    """`(params, active_T) -> {'task/metric': value}` on the test split."""
+    store, spec = Store(setup.data, "test"), setup.spec
+    patients = columns(store, "patient")["patient"]
+
+    @jax.jit
+    def predict(params, batch, active_T):
+        out = setup.method.apply({"params": params}, batch, train=False, active_T=active_T)
+        scored = [task for task in spec.tasks if task.kind in METRICS]
+        return {t.name: losses.predict(t, out.logits[t.name]) for t in scored}
+
+    def score(params, active_T):
+        found = evaluate.sweep(
+            lambda batch, keep: (predict(params, batch, active_T), {}),
+            eval_batches(store, config.eval.batch_size),
+            spec,
+            np.ones((1, len(spec.modalities)), bool),
+            patients=patients,
+            place=lambda batch: sharding.put_batch(batch, setup.mesh),
+        )
+        return results.summary(found, spec)
+
+    return score
+
+
+def _print(found: dict[str, Any]) -> None:
+    table = Table(title="value of row's task for column's task (Shapley), and scores")
+    for column in ("", *found["tasks"]):
+        table.add_column(column)
+    for name, row in zip(found["tasks"], found["shapley"], strict=True):
+        table.add_row(name, *(f"{x:+.4f}" for x in row))
+    for name in ("single", "joint"):
+        table.add_row(name, *(f"{x:.4f}" for x in found[name]))
+    Console(width=None if Console().is_terminal else 100).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

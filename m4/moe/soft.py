@@ -1,0 +1,230 @@
+"""Soft mixtures of experts on stacks of token sequences, and the information in their routing.
+
+Every slot is a convex mix of a sequence's tokens, every token a convex mix of slot outputs
+(Puigcerver et al., arXiv 2308.00951). A stack has experts of its own, so that one call serves the
+mixtures of all modalities; a stack of 1 is shared by all sequences. What becomes of the slot
+outputs is the caller's: tokens, one output per task slot, or pooled right away.
+
+Letters: B rows, S sequences of a row, T tokens, E experts, P slots per expert, D width, M
+modalities, N tokens.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax.core import FrozenDict
+
+from m4.moe import declare, experts, routing
+from m4.moe.balance import entropy_of
+from m4.resolve import resolve
+from m4.types import Array, MoeAux
+
+FAR = -1e9  # logit of a token that is not there; finite, so that its gradient is 0 and not NaN
+
+
+def _per_width(key, shape, dtype=jnp.float32):
+    return shape[-2] ** -0.5 * jax.random.normal(key, shape, dtype)
+
+
+def scaled_cosine(
+    x_ND: Array,
+    phi_DE: Annotated[Array, _per_width],
+    scale: Annotated[Array, nn.initializers.ones],
+) -> Array:
+    """Scale * <x / |x|, phi_e / |phi_e|>, a gate: Soft-MoE's own, its scale learned."""
+    return jnp.einsum("nd,de->ne", unit(x_ND), unit(phi_DE, dim=0) * scale)
+
+
+def unit(x: Array, *, dim: int = -1) -> Array:
+    """Length 1: x / max(|x|, 1e-12), with gradient 0 at x = 0."""
+    square = jnp.sum(jnp.square(x), dim, keepdims=True)
+    there = square > 1e-24
+    return jnp.where(there, x, 0.0) * jax.lax.rsqrt(jnp.where(there, square, 1.0))
+
+
+@flax.struct.dataclass
+class SoftSlots:
+    """Routing of every sequence and the outputs of every slot."""
+
+    dispatch: Array  # f32[B, S, T, E, P], sums to 1 over T
+    combine: Array  # f32[B, S, T, E, P], sums to 1 over (E, P); 0 at masked tokens
+    logits: Array  # f32[B, S, T, E, P]
+    outputs: Array  # [B, S, E, P, D]
+    mask: Array  # bool[B, S, T]
+
+    def tokens(self) -> Array:
+        """Every token's mix of slots, [B, S, T, D]."""
+        return jnp.einsum("bstep,bsepd->bstd", self.combine, self.outputs)
+
+    def by_slot(self, norm: str = "expert_slot") -> Array:
+        """Slot p belongs to task p: sum over experts only, [B, S, T, P, D]."""
+        return jnp.einsum("bstep,bsepd->bstpd", self._shares(norm), self.outputs)
+
+    def pooled_by_slot(self, norm: str = "expert_slot") -> Array:
+        """`by_slot` averaged over tokens, [B, S, P, D], without ever making it.
+
+        The mean moves into the combine weights. On a mesh each expert's part is then summed over
+        the expert axis at [B, S, P, D] instead of [B, S, T, P, D]: T times less traffic.
+        """
+        num_BS = jnp.maximum(self.mask.sum(-1), 1)
+        mean_BSEP = self._shares(norm).sum(2) / num_BS[..., None, None]
+        return jnp.einsum("bsep,bsepd->bspd", mean_BSEP, self.outputs)
+
+    def _shares(self, norm):
+        """'expert_slot' as routed; 'expert_per_task' lets every task's shares sum to 1."""
+        if norm == "expert_slot":
+            return self.combine
+        total = self.combine.sum(3, keepdims=True)
+        return self.combine / jnp.where(total > 0, total, 1.0)
+
+
+class SoftExperts(nn.Module):
+    """Experts with P slots each on every sequence.
+
+    `inputs='unit'` dispatches tokens of length 1, as the release of M4oE does; 'raw' as they are,
+    as Soft-MoE's authors do. `gate` is any gate that needs no more than the tokens.
+    """
+
+    num_experts: int
+    hidden: int
+    num_slots: int = 1
+    num_stacks: int = 1
+    gate: str = "m4.moe.soft:scaled_cosine"
+    gate_options: Mapping = FrozenDict({})
+    inputs: Literal["unit", "raw"] = "raw"
+
+    @nn.compact
+    def __call__(
+        self, x_BSTD: Array, mask_BST: Array, *, slot_PD: Array | None = None
+    ) -> SoftSlots:
+        """`slot_PD` is added to the inputs of slot p of every expert."""
+        logits_BSTEP = self._score(x_BSTD.astype(jnp.float32))
+        rows, stacks, tokens = mask_BST.shape
+        soft = routing.soft(
+            rearrange(logits_BSTEP, "b s t e p -> (b s t) (e p)"),
+            mask_BST.reshape(-1),
+            num_rows=rows * stacks,
+            num_experts=self.num_experts,
+        )
+        split = lambda x: rearrange(x, "(b s) t e p -> b s t e p", b=rows)  # noqa: E731
+        dispatch, combine = split(soft.dispatch), split(soft.combine)
+        combine = jnp.where(mask_BST[..., None, None], combine, 0.0)
+        x_BSTD = unit(x_BSTD) if self.inputs == "unit" else x_BSTD
+        z_BSEPD = jnp.einsum("bstep,bstd->bsepd", dispatch, x_BSTD)
+        z_BSEPD = z_BSEPD if slot_PD is None else z_BSEPD + slot_PD
+        return SoftSlots(dispatch, combine, logits_BSTEP, self._run(z_BSEPD), mask_BST)
+
+    def _score(self, x_BSTD) -> Array:
+        gate = resolve(self.gate, "m4.moe.gates")
+        dims = {"D": x_BSTD.shape[-1], "E": self.num_experts * self.num_slots}
+        learned = {}
+        for argument, (shape, init) in declare.parameters(gate, dims).items():
+            name = f"gate_{declare.stem(argument)}"
+            learned[argument] = self.param(name, init, (self.num_stacks, *shape))
+
+        def score(x_ND, params):
+            options = self.gate_options
+            return declare.call(gate, x_ND, options=options, num_experts=dims["E"], **params)
+
+        x_SND = rearrange(x_BSTD, "b s t d -> s (b t) d")
+        if self.num_stacks == 1:
+            first = {name: value[0] for name, value in learned.items()}
+            logits = score(rearrange(x_SND, "s n d -> (s n) d"), first)
+            logits_SNE = rearrange(logits, "(s n) e -> s n e", s=x_SND.shape[0])
+        else:
+            logits_SNE = jax.vmap(score)(x_SND, learned)
+        return rearrange(
+            logits_SNE, "s (b t) (e p) -> b s t e p", b=x_BSTD.shape[0], e=self.num_experts
+        )
+
+    def _run(self, z_BSEPD) -> Array:
+        """Every expert on its slots."""
+        rows, width = z_BSEPD.shape[0], z_BSEPD.shape[-1]
+        shapes = experts.shapes(self.num_stacks * self.num_experts, width, self.hidden)
+        params = experts.ExpertParams(
+            **{name: self.param(name, experts.init(name), shape) for name, shape in shapes.items()}
+        )
+        if self.num_stacks == 1:
+            z_ECD = rearrange(z_BSEPD, "b s e p d -> e (b s p) d")
+            y_ECD = experts.apply_stacked(z_ECD, params, activation=experts.gelu)
+            sizes = {"b": rows, "s": z_BSEPD.shape[1]}
+            return rearrange(y_ECD, "e (b s p) d -> b s e p d", **sizes)
+        z_ECD = rearrange(z_BSEPD, "b s e p d -> (s e) (b p) d")
+        y_ECD = experts.apply_stacked(z_ECD, params, activation=experts.gelu)
+        return rearrange(y_ECD, "(s e) (b p) d -> b s e p d", b=rows, s=self.num_stacks)
+
+
+def stats(slots: SoftSlots, modality_T: np.ndarray, num_modalities: int, *, train: bool) -> MoeAux:
+    """What reports read, for one sequence per row. Assignments are shares of combine weights.
+
+    'by_modality' f32[M, E] and, in evaluation, 'by_row' f32[B, M, E] count the tokens' shares.
+    """
+    share_BTE = slots.combine[:, 0].sum(-1)
+    member_TM = np.eye(num_modalities, dtype=np.float32)[modality_T]
+    by_row_BME = jnp.einsum("bte,tm->bme", share_BTE, member_TM)
+    load_E = by_row_BME.sum((0, 1))
+    load_E = load_E / jnp.maximum(load_E.sum(), 1e-30)
+    num = jnp.maximum(slots.mask.sum(), 1)
+    found = {
+        "load": load_E,
+        "importance": load_E,
+        "entropy": jnp.sum(entropy_of(share_BTE)) / num,
+        "dropped": jnp.zeros(()),
+        "by_modality": by_row_BME.sum(0),
+    }
+    return MoeAux({}, jax.lax.stop_gradient(found if train else found | {"by_row": by_row_BME}))
+
+
+# --- information --------------------------------------------------------------------------------
+
+
+def log_joint(slots: SoftSlots, modality_T: np.ndarray, num_modalities: int) -> Array:
+    """Log P(modality, expert, task) of every row from the softmax over (T, E, P), [B, M, E, P]."""
+    logits_BTEP = jnp.where(slots.mask[:, 0, :, None, None], slots.logits[:, 0], FAR)
+    log_BTEP = logits_BTEP - jax.nn.logsumexp(logits_BTEP, (1, 2, 3), keepdims=True)
+    return _group(log_BTEP, modality_T, num_modalities)
+
+
+def log_joint_of(weights_BTEP: Array, modality_T: np.ndarray, num_modalities: int) -> Array:
+    """The same from dispatch or combine weights, normalised to sum 1 per row."""
+    positive = weights_BTEP > 0
+    log_BTEP = jnp.where(positive, jnp.log(jnp.where(positive, weights_BTEP, 1.0)), FAR)
+    log_BTEP -= jax.nn.logsumexp(log_BTEP, (1, 2, 3), keepdims=True)
+    return _group(log_BTEP, modality_T, num_modalities)
+
+
+def conditional_information(log_p_BMEP: Array) -> Array:
+    """I(modality; expert | task) in nats of every row, in log space; 0 <= I <= log min(M, E)."""
+    log_t = jax.nn.logsumexp(log_p_BMEP, (1, 2), keepdims=True)
+    log_mt = jax.nn.logsumexp(log_p_BMEP, 2, keepdims=True)
+    log_et = jax.nn.logsumexp(log_p_BMEP, 1, keepdims=True)
+    return jnp.sum(jnp.exp(log_p_BMEP) * (log_p_BMEP + log_t - log_mt - log_et), (1, 2, 3))
+
+
+def released_information(slots: SoftSlots) -> Array:
+    """I(token; task) with the experts summed out, per row: what the code of M4oE computes."""
+    logits_BTEP = jnp.where(slots.mask[:, 0, :, None, None], slots.logits[:, 0], FAR)
+    log_BTEP = logits_BTEP - jax.nn.logsumexp(logits_BTEP, (1, 2, 3), keepdims=True)
+    joint_BTP = jnp.exp(jax.nn.logsumexp(log_BTEP, 2))
+    token_BT1, task_B1P = joint_BTP.sum(2, keepdims=True), joint_BTP.sum(1, keepdims=True)
+    outer = token_BT1 * task_B1P
+    ratio = joint_BTP / jnp.where(outer > 0, outer, 1.0)
+    return jnp.sum(joint_BTP * jnp.log(ratio + 1e-10), (1, 2))
+
+
+def utilisation(log_p_BMEP: Array) -> Array:
+    """P(modality | task) of every row, [B, M, P]."""
+    log_mt = jax.nn.logsumexp(log_p_BMEP, 2)
+    return jnp.exp(log_mt - jax.nn.logsumexp(log_mt, 1, keepdims=True))
+
+
+def _group(log_BTEP, modality_T, num_modalities):
+    member_MT = modality_T == np.arange(num_modalities)[:, None]
+    own = jnp.where(member_MT[None, :, :, None, None], log_BTEP[:, None], FAR)
+    return jax.nn.logsumexp(own, 2)

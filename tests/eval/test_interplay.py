@@ -1,0 +1,64 @@
+"""Analyses of modalities and tasks on cases with known answers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from m4.eval import interplay
+
+
+def joint(function):
+    """P(x, z, y) of two fair bits and y = function(x, z)."""
+    p = np.zeros((2, 2, 2))
+    for x, z in np.ndindex(2, 2):
+        p[x, z, function(x, z)] += 0.25
+    return p
+
+
+def test_xor_is_synergy():
+    found = interplay.decompose(joint(lambda x, z: x ^ z))
+    np.testing.assert_allclose(
+        [found.redundant, *found.unique, found.synergy], [0, 0, 0, 1], atol=1e-3
+    )
+
+
+def test_and_shares_and_completes():
+    found = interplay.decompose(joint(lambda x, z: x & z))
+    expected = [0.311, 0, 0, 0.5]
+    np.testing.assert_allclose([found.redundant, *found.unique, found.synergy], expected, atol=2e-3)
+
+
+def test_copies_are_redundant_and_one_feature_is_unique():
+    p = np.zeros((2, 2, 2))
+    p[0, 0, 0] = p[1, 1, 1] = 0.5
+    copied = interplay.decompose(p)
+    np.testing.assert_allclose(copied.redundant, 1.0, atol=1e-3)
+    first = interplay.decompose(joint(lambda x, z: x))
+    np.testing.assert_allclose(first.unique, [1.0, 0.0], atol=1e-3)
+    np.testing.assert_allclose([first.redundant, first.synergy], 0.0, atol=1e-3)
+
+
+def test_utilisation_by_hand():
+    share = np.array([[[1.0, 0.5], [0.0, 0.5]], [[1.0, 0.5], [0.0, 0.5]], [[0.0, 9.0], [1.0, 9.0]]])
+    mean, even = interplay.utilisation(share, np.array([1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(mean, [[1.0, 0.5], [0.0, 0.5]])
+    np.testing.assert_allclose(even, [0.0, 1.0])
+
+
+def test_competition_is_what_the_probe_lacks():
+    rng = np.random.default_rng(0)
+    y = np.arange(80) % 2
+    good = np.stack([y + 0.01 * rng.normal(size=80), rng.normal(size=80)], 1)
+    useless = np.zeros((80, 2))
+    found = interplay.competition([1.0, 0.9], [(good, y, good, y), (useless, y, useless, y)])
+    np.testing.assert_allclose(found, [0.0, 0.4], atol=1e-6)
+
+
+def test_gradient_conflict_by_hand():
+    def losses(w):
+        return {"a": w[0] ** 2, "b": -3.0 * w[0], "c": w[1], "none": 0.0 * w[0]}
+
+    found = interplay.gradient_conflict(losses, jnp.array([1.0, 2.0]))
+    assert found[("a", "b")] == pytest.approx(-1.0)
+    assert found[("a", "c")] == pytest.approx(0.0) == found[("a", "none")]
+    assert len(found) == 6

@@ -1,0 +1,81 @@
+"""Discrete-time survival by hand: likelihood, predictions, C-index and its bootstrap."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from m4 import losses
+from m4.eval import metrics, weighted
+from m4.specs import TaskSpec
+from m4.types import Target
+
+TASK = TaskSpec("death", "survival", dim=3, labels=("10", "20", "40"))
+HAZARD = np.array([0.1, 0.2, 0.5])
+LOGITS = np.log(HAZARD / (1 - HAZARD))
+CASES = {  # (time, event) -> minus log-likelihood
+    (5, 1): -np.log(0.1),
+    (10, 1): -np.log(0.9 * 0.2),  # an interval ends before its right end
+    (25, 1): -np.log(0.9 * 0.8 * 0.5),
+    (25, 0): -np.log(0.9 * 0.8),  # censored inside the third interval, which does not count
+    (5, 0): 0.0,
+    (40, 1): -np.log(0.9 * 0.8 * 0.5),  # outlived the last interval: survived all three
+    (90, 0): -np.log(0.9 * 0.8 * 0.5),
+}
+
+
+def test_likelihood_by_hand():
+    value = np.array([*CASES], np.float32)
+    logits = np.tile(LOGITS, (len(CASES), 1))
+    loss, mask = losses.row_loss(TASK, logits, Target(value, np.ones(len(CASES))))
+    np.testing.assert_allclose(loss, [*CASES.values()], rtol=1e-5, atol=1e-7)
+    assert mask.all()
+
+
+def test_garbage_at_masked_labels_reaches_nothing():
+    target = Target(np.array([[np.nan, np.nan], [25, 1]], np.float32), np.array([0.0, 1.0]))
+
+    def loss(logits):
+        per_row, mask = losses.row_loss(TASK, logits, target)
+        return jnp.sum(per_row * mask)
+
+    value, grad = jax.value_and_grad(loss)(jnp.tile(jnp.asarray(LOGITS), (2, 1)))
+    np.testing.assert_allclose(value, -np.log(0.36), rtol=1e-5)
+    assert not grad[0].any() and np.isfinite(grad).all()
+
+
+def test_predictions_are_chances_of_the_event_so_far():
+    # Survival 0.9, 0.72, 0.36.
+    np.testing.assert_allclose(losses.predict(TASK, LOGITS[None]), [[0.1, 0.28, 0.64]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [(), ("10", "20"), ("10", "10", "20"), ("a", "b", "c")])
+def test_intervals_must_be_given(labels):
+    with pytest.raises(ValueError, match="increasing right ends"):
+        losses.survival_edges(TaskSpec("death", "survival", dim=3, labels=labels))
+
+
+LABEL = np.array([[1, 1], [2, 0], [3, 1], [3, 1], [4, 0]], float)
+RISK = np.array([0.9, 0.1, 0.5, 0.2, 0.5])
+
+
+def test_c_index_by_hand():
+    # Time 1: four later, all below 0.9. Each event at 3: only the last is later; 0.5 ties with
+    # it (half), 0.2 is below it. (4 + 0.5 + 0) / 6.
+    found = metrics.c_index(LABEL[:, 0], LABEL[:, 1] > 0, RISK)
+    np.testing.assert_allclose(found.value, 4.5 / 6)
+    none = metrics.c_index(np.ones(3), np.zeros(3, bool), np.ones(3))
+    assert np.isnan(none.value) and none.note
+
+
+def test_weighted_c_index_equals_repeated_rows():
+    rng = np.random.default_rng(0)
+    label = np.stack([rng.integers(1, 9, 40), rng.integers(0, 2, 40)], 1).astype(float)
+    chance = rng.integers(0, 5, (40, 3)) / 5
+    weight = rng.integers(0, 3, (40, 4)).astype(np.float32)
+    mask = np.ones((40, 2), bool)
+    found = weighted.score(TASK, label, mask, chance, weight)["c_index"]
+    for b in range(4):
+        rows = np.repeat(np.arange(40), weight[:, b].astype(int))
+        again = metrics.score(TASK, label[rows], mask[rows], chance[rows])["c_index"]
+        np.testing.assert_allclose(found[b], again.value, rtol=1e-6)
