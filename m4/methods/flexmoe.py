@@ -125,10 +125,9 @@ class FlexMoE(nn.Module):
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field}={getattr(self, field)!r}; choose one of {allowed}")
-        if self.depth < 1 or self.num_experts < 2:
-            raise ValueError(
-                f"depth={self.depth} must be at least 1, num_experts={self.num_experts} at least 2"
-            )
+        for field, low in (("depth", 1), ("num_experts", 2), ("num_patches", 1), ("bank_rank", 1)):
+            if getattr(self, field) < low:
+                raise ValueError(f"{field}={getattr(self, field)} must be at least {low}")
         num = len(self.data.modalities)
         if self.fidelity != "m4" and self.num_experts < 2**num - 1:
             raise ValueError(

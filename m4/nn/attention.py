@@ -31,9 +31,12 @@ def attend(
     `bias_QL` is added to the scores; -inf in it forbids a pair.
     """
     scores_BMHQL = jnp.einsum("bmqhc,bmlhc->bmhql", q_BMQHc, k_BMLHc) * q_BMQHc.shape[-1] ** -0.5
-    if bias_QL is not None:
-        scores_BMHQL = scores_BMHQL + bias_QL
-    weights_BMHQL = drop(masked_softmax(scores_BMHQL, mask_BML[:, :, None, None]))
+    kept_BMHQL = mask_BML[:, :, None, None]
+    if bias_QL is not None:  # -inf is masked, not added: it would make a NaN gradient
+        open_QL = bias_QL > -jnp.inf
+        scores_BMHQL = scores_BMHQL + jnp.where(open_QL, bias_QL, 0.0)
+        kept_BMHQL = kept_BMHQL & open_QL
+    weights_BMHQL = drop(masked_softmax(scores_BMHQL, kept_BMHQL))
     return jnp.einsum("bmhql,bmlhc->bmqhc", weights_BMHQL.astype(v_BMLHc.dtype), v_BMLHc)
 
 

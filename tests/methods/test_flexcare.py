@@ -1,5 +1,6 @@
 """FlexCare: the properties of every method, tasks, masks, combinations and refusals."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -179,7 +180,7 @@ def test_only_available_combinations_are_routed(probe):
     present = np.asarray(probe.batch.present(method.data))
     member = method._check()[0]
     ready = (present[:, None] | ~member).all(-1)
-    expected = np.einsum("bc,cm->bm", ready, member) * method.top_k * len(method.data.tasks)
+    expected = np.einsum("bc,cm->bm", ready * 1, member * 1) * method.top_k * len(method.data.tasks)
     np.testing.assert_allclose(run(probe.batch)["by_row"].sum(-1), expected)
 
 
@@ -240,3 +241,14 @@ def test_the_release_starts_its_gate_at_zero():
 def test_impossible_fields_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         properties.parameter_shapes(small(BINARY, **fields))
+
+
+def test_every_test_that_the_documentation_names_exists():
+    root = Path(__file__).parents[2]
+    page = (root / "docs/methods/flexcare.md").read_text()
+    table = page.split("## Every difference")[1].split("## Results")[0]
+    code = "".join(p.read_text() for p in (root / "tests").rglob("*.py"))
+    names = {n for n in re.findall(r"`([a-z_0-9]+)`", table) if n.count("_") > 1}
+    assert len(names) > 17
+    missing = {n for n in names if f"def {n}(" not in code}
+    assert not missing

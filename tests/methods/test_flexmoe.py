@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 
 import flax.linen as nn
@@ -13,9 +14,12 @@ from flax.core import FrozenDict
 
 from m4.methods.flexmoe import FlexMoE
 from m4.moe import completeness
+from m4.moe.routing import top_k
 from m4.nn import bank
+from m4.nn.encoders.flat import PatchTokens
+from m4.nn.encoders.volume import VolumeEncoder
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
-from m4.types import Routing
+from m4.types import Routing, Stream
 from tests import properties
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -223,6 +227,70 @@ def test_combinations_share_experts_in_m4_but_not_that_of_complete_rows():
 
 # --- versions -----------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize("attention, reads", [("doubled", False), ("residual", True)])
+def test_released_attention_forgets_its_input(attention, reads):
+    # Attention that writes its bias alone, and experts that write 0: with a skip connection the
+    # tokens reach the heads, without one nothing does.
+    data = DataSpec(THREE.modalities[:2], (TaskSpec("death", "binary"),))
+    method = small(data, fidelity="released", attention=attention)
+    params = properties.random_params(method)
+    params["attention_0"]["out"]["kernel"][:] = 0
+    params["layer_0"] = {k: v * (k[0] not in "wb") for k, v in params["layer_0"].items()}
+    batch = properties.random_batch(data)
+    run = jax.jit(lambda b: method.apply({"params": params}, b, train=False).logits["death"])
+    assert (np.ptp(run(batch)) > 1e-3) == reads
+
+
+def test_parameter_tree_of_versions():
+    trees = {f: properties.parameter_tree(small(THREE, fidelity=f)) for f in ("m4", "paper")}
+    assert "attention_0/qkv/bias" in trees["m4"] and "attention_0/qkv/bias" not in trees["paper"]
+    assert "bank/cells (7, 3, 1, 8)" in trees["m4"] and "bank/cells (7, 3, 3, 8)" in trees["paper"]
+    assert "notes/project/kernel (2, 8)" in trees["paper"]  # 5 features in 3 patches of 2
+
+
+def test_paper_takes_the_softmax_first():
+    paper, released = (small(THREE, fidelity=f) for f in ("paper", "released"))
+    assert paper._softmax_first() and not released._softmax_first()
+    # Of scores log 5, log 3, log 2 the two largest: 0.5 and 0.3, not 5/8 and 3/8.
+    logits = np.log([[5.0, 3.0, 2.0]])
+    weights = top_k(logits, np.ones(1, bool), k=2, normalise="before").weights
+    np.testing.assert_allclose(weights, [[0.5, 0.3]], rtol=1e-6)
+
+
+def test_released_initial_values():
+    # Paths that `method.init` takes; the bounds are those of the authors' fans.
+    method = small(THREE, fidelity="released", width=16, hidden=64)
+    batch, rngs = properties.random_batch(THREE), {"params": jax.random.key(0)}
+    layer = jax.jit(lambda: nn.unbox(method.init(rngs, batch, train=False)))()["params"]["layer_0"]
+    for name, bound in {
+        "w1": 1 / 32,
+        "w2": 1 / 32,
+        "gate_w": 10**-0.5,
+        "router_noise": 10**-0.5,
+    }.items():
+        top = np.abs(layer[name]).max()
+        assert 0.9 * bound < top <= bound, name
+    assert not layer["b1"].any() and not layer["b2"].any()
+
+
+def test_patches_by_hand():
+    # 5 features, 2 patches of 3: (1, 2, 3) and (4, 5, 0), each summed by the shared map.
+    params = {"project": {"kernel": np.ones((3, 1)), "bias": np.array([10.0])}}
+    found = PatchTokens(1, 2).apply({"params": params}, np.array([[1.0, 2, 3, 4, 5]]))
+    np.testing.assert_array_equal(found, [[[16.0], [19.0]]])
+
+
+def test_volume_encoder_has_the_published_size():
+    shape, mask = (1, 91, 91, 109, 1), np.ones((1, 91), bool)
+    encoder = VolumeEncoder(128)
+    shapes = jax.eval_shape(
+        lambda x: encoder.init(jax.random.key(0), Stream(x, mask, mask[:, 0]), train=False),
+        jax.ShapeDtypeStruct(shape, np.float32),
+    )
+    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 1_448_352
+
+
 IMAGE = ModalitySpec("mri", "image", (5, 6, 6, 1))
 
 
@@ -281,6 +349,8 @@ def test_statistics_have_the_shapes_that_reports_read():
         ({"attention": "sum"}, "attention='sum'; choose one of"),
         ({"bank": "half"}, "bank='half'; choose one of"),
         ({"depth": 0}, "depth=0 must be at least 1"),
+        ({"num_experts": 1}, "num_experts=1 must be at least 2"),
+        ({"bank_rank": 0}, "bank_rank=0 must be at least 1"),
         ({"top_k": 11}, "top_k=11"),
         ({"gate": "no_such_gate"}, "no_such_gate"),
         ({"aux_weights": FrozenDict({"balance": 1.0})}, "balance"),
@@ -291,3 +361,14 @@ def test_statistics_have_the_shapes_that_reports_read():
 def test_impossible_fields_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         properties.parameter_shapes(small(**fields))
+
+
+def test_every_test_that_the_documentation_names_exists():
+    root = Path(__file__).parents[2]
+    page = (root / "docs/methods/flexmoe.md").read_text()
+    table = page.split("## Every difference")[1].split("## Results")[0]
+    code = "".join(p.read_text() for p in (root / "tests").rglob("*.py"))
+    names = {n for n in re.findall(r"`([a-z_0-9]+)`", table) if n.count("_") > 1}
+    assert len(names) > 24
+    missing = {n for n in names if f"def {n}(" not in code}
+    assert not missing
