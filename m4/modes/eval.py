@@ -5,15 +5,13 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from m4 import sharding
 from m4.config import Flags
 from m4.data import aggregate
 from m4.data.loader import eval_batches
 from m4.data.store import Store
-from m4.eval import baselines, evaluate, results, subsets
+from m4.eval import baselines, evaluate, results, subsets, tables
 from m4.eval.predictions import Predictions
 from m4.modes import report
 from m4.modes import setup as setups
@@ -99,7 +97,7 @@ def _evaluate(config, setup: setups.Setup, folder: Path, predict) -> None:
         references=_references(config, setup, test) if config.eval.baselines else None,
     )
     results.write(document, folder)
-    print_table(document)
+    tables.print_table(document)
     report.build(folder)
 
 
@@ -120,26 +118,3 @@ def _references(config, setup: setups.Setup, test: Store):
     found = columns(train, *(f"y/{t}" for t in tasks), *(f"y/{t}/mask" for t in tasks))
     labels = {t: (found[f"y/{t}"], found[f"y/{t}/mask"]) for t in tasks}
     return baselines.fit_predict(setup.spec, x_train, labels, x_test, seed=config.seed)
-
-
-def print_table(document: dict) -> None:
-    """Headline metrics of the full input, one row per task and model."""
-    table = Table(title=f"{document['split']} split, 95 % patient-bootstrap intervals")
-    for column in ("task", "model", "metric", "value", "interval"):
-        table.add_column(column)
-    scores = {s["task"]: s["metrics"] for s in document["scores"] if s["subset"] == "full"}
-    for task, card in document["tasks"].items():
-        models = {"m4": scores[task]}
-        models |= {n: r[task]["metrics"] for n, r in document["references"].items() if task in r}
-        for model, metrics in models.items():
-            for metric in card["headline"]:
-                if metric in metrics:
-                    table.add_row(task, model, metric, *_cells(metrics[metric]))
-    Console(width=None if Console().is_terminal else 100).print(table)
-
-
-def _cells(estimate: dict) -> tuple[str, str]:
-    value, low, high = (estimate[key] for key in ("value", "low", "high"))
-    if value is None:
-        return "-", estimate.get("note", "")
-    return f"{value:.3f}", "" if low is None else f"{low:.3f} .. {high:.3f}"
