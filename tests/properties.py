@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from m4 import sharding
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, Stream, Target
 
@@ -309,6 +310,28 @@ def every_modality_matters(probe: Probe):
             moved = np.abs(np.asarray(x) - logits[task]).max(-1) > 1e-6
             assert moved[had].all(), f"{task} does not read {name}"
             assert not moved[~had].any(), f"{name} leaks into rows without it ({task})"
+
+
+def same_on_eight_devices(method, *, rows: int = 8):
+    """Training loss and gradients of a batch split over 8 devices equal those of one device."""
+    batch = random_batch(method.data, rows=rows)
+    params = random_params(method)
+    rngs = {"dropout": jax.random.key(1), "gate": jax.random.key(2)}
+
+    def loss(params, batch):
+        out = method.apply({"params": params}, batch, train=True, rngs=rngs)
+        return method.loss(out, batch, jnp.zeros((), jnp.int32))[0]
+
+    def run(devices):
+        mesh = sharding.make_mesh({"data": devices})
+        with jax.set_mesh(mesh), nn.logical_axis_rules(sharding.RULES):
+            where = (sharding.replicated(mesh), sharding.rows(mesh))
+            step = jax.jit(jax.value_and_grad(loss), in_shardings=where)
+            return step(params, sharding.put_batch(batch, mesh))
+
+    (one, grads_one), (eight, grads_eight) = run(1), run(8)
+    np.testing.assert_allclose(eight, one, rtol=1e-6)
+    tree_close(grads_eight, grads_one)
 
 
 CHECKS = (

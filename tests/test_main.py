@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from m4.data import synthetic
 from m4.main import main
 from m4.modes import setup
 from m4.train import loop
+from tests.data import test_missing
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -220,3 +222,19 @@ def test_task_weights_reach_the_schema_and_are_refused_early(place, capsys):
     assert run(place, "--config.train.task_weights.ihm=2.0", workdir="never") == 2
     assert "tasks are ihm48, los; did you mean ihm48?" in capsys.readouterr().err
     assert not (place / "never").exists()
+
+
+def test_corruption_chains_what_the_config_asks_for():
+    spec, batch = test_missing.SPEC, test_missing.full_batch(400)
+    off = {"modality_dropout": 0.0, "segment_dropout": 0.0, "segment_share": 0.5}
+    assert setup.corruption(spec, ml_collections.ConfigDict(off)) is None
+
+    def kept(**fields):
+        corrupt = setup.corruption(spec, ml_collections.ConfigDict(off | fields))
+        inputs = corrupt(batch, np.random.default_rng(0)).inputs
+        return inputs["vitals"].mask.sum(), inputs["static"].present.sum()
+
+    vitals, static = kept(segment_dropout=0.9)
+    assert vitals < 4 * 400 and static == 400  # a table has no time
+    fewer, some = kept(modality_dropout=0.5, segment_dropout=0.9)
+    assert fewer < vitals and some < 400

@@ -26,7 +26,7 @@ from flax.core import FrozenDict
 from m4 import losses
 from m4.moe import declare
 from m4.moe.layer import MoE
-from m4.nn.dense import StackedLayerNorm
+from m4.nn.dense import StackedLayerNorm, hats
 from m4.nn.encoders import mixed
 from m4.nn.fuse import MissingIndicator
 from m4.nn.heads import TaskHeads
@@ -64,6 +64,7 @@ class FuseMoE(nn.Module):
     dropout: float = 0.2
     utde: Literal["batch", "batch_seq", "batch_seq_feature"] = "batch_seq_feature"
     mix: Literal["attention", "none"] = "attention"  # between modality summaries; m4 only
+    statistics_hidden: int = 256  # units that read the summary statistics directly; m4 only
     aux_weights: Mapping[str, float] = FrozenDict({"importance": 0.01, "load": 0.01})
 
     @nn.compact
@@ -155,7 +156,11 @@ class FuseMoE(nn.Module):
         s_BMD = MissingIndicator(s_BMD.shape[1], name="missing")(s_BMD, present_BM)
         drop = nn.Dropout(self.dropout, deterministic=not train, name="head_drop")
         h_BD = nn.Dense(self.width, name="head")(drop(rearrange(s_BMD, "b m d -> b (m d)")))
-        return jnp.concatenate([drop(nn.gelu(h_BD)), drop(wide_BN)], -1), moe
+        parts = [drop(nn.gelu(h_BD)), drop(wide_BN)]
+        if self.statistics_hidden and wide_BN.shape[-1]:
+            dense = nn.Dense(self.statistics_hidden, name="statistics")
+            parts.append(drop(nn.gelu(dense(drop(hats(wide_BN))))))
+        return jnp.concatenate(parts, -1), moe
 
     def _attend(self, i, s_BMD, x_BMQD, present_BM, train) -> tuple[Array, Array]:
         """Within each timed modality over its summary and grid, then between the summaries."""

@@ -96,7 +96,7 @@ def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
 
 
 def _loader(config: ml_collections.ConfigDict, store: Store) -> TrainLoader:
-    train, dropout = config.train, config.train.modality_dropout
+    train = config.train
     try:
         return TrainLoader(
             store,
@@ -104,7 +104,7 @@ def _loader(config: ml_collections.ConfigDict, store: Store) -> TrainLoader:
             config.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            transform=missing.modality_dropout(store.spec, dropout) if dropout else None,
+            transform=corruption(store.spec, train),
             order=train.order,
             order_epochs=train.order_epochs,
             streams=train.streams,
@@ -123,6 +123,17 @@ def make_optimiser(
     timing = {k: options.pop(k) for k in ("lr", "schedule", "warmup_steps", "end_fraction")}
     schedule = optim.make_schedule(timing.pop("lr"), steps=config.train.steps, **timing)
     return optim.make_optimiser(options.pop("name"), schedule, **options), schedule, ema
+
+
+def corruption(spec: DataSpec, train: ml_collections.ConfigDict) -> missing.Transform | None:
+    """What training loses on purpose: whole modalities, and windows of time of single series."""
+    some = []
+    if train.modality_dropout:
+        some.append(missing.modality_dropout(spec, train.modality_dropout))
+    if train.segment_dropout:
+        rate, share = train.segment_dropout, train.segment_share
+        some.append(missing.segment_loss(spec, rate=rate, share=share))
+    return missing.chain(*some) if some else None
 
 
 def weighted(spec: DataSpec, weights: Mapping[str, float]) -> DataSpec:

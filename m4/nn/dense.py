@@ -9,10 +9,12 @@ Letters: B rows, M modalities, S stacks (M, or 1 when shared), i input, o output
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from m4.types import Array
 
 Initializer = nn.initializers.Initializer
+HAT_EDGES = (-2.07, -1.38, -0.67, -0.21, 0.21, 0.67, 1.38)  # cut the normal evenly; one tail below
 
 
 def lecun_init() -> Initializer:
@@ -89,3 +91,14 @@ def expand(param_SD: Array, ndim: int) -> Array:
     """[S, D] -> [S, 1, ..., D], which broadcasts against [B, M, ..., D] of `ndim` dimensions."""
     stacks, width = param_SD.shape
     return param_SD.reshape(stacks, *(1,) * (ndim - 3), width)
+
+
+def hats(x_BN: Array) -> Array:
+    """[x, piecewise-linear encoding of x], [B, 7 N], for inputs in z units.
+
+    Gorishniy, Rubachev and Babenko (NeurIPS 2022), section 3.1, with edges at quantiles of the
+    normal distribution rather than of the data: nothing is fitted.
+    """
+    low, high = np.array(HAT_EDGES[:-1]), np.array(HAT_EDGES[1:])
+    share_BNK = jnp.clip((x_BN[..., None] - low) / (high - low), 0.0, 1.0) - 0.5
+    return jnp.concatenate([x_BN, share_BNK.reshape(*x_BN.shape[:-1], -1)], axis=-1)
