@@ -186,7 +186,7 @@ class FuseMoE(nn.Module):
         y_ND, aux = MoE(**self._moe(), num_modalities=slots, name=f"layer_{i}")(
             rearrange(StackedLayerNorm(name=f"norm_{i}")(x_BTD), "b t d -> (b t) d"),
             valid_N=valid_BM[:, slot_T].reshape(-1),
-            modality_N=jnp.tile(np.array(mixed.order(self.data))[slot_T], rows),
+            modality_N=np.tile(np.array(mixed.order(self.data))[slot_T], rows),
             num_rows=rows,
             train=train,
         )
@@ -276,7 +276,7 @@ class PatientMoE(nn.Module):
         )(
             u_BMU.reshape(rows * units, -1),
             valid_N=jnp.repeat(valid_B, units),
-            modality_N=None if joint else jnp.tile(jnp.arange(slots), rows),
+            modality_N=None if joint else np.tile(np.arange(slots), rows),
             num_rows=rows,
             train=train or self.released,
         )

@@ -30,7 +30,7 @@ def parameters(
     for argument, hint in get_type_hints(function, include_extras=True).items():
         if argument == "return" or get_origin(hint) is not Annotated:
             continue
-        letters = _letters(argument)
+        letters = shape_of(argument)
         unknown = [letter for letter in letters if letter not in dims]
         if unknown:
             raise ValueError(
@@ -43,11 +43,12 @@ def parameters(
 
 def stem(argument: str) -> str:
     """The argument's name without its shape: `centre_DE` -> `centre`, `log_tau` -> `log_tau`."""
-    letters = _letters(argument)
+    letters = shape_of(argument)
     return argument.removesuffix(f"_{letters}") if letters else argument
 
 
-def _letters(argument):
+def shape_of(argument: str) -> str:
+    """The suffix that spells the shape: `centre_DE` -> `DE`, `log_tau` -> nothing."""
     suffix = argument.rpartition("_")[2]
     return suffix if "_" in argument and suffix.isupper() else ""
 

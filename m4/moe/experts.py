@@ -43,21 +43,48 @@ def shapes(
 
 
 def init(
-    name: str, kernel_init: nn.initializers.Initializer | None = None
+    name: str, kernel_init: nn.initializers.Initializer | None = None, *, shared: bool = False
 ) -> nn.initializers.Initializer:
-    """Initialiser and logical axes of one field: LeCun normal kernels, zero biases."""
+    """Initialiser and logical axes of one field: LeCun normal kernels, zero biases.
+
+    `shared` experts are few and serve every token: they are not split over devices.
+    """
     # Explicit dimensions: by default the expert dimension would count as receptive field and the
     # weights would shrink with E.
     lecun = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,))
     kernel = kernel_init or lecun
     function = kernel if name in ("w1", "w2") else nn.initializers.zeros
-    return nn.with_logical_partitioning(function, AXES[name])
+    axes = (None, *AXES[name][1:]) if shared else AXES[name]
+    return nn.with_logical_partitioning(function, axes)
 
 
 def apply_stacked(x_ECD: Array, params: ExpertParams, *, activation=jax.nn.gelu) -> Array:
     """Every expert on its own C rows, [E, C, O]."""
     hidden_ECF = activation(jnp.einsum("ecd,edf->ecf", x_ECD, params.w1) + params.b1[:, None])
     return jnp.einsum("ecf,efo->eco", hidden_ECF, params.w2) + params.b2[:, None]
+
+
+class SharedExperts(nn.Module):
+    """The sum of experts that every token visits at weight 1 (DeepSeekMoE, arXiv 2401.06066)."""
+
+    num: int
+    hidden: int
+    out: int
+
+    @nn.compact
+    def __call__(self, x_ND: Array, *, activation, output=None) -> Array:
+        """[N, O], in the dtype of `x_ND`; `output` acts on every expert's output."""
+        sizes = shapes(self.num, x_ND.shape[-1], self.hidden, self.out)
+        params = ExpertParams(
+            **{
+                name: self.param(name, init(name, shared=True), size)
+                for name, size in sizes.items()
+            }
+        )
+        params = jax.tree.map(lambda p: p.astype(x_ND.dtype), params)
+        x_END = jnp.broadcast_to(x_ND, (self.num, *x_ND.shape))
+        y_ENO = apply_stacked(x_END, params, activation=activation)
+        return jnp.sum(y_ENO if output is None else output(y_ENO), axis=0)
 
 
 def gelu(x: Array) -> Array:

@@ -14,11 +14,12 @@ import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict
 
-from m4.moe import declare, diagnostics, dispatch, experts, parallel, slots
+from m4.moe import declare, diagnostics, dispatch, experts, modality_gates, parallel, slots
 from m4.resolve import resolve
 from m4.types import Array, MoeAux, Routing, SoftRouting
 
 Sharing = Literal["joint", "permod", "disjoint"]
+MAX_COACTIVATION = 512  # experts, above which [E, E] would be too much to fetch with every batch
 
 
 class MoE(nn.Module):
@@ -27,15 +28,16 @@ class MoE(nn.Module):
     `gate`, `router` and `losses` are names in `m4.moe.gates`, `.routing` and `.balance`, or
     'package.module:name'. `sharing` is FuseMoE's router type: 'joint' has one gate, 'permod' one
     gate per modality over the same experts, 'disjoint' one per modality over its own
-    num_experts / num_modalities experts; every gate then scores all tokens, and each token takes
-    its modality's. Losses are returned unweighted in `MoeAux.losses`. Noise comes from the rng
-    stream 'gate', and only when training.
+    num_experts / num_modalities experts; give `modality_N` as a NumPy array then, so that every
+    gate sees its own tokens alone (`m4.moe.modality_gates`). Losses are returned unweighted in
+    `MoeAux.losses`. Noise comes from the rng stream 'gate', and only when training.
     """
 
     num_experts: int
     top_k: int
     hidden: int
     out: int | None = None  # output width; None: the input's
+    num_shared: int = 0  # further experts that every token visits at weight 1
     gate: str = "laplace"
     router: str = "top_k"
     sharing: Sharing = "joint"
@@ -49,6 +51,7 @@ class MoE(nn.Module):
     num_slots: int = 1  # P slots per expert of the 'soft' router
     num_groups: int = 1  # groups of experts of the 'group_limited' and 'hierarchical' routers
     outer_gate: str = "laplace"  # between groups, of the 'hierarchical' router
+    num_replicas: int = 0  # hot experts that every device of a mesh runs for its own tokens
     gate_options: Mapping[str, Any] = FrozenDict()
     router_options: Mapping[str, Any] = FrozenDict()
     dtype: Any = None  # of the experts' arithmetic; None: that of the input and the parameters
@@ -68,9 +71,10 @@ class MoE(nn.Module):
         """Output [N, O] in the dtype of `x_ND`, zero on invalid tokens; losses and stats.
 
         `modality_N` is i32[N] in [0, num_modalities). With `num_rows` the tokens are ordered by
-        row, (b t) -> N, and `stats['by_row']` f32[B, M, E] is returned when not training. Where
-        experts have a capacity, 'dropped_by_modality' f32[M] and 'dropped_by_row' f32[B] count
-        the assignments lost.
+        row, (b t) -> N, and `stats['by_row']` f32[B, M, E] is returned when not training, as is
+        'coactivation' f32[E, E] of up to 512 experts. Where experts have a capacity,
+        'dropped_by_modality' f32[M], 'dropped_by_task' f32[tasks] and 'dropped_by_row' f32[B]
+        count the assignments lost.
         Further `inputs` reach the gates, routers and losses that name them, such as
         `temperature`, `query_NQ`, `pattern_N`, or `task_N` with `num_tasks`.
 
@@ -98,7 +102,8 @@ class MoE(nn.Module):
         y_NO = jnp.where(valid_N[:, None], y_NO, 0).astype(x_ND.dtype)
         seen = slots.as_routing(routing, valid_N) if isinstance(routing, SoftRouting) else routing
         losses = self._losses(seen, num_gates, inputs | learned)
-        return y_NO, MoeAux(losses, self._stats(seen, dropped, inputs))
+        chosen = isinstance(routing, Routing)
+        return y_NO, MoeAux(losses, self._stats(seen, dropped, inputs, chosen=chosen))
 
     def _check(self, modality_N) -> int:
         """Number of gates, after refusing impossible sizes."""
@@ -142,7 +147,8 @@ class MoE(nn.Module):
             outer_params = self._learned(outer, "outer", outer_dims, num_gates)
         router_params = self._learned(router, "router", dims, num_gates)
 
-        def one_gate(gate_params, outer_params, router_params, valid_N):
+        def one_gate(params, valid_N, inputs):
+            gate_params, outer_params, router_params = params
             score = lambda f, params: declare.call(  # noqa: E731
                 f, inputs["x_ND"], options=self.gate_options, **inputs, **params
             )
@@ -152,23 +158,25 @@ class MoE(nn.Module):
                 if outer is None
                 else {**router_params, "outer_NG": score(outer, outer_params)}
             )
-            return declare.call(
+            routing = declare.call(
                 router, logits_NE, valid_N, options=self.router_options, **inputs, **extra
             )
+            if num_gates > 1 and not isinstance(routing, Routing):
+                raise ValueError(
+                    f"router={self.router!r} cannot have one gate per modality; "
+                    "sharing must be 'joint'"
+                )
+            return routing
 
         params = gate_params, outer_params, router_params
         if num_gates == 1:
-            return one_gate(*jax.tree.map(lambda p: p[0], params), valid_N), router_params
-        gate_N = inputs["modality_N"]
-        member_GN = (gate_N == jnp.arange(num_gates)[:, None]) & valid_N
-        routings = jax.vmap(one_gate)(*params, member_GN)
-        if not isinstance(routings, Routing):
-            raise ValueError(
-                f"router={self.router!r} cannot have one gate per modality; sharing must be 'joint'"
-            )
-        routing = jax.tree.map(lambda a_GN: a_GN[gate_N, jnp.arange(gate_N.size)], routings)
+            first = jax.tree.map(lambda p: p[0], params)
+            return one_gate(first, valid_N, inputs), router_params
+        routing = modality_gates.route_by_modality(
+            one_gate, params, valid_N, inputs, num_gates=num_gates
+        )
         if reach < self.num_experts:
-            routing = _widen(routing, gate_N, num_gates)
+            routing = _widen(routing, inputs["modality_N"], num_gates)
         return routing, router_params
 
     def _learned(
@@ -194,21 +202,29 @@ class MoE(nn.Module):
             "activation": resolve(self.activation, "m4.moe.experts"),
             "output": None if self.output is None else resolve(self.output, "m4.moe.experts"),
         }
+        y_NO, dropped = self._routed(x_ND, routing, params, functions)
+        if self.num_shared:
+            shared = experts.SharedExperts(
+                self.num_shared, self.hidden, y_NO.shape[-1], name="shared"
+            )
+            y_NO += shared(x_ND, **functions)
+        return y_NO, dropped
+
+    def _routed(self, x_ND, routing, params, functions) -> tuple[Array, Array]:
+        """What the chosen experts say."""
         if isinstance(routing, SoftRouting):
             return slots.apply_soft(x_ND, routing, params, **functions), jnp.zeros(())
         if isinstance(routing, slots.ExpertChoice):
             return slots.apply_choice(x_ND, routing, params, **functions), jnp.zeros(())
+        options = functions | {
+            "strategy": self.dispatch,
+            "capacity_factor": self.capacity_factor,
+        }
         # On a mesh the partitioner must not see the dispatch: it would gather all expert weights.
-        on_mesh = jax.sharding.get_abstract_mesh().size > 1
-        apply = parallel.apply_experts if on_mesh else dispatch.apply_experts
-        return apply(
-            x_ND,
-            routing,
-            params,
-            strategy=self.dispatch,
-            capacity_factor=self.capacity_factor,
-            **functions,
-        )
+        if jax.sharding.get_abstract_mesh().size > 1:
+            replicas = self.num_replicas
+            return parallel.apply_experts(x_ND, routing, params, num_replicas=replicas, **options)
+        return dispatch.apply_experts(x_ND, routing, params, **options)
 
     def _losses(self, routing, num_gates, inputs) -> dict[str, Array]:
         block_E = np.arange(self.num_experts) // self._reach()
@@ -222,7 +238,7 @@ class MoE(nn.Module):
             for name in self.losses
         }
 
-    def _stats(self, routing, dropped, inputs) -> dict[str, Array]:
+    def _stats(self, routing, dropped, inputs, *, chosen) -> dict[str, Array]:
         modality_N, num_rows = inputs["modality_N"], inputs["num_rows"]
         by_row = num_rows is not None and not inputs["train"]
         stats = diagnostics.step_stats(routing, dropped)
@@ -231,15 +247,20 @@ class MoE(nn.Module):
             stats["by_row"] = diagnostics.counts_by_row(
                 routing, modality_N, self.num_modalities, num_rows
             )
-        if isinstance(routing, Routing) and self.dispatch.startswith("capacity"):
+        if by_row and chosen and self.num_experts <= MAX_COACTIVATION:
+            stats["coactivation"] = diagnostics.coactivation(routing)
+        if chosen and self.dispatch.startswith("capacity"):
             lost = diagnostics.unserved(
                 routing, strategy=self.dispatch, capacity_factor=self.capacity_factor
             )
-            lost_ME = diagnostics.counts(lost, modality_N, self.num_modalities)
-            stats["dropped_by_modality"] = lost_ME.sum(-1)
+            groups = {"modality": (modality_N, self.num_modalities)}
+            if inputs.get("task_N") is not None:
+                groups["task"] = inputs["task_N"], inputs["num_tasks"]
             if by_row:
                 row_N = jnp.arange(modality_N.size) // (modality_N.size // num_rows)
-                stats["dropped_by_row"] = diagnostics.counts(lost, row_N, num_rows).sum(-1)
+                groups["row"] = row_N, num_rows
+            for name, (index_N, num) in groups.items():
+                stats[f"dropped_by_{name}"] = diagnostics.counts(lost, index_N, num).sum(-1)
         return stats
 
 

@@ -17,11 +17,16 @@ Exchanges, equal in value and gradient:
 - 'replicated': the tokens are the same along the axis; partial sums are added. What splits the
   work over the cores of one host.
 
+With `num_replicas` = R every device also runs the R experts with most assignments, of this step
+and of all devices, on its own tokens: their rows do not travel and fill no bucket. Same result;
+the R experts' weights are fetched from their owners and their gradients summed back.
+
 Bytes per device and layer in forward + backward, with b bytes per number and p devices on the axis:
 
     all_to_all:  4 exchanges of p*S*D*b (D = O), and one of p*S int32
     all_gather:  (forward) gather of p*N_local*(D*b + 8K), scatter of p*N_local*O*b; the same back
     weights:     all-reduce of the local gradient over `data`; gather and scatter over `fsdp`
+    replicas:    all-reduce of R experts' weights, of their gradients, and of E int32 loads
 
 Letters: N tokens of one device, K choices, E experts, L experts of one device, p devices on the
 axis, S rows of a bucket, D input, F hidden, O output width.
@@ -92,6 +97,7 @@ class Local:
     exact: bool
     slack: float
     num_experts: int  # E of the whole model
+    num_replicas: int
     options: tuple[tuple[str, object], ...]  # further arguments of dispatch.apply_experts
 
     def size(self, axis: str | None) -> int:
@@ -111,6 +117,7 @@ def apply_experts(
     overflow: Literal["exact", "drop"] = "exact",
     strategy: str = "auto",
     capacity_factor: float | None = None,
+    num_replicas: int = 0,
     activation: Callable[[Array], Array],
     output: Callable[[Array], Array] | None = None,
 ) -> tuple[Array, Array]:
@@ -135,8 +142,17 @@ def apply_experts(
     options = {"strategy": strategy, "capacity_factor": capacity_factor}
     options |= {"activation": activation, "output": output}
     num_experts = params.w1.shape[0]
+    if exchange == "replicated" or devices == 1:
+        num_replicas = 0  # no token travels
     local = Local(
-        axes, mesh, exchange, overflow == "exact", slack, num_experts, tuple(options.items())
+        axes=axes,
+        mesh=mesh,
+        exchange=exchange,
+        exact=overflow == "exact",
+        slack=slack,
+        num_experts=num_experts,
+        num_replicas=num_replicas,
+        options=tuple(options.items()),
     )
     _check(local, overflow, output)
     tokens = P(axes.tokens)
@@ -176,6 +192,10 @@ def _check(local, overflow, output):
         raise ValueError(f"exchange={local.exchange!r}; choose auto or {', '.join(exchanges)}")
     if overflow not in ("exact", "drop"):
         raise ValueError(f"overflow={overflow!r}; choose exact or drop")
+    if not 0 <= local.num_replicas <= local.num_experts:
+        raise ValueError(
+            f"num_replicas={local.num_replicas} must be in [0, {local.num_experts}] experts"
+        )
     devices = local.size(local.axes.expert)
     if local.num_experts % devices:
         raise ValueError(
@@ -193,6 +213,11 @@ def _on_device(local, x_ND, experts_NK, weights_NK, params):
     """The body of the shard_map; shapes are those of one device."""
     params = _whole_width(local, params)
     axis = local.axes.expert
+    y_hot_NO, dropped_hot, share_hot = 0, 0, 0
+    if local.num_replicas:
+        number = jnp.maximum(jnp.sum(experts_NK < local.num_experts), 1)
+        y_hot_NO, dropped_hot, experts_NK = _replicas(local, x_ND, experts_NK, weights_NK, params)
+        share_hot = 1 - jnp.sum(experts_NK < local.num_experts) / number
     if local.exchange == "all_to_all" and local.size(axis) > 1:
         y_NO, dropped = _all_to_all(local, x_ND, experts_NK, weights_NK, params)
     elif local.exchange == "all_gather" and local.size(axis) > 1:
@@ -202,7 +227,8 @@ def _on_device(local, x_ND, experts_NK, weights_NK, params):
     else:
         y_NO, dropped = _own_experts(local, x_ND, experts_NK, weights_NK, params)
         y_NO = _sum(axis, y_NO) if local.exchange == "replicated" else y_NO
-    y_NO = _sum(local.axes.tensor, y_NO)
+    y_NO = _sum(local.axes.tensor, y_NO + y_hot_NO)
+    dropped = dropped_hot * share_hot + dropped * (1 - share_hot)
     # Devices have different numbers of valid assignments; the unweighted mean is for the log.
     return y_NO, lax.pmean(dropped, tuple(local.mesh.axis_names))
 
@@ -234,6 +260,29 @@ def _whole_width(local, params):
         first = lax.axis_index(local.axes.tensor) == 0
         params = params.replace(b2=jnp.where(first, params.b2, 0))
     return params
+
+
+def _replicas(local, x_ND, experts_NK, weights_NK, params):
+    """The most loaded experts on this device's tokens, the share dropped, what remains."""
+    axis, num_local = local.axes.expert, params.w1.shape[0]
+    load_E = jnp.zeros(local.num_experts, jnp.int32).at[experts_NK].add(1, mode="drop")
+    hot_R = lax.top_k(lax.psum(load_E, local.axes.tokens), local.num_replicas)[1]
+    index_R = hot_R - num_local * lax.axis_index(axis)
+    own_R = (index_R >= 0) & (index_R < num_local)
+
+    def fetch(p):
+        mine_R = jnp.where(own_R.reshape(-1, *[1] * (p.ndim - 1)), p[index_R % num_local], 0)
+        return lax.psum(mine_R, axis)  # whose transpose sums the gradients of all devices
+
+    replica_E = jnp.full(local.num_experts + 1, local.num_replicas, jnp.int32)
+    replica_NK = replica_E.at[hot_R].set(jnp.arange(local.num_replicas))[experts_NK]
+    hot = jax.tree.map(fetch, params)
+    # The load is not known when compiling; experts this hot are taken to have twice the mean.
+    expected = 2 * experts_NK.size * local.num_replicas // local.num_experts
+    expected = min(max(expected, 1), experts_NK.size)
+    y_NO, dropped = _run(local, x_ND, replica_NK, weights_NK, hot, expected)
+    rest_NK = jnp.where(replica_NK < local.num_replicas, local.num_experts, experts_NK)
+    return y_NO, dropped, rest_NK
 
 
 def _run(local, x_ND, experts_NK, weights_NK, params, expected):

@@ -249,13 +249,46 @@ def outside_gate(x_ND, w_DE: Annotated[jax.Array, nn.initializers.ones]):
     return x_ND @ w_DE
 
 
-def test_drops_by_modality_and_row_add_up():
+def test_drops_by_modality_task_and_row_add_up():
     variables, apply, x, given = build(dispatch="capacity", capacity_factor=0.5)
     _, aux = jax.jit(functools.partial(apply, train=False))(variables, x, **given)
     routed = 2 * given["valid_N"].sum()
     assert aux.stats["dropped"] > 0.1
-    for by in ("dropped_by_modality", "dropped_by_row"):
+    for by in ("dropped_by_modality", "dropped_by_task", "dropped_by_row"):
         np.testing.assert_allclose(aux.stats[by].sum() / routed, aux.stats["dropped"], rtol=1e-6)
+
+
+def test_coactivation_only_in_evaluation():
+    """The diagonal counts visits, off it every pair of a token's experts twice."""
+    variables, apply, x, given = build(top_k=3)
+    _, aux = apply(variables, x, **given, train=False)
+    pairs = aux.stats["coactivation"]
+    np.testing.assert_array_equal(np.diag(pairs), aux.stats["by_modality"].sum(0))
+    assert pairs.sum() == 3 * 3 * given["valid_N"].sum()
+    train = jax.eval_shape(functools.partial(apply, train=True), variables, x, **given, rngs=RNGS)
+    assert "coactivation" not in train[1].stats
+
+
+@pytest.mark.parametrize("output", [None, "softmax"])
+def test_shared_experts_are_added_for_every_valid_token(output):
+    variables, apply, x, given = build(num_shared=2, activation="relu", output=output, out=3)
+    params = dict(variables["params"])
+    shared = params.pop("shared")
+    assert {k: v.shape for k, v in shared.items()} == {
+        "w1": (2, D, 5),
+        "b1": (2, 5),
+        "w2": (2, 5, 3),
+        "b2": (2, 3),
+    }
+    _, routed, _, _ = build(activation="relu", output=output, out=3)
+    y, _ = apply(variables, x, **given, train=False)
+    without, _ = routed({"params": params}, x, **given, train=False)
+    want = np.zeros((N, 3))
+    for w1, b1, w2, b2 in zip(*(shared[n] for n in ("w1", "b1", "w2", "b2")), strict=True):
+        one = np.maximum(x @ w1 + b1, 0) @ w2 + b2
+        want += one if output is None else jax.nn.softmax(one, axis=-1)
+    want = np.where(given["valid_N"][:, None], want, 0)
+    np.testing.assert_allclose(y - without, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -264,3 +297,46 @@ def test_16384_experts_train():
     layer = MoE(num_experts=16_384, top_k=2, hidden=8, gate="laplace", router="noisy_top_k")
     losses = train_steps(layer, width=64, num_tokens=2048, steps=20)
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
+
+
+ONE_GATE_EACH = [  # and the modality of each position in a row
+    ({"sharing": "permod", "router": "noisy_top_k"}, (0, 1, 2, 0, 1, 2)),
+    ({"sharing": "permod", "router": "hierarchical", "top_k": 1}, (2, 0, 0, 1, 0, 1)),
+    ({"sharing": "permod", "router": "sinkhorn", "gate": "linear"}, (1, 0, 0, 0, 0, 1)),
+    ({"sharing": "disjoint", "router": "loss_free", "gate": "cosine"}, (2, 0, 0, 1, 0, 1)),
+]
+
+
+@pytest.mark.parametrize(("fields", "order"), ONE_GATE_EACH)
+def test_a_modality_known_to_the_program_changes_nothing(fields, order):
+    """As a NumPy array every gate routes its own tokens; traced, every gate routes all tokens.
+
+    Outputs, losses, statistics and gradients agree, with equally and unequally many tokens per
+    modality and with a modality that has none.
+    """
+    variables, apply, x, given = build(**fields, losses=("importance", "z"))
+    given["modality_N"] = np.tile(np.array(order), B)
+    if fields["router"] == "noisy_top_k":
+        given["noise_NE"] = np.random.default_rng(2).normal(size=(N, E)).astype(np.float32)
+
+    def run(params, x, modality_N):
+        inputs = given | {"modality_N": modality_N}
+        y, aux = apply({"params": params}, x, **inputs, train=True, rngs=RNGS)
+        return (y**2).sum() + sum(aux.losses.values()), (y, aux)
+
+    run = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)
+    own = jax.jit(functools.partial(run, modality_N=given["modality_N"]))(variables["params"], x)
+    everyone = jax.jit(run)(variables["params"], x, given["modality_N"])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), own, everyone)
+
+
+def test_every_modality_draws_its_own_noise():
+    """A key is split over the gates: equal tokens of two modalities get different noise."""
+    variables, apply, x, given = build(
+        sharing="permod", gate="noisy_linear", losses=("z",), top_k=1, num_modalities=2
+    )
+    params = jax.tree.map(np.zeros_like, variables["params"])  # sigma = log 2, no signal
+    given |= {"valid_N": np.ones(N, bool), "modality_N": np.arange(N) % 2}
+    _, aux = apply({"params": params}, x, **given, train=True, rngs=RNGS)
+    first, second = np.asarray(aux.stats["by_modality"])
+    assert np.any(first != second)

@@ -103,6 +103,27 @@ def test_loss_and_gradients_equal_one_device(sizes, exchange):
         assert_equal(run(inputs(load)), one_device(inputs(load)))
 
 
+@pytest.mark.parametrize("exchange", ["all_to_all", "all_gather"])
+def test_replicas_of_hot_experts_change_nothing(exchange):
+    """Experts 0 and 1 have all first choices of 'skewed'; of 'none' nobody is hot."""
+    run, compiled = on_mesh(MESHES[0][0], exchange, num_replicas=2)
+    for load in ("random", "skewed", "none"):
+        assert_equal(run(inputs(load)), one_device(inputs(load)))
+    # What is fetched and summed back is 2 experts, not all 16 or a device's 4.
+    found = entry_collectives(compiled)
+    fetched = [s for kind, s in found if kind == "all-reduce" and s == f"f32[2,{D},{F}]"]
+    assert len(fetched) == 2
+
+
+def test_replicas_empty_the_buckets():
+    """Dropping, the hot experts' rows overflow their device's bucket; replicated they do not."""
+    lost = [
+        float(on_mesh(*MESHES[0], overflow="drop", num_replicas=r)[0](inputs("skewed"))[1])
+        for r in (0, 2)
+    ]
+    assert lost[1] < 0.5 * lost[0]
+
+
 def entry_collectives(compiled):
     """[(kind, shape)] of the program outside its loops, as ('all-to-all', 'f32[1,8,8]')."""
     kinds = "all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute"
@@ -221,5 +242,7 @@ def test_what_cannot_be_split_is_refused():
         apply(params, mesh=mesh_of(expert=3))
     with pytest.raises(ValueError, match="exchange='ring'"):
         apply(params, mesh=mesh_of(expert=2), exchange="ring")
+    with pytest.raises(ValueError, match=r"num_replicas=17 must be in \[0, 16\]"):
+        apply(params, mesh=mesh_of(expert=2), num_replicas=17)
     with pytest.raises(ValueError, match="needs whole expert outputs"):
         apply(params, mesh=mesh_of(tensor=2), output=jnp.tanh)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m4.moe import routing
+from m4.moe import diagnostics, routing
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 DRAWS, N, E, G = 250, 8, 6, 3
@@ -173,6 +173,67 @@ def test_router_laws(name, k, normalise):
 @pytest.mark.parametrize(("name", "k", "normalise"), CASES)
 def test_router_laws_on_many_draws(name, k, normalise):
     check(name, k, normalise, MANY)
+
+
+@functools.cache
+def capacity_checker(strategy, factor):
+    """Laws of a limited capacity, for choices of any skew with any number of tokens invalid."""
+    capacity = int(np.ceil(factor * N * 2 / E))
+
+    def one(key, skew, share):
+        k1, k2 = jax.random.split(key)
+        score = jax.random.gumbel(k1, (N, E)) - skew * jnp.arange(E)
+        valid = jax.random.uniform(k2, (N,)) < share
+        r = routing.top_k(score, valid, k=2)
+        lost = diagnostics.unserved(r, strategy=strategy, capacity_factor=factor)
+        served = jnp.where(lost.experts < E, E, r.experts)
+        load, dropped = (jnp.bincount(e.ravel(), length=E + 1)[:E] for e in (served, lost.experts))
+        best = r.weights.max(-1)
+        # A first choice that is dropped was preferred by no kept first choice of lower rank.
+        first_lost, first_kept = lost.experts[:, :1] < E, (served[:, :1] < E).T
+        same = r.experts[:, :1] == r.experts[:, 0]
+        order = -best if strategy == "capacity_prioritised" else jnp.arange(N)
+        return {
+            "capacity is never exceeded": load <= capacity,
+            "kept + dropped = valid": (load + dropped).sum() == 2 * valid.sum(),
+            "only a full expert drops": (dropped == 0) | (load == capacity),
+            "in order": ~(first_lost & first_kept & same) | (order[:, None] >= order),
+        }
+
+    def many(seed, skew, share):
+        laws = jax.vmap(one, in_axes=(0, None, None))
+        keys = jax.random.split(jax.random.key(seed), DRAWS)
+        return jax.tree.map(jnp.all, laws(keys, skew, share))
+
+    return jax.jit(many)
+
+
+def check_capacity(strategy, factor, examples):
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    @given(
+        seed=st.integers(0, 2**31 - 1),
+        skew=st.sampled_from([0.0, 0.3, 3.0]),
+        share=st.sampled_from([0.0, 0.5, 1.0]),
+    )
+    def laws(**draw):
+        found = capacity_checker(strategy, factor)(**draw)
+        assert all(found.values()), [law for law, holds in found.items() if not holds]
+
+    laws()
+
+
+CAPACITIES = [("capacity", 0.5), ("capacity", 1.25), ("capacity_prioritised", 0.8)]
+
+
+@pytest.mark.parametrize(("strategy", "factor"), CAPACITIES)
+def test_capacity_laws(strategy, factor):
+    check_capacity(strategy, factor, QUICK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "factor"), CAPACITIES)
+def test_capacity_laws_on_many_draws(strategy, factor):
+    check_capacity(strategy, factor, MANY)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6])
