@@ -70,6 +70,7 @@ class SharedExperts(nn.Module):
     num: int
     hidden: int
     out: int
+    kernel_init: nn.initializers.Initializer | None = None
 
     @nn.compact
     def __call__(self, x_ND: Array, *, activation, output=None) -> Array:

@@ -205,7 +205,7 @@ class MoE(nn.Module):
         y_NO, dropped = self._routed(x_ND, routing, params, functions)
         if self.num_shared:
             shared = experts.SharedExperts(
-                self.num_shared, self.hidden, y_NO.shape[-1], name="shared"
+                self.num_shared, self.hidden, y_NO.shape[-1], self.kernel_init, name="shared"
             )
             y_NO += shared(x_ND, **functions)
         return y_NO, dropped
