@@ -78,7 +78,7 @@ class SharedExperts(nn.Module):
         sizes = shapes(self.num, x_ND.shape[-1], self.hidden, self.out)
         params = ExpertParams(
             **{
-                name: self.param(name, init(name, shared=True), size)
+                name: self.param(name, init(name, self.kernel_init, shared=True), size)
                 for name, size in sizes.items()
             }
         )

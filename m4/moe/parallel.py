@@ -142,8 +142,6 @@ def apply_experts(
     options = {"strategy": strategy, "capacity_factor": capacity_factor}
     options |= {"activation": activation, "output": output}
     num_experts = params.w1.shape[0]
-    if exchange == "replicated" or devices == 1:
-        num_replicas = 0  # no token travels
     local = Local(
         axes=axes,
         mesh=mesh,
@@ -151,19 +149,12 @@ def apply_experts(
         exact=overflow == "exact",
         slack=slack,
         num_experts=num_experts,
-        num_replicas=num_replicas,
+        num_replicas=0 if exchange == "replicated" or devices == 1 else num_replicas,
         options=tuple(options.items()),
     )
     _check(local, overflow, output)
     tokens = P(axes.tokens)
-    padding = -x_ND.shape[0] % math.prod(map(local.size, axes.tokens))
-    rows = (x_ND, routing.experts, routing.weights)
-    fills = (0, num_experts, 0)
-    if padding:
-        rows = tuple(
-            jnp.pad(a, ((0, padding), (0, 0)), constant_values=fill)
-            for a, fill in zip(rows, fills, strict=True)
-        )
+    rows = _pad(local, (x_ND, routing.experts, routing.weights), (0, num_experts, 0))
     run = jax.shard_map(
         partial(_on_device, local),
         mesh=mesh,
@@ -174,6 +165,17 @@ def apply_experts(
     )
     y_NO, dropped = run(*rows, params)
     return y_NO[: x_ND.shape[0]], dropped
+
+
+def _pad(local, arrays, fills):
+    """Further rows, so that they divide over the devices."""
+    padding = -arrays[0].shape[0] % math.prod(map(local.size, local.axes.tokens))
+    if not padding:
+        return arrays
+    return tuple(
+        jnp.pad(a, ((0, padding), (0, 0)), constant_values=fill)
+        for a, fill in zip(arrays, fills, strict=True)
+    )
 
 
 def choose_exchange(k: int, num_devices: int, slack: float = 1.25) -> Exchange:
