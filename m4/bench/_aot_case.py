@@ -71,15 +71,17 @@ def model_bytes(shape, tokens, case):
 
     Arguments and results stand beside each other: weights and their gradients, tokens with their
     weights and choices. On top comes what is alive where the gradient passes the second matrix:
-    three arrays of hidden rows, three of received rows, K + 1 of tokens. (The transposed copy of
-    the matrix made there fits the place of its gradient, which is not there yet.)
+    its transposed copy, four arrays of hidden rows (before the bias, the bias of each row, after
+    the activation, the gradient), three of received rows and a fourth that the compiler keeps
+    beside them, and K + 1 of tokens. A compiler that reuses the place of a result needs less.
     """
     devices, k = shape[1], case["top_k"]
     size, width, hidden = jnp.dtype(case["dtype"]).itemsize, case["dim"], case["hidden"]
     weights = case["experts"] // devices * (2 * width * hidden + hidden + width) * size
     held = 2 * (weights + tokens * (width * size + 4 * k)) + 4 * k * tokens
+    matrix = case["experts"] // devices * width * hidden
     rows = devices * parallel.bucket_rows(tokens, k, devices, SLACK)
-    return held + size * (3 * rows * (hidden + width) + (k + 1) * tokens * width)
+    return held + size * (matrix + 4 * rows * (hidden + width) + (k + 1) * tokens * width)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ A case is CHIPSxEXPERTS. Every case is compiled in a process of its own and chec
 - every gradient is split like its parameter;
 - peak memory within 5 % of the cost model (`_aot_case.model_bytes`).
 
-Exit code 0 if all hold, 1 if one fails; without libtpu it says so and returns 0.
+Exit code 0 if all hold, 1 if one fails; without libtpu it says so and returns 0. Versions matter:
+with jax 0.10.2 use libtpu 0.0.48. Under 0.0.45 `ragged_dot` is expanded on v6e, and jax cannot
+print what 0.0.52 compiles.
 """
 
 import argparse
