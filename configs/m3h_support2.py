@@ -8,7 +8,8 @@
 | `:tiny` | the same file, six steps of a small model           | M4_RAW_DIR/support2        |
 
 Without other models' scores and physicians' estimates. One run tests one of five folds; out-of-fold
-results need `--config.data.options.fold=0` to 4. Expected numbers: `docs/methods/m3h.md`.
+results need `--config.data.options.fold=0` to 4. Hospital death, five folds pooled: AUROC 0.844,
+AUPRC 0.661; 40 s of one core per fold, without compiling. More: `docs/methods/m3h.md`.
 """
 
 import ml_collections

@@ -8,7 +8,7 @@
 | `:all`  | the same with five views as tables            | M4_RAW_DIR/uci-mfeat   |
 | `:tiny` | pixels, six steps of a small model            | M4_RAW_DIR/uci-mfeat   |
 
-Not clinical: a check on real images. Expected numbers: `docs/methods/m4oe.md`.
+Not clinical: a check on real images. No reference number yet.
 """
 
 import ml_collections

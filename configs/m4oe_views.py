@@ -7,7 +7,7 @@
 | (none)  | 2,000 patients, 32 x 32 pixels           | none      |
 | `:tiny` | 120 patients, 16 x 16 pixels, six steps  | none      |
 
-Expected numbers: `docs/methods/m4oe.md`.
+No reference number yet.
 """
 
 import ml_collections
