@@ -40,7 +40,11 @@ def setup(case):
 
 def _timed(compiled, args):
     """A run that blocks, and frees its results before it returns."""
-    return lambda: jax.block_until_ready(compiled(*args)) and None
+
+    def run():
+        jax.block_until_ready(compiled(*args))
+
+    return run
 
 
 def _dense(case, arrays, dtype, devices):
