@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
+from m4.interop import fusemoe as fusemoe_table
 from m4.methods import fusemoe
 from m4.methods.fusemoe import PatientMoE, mixing_flatten, mixing_unflatten
 from m4.moe.layer import MoE
@@ -35,14 +36,19 @@ def det(shape, phase, scale):
     return (scale * np.sin(1.7 * n + phase)).reshape(shape).astype(np.float32)
 
 
-def golden_params(inputs, outputs, gates, experts_per_gate):
-    """Torch stores kernels (out, in); gates and noise are (in, experts)."""
-    num = range(4)
-    return {
-        "w1": np.stack([det((5, inputs), 0.3 + e, 0.5).T for e in num]),
-        "b1": np.stack([det((5,), 0.7 + e, 0.1) for e in num]),
-        "w2": np.stack([det((outputs, 5), 1.1 + e, 0.5).T for e in num]),
-        "b2": np.stack([det((outputs,), 1.9 + e, 0.1) for e in num]),
+def golden_params(inputs, outputs, gates, experts_per_gate, sharing="joint"):
+    """The authors' tensors through their table; it has no untrained gates, so those are added."""
+    layout = {"num_experts": 4, "router": sharing, "gate": "laplace"}
+    entries = fusemoe_table.experts("moe", "moe", list(range(gates)), **layout)
+    names = [entry.names for entry in entries[:4]]
+    state = {}
+    for e in range(4):
+        state[names[0][e]] = det((5, inputs), 0.3 + e, 0.5)
+        state[names[1][e]] = det((5,), 0.7 + e, 0.1)
+        state[names[2][e]] = det((outputs, 5), 1.1 + e, 0.5)
+        state[names[3][e]] = det((outputs,), 1.9 + e, 0.1)
+    params = {e.path.split("/")[1]: e.join([state[n] for n in e.names]) for e in entries[:4]}
+    return params | {
         "gate": np.stack([det((4, experts_per_gate), 0.2 + m, 0.8) for m in range(gates)]),
         "router_noise": np.stack([det((4, experts_per_gate), 2.2 + m, 0.3) for m in range(gates)]),
     }
@@ -114,7 +120,7 @@ TWO = np.stack([X, det((3, 4), 4.5, 1.0)], axis=1)[:, :, None]  # B M Q D
 
 def test_permod_router_golden_vector(monkeypatch):
     # Routed units in order (patient, modality); both modalities see the same noise.
-    params, noise = golden_params(4, 8, 2, 4), np.repeat(NOISE, 2, axis=0)
+    params, noise = golden_params(4, 8, 2, 4, "permod"), np.repeat(NOISE, 2, axis=0)
     y_BMQD, aux = run_golden(monkeypatch, TWO, params, noise=noise, sharing="permod")
     expected = [
         -4.167168, -4.421358, -3.849445, -4.095094, -4.564632, -3.892851, -4.011136, -4.461858,
@@ -124,7 +130,10 @@ def test_permod_router_golden_vector(monkeypatch):
 
 
 def test_disjoint_router_golden_vector(monkeypatch):
-    params, noise = golden_params(4, 8, 2, 2), np.repeat(det((3, 2), 3.3, 1.0), 2, axis=0)
+    params, noise = (
+        golden_params(4, 8, 2, 2, "disjoint"),
+        np.repeat(det((3, 2), 3.3, 1.0), 2, axis=0),
+    )
     y_BMQD, aux = run_golden(monkeypatch, TWO, params, noise=noise, sharing="disjoint", top_k=1)
     expected = [
         -3.719207, -4.960048, -3.856046, -3.841114, -4.863641, -3.776390, -4.129161, -4.645640,

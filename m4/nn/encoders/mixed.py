@@ -60,12 +60,12 @@ def order(data: DataSpec) -> list[int]:
 
     def rank(i):
         m = data.modalities[i]
-        return KINDS.index(m.kind), _limit(m) if m.kind == "series" else 0
+        return KINDS.index(m.kind), length_limit(m) if m.kind == "series" else 0
 
     return sorted(range(len(data.modalities)), key=rank)
 
 
-def _limit(m: ModalitySpec) -> int:
+def length_limit(m: ModalitySpec) -> int:
     """The smallest power of 4, from 16, that holds the series."""
     return 4 ** max(2, math.ceil(math.log(m.length, 4) - 1e-9))
 
@@ -76,9 +76,9 @@ def gather(data: DataSpec, batch: Batch) -> Inputs:
         kind: {m.name: batch.inputs[m.name] for m in data.modalities if m.kind == kind}
         for kind in KINDS
     }
-    limits = sorted({_limit(data.modality(name)) for name in streams["series"]})
+    limits = sorted({length_limit(data.modality(name)) for name in streams["series"]})
     series = {
-        limit: [s for n, s in streams["series"].items() if _limit(data.modality(n)) == limit]
+        limit: [s for n, s in streams["series"].items() if length_limit(data.modality(n)) == limit]
         for limit in limits
     }
     return Inputs(

@@ -1,0 +1,1 @@
+"""The authors' PyTorch checkpoints, into m4 and back; see docs/interop.md."""

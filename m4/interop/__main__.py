@@ -1,0 +1,163 @@
+"""`python -m m4.interop import --method=fusemoe --torch=ckpt.pt --config=... --out=DIR`."""
+
+import dataclasses
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from flax import traverse_util
+
+from m4 import config as configs
+from m4.errors import ConfigError, UserError
+from m4.interop import convert, files, fusemoe
+from m4.interop.table import Layout
+from m4.modes import eval as eval_mode
+from m4.modes import setup as setups
+from m4.train import workdir
+from m4.train.checkpoint import Checkpoints
+
+LAYOUTS = {"fusemoe": fusemoe.layout}
+USAGE = """usage: python -m m4.interop import --method=NAME --torch=FILE --config=FILE --out=DIR
+       python -m m4.interop export --method=NAME --torch=FILE --workdir=DIR [--config=...]
+
+  --method        fusemoe
+  --torch         the PyTorch file: .safetensors, or anything that torch.load reads
+  --config        FILE[:VARIANT] as of m4.main, with --config.a.b=v for single fields
+  --out           new work directory for `m4.main --mode=eval --workdir=DIR`
+  --workdir       work directory whose best checkpoint is exported
+
+exit codes: 0 done, 2 usage or configuration, 3 the file does not fit (nothing is written),
+            4 no usable checkpoint, 6 could not save"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A parsed command line."""
+
+    command: str
+    method: str
+    file: Path
+    flags: configs.Flags
+
+    @property
+    def folder(self) -> Path:
+        """The work directory read or written."""
+        assert self.flags.workdir is not None
+        return self.flags.workdir
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs one command and returns its exit code; a UserError becomes lines on stderr."""
+    os.umask(0o077)
+    if not args or "--help" in args:
+        print(USAGE)
+        return 0 if args else 2
+    try:
+        job = parse(args)
+        config = configs.load(job.flags)
+        check(config, job)
+        {"import": import_, "export": export}[job.command](config, job)
+    except UserError as error:
+        if "--debug" in args:
+            traceback.print_exc()
+        print(*error.lines(), sep="\n", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def parse(args: Sequence[str]) -> Job:
+    """Arguments -> Job. Raises ConfigError."""
+    command, *rest = args
+    if command not in ("import", "export"):
+        raise ConfigError(f"{command}: must be import or export; see --help")
+    folder = {"import": "out", "export": "workdir"}[command]
+    own = dict.fromkeys(("method", "torch", folder), "")
+    others = []
+    for arg in rest:
+        name, _, value = arg.removeprefix("--").partition("=")
+        if arg.startswith("--") and name in own:
+            own[name] = value
+        else:
+            others.append(arg)
+    lines = [f"--{name}: is missing, --{name}=..." for name, value in own.items() if not value]
+    if own["method"] and own["method"] not in LAYOUTS:
+        lines.append(f"--method={own['method']}: must be one of {', '.join(LAYOUTS)}")
+    if lines:
+        raise ConfigError(*lines)
+    flags = configs.parse([*others, f"--workdir={own[folder]}"])
+    if command == "import" and flags.config is None:
+        raise ConfigError("--config: is missing, --config=FILE[:VARIANT]")
+    return Job(command, own["method"], Path(own["torch"]).expanduser(), flags)
+
+
+def check(config: ml_collections.ConfigDict, job: Job) -> None:
+    """Raises ConfigError if the configuration is of another method, or not the released one."""
+    lines = []
+    if config.method.name != job.method:
+        lines.append(f"--method={job.method}: but method.name={config.method.name!r}")
+    elif config.method.fidelity != "released":
+        lines.append(
+            f"method.fidelity={config.method.fidelity!r}: the authors' weights fit 'released' only;"
+            " add --config.method.fidelity=released"
+        )
+    taken = job.folder / "checkpoints" if job.command == "import" else job.file
+    if taken.exists():
+        flag = "--out" if job.command == "import" else "--torch"
+        lines.append(f"{flag}: {taken} exists; choose another")
+    if lines:
+        raise ConfigError(*lines)
+
+
+def import_(config: ml_collections.ConfigDict, job: Job) -> None:
+    """Writes a work directory with the file's weights as its best checkpoint."""
+    if not job.file.is_file():  # before data are built
+        files.read(job.file)
+    setup, layout, shapes = _setup(config, job)
+    tensors = files.read(job.file, root=layout.root)
+    arrays = convert.to_m4(layout, tensors, _flat(shapes), str(job.file))
+    params = traverse_util.unflatten_dict(arrays, sep="/")
+    params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, shapes)
+    with workdir.locked(job.folder):
+        workdir.write_atomic(job.folder / "config.json", configs.to_json(config))
+        manifest = (setup.data / "manifest.json").read_text()
+        workdir.write_atomic(job.folder / "data.json", manifest)
+        best = Checkpoints(job.folder / "checkpoints/best", keep=1)
+        note = {"seed": config.seed, "data": setup.data.name, "step": 0, "value": None}
+        try:
+            best.save(0, {"params": params}, note | {"imported": job.file.name})
+            best.wait()
+        finally:
+            best.close()
+    print(f"{len(tensors)} tensors -> {len(arrays)} arrays in {job.folder}")
+    for why, count in convert.dropped(layout, tensors).items():
+        print(f"not taken: {count} tensors: {why}")
+
+
+def export(config: ml_collections.ConfigDict, job: Job) -> None:
+    """Writes the best checkpoint of a work directory under the authors' names."""
+    setup, layout, _ = _setup(config, job)
+    params = jax.device_get(eval_mode.best_params(setup, job.folder))
+    tensors = convert.to_torch(layout, _flat(params))
+    files.write(job.file, tensors, sections=layout.sections)
+    print(f"{len(tensors)} tensors in {job.file}")
+    for pattern, why in layout.ignored.items():
+        print(f"not written: {pattern}: {why}")
+
+
+def _setup(config, job: Job) -> tuple[setups.Setup, Layout, Any]:
+    """The run's objects, the release's layout and the shapes of the parameters."""
+    setups.use_cache(job.folder)
+    setup = setups.make(config, setups.prepare(config))
+    return setup, LAYOUTS[job.method](setup.method), setup.state.eval_params
+
+
+_flat = functools.partial(traverse_util.flatten_dict, sep="/")
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
