@@ -7,6 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/fusemoe_mimic.py:synthetic
 WORKDIR ?= runs/demo
+JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test lint format lock clean
@@ -16,7 +17,7 @@ demo: $(VENV)/installed
 	@echo "open $(WORKDIR)/report.html"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
