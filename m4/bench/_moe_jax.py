@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from m4.bench import _program
+from m4.bench import _moe_router, _program
 from m4.bench._moe_case import make_case
 from m4.bench._worker import serve
 from m4.moe import dispatch, experts, parallel
@@ -30,7 +30,9 @@ def setup(case):
         variants[strategy], facts[strategy] = _layer(case, arrays, dtype, strategy, split)
     if case["gate"]:
         variants["gated"] = _gated(case, arrays, dtype)
-        variants["router"], variants["router_bound"] = _router(case, arrays)
+        x = jnp.asarray(arrays["x"])
+        variants["router"] = _moe_router.router(case, case["gate"], x)
+        variants["router_bound"] = _moe_router.bound(case, x)
     for _ in range(2):
         for run in variants.values():
             run()
@@ -128,32 +130,6 @@ def _gated(case, arrays, dtype):
         )
     )
     return _timed(step.lower(variables, x).compile(), (variables, x))
-
-
-def _router(case, arrays):
-    """Forward of gate and top-k, and its bound: one matmul and one pass over [T, E]."""
-    from m4.moe import declare, routing
-    from m4.resolve import resolve
-
-    gate = resolve(case["gate"], "m4.moe.gates")
-    dims = {"D": case["dim"], "E": case["experts"], "R": 8, "Q": 0, "G": 1}
-    keys = iter(jax.random.split(jax.random.key(0), 9))
-    params = {
-        name: init(next(keys), shape)
-        for name, (shape, init) in declare.parameters(gate, dims).items()
-    }
-    x = jnp.asarray(arrays["x"])
-    w = jax.random.normal(next(keys), (case["dim"], case["experts"]))
-    valid = jnp.ones(x.shape[0], bool)
-
-    def route(x, params):
-        logits = declare.call(gate, x, options={}, **params)
-        chosen = routing.top_k(logits, valid, k=case["top_k"])
-        return chosen.experts, chosen.weights
-
-    bound = jax.jit(lambda x, w: jnp.max(x @ w, axis=1)).lower(x, w).compile()
-    compiled = jax.jit(route).lower(x, params).compile()
-    return _timed(compiled, (x, params)), _timed(bound, (x, w))
 
 
 def _mesh(devices):

@@ -1,6 +1,7 @@
 """The MoE layer, forward + backward, against a dense bound and torch rivals in the same run.
 
     python -m m4.bench moe --experts=8,64,256,1024 --json=moe.json
+    python -m m4.bench moe --part=router --gate=linear,laplace --experts=64,256,1024
     python -m m4.bench moe --mesh=2x4          # collectives of the compiled program
     python -m m4.bench moe --rows_per_expert=32 --experts=64,256,1024    # growth in E
 
@@ -11,6 +12,9 @@ of them alike. Bounds and rivals:
   one host device per core);
 - torch_loop, torch_sorted: a loop over experts with one gather and one index-add, and grouped
   matmuls (`--torch_python` names an interpreter with torch; without torch they are null).
+
+`--part=router` times gate, top-k and weights, forward, against one matmul [T, D] x [D, E] and one
+pass over its result (the maximum of every row).
 
 On a CPU the experts are split over one host device per core where a matmul of one expert is too
 small for several cores (`--split` overrides). Wall times need an otherwise idle machine;
@@ -53,6 +57,9 @@ def main(argv: list[str]) -> None:
     if args.mesh:
         _in_child("m4.bench._moe_mesh", json.dumps(vars(args)), math.prod(args.mesh))
         return
+    if args.part == "router":
+        _write(router_rows(args), args.json)
+        return
     rows = []
     workers = _start(args)
     try:
@@ -64,10 +71,14 @@ def main(argv: list[str]) -> None:
             worker.close()
     if args.rows_per_expert and len(args.experts) > 1:
         print(f"log-log slope of the time per row in E: {growth(rows):+.3f}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+    _write(rows, args.json)
     if args.plot:
         plot(rows, args.plot)
+
+
+def _write(rows, file):
+    if file:
+        Path(file).write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def _parser():
@@ -83,6 +94,7 @@ def _parser():
     parser.add_argument("--top_k", type=int, default=2)
     parser.add_argument("--experts", type=numbers, default=[8, 64, 256])
     parser.add_argument("--strategy", type=lambda s: s.split(","), default=["auto"])
+    parser.add_argument("--part", default="layer", choices=["layer", "router"])
     parser.add_argument("--gate", default="", help="also time the layer with this gate, and it")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=7, help="rounds")
@@ -160,6 +172,36 @@ def measure(workers: dict[str, Worker], case: dict[str, Any], repeats: int) -> l
     times = {variant: [r[variant][clock] for r in rounds] for variant in owner}
     dense = min((v for v in owner if v.startswith("dense_")), key=lambda v: min(times[v]))
     return [_row(strategy, times, dense, about, case, clock) for strategy in case["strategies"]]
+
+
+def router_rows(args: argparse.Namespace) -> list[dict]:
+    """One row per E and gate: gate, top-k and weights over the bound, from the same rounds."""
+    env = _environment(args.cores, args.malloc)
+    worker = Worker([sys.executable, "-m", "m4.bench._moe_router"], env, args.cores)
+    gates = (args.gate or "linear").split(",")
+    clock = "cpu" if args.cores == 1 else "wall"
+    case = {name: getattr(args, name) for name in ("tokens", "dim", "top_k", "seed")}
+    rows = []
+    print("experts gate            bound ms  / bound  [min-max]")
+    try:
+        for num_experts in args.experts:
+            about = worker.ask(case=case | {"experts": num_experts, "gates": gates})
+            names = about.pop("variants")
+            rounds = [{n: worker.ask(run=n)[clock] for n in names} for _ in range(args.repeats)]
+            base = statistics.median(r["bound"] for r in rounds)
+            for gate in gates:
+                ratios = [r[gate] / r["bound"] for r in rounds]
+                row = {"experts": num_experts, "gate": gate, "bound_seconds": base}
+                row |= {"ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)]}
+                rows.append(row | {"clock": clock, "case": case} | about)
+                print(
+                    f"{num_experts:7d} {gate:15s} {1e3 * base:8.2f} {row['ratio']:8.2f}"
+                    f"  [{min(ratios):.2f}-{max(ratios):.2f}]",
+                    flush=True,
+                )
+    finally:
+        worker.close()
+    return rows
 
 
 def _check_losses(about, case):

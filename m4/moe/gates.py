@@ -251,9 +251,10 @@ def _squared_distance(x_ND, w_DE):
 
     So a token on its centre is at distance 0 exactly, and no gradient is divided by noise.
     """
-    norms_NE = jnp.sum(x_ND**2, -1, keepdims=True) + jnp.sum(w_DE**2, 0)
-    rounding = 4.0 * jnp.finfo(norms_NE.dtype).eps
-    return jnp.maximum((1.0 - rounding) * norms_NE - 2.0 * _matmul(x_ND, w_DE), 0.0)
+    shrink = 1.0 - 4.0 * jnp.finfo(x_ND.dtype).eps
+    # Scaled before they meet: every operation saved here is one on all of [N, E].
+    norms_NE = shrink * jnp.sum(x_ND**2, -1, keepdims=True) + shrink * jnp.sum(w_DE**2, 0)
+    return jnp.maximum(norms_NE - _matmul(x_ND, 2.0 * w_DE), 0.0)
 
 
 @jax.custom_jvp

@@ -50,8 +50,7 @@ def _in_two_stages(scores_NE, *, k):
     padding = ((0, 0), (0, num_blocks * size - num_experts))
     padded_NE = jnp.pad(scores_NE, padding, constant_values=-jnp.inf)
     scores_NGJ = rearrange(padded_NE, "n (g j) -> n g j", j=size)
-    blocks_NK = _in_rounds(_ordered(scores_NGJ).max(-1), min(k, num_blocks))
-    blocks_NK = jnp.sort(blocks_NK, axis=-1)
+    blocks_NK = _ascending(_in_rounds(_ordered(scores_NGJ).max(-1), min(k, num_blocks)))
     within_NKJ = jnp.take_along_axis(scores_NGJ, blocks_NK[:, :, None], axis=1)
     best_NK = _in_rounds(_ordered(rearrange(within_NKJ, "n k j -> n (k j)")), k)
     return jnp.take_along_axis(blocks_NK, best_NK // size, axis=1) * size + best_NK % size
@@ -65,6 +64,16 @@ def _in_rounds(keys_NE, k):
         chosen.append(jax.lax.argmax(keys_NE, 1, jnp.int32))
         keys_NE = jnp.where(expert_E == chosen[-1][:, None], LOWEST, keys_NE)
     return jnp.stack(chosen, axis=-1)
+
+
+def _ascending(index_NK):
+    """Sorted rows, by exchanges: for a few columns `jnp.sort` costs as much as a search."""
+    columns = list(index_NK.T)
+    for last in range(len(columns) - 1, 0, -1):
+        for i in range(last):
+            low, high = columns[i], columns[i + 1]
+            columns[i], columns[i + 1] = jnp.minimum(low, high), jnp.maximum(low, high)
+    return jnp.stack(columns, axis=-1)
 
 
 def _ordered(scores):

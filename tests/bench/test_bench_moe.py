@@ -96,6 +96,16 @@ def test_rows_name_bound_rivals_and_memory(tmp_path, capsys):
     assert "experts split strategy" in capsys.readouterr().out
 
 
+def test_the_router_is_timed_against_its_bound(tmp_path, capsys):
+    path = tmp_path / "router.json"
+    sizes = ["--tokens=64", "--dim=8", "--top_k=2", "--experts=32", "--repeats=1", "--cores=1"]
+    moe.main(["--part=router", "--gate=linear,laplace", *sizes, f"--json={path}"])
+    rows = json.loads(path.read_text())
+    assert [(row["experts"], row["gate"]) for row in rows] == [(32, "linear"), (32, "laplace")]
+    assert all(row["ratio"] > 0 and row["spread"][0] <= row["ratio"] for row in rows)
+    assert "/ bound" in capsys.readouterr().out
+
+
 def test_impossible_options_are_named():
     with pytest.raises(ConfigError, match="--top_k=2"):
         moe.main(["--experts=1"])

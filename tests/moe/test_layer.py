@@ -340,3 +340,16 @@ def test_every_modality_draws_its_own_noise():
     _, aux = apply({"params": params}, x, **given, train=True, rngs=RNGS)
     first, second = np.asarray(aux.stats["by_modality"])
     assert np.any(first != second)
+
+
+@pytest.mark.parametrize("gate", ["linear", "laplace"])
+def test_the_size_of_the_program_does_not_depend_on_the_number_of_experts(gate):
+    def size(num_experts):
+        layer = MoE(num_experts=num_experts, top_k=2, hidden=8, gate=gate, dispatch="dropless")
+        given = {"valid_N": jnp.ones(256, bool), "train": True}
+        x_ND = jax.ShapeDtypeStruct((256, 4), jnp.float32)
+        variables = jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, **given), x_ND)
+        loss = lambda v, x: jnp.sum(layer.apply(v, x, **given)[0] ** 2)  # noqa: E731
+        return len(jax.jit(jax.grad(loss, (0, 1))).lower(variables, x_ND).as_text())
+
+    assert abs(size(4096) / size(64) - 1) < 0.05

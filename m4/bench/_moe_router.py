@@ -1,0 +1,60 @@
+"""Gate, top-k and weights against their bound: the worker of `m4.bench.moe --part=router`."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from m4.bench._worker import serve
+from m4.moe import declare, routing
+from m4.resolve import resolve
+
+
+def setup(case):
+    """The bound, and one variant per gate; all forward."""
+    x_ND = jax.random.normal(jax.random.key(case["seed"]), (case["tokens"], case["dim"]))
+    variants = {"bound": bound(case, x_ND)}
+    variants |= {gate: router(case, gate, x_ND) for gate in case["gates"]}
+    for _ in range(3):
+        for run in variants.values():
+            run()
+    return variants, {"backend": jax.default_backend(), "jax": jax.__version__}
+
+
+def bound(case, x_ND):
+    """One matmul [T, D] x [D, E] and one pass over its result, the maximum of every row."""
+    w_DE = jax.random.normal(jax.random.key(1), (case["dim"], case["experts"]))
+    return _timed(lambda x_ND, w_DE: jnp.max(x_ND @ w_DE, axis=1), x_ND, w_DE)
+
+
+def router(case, gate, x_ND):
+    """What dispatch needs: the chosen experts and their weights."""
+    function = resolve(gate, "m4.moe.gates")
+    dims = {"D": case["dim"], "E": case["experts"], "R": 8, "Q": 0, "G": 1}
+    params = {
+        name: init(jax.random.key(i), shape)
+        for i, (name, (shape, init)) in enumerate(declare.parameters(function, dims).items())
+    }
+    valid_N = jnp.ones(case["tokens"], bool)
+
+    def route(x_ND, params):
+        logits_NE = declare.call(function, x_ND, options={}, **params)
+        chosen = routing.top_k(logits_NE, valid_N, k=case["top_k"])
+        return chosen.experts, chosen.weights
+
+    return _timed(route, x_ND, params)
+
+
+def _timed(function, *args):
+    compiled = jax.jit(function).lower(*args).compile()
+    return functools.partial(_block, compiled, args)
+
+
+def _block(compiled, args):
+    jax.block_until_ready(compiled(*args))
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        serve(setup)
