@@ -59,20 +59,20 @@ def blocks(order: Sequence[int], dim: int = 0) -> Codec:
     return Codec(lambda x: move(x, order), lambda x: move(x, inverse))
 
 
-def first(count: int, total: int, dim: int = 0) -> Codec:
-    """The first `count` of `total` rows; the rest, which nothing reads, goes back as zeros."""
+def pick(rows: Sequence[int], total: int) -> Codec:
+    """The `rows` of `total` that m4 has; the others, which nothing reads, go back as zeros."""
 
     def back(x):
-        shape = list(x.shape)
-        shape[dim] = total - count
-        return np.concatenate([x, np.zeros(shape, x.dtype)], dim)
+        wide = np.zeros((total, *x.shape[1:]), x.dtype)
+        wide[list(rows)] = x
+        return wide
 
-    return Codec(lambda x: np.take(x, range(count), dim), back)
+    return Codec(lambda x: x[list(rows)], back)
 
 
-def transpose(*dims: int) -> Codec:
-    """`np.transpose`."""
-    return Codec(lambda x: x.transpose(dims), lambda x: x.transpose(np.argsort(dims)))
+def shape(theirs: tuple[int, ...], ours: tuple[int, ...]) -> Codec:
+    """`np.reshape`."""
+    return Codec(lambda x: x.reshape(ours), lambda x: x.reshape(theirs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +124,14 @@ def concat(path: str, names: Sequence[str], sizes: Sequence[int], *codecs: Codec
 def linear(path: str, name: str) -> list[Entry]:
     """`torch.nn.Linear` -> `nn.Dense`."""
     return [one(f"{path}/kernel", f"{name}.weight", SWAP), one(f"{path}/bias", f"{name}.bias")]
+
+
+def conv(path: str, name: str) -> list[Entry]:
+    """`torch.nn.Conv2d` or `Conv3d` -> `nn.Conv`: (out, in, ...) -> (..., in, out)."""
+    move = Codec(
+        lambda x: np.moveaxis(x, (0, 1), (-1, -2)), lambda x: np.moveaxis(x, (-1, -2), (0, 1))
+    )
+    return [one(f"{path}/kernel", f"{name}.weight", move), one(f"{path}/bias", f"{name}.bias")]
 
 
 def linears(path: str, names: Sequence[str]) -> list[Entry]:

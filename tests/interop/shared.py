@@ -47,3 +47,13 @@ def round_trip(layout: Layout, shapes, *, unread=()):
         assert back[name].shape == theirs[name].shape
         kept = back[name] != 0
         np.testing.assert_array_equal(back[name][kept], theirs[name][kept])
+
+
+def params_from(layout: Layout, state):
+    """Our parameters, nested, of the arrays whose tensors are all in `state`."""
+    flat = {
+        e.path: e.join([np.asarray(state[n], np.float32) for n in e.names])
+        for e in layout.entries
+        if set(e.names) <= state.keys()
+    }
+    return traverse_util.unflatten_dict(flat, sep="/")

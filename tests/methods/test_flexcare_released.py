@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from m4.interop import flexcare as table
 from m4.methods import flexcare
 from m4.methods.flexcare import FlexCare
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, Stream, Target
 from tests.filler import filled, state_dict
+from tests.interop import shared
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/flexcare.json").read_text())
 WIDTH, DEPTH, EXPERTS, ROWS = 8, 2, 5, 3
@@ -73,50 +75,6 @@ def affine(name, out, *rest):
     return {f"{name}.weight": (out, *rest), f"{name}.bias": (out,)}
 
 
-def params_from(state):
-    """Our parameters from the authors' state dict."""
-    dense = lambda name: {"kernel": state[f"{name}.weight"].T, "bias": state[f"{name}.bias"]}  # noqa: E731
-    stacked = lambda name: {k: v[None] for k, v in dense(name).items()}  # noqa: E731
-    norm = lambda name: {  # noqa: E731
-        "scale": state[f"{name}.weight"][None], "bias": state[f"{name}.bias"][None]
-    }  # fmt: skip
-    position = lambda name, length: state[f"{name}_pos_embed"][0, :length]  # noqa: E731
-    singles = [state[f"{name}_cls_token"][0] for name in ("ehr", "cxr", "note")]
-    cross = state["cross_cls_tokens"][:, 0]
-    patches = state["patch_projection.proj.weight"].transpose(2, 3, 1, 0)
-    experts = [[state[f"moe.experts.{e}.{n}"] for e in range(EXPERTS)] for n in (
-        "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")]  # fmt: skip
-    w1, b1, w2, b2 = map(np.stack, experts)
-    params = {
-        "task": state["task_embedding.weight"][: len(TASKS)],
-        "combination": np.concatenate([state["mm_cls_token"][0], cross, *singles]),
-        "ehr": {"project": dense("ehr_projection"), "position": position("ehr", 3)},
-        "cxr": {
-            "project": {"kernel": patches, "bias": state["patch_projection.proj.bias"]},
-            "position": position("cxr", 196),
-        },
-        "note": {"project": dense("note_fc"), "position": position("note", 4)},
-        "layer_0": {
-            "gate_w": state["moe.w_gate"][None],
-            "gate_query": state["moe.task_gate"][None],
-            "router_noise": state["moe.w_noise"][None],
-            "w1": w1.swapaxes(1, 2), "b1": b1, "w2": w2.swapaxes(1, 2), "b2": b2,
-        },
-        "choose": {"kernel": state["mm_choose.weight"].T},
-        "score": {"kernel": state["mm_choose2.weight"].T},
-        "fused_norm": norm("mm_layernorm"),
-        "heads": {task.name: dense(f"dense_layer_{task.name}") for task in TASKS},
-    }  # fmt: skip
-    for i in range(DEPTH):
-        at = f"transformer_fusion.layers.{i}"
-        qkv = {"weight": state[f"{at}.self_attn.in_proj_weight"]}
-        qkv = {"kernel": qkv["weight"].T[None], "bias": state[f"{at}.self_attn.in_proj_bias"][None]}
-        params[f"attention_{i}"] = {"qkv": qkv, "out": stacked(f"{at}.self_attn.out_proj")}
-        params[f"mlp_{i}"] = {"up": stacked(f"{at}.linear1"), "down": stacked(f"{at}.linear2")}
-        params[f"norm_{i}_0"], params[f"norm_{i}_1"] = norm(f"{at}.norm1"), norm(f"{at}.norm2")
-    return jax.tree.map(lambda x: np.asarray(x, np.float32), params)
-
-
 def golden_batch(task):
     """Series of 3, 2 and 0 hours, images of rows 0 and 2, notes of 4, 2 and 0 words."""
 
@@ -145,7 +103,7 @@ def golden_batch(task):
     return Batch(inputs, targets, rows * 0 + task, np.ones(ROWS, np.float32), rows)
 
 
-PARAMS = params_from(torch_state())
+PARAMS = shared.params_from(table.layout(METHOD), torch_state())
 READY = np.array([[1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 0, 1, 0, 1], [0, 0, 0, 0, 0, 1, 0]], bool)
 
 

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from m4.interop import flexmoe as table
 from m4.methods.flexmoe import FlexMoE
 from m4.moe import completeness, gates, routing
 from m4.nn import bank
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, Stream, Target
 from tests.filler import filled, filler, state_dict
+from tests.interop import shared
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/flexmoe.json").read_text())
 ROWS, NUM, PATCHES, WIDTH, EXPERTS = 4, 3, 2, 8, 8
@@ -54,34 +56,12 @@ def torch_state(depth):
     return state_dict(shapes)
 
 
-def params_from(state, depth):
+def params_from(state, method):
     """Our parameters from the authors' state dict; patches are passed on as they are."""
-    affine = lambda name: {"kernel": state[f"{name}.weight"].T, "bias": state[f"{name}.bias"]}  # noqa: E731
-    stacked = lambda name: {k: v[None] for k, v in affine(name).items()}  # noqa: E731
-    params = {m: {"project": {"kernel": np.eye(WIDTH), "bias": np.zeros(WIDTH)}} for m in "LNC"}
-    params["position"] = state["pos_embed"].reshape(NUM, PATCHES, WIDTH)
-    for i in range(depth):
-        at = f"network.{i}"
-        for n in (1, 2):
-            scale, bias = state[f"{at}.norm{n}.weight"], state[f"{at}.norm{n}.bias"]
-            params[f"norm_{i}_{n - 1}"] = {"scale": scale[None], "bias": bias[None]}
-        qkv = np.concatenate([state[f"{at}.attn.q.weight"], state[f"{at}.attn.kv.weight"]]).T
-        params[f"attention_{i}"] = {"qkv": {"kernel": qkv[None]}, "out": stacked(f"{at}.attn.proj")}
-        mlp = f"{at}.mlp"
-        if i % 2:
-            up, down = stacked(f"{mlp}.network.0"), stacked(f"{mlp}.network.3")
-            params[f"mlp_{i}"] = {"up": up, "down": down}
-            continue
-        params[f"layer_{i // 2}"] = {
-            "gate_w": state[f"{mlp}.all_gates.0.w_gate"][None],
-            "router_noise": state[f"{mlp}.all_gates.0.w_noise"][None],
-            "w1": state[f"{mlp}.experts.htoh4.weight"].swapaxes(1, 2),
-            "b1": state[f"{mlp}.experts.htoh4.bias"],
-            "w2": state[f"{mlp}.experts.h4toh.weight"].swapaxes(1, 2),
-            "b2": state[f"{mlp}.experts.h4toh.bias"],
-        }
-    params["heads"] = {"diagnosis": affine(f"network.{depth}.network.0")}
-    return jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+    fusion = {f"fusion_model.{name}": x for name, x in state.items()}
+    params = shared.params_from(table.layout(method), fusion)
+    same = {"kernel": np.eye(WIDTH, dtype=np.float32), "bias": np.zeros(WIDTH, np.float32)}
+    return params | {m: {"project": same} for m in "LNC"}
 
 
 def golden_batch(combinations):
@@ -114,7 +94,7 @@ class Run:
             width=WIDTH, depth=depth, num_heads=2, num_patches=PATCHES, dropout=0.0,
             dispatch="dense",
         )  # fmt: skip
-        self.params = params_from(torch_state(depth), depth)
+        self.params = params_from(torch_state(depth), method)
 
         @jax.jit
         def train(params, batch):

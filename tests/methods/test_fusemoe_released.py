@@ -55,7 +55,7 @@ def golden_params(inputs, outputs, gates, experts_per_gate, sharing="joint"):
 
 
 def run_golden(monkeypatch, u_BMQD, params, *, noise, **layer):
-    """The released layer with the given noise per routed unit; routers as parameters."""
+    """The released layer with the given noise per unit of a gate; routers as parameters."""
     monkeypatch.setattr(fusemoe, "ReleasedMoE", MoE)
 
     def normal(key, shape, *_):  # shapes of initial values are asked for, too
@@ -119,8 +119,8 @@ TWO = np.stack([X, det((3, 4), 4.5, 1.0)], axis=1)[:, :, None]  # B M Q D
 
 
 def test_permod_router_golden_vector(monkeypatch):
-    # Routed units in order (patient, modality); both modalities see the same noise.
-    params, noise = golden_params(4, 8, 2, 4, "permod"), np.repeat(NOISE, 2, axis=0)
+    # Every modality's gate draws for its own units; both see the same noise.
+    params, noise = golden_params(4, 8, 2, 4, "permod"), NOISE
     y_BMQD, aux = run_golden(monkeypatch, TWO, params, noise=noise, sharing="permod")
     expected = [
         -4.167168, -4.421358, -3.849445, -4.095094, -4.564632, -3.892851, -4.011136, -4.461858,
