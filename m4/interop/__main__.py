@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from m4 import config as configs
 from m4.errors import ConfigError, UserError
-from m4.interop import convert, files, flexcare, flexmoe, fusemoe
+from m4.interop import convert, files, flexcare, flexmoe, fusemoe, m4oe
 from m4.interop.table import Layout
 from m4.modes import eval as eval_mode
 from m4.modes import setup as setups
@@ -26,11 +26,12 @@ LAYOUTS = {
     "fusemoe": fusemoe.layout,
     "flexmoe": flexmoe.layout,
     "flexcare": flexcare.layout,
+    "m4oe": m4oe.layout,
 }
 USAGE = """usage: python -m m4.interop import --method=NAME --torch=FILE --config=FILE --out=DIR
        python -m m4.interop export --method=NAME --torch=FILE --workdir=DIR [--config=...]
 
-  --method        fusemoe, flexmoe or flexcare
+  --method        fusemoe, flexmoe, flexcare or m4oe
   --torch         the PyTorch file: .safetensors, or anything that torch.load reads
   --config        FILE[:VARIANT] as of m4.main, with --config.a.b=v for single fields
   --out           new work directory for `m4.main --mode=eval --workdir=DIR`

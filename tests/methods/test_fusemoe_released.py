@@ -130,10 +130,7 @@ def test_permod_router_golden_vector(monkeypatch):
 
 
 def test_disjoint_router_golden_vector(monkeypatch):
-    params, noise = (
-        golden_params(4, 8, 2, 2, "disjoint"),
-        np.repeat(det((3, 2), 3.3, 1.0), 2, axis=0),
-    )
+    params, noise = golden_params(4, 8, 2, 2, "disjoint"), det((3, 2), 3.3, 1.0)
     y_BMQD, aux = run_golden(monkeypatch, TWO, params, noise=noise, sharing="disjoint", top_k=1)
     expected = [
         -3.719207, -4.960048, -3.856046, -3.841114, -4.863641, -3.776390, -4.129161, -4.645640,

@@ -1,0 +1,47 @@
+"""M4oE's table: exact round trip, places, published names, refusals."""
+
+import numpy as np
+import pytest
+
+from m4.errors import ConfigError
+from m4.interop import convert, m4oe
+from m4.methods.m4oe import M4oE
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from tests.interop import shared
+
+SPEC = DataSpec(
+    tuple(ModalitySpec(name, "image", (1, 8, 8, 3)) for name in ("a", "b", "c", "d")),
+    (
+        TaskSpec("density", "multiclass", dim=4),
+        TaskSpec("risk", "multiclass", dim=2),
+        TaskSpec("birads", "multiclass", dim=4),
+    ),
+)
+METHOD = M4oE(
+    SPEC, fidelity="released", width=8, hidden=6, num_heads=2, num_experts=3, modality_experts=2,
+    fusion_experts=2, vit_depth=1, vit_heads=2, patch=4, depth=2,
+)  # fmt: skip
+
+
+def test_round_trip_and_places():
+    layout, shapes = m4oe.layout(METHOD), shared.shapes(METHOD)
+    shared.round_trip(layout, shapes)
+    theirs = shared.tensors(layout, shapes)
+    got = convert.to_m4(layout, theirs, shapes, "x")
+    vit = "tokens/vit_1x8x8x3"
+    query = theirs["vit_2dcc.encoder.layer.0.attention.attention.key.weight"]
+    kernel = got[f"{vit}/attention_0/attention/qkv/kernel"]
+    np.testing.assert_array_equal(kernel[2][:, 8:16], query.T)
+    pixel = theirs["vit_mlo.embeddings.patch_embeddings.projection.weight"][:, 2, 3, 1]
+    np.testing.assert_array_equal(got[f"{vit}/patch/kernel"][1][(3 * 4 + 1) * 3 + 2], pixel)
+    phi = theirs["blocks.0.mlp.phi"][:, 2, 1]  # expert 2, slot 1
+    np.testing.assert_array_equal(got["mtoe_experts/gate_phi"][0][:, 2 * 3 + 1], phi)
+    fc1 = theirs["blocks3.1.mlp.experts.1.fc1.weight"]  # modality 2, expert 1 of 2
+    np.testing.assert_array_equal(got["msoe_1_experts/w1"][2 * 2 + 1], fc1.T)
+    np.testing.assert_array_equal(got["heads/dim_4/bias"][1], theirs["head7.bias"])
+
+
+def test_other_data_are_refused():
+    two = M4oE(DataSpec(SPEC.modalities[:2], SPEC.tasks), fidelity="released")
+    with pytest.raises(ConfigError, match="four images of one shape"):
+        m4oe.layout(two)
