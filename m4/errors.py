@@ -1,5 +1,7 @@
 """Errors meant for the person at the keyboard, and the exit codes they end in."""
 
+MAX_LINE = 1000  # characters
+
 
 class UserError(Exception):
     """A problem the user can fix. Each argument is one complete line of explanation."""
@@ -8,8 +10,8 @@ class UserError(Exception):
     kind = "error"
 
     def lines(self) -> list[str]:
-        """What to print, one line per problem."""
-        return [f"m4: {self.kind}: {line}" for line in map(str, self.args)]
+        """What to print, one line per problem, whatever a foreign message or name brought in."""
+        return [f"m4: {self.kind}: {_one_line(str(arg))}" for arg in self.args]
 
 
 class ConfigError(UserError):
@@ -52,3 +54,9 @@ class Preempted(UserError):
 
     exit_code = 75
     kind = "stopped"
+
+
+def _one_line(text: str) -> str:
+    """Printable, without line breaks, and not endless."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return text if len(text) <= MAX_LINE else f"{text[:MAX_LINE]} ..."

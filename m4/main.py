@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from m4 import config as configs
 from m4.config import flags as command_line
@@ -11,9 +12,13 @@ from m4.errors import UserError
 
 
 def main(args: Sequence[str]) -> int:
-    """Runs one command and returns its exit code; a UserError becomes lines on stderr."""
+    """Runs one command and returns its exit code; a UserError becomes lines on stderr.
+
+    Any other exception is a bug of m4. Its message may quote a patient's data, so only its type
+    and where it came from are printed, unless `--debug` asks for the traceback.
+    """
     os.umask(0o077)  # what is derived from patients is for its owner only
-    debug = any(arg.startswith("--debug") for arg in args)
+    debug = any(arg.lstrip("-") in ("debug", "debug=true", "debug=1") for arg in args)
     try:
         flags = configs.parse(args)
         if flags.help:
@@ -28,7 +33,25 @@ def main(args: Sequence[str]) -> int:
             traceback.print_exc()
         print(*error.lines(), sep="\n", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("m4: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(*_bug(error), sep="\n", file=sys.stderr)
+        return 1
     return 0
+
+
+def _bug(error: BaseException) -> list[str]:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if f.filename.startswith(str(Path(__file__).parent))] or frames
+    chain = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in ours[-4:]]
+    return [
+        f"m4: internal error: {type(error).__name__} in {' > '.join(chain)}",
+        "m4: the same command with --debug prints the traceback, which may quote data",
+    ]
 
 
 if __name__ == "__main__":

@@ -105,6 +105,7 @@ def state_shardings(state: Any, params: Any, tx: optax.GradientTransformation, m
         ema=None if state.ema is None else params,
         bad=whole,
         skipped=whole,
+        history=jax.tree.map(lambda _: whole, state.history),
     )
 
 

@@ -23,7 +23,8 @@ from m4.errors import ConfigError
 __all__ = ["Flags", "check", "diff", "flatten", "load", "parse", "read_json", "to_json"]
 
 # Fields that may change between a run and its continuation: they do not touch the mathematics.
-HARMLESS = ("data.raw_dir", "data.dir", "train.*_every", "train.keep", "eval.*", "mesh.*")
+HARMLESS = ("data.raw_dir", "data.dir", "train.*_every", "train.keep", "train.max_bad")
+HARMLESS += ("eval.*", "mesh.*")
 
 
 def load(flags: Flags) -> ml_collections.ConfigDict:
@@ -33,6 +34,8 @@ def load(flags: Flags) -> ml_collections.ConfigDict:
     problem found.
     """
     stored = flags.workdir / "config.json" if flags.workdir else None
+    if flags.config_json is not None:
+        return check(read_json(flags.config_json), flags.overrides, str(flags.config_json))
     if flags.config is None and stored and stored.is_file():
         return check(read_json(stored), flags.overrides, str(stored))
     return check(load_file(flags.config), flags.overrides, flags.config)
@@ -91,9 +94,16 @@ def read_json(path: Path) -> dict[str, Any]:
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
     try:
-        return tuples(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({type(error).__name__})") from None
+        found = tuples(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        reason = f"line {error.lineno} is not JSON: {error.msg}"
+        raise ConfigError(f"{path}: cannot be read ({reason})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ConfigError(f"{path}: cannot be read ({reason})") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: must hold an object {{...}} of sections, as in config.json")
+    return found
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -8,12 +8,15 @@ from pathlib import Path
 from m4.errors import ConfigError
 
 MODES = ("train", "eval", "predict", "check", "report")
-NAMES = ("config", "workdir", "mode", "debug", "force_config", "help")
+SWITCHES = ("debug", "debug_nans", "force_config", "help")
+NAMES = ("config", "config_json", "workdir", "mode", *SWITCHES)
 USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FIELD=VALUE ...]
                          [--workdir=DIR] [--mode=MODE]
 
   --config        a configuration file and, after a colon, one of its variants;
                   without it, the configuration stored in the work directory
+  --config_json   the same as plain data (a work directory's config.json, say): a configuration
+                  file is a program that is run, this is only read
   --config.a.b=v  replaces one field
   --workdir       where everything is written (default: runs/<config>[-<variant>])
   --mode          train    train or resume, then evaluate and report (default)
@@ -22,7 +25,9 @@ USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FI
                   check    check configuration and data, run one step, print sizes
                   report   rebuild report.html from the work directory
   --force_config  continue a run although the configuration differs
-  --debug         print tracebacks
+  --debug_nans    when a run gives up on numbers that are not finite, run the last bad step again
+                  and name the operation
+  --debug         print tracebacks, which may quote data
 
 exit codes: 0 done, 1 bug, 2 usage or configuration, 3 data, 4 no usable checkpoint,
             5 diverged, 6 could not save, 7 hung, 75 stopped early: run the same command again"""
@@ -36,7 +41,9 @@ class Flags:
     overrides: dict[str, str] = dataclasses.field(default_factory=dict)
     workdir: Path | None = None
     mode: str = "train"
+    config_json: Path | None = None
     debug: bool = False
+    debug_nans: bool = False
     force_config: bool = False
     help: bool = False
 
@@ -55,17 +62,23 @@ def parse(args: Sequence[str]) -> Flags:
             problems.append(_unknown(token, name))
             continue
         if not equals:
-            if name in ("debug", "force_config", "help"):
+            if name in SWITCHES:
                 value = "true"
             elif queue and not queue[0].startswith("--"):
                 value = queue.pop(0)
             else:
                 problems.append(f"--{name}: needs a value, --{name}=...")
                 continue
-        if name.startswith("config."):
-            overrides[name.removeprefix("config.")] = value
-        else:
-            found[name] = value
+        path = name.removeprefix("config.")
+        place, key = (overrides, path) if name != path else (found, name)
+        if place.setdefault(key, value) != value:
+            problems.append(f"--{name}: is given twice, as {place[key]} and as {value}")
+        elif name in SWITCHES and value.lower() not in ("true", "1", "false", "0"):
+            problems.append(f"--{name}={value}: must be true or false")
+        elif name == "workdir" and not value:
+            problems.append("--workdir: needs a value, --workdir=...")
+    if "config" in found and "config_json" in found:
+        problems.append("--config_json: cannot be given together with --config")
     mode = found.get("mode", "train")
     if mode not in MODES:
         close = difflib.get_close_matches(mode, MODES, n=1)
@@ -75,19 +88,20 @@ def parse(args: Sequence[str]) -> Flags:
         raise ConfigError(*problems)
     return Flags(
         config=found.get("config"),
+        config_json=Path(found["config_json"]) if "config_json" in found else None,
         overrides=overrides,
         workdir=_workdir(found),
         mode=mode,
-        **{k: found.get(k, "false").lower() in ("true", "1") for k in NAMES[-3:]},
+        **{k: found.get(k, "false").lower() in ("true", "1") for k in SWITCHES},
     )
 
 
 def _workdir(found: dict[str, str]) -> Path | None:
     if "workdir" in found:
         return Path(found["workdir"]).expanduser()
-    if "config" not in found:
+    if "config" not in found and "config_json" not in found:
         return None
-    path, _, variant = found["config"].partition(":")
+    path, _, variant = found.get("config", found.get("config_json", "")).partition(":")
     return Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
 
 

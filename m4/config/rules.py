@@ -134,6 +134,8 @@ FIELDS: dict[str, Rule] = {
     "train.keep": _count(2),
     "train.select": Rule(str),
     "train.choose": Rule(str, "best", names=_one_of("best", "last")),
+    "train.max_bad": _count(10),  # skipped steps in a row that end a run
+    "train.spike_window": _count(0, low=0),  # accepted steps that a spike is judged by; 0: off
     "train.modality_dropout": Rule(float, 0.0, low=0, below=1),
     "train.segment_dropout": Rule(float, 0.0, low=0, below=1),
     "train.segment_share": Rule(float, 0.5, above=0, high=1),

@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run: data, mesh, method, compiled functions."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -90,7 +91,9 @@ def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
     tx, schedule, ema = make_optimiser(config)
     first = loader.batch(0)
     batch = batch_like(first, mesh)
-    init, state = _init(method, tx, first, mesh, seed=config.seed, ema=ema)
+    fresh = functools.partial(steps.init_state, tx=tx, ema=ema)
+    fresh = functools.partial(fresh, spike_window=config.train.spike_window)
+    init, state = _init(method, tx, first, mesh, seed=config.seed, fresh=fresh)
     step = steps.make_step(method, tx, seed=config.seed, ema=ema)
     return Setup(data, spec, loader, mesh, method, schedule, step, init, state, batch)
 
@@ -171,14 +174,17 @@ def batch_like(batch: Batch, mesh: jax.sharding.Mesh) -> Any:
     return abstract(shapes, jax.tree.map(lambda _: sharding.rows(mesh), shapes))
 
 
-def _init(method, tx, batch: Batch, mesh, *, seed: int, ema: float):
-    """Function that makes a fresh state where it belongs, and the state's shapes."""
+def _init(method, tx, batch: Batch, mesh, *, seed: int, fresh: Callable[[Any], steps.State]):
+    """Function that makes a fresh state where it belongs, and the state's shapes.
+
+    `fresh` makes a state of parameters.
+    """
 
     def params():
         return steps.init_params(method, jax.tree.map(np.asarray, batch), seed=seed)
 
     def init():
-        return steps.init_state(sharding.unbox(params()), tx, ema=ema)
+        return fresh(sharding.unbox(params()))
 
     try:
         with context(mesh):

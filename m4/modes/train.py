@@ -24,7 +24,7 @@ from m4.errors import ConfigError
 from m4.eval import results
 from m4.modes import eval as eval_mode
 from m4.modes import setup as setups
-from m4.train import loop, telemetry, workdir
+from m4.train import guard, loop, telemetry, workdir
 from m4.train.checkpoint import Checkpoints
 from m4.train.step import State
 
@@ -38,7 +38,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         setup = setups.make(config, data)
         _introduce(config, setup, folder)
         with setups.context(setup.mesh):
-            predict = _train(config, setup, folder)
+            predict = _train(config, setup, folder, flags)
             eval_mode.finish(config, setup, folder, predict)
 
 
@@ -97,7 +97,7 @@ def _git() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def _train(config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path):
+def _train(config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path, flags: Flags):
     """Runs the loop; returns the compiled predict function for the evaluation that follows."""
     val = setups.open_split(setup.data, "val", config.eval.batch_size)
     predict = setups.compile_predict(setup, next(eval_batches(val, config.eval.batch_size)))
@@ -129,12 +129,28 @@ def _train(config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path)
             save=save,
             save_best=save_best,
             writer=writer,
+            explain=_explainer(setup, rerun=flags.debug_nans),
         )
         batches, progress = setup.loader.iter(first), meta.get("progress")
         with contextlib.closing(writer), loop.stop_on_signals() as stop:
             hooks = dataclasses.replace(hooks, stop=stop)
             loop.run(step, state, batches, zeros=zeros, plan=plan, hooks=hooks, progress=progress)
     return predict
+
+
+def _explainer(setup: setups.Setup, *, rerun: bool):
+    """What is known of a bad step: its rows and, if asked for, the operation that fails in it."""
+
+    def explain(number: int, state: State) -> list[str]:
+        batch = setup.loader.batch(number - 1)
+        lines = [f"step {number}: {guard.rows_of(batch)}"]
+        if not rerun:
+            return [*lines, "--debug_nans runs such a step again and names the operation"]
+        placed = sharding.put_batch(batch, setup.mesh)
+        found = guard.culprit(setup.step.gradient, state.params, placed, number - 1)
+        return [*lines, f"step {number}: {found}"]
+
+    return explain
 
 
 def _evaluator(config, setup: setups.Setup, val: Store, predict) -> loop.Evaluate:

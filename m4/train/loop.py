@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from m4.errors import DivergedError, Preempted
+from m4.train import guard
 from m4.train.step import State, Totals
 from m4.train.telemetry import Writer
 from m4.types import Batch
 
-MAX_BAD = 10  # skipped steps in a row after which a run has diverged
 IN_FLIGHT = 4  # steps that the host may run ahead
 LOWER_IS_BETTER = ("brier", "ece", "log_loss", "mae", "rmse")
 
@@ -35,6 +35,7 @@ class Plan:
     save_every: int
     select: str  # the evaluation number that is watched, '<task>/<metric>'
     choose: Literal["best", "last"] = "best"  # evaluated step for which `save_best` is called
+    max_bad: int = 10  # skipped steps in a row after which a run has diverged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Hooks:
     save_best: Callable[[int, State, float], None]
     writer: Writer
     stop: Callable[[], bool] = lambda: False
+    explain: Callable[[int, State], list[str]] = lambda step, state: []  # a bad step, in lines
 
 
 def run(
@@ -71,10 +73,11 @@ def run(
       progress: what `hooks.save` was given, for a resumed run.
 
     Numbers are fetched one log interval late, so the host never waits for the device except to
-    evaluate, save, or stay at most a few steps ahead. Raises DivergedError after 10 skipped
-    steps in a row, Preempted when `hooks.stop()` says so (after saving).
+    evaluate, save, or stay at most a few steps ahead. Raises DivergedError after `plan.max_bad`
+    skipped steps in a row or once the state itself is not finite (which is never saved),
+    Preempted when `hooks.stop()` says so (after saving).
     """
-    log = _Log(plan, hooks.writer)
+    log = _Log(plan, hooks)
     totals, running = zeros(), collections.deque()
     first, progress = int(state.step), dict(progress or {"best": None, "evaluated": 0})
     if first % plan.eval_every == 0 and progress["evaluated"] < first:  # was stopped before it
@@ -91,10 +94,10 @@ def run(
         evaluate = not stop and (number % plan.eval_every == 0 or last)
         save = number % plan.save_every == 0 or last or stop
         if number % plan.log_every == 0 or evaluate or save:
-            log.push(number, totals)
+            log.push(number, totals, state)
             totals = zeros()
         if evaluate or save:
-            log.flush()
+            log.flush(state)
         if evaluate:
             progress = _evaluate(number, state, plan, hooks, progress)
         if save:
@@ -156,8 +159,8 @@ def _evaluate(
 class _Log:
     """Totals that are still on the device, and where the time went since the last line."""
 
-    def __init__(self, plan: Plan, writer: Writer):
-        self._plan, self._writer = plan, writer
+    def __init__(self, plan: Plan, hooks: Hooks):
+        self._plan, self._hooks = plan, hooks
         self._pending: tuple[int, int, Totals, dict[str, float]] | None = None
         self.restart()
 
@@ -173,9 +176,9 @@ class _Log:
         self._steps += 1
         return result
 
-    def push(self, number: int, totals: Totals) -> None:
+    def push(self, number: int, totals: Totals, state: State) -> None:
         """Takes the totals up to step `number` and writes those before."""
-        self.flush()
+        self.flush(state)
         seconds = max(time.perf_counter() - self._clock, 1e-9)
         times = {
             "time/examples_per_s": self._steps * self._plan.batch_size / seconds,
@@ -184,20 +187,28 @@ class _Log:
         self._pending = (number, self._steps, totals, times)
         self.restart()
 
-    def flush(self) -> None:
-        """Writes what is pending. Raises DivergedError."""
+    def flush(self, state: State) -> None:
+        """Writes what is pending. Raises DivergedError; `state` is the newest one."""
         if self._pending is None:
             return
         number, steps, totals, times = self._pending
         self._pending = None
         totals = jax.device_get(totals)
-        if totals.bad >= MAX_BAD:
-            names = [name for name, count in totals.nonfinite.items() if count]
+        self._hooks.writer.write_scalars(number, _scalars(totals, steps) | times)
+        if totals.bad >= self._plan.max_bad:
+            why = guard.reasons(totals.nonfinite, totals.spikes)
             raise DivergedError(
-                f"step {number}: the last {totals.bad} updates were skipped because"
-                f" {', '.join(names)} was not finite; try a lower optim.lr"
+                f"step {totals.last_bad}: {totals.bad} updates in a row were skipped because {why};"
+                " try a lower optim.lr",
+                *self._hooks.explain(int(totals.last_bad), state),
             )
-        self._writer.write_scalars(number, _scalars(totals, steps) | times)
+        if any(totals.damaged.values()):
+            parts = [name for name, count in totals.damaged.items() if count]
+            names = ", ".join(list(guard.nonfinite_leaves(state))[:4])
+            raise DivergedError(
+                f"step {number}: {', '.join(parts)} of the state not finite ({names}); it is not"
+                " saved: run the same command again to go on from the last checkpoint"
+            )
 
 
 def _scalars(totals: Totals, steps: int) -> dict[str, float]:
@@ -210,4 +221,5 @@ def _scalars(totals: Totals, steps: int) -> dict[str, float]:
         else:
             scalars[f"train/{name}_cv"] = float(value.std() / max(value.mean(), 1e-30))
     scalars["train/skipped"] = steps - round(float(totals.means["loss"].weight))
+    scalars["train/spikes"] = int(totals.spikes)
     return scalars

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from m4.train import guard
 from m4.types import Array, Batch, Mean, Method, Outputs
 
 Params = Any
@@ -28,6 +29,7 @@ class State:
     ema: Params | None  # moving average of params, None when it is off
     bad: Array  # i32[], steps skipped in a row
     skipped: Array  # i32[], steps skipped in all
+    history: guard.History | None  # what the spike guard compares with, None when it is off
 
     @property
     def eval_params(self) -> Params:
@@ -41,14 +43,18 @@ class Totals:
 
     means: dict[str, Mean]  # over steps that were not skipped
     nonfinite: dict[str, Array]  # i32[], steps in which a term was not finite
+    damaged: dict[str, Array]  # i32[], steps after which a part of the state was not finite
+    spikes: Array  # i32[], steps that the spike guard skipped
     bad: Array  # i32[], longest run of skipped steps seen
+    last_bad: Array  # i32[], the step skipped last, counted from 1; 0 if there was none
 
 
 class Step(NamedTuple):
-    """`apply(state, totals, batch) -> (state, totals)` and `zeros(state, batch) -> totals`."""
+    """The step itself, fresh totals for it, and its loss and gradient alone."""
 
     apply: Callable[[State, Totals, Batch], tuple[State, Totals]]
     zeros: Callable[[State, Batch], Totals]
+    gradient: Callable[[Params, Batch, Array], tuple[Params, dict[str, Mean]]]
 
 
 def init_params(method: Method, batch: Batch, *, seed: int) -> Params:
@@ -58,11 +64,14 @@ def init_params(method: Method, batch: Batch, *, seed: int) -> Params:
     return method.init(rngs, batch, train=False)["params"]
 
 
-def init_state(params: Params, tx: optax.GradientTransformation, *, ema: float) -> State:
-    """State at step 0; `ema` 0 turns the moving average off."""
+def init_state(
+    params: Params, tx: optax.GradientTransformation, *, ema: float, spike_window: int = 0
+) -> State:
+    """State at step 0; 0 turns the moving average or the spike guard off."""
     zero = jnp.zeros((), jnp.int32)
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return State(zero, params, tx.init(params), average, zero, jnp.copy(zero))
+    history = guard.empty(spike_window)
+    return State(zero, params, tx.init(params), average, zero, jnp.copy(zero), history)
 
 
 def make_step(
@@ -70,9 +79,12 @@ def make_step(
 ) -> Step:
     """The train step of `method` under optimiser `tx`.
 
-    A step whose loss or gradient norm is not finite leaves parameters, optimiser and average
-    bit for bit as they were and is counted. The average decays by
-    `min(ema, (1 + t) / (10 + t))`, so that a short run isn't dominated by its initial values.
+    A step whose loss or gradient norm is not finite or, where the state has a history, a spike
+    (`m4.train.guard`) leaves parameters, optimiser and average bit for bit as they were and is
+    counted. Numbers that are not finite although both were (an update that overflows, memory
+    that fails) are reported in `Totals.damaged`: such a state must not be saved. The average
+    decays by `min(ema, (1 + t) / (10 + t))`, so that a short run isn't dominated by its initial
+    values.
     """
 
     @jax.jit  # its trace is shared by `apply` and `zeros`
@@ -91,7 +103,8 @@ def make_step(
 
     def apply(state, totals, batch):
         grads, means = gradient(state.params, batch, state.step)
-        ok = jnp.isfinite(means["loss"].total) & jnp.isfinite(means["grad_norm"].total)
+        loss, norm = means["loss"].total, means["grad_norm"].total
+        ok, spike, history = guard.accept(state.history, loss, norm)
         updates, opt = tx.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
         average = None
@@ -101,16 +114,26 @@ def make_step(
         old = (state.params, state.opt, state.ema)
         params, opt, average = _where(ok, (params, opt, average), old)
         bad = jnp.where(ok, 0, state.bad + 1)
-        state = State(state.step + 1, params, opt, average, bad, state.skipped + ~ok)
-        return state, _add(totals, means, ok, bad)
+        totals = _add(totals, means, ok)
+        parts = {"params": params, "opt": opt, "ema": average}
+        totals = totals.replace(
+            damaged={k: totals.damaged[k] + ~guard.all_finite(v) for k, v in parts.items()},
+            spikes=totals.spikes + spike,
+            bad=jnp.maximum(totals.bad, bad),
+            last_bad=jnp.where(ok, totals.last_bad, state.step + 1),
+        )
+        skipped = state.skipped + ~ok
+        return State(state.step + 1, params, opt, average, bad, skipped, history), totals
 
     def zeros(state, batch):
         means = jax.eval_shape(gradient, state.params, batch, state.step)[1]
         means = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), means)
         zero = jnp.zeros((), jnp.int32)
-        return Totals(means, {name: jnp.copy(zero) for name in means}, zero)
+        counts = {name: jnp.copy(zero) for name in means}
+        damaged = {name: jnp.copy(zero) for name in ("params", "opt", "ema")}
+        return Totals(means, counts, damaged, zero, jnp.copy(zero), jnp.copy(zero))
 
-    return Step(apply, zeros)
+    return Step(apply, zeros, gradient)
 
 
 def _means(out: Outputs, terms: dict[str, Mean]) -> dict[str, Mean]:
@@ -131,11 +154,11 @@ def _where(ok: Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
 
 
-def _add(totals: Totals, means: dict[str, Mean], ok: Array, bad: Array) -> Totals:
+def _add(totals: Totals, means: dict[str, Mean], ok: Array) -> Totals:
     kept = _where(ok, means, jax.tree.map(jnp.zeros_like, means))
     merged = {name: totals.means[name].merge(kept[name]) for name in means}
     nonfinite = {
         name: totals.nonfinite[name] + ~jnp.isfinite(mean.total).all()
         for name, mean in means.items()
     }
-    return Totals(merged, nonfinite, jnp.maximum(totals.bad, bad))
+    return totals.replace(means=merged, nonfinite=nonfinite)
