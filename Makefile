@@ -10,7 +10,7 @@ WORKDIR ?= runs/demo
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format lock clean
+.PHONY: demo test lint format lock clean reliability reliability-short
 
 demo: $(VENV)/installed
 	$(BIN)/python -m m4.main --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -18,6 +18,13 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
+
+# Faults on purpose: the long form rewrites the table of docs/reliability.md.
+reliability: $(VENV)/installed
+	$(BIN)/python -m m4.bench.reliability --write=docs/reliability.md
+
+reliability-short: $(VENV)/installed
+	$(BIN)/python -m m4.bench.reliability --short
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

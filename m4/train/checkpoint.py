@@ -1,97 +1,255 @@
-"""Checkpoints: arrays and a JSON note, saved in the background, restored bit for bit.
+"""Checkpoints: arrays, a JSON note and digests of both; saved in the background, restored verified.
 
-    checkpoints/last/<step>/{state,meta}    the newest few train states
+    checkpoints/last/<step>/{state,meta}    train states
     checkpoints/best/<step>/{state,meta}    evaluation parameters of the best step
+    .../<step>.corrupt-<k>                  a step that failed verification, kept for inspection
 
-One small module on purpose: Orbax is touched nowhere else.
+A step's folder appears under its number only when it is complete. `meta` holds the note, dtype,
+shape and digest of every array, and a digest of all that; arrays are written by Orbax, which is
+touched nowhere else and would return flipped bits without a word.
 """
 
+import contextlib
+import json
 import logging
+import os
 import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from m4.errors import CheckpointError, SaveError
+from m4.train import digest
+
+Note = dict[str, Any]
+Accept = Callable[[Mapping[str, Any]], None]
 
 
 class Checkpoints:
-    """One folder of numbered checkpoints, of which the newest `keep` stay."""
+    """One folder of numbered checkpoints.
 
-    def __init__(self, folder: Path, *, keep: int):
+    Kept are the newest `keep`, every step that is a multiple of `every` (0: none), and always
+    the newest one that was verified: restored, or, where one process has it all, read back after
+    it was written. Several processes must make the same calls.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, every: int = 0):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every step of its work
         self.folder = folder.absolute()
-        if jax.process_index() == 0:  # Orbax ignores what a killed save left, but keeps it
-            for leftover in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        self._keep, self._every = keep, every
+        self._verified: set[int] = set()
+        self._saver = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(
+                state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
+            ),
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                barrier_sync_key_prefix=folder.name
+            ),
+        )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"checkpoints-{folder.name}")
+        self._pending: Future | None = None
+        if jax.process_index() == 0:
+            self._sweep()
+        _sync(f"opened {folder.name}")
+
+    def steps(self) -> list[int]:
+        """Complete checkpoints, oldest first; whether they are sound is not known yet."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
-    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Starts saving; an older checkpoint of the same step is replaced.
+    def save(self, step: int, state: Any, note: Mapping[str, Any]) -> None:
+        """Starts saving; a checkpoint of the same step is replaced unless it is the same.
 
         Raises SaveError for this save or, since saving goes on in the background, the last one.
         """
+        self.wait()
         try:
-            if step in self._manager.all_steps():
-                self._manager.wait_until_finished()  # it may be the save that is under way
-                self._manager.delete(step)
+            meta = _seal(note, digest.of_tree(state))
+            if self._has(step, meta):
+                return
+            self._set_aside(step)
             args = ocp.args.Composite(
                 state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
             )
-            saved = self._manager.save(step, args=args, force=True)
+            self._saver.save(self.folder / str(step), args=args)
         except Exception as error:
             raise self._save_error(step, error) from error
-        if not saved:
-            raise SaveError(f"{self.folder}: checkpoint of step {step} was not taken")
+        self._pending = self._thread.submit(self._finish, step)
 
     def wait(self) -> None:
         """Returns when everything is on disk. Raises SaveError if it did not get there."""
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._save_error(None, error) from error
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
-    def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """State of `step` (default: newest) in the shapes and shardings of `like`, and its note.
+    def restore(
+        self, like: Any, step: int | None = None, *, accept: Accept = lambda note: None
+    ) -> tuple[Any, Note]:
+        """The newest sound state in the shapes and shardings of `like`, and its note.
 
-        Raises CheckpointError if there is none or if it doesn't fit.
+        A step that cannot be read or whose digests differ is renamed to `<step>.corrupt-<k>`
+        and the one before it is tried; with `step`, later ones are left alone. `accept` may
+        raise for a note that must not be used. Raises CheckpointError if no sound step is left,
+        or if it doesn't fit `like`: nothing is cast or reshaped.
         """
         self.wait()
-        step = self.latest() if step is None else step
-        if step is None:
-            raise CheckpointError(f"{self.folder}: holds no checkpoint")
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
-        try:
-            saved = _leaves(self._manager.item_metadata(step)["state"].tree)
-            misfits = _misfits(saved, _leaves(like))
-            if misfits:  # Orbax would cast another dtype without a word
-                raise CheckpointError(f"{self.folder / str(step)}: does not fit:", *misfits)
-            restored = self._manager.restore(step, args=args)
-        except CheckpointError:
-            raise
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+        tried = []
+        for number in reversed([s for s in self.steps() if step is None or s <= step]):
+            found, problem = self._attempt(number, like, accept)
+            if problem is None:
+                self._verified.add(number)
+                return found
+            tried.append(f"{self.folder / str(number)}: {problem}")
+            self._quarantine(number)
+            if jax.process_index() == 0:
+                print(f"m4: warning: {tried[-1]}; trying an older one", flush=True)
+        if tried:
+            raise CheckpointError("no sound checkpoint is left; tried:", *tried)
+        damaged = sorted(p.name for p in self.folder.glob("*.corrupt-*"))
+        if damaged:
             raise CheckpointError(
-                f"{self.folder / str(step)}: cannot be restored ({type(error).__name__}: {reason})"
-            ) from error
-        return restored["state"], restored["meta"]
+                f"{self.folder}: holds damaged checkpoints only ({', '.join(damaged)}); to start"
+                " from scratch choose another --workdir"
+            )
+        raise CheckpointError(f"{self.folder}: holds no checkpoint")
+
+    def scrub(self) -> dict[int, str | None]:
+        """Reads every step, changes nothing; step -> what is wrong with it, or None."""
+        self.wait()
+        return {step: self._problem(step) for step in self.steps()}
+
+    def note(self) -> Note | None:
+        """The note of the newest step that has a sound one; arrays are not looked at."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(Exception):
+                return self._meta(step)["note"]
+        return None
 
     def close(self) -> None:
         """Waits for saves under way and lets go of the folder."""
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._saver.close()
 
-    def _save_error(self, step: int | None, error: Exception) -> SaveError:
-        what = "checkpoint" if step is None else f"checkpoint of step {step}"
-        reason = " ".join(str(error).split())[:200]
-        return SaveError(f"{self.folder}: {what} not saved ({type(error).__name__}: {reason})")
+    def _finish(self, step: int) -> None:
+        """In the background: waits for the commit, reads it back, deletes what is superseded."""
+        try:
+            self._saver.wait_until_finished()
+            if jax.process_count() == 1:
+                problem = self._problem(step)
+                if problem:
+                    raise OSError(f"read back after saving: {problem}")
+                self._verified.add(step)
+            if jax.process_index() == 0:
+                self._retire()
+        except Exception as error:
+            raise self._save_error(step, error) from error
+
+    def _retire(self) -> None:
+        steps = self.steps()
+        kept = set(steps[-self._keep :]) | {max(self._verified & {*steps}, default=-1)}
+        if self._every:
+            kept |= {s for s in steps if s % self._every == 0}
+        for gone in [str(s) for s in steps if s not in kept] + [f"{s}.replaced" for s in steps]:
+            if (self.folder / gone).is_dir():
+                # Renamed first: a half-deleted step must not be found under its number.
+                doomed = (self.folder / gone).rename(self.folder / f"{gone}.deleted")
+                shutil.rmtree(doomed)
+
+    def _sweep(self) -> None:
+        """Clears away what a killed run left half done."""
+        for leftover in self.folder.glob("*.replaced"):
+            if not leftover.with_suffix("").exists():  # killed before its successor was complete
+                leftover.rename(leftover.with_suffix(""))
+        for pattern in ("*.orbax-checkpoint-tmp*", "*.deleted", "*.replaced"):
+            for leftover in self.folder.glob(pattern):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def _has(self, step: int, meta: Mapping[str, Any]) -> bool:
+        """Whether exactly this is there already, as when a resumed run comes by again."""
+        try:
+            same = step in self.steps() and self._meta(step) == meta
+        except Exception:  # noqa: BLE001 (damaged: to be replaced)
+            same = False
+        if same and step not in self._verified and jax.process_count() == 1:
+            same = self._problem(step) is None
+        return _all(same)
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0 and (self.folder / str(step)).is_dir():
+            (self.folder / str(step)).rename(self.folder / f"{step}.replaced")
+            self._verified.discard(step)
+        _sync(f"set aside {self.folder.name} {step}")
+
+    def _quarantine(self, step: int) -> None:
+        """Renames a damaged step; on a disk that refuses it stays and is skipped again."""
+        if jax.process_index() == 0:
+            k = len([*self.folder.glob(f"{step}.corrupt-*")])
+            with contextlib.suppress(OSError):
+                (self.folder / str(step)).rename(self.folder / f"{step}.corrupt-{k}")
+        _sync(f"quarantined {self.folder.name} {step}")
+
+    def _attempt(self, step: int, like: Any, accept: Accept):
+        """((state, note), None), or (None, what is wrong); all processes agree."""
+        state, meta, problem = None, None, None
+        try:
+            meta = self._meta(step)
+            misfits = _misfits(meta["leaves"], digest.named(like))
+            if misfits:  # Orbax would cast another dtype without a word
+                raise CheckpointError(f"{self.folder / str(step)}: does not fit:", *misfits)
+            accept(meta["note"])
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+            state = self._saver.restore(self.folder / str(step), args=args)["state"]
+        except CheckpointError:
+            raise
+        except (PermissionError, MemoryError) as error:  # says nothing about what is stored
+            raise CheckpointError(f"{self.folder / str(step)}: {_words(error)}") from error
+        except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)
+            problem = f"cannot be read ({_words(error)})"
+        if not _all(problem is None):
+            return None, problem or "cannot be read by another process"
+        wrong = _differing(meta["leaves"], digest.of_tree(state))
+        return ((state, meta["note"]), None) if wrong is None else (None, wrong)
+
+    def _problem(self, step: int) -> str | None:
+        """What is wrong with a step, read into host memory."""
+        try:
+            leaves = self._meta(step)["leaves"]
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                path = self.folder / str(step) / "state"
+                tree = reader.metadata(path).item_metadata.tree
+                host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=host))
+            return _differing(leaves, digest.of_tree(state))
+        except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)
+            return f"cannot be read ({_words(error)})"
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        """The sealed note of a step. Raises ValueError if the seal is broken."""
+        meta = json.loads((self.folder / str(step) / "meta" / "metadata").read_text())
+        if not isinstance(meta, dict) or set(meta) != {"note", "leaves", "sha256"}:
+            raise ValueError("the note has no digests")
+        if meta["sha256"] != digest.of_json({k: meta[k] for k in ("note", "leaves")}):
+            raise ValueError("the note differs from its digest")
+        return meta
+
+    def _save_error(self, step: int, error: Exception) -> SaveError:
+        if isinstance(error, SaveError):
+            return error
+        return SaveError(f"{self.folder}: checkpoint of step {step} not saved ({_words(error)})")
 
 
 def abstract(state: Any, shardings: Any) -> Any:
@@ -101,18 +259,39 @@ def abstract(state: Any, shardings: Any) -> Any:
     )
 
 
-def _leaves(tree: Any) -> dict[str, str]:
-    """Name of every array -> its dtype and shape in words."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): f"{x.dtype}{list(x.shape)}"
-        for path, x in leaves
-    }
+def _seal(note: Mapping[str, Any], leaves: digest.Leaves) -> dict[str, Any]:
+    body = json.loads(json.dumps({"note": note, "leaves": leaves}))  # as it will be read
+    return body | {"sha256": digest.of_json(body)}
 
 
-def _misfits(saved: dict[str, str], wanted: dict[str, str]) -> list[str]:
+def _differing(saved: digest.Leaves, found: digest.Leaves) -> str | None:
+    wrong = sorted(k for k in saved.keys() | found.keys() if saved.get(k) != found.get(k))
+    return f"{len(wrong)} arrays differ from their digests, first {wrong[0]}" if wrong else None
+
+
+def _misfits(saved: digest.Leaves, wanted: Mapping[str, Any]) -> list[str]:
+    was = {name: f"{dtype}{shape}" for name, (dtype, shape, _) in saved.items()}
+    now = {name: f"{x.dtype}{list(x.shape)}" for name, x in wanted.items()}
     return [
-        f"{name}: saved {saved.get(name, 'nothing')}, expected {wanted.get(name, 'nothing')}"
-        for name in sorted(saved.keys() | wanted.keys())
-        if saved.get(name) != wanted.get(name)
+        f"{name}: saved {was.get(name, 'nothing')}, expected {now.get(name, 'nothing')}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
     ]
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return f"{type(error).__name__}: {os.strerror(error.errno)}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _sync(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _all(value: bool) -> bool:
+    """Whether it is true on every process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(value))))

@@ -1,0 +1,1 @@
+"""Faults on purpose, one scenario each, counted: see `docs/reliability.md`."""

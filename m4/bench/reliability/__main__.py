@@ -1,0 +1,55 @@
+"""`python -m m4.bench.reliability [--short] [--only=NAME,NAME] [--write=PAGE]`.
+
+Tries the faults below, prints `tried / survived / lost` for each and in all, and with `--write`
+replaces their rows in the table of a page. Exit code 1 if anything was lost.
+"""
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+
+from m4.bench.reliability import harness
+from m4.bench.reliability.harness import Bench, Scenario
+
+SCENARIOS = (
+    Scenario("bit flips in checkpoints", "flips:bits"),
+    Scenario("truncated or deleted checkpoint files", "flips:cuts"),
+)
+
+
+def main(args: list[str]) -> int:
+    """Runs the command and returns its exit code."""
+    parser = argparse.ArgumentParser("python -m m4.bench.reliability", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="the form that CI runs")
+    parser.add_argument("--only", default="", help="comma-separated beginnings of names")
+    parser.add_argument("--write", type=Path, help="page whose table is updated")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the long form's counts")
+    options = parser.parse_args(args)
+    starts = tuple(options.only.split(",")) if options.only else ("",)
+    chosen = [s for s in SCENARIOS if s.name.startswith(starts)]
+    chosen = [s for s in chosen if s.in_short or options.only or not options.short]
+    if not chosen:
+        parser.error(f"--only: known are {', '.join(s.name for s in SCENARIOS)}")
+    with tempfile.TemporaryDirectory(prefix="m4-reliability-") as folder:
+        shared = Path(folder) / "shared"
+        shared.mkdir()
+
+        @contextlib.contextmanager
+        def make_bench():
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                yield Bench(Path(work), shared, options.short, options.seed, options.scale)
+
+        found = harness.run(chosen, make_bench)
+    if options.write:
+        form = "short" if options.short else "long"
+        options.write.write_text(harness.update(options.write.read_text(), found, form))
+    whole = harness.total(found)
+    print(f"faults tried / survived / lost: {whole.tried} / {whole.survived} / {whole.lost}")
+    return 1 if whole.lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
