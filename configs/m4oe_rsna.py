@@ -2,14 +2,19 @@
 
     python -m m4.main --config=configs/m4oe_rsna.py --workdir=runs/m4oe_rsna
 
+| variant | data                                             | raw files               |
+|---------|--------------------------------------------------|-------------------------|
+| (none)  | RSNA 2022 training files, see docs/datasets.md   | rsna-breast-cancer-...  |
+| `:tiny` | the same files, 32 x 32, six steps, small model  | the same                |
+
 The published sizes, 2.3 billion parameters with four images, most of them in experts: give `mesh`
-an expert axis. These images are not read yet: the run ends with exit code 3 and says so in one
-line. `configs/m4oe_views.py` runs the same method on generated images of EMBED's layout.
+an expert axis. Access and cost: docs/datasets.md. `python -m m4.data.fake rsna FOLDER` writes
+invented files of this layout.
 """
 
 import ml_collections
 
-VARIANTS = ()
+VARIANTS = ("tiny",)
 
 
 def get_config(variant=""):
@@ -54,4 +59,20 @@ def get_config(variant=""):
         batch_size=64, bootstrap=1000, subsets=True, baselines=False, min_patients=10
     )
     config.mesh = dict(data=1, fsdp=1, expert=1, tensor=1)
+    if variant == "tiny":
+        config.data.options.size = 32
+        config.method.update(
+            width=16,
+            hidden=16,
+            num_heads=2,
+            vit_heads=2,
+            vit_depth=1,
+            depth=1,
+            fusion_depth=1,
+            num_experts=4,
+            modality_experts=2,
+            fusion_experts=2,
+        )
+        config.train.update(steps=6, batch_size=8, log_every=2, eval_every=3, save_every=3)
+        config.eval.update(batch_size=8, bootstrap=20)
     return config

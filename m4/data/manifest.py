@@ -76,8 +76,11 @@ class Summary:
         self._rows = 0
         self.patients: set[int] = set()
         self._patterns: Counter[int] = Counter()
-        self._known = {task.name: np.zeros(records.target_shape(task)) for task in spec.tasks}
-        self._sum = {task.name: np.zeros(records.target_shape(task)) for task in spec.tasks}
+        shapes = {task.name: records.target_shape(spec, task) for task in spec.tasks}
+        self._maps = {task.name for task in spec.tasks if task.kind == "segmentation"}
+        shapes |= dict.fromkeys(self._maps, ())  # rows, and the share of a map that is marked
+        self._known = {name: np.zeros(shape) for name, shape in shapes.items()}
+        self._sum = {name: np.zeros(shape) for name, shape in shapes.items()}
         self._classes = {task.name: Counter() for task in spec.tasks if task.kind == "multiclass"}
 
     def add(self, record: Example) -> None:
@@ -90,6 +93,7 @@ class Summary:
         )
         self._patterns[sum(bits)] += 1
         for task, value in record["targets"].items():
+            value = value.mean() if task in self._maps else value
             known = ~np.isnan(value)
             self._known[task] += known
             self._sum[task] += np.where(known, value, 0)

@@ -49,7 +49,12 @@ def encode(spec: DataSpec, example: Example, *, where: str, flow: Counter) -> Ex
                 encoded = empty(modality)
         inputs[modality.name] = encoded
     targets = {
-        task.name: _target(task, example["targets"].get(task.name), where=f"{where}, {task.name}")
+        task.name: _target(
+            task,
+            target_shape(spec, task),
+            example["targets"].get(task.name),
+            where=f"{where}, {task.name}",
+        )
         for task in spec.tasks
     }
     return {"patient": np.int64(example["patient"]), "inputs": inputs, "targets": targets}
@@ -73,10 +78,15 @@ def empty(modality: ModalitySpec) -> dict[str, np.ndarray]:
     return payload
 
 
-def target_shape(task: TaskSpec) -> tuple[int, ...]:
-    """Shape of one row's target: a class index is (), a survival target (time, event)."""
+def target_shape(spec: DataSpec, task: TaskSpec) -> tuple[int, ...]:
+    """Shape of one row's target: a class index is (), a survival target (time, event).
+
+    Maps of a segmentation task, [h, w, dim], are as large as the image that the task needs.
+    """
     if task.kind == "segmentation":
-        raise ValueError(f"task {task.name}: segmentation targets cannot be stored yet")
+        if not task.needs or spec.modality(task.needs[0]).kind != "image":
+            raise ValueError(f"task {task.name}: `needs` must name the image that is segmented")
+        return (*spec.modality(task.needs[0]).shape[1:3], task.dim)
     return {"multiclass": (), "cluster": (), "survival": (2,)}.get(task.kind, (task.dim,))
 
 
@@ -108,15 +118,16 @@ def _payload(modality: ModalitySpec, payload: dict, *, where: str) -> dict[str, 
     return {"values": values[order_t], "times": times_t[order_t]}
 
 
-def _target(task: TaskSpec, value: Any, *, where: str) -> np.ndarray:
-    shape = target_shape(task)
+def _target(task: TaskSpec, shape: tuple[int, ...], value: Any, *, where: str) -> np.ndarray:
     if value is None:
         return np.full(shape, np.nan, np.float32)
     array = np.asarray(value, np.float32)
     if array.size != int(np.prod(shape)):
         raise DataError(f"{where}: a label of shape {array.shape}, expected {shape}")
     known = array[~np.isnan(array)]
-    classes = {"binary": 2, "multilabel": 2, "multiclass": task.dim}.get(task.kind)
+    classes = {"binary": 2, "multilabel": 2, "segmentation": 2, "multiclass": task.dim}.get(
+        task.kind
+    )
     if np.isinf(known).any() or (classes and not np.isin(known, np.arange(classes)).all()):
         raise DataError(f"{where}: a label that is no {task.kind} label")
     return array.reshape(shape)
@@ -205,7 +216,7 @@ def decode(spec: DataSpec, raw: bytes) -> Example:
             inputs[modality.name]["times"] = tensor(f"{name}/times", np.float32, (-1,))
     targets = {}
     for task in spec.tasks:
-        key, shape = f"targets/{task.name}", target_shape(task)
+        key, shape = f"targets/{task.name}", target_shape(spec, task)
         scalar = shape == ()
         targets[task.name] = (
             np.float32(features[key].float_list.value[0])
@@ -229,5 +240,5 @@ def _features(spec: DataSpec, tf: Any) -> dict[str, Any]:
         inputs[modality.name] = {"values": tensor(fixed, modality.dtype)}
         if modality.timed:
             inputs[modality.name]["times"] = tensor((None,), np.float32)
-    targets = {task.name: tensor(target_shape(task), np.float32) for task in spec.tasks}
+    targets = {task.name: tensor(target_shape(spec, task), np.float32) for task in spec.tasks}
     return {"patient": tensor((), np.int64), "inputs": inputs, "targets": targets}

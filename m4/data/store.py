@@ -109,7 +109,7 @@ def allocate(spec: DataSpec, num_rows: int) -> Rows:
         for key, (shape, dtype) in layout(modality).items():
             rows[f"{modality.name}/{key}"] = np.zeros((num_rows, *shape), dtype)
     for task in spec.tasks:
-        value, mask = _target_layout(task)
+        value, mask = _target_layout(spec, task)
         rows[f"y/{task.name}"] = np.zeros((num_rows, *value[0]), value[1])
         rows[f"y/{task.name}/mask"] = np.zeros((num_rows, *mask[0]), mask[1])
     return rows
@@ -129,10 +129,10 @@ def layout(modality: ModalitySpec) -> dict[str, tuple[tuple[int, ...], Any]]:
     return parts
 
 
-def _target_layout(task: TaskSpec):
+def _target_layout(spec: DataSpec, task: TaskSpec):
     dtype = np.int32 if task.kind in ("multiclass", "cluster") else np.float32
     mask_shape = (task.dim,) if task.kind == "multilabel" else ()
-    return (records.target_shape(task), dtype), (mask_shape, np.float32)
+    return (records.target_shape(spec, task), dtype), (mask_shape, np.float32)
 
 
 def _fill(spec: DataSpec, record: Example, row: int, out: Rows) -> None:

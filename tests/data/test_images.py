@@ -1,4 +1,4 @@
-"""Image data sets: digits, generated views, and layouts that cannot be read yet."""
+"""Image data sets: digits and generated views."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m4.data import build, imaging, mfeat, views
+from m4.data import build, mfeat, views
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 from m4.modes.setup import open_split
@@ -86,28 +86,3 @@ def test_views_plant_what_they_say():
     )
     with pytest.raises(ConfigError, match="presence"):
         views.spec(presence=0.0)
-
-
-@pytest.mark.parametrize("layout", imaging.LAYOUTS)
-def test_published_layouts_end_in_one_line(layout, tmp_path):
-    assert imaging.spec(layout=layout).tasks
-    with pytest.raises(DataError, match=f"^{layout}: its images are not read yet") as error:
-        imaging.missing_files(tmp_path, layout=layout)
-    assert len(error.value.args) == 1 and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "exam, expected",
-    [
-        ((1, "N", np.inf, 5.0), (0, 0, 0)),
-        ((4, "B", np.inf, 1.0), (3, 1, 0)),
-        ((2, "P", 0.5, 0.0), (1, 1, 1)),
-        ((3, "S", 1.0, 0.2), (2, 2, 1)),
-        ((2, "M", 3.0, 3.0), (1, 2, 0)),
-        ((2, "K", np.inf, 0.4), (1, 2, None)),  # lost before a year: the release says 0
-        ((5, "A", np.inf, 2.0), (None, None, 0)),  # male; more images needed
-    ],
-)
-def test_embed_labels(exam, expected):
-    found = imaging.embed_labels(*exam)
-    assert tuple(found.values()) == expected and [*found] == ["density", "birads", "risk_1y"]
