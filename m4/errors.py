@@ -1,6 +1,7 @@
 """Errors meant for the person at the keyboard, and the exit codes they end in."""
 
 MAX_LINE = 1000  # characters
+MAX_LINES = 20
 
 
 class UserError(Exception):
@@ -11,7 +12,9 @@ class UserError(Exception):
 
     def lines(self) -> list[str]:
         """What to print, one line per problem, whatever a foreign message or name brought in."""
-        return [f"m4: {self.kind}: {_one_line(str(arg))}" for arg in self.args]
+        lines = [f"m4: {self.kind}: {_one_line(str(arg))}" for arg in self.args[:MAX_LINES]]
+        more = len(self.args) - len(lines)
+        return lines + [f"m4: {self.kind}: and {more} more like these"] * bool(more)
 
 
 class ConfigError(UserError):

@@ -70,7 +70,7 @@ def test_references_between_fields_hold(toy):
 MISTAKES = [
     ("--config.train.step=5", "train.step", "did you mean steps"),
     ("--config.train.stepss=5", "train.stepss", "did you mean steps"),
-    ("--config.optim.learning_rate=0.1", "optim.learning_rate", "did you mean lr"),
+    ("--config.optim.learning_rate=0.1", "optim.learning_rate", "did you mean optim.lr"),
     ("--config.optim.zzz=1", "optim.zzz", "optim has: b1"),
     ("--config.lr=0.1", "lr", "did you mean optim.lr"),
     ("--config.trian.steps=5", "trian.steps", "did you mean train"),

@@ -8,6 +8,7 @@ command line gets wrong is reported at once, one line per problem.
 import ast
 import fnmatch
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import ml_collections
 from m4.config import rules, schema
 from m4.config.files import load_file
 from m4.config.flags import Flags, parse
-from m4.config.rules import REQUIRED, Rule, nearest
+from m4.config.hints import unknown
+from m4.config.rules import REQUIRED, Rule
 from m4.errors import ConfigError
 
 __all__ = ["Flags", "check", "diff", "flatten", "load", "parse", "read_json", "to_json"]
@@ -25,6 +27,8 @@ __all__ = ["Flags", "check", "diff", "flatten", "load", "parse", "read_json", "t
 # Fields that may change between a run and its continuation: they do not touch the mathematics.
 HARMLESS = ("data.raw_dir", "data.dir", "train.*_every", "train.keep", "train.max_bad")
 HARMLESS += ("eval.*", "mesh.*")
+# What parsing a value from the command line can end in.
+_NOT_PARSED = (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError)
 
 
 def load(flags: Flags) -> ml_collections.ConfigDict:
@@ -35,7 +39,10 @@ def load(flags: Flags) -> ml_collections.ConfigDict:
     """
     stored = flags.workdir / "config.json" if flags.workdir else None
     if flags.config_json is not None:
-        return check(read_json(flags.config_json), flags.overrides, str(flags.config_json))
+        if "://" in flags.config_json:
+            raise ConfigError(f"--config_json={flags.config_json}: must be a local file")
+        plain = read_json(Path(flags.config_json))
+        return check(plain, flags.overrides, flags.config_json)
     if flags.config is None and stored and stored.is_file():
         return check(read_json(stored), flags.overrides, str(stored))
     return check(load_file(flags.config), flags.overrides, flags.config)
@@ -45,28 +52,61 @@ def check(
     config: Mapping[str, Any], overrides: Mapping[str, str], source: str
 ) -> ml_collections.ConfigDict:
     """Applies overrides and defaults, then checks every field and every rule between fields."""
+    _check_structure(config, source)
     config = ml_collections.ConfigDict(config, convert_dict=True)
-    fields, problems = _fields(config, overrides)
-    for path, text in overrides.items():
+    fields = _fields(config, overrides)
+    problems = []
+    for path, text in overrides.items():  # here, because fields may refer to each other
         problems += _override(config, path, text, fields)
     values = flatten(config.to_dict())
-    for path, rule in fields.items():
-        if path not in values and not any(k.startswith(path + ".") for k in values):
-            if rule.default is REQUIRED:
-                problems.append(f"{path}: is missing from {source}; it {_must(rule)}")
-            elif rule.default is not ...:
-                _set(config, path, rule.default)
-    for path, value in flatten(config.to_dict()).items():
-        if path in fields and fields[path].kind is int and _integral_float(value):
-            _set(config, path, int(value))
-    values = flatten(config.to_dict())
+    problems += _fill(values, fields, source)
+    for path, value in values.items():
+        kind = fields[path].kind if path in fields else None
+        if kind is int and isinstance(value, float) and value.is_integer():
+            values[path] = int(value)
+        elif kind is tuple and isinstance(value, list):
+            values[path] = tuple(value)
+    values = flatten(_nested(values))
     for path, value in values.items():
         problems += _field_problems(path, value, fields)
     if not problems:
         problems = rules.cross_problems(values)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    return config.lock()
+    return ml_collections.ConfigDict(_nested(values)).lock()
+
+
+def _check_structure(config: Any, source: str) -> None:
+    """Refuses what is no nested mapping of names, before anything relies on it."""
+    problems = []
+    for section in sorted({path.partition(".")[0] for path in rules.FIELDS if "." in path}):
+        if section in config and not hasattr(config[section], "keys"):
+            problems.append(f"{section}={config[section]!r}: must be a section of fields")
+    stack = [("", config)]
+    while stack:
+        prefix, mapping = stack.pop()
+        for key in mapping:
+            if not isinstance(key, str) or not key or "." in key:
+                problems.append(f"{prefix}{key!r}: a field's name must be text without a dot")
+            elif hasattr(mapping[key], "keys"):
+                stack.append((f"{prefix}{key}.", mapping[key]))
+    if problems:
+        raise ConfigError(*(f"{problem} (in {source})" for problem in problems))
+
+
+def _fill(values: dict[str, Any], fields: Mapping[str, Rule], source: str) -> list[str]:
+    """Adds defaults to a flat configuration; returns what is missing, in one line if much is."""
+    given = {path.rsplit(".", n)[0] for path in values for n in range(path.count(".") + 1)}
+    missing = []
+    for path, rule in fields.items():
+        if path not in given:
+            if rule.default is REQUIRED:
+                missing.append(path)
+            elif rule.default is not ...:
+                values[path] = rule.default
+    if len(missing) > 2:
+        return [f"{', '.join(missing)}: are missing from {source}"]
+    return [f"{path}: is missing from {source}; it {_must(fields[path])}" for path in missing]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -78,6 +118,18 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    whole: dict[str, Any] = {}
+    for path, value in values.items():
+        *sections, name = path.split(".")
+        place = whole
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return whole
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -117,11 +169,9 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _fields(
-    config: ml_collections.ConfigDict, overrides: Mapping[str, str]
-) -> tuple[dict[str, Rule], list[str]]:
+def _fields(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> dict[str, Rule]:
     """The rule of every field, given the method and data set that were chosen."""
-    fields, problems = dict(rules.FIELDS), []
+    fields = dict(rules.FIELDS)
     method = overrides.get("method.name", config.get("method", {}).get("name"))
     if isinstance(method, str) and fields["method.name"].problem(method) is None:
         known = schema.method_fields(method)
@@ -135,9 +185,10 @@ def _fields(
     data = overrides.get("data.name", config.get("data", {}).get("name"))
     options = schema.data_options(data) if isinstance(data, str) else None
     if options is not None:
-        for name in options:
-            fields[f"data.options.{name}"] = Rule(default=..., optional=True)
-    return fields, problems
+        for name, field in options.items():
+            optional = field.optional or field.kind is object
+            fields[f"data.options.{name}"] = Rule(field.kind, ..., optional=optional)
+    return fields
 
 
 def _method_rule(name: str, field: schema.Field) -> Rule:
@@ -170,24 +221,24 @@ def _rule(path: str, fields: Mapping[str, Rule]) -> Rule | None:
 def _field_problems(path: str, value: Any, fields: Mapping[str, Rule]) -> list[str]:
     rule = _rule(path, fields)
     if rule is None:
-        return [_unknown(path, fields)]
+        return [unknown(path, fields)]
     problem = rule.problem(value)
     if problem is None and isinstance(value, float) and value - value != 0:
         problem = "must be a finite number"
+    if problem is None and not _plain(value):
+        problem = "must be plain data: numbers, text, true or false, None, tuples and dicts of them"
     return [f"{path}={value!r}: {problem}"] if problem else []
 
 
-def _unknown(path: str, fields: Mapping[str, Rule]) -> str:
-    section, _, name = path.rpartition(".")
-    siblings = [f.rpartition(".")[2] for f in fields if f.rpartition(".")[0] == section]
-    if not siblings:
-        known = sorted({f.partition(".")[0] for f in fields if "." in f})
-        hint = nearest(path.partition(".")[0], known)
-        return f"{path}: no such section; sections: {', '.join(known)}{hint}"
-    elsewhere = [f for f in fields if f.rpartition(".")[2] == name]
-    hint = f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, siblings)
-    listed = "" if hint else f"; {section or 'the top level'} has: {', '.join(sorted(siblings))}"
-    return f"{path}: no such field{hint or listed}"
+def _plain(value: Any) -> bool:
+    """Whether JSON can hold it."""
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    if isinstance(value, Mapping):
+        return all(isinstance(k, str) and _plain(v) for k, v in value.items())
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, bool | int | str)
 
 
 def _override(
@@ -195,17 +246,16 @@ def _override(
 ) -> list[str]:
     rule = _rule(path, fields)
     if rule is None:
-        return [_unknown(path, fields)]
+        return [unknown(path, fields)]
     try:
         value = _parse(text, rule)
-    except (ValueError, SyntaxError, OverflowError):
+    except _NOT_PARSED:
         return [f"{path}={text}: {_must(rule)}"]
-    _set(config, path, value)
+    try:
+        _set(config, path, value)
+    except (TypeError, ValueError, AttributeError, KeyError):
+        return [f"{path}: no such field; {path.rpartition('.')[0]} is a value"]
     return []
-
-
-def _integral_float(value: Any) -> bool:
-    return isinstance(value, float) and value.is_integer()
 
 
 def _must(rule: Rule) -> str:
@@ -231,7 +281,7 @@ def _parse(text: str, rule: Rule) -> Any:
         return text.lower() in ("true", "1")
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except _NOT_PARSED:
         if rule.kind is not object:
             raise
         return text

@@ -1,14 +1,19 @@
 """Loading a configuration file."""
 
+import contextlib
 import difflib
 import importlib.util
 import inspect
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from m4.errors import ConfigError
+
+LIMIT_S = 8.0  # seconds that a configuration file may run
 
 
 def load_file(target: str | None) -> Mapping[str, Any]:
@@ -82,12 +87,34 @@ def _check_variant(path: Path, module: ModuleType, variant: str) -> None:
 def _call(path: Path, function):
     """Runs foreign code; its failure is a line about the file, not a traceback of ours."""
     try:
-        return function()
+        with _time_limit(path):
+            return function()
     except SyntaxError as error:
         raise ConfigError(f"--config={path}: line {error.lineno}: {error.msg}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ConfigError):
+            raise
         line = _line(path, error)
         raise ConfigError(f"--config={path}:{line} {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _time_limit(path: Path) -> Iterator[None]:
+    """Ends a configuration that never returns, where the system has alarms."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        raise ConfigError(f"--config={path}: does not return within {LIMIT_S:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _line(path: Path, error: BaseException) -> str:

@@ -41,7 +41,7 @@ class Flags:
     overrides: dict[str, str] = dataclasses.field(default_factory=dict)
     workdir: Path | None = None
     mode: str = "train"
-    config_json: Path | None = None
+    config_json: str | None = None
     debug: bool = False
     debug_nans: bool = False
     force_config: bool = False
@@ -88,7 +88,7 @@ def parse(args: Sequence[str]) -> Flags:
         raise ConfigError(*problems)
     return Flags(
         config=found.get("config"),
-        config_json=Path(found["config_json"]) if "config_json" in found else None,
+        config_json=found.get("config_json"),
         overrides=overrides,
         workdir=_workdir(found),
         mode=mode,

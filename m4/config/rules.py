@@ -5,12 +5,12 @@ sets and methods are read from source (`m4.config.schema`).
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from m4.config import schema
+from m4.config.hints import nearest
 
 REQUIRED = object()
 _MULTI = ("auroc", "auprc", "f1")
@@ -89,15 +89,6 @@ class Rule:
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
         )
-
-
-def nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
-    """`"; did you mean x?"`, or an empty string when nothing is near."""
-    close = difflib.get_close_matches(word.lower(), known, n=2, cutoff=0.6)
-    # "learning_rate" -> "lr": initials and prefixes that edit distance does not see.
-    initials = "".join(part[:1] for part in word.split("_"))
-    close += [k for k in known if k not in close and k in (initials, word.split("_")[0])]
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _one_of(*names: str) -> Callable[[], tuple[str, ...]]:

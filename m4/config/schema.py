@@ -14,7 +14,8 @@ from typing import Any
 from m4 import resolve
 
 NO_DEFAULT = object()
-_KINDS = {"int": int, "float": float, "bool": bool, "str": str, "tuple": tuple}
+_KINDS = {"int": int, "float": float, "bool": bool, "str": str}
+_KINDS |= dict.fromkeys(("tuple", "Sequence"), tuple)
 _KINDS |= dict.fromkeys(("dict", "Mapping", "FrozenDict", "flax.core.FrozenDict"), dict)
 
 
@@ -75,12 +76,13 @@ def method_fields(name: str) -> dict[str, Field] | None:
     return _class_fields(_tree(module), attribute)
 
 
-def data_options(name: str) -> tuple[str, ...] | None:
+def data_options(name: str) -> dict[str, Field] | None:
     """Options of a data set, or None when it takes any."""
     spec = _functions(name if "." in name else f"m4.data.{name}").get("spec")
     if spec is None or spec.args.kwarg is not None:
         return None
-    return tuple(arg.arg for arg in (*spec.args.args, *spec.args.kwonlyargs))
+    arguments = (*spec.args.args, *spec.args.kwonlyargs)
+    return {arg.arg: _annotated(arg.annotation, None) for arg in arguments}
 
 
 def _modules(package: str) -> list[str]:
@@ -92,8 +94,8 @@ def _modules(package: str) -> list[str]:
 @functools.cache
 def _tree(module: str) -> ast.Module:
     spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ValueError(f"no module {module!r}")
+    if spec is None or not str(spec.origin).endswith(".py"):
+        raise ValueError(f"no module {module!r} with source text")
     return ast.parse(Path(spec.origin).read_text())
 
 
@@ -143,14 +145,14 @@ def _class_fields(tree: ast.Module, name: str) -> dict[str, Field] | None:
             fields |= inherited
     for node in classes[name].body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            fields[node.target.id] = _field(node)
+            fields[node.target.id] = _annotated(node.annotation, node.value)
     fields.pop("data", None)
     return fields
 
 
-def _field(node: ast.AnnAssign) -> Field:
+def _annotated(annotation: ast.expr | None, default: ast.expr | None) -> Field:
     """Kind, default and choices from `name: annotation = default`."""
-    options = _union(node.annotation)
+    options = _union(annotation) if annotation is not None else []
     optional = "None" in map(ast.unparse, options)
     options = [o for o in options if ast.unparse(o) != "None"]
     choices: tuple[str, ...] = ()
@@ -162,7 +164,7 @@ def _field(node: ast.AnnAssign) -> Field:
             values = ast.literal_eval(options[0].slice)
             choices = values if isinstance(values, tuple) else (values,)
             kind = str
-    return Field(kind, _default(node.value), choices, optional)
+    return Field(kind, _default(default), choices, optional)
 
 
 def _union(node: ast.expr) -> list[ast.expr]:

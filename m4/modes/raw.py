@@ -1,6 +1,7 @@
 """Are the raw files there? Asked before JAX is imported, so that the answer comes at once."""
 
 import importlib
+import inspect
 import os
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,10 @@ def require(config: ml_collections.ConfigDict, source: str | None) -> None:
     when it is opened.
     """
     module, options = _module(config), config.data.options.to_dict()
+    for name, parameter in inspect.signature(module.spec).parameters.items():
+        value = options.get(name, parameter.default)
+        if isinstance(parameter.default, tuple) and not isinstance(value, tuple):
+            raise ConfigError(f"data.options.{name}={value!r}: must be a tuple of values")
     try:
         spec = module.spec(**options)
     except (TypeError, ValueError, KeyError) as error:
