@@ -60,12 +60,46 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
+def row_block(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): this process holds the index-th of `count` equal blocks of a batch's rows.
+
+    Raises ConfigError where its rows are not one block.
+    """
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    held = rows(mesh).addressable_devices_indices_map((parts,)).values()
+    held = sorted({index[0].indices(parts)[0] for index in held})
+    start, size = (held[0], len(held)) if held else (0, 0)
+    if not held or held[-1] - start + 1 != size or parts % size or start % size:
+        raise ConfigError(
+            f"mesh: process {jax.process_index()} of {jax.process_count()} would hold parts"
+            f" {held} of {parts} of a batch, which are not one equal block; make the mesh use all"
+            " devices, and data*fsdp*expert a multiple of the processes or a divisor of them"
+        )
+    return start // size, parts // size
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's rows (numpy) -> global arrays, split by rows."""
+    """This process's block of rows (numpy, see `row_block`) -> global arrays, split by rows."""
     sharding = rows(mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    _, count = row_block(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(
+            sharding, x, (x.shape[0] * count, *x.shape[1:])
+        ),
+        batch,
+    )
+
+
+def put_whole(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays that every process has whole (numpy) -> global arrays."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda i: np.asarray(x)[i]),
+        tree,
+    )
 
 
 def unbox(tree: Any) -> Any:

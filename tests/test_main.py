@@ -1,6 +1,5 @@
 """The command line from end to end, with a small method on the generated cohort."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ import pytest
 from m4.data import synthetic
 from m4.main import main
 from m4.modes import setup
-from m4.train import loop
+from m4.train import preemption
 from tests.data import test_missing
 
 ROOT = Path(__file__).parents[1]
@@ -105,13 +104,8 @@ def test_resuming_gives_the_same_bits_as_running_through(place):
 
 
 def test_stopping_is_exit_75_and_the_same_command_goes_on(place, monkeypatch, capsys):
-    @contextlib.contextmanager
-    def at_second_step():
-        asked = iter([False, True, False])
-        yield lambda: next(asked)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "stop_on_signals", at_second_step)
+        patch.setattr(preemption.Signals, "stop", lambda signals, step: step == 2)
         assert run(place, workdir="stopped") == 75
     assert "stopped at step 2" in capsys.readouterr().err
     assert run(place, workdir="stopped") == 0

@@ -22,7 +22,8 @@ USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FI
   --mode          train    train or resume, then evaluate and report (default)
                   eval     evaluate the best checkpoint
                   predict  write predictions of the test split
-                  check    check configuration and data, run one step, print sizes
+                  check    verify checkpoints; with --config also check configuration and
+                           data, run one step, print sizes
                   report   rebuild report.html from the work directory
   --force_config  continue a run although the configuration differs
   --debug_nans    when a run gives up on numbers that are not finite, run the last bad step again

@@ -123,6 +123,8 @@ FIELDS: dict[str, Rule] = {
     "train.eval_every": _count(500),
     "train.save_every": _count(500),
     "train.keep": _count(2),
+    "train.keep_every": _count(0, low=0),
+    "train.watchdog": Rule(float, 60.0, low=0),
     "train.select": Rule(str),
     "train.choose": Rule(str, "best", names=_one_of("best", "last")),
     "train.max_bad": _count(10),  # skipped steps in a row that end a run

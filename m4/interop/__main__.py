@@ -147,7 +147,7 @@ def import_(config: ml_collections.ConfigDict, job: Job) -> None:
 def export(config: ml_collections.ConfigDict, job: Job) -> None:
     """Writes the best checkpoint of a work directory under the authors' names."""
     setup, layout, _ = _setup(config, job)
-    params = jax.device_get(eval_mode.best_params(setup, job.folder))
+    params = jax.device_get(eval_mode.best_params(config, setup, job.folder))
     tensors = convert.to_torch(layout, _flat(params))
     files.write(job.file, tensors, sections=layout.sections)
     print(f"{len(tensors)} tensors in {job.file}")

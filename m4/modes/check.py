@@ -1,4 +1,8 @@
-"""`--mode=check`: configuration, data, one batch, one step; prints sizes and trains nothing."""
+"""`--mode=check`: configuration, data, one batch, one step; prints sizes and trains nothing.
+
+Checkpoints in the work directory are verified first. Without `--config` nothing else is done, so
+that a work directory can be checked where its data are not.
+"""
 
 import time
 from pathlib import Path
@@ -9,13 +13,16 @@ from clu import parameter_overview
 
 from m4 import sharding
 from m4.config import Flags
-from m4.errors import DivergedError
+from m4.errors import CheckpointError, DivergedError
 from m4.modes import setup as setups
+from m4.train.checkpoint import Checkpoints
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
-    """Prints schema, parameters and memory, and runs one step. See `m4.main`."""
-    del folder, flags
+    """Verifies checkpoints; prints schema, parameters, memory, and runs one step. See `m4.main`."""
+    _scrub(folder)
+    if flags.config is None:
+        return
     setup = setups.make(config, setups.prepare(config))
     for modality in setup.spec.modalities:
         print(f"modality {modality.name}: {modality.kind} {modality.shape}")
@@ -35,6 +42,19 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         names = [name for name, count in jax.device_get(totals.nonfinite).items() if count]
         raise DivergedError(f"the first step is not finite: {', '.join(names)}")
     print(f"one step: loss {loss:.4g}; all is well")
+
+
+def _scrub(folder: Path) -> None:
+    """Reads every checkpoint and compares digests. Raises CheckpointError for damaged ones."""
+    damaged = []
+    for path in sorted((folder / "checkpoints").glob("*/")):
+        checkpoints = Checkpoints(path, keep=1, sweep=False)
+        for step, problem in checkpoints.scrub().items():
+            print(f"checkpoint {path.name}/{step}: {'sound' if problem is None else 'DAMAGED'}")
+            damaged += [f"{path / str(step)}: {problem}"] if problem else []
+        checkpoints.close()
+    if damaged:
+        raise CheckpointError(*damaged)
 
 
 def _print_memory(step) -> None:

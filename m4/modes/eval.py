@@ -15,16 +15,17 @@ from m4.eval import baselines, evaluate, results, subsets, tables
 from m4.eval.predictions import Predictions
 from m4.modes import report
 from m4.modes import setup as setups
-from m4.train import workdir
+from m4.train import processes
 from m4.train.checkpoint import Checkpoints
 
+KEEP_BEST = 2  # the second is for the day on which the first is damaged
 CHUNK = 1024  # rows read at once where only a few columns are wanted
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Evaluates without training. See `m4.main`."""
     del flags
-    with workdir.locked(folder):
+    with setups.owned(folder):
         setup, predict, params = restore(config, folder)
         with setups.context(setup.mesh):
             _evaluate(config, setup, folder, functools.partial(predict, params))
@@ -34,28 +35,32 @@ def restore(config: ml_collections.ConfigDict, folder: Path):
     """(setup, compiled predict function, parameters of the best step)."""
     setups.use_cache(folder)
     setup = setups.make(config, setups.prepare(config))
-    params = best_params(setup, folder)
+    params = best_params(config, setup, folder)
     test = setups.open_split(setup.data, "test", config.eval.batch_size)
     with setups.context(setup.mesh):
         predict = setups.compile_predict(setup, next(eval_batches(test, config.eval.batch_size)))
     return setup, predict, params
 
 
-def best_params(setup: setups.Setup, folder: Path):
+def best_params(config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path):
     """Evaluation parameters of the best step. Raises CheckpointError without one."""
-    best = Checkpoints(folder / "checkpoints/best", keep=1)
+    best = Checkpoints(folder / "checkpoints/best", keep=KEEP_BEST)
     try:
-        restored, note = best.restore({"params": setup.state.eval_params})
+        restored, note = best.restore(
+            {"params": setup.state.eval_params},
+            accept=lambda note: setups.same_run(
+                note, config, setup, folder, sections=("data.", "method.")
+            ),
+        )
     finally:
         best.close()
-    setups.same_data(note, setup, folder)
     print(f"evaluating step {note['step']}", flush=True)
     return restored["params"]
 
 
 def finish(config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path, predict) -> None:
     """What comes after training: evaluates the best step."""
-    _evaluate(config, setup, folder, functools.partial(predict, best_params(setup, folder)))
+    _evaluate(config, setup, folder, functools.partial(predict, best_params(config, setup, folder)))
 
 
 def sweep(config, setup: setups.Setup, store: Store, predict, keep_SM) -> Predictions:
@@ -66,7 +71,7 @@ def sweep(config, setup: setups.Setup, store: Store, predict, keep_SM) -> Predic
         setup.spec,
         keep_SM,
         patients=columns(store, "patient")["patient"],
-        place=lambda batch: sharding.put_batch(batch, setup.mesh),
+        place=lambda batch: sharding.put_whole(batch, sharding.rows(setup.mesh)),
     )
 
 
@@ -85,6 +90,8 @@ def _evaluate(config, setup: setups.Setup, folder: Path, predict) -> None:
     cuts = results.thresholds(sweep(config, setup, val, predict, whole), setup.spec)
     chosen = _subsets(config, setup, test)
     found = sweep(config, setup, test, predict, subsets.matrix(chosen))
+    if not processes.first():
+        return
     document = results.compose(
         found,
         setup.spec,

@@ -16,7 +16,7 @@ from m4.data.store import Store
 from m4.modes import eval as eval_mode
 from m4.modes import setup as setups
 from m4.specs import DataSpec
-from m4.train import workdir
+from m4.train import processes
 
 SPLIT = "test"
 
@@ -24,13 +24,15 @@ SPLIT = "test"
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Writes predictions/test.parquet. See `m4.main`."""
     del flags
-    with workdir.locked(folder):
+    with setups.owned(folder):
         setup, predict, params = eval_mode.restore(config, folder)
         store = Store(setup.data, SPLIT)
         whole = np.ones((1, len(setup.spec.modalities)), bool)
         with setups.context(setup.mesh):
             predict = functools.partial(predict, params)
             found = eval_mode.sweep(config, setup, store, predict, whole)
+        if not processes.first():
+            return
         path = folder / "predictions" / f"{SPLIT}.parquet"
         _write(path, _table(found, setup.spec, _key(folder)))
         print(f"{len(found.uid)} rows in {path}; patients as keyed hashes (key: {folder / 'key'})")

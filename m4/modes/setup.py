@@ -1,9 +1,11 @@
 """From a configuration to the objects of a run: data, mesh, method, compiled functions."""
 
+import contextlib
 import dataclasses
 import functools
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import optax
 from flax.core import FrozenDict
 
+from m4 import config as configs
 from m4 import losses, sharding
 from m4.config import schema
 from m4.data import build, missing
@@ -25,7 +28,7 @@ from m4.eval.predictions import SCORED_KINDS
 from m4.modes import raw
 from m4.resolve import resolve
 from m4.specs import DataSpec
-from m4.train import optim
+from m4.train import optim, processes, workdir
 from m4.train import step as steps
 from m4.train.checkpoint import abstract
 from m4.types import Batch, Method
@@ -47,10 +50,18 @@ class Setup:
     batch: Any  # shapes and shardings of a train batch
 
 
-def use_cache(workdir: Path) -> None:
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Holds a work directory; of several processes the first does it for all."""
+    with workdir.locked(folder) if processes.first() else contextlib.nullcontext():
+        processes.barrier("workdir")
+        yield
+
+
+def use_cache(folder: Path) -> None:
     """Keeps compiled programs in M4_CACHE or the work directory, unless JAX was told otherwise."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = Path(os.environ.get("M4_CACHE") or workdir / "cache")
+        folder = Path(os.environ.get("M4_CACHE") or folder / "cache")
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
@@ -85,11 +96,13 @@ def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
     """Builds everything from a built data set. Raises ConfigError for what the method refuses."""
     mesh = sharding.make_mesh(config.mesh.to_dict())
     store = open_split(data, "train", config.train.batch_size)
-    loader = _loader(config, store)
+    block = sharding.row_block(mesh)
+    loader = _loader(config, store, *block)
     spec = weighted(store.spec, config.train.task_weights)
     method = make_method(config.method.to_dict(), spec)
     tx, schedule, ema = make_optimiser(config)
-    first = loader.batch(0)
+    # The whole batch on every process: what is traced must be the same program everywhere.
+    first = (loader if block == (0, 1) else _loader(config, store, 0, 1)).batch(0)
     batch = batch_like(first, mesh)
     fresh = functools.partial(steps.init_state, tx=tx, ema=ema)
     fresh = functools.partial(fresh, spike_window=config.train.spike_window)
@@ -98,15 +111,15 @@ def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
     return Setup(data, spec, loader, mesh, method, schedule, step, init, state, batch)
 
 
-def _loader(config: ml_collections.ConfigDict, store: Store) -> TrainLoader:
+def _loader(config: ml_collections.ConfigDict, store: Store, index: int, count: int) -> TrainLoader:
     train = config.train
     try:
         return TrainLoader(
             store,
             train.batch_size,
             config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
             transform=corruption(store.spec, train),
             order=train.order,
             order_epochs=train.order_epochs,
@@ -145,12 +158,31 @@ def weighted(spec: DataSpec, weights: Mapping[str, float]) -> DataSpec:
     return dataclasses.replace(spec, tasks=tuple(tasks))
 
 
-def same_data(note: Mapping[str, Any], setup: Setup, folder: Path) -> None:
-    """Raises CheckpointError if a checkpoint's note names other data than `setup`."""
+def same_run(
+    note: Mapping[str, Any],
+    config: ml_collections.ConfigDict,
+    setup: Setup,
+    folder: Path,
+    *,
+    sections: tuple[str, ...] = ("",),
+) -> None:
+    """Raises CheckpointError if a checkpoint's note names other data or another configuration.
+
+    Of the configuration only fields that begin with one of `sections` count; weights that were
+    imported have none.
+    """
     if note.get("data") != setup.data.name:
         raise CheckpointError(
             f"{folder}: trained on data {note.get('data')}, but {setup.data.name} is given now;"
             " choose another --workdir"
+        )
+    now = json.loads(configs.to_json(config))  # tuples are lists in the note too
+    changes = [c for c in configs.diff(note.get("config", now), now) if c.startswith(sections)]
+    if changes:
+        raise CheckpointError(
+            f"{folder}: trained with another configuration; choose another --workdir, or"
+            " --force_config to go on with this one:",
+            *changes,
         )
 
 
@@ -166,11 +198,8 @@ def make_method(config: dict[str, Any], spec: DataSpec) -> Method:
 
 
 def batch_like(batch: Batch, mesh: jax.sharding.Mesh) -> Any:
-    """Shapes and shardings of the global batch of which `batch` is this process's part."""
-    count = jax.process_count()
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype), batch
-    )
+    """Shapes and shardings of a whole batch."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     return abstract(shapes, jax.tree.map(lambda _: sharding.rows(mesh), shapes))
 
 
@@ -228,7 +257,7 @@ def compile_step(setup: Setup):
     placed = jax.tree.map(lambda x: x.sharding, setup.state)
     jitted = jax.jit(setup.step.apply, donate_argnums=0, out_shardings=(placed, whole))
     compiled = jitted.lower(setup.state, totals, setup.batch).compile()
-    return compiled, lambda: jax.device_put(zeros, whole)
+    return compiled, lambda: sharding.put_whole(zeros, whole)
 
 
 def compile_predict(setup: Setup, batch: Batch):

@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -20,25 +20,28 @@ from m4 import config as configs
 from m4.config import Flags
 from m4.data.loader import eval_batches
 from m4.data.store import Store
-from m4.errors import ConfigError
+from m4.errors import ConfigError, SaveError
 from m4.eval import results
 from m4.modes import eval as eval_mode
 from m4.modes import setup as setups
-from m4.train import guard, loop, telemetry, workdir
+from m4.train import guard, loop, preemption, processes, telemetry, watchdog, workdir
 from m4.train.checkpoint import Checkpoints
 from m4.train.step import State
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Trains, evaluates, reports. See `m4.main`."""
-    with workdir.locked(folder):
-        _claim(config, folder, force=flags.force_config)
+    with preemption.Signals() as signals, setups.owned(folder):
+        if processes.first():
+            _claim(config, folder, force=flags.force_config)
         setups.use_cache(folder)
         data = setups.prepare(config)
         setup = setups.make(config, data)
-        _introduce(config, setup, folder)
+        if processes.first():
+            _introduce(config, setup, folder)
         with setups.context(setup.mesh):
-            predict = _train(config, setup, folder, flags)
+            predict = _train(config, setup, folder, flags, signals)
+            signals.idle()
             eval_mode.finish(config, setup, folder, predict)
 
 
@@ -97,45 +100,75 @@ def _git() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def _train(config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path, flags: Flags):
+def _train(
+    config: ml_collections.ConfigDict,
+    setup: setups.Setup,
+    folder: Path,
+    flags: Flags,
+    signals: preemption.Signals,
+):
     """Runs the loop; returns the compiled predict function for the evaluation that follows."""
     val = setups.open_split(setup.data, "val", config.eval.batch_size)
     predict = setups.compile_predict(setup, next(eval_batches(val, config.eval.batch_size)))
     names = {field.name for field in dataclasses.fields(loop.Plan)}
     plan = loop.Plan(**{k: v for k, v in config.train.to_dict().items() if k in names})
-    with _opened(folder, keep=config.train.keep) as (last, best):
-        state, meta = _restore(last, setup, folder)
-        first = int(state.step)
-        if first >= plan.steps:
+    with _opened(config, folder) as (last, best):
+        state, meta = _restore(last, config, setup, folder, force=flags.force_config)
+        first, progress = int(state.step), meta.get("progress")
+        if first >= plan.steps and progress["evaluated"] >= first:
             return predict
+        _require_space(setup, folder)
         start = time.perf_counter()
         step, zeros = setups.compile_step(setup)
         print(f"compiled in {time.perf_counter() - start:.1f} s", flush=True)
-        writer = telemetry.make_writer(folder, resume=first, steps=plan.steps, select=plan.select)
-        note = {"seed": config.seed, "data": setup.data.name}
-
-        def save(number: int, state: State, progress) -> None:
-            best.wait()  # a state must not be there before the best step that it tells of
-            last.save(number, state, note | {"progress": progress})
-            workdir.touch(folder)
-
-        def save_best(number: int, state: State, value: float) -> None:
-            found = note | {"step": number, "value": value}
-            best.save(number, {"params": state.eval_params}, found)
-
-        hooks = loop.Hooks(
-            put=lambda batch: sharding.put_batch(batch, setup.mesh),
-            evaluate=_evaluator(config, setup, val, predict),
-            save=save,
-            save_best=save_best,
-            writer=writer,
-            explain=_explainer(setup, rerun=flags.debug_nans),
-        )
-        batches, progress = setup.loader.iter(first), meta.get("progress")
-        with contextlib.closing(writer), loop.stop_on_signals() as stop:
-            hooks = dataclasses.replace(hooks, stop=stop)
+        writer = telemetry.Writer()
+        if processes.first():
+            writer = telemetry.make_writer(
+                folder, resume=first, steps=plan.steps, select=plan.select
+            )
+        stacks = folder / f"stacks-{jax.process_index()}.txt"
+        with (
+            contextlib.closing(writer),
+            watchdog.Watchdog(config.train.watchdog, stacks) as dog,
+        ):
+            hooks = loop.Hooks(
+                put=lambda batch: sharding.put_batch(batch, setup.mesh),
+                evaluate=_evaluator(config, setup, val, predict, signals),
+                **_savers(config, setup, folder, last, best),
+                writer=writer,
+                stop=signals.stop,
+                explain=_explainer(setup, rerun=flags.debug_nans),
+                watchdog=dog,
+            )
+            signals.stepping()
+            batches = setup.loader.iter(first)
             loop.run(step, state, batches, zeros=zeros, plan=plan, hooks=hooks, progress=progress)
     return predict
+
+
+def _savers(config, setup: setups.Setup, folder: Path, last: Checkpoints, best: Checkpoints):
+    """The loop's hooks that save."""
+    note = {"seed": config.seed, "data": setup.data.name, "config": config.to_dict()}
+
+    def save(number: int, state: State, progress) -> None:
+        best.wait()  # a state must not be there before the best step that it tells of
+        last.save(number, state, note | {"progress": progress})
+        workdir.touch(folder)
+
+    def save_best(number: int, state: State, value: float) -> None:
+        best.save(number, {"params": state.eval_params}, note | {"step": number, "value": value})
+
+    return {"save": save, "save_best": save_best}
+
+
+def _require_space(setup: setups.Setup, folder: Path) -> None:
+    """Raises SaveError if not even one state fits on the disk: better now than hours later."""
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(setup.state))
+    free = shutil.disk_usage(folder).free
+    if processes.first() and free < size:
+        raise SaveError(
+            f"{folder}: {free / 2**20:.0f} MiB are free, one state takes {size / 2**20:.0f} MiB"
+        )
 
 
 def _explainer(setup: setups.Setup, *, rerun: bool):
@@ -153,36 +186,47 @@ def _explainer(setup: setups.Setup, *, rerun: bool):
     return explain
 
 
-def _evaluator(config, setup: setups.Setup, val: Store, predict) -> loop.Evaluate:
+def _evaluator(
+    config, setup: setups.Setup, val: Store, predict, signals: preemption.Signals
+) -> loop.Evaluate:
     """Every metric on the validation split, all modalities kept."""
     whole = np.ones((1, len(setup.spec.modalities)), bool)
 
     def evaluate(state: State) -> dict[str, float]:
-        bound = functools.partial(predict, state.eval_params)
+        def bound(*args):
+            if signals.asked():  # never with several processes, which must go on together
+                raise loop.Interrupted
+            return predict(state.eval_params, *args)
+
         return results.summary(eval_mode.sweep(config, setup, val, bound, whole), setup.spec)
 
     return evaluate
 
 
 @contextlib.contextmanager
-def _opened(folder: Path, *, keep: int):
+def _opened(config, folder: Path):
     """(newest states, best parameters); what is being saved is saved before it closes."""
-    last = Checkpoints(folder / "checkpoints/last", keep=keep)
-    best = Checkpoints(folder / "checkpoints/best", keep=1)
+    train = config.train
+    last = Checkpoints(folder / "checkpoints/last", keep=train.keep, every=train.keep_every)
+    best = Checkpoints(folder / "checkpoints/best", keep=eval_mode.KEEP_BEST)
     try:
         yield last, best
     finally:
-        last.wait()
-        best.wait()
-        last.close()
-        best.close()
+        try:
+            last.close()
+        finally:
+            best.close()
 
 
-def _restore(last: Checkpoints, setup: setups.Setup, folder: Path):
-    """(state, meta) of the newest checkpoint, or a fresh state."""
-    if last.latest() is None:
+def _restore(last: Checkpoints, config, setup: setups.Setup, folder: Path, *, force: bool):
+    """(state, note) of the newest sound checkpoint, or a fresh state if there never was one."""
+
+    def accept(note) -> None:
+        sections = () if force else ("",)
+        setups.same_run(note, config, setup, folder, sections=sections)
+
+    if not last.used():
         return setup.init(), {}
-    state, meta = last.restore(setup.state)
-    setups.same_data(meta, setup, folder)
+    state, note = last.restore(setup.state, accept=accept)
     print(f"resuming from step {int(state.step)}")
-    return state, meta
+    return state, note

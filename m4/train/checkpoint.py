@@ -36,10 +36,11 @@ class Checkpoints:
 
     Kept are the newest `keep`, every step that is a multiple of `every` (0: none), and always
     the newest one that was verified: restored, or, where one process has it all, read back after
-    it was written. Several processes must make the same calls.
+    it was written. Several processes must make the same calls. What a killed run left half done
+    is cleared away, unless `sweep` is False.
     """
 
-    def __init__(self, folder: Path, *, keep: int, every: int = 0):
+    def __init__(self, folder: Path, *, keep: int, every: int = 0, sweep: bool = True):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every step of its work
         self.folder = folder.absolute()
         self._keep, self._every = keep, every
@@ -54,7 +55,7 @@ class Checkpoints:
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"checkpoints-{folder.name}")
         self._pending: Future | None = None
-        if jax.process_index() == 0:
+        if sweep and jax.process_index() == 0:
             self._sweep()
         _sync(f"opened {folder.name}")
 
@@ -67,6 +68,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
         return max(self.steps(), default=None)
+
+    def used(self) -> bool:
+        """Whether there is, or was before it was damaged, any checkpoint."""
+        return bool(self.steps()) or any(self.folder.glob("*.corrupt-*"))
 
     def save(self, step: int, state: Any, note: Mapping[str, Any]) -> None:
         """Starts saving; a checkpoint of the same step is replaced unless it is the same.
@@ -204,23 +209,18 @@ class Checkpoints:
 
     def _attempt(self, step: int, like: Any, accept: Accept):
         """((state, note), None), or (None, what is wrong); all processes agree."""
-        state, meta, problem = None, None, None
-        try:
-            meta = self._meta(step)
-            misfits = _misfits(meta["leaves"], digest.named(like))
-            if misfits:  # Orbax would cast another dtype without a word
-                raise CheckpointError(f"{self.folder / str(step)}: does not fit:", *misfits)
-            accept(meta["note"])
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-            state = self._saver.restore(self.folder / str(step), args=args)["state"]
-        except CheckpointError:
-            raise
-        except (PermissionError, MemoryError) as error:  # says nothing about what is stored
-            raise CheckpointError(f"{self.folder / str(step)}: {_words(error)}") from error
-        except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)
-            problem = f"cannot be read ({_words(error)})"
-        if not _all(problem is None):
-            return None, problem or "cannot be read by another process"
+        path = self.folder / str(step)
+        meta, problem = _tried(lambda: self._meta(step), path)
+        if problem is not None:
+            return None, problem
+        misfits = _misfits(meta["leaves"], digest.named(like))
+        if misfits:  # Orbax would cast another dtype without a word
+            raise CheckpointError(f"{path}: does not fit:", *misfits)
+        accept(meta["note"])
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        state, problem = _tried(lambda: self._saver.restore(path, args=args)["state"], path)
+        if problem is not None:
+            return None, problem
         wrong = _differing(meta["leaves"], digest.of_tree(state))
         return ((state, meta["note"]), None) if wrong is None else (None, wrong)
 
@@ -277,6 +277,20 @@ def _misfits(saved: digest.Leaves, wanted: Mapping[str, Any]) -> list[str]:
         for name in sorted(was.keys() | now.keys())
         if was.get(name) != now.get(name)
     ]
+
+
+def _tried(read: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
+    """(what `read` returns, None), or (None, why it failed); all processes agree."""
+    found, problem = None, None
+    try:
+        found = read()
+    except (PermissionError, MemoryError) as error:  # says nothing about what is stored
+        raise CheckpointError(f"{path}: {_words(error)}") from error
+    except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)
+        problem = f"cannot be read ({_words(error)})"
+    if _all(problem is None):
+        return found, None
+    return None, problem or "cannot be read by another process"
 
 
 def _words(error: Exception) -> str:

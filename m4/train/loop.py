@@ -1,12 +1,11 @@
 """The training loop: iterate, log, evaluate, save. Knows no method, data set or config file."""
 
 import collections
-import contextlib
 import dataclasses
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -16,12 +15,17 @@ from m4.errors import DivergedError, Preempted
 from m4.train import guard
 from m4.train.step import State, Totals
 from m4.train.telemetry import Writer
+from m4.train.watchdog import Watchdog
 from m4.types import Batch
 
 IN_FLIGHT = 4  # steps that the host may run ahead
 LOWER_IS_BETTER = ("brier", "ece", "log_loss", "mae", "rmse")
 
 Evaluate = Callable[[State], Mapping[str, float]]
+
+
+class Interrupted(Exception):
+    """Raised by `evaluate` when it was told to stop; a resumed run evaluates again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +44,19 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-    """What the loop calls. `save(step, state, progress)` and `save_best(step, state, value)`."""
+    """What the loop calls. `save(step, state, progress)` and `save_best(step, state, value)`.
+
+    `stop(step)` is asked after every step.
+    """
 
     put: Callable[[Any], Batch]
     evaluate: Evaluate
     save: Callable[[int, State, dict[str, Any]], None]
     save_best: Callable[[int, State, float], None]
     writer: Writer
-    stop: Callable[[], bool] = lambda: False
+    stop: Callable[[int], bool] = lambda step: False
     explain: Callable[[int, State], list[str]] = lambda step, state: []  # a bad step, in lines
+    watchdog: Watchdog = Watchdog(0, Path())  # off
 
 
 def run(
@@ -75,13 +83,12 @@ def run(
     Numbers are fetched one log interval late, so the host never waits for the device except to
     evaluate, save, or stay at most a few steps ahead. Raises DivergedError after `plan.max_bad`
     skipped steps in a row or once the state itself is not finite (which is never saved),
-    Preempted when `hooks.stop()` says so (after saving).
+    Preempted when `hooks.stop(step)` says so (after saving).
     """
     log = _Log(plan, hooks)
     totals, running = zeros(), collections.deque()
     first, progress = int(state.step), dict(progress or {"best": None, "evaluated": 0})
-    if first % plan.eval_every == 0 and progress["evaluated"] < first:  # was stopped before it
-        progress = _evaluate(first, state, plan, hooks, progress)
+    progress = _make_up(first, state, plan, hooks, progress)
     log.restart()
     for number in range(first + 1, plan.steps + 1):
         batch = hooks.put(log.timed(next, batches))
@@ -89,8 +96,9 @@ def run(
         running.append(totals.bad)
         if len(running) > IN_FLIGHT:
             jax.block_until_ready(running.popleft())
+        hooks.watchdog.step()
         last = number == plan.steps
-        stop = hooks.stop() and not last
+        stop = hooks.stop(number) and not last
         evaluate = not stop and (number % plan.eval_every == 0 or last)
         save = number % plan.save_every == 0 or last or stop
         if number % plan.log_every == 0 or evaluate or save:
@@ -99,9 +107,13 @@ def run(
         if evaluate or save:
             log.flush(state)
         if evaluate:
-            progress = _evaluate(number, state, plan, hooks, progress)
+            try:
+                progress = _evaluate(number, state, plan, hooks, progress)
+            except Interrupted:
+                save = stop = True
         if save:
-            hooks.save(number, state, progress)
+            with hooks.watchdog.patient():
+                hooks.save(number, state, progress)
         if stop:
             raise Preempted(f"stopped at step {number}, saved; run the same command to go on")
         if evaluate or save:
@@ -109,28 +121,20 @@ def run(
     return state
 
 
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM or the first Ctrl-C only makes the yielded function true.
-
-    A second one acts as it did before, as do all of them outside. With several processes JAX's
-    own handler must stay, so nothing is caught there.
-    """
-    asked: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def handler(number, frame):
-        asked.append(number)
-        signal.signal(number, before[number])
-
-    for number in numbers:
-        signal.signal(number, handler)
+def _make_up(
+    first: int, state: State, plan: Plan, hooks: Hooks, progress: dict[str, Any]
+) -> dict[str, Any]:
+    """The evaluation that a stop prevented, if one did."""
+    over = first >= plan.steps
+    if not (over or first % plan.eval_every == 0) or progress["evaluated"] >= first:
+        return progress
     try:
-        yield lambda: bool(asked)
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+        progress = _evaluate(first, state, plan, hooks, progress)
+    except Interrupted:
+        raise Preempted(f"stopped again at step {first}, which is saved") from None
+    if over:  # no step will save it
+        hooks.save(first, state, progress)
+    return progress
 
 
 def better(metric: str, value: float, best: float | None) -> bool:
@@ -145,13 +149,15 @@ def _evaluate(
     number: int, state: State, plan: Plan, hooks: Hooks, progress: dict[str, Any]
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    metrics = dict(hooks.evaluate(state))
+    with hooks.watchdog.patient():
+        metrics = dict(hooks.evaluate(state))
     scalars = {f"val/{name}": value for name, value in metrics.items()}
     hooks.writer.write_scalars(number, scalars | {"time/eval_s": time.perf_counter() - start})
     value, best = metrics.get(plan.select, math.nan), progress["best"]
     last = plan.choose == "last" and math.isfinite(value)
     if last or better(plan.select, value, best):
-        hooks.save_best(number, state, value)
+        with hooks.watchdog.patient():
+            hooks.save_best(number, state, value)
         best = value
     return {"best": best, "evaluated": number}
 

@@ -1,8 +1,6 @@
 """The loop: what it calls and when, resuming bit for bit, stopping, diverging."""
 
 import json
-import os
-import signal
 
 import chex
 import jax
@@ -48,7 +46,7 @@ class Recorder:
             ),
             save_best=lambda n, state, value: self.best.update({n: value}),
             writer=self.writer,
-            stop=lambda: self._stop_at is not None and self._seen >= self._stop_at,
+            stop=lambda step: self._stop_at is not None and self._seen >= self._stop_at,
         )
 
     def put(self, batch):
@@ -163,14 +161,29 @@ def test_diverged_after_ten_bad_steps_names_the_term(rig, tmp_path):
     assert recorder.saved == {}  # the last good checkpoint stays the newest
 
 
-def test_signals_become_a_flag_once():
-    before, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with loop.stop_on_signals() as stop:
-        assert not stop()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop()
-        assert signal.getsignal(signal.SIGTERM) == before
-    assert signal.getsignal(signal.SIGINT) == interrupt
+def test_an_interrupted_evaluation_saves_and_is_made_up(rig, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    end = go(rig, Recorder(tmp_path / "a"), eval_every=4)
+
+    class Interrupted(Recorder):
+        def evaluate(self, state):
+            if int(state.step) == at:
+                raise loop.Interrupted
+            return super().evaluate(state)
+
+    state, progress, start = None, None, 0
+    for at in (4, 6):  # on the way, and at the very end
+        recorder = Interrupted(tmp_path / "b", resume=start)
+        with pytest.raises(Preempted, match=f"step {at}, saved"):
+            go(rig, recorder, state, start=start, progress=progress, eval_every=4)
+        state, progress = recorder.saved[at]
+        assert progress["evaluated"] == (0 if at == 4 else 4)
+        state, start = jax.device_put(state), at
+    last = Recorder(tmp_path / "b", resume=6)
+    chex.assert_trees_all_equal(end, go(rig, last, state, start=6, progress=progress))
+    assert last.evaluated == [6] and last.saved[6][1]["evaluated"] == 6
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
 
 
 def test_nothing_is_compiled_while_the_loop_runs(rig, tmp_path):

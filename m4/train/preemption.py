@@ -1,0 +1,87 @@
+"""Being told to stop: SIGTERM or Ctrl-C ends a run within seconds and loses nothing.
+
+While steps run, a signal only raises a flag that the loop asks for after every step; it then saves
+and leaves. Before and after that there is nothing to save, and the process ends at once with exit
+code 75. That must work in the middle of a compilation, where Python runs no signal handler, so a
+thread waits for signals.
+
+With several processes JAX takes SIGTERM, and the loop asks it which step all processes stop at.
+"""
+
+import os
+import signal
+import socket
+import threading
+from types import FrameType
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from m4.errors import Preempted
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Signals:
+    """Context in which signals are taken; `stepping` and `idle` say whether there is work to save.
+
+    A second signal acts as it did before the context.
+    """
+
+    def __init__(self):
+        self._asked, self._stepping = False, False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        alone = jax.process_count() == 1
+        if alone and threading.current_thread() is threading.main_thread():
+            self._ears, self._mouth = socket.socketpair()
+            self._mouth.setblocking(False)
+            self._fd = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+            for number in SIGNALS:
+                self._before[number] = signal.signal(number, self._handler)
+            threading.Thread(target=self._listen, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._before:
+            return
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        signal.set_wakeup_fd(self._fd)
+        self._mouth.close()  # ends the thread
+
+    def stepping(self) -> None:
+        """From here on the loop asks."""
+        self._stepping = True
+
+    def idle(self) -> None:
+        """Everything is saved. Raises Preempted if a signal came that the loop did not see."""
+        self._stepping = False
+        if self._asked:
+            raise Preempted("stopped, saved; run the same command to go on")
+
+    def asked(self) -> bool:
+        """Whether this process was told to stop."""
+        return self._asked
+
+    def stop(self, step: int) -> bool:
+        """Whether to stop after `step`. All processes must ask after every step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked
+
+    def _handler(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        signal.signal(number, self._before[number])
+
+    def _listen(self) -> None:
+        while received := self._ears.recv(64):
+            if {*received} & {*SIGNALS}:
+                self._asked = True
+                if not self._stepping:
+                    text = "m4: stopped: there was nothing to save; run the same command to go on\n"
+                    os.write(2, text.encode())
+                    os._exit(Preempted.exit_code)
+        self._ears.close()
