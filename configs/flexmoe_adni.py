@@ -4,9 +4,12 @@
 
 | variant      | data                                                    | raw files            |
 |--------------|---------------------------------------------------------|----------------------|
-| (none)       | ADNI; m4 has its schema but no builder: exit 3          | approved researchers |
+| (none)       | ADNI in Flex-MoE's layout, image as FreeSurfer measures | approved researchers |
+| `:volume`    | the same, image as grey-matter volume (the paper's)     | approved researchers |
 | `:synthetic` | four modalities of the generated cohort in their place  | none                 |
 | `:tiny`      | the same in seconds, for tests                          | none                 |
+
+Access and layout: docs/datasets.md. `python -m m4.data.fake adni FOLDER` writes invented files.
 
 The paper's setting: 16 experts, top 4, one layer, width 128, Adam at 1e-4, batches of 8, 50
 epochs of which the first 5 are sorted by completeness; accuracy 66.11 ± 1.14 on complete rows
@@ -15,7 +18,7 @@ epochs of which the first 5 are sorted by completeness; accuracy 66.11 ± 1.14 o
 
 import ml_collections
 
-VARIANTS = ("synthetic", "tiny")
+VARIANTS = ("volume", "synthetic", "tiny")
 
 
 def get_config(variant=""):
@@ -36,6 +39,8 @@ def get_config(variant=""):
     )
     config.eval = dict(batch_size=64, bootstrap=1000, subsets=True, baselines=True, min_patients=10)
     config.mesh = dict(data=1, fsdp=1, expert=1, tensor=1)
+    if variant == "volume":
+        config.data.options.image = "volume"
     if variant in ("synthetic", "tiny"):
         config.data.name = "synthetic"
         config.data.options = dict(

@@ -54,6 +54,15 @@ class Cohort:
     notes: str = ""
 
 
+def patient_number(text: str) -> int:
+    """A patient's identifier as an integer: itself if it is one, else a hash of 63 bits."""
+    text = text.strip()
+    if text.isdecimal() and len(text) < 18:
+        return int(text)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
 def checksums(root: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file, keyed by its path relative to `root`, in sorted order.
 

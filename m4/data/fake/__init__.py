@@ -19,6 +19,10 @@ WRITERS = {
     "rsna": "mammography:rsna",
     "vindr": "mammography:vindr",
     "gamma": "eyes:gamma",
+    "adni": "adni:adni",
+    "pam": "signals:pam",
+    "mosi": "signals:mosi",
+    "mosei": "signals:mosei",
 }
 
 

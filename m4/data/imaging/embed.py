@@ -19,7 +19,8 @@ each; magnification views are left out. Findings are joined by exam *and side*, 
 import datetime
 from pathlib import Path
 
-from m4.data.imaging.exam import Exam, Picture, folder, number, rows
+from m4.data.cohort import patient_number
+from m4.data.imaging.exam import Exam, Picture, folder, rows
 from m4.specs import DataSpec
 
 LICENCE = "EMBED Open Data licence, research only, not to be redistributed"
@@ -77,7 +78,7 @@ def load(raw_dir: Path, data: DataSpec, flow: list, *, record: str) -> tuple[lis
         side = row["ImageLateralityFinal"].strip() if record == "breast" else ""
         key = (row["acc_anon"], side)
         if key not in exams:
-            exams[key] = Exam(number(row["empi_anon"]), {}, findings.labels(row, side))
+            exams[key] = Exam(patient_number(row["empi_anon"]), {}, findings.labels(row, side))
         path = root / "images" / _relative(row["anon_dicom_path"])
         where = f"{METADATA} line {line}"
         exams[key].pictures.setdefault(f"{kind}_{view}", Picture(path, "mammogram", where))

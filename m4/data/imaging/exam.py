@@ -1,7 +1,6 @@
 """What every layout's reader hands over, and reading its tables."""
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 from m4.data.mimiciv import files
@@ -38,15 +37,6 @@ def rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     for batch in files.stream(path, dict.fromkeys(columns, "text")):
         found += batch.to_pylist()
     return found
-
-
-def number(text: str) -> int:
-    """A patient's identifier as an integer: itself, or a hash of 63 bits."""
-    text = text.strip()
-    if text.isdecimal() and len(text) < 18:
-        return int(text)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def folder(raw_dir: Path, patterns: tuple[str, ...], holds: str) -> Path | None:

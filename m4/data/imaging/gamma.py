@@ -11,7 +11,8 @@ pairs and are not named, so that both eyes of one may be in two folds.
 
 from pathlib import Path
 
-from m4.data.imaging.exam import Exam, Picture, folder, number, rows
+from m4.data.cohort import patient_number
+from m4.data.imaging.exam import Exam, Picture, folder, rows
 from m4.errors import DataError
 from m4.specs import DataSpec
 
@@ -46,7 +47,7 @@ def load(raw_dir: Path, data: DataSpec, flow: list, *, record: str) -> tuple[lis
         where = f"{path.name} line {line}"
         exams.append(
             Exam(
-                number(name),
+                patient_number(name),
                 {
                     "fundus": Picture(images / name / f"{name}.jpg", "fundus", where),
                     "oct": Picture(images / name / name, "oct", where),

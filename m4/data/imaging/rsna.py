@@ -9,7 +9,8 @@ BI-RADS are known for a part of the breasts only and are no label elsewhere.
 
 from pathlib import Path
 
-from m4.data.imaging.exam import DENSITIES, Exam, Picture, folder, number, rows
+from m4.data.cohort import patient_number
+from m4.data.imaging.exam import DENSITIES, Exam, Picture, folder, rows
 from m4.specs import DataSpec
 
 LICENCE = "rules of the competition RSNA Screening Mammography Breast Cancer Detection"
@@ -36,7 +37,7 @@ def load(raw_dir: Path, data: DataSpec, flow: list, *, record: str) -> tuple[lis
     for line, row in enumerate(table, start=2):
         key = (row["patient_id"], row["laterality"])
         if key not in exams:
-            exams[key] = Exam(number(row["patient_id"]), {}, _labels(row))
+            exams[key] = Exam(patient_number(row["patient_id"]), {}, _labels(row))
         exam, view = exams[key], VIEWS.get(row["view"])
         for task, value in _labels(row).items():
             if exam.targets[task] is None or task == "cancer" and value:

@@ -10,7 +10,8 @@ not named: an exam stands for one.
 
 from pathlib import Path
 
-from m4.data.imaging.exam import DENSITIES, Exam, Picture, folder, number, rows
+from m4.data.cohort import patient_number
+from m4.data.imaging.exam import DENSITIES, Exam, Picture, folder, rows
 from m4.specs import DataSpec
 
 LICENCE = "PhysioNet Restricted Health Data License 1.5.0"
@@ -47,7 +48,7 @@ def load(raw_dir: Path, data: DataSpec, flow: list, *, record: str) -> tuple[lis
             birads = row["breast_birads"].removeprefix("BI-RADS").strip()
             density = row["breast_density"].removeprefix("DENSITY").strip()
             exams[key] = Exam(
-                number(row["study_id"]),
+                patient_number(row["study_id"]),
                 {},
                 {
                     "density": DENSITIES.get(density),

@@ -1,0 +1,106 @@
+"""PAM: eight daily activities from wearable sensors, as prepared by Raindrop.
+
+Reiss and Stricker: *PAMAP2* (2012); Zhang et al.: *Raindrop* (ICLR 2022) cut it into 5,333
+windows of 600 steps (6 s at 100 Hz, half overlapping) of 17 sensors; FuseMoE takes every sensor as
+a modality.
+
+    PAMdata/processed_data/PTdict_list.npy      [5333, 600, 17] numbers
+    PAMdata/processed_data/arr_outcomes.npy     [5333, 1] classes 0 to 7
+
+The files do not say whose window it is. Raindrop splits single windows at random 8 : 1 : 1: since
+neighbours share half their samples, test windows are then partly in training. Here whole blocks
+of `block` consecutive windows are assigned (`block=1` for theirs); a block is the unit of the
+bootstrap. A value of exactly 0 is a gap, as in Raindrop.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from m4.data import split
+from m4.data.cohort import Cohort, Example, checksums
+from m4.errors import ConfigError, DataError
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+
+VERSION = "1"
+LICENCE = "Creative Commons Attribution 4.0; cite Reiss and Stricker 2012"
+WHERE = "download PAM from https://doi.org/10.6084/m9.figshare.19514347 and unpack PAMdata/"
+FOLDER = "PAMdata/processed_data"
+VALUES, CLASSES = "PTdict_list.npy", "arr_outcomes.npy"
+SENSORS, STEPS, RATE = 17, 600, 100.0  # RATE in Hz
+FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
+
+
+def spec(*, steps: int = STEPS, every: int = 1, block: int = 20) -> DataSpec:
+    """Seventeen series of one feature, task `activity`.
+
+    Args:
+      steps: of a window, before thinning.
+      every: keep one step in so many.
+      block: consecutive windows that stay together.
+
+    Raises ConfigError for a number below 1.
+    """
+    wrong = {"steps": steps, "every": every, "block": block}
+    problems = [f"data.options.{k}: {v} must be at least 1" for k, v in wrong.items() if v < 1]
+    if problems:
+        raise ConfigError(*problems)
+    shape = (-(-steps // every), 1)
+    return DataSpec(
+        tuple(ModalitySpec(f"sensor_{s:02d}", "series", shape) for s in range(SENSORS)),
+        (TaskSpec("activity", "multiclass", dim=8),),
+        hours=steps / RATE / 3600,
+    )
+
+
+def missing_files(raw_dir: Path | str, **options) -> list[str]:
+    """One line per file that is not in `raw_dir`."""
+    root = Path(raw_dir) / FOLDER
+    return [f"{root / n}: missing" for n in (VALUES, CLASSES) if not (root / n).exists()]
+
+
+def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
+    """Windows in the order of the file. Raises DataError for files of another shape."""
+    data, root = spec(**options), Path(raw_dir) / FOLDER
+    steps, every = options.get("steps", STEPS), options.get("every", 1)
+    block = options.get("block", 20)
+    values, label_N = _load(root / VALUES), _load(root / CLASSES).reshape(-1)
+    if values.shape != (len(label_N), steps, SENSORS):
+        raise DataError(
+            f"{root / VALUES}: {values.shape} values for {len(label_N)} labels, expected"
+            f" [{len(label_N)}, {steps}, {SENSORS}]"
+        )
+    if not np.isin(label_N, range(8)).all():
+        raise DataError(f"{root / CLASSES}: a label is none of 0 to 7")
+    hours_T = np.arange(0, steps, every) / RATE / 3600
+
+    def examples(name: str) -> Iterator[Example]:
+        for number, label in enumerate(label_N):
+            unit = number // block
+            if split.assign(unit, FRACTIONS, seed) != name:
+                continue
+            window = np.array(values[number, ::every], np.float32)
+            window[window == 0] = np.nan
+            inputs = {}
+            for s, modality in enumerate(data.modality_names):
+                there = ~np.isnan(window[:, s])
+                inputs[modality] = {"values": window[there, s, None], "times": hours_T[there]}
+            yield {"patient": unit, "inputs": inputs, "targets": {"activity": int(label)}}
+
+    return Cohort(
+        spec=data,
+        splits={name: lambda name=name: examples(name) for name in FRACTIONS},
+        sources=checksums(Path(raw_dir), [root / VALUES, root / CLASSES]),
+        licence=LICENCE,
+        version=VERSION,
+        flow=[("windows", len(label_N))],
+        notes=f"the unit of splits and of the bootstrap is a block of {block} windows",
+    )
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: no array of plain numbers ({type(error).__name__})") from None

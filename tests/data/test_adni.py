@@ -1,0 +1,123 @@
+"""ADNI in Flex-MoE's layout: joins, gaps, leaks, splits, and damaged files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from m4 import config as configs
+from m4.data import adni, build, fake
+from m4.data.cohort import patient_number
+from m4.data.store import Store
+from m4.errors import ConfigError, DataError
+from m4.main import main
+from m4.modes import setup
+
+pytest.importorskip("h5py", reason="h5py is not installed (extra: adni)")
+pytest.importorskip("nibabel", reason="nibabel is not installed (extra: adni)")
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("raw")
+    fake.write("adni", folder, patients=80)
+    return folder
+
+
+def subjects(root, **options):
+    found = adni.cohort(root, seed=0, **options)
+    return {e["patient"]: (name, e) for name in found.splits for e in found.splits[name]()}, found
+
+
+def test_tables_are_joined_by_subject_and_gaps_stay(raw):
+    everyone, found = subjects(raw)
+    spec = found.spec
+    assert spec.modality("clinical").features == ("AGE", "FEMALE_True")  # PTCOGBEG tells too much
+    assert spec.modality("image").features == ("ST1CV", "ST2TA", "ST3SV")  # no OVERALLQC
+    lists = json.loads((raw / "adni" / "PTID_splits.json").read_text())
+    who = lists["testing"][0]
+    assert everyone[patient_number(who)][0] == "test"
+    images = [
+        e["inputs"]["image"]["values"] for _, e in everyone.values() if "image" in e["inputs"]
+    ]
+    assert np.mean(images) < 4  # the scan of 2020; that of 2019 has 9 more
+    tau = [e["inputs"]["biospecimen"]["values"][1] for _, e in everyone.values()
+           if "biospecimen" in e["inputs"]]  # fmt: skip
+    assert 0.5 < np.isnan(tau).mean() < 0.8
+    flow = dict(found.flow)
+    assert flow["subjects with one diagnosis"] == 80
+    assert all(40 < flow[f"with {name}"] < 80 for name in adni.MODALITIES)
+
+
+def test_variants_are_chosen_in_training_subjects(raw, tmp_path):
+    everyone, found = subjects(raw, modalities=("genomic",), variants=3)
+    names = found.spec.modality("genomic").features
+    rows = [e["inputs"]["genomic"]["values"] for _, e in everyone.values()]
+    _, whole = subjects(raw, modalities=("genomic",))
+    parts = {name: [*whole.splits[name]()] for name in ("train", "test")}
+    train = np.stack([e["inputs"]["genomic"]["values"] for e in parts["train"]])
+    best = np.sort(np.argsort(-np.nanvar(train, 0))[:3])
+    assert [int(name) for name in names] == best.tolist() and np.shape(rows) == (len(rows), 3)
+
+
+def test_volumes_are_unpacked_and_scaled_on_training_scans(raw):
+    options = {"image": "volume", "modalities": ("image",), "volume": (6, 5, 4, 1)}
+    everyone, _ = subjects(raw, **options)
+    train = [e["inputs"]["image"]["values"] for name, e in everyone.values() if name == "train"]
+    inside = np.stack(train)[:, 1:-1, 1:-1, 1:-1]
+    assert abs(inside.mean()) < 1e-5 and abs(inside.std() - 1) < 1e-5
+    background = {float(v[0, 0, 0, 0]) for v in train}
+    assert len(background) == 1 and background.pop() < 0  # -mean / std, as in the release
+    with pytest.raises(DataError, match="do not belong together"):
+        adni.cohort(raw, seed=0, **options | {"volume": (6, 5, 5, 1)})
+
+
+def test_build_and_configuration(raw, tmp_path):
+    config = configs.load(configs.parse(["--config=configs/flexmoe_adni.py"]))
+    folder = build.prepare("adni", raw, tmp_path, options=config.data.options.to_dict())
+    store = Store(folder, "train")
+    rows = store.read(np.arange(len(store)))
+    assert rows["genomic/values"].shape[1:] == (12,) and np.isfinite(rows["genomic/values"]).all()
+    made = setup.make(config, folder)  # traces the method on a batch, compiles nothing
+    assert made.spec.modality_names == adni.MODALITIES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["", ":volume"])
+def test_the_shipped_configuration_trains(variant, raw, tmp_path, monkeypatch):
+    monkeypatch.setenv("M4_DATA_DIR", str(tmp_path / "data"))
+    args = [f"--config=configs/flexmoe_adni.py{variant}", f"--config.data.raw_dir={raw}"]
+    args += [f"--config.train.{k}=4" for k in ("steps", "eval_every", "save_every", "log_every")]
+    if variant:
+        args += ["--config.data.options.volume=(6,5,4,1)"]
+    assert main([*args, f"--workdir={tmp_path / 'w'}", "--config.eval.bootstrap=20"]) == 0
+
+
+def test_damage_is_named(tmp_path):
+    fake.write("adni", tmp_path, patients=20)
+    root = tmp_path / "adni"
+    table = root / "clinical" / "clinical_merged.csv"
+    text = table.read_text()
+    table.write_text(text.replace(",True", ",often", 1))
+    with pytest.raises(DataError, match=r"clinical_merged.csv: line \d+: a cell is no number"):
+        adni.cohort(tmp_path, seed=0)
+    table.write_text(text)
+    (root / "label.csv").write_text("PTID,DIAGNOSIS\n001_S_1,4\n")
+    with pytest.raises(DataError, match="label.csv: line 2: DIAGNOSIS") as error:
+        adni.cohort(tmp_path, seed=0)
+    assert "001_S_1" not in str(error.value)
+    splits = root / "PTID_splits.json"
+    splits.write_text(json.dumps({"training": ["a"], "validation": ["a"], "testing": []}))
+    (root / "label.csv").write_text("PTID,DIAGNOSIS\na,1\n")
+    with pytest.raises(DataError, match="in train and in val"):
+        adni.cohort(tmp_path, seed=0)
+    (root / "label.csv").unlink()
+    assert adni.missing_files(tmp_path) == [f"{root / 'label.csv'}: missing"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"image": "pet"}, {"modalities": ("retina",)}, {"variants": 0}]
+)
+def test_wrong_options(options):
+    with pytest.raises(ConfigError, match=f"data.options.{[*options][0]}"):
+        adni.spec(**options)
