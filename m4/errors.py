@@ -1,7 +1,11 @@
 """Errors meant for the person at the keyboard, and the exit codes they end in."""
 
+import os
+import traceback
+
 MAX_LINE = 1000  # characters
 MAX_LINES = 20
+_INSTALLED = ("site-packages", "/lib/python", "<frozen")
 
 
 class UserError(Exception):
@@ -57,6 +61,17 @@ class Preempted(UserError):
 
     exit_code = 75
     kind = "stopped"
+
+
+def place(error: BaseException) -> str:
+    """Type and origin, "ValueError in raw.py:12 parse"; never the message, which may quote data.
+
+    The innermost frames of code that is not installed are named, or else the innermost one.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(part in f.filename for part in _INSTALLED)] or frames
+    chain = [f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in own[-3:]]
+    return f"{type(error).__name__} in {' > '.join(chain)}"
 
 
 def _one_line(text: str) -> str:

@@ -4,11 +4,10 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 from m4 import config as configs
 from m4.config import flags as command_line
-from m4.errors import UserError
+from m4.errors import UserError, place
 
 
 def main(args: Sequence[str]) -> int:
@@ -39,19 +38,10 @@ def main(args: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(*_bug(error), sep="\n", file=sys.stderr)
+        print(f"m4: internal error: {place(error)}", file=sys.stderr)
+        print("m4: --debug prints the traceback, which may quote data", file=sys.stderr)
         return 1
     return 0
-
-
-def _bug(error: BaseException) -> list[str]:
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if f.filename.startswith(str(Path(__file__).parent))] or frames
-    chain = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in ours[-4:]]
-    return [
-        f"m4: internal error: {type(error).__name__} in {' > '.join(chain)}",
-        "m4: the same command with --debug prints the traceback, which may quote data",
-    ]
 
 
 if __name__ == "__main__":

@@ -27,11 +27,12 @@ from typing import Any
 from m4.data import manifest as manifests
 from m4.data import records
 from m4.data.cohort import Cohort, Example
-from m4.errors import DataError, SaveError
+from m4.errors import DataError, SaveError, UserError, place
 
 Progress = Callable[[str, int], None]  # called with the split and its records so far
 REPORT_EVERY = 200
 STAMPS = "stamps.json"
+_END = object()
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -86,7 +87,8 @@ def prepare(
             ready = _unchanged(home, identity, raw_dir)  # built while we waited for the lock
             if ready:
                 return ready
-            cohort = module.cohort(raw_dir, seed=seed, **options)
+            with foreign(name):
+                cohort = module.cohort(raw_dir, seed=seed, **options)
             return _build(home, identity, cohort, raw_dir=raw_dir, progress=progress)
     except OSError as error:
         if error.errno in _CANNOT_WRITE:
@@ -171,7 +173,7 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
 
     def encoded(split: str) -> Iterator[Example]:
         number = 0
-        for number, example in enumerate(cohort.splits[split](), start=1):
+        for number, example in enumerate(_examples(cohort, split), start=1):
             where = f"split {split}, record {number}"
             record = records.encode(cohort.spec, example, where=where, flow=cuts)
             summaries[split].add(record)
@@ -185,8 +187,9 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
         if progress:
             progress(split, number)
 
-    if "train" not in cohort.splits:
-        raise DataError(f"a cohort needs a split 'train', this one has {sorted(cohort.splits)}")
+    missing = {"train", "val", "test"} - {*cohort.splits}
+    if missing:
+        raise DataError(f"splits: without {', '.join(sorted(missing))}")
     starts = {split: lambda split=split: encoded(split) for split in cohort.splits}
     records.write(folder / "records", cohort.spec, starts, cohort.notes)
     _check_disjoint({split: summary.patients for split, summary in summaries.items()})
@@ -201,10 +204,37 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
     }
 
 
+def _examples(cohort: Cohort, split: str) -> Iterator[Example]:
+    """The examples of a split; what its module raises is told by the record, not by its text."""
+    examples: Iterator[Example] | None = None
+    number = 0
+    while True:
+        number += 1
+        with foreign(f"split {split}, record {number}"):
+            examples = iter(cohort.splits[split]()) if examples is None else examples
+            example = next(examples, _END)
+        if example is _END:
+            return
+        yield example
+
+
+@contextlib.contextmanager
+def foreign(where: str) -> Iterator[None]:
+    """Code of a data set module: its failure is a DataError that quotes nothing of the data."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+            raise
+        raise DataError(f"{where}: {place(error)}; --debug prints more") from error
+
+
 def _check_disjoint(patients: dict[str, set[int]]) -> None:
     names = list(patients)
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
             both = len(patients[first] & patients[second])
             if both:
-                raise DataError(f"{both} patients are in both {first} and {second}")
+                raise DataError(f"splits: {both} patients are in both {first} and {second}")

@@ -11,12 +11,13 @@ Letters: t rows of a ragged payload, f features.
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from m4.data import numbers
 from m4.data.cohort import Example
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
@@ -31,6 +32,7 @@ def encode(spec: DataSpec, example: Example, *, where: str, flow: Counter) -> Ex
     Raises:
       DataError: naming `where` (data set, split and record number, never values) and the field.
     """
+    _check_structure(example, where)
     unknown = {*example["inputs"]} - {*spec.modality_names} | (
         {*example["targets"]} - {*spec.task_names}
     )
@@ -58,6 +60,21 @@ def encode(spec: DataSpec, example: Example, *, where: str, flow: Counter) -> Ex
         for task in spec.tasks
     }
     return {"patient": np.int64(example["patient"]), "inputs": inputs, "targets": targets}
+
+
+def _check_structure(example: Any, where: str) -> None:
+    if not isinstance(example, Mapping):
+        raise DataError(f"{where}: not a dict of patient, inputs and targets")
+    missing = {"patient", "inputs", "targets"} - {*example}
+    if missing:
+        raise DataError(f"{where}: without {', '.join(sorted(missing))}")
+    for field in ("inputs", "targets"):
+        if not isinstance(example[field], Mapping):
+            raise DataError(f"{where}: {field} must be a dict by name")
+    patient = example["patient"]
+    whole = isinstance(patient, int | np.integer) and not isinstance(patient, bool)
+    if not whole or not -(2**63) <= patient < 2**63:
+        raise DataError(f"{where}: patient must be a whole number below 2**63")
 
 
 def present(modality: ModalitySpec, payload: dict[str, np.ndarray]) -> bool:
@@ -92,16 +109,17 @@ def target_shape(spec: DataSpec, task: TaskSpec) -> tuple[int, ...]:
 
 def _payload(modality: ModalitySpec, payload: dict, *, where: str) -> dict[str, np.ndarray]:
     wanted = {"values", "times"} if modality.timed else {"values"}
+    if not isinstance(payload, Mapping):
+        raise DataError(f"{where}: must be a dict of {', '.join(sorted(wanted))}")
     if {*payload} != wanted:
         raise DataError(f"{where}: has {sorted(payload)}, expected {sorted(wanted)}")
-    values = np.asarray(payload["values"])
+    values = numbers.array(payload["values"], modality.dtype, where=where)
     shape = modality.shape if modality.kind == "table" else modality.shape[1:]
     found = values.shape if modality.kind == "table" else values.shape[1:]
     if found != shape or (modality.kind != "table" and values.ndim != len(shape) + 1):
         raise DataError(f"{where}: values have shape {values.shape}, the schema {modality.shape}")
     if modality.vocab and values.size and not 0 <= values.min() <= values.max() < modality.vocab:
         raise DataError(f"{where}: codes outside 0..{modality.vocab - 1}")
-    values = values.astype(modality.dtype)
     if values.dtype.kind == "f":
         missing_allowed = modality.kind in ("series", "table")
         wrong = np.isinf(values) if missing_allowed else ~np.isfinite(values)
@@ -109,7 +127,7 @@ def _payload(modality: ModalitySpec, payload: dict, *, where: str) -> dict[str, 
             raise DataError(f"{where}: {int(wrong.sum())} values are not finite")
     if not modality.timed:
         return {"values": values}
-    times_t = np.asarray(payload["times"], np.float32)
+    times_t = numbers.array(payload["times"], np.float32, where=f"{where}, times")
     if times_t.shape != values.shape[:1]:
         raise DataError(f"{where}: {times_t.shape} times for {len(values)} rows")
     if not np.isfinite(times_t).all():
@@ -121,13 +139,17 @@ def _payload(modality: ModalitySpec, payload: dict, *, where: str) -> dict[str, 
 def _target(task: TaskSpec, shape: tuple[int, ...], value: Any, *, where: str) -> np.ndarray:
     if value is None:
         return np.full(shape, np.nan, np.float32)
-    array = np.asarray(value, np.float32)
+    array = numbers.array(value, np.float32, where=where)
     if array.size != int(np.prod(shape)):
         raise DataError(f"{where}: a label of shape {array.shape}, expected {shape}")
     known = array[~np.isnan(array)]
     classes = {"binary": 2, "multilabel": 2, "segmentation": 2, "multiclass": task.dim}.get(
         task.kind
     )
+    if task.kind == "survival" and known.size and not (known[0] >= 0 and known[-1] in (0, 1)):
+        raise DataError(f"{where}: must be a time of at least 0 and an event of 0 or 1")
+    if task.transform == "log1p" and (known <= -1).any():
+        raise DataError(f"{where}: a label at or below -1 has no log1p")
     if np.isinf(known).any() or (classes and not np.isin(known, np.arange(classes)).all()):
         raise DataError(f"{where}: a label that is no {task.kind} label")
     return array.reshape(shape)

@@ -222,10 +222,11 @@ def test_a_patient_in_two_splits_or_an_empty_split_is_refused(tmp_path):
     def same_patients(patient):
         return {**example(patient), "patient": patient % 45}
 
+    sizes = (("train", 40), ("val", 11), ("test", 1))
     with pytest.raises(DataError, match="6 patients are in both train and val"):
-        build_into(tmp_path / "a", make_cohort(same_patients, (("train", 40), ("val", 11))))
+        build_into(tmp_path / "a", make_cohort(same_patients, sizes))
     with pytest.raises(DataError, match="split val has no records"):
-        build_into(tmp_path / "b", make_cohort(sizes=(("train", 4), ("val", 0))))
+        build_into(tmp_path / "b", make_cohort(sizes=(("train", 4), ("val", 0), ("test", 1))))
 
 
 def test_same_cohort_gives_the_same_bytes(built, tmp_path):
