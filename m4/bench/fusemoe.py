@@ -152,7 +152,11 @@ def random_batch(spec: DataSpec, rows: int) -> Batch:
         )
 
     ones = np.ones(rows, np.float32)
-    labels = {t.name: Target(np.ones((rows, t.dim), np.float32), ones) for t in spec.tasks}
+    labels = {}
+    for t in spec.tasks:
+        classes = t.kind == "multiclass"
+        value = np.ones(rows, np.int32) if classes else np.ones((rows, t.dim), np.float32)
+        labels[t.name] = Target(value, np.ones_like(value) if t.kind == "multilabel" else ones)
     return Batch(
         inputs={m.name: stream(m) for m in spec.modalities},
         targets=labels,

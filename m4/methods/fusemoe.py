@@ -235,7 +235,8 @@ class FuseMoE(nn.Module):
         position_QD = self.param("position", small, (num_queries, width))
         if released:
             x_BMQD += _released_types(self.data, type_MD, present_BM)[:, None]
-            x_BMQD = jnp.where(present_BM[..., None, None], x_BMQD, 0.0)
+            if slots > 2:  # models of two modalities know nothing of missing ones
+                x_BMQD = jnp.where(present_BM[..., None, None], x_BMQD, 0.0)
             first = jnp.arange(num_queries)[:, None] == 0  # a padding index: no gradient
             position_QD = jnp.where(first, jax.lax.stop_gradient(position_QD), position_QD)
         else:

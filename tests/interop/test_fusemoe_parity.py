@@ -1,0 +1,123 @@
+"""FuseMoE as released against a PyTorch model of the same structure, whole, at random weights."""
+
+import numpy as np
+import pytest
+from flax.core import FrozenDict
+
+from m4.interop import fusemoe as table
+from m4.methods.fusemoe import FuseMoE
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.types import Batch, Stream, Target
+from tests.interop import shared
+from tests.interop.parity import (
+    close,
+    imported,
+    randomise,
+    run,
+    same_gradients,
+    same_noise,  # noqa: F401 (a fixture)
+    tensors,
+    torch_noise,
+)
+
+SIZES = {"width": 8, "num_heads": 2, "num_queries": 48, "embed_time": 4, "hidden": 6}
+CHANNELS = {"ts": 3, "text": 5, "cxr": 4, "ecg": 3}
+NAMES = {"ts": "vitals", "text": "notes", "cxr": "cxr", "ecg": "ecg"}
+ROWS, LENGTH, TIMES = 3, 6, 2
+
+
+def impute(values, observed, times, length, bins=48):
+    """The authors' hourly grid of one row: values and flags, with the defects of their loop."""
+    grid, flags = np.zeros((2, bins, values.shape[1]), np.float32)
+    for row in range(length):
+        hour = int(times[row])
+        if hour >= bins:
+            continue
+        for f in range(values.shape[1]):
+            if observed[row, f]:
+                grid[hour, f], flags[hour, f] = values[row, f], 1
+            elif grid[hour - 1, f] != 0:
+                grid[hour, f] = grid[hour - 1, f]
+    return np.concatenate([grid, flags], 1)
+
+
+def batches(roles, seed=0):
+    """One batch for m4 and for the rival; the second row lacks all but the series."""
+    rng = np.random.default_rng(seed)
+    ours, theirs = {}, {}
+    for role in roles:
+        f, steps = CHANNELS[role], LENGTH if role == "ts" else TIMES
+        missing = np.arange(ROWS) == 1 if role != "ts" else np.zeros(ROWS, bool)
+        length = np.where(missing, 0, rng.integers(1, steps + 1, ROWS))
+        mask = np.arange(steps) < length[:, None]
+        times = (np.sort(rng.uniform(0, 47.9, (ROWS, steps)), 1) * mask).astype(np.float32)
+        values = rng.standard_normal((ROWS, steps, f)).astype(np.float32) * mask[..., None]
+        ours[NAMES[role]] = stream = Stream(values, mask, ~missing, times)
+        if role == "ts":
+            observed = (rng.random(values.shape) < 0.6) & mask[..., None]
+            values *= observed
+            ours[NAMES[role]] = stream.replace(observed=observed)
+            reg = np.stack([impute(*x) for x in zip(values, observed, times, length, strict=True)])
+            theirs[role] = {"mask": observed.astype(np.float32), "reg": reg}
+            theirs[role] |= {"values": values, "times": times / np.float32(48)}
+            continue
+        # Their loader: something missing is one zero at time 0 that counts; notes run backwards.
+        kept = mask | (missing[:, None] & (np.arange(steps) == 0))
+        when = 1 - times / np.float32(48) if role == "text" else times
+        theirs[role] = {
+            "values": values,
+            "mask": kept.astype(np.float32),
+            "times": (when * mask).astype(np.float32),
+            "missing": missing,
+        }
+    rows = np.arange(ROWS, dtype=np.int32)
+    label = rng.integers(0, 2, ROWS)
+    target = Target(label[:, None].astype(np.float32), np.ones(ROWS, np.float32))
+    batch = Batch(ours, {"death": target}, rows * 0 - 1, np.ones(ROWS, np.float32), rows)
+    return batch, tensors(theirs | {"label": label})
+
+
+@pytest.mark.parametrize(
+    ("roles", "fields"),
+    [
+        (("ts", "text", "cxr"), {"router": "joint", "gate": "laplace", "depth": 2}),
+        (("text", "ts"), {"router": "joint", "gate": "gaussian"}),
+        (("cxr", "ts"), {"router": "permod", "gate": "linear", "utde": "batch_seq_feature"}),
+        (("ts", "text", "ecg", "cxr"), {"router": "disjoint", "gate": "laplace", "top_k": 1}),
+    ],
+    ids=lambda x: "-".join(map(str, x.values() if isinstance(x, dict) else x)),
+)
+@pytest.mark.usefixtures("same_noise")
+def test_forward_losses_and_gradients(roles, fields):
+    from m4.bench.rivals.fusemoe import Model
+
+    fields = SIZES | {"depth": 1, "num_experts": 8, "top_k": 2, "utde": "batch"} | fields
+    model = randomise(Model(channels={r: CHANNELS[r] for r in roles}, dropout=0.0, **fields))
+    for layer in model.trans_self_cross_ts_txt.layers:
+        layer.moe.randn = torch_noise
+    shapes = {"ts": LENGTH}
+    spec = DataSpec(
+        tuple(
+            ModalitySpec(
+                NAMES[r], "series" if r == "ts" else "vectors", (shapes.get(r, TIMES), CHANNELS[r])
+            )
+            for r in roles
+        ),
+        (TaskSpec("death", "binary"),),
+    )
+    weights = FrozenDict({"importance": 0.0, "load": 0.0})  # as released: computed, never added
+    method = FuseMoE(
+        spec, fidelity="released", dropout=0.0, dispatch="dense", aux_weights=weights, **fields
+    )
+    layout = table.layout(method)
+    params = imported(method, layout, model, shared.shapes(method))
+    batch, theirs = batches(roles)
+    logits, aux, terms, grads = run(method, params, batch)
+    out, balance = model(theirs)
+    losses = model.loss(theirs)
+    losses["total"].backward()
+    close(logits["death"][:, 0], (out[:, 1] - out[:, 0]).detach(), "logits")
+    close(terms["death"], losses["task"].detach(), "task")
+    close(terms["total"], losses["total"].detach(), "total")
+    close(sum(aux.values()), balance.detach(), "balance")
+    same_gradients(layout, model, grads)
