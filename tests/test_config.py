@@ -242,7 +242,7 @@ def test_refused_before_jax_is_imported(toy):
 def test_every_rule_can_say_what_it_allows():
     for path, rule in rules.FIELDS.items():
         assert rule.allowed(), path
-    assert set(flags.MODES) == {"train", "eval", "predict", "check", "report"}
+    assert set(flags.MODES) == {"train", "crossval", "eval", "predict", "check", "report"}
 
 
 def test_task_weights_name_tasks_of_the_data_set():

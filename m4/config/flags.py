@@ -7,7 +7,7 @@ from pathlib import Path
 
 from m4.errors import ConfigError
 
-MODES = ("train", "eval", "predict", "check", "report")
+MODES = ("train", "crossval", "eval", "predict", "check", "report")
 SWITCHES = ("debug", "debug_nans", "force_config", "help")
 NAMES = ("config", "config_json", "workdir", "mode", *SWITCHES)
 USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FIELD=VALUE ...]
@@ -20,6 +20,7 @@ USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FI
   --config.a.b=v  replaces one field
   --workdir       where everything is written (default: runs/<config>[-<variant>])
   --mode          train    train or resume, then evaluate and report (default)
+                  crossval train once per fold of patients, evaluate out of fold, pooled
                   eval     evaluate the best checkpoint
                   predict  write predictions of the test split
                   check    verify checkpoints; with --config also check configuration and

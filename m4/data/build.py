@@ -6,6 +6,7 @@
     LICENCE.txt     terms of the source data, which hold for the records too
     stamps.json     size and time stamp of every source file when it was hashed
     records/        ArrayRecord files
+    index/          see `m4.data.index`; only of data sets that predictions are joined with
 
 The folder is built under a temporary name and renamed when complete, under a lock, so that a
 killed build leaves nothing that looks finished and two processes never build the same thing twice.
@@ -24,8 +25,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from m4.data import index, records
 from m4.data import manifest as manifests
-from m4.data import records
 from m4.data.cohort import Cohort, Example
 from m4.errors import DataError, SaveError, UserError, place
 
@@ -71,7 +72,7 @@ def prepare(
         "format": manifests.FORMAT,
         "name": name,
         "version": module.VERSION,
-        "options": json.loads(json.dumps(options)),
+        "options": json.loads(json.dumps(getattr(module, "resolved", dict)(**options))),
         "seed": seed,
         "declared": manifests.schema(module.spec(**options)),
     }
@@ -170,6 +171,7 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
     fitter = manifests.Fitter(cohort.spec)
     summaries = {split: manifests.Summary(cohort.spec) for split in cohort.splits}
     cuts: Counter[str] = Counter()
+    keys: dict[str, list[index.Key]] = {split: [] for split in cohort.splits}
 
     def encoded(split: str) -> Iterator[Example]:
         number = 0
@@ -177,6 +179,8 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
             where = f"split {split}, record {number}"
             record = records.encode(cohort.spec, example, where=where, flow=cuts)
             summaries[split].add(record)
+            if "key" in example:
+                keys[split].append(example["key"])
             if split == "train":
                 fitter.add(record)
             if progress and number % REPORT_EVERY == 0:
@@ -192,6 +196,9 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
         raise DataError(f"splits: without {', '.join(sorted(missing))}")
     starts = {split: lambda split=split: encoded(split) for split in cohort.splits}
     records.write(folder / "records", cohort.spec, starts, cohort.notes)
+    for split, found in keys.items():
+        if found:
+            index.write(folder, split, found)
     _check_disjoint({split: summary.patients for split, summary in summaries.items()})
     return {
         "licence": cohort.licence,

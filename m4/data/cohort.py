@@ -6,12 +6,15 @@ A data set module `m4/data/<name>.py` (or any importable module) provides
     def spec(**options) -> DataSpec
     def missing_files(raw_dir, **options) -> list[str]      # [] when complete, no heavy import
     def cohort(raw_dir, *, seed, **options) -> Cohort
+    def resolved(**options) -> dict                         # optional: what the options stand for,
+                                                            # in JSON types (content of a file)
 
 One record is an `Example`, ragged and NumPy only:
 
     {'patient': int,                                        # unit of splits and of the bootstrap
      'inputs': {modality: payload},                         # absent modality: no key
-     'targets': {task: value or None}}                      # None: no label, NaN: one label missing
+     'targets': {task: value or None},                      # None: no label, NaN: one label missing
+     'key': (subject, prediction time)}                     # optional: see `m4.data.index`
 
     series   {'values': [t, f] with NaN where not observed, 'times': [t] hours}
     vectors  {'values': [n, d], 'times': [n] hours}

@@ -41,7 +41,7 @@ small = nn.initializers.normal(0.02)
 
 
 class FuseMoE(nn.Module):
-    """Fuses any number of modalities of kinds series, vectors, table and codes.
+    """Fuses any number of modalities of kinds series, vectors, table, codes and text.
 
     Published sizes: width 128, num_queries 48, num_heads 8, embed_time 64, depth 3, hidden 512,
     dropout 0.1, num_experts 16, top_k 4 (2 with the disjoint router), utde 'batch'.

@@ -1,5 +1,6 @@
 """`--mode=eval`: the best checkpoint on the test split, every modality subset, references."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -15,11 +16,23 @@ from m4.eval import baselines, evaluate, results, subsets, tables
 from m4.eval.predictions import Predictions
 from m4.modes import report
 from m4.modes import setup as setups
+from m4.specs import DataSpec
 from m4.train import processes
 from m4.train.checkpoint import Checkpoints
 
 KEEP_BEST = 2  # the second is for the day on which the first is damaged
 CHUNK = 1024  # rows read at once where only a few columns are wanted
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The test split as the best step sees it, and what it is compared with."""
+
+    found: Predictions
+    chosen: list[subsets.Subset]
+    thresholds: dict[str, np.ndarray]
+    references: dict[str, dict[str, np.ndarray]] | None  # by row of the split
+    num_rows: int  # of the split, also those that have nothing to predict from
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
@@ -58,9 +71,13 @@ def best_params(config: ml_collections.ConfigDict, setup: setups.Setup, folder: 
     return restored["params"]
 
 
-def finish(config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path, predict) -> None:
+def finish(
+    config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path, predict
+) -> Evaluation:
     """What comes after training: evaluates the best step."""
-    _evaluate(config, setup, folder, functools.partial(predict, best_params(config, setup, folder)))
+    return _evaluate(
+        config, setup, folder, functools.partial(predict, best_params(config, setup, folder))
+    )
 
 
 def sweep(config, setup: setups.Setup, store: Store, predict, keep_SM) -> Predictions:
@@ -84,24 +101,32 @@ def columns(store: Store, *keys: str) -> dict[str, np.ndarray]:
     return {key: np.concatenate([piece[key] for piece in pieces]) for key in keys}
 
 
-def _evaluate(config, setup: setups.Setup, folder: Path, predict) -> None:
+def _evaluate(config, setup: setups.Setup, folder: Path, predict) -> Evaluation:
     val, test = (Store(setup.data, split) for split in ("val", "test"))
     whole = np.ones((1, len(setup.spec.modalities)), bool)
     cuts = results.thresholds(sweep(config, setup, val, predict, whole), setup.spec)
     chosen = _subsets(config, setup, test)
     found = sweep(config, setup, test, predict, subsets.matrix(chosen))
-    if not processes.first():
-        return
+    wanted = config.eval.baselines and processes.first()
+    references = _references(config, setup, test) if wanted else None
+    evaluation = Evaluation(found, chosen, cuts, references, len(test))
+    if processes.first():
+        publish(config, setup.spec, folder, evaluation, split="test")
+    return evaluation
+
+
+def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, split: str) -> None:
+    """Writes and prints the results, and renders the report."""
     document = results.compose(
-        found,
-        setup.spec,
-        chosen,
-        split="test",
+        evaluation.found,
+        spec,
+        evaluation.chosen,
+        split=split,
         draws=config.eval.bootstrap,
         seed=config.seed,
         min_patients=config.eval.min_patients,
-        thresholds=cuts,
-        references=_references(config, setup, test) if config.eval.baselines else None,
+        thresholds=evaluation.thresholds,
+        references=evaluation.references,
     )
     results.write(document, folder)
     tables.print_table(document)

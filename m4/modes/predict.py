@@ -1,4 +1,8 @@
-"""`--mode=predict`: predictions of the test split as Parquet, patients as keyed hashes."""
+"""`--mode=predict`: predictions of the test split as Parquet, patients as keyed hashes.
+
+Of a data set whose records have a subject and a prediction time of their own (`m4.data.index`),
+they are written in the MEDS prediction and label schemas too: `m4.modes.meds`.
+"""
 
 import functools
 import hashlib
@@ -9,11 +13,12 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from m4.config import Flags
+from m4.data import index
 from m4.data.store import Store
 from m4.modes import eval as eval_mode
+from m4.modes import meds
 from m4.modes import setup as setups
 from m4.specs import DataSpec
 from m4.train import processes
@@ -34,8 +39,13 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         if not processes.first():
             return
         path = folder / "predictions" / f"{SPLIT}.parquet"
-        _write(path, _table(found, setup.spec, _key(folder)))
+        meds.write_private(path, _table(found, setup.spec, _key(folder)))
         print(f"{len(found.uid)} rows in {path}; patients as keyed hashes (key: {folder / 'key'})")
+        keys = index.read(setup.data, SPLIT)
+        if keys is not None:
+            target = folder / "predictions" / "meds" / SPLIT
+            for path in meds.write(target, found, setup.spec, keys):
+                print(f"MEDS     {path}")
 
 
 def _table(found, spec: DataSpec, key: bytes) -> pa.Table:
@@ -63,12 +73,3 @@ def _key(folder: Path) -> bytes:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(secrets.token_bytes(32))
     return path.read_bytes()
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    os.chmod(path.parent, 0o700)
-    partial = path.with_suffix(".partial")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        pq.write_table(table, file)
-    os.replace(partial, path)

@@ -29,11 +29,11 @@ from m4.train.checkpoint import Checkpoints
 from m4.train.step import State
 
 
-def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
+def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> eval_mode.Evaluation:
     """Trains, evaluates, reports. See `m4.main`."""
     with preemption.Signals() as signals, setups.owned(folder):
         if processes.first():
-            _claim(config, folder, force=flags.force_config)
+            claim(config, folder, force=flags.force_config)
         setups.use_cache(folder)
         data = setups.prepare(config)
         setup = setups.make(config, data)
@@ -42,10 +42,10 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         with setups.context(setup.mesh):
             predict = _train(config, setup, folder, flags, signals)
             signals.idle()
-            eval_mode.finish(config, setup, folder, predict)
+            return eval_mode.finish(config, setup, folder, predict)
 
 
-def _claim(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> None:
+def claim(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> None:
     """Stores the configuration, or refuses if the folder belongs to another one."""
     path = folder / "config.json"
     if path.exists() and not force:

@@ -31,7 +31,7 @@ from m4.nn.time import TimeEmbedding, frequency_init, query_times
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Batch, Stream
 
-KINDS = ("series", "vectors", "table", "codes")
+KINDS = ("series", "vectors", "table", "codes", "text")
 
 
 @flax.struct.dataclass
@@ -41,7 +41,7 @@ class Inputs:
     series: dict[int, SeriesStack]  # by length limit, a power of 4
     vectors: dict[str, VectorsInput]
     tables: dict[str, Stream]
-    codes: dict[str, Stream]
+    codes: dict[str, Stream]  # then text: a bag of tokens
 
     @property
     def num_timed(self) -> int:
@@ -85,7 +85,7 @@ def gather(data: DataSpec, batch: Batch) -> Inputs:
         series={limit: stack_series(some, hours=data.hours) for limit, some in series.items()},
         vectors={n: clean_vectors(s, hours=data.hours) for n, s in streams["vectors"].items()},
         tables=streams["table"],
-        codes=streams["codes"],
+        codes=streams["codes"] | streams["text"],
     )
 
 
@@ -133,7 +133,7 @@ class GridEncoder(nn.Module):
 
 
 class StaticEncoder(nn.Module):
-    """Tables, then codes -> one token each."""
+    """Tables, then codes, then text -> one token each."""
 
     data: DataSpec
     width: int

@@ -1,0 +1,39 @@
+"""`index/<split>.parquet`: whose record is which, for predictions that others can join.
+
+Written for data sets whose examples carry `key`: (subject, prediction time in microseconds since
+1970 or None). Row i belongs to record i of the split; columns as in the MEDS label schema.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Key = tuple[int | str, int | None]
+FOLDER = "index"
+
+
+def write(folder: Path, split: str, keys: Sequence[Key]) -> None:
+    """Writes the keys of a split, one per record."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    subjects = [subject for subject, _ in keys]
+    whole = all(isinstance(subject, int) for subject in subjects)
+    table = pa.table(
+        {
+            "subject_id": pa.array(
+                subjects if whole else [str(s) for s in subjects], pa.int64() if whole else None
+            ),
+            "prediction_time": pa.array([time for _, time in keys], pa.timestamp("us")),
+        }
+    )
+    (folder / FOLDER).mkdir(exist_ok=True)
+    pq.write_table(table, folder / FOLDER / f"{split}.parquet")
+
+
+def read(folder: Path, split: str) -> Any | None:
+    """The pyarrow table of a split, None for a data set without an index."""
+    import pyarrow.parquet as pq
+
+    path = folder / FOLDER / f"{split}.parquet"
+    return pq.read_table(path) if path.is_file() else None

@@ -1,0 +1,120 @@
+"""`--mode=crossval`: one run per fold of patients, evaluated out of fold, all folds pooled.
+
+Every fold is an ordinary run in `workdir/fold_<k>`; the same command resumes where it was stopped.
+Each patient is tested once, by the model that never saw him. Scores are computed on the pooled
+predictions with a bootstrap over patients; references are fitted on the same folds. The data set
+needs the options `fold` and `num_folds`.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+import pyarrow as pa
+
+from m4.config import Flags, schema
+from m4.data import index
+from m4.errors import ConfigError
+from m4.eval.predictions import Predictions
+from m4.eval.subsets import Subset
+from m4.modes import eval as eval_mode
+from m4.modes import meds, train
+from m4.modes import setup as setups
+from m4.modes.eval import Evaluation
+from m4.train import processes
+
+NUM_FOLDS = 5
+FOLD_DRAWS = 100  # of a fold's own report; the pooled one has all that were asked for
+
+
+def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
+    """Trains and evaluates every fold, then all of them together. See `m4.main`."""
+    options = schema.data_options(config.data.name)
+    if options is not None and not {"fold", "num_folds"} <= {*options}:
+        raise ConfigError(
+            f"data.name={config.data.name!r}: --mode=crossval needs a data set with the options"
+            " fold and num_folds"
+        )
+    number = config.data.options.get("num_folds") or NUM_FOLDS
+    with setups.owned(folder):
+        if processes.first():
+            train.claim(config, folder, force=flags.force_config)
+        os.environ.setdefault("M4_CACHE", str((folder / "cache").absolute()))
+        parts, keys = [], []
+        for k in range(number):
+            print(f"fold {k} of {number}", flush=True)
+            own = _fold(config, k, number)
+            parts.append(train.run(own, folder / f"fold_{k}", flags))
+            data = setups.prepare(own)
+            keys.append(index.read(data, "test"))
+        if not processes.first():
+            return
+        pooled = pool(parts)
+        for name in ("run.json", "data.json"):
+            shutil.copyfile(folder / "fold_0" / name, folder / name)
+        spec = setups.open_split(data, "test", 1).spec
+        print(f"{number} folds pooled", flush=True)
+        eval_mode.publish(config, spec, folder, pooled, split="crossval")
+        if all(table is not None for table in keys):
+            target = folder / "predictions" / "meds" / "crossval"
+            meds.write(target, pooled.found, spec, pa.concat_tables(keys))
+            print(f"MEDS     {target}")
+
+
+def pool(parts: list[Evaluation]) -> Evaluation:
+    """The folds' evaluations as one; only subsets that every fold has, no thresholds."""
+    kept: list[Subset] = [
+        subset
+        for subset in parts[0].chosen
+        if all(subset.keep in [s.keep for s in part.chosen] for part in parts)
+    ]
+    start = np.cumsum([0, *(part.num_rows for part in parts)])
+    places = [[part.found.index(np.array(subset.keep)) for subset in kept] for part in parts]
+
+    def joined(pieces, axis=0):
+        return np.concatenate(pieces, axis=axis)
+
+    found = [part.found for part in parts]
+    tasks = [name for name in found[0].prediction if all(name in f.prediction for f in found)]
+    references = None
+    if all(part.references is not None for part in parts):
+        references = {
+            name: {
+                task: joined([part.references[name][task] for part in parts])
+                for task in first
+                if all(task in part.references[name] for part in parts)
+            }
+            for name, first in parts[0].references.items()
+        }
+    return Evaluation(
+        Predictions(
+            subsets=np.array([subset.keep for subset in kept]),
+            uid=joined([f.uid + first for f, first in zip(found, start, strict=False)]),
+            patient=joined([f.patient for f in found]),
+            present=joined([f.present for f in found]),
+            prediction={
+                task: joined(
+                    [f.prediction[task][p] for f, p in zip(found, places, strict=True)], axis=1
+                )
+                for task in tasks
+            },
+            label={task: joined([f.label[task] for f in found]) for task in tasks},
+            label_mask={task: joined([f.label_mask[task] for f in found]) for task in tasks},
+            counted=joined([f.counted[p] for f, p in zip(found, places, strict=True)], axis=1),
+            routing={},  # experts of different folds have nothing to do with each other
+        ),
+        kept,
+        {},
+        references,
+        int(start[-1]),
+    )
+
+
+def _fold(config: ml_collections.ConfigDict, fold: int, number: int) -> ml_collections.ConfigDict:
+    own = config.copy_and_resolve_references()
+    with own.unlocked(), own.ignore_type():
+        own.data.options.fold, own.data.options.num_folds = fold, number
+        own.eval.bootstrap = min(own.eval.bootstrap, FOLD_DRAWS)
+    return own.lock()
