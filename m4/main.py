@@ -1,5 +1,6 @@
 """`python -m m4.main --config=configs/fusemoe_mimic.py --workdir=W`; see `--help`."""
 
+import errno
 import os
 import sys
 import traceback
@@ -7,11 +8,27 @@ from collections.abc import Sequence
 
 from m4 import config as configs
 from m4.config import flags as command_line
-from m4.errors import UserError, place
+from m4.errors import Preempted, SaveError, UserError, place
+
+# What the operating system says of a disk that is full, read-only or broken.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 def main(args: Sequence[str]) -> int:
-    """Runs one command and returns its exit code; a UserError becomes lines on stderr.
+    """Runs one command and returns its exit code, see `run`.
+
+    One of several processes that has failed leaves at once, without the usual farewell to the
+    others: they may be waiting for it for ever, and its going is what ends them.
+    """
+    code = run(args)
+    if os.environ.get("M4_COORDINATOR") and code not in (0, Preempted.exit_code):
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def run(args: Sequence[str]) -> int:
+    """Runs one command; a UserError, or a disk that takes no more, becomes lines on stderr.
 
     Any other exception is a bug of m4. Its message may quote a patient's data, so only its type
     and where it came from are printed, unless `--debug` asks for the traceback.
@@ -38,6 +55,11 @@ def main(args: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in DISK:
+            name = error.filename or "a file"
+            refused = SaveError(f"{name}: {os.strerror(error.errno)}; what was saved stays")
+            print(*refused.lines(), sep="\n", file=sys.stderr)
+            return refused.exit_code
         print(f"m4: internal error: {place(error)}", file=sys.stderr)
         print("m4: --debug prints the traceback, which may quote data", file=sys.stderr)
         return 1

@@ -5,14 +5,12 @@ Everything that can be refused without JAX is refused here, before a mode is imp
 
 import importlib
 import os
-import sys
-import traceback
 from pathlib import Path
 
 import ml_collections
 
 from m4.config import Flags
-from m4.errors import ConfigError, Preempted, UserError
+from m4.errors import ConfigError
 from m4.modes import raw
 
 
@@ -25,20 +23,8 @@ def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
     if config is not None and not (flags.mode == "check" and flags.config is None):
         raw.require(config, flags.config)
     mode = importlib.import_module(f"m4.modes.{flags.mode}")
-    if not os.environ.get("M4_COORDINATOR"):
-        mode.run(config, Path(flags.workdir), flags)
-        return
-    from m4.train import processes
+    if os.environ.get("M4_COORDINATOR"):
+        from m4.train import processes
 
-    processes.join()
-    try:
-        mode.run(config, Path(flags.workdir), flags)
-    except Preempted:
-        raise  # of all processes alike
-    except Exception as error:
-        # Leaves without the others, who may be waiting for this process for ever: its going
-        # is what ends them.
-        known = isinstance(error, UserError)
-        print(*error.lines(), sep="\n", file=sys.stderr) if known else traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(error.exit_code if known else 1)
+        processes.join()
+    mode.run(config, Path(flags.workdir), flags)

@@ -1,6 +1,7 @@
 """The training loop: iterate, log, evaluate, save. Knows no method, data set or config file."""
 
 import collections
+import contextlib
 import dataclasses
 import math
 import time
@@ -112,7 +113,7 @@ def run(
             except Interrupted:
                 save = stop = True
         if save:
-            with hooks.watchdog.patient():
+            with hooks.watchdog.patient(), log.saving():
                 hooks.save(number, state, progress)
         if stop:
             raise Preempted(f"stopped at step {number}, saved; run the same command to go on")
@@ -167,12 +168,20 @@ class _Log:
 
     def __init__(self, plan: Plan, hooks: Hooks):
         self._plan, self._hooks = plan, hooks
+        self._saving = 0.0
         self._pending: tuple[int, int, Totals, dict[str, float]] | None = None
         self.restart()
 
     def restart(self) -> None:
         """Starts the clock again (after evaluation or saving)."""
         self._clock, self._wait, self._steps = time.perf_counter(), 0.0, 0
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Counts the time inside as spent in saving."""
+        start = time.perf_counter()
+        yield
+        self._saving += time.perf_counter() - start
 
     def timed(self, function: Callable, *args: Any) -> Any:
         """Calls `function` and counts the time as waiting for input."""
@@ -190,6 +199,8 @@ class _Log:
             "time/examples_per_s": self._steps * self._plan.batch_size / seconds,
             "time/input_wait": self._wait / seconds,
         }
+        if self._saving:  # since the last line, and not part of its seconds
+            times["time/save_s"], self._saving = self._saving, 0.0
         self._pending = (number, self._steps, totals, times)
         self.restart()
 

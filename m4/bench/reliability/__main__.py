@@ -14,7 +14,17 @@ from m4.bench.reliability import harness
 from m4.bench.reliability.harness import Bench, Scenario
 
 SCENARIOS = (
+    Scenario("SIGKILL", "strikes:kills"),
+    Scenario("SIGTERM", "strikes:terms"),
+    Scenario("8 devices split over processes", "gangs:factorisations"),
+    Scenario("resume on another split of 8 devices", "gangs:resumes"),
+    Scenario("resume on another number of devices", "gangs:devices"),
+    Scenario("dead, stopped or stalled peer", "gangs:peers"),
+    Scenario("SIGTERM to two processes", "gangs:gang_terms"),
     Scenario("bit flips in checkpoints", "flips:bits"),
+    Scenario("disk full", "disk:full"),
+    Scenario("read-only disk", "disk:read_only"),
+    Scenario("soak: memory, handles, stall of saving", "soak:memory"),
     Scenario("truncated or deleted checkpoint files", "flips:cuts"),
 )
 
@@ -25,6 +35,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--short", action="store_true", help="the form that CI runs")
     parser.add_argument("--only", default="", help="comma-separated beginnings of names")
     parser.add_argument("--write", type=Path, help="page whose table is updated")
+    parser.add_argument("--shared", type=Path, help="keeps compiled programs for the next time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="of the long form's counts")
     options = parser.parse_args(args)
@@ -34,8 +45,8 @@ def main(args: list[str]) -> int:
     if not chosen:
         parser.error(f"--only: known are {', '.join(s.name for s in SCENARIOS)}")
     with tempfile.TemporaryDirectory(prefix="m4-reliability-") as folder:
-        shared = Path(folder) / "shared"
-        shared.mkdir()
+        shared = (options.shared or Path(folder) / "shared").absolute()
+        shared.mkdir(parents=True, exist_ok=True)
 
         @contextlib.contextmanager
         def make_bench():

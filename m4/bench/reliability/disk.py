@@ -1,0 +1,114 @@
+"""Disks that fill up or refuse writing: exit 6 in words, and nothing already saved is lost."""
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from m4.bench.reliability import runs
+from m4.bench.reliability.harness import Bench, Outcome
+from m4.train.checkpoint import Checkpoints
+
+SIZE = 8 * 2**20  # bytes of the small disk
+METHOD = "m3h"
+
+
+def full(bench: Bench) -> Outcome:
+    """A disk with a random number of bytes left, then with room again.
+
+    Survived: exit 6 in one line (or 0 where the space was enough), every step on the disk sound,
+    and with room again the run ends with the same bits as one that always had it.
+    """
+    tried = bench.number(2, 20)
+    right = runs.reference(bench, METHOD)
+    needed = sum(p.stat().st_size for p in right.rglob("*") if p.is_file())
+    rng = random.Random(bench.seed)
+    bad, ran_out = [], 0
+    with _small_disk(bench.work / "disk") as disk:
+        if disk is None:
+            return Outcome(tried, 0, tried, "needs root for a small disk")
+        for number in range(tried):
+            workdir, filler = disk / f"run{number}", disk / "filler"
+            room = rng.randrange(needed)
+            with open(filler, "wb") as file:
+                file.truncate(0)
+                with contextlib.suppress(OSError):
+                    os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - room)
+            log = bench.work / f"run{number}"
+            run = runs.Run(_args(workdir), log, runs.environment(bench, 1))
+            code = run.wait()
+            ran_out += code == 6
+            text = run.text()
+            said = code != 6 or "save error" in text
+            if code not in (0, 6) or not said or "Traceback" in text or not _sound(workdir):
+                bad.append(f"{room} bytes: exit {code}")
+                print(*text.splitlines()[-6:], sep="\n    ")
+            filler.unlink()
+            code = runs.Run(_args(workdir), log, runs.environment(bench, 1)).wait()
+            if code != 0 or not runs.same(workdir, right):
+                bad.append(f"{room} bytes: not finished afterwards ({code})")
+            shutil.rmtree(workdir)
+    lost = min(tried, len(bad))
+    note = "; ".join([f"{ran_out} ran out", *bad[:3]])
+    return Outcome(tried, tried - lost, lost, note)
+
+
+def read_only(bench: Bench) -> Outcome:
+    """A work directory that turns read-only while it trains, and one that is so from the start."""
+    right = runs.reference(bench, METHOD)
+    bad = []
+    with _small_disk(bench.work / "disk") as disk:
+        if disk is None:
+            return Outcome(2, 0, 2, "needs root for a small disk")
+        workdir = disk / "run"
+        run = runs.Run(_args(workdir), bench.work / "log", runs.environment(bench, 1))
+        while run.alive() and len(runs.steps(workdir)) < 2:
+            pass
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=False)
+        code = run.wait()
+        if code not in (0, 6) or not _sound(workdir):  # 0: it had finished before
+            bad.append(f"exit {code}: {' '.join(run.text().splitlines()[-1:])[:80]}")
+        run = runs.Run(_args(workdir), bench.work / "log", runs.environment(bench, 1))
+        code = run.wait()
+        if code not in (2, 6) or "Traceback" in run.text():
+            bad.append(f"from the start: exit {code}")
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=False)
+        code = runs.Run(_args(workdir), bench.work / "log", runs.environment(bench, 1)).wait()
+        if code != 0 or not runs.same(workdir, right):
+            bad.append(f"not finished afterwards ({code})")
+    lost = min(2, len(bad))
+    return Outcome(2, 2 - lost, lost, "; ".join(bad))
+
+
+def _args(workdir: Path) -> list[str]:
+    from m4.bench.reliability import config
+
+    return [f"--config={config.__file__}:{METHOD}", f"--workdir={workdir}"]
+
+
+def _sound(workdir: Path) -> bool:
+    """Whether every complete step of a work directory reads back right."""
+    for folder in workdir.glob("checkpoints/*/"):
+        checkpoints = Checkpoints(folder, keep=1, sweep=False)
+        problems = [p for p in checkpoints.scrub().values() if p]
+        checkpoints.close()
+        if problems:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path) -> Iterator[Path | None]:
+    """A file system of `SIZE` bytes in memory; None where that is not allowed."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
