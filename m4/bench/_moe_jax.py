@@ -68,6 +68,7 @@ def _dense(case, arrays, dtype, devices):
 
 def _layer(case, arrays, dtype, strategy, split):
     """The layer without its gate: dispatch, experts, combine; gradients of all inputs."""
+    arrays = arrays | {"w1": np.ascontiguousarray(arrays["w1"].swapaxes(1, 2))}
     mesh = _mesh(split)
     axes = parallel.Axes(tokens=(), fsdp=None, tensor=None)
     whole = NamedSharding(mesh, P())

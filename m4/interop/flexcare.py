@@ -5,6 +5,7 @@ import numpy as np
 from m4.errors import ConfigError
 from m4.interop.table import (
     LEAD,
+    SAME,
     SWAP,
     Codec,
     Entry,
@@ -127,10 +128,10 @@ def _modalities(method: FlexCare) -> list[Entry]:
 
 def _experts(method: FlexCare) -> list[Entry]:
     entries = [one(f"layer_0/{ours}", f"moe.{name}", LEAD) for ours, name in GATES.items()]
-    for number in (1, 2):
+    for number, codec in ((1, SAME), (2, SWAP)):
         each = lambda part, n=number: [  # noqa: E731
             f"moe.experts.{e}.fc{n}.{part}" for e in range(method.num_experts)
         ]
-        entries.append(stack(f"layer_0/w{number}", each("weight"), SWAP))
+        entries.append(stack(f"layer_0/w{number}", each("weight"), codec))
         entries.append(stack(f"layer_0/b{number}", each("bias")))
     return entries

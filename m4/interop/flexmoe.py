@@ -3,6 +3,7 @@
 from m4.errors import ConfigError
 from m4.interop.table import (
     LEAD,
+    SAME,
     SWAP,
     Codec,
     Entry,
@@ -72,8 +73,8 @@ def _layer(i: int, width: int, copies: dict[str, str]) -> list[Entry]:
         name = f"{at}.mlp.all_gates.0.{theirs}"
         entries.append(one(f"{path}/{ours}", name, LEAD))
         copies[f"{at}.mlp.gate.{theirs}"] = name
-    for number, theirs in (("1", "htoh4"), ("2", "h4toh")):
-        entries.append(one(f"{path}/w{number}", f"{at}.mlp.experts.{theirs}.weight", SWAP))
+    for number, theirs, codec in (("1", "htoh4", SAME), ("2", "h4toh", SWAP)):
+        entries.append(one(f"{path}/w{number}", f"{at}.mlp.experts.{theirs}.weight", codec))
         entries.append(one(f"{path}/b{number}", f"{at}.mlp.experts.{theirs}.bias"))
     return entries
 

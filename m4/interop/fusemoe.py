@@ -144,8 +144,9 @@ def experts(
         names = [f"{at}.experts.{a}.{e}" for a in order for e in range(own)]
     each = lambda name: [f"{expert}.{name}" for expert in names]  # noqa: E731
     reads = blocks(order) if joint else SAME
+    reads_w1 = blocks(order, 1) if joint else SAME
     entries = [
-        stack(f"{path}/w1", each("fc1.weight"), SWAP, reads),
+        stack(f"{path}/w1", each("fc1.weight"), reads_w1),
         stack(f"{path}/b1", each("fc1.bias")),
         stack(f"{path}/w2", each("fc2.weight"), SWAP, blocks(order, 1)),
         stack(f"{path}/b2", each("fc2.bias"), blocks(order)),

@@ -75,7 +75,7 @@ def _block(
         *norms(f"{path}_norm", [f"{b}.norm2" for b in blocks]),
         stack(f"{at}/gate_phi", [f"{b}.mlp.phi" for b in blocks], phi),
         stack(f"{at}/gate_scale", [f"{b}.mlp.scale" for b in blocks], LAST),
-        stack(f"{at}/w1", [f"{e}.fc1.weight" for e in each], SWAP),
+        stack(f"{at}/w1", [f"{e}.fc1.weight" for e in each]),
         stack(f"{at}/b1", [f"{e}.fc1.bias" for e in each]),
         stack(f"{at}/w2", [f"{e}.fc2.weight" for e in each], SWAP),
         stack(f"{at}/b2", [f"{e}.fc2.bias" for e in each]),

@@ -122,7 +122,7 @@ def choose_layout(
 ) -> Layout:
     """Slots per expert and rows per block, for `size` assignments (`expected` valid ones)."""
     mean = (size if expected is None else expected) / num_experts
-    form = "rows" if backend != "cpu" else "columns" if mean < 64 else "tall"
+    form = "columns" if backend == "cpu" else "rows"
     if strategy != "dropless":
         capacity = math.ceil((capacity_factor or 1.25) * mean)
         return Layout(min(capacity, size), None, form)

@@ -12,7 +12,7 @@ from m4.types import Array
 
 # Logical axes of the dimensions; the mesh axes they lie on are in `m4.sharding.RULES`.
 AXES = {
-    "w1": ("expert", "embed", "mlp"),
+    "w1": ("expert", "mlp", "embed"),
     "b1": ("expert", "mlp"),
     "w2": ("expert", "mlp", "embed"),
     "b2": ("expert", "embed"),
@@ -21,9 +21,13 @@ AXES = {
 
 @flax.struct.dataclass
 class ExpertParams:
-    """Weights of all experts."""
+    """Weights of all experts.
 
-    w1: Array  # [E, D, F]
+    Both matrices have the hidden units as rows: w1 as PyTorch stores a layer, w2 as Flax does. A
+    backend then multiplies either of them, forwards and backwards, as it lies in memory.
+    """
+
+    w1: Array  # [E, F, D]
     b1: Array  # [E, F]
     w2: Array  # [E, F, O]
     b2: Array  # [E, O]
@@ -35,7 +39,7 @@ def shapes(
     """Shape of every field of `ExpertParams`; `out` defaults to `width`."""
     out = width if out is None else out
     return {
-        "w1": (num_experts, width, hidden),
+        "w1": (num_experts, hidden, width),
         "b1": (num_experts, hidden),
         "w2": (num_experts, hidden, out),
         "b2": (num_experts, out),
@@ -50,17 +54,22 @@ def init(
     `shared` experts are few and serve every token: they are not split over devices.
     """
     # Explicit dimensions: by default the expert dimension would count as receptive field and the
-    # weights would shrink with E.
+    # weights would shrink with E. `kernel_init` sees [E, in, out], as everywhere in Flax.
     lecun = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,))
     kernel = kernel_init or lecun
-    function = kernel if name in ("w1", "w2") else nn.initializers.zeros
+
+    def turned(key, shape, dtype=jnp.float32):
+        num_experts, hidden, width = shape
+        return kernel(key, (num_experts, width, hidden), dtype).swapaxes(1, 2)
+
+    function = {"w1": turned, "w2": kernel}.get(name, nn.initializers.zeros)
     axes = (None, *AXES[name][1:]) if shared else AXES[name]
     return nn.with_logical_partitioning(function, axes)
 
 
 def apply_stacked(x_ECD: Array, params: ExpertParams, *, activation=jax.nn.gelu) -> Array:
     """Every expert on its own C rows, [E, C, O]."""
-    hidden_ECF = activation(jnp.einsum("ecd,edf->ecf", x_ECD, params.w1) + params.b1[:, None])
+    hidden_ECF = activation(jnp.einsum("ecd,efd->ecf", x_ECD, params.w1) + params.b1[:, None])
     return jnp.einsum("ecf,efo->eco", hidden_ECF, params.w2) + params.b2[:, None]
 
 

@@ -95,7 +95,7 @@ def _forward(layout, functions, x_ND, plan, weights_NK, masters):
     def block_forward(y_NO, block):
         own = _of_expert(params, block.expert)
         x_RD = take_tokens(plan, x_ND, block.assignment_R)
-        y_RO = functions.finish(functions.activation(x_RD @ own.w1 + own.b1) @ own.w2 + own.b2)
+        y_RO = functions.finish(functions.activation(x_RD @ own.w1.T + own.b1) @ own.w2 + own.b2)
         return _add_to_tokens(plan, y_NO, y_RO * _weights(weight_A, block.assignment_R), block)
 
     if layout.block:
@@ -124,18 +124,18 @@ def _backward(layout, functions, residuals, g_NO):
         dx_ND, dweight_A, grads = carry
         own = _of_expert(params, block.expert)
         x_RD = take_tokens(plan, x_ND, block.assignment_R)
-        a_RF, activation_vjp = jax.vjp(functions.activation, x_RD @ own.w1 + own.b1)
+        a_RF, activation_vjp = jax.vjp(functions.activation, x_RD @ own.w1.T + own.b1)
         dy_RO, dweight_R = output_gradient(a_RF @ own.w2 + own.b2, block.assignment_R)
         (dh_RF,) = activation_vjp(dy_RO @ own.w2.T)
         more = ExpertParams(
-            w1=jnp.matmul(x_RD.T, dh_RF, preferred_element_type=wide),
+            w1=jnp.matmul(dh_RF.T, x_RD, preferred_element_type=wide),
             b1=jnp.sum(dh_RF, axis=0, dtype=wide),
             w2=jnp.matmul(a_RF.T, dy_RO, preferred_element_type=wide),
             b2=jnp.sum(dy_RO, axis=0, dtype=wide),
         )
         grads = jax.tree.map(partial(_add_to_expert, expert=block.expert), grads, more)
         dweight_A = dweight_A.at[block.assignment_R].set(dweight_R, mode="drop")
-        return _add_to_tokens(plan, dx_ND, dh_RF @ own.w1.T, block), dweight_A, grads
+        return _add_to_tokens(plan, dx_ND, dh_RF @ own.w1, block), dweight_A, grads
 
     if layout.block:
         carry = (dx_ND, dweight_A, grads)

@@ -64,7 +64,7 @@ class Axes:
 
     def on(self, mesh: Mesh | AbstractMesh, params: ExpertParams) -> "Axes":
         """Without the axes that `mesh` lacks, or that do not divide the dimension they split."""
-        _, width, hidden = params.w1.shape
+        _, hidden, width = params.w1.shape
 
         def there(axis, *dims):
             fits = axis in mesh.shape and all(d % mesh.shape[axis] == 0 for d in dims)
@@ -80,7 +80,7 @@ class Axes:
     def weights(self) -> ExpertParams:
         """Partition of every expert parameter."""
         return ExpertParams(
-            w1=P(self.expert, self.fsdp, self.tensor),
+            w1=P(self.expert, self.tensor, self.fsdp),
             b1=P(self.expert, self.tensor),
             w2=P(self.expert, self.tensor, self.fsdp),
             b2=P(self.expert, self.fsdp),
@@ -256,7 +256,7 @@ def _whole_width(local, params):
     if fsdp := local.axes.fsdp:
         gather = partial(lax.all_gather, axis_name=fsdp, tiled=True)
         params = params.replace(
-            w1=gather(params.w1, axis=1), w2=gather(params.w2, axis=2), b2=gather(params.b2, axis=1)
+            w1=gather(params.w1, axis=2), w2=gather(params.w2, axis=2), b2=gather(params.b2, axis=1)
         )
     if local.size(local.axes.tensor) > 1:
         first = lax.axis_index(local.axes.tensor) == 0

@@ -26,12 +26,28 @@ def ragged_mlp(
     """Mixture of the chosen experts' outputs [N, O]; exact for any load."""
     expert_A = plan.expert_A[plan.order_A]
     x_AD = sort_rows(plan, x_ND)
-    h_AF = lax.ragged_dot(x_AD, params.w1, plan.count_E)
+    h_AF = _by_rows(x_AD, params.w1, plan.count_E)
     a_AF = functions.activation(h_AF + _rows_of(params.b1, expert_A))
     y_AO = lax.ragged_dot(a_AF, params.w2, plan.count_E) + _rows_of(params.b2, expert_A)
     y_AO = functions.output(y_AO) if functions.output else y_AO
     y_KNO = unsort_rows(plan, y_AO)
     return jnp.sum(y_KNO * weights_NK.T[..., None].astype(y_KNO.dtype), axis=0)
+
+
+@jax.custom_vjp
+def _by_rows(x_AD, w_EFD, count_E):
+    """`ragged_dot` with the transposed weights, whose copy the backward pass does without."""
+    return lax.ragged_dot(x_AD, w_EFD.swapaxes(1, 2), count_E)
+
+
+def _by_rows_backward(residuals, g_AF):
+    x_AD, w_EFD, count_E = residuals
+    grouped = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
+    dw_EFD = lax.ragged_dot_general(g_AF, x_AD, count_E, grouped)
+    return lax.ragged_dot(g_AF, w_EFD, count_E), dw_EFD, None
+
+
+_by_rows.defvjp(lambda *args: (_by_rows(*args), args), _by_rows_backward)
 
 
 def _rows_of(bias_EX, expert_A):

@@ -37,7 +37,7 @@ def test_round_trip_and_places():
     phi = theirs["blocks.0.mlp.phi"][:, 2, 1]  # expert 2, slot 1
     np.testing.assert_array_equal(got["mtoe_experts/gate_phi"][0][:, 2 * 3 + 1], phi)
     fc1 = theirs["blocks3.1.mlp.experts.1.fc1.weight"]  # modality 2, expert 1 of 2
-    np.testing.assert_array_equal(got["msoe_1_experts/w1"][2 * 2 + 1], fc1.T)
+    np.testing.assert_array_equal(got["msoe_1_experts/w1"][2 * 2 + 1], fc1)
     np.testing.assert_array_equal(got["heads/dim_4/bias"][1], theirs["head7.bias"])
 
 

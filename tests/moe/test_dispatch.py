@@ -19,7 +19,7 @@ D, F, OUT = 6, 10, 5
 
 def make_params(num_experts, seed=0, dtype=np.float64):
     rng = np.random.default_rng(seed)
-    shapes = {"w1": (D, F), "b1": (F,), "w2": (F, OUT), "b2": (OUT,)}
+    shapes = {"w1": (F, D), "b1": (F,), "w2": (F, OUT), "b2": (OUT,)}
     return ExpertParams(
         **{k: jnp.asarray(rng.normal(size=(num_experts, *s)), dtype) for k, s in shapes.items()}
     )
@@ -120,7 +120,7 @@ def test_dense_equals_a_loop_over_tokens(output):
         y_O = np.zeros(OUT)
         for k in range(2):
             if (e := chosen[n, k]) < 6:
-                y = np.tanh(x[n] @ p.w1[e] + p.b1[e]) @ p.w2[e] + p.b2[e]
+                y = np.tanh(x[n] @ p.w1[e].T + p.b1[e]) @ p.w2[e] + p.b2[e]
                 y_O += w[n, k] * (y if output is None else np.exp(y) / np.exp(y).sum())
         np.testing.assert_allclose(got[n], y_O, atol=1e-12)
 

@@ -22,9 +22,9 @@ def det(shape, phi, c):
 
 
 def expert_params(num_experts, width_out):
-    """Torch layout is out x in; ours is in x out."""
+    """Torch layout is out x in; ours is that for w1, in x out for w2."""
     return {
-        "w1": np.stack([det((5, 4), 0.3 + e, 0.5).T for e in range(num_experts)]),
+        "w1": np.stack([det((5, 4), 0.3 + e, 0.5) for e in range(num_experts)]),
         "b1": np.stack([det((5,), 0.7 + e, 0.1) for e in range(num_experts)]),
         "w2": np.stack([det((width_out, 5), 1.1 + e, 0.5).T for e in range(num_experts)]),
         "b2": np.stack([det((width_out,), 1.9 + e, 0.1) for e in range(num_experts)]),

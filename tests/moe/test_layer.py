@@ -64,7 +64,7 @@ def test_parameter_tree_and_stats():
     assert jax.tree.map(jnp.shape, variables["params"]) == {
         "gate_centre": (3, 8, 2),
         "router_noise": (3, 8, 2),
-        "w1": (6, 8, 5),
+        "w1": (6, 5, 8),
         "b1": (6, 5),
         "w2": (6, 5, 8),
         "b2": (6, 8),
@@ -275,7 +275,7 @@ def test_shared_experts_are_added_for_every_valid_token(output):
     params = dict(variables["params"])
     shared = params.pop("shared")
     assert {k: v.shape for k, v in shared.items()} == {
-        "w1": (2, D, 5),
+        "w1": (2, 5, D),
         "b1": (2, 5),
         "w2": (2, 5, 3),
         "b2": (2, 3),
@@ -285,7 +285,7 @@ def test_shared_experts_are_added_for_every_valid_token(output):
     without, _ = routed({"params": params}, x, **given, train=False)
     want = np.zeros((N, 3))
     for w1, b1, w2, b2 in zip(*(shared[n] for n in ("w1", "b1", "w2", "b2")), strict=True):
-        one = np.maximum(x @ w1 + b1, 0) @ w2 + b2
+        one = np.maximum(x @ w1.T + b1, 0) @ w2 + b2
         want += one if output is None else jax.nn.softmax(one, axis=-1)
     want = np.where(given["valid_N"][:, None], want, 0)
     np.testing.assert_allclose(y - without, want, rtol=1e-4, atol=1e-4)

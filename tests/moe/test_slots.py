@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(B * T, D)).astype(np.float32)
 VALID = np.array([1, 1, 0, 1, 1, 1, 0, 0, 1, 1], bool)
 PARAMS = ExpertParams(
-    w1=RNG.normal(size=(E, D, F)).astype(np.float32),
+    w1=RNG.normal(size=(E, F, D)).astype(np.float32),
     b1=RNG.normal(size=(E, F)).astype(np.float32),
     w2=RNG.normal(size=(E, F, D)).astype(np.float32),
     b2=RNG.normal(size=(E, D)).astype(np.float32),
@@ -29,7 +29,7 @@ PARAMS = ExpertParams(
 
 
 def expert(e, x):
-    hidden = np.maximum(x @ PARAMS.w1[e] + PARAMS.b1[e], 0)
+    hidden = np.maximum(x @ PARAMS.w1[e].T + PARAMS.b1[e], 0)
     return hidden @ PARAMS.w2[e] + PARAMS.b2[e]
 
 

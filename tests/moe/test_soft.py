@@ -45,7 +45,7 @@ def by_loops(x, mask, p, stacks, unit_inputs, slot=0.0):
             rows = [normed(x[b, s, t]) if unit_inputs else x[b, s, t] for t in tokens]
             z = sum(w * row for w, row in zip(d, rows, strict=True)) + slot
             n = k * E + e
-            hidden = np.asarray(gelu(z @ p["w1"][n] + p["b1"][n]))
+            hidden = np.asarray(gelu(z @ p["w1"][n].T + p["b1"][n]))
             slots[b, s, e, q] = hidden @ p["w2"][n] + p["b2"][n]
         for t in tokens:
             c = np.exp(logit[t])
