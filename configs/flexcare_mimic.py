@@ -11,9 +11,9 @@
 
 Every row of a batch is there for one task (`train.streams`): 'rows' deals the rows of a batch,
 'batches' whole batches, 'sequential' is the released order of one task after the other;
-`train.stream_ratio` sets the shares. The paper's other tasks (decompensation, readmission,
-X-ray findings, DRG) are not built by m4 yet; any task of a data set works. Paper: Xu et al.,
-KDD 2024.
+`train.stream_ratio` sets the shares. The paper's other tasks (decompensation, remaining length of
+stay, readmission, X-ray findings, DRG) and its 76 columns are options of the data set: `window`,
+`tasks` and the modality `flexcare`, see `m4/data/mimiciv/`. Paper: Xu et al., KDD 2024.
 """
 
 import ml_collections

@@ -33,6 +33,7 @@ from m4.errors import DataError, SaveError, UserError, place
 Progress = Callable[[str, int], None]  # called with the split and its records so far
 REPORT_EVERY = 200
 STAMPS = "stamps.json"
+SCRATCH = ".scratch"  # intermediate files of a data set, kept until its build is complete
 _END = object()
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -88,9 +89,10 @@ def prepare(
             ready = _unchanged(home, identity, raw_dir)  # built while we waited for the lock
             if ready:
                 return ready
-            with foreign(name):
-                cohort = module.cohort(raw_dir, seed=seed, **options)
-            return _build(home, identity, cohort, raw_dir=raw_dir, progress=progress)
+            with _scratch(module, home) as keeps:
+                with foreign(name):
+                    cohort = module.cohort(raw_dir, seed=seed, **keeps, **options)
+                return _build(home, identity, cohort, raw_dir=raw_dir, progress=progress)
     except OSError as error:
         if error.errno in _CANNOT_WRITE:
             place = error.filename or home
@@ -223,6 +225,13 @@ def _examples(cohort: Cohort, split: str) -> Iterator[Example]:
         if example is _END:
             return
         yield example
+
+
+@contextlib.contextmanager
+def _scratch(module: Any, home: Path) -> Iterator[dict[str, Path]]:
+    """A folder for modules that can take up an interrupted build; removed when one is complete."""
+    yield {"scratch": home / SCRATCH} if getattr(module, "SCRATCH", False) else {}
+    shutil.rmtree(home / SCRATCH, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import pytest
 
 from m4.data import mimiciv
 from m4.data.build import prepare
-from m4.data.mimiciv import files, schema, stays
+from m4.data.mimiciv import diagnoses, files, schema, stays
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 
@@ -190,7 +190,7 @@ def test_codes(raw):
     inputs = found[1, 4.0]["inputs"]
 
     def ids(*codes):
-        return [stays.hashed(code, schema.VOCAB) for code in codes]
+        return [diagnoses.hashed(code, schema.VOCAB) for code in codes]
 
     # distinct, by last time: 225158 at 1 h, 225798 at 2 h and again at 4 h; 221906 on day 3 is late
     assert inputs["medications"]["values"].tolist() == ids("225158", "225798")
@@ -278,8 +278,12 @@ def test_layouts(tmp_path):
     assert files.find_root(both, demo=False) == newer and files.version(newer) == "3.1"
     flat = write(tmp_path / "c" / "mimic-iv-2.0")
     assert files.find_root(tmp_path / "c", demo=False) == flat and files.version(flat) == "2.0"
-    old = write(tmp_path / "d" / "mimiciv" / "1.0")
+    assert files.version(write(tmp_path / "e" / "mimiciv")) == "unknown"
+    (tmp_path / "e" / "mimiciv" / "hosp" / "provider.csv.gz").touch()
+    assert files.version(tmp_path / "e" / "mimiciv") == "2.2 or later"
+    old = write(tmp_path / "d" / "mimiciv" / "latest")
     (old / "core").mkdir()
+    assert files.version(old) == "1.x"
     (old / "hosp" / "admissions.csv.gz").rename(old / "core" / "admissions.csv.gz")
     assert mimiciv.missing_files(tmp_path / "d") == []
 
@@ -354,7 +358,7 @@ def test_no_stay_left(raw):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": "24h"}, "window: '24h' is none of 48h, stay"),
+        ({"window": "24h"}, "window: '24h' is none of 48h, stay, hour, cxr"),
         ({"split_by": "hospital"}, "split_by"),
         ({"modalities": ("vitals", "eeg")}, r"\['eeg'\] not in vitals"),
         ({"tasks": ("mortality",)}, "ihm48"),
@@ -372,11 +376,45 @@ def test_all_wrong_options_at_once():
     assert len(caught.value.lines()) == 3
 
 
-def test_embeddings_are_in_the_schema_and_absent(raw):
-    _, cohort = examples(raw, modalities=("vitals", "notes", "cxr", "ecg"))
+def test_linked_data_that_is_not_there_is_one_line_each(raw):
+    lines = mimiciv.missing_files(raw, modalities=("vitals", "notes", "cxr", "ecg_measures"))
+    assert len(lines) == 4  # Note, CXR-JPG, ECG; embeddings of the X-rays
+    assert "mimic-iv-note" in lines[0] and "embeddings.cxr" in lines[3]
+    (raw / "mimiciv" / "2.2" / "demo_subject_id.csv").write_text("subject_id\n1\n")
+    options = {"modalities": ("vitals", "notes", "cxr", "ecg_measures"), "demo": True}
+    assert mimiciv.missing_files(raw, **options) == []  # the demo has none of them: absent
+    _, cohort = examples(raw, **options)
+    assert cohort.notes == "MIMIC-IV demo 2.2, no MIMIC-IV-Note, no MIMIC-CXR-JPG, no MIMIC-IV-ECG"
     assert cohort.spec.modality("notes").shape == (5, 768)
     for split in cohort.splits.values():
         assert all(e["inputs"].keys() <= {"vitals"} for e in split())
+
+
+def test_an_interrupted_build_goes_on_with_the_tables_it_has_read(raw, tmp_path, monkeypatch):
+    seed = next(s for s in range(200) if all_splits(raw, s))
+    options = {"split_by": "stay"}
+    whole = prepare("mimiciv", raw, tmp_path / "a", seed=seed, options=options)
+    read = []
+    stream = files.stream
+
+    def counted(path, columns):
+        read.append(path.name)
+        yield from stream(path, columns)
+        if path.name == "labevents.csv.gz" and read.count(path.name) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "stream", counted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare("mimiciv", raw, tmp_path / "b", seed=seed, options=options)
+    scratch = tmp_path / "b" / "mimiciv" / ".scratch"
+    assert scratch.stat().st_mode & 0o077 == 0 or not any(p.is_file() for p in scratch.iterdir())
+    folder = prepare("mimiciv", raw, tmp_path / "b", seed=seed, options=options)
+    assert read.count("chartevents.csv.gz") == 1 and read.count("labevents.csv.gz") == 2
+    assert not scratch.exists()
+    for split in ("train", "val", "test"):
+        first, second = (Store(f, split).read([0]) for f in (whole, folder))
+        assert all(np.array_equal(first[key], second[key]) for key in first)
+    assert Store(whole, "train").manifest["flow"] == Store(folder, "train").manifest["flow"]
 
 
 PEAK = """

@@ -23,6 +23,7 @@ WRITERS = {
     "pam": "signals:pam",
     "mosi": "signals:mosi",
     "mosei": "signals:mosei",
+    "mimic-linked": "mimic:linked",
 }
 
 

@@ -7,48 +7,32 @@ put together from its block's files. Memory follows the block, not the table.
 Letters: e events, t rows (distinct times), f features.
 """
 
-import dataclasses
+import hashlib
+import json
 import shutil
 import tempfile
 import weakref
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from m4.data.mimiciv import files, schema
-from m4.data.mimiciv.stays import SECONDS, Stays, hashed, last_distinct
+from m4.data.mimiciv import benchmark, files, haim, linked, schema
+from m4.data.mimiciv.diagnoses import last_distinct
+from m4.data.mimiciv.linked import NOTES
+from m4.data.mimiciv.selector import EVENT, SOURCES, Selector, measured
+from m4.data.mimiciv.stays import Stays
 from m4.specs import DataSpec
 
 ROWS = 512
-EVENT = np.dtype([("row", "i4"), ("feature", "i4"), ("time", "f4"), ("value", "f4")])
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where a modality's events come from. `key` "stay_id" is exact, "subject_id" needs times."""
-
-    table: str
-    key: str
-    time: str
-    stored: str  # column with the time of recording, "" if the table has none
-    code: str  # item or code column
-    kind: str  # of that column
-
-
-SOURCES = {
-    "vitals": Source("chartevents", "stay_id", "charttime", "storetime", "itemid", "int"),
-    "labs": Source("labevents", "subject_id", "charttime", "storetime", "itemid", "int"),
-    "medications": Source("inputevents", "stay_id", "starttime", "storetime", "itemid", "int"),
-    "procedures": Source("procedureevents", "stay_id", "starttime", "storetime", "itemid", "int"),
-    "prescriptions": Source("prescriptions", "subject_id", "starttime", "", "drug", "text"),
-}
-FEATURES = {"vitals": schema.VITALS, "labs": schema.LABS}
 
 
 class Examples:
-    """Examples of a cohort; event tables are read when the first one is asked for."""
+    """Examples of a cohort; event tables are read when the first one is asked for.
+
+    With a `scratch` folder, the events of every table that was read to its end stay there until
+    every split has been: a second attempt at a build that was interrupted takes them up again.
+    """
 
     def __init__(
         self,
@@ -58,10 +42,15 @@ class Examples:
         flow: list[tuple[str, int]],
         *,
         available: str,
+        raw_dir: Path,
+        embeddings: dict[str, str],
+        scratch: Path | None = None,
     ):
         self._root, self._data, self._stays, self._flow = root, data, stays, flow
         self._stored = available == "stored"
-        self._temporary = None
+        self._raw_dir, self._embeddings, self._scratch = raw_dir, embeddings, scratch
+        self._studies = linked.Studies(raw_dir, data, stays, flow, embeddings=embeddings)
+        self._folder: Path | None = None
         # blocks of at most ROWS stays of one split
         start = np.searchsorted(stays.split, stays.split)
         block = stays.split * (len(stays) // ROWS + 1) + (np.arange(len(stays)) - start) // ROWS
@@ -69,27 +58,76 @@ class Examples:
 
     def split(self, name: str) -> Iterator[dict]:
         """The examples of one split, stay by stay."""
-        if self._temporary is None:
+        if self._folder is None:
             self._spill()
+        spilled = [m for m in self._data.modality_names if m in SOURCES or m in NOTES]
         rows = np.flatnonzero(self._stays.split == self._stays.splits.index(name))
         for block in np.unique(self._block[rows]):
-            payloads = {m: self._load(m, block) for m in self._data.modality_names if m in SOURCES}
+            events = {m: self._load(m, block) for m in spilled}
             for row in rows[self._block[rows] == block]:
-                yield self._example(row, payloads)
+                yield self._example(int(row), events)
 
     def _spill(self):
-        folder = Path(tempfile.mkdtemp(prefix="m4-mimiciv-"))  # mode 0700
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # also at exit
+        """One pass over each table for all modalities that come from it."""
+        if self._scratch:
+            folder = self._scratch / self._key()
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        else:
+            folder = Path(tempfile.mkdtemp(prefix="m4-mimiciv-"))  # mode 0700
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # also at exit
+        for path, selectors in self._tables().items():
+            done = folder / f"{path.name.partition('.')[0]}.done"
+            if not done.exists():
+                for selector in selectors:
+                    for part in folder.glob(f"{selector.name}-{path.name.partition('.')[0]}-*"):
+                        part.unlink()  # of an attempt that was interrupted
+                self._read(path, selectors, folder)
+                counts = [[s.name, dict(s.counts)] for s in selectors]
+                done.with_suffix(".part").write_text(json.dumps(counts))
+                done.with_suffix(".part").rename(done)
+            for name, counts in json.loads(done.read_text()):
+                self._flow.extend((f"{name}: {step}", number) for step, number in counts.items())
+        self._folder = folder
+
+    def _read(self, path, selectors, folder):
+        columns = {name: kind for s in selectors for name, kind in s.columns.items()}
+        for batch in files.stream(path, columns):
+            for selector in selectors:
+                self._append(folder, f"{selector.name}-{path.name.partition('.')[0]}",
+                             selector(batch))  # fmt: skip
+
+    def _tables(self) -> dict[Path, list]:
+        """File -> what is selected from it."""
+        found: dict[Path, list] = {}
         for name in self._data.modality_names:
-            if name in SOURCES:
-                selector = _Selector(name, self._data, self._stays, stored=self._stored)
-                source = SOURCES[name]
-                for batch in files.stream(files.table(self._root, source.table), selector.columns):
-                    events = selector(batch)
-                    self._append(folder, name, events)
-                counts = selector.counts
-                self._flow.extend((f"{name}: {step}", int(counts[step])) for step in counts)
-        self._temporary = folder
+            for source in SOURCES.get(name, ()):
+                path = files.table(self._root, source.table)
+                selector = Selector(name, source, self._data, self._stays, stored=self._stored)
+                found.setdefault(path, []).append(selector)
+            root = linked.find(self._raw_dir, "note") if name in NOTES else None
+            if root:
+                path = linked.table(root, f"note/{NOTES[name]}")
+                selector = linked.Notes(
+                    name,
+                    path,
+                    self._data,
+                    self._stays,
+                    stored=self._stored,
+                    embeddings=self._embeddings,
+                )
+                found.setdefault(path, []).append(selector)
+        return found
+
+    def _key(self) -> str:
+        """Of the events: which stays and windows, which modalities, from which files."""
+        digest = hashlib.blake2b(digest_size=8)
+        digest.update(repr((self._data, self._stored, self._embeddings)).encode())
+        for array in (self._stays.stay, self._stays.limit, self._stays.split):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        for path in self._tables():
+            status = path.stat()
+            digest.update(f"{path}:{status.st_size}:{status.st_mtime_ns}".encode())
+        return digest.hexdigest()
 
     def _append(self, folder, name, events):
         blocks = self._block[events["row"]]
@@ -101,31 +139,53 @@ class Examples:
 
     def _load(self, name, block):
         """Row -> events of one block, in file order."""
-        path = self._temporary / f"{name}-{block}"
-        if not path.exists():
+        dtype = EVENT if name in SOURCES else linked.dtype(name, self._data)
+        paths = sorted(self._folder.glob(f"{name}-*-{block}"))
+        if not paths:
             return {}
-        events = np.fromfile(path, EVENT)
+        events = np.concatenate([np.fromfile(path, dtype) for path in paths])
         events = events[np.argsort(events["row"], kind="stable")]
         parts = np.split(events, np.flatnonzero(np.diff(events["row"])) + 1)
         return {int(part["row"][0]): part for part in parts}
 
-    def _example(self, row, payloads):
+    def _example(self, row, events):
         inputs = {}
         for name in self._data.modality_names:
-            events = payloads.get(name, {}).get(int(row))
-            if name == "static":
-                inputs[name] = {"values": self._stays.static[row]}
-            elif name == "history" and len(self._stays.history[row]):
-                inputs[name] = {"values": self._stays.history[row]}
-            elif events is not None and name in FEATURES:
-                inputs[name] = pivot(events, len(FEATURES[name]))
-            elif events is not None:
-                events = events[np.argsort(events["time"], kind="stable")]
-                inputs[name] = {"values": last_distinct(events["feature"])}
+            payload = self._payload(name, row, events.get(name, {}).get(row))
+            if payload is not None:
+                inputs[name] = payload
         targets = {}
         for task, value in self._stays.targets.items():
             targets[task] = None if np.isnan(value[row]).all() else value[row]
         return {"patient": int(self._stays.unit[row]), "inputs": inputs, "targets": targets}
+
+    def _payload(self, name, row, events):
+        """What an example holds of a modality, None if nothing."""
+        stays = self._stays
+        if name == "static":
+            return {"values": stays.static[row]}
+        if name == "haim_demographics":
+            return {"values": stays.demographics[row]}
+        if name == "history":
+            return {"values": stays.history[row]} if len(stays.history[row]) else None
+        if name in linked.KIND and name not in NOTES:
+            return self._studies(name, row)
+        if events is None:
+            return None
+        if name in NOTES:
+            return linked.payload(name, events)
+        if name == "flexcare":
+            hours = min(float(stays.limit[row]), self._data.hours)
+            num_bins = self._data.modality(name).length
+            return benchmark.grid(events, hours=hours, num_bins=num_bins)
+        features = measured(self._data, name)
+        if name in schema.HAIM:
+            columns = events["feature"], events["time"], events["value"]
+            return {"values": haim.block(*columns, len(features))}
+        if features:
+            return pivot(events, len(features))
+        events = events[np.argsort(events["time"], kind="stable")]
+        return {"values": last_distinct(events["feature"])}
 
 
 def pivot(events, num_features):
@@ -136,102 +196,3 @@ def pivot(events, num_features):
     cells, first = np.unique(cells, return_index=True)
     values.flat[cells] = events["value"][first]
     return {"values": values, "times": times}
-
-
-class _Selector:
-    """A record batch of one table -> events of the cohort; counts what it drops."""
-
-    def __init__(self, name, data, stays, *, stored):
-        self.source, self.stays = SOURCES[name], stays
-        self.counts = Counter()
-        self._stored = stored and bool(self.source.stored)
-        self._features = FEATURES.get(name)
-        source = self.source
-        self.columns = {source.key: "int", source.time: "time", source.code: source.kind}
-        if self._stored:
-            self.columns[source.stored] = "time"
-        if self._features:
-            self.columns["valuenum"] = "float"
-            self._items()
-        else:
-            self._vocab, self._ids = data.modality(name).vocab, {}
-        self._rank()
-
-    def _items(self):
-        """Tables by item: feature index (-1: not wanted), whether in Fahrenheit."""
-        size = max(item for f in self._features for item in f.items) + 1
-        self._feature = np.full(size, -1, np.int32)
-        self._fahrenheit = np.zeros(size, bool)
-        for j, feature in enumerate(self._features):
-            self._feature[list(feature.items)] = j
-            self._fahrenheit[list(feature.fahrenheit)] = True
-        self._low = np.array([f.low for f in self._features])
-        self._high = np.array([f.high for f in self._features])
-
-    def _rank(self):
-        """Stays in the order of (key, intime), to find the one an event belongs to."""
-        keys = self.stays.stay if self.source.key == "stay_id" else self.stays.subject
-        self._order = np.lexsort((self.stays.intime, keys))
-        self._keys, self._begins = keys[self._order], self.stays.intime[self._order]
-
-    def __call__(self, batch):
-        import pyarrow as pa
-
-        self.counts["rows read"] += batch.num_rows
-        if self._features:  # early and cheap: most rows of chartevents are other items
-            item = batch[self.source.code].fill_null(0).to_numpy(zero_copy_only=False)
-            inside = (item >= 0) & (item < len(self._feature))
-            wanted = np.flatnonzero(self._feature[np.where(inside, item, 0)] >= 0)
-            wanted = wanted[inside[wanted]]
-            batch = batch.take(pa.array(wanted))
-        key = batch[self.source.key].fill_null(-1).to_numpy(zero_copy_only=False)
-        at = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
-        ours = np.flatnonzero(self._keys[at] == key)
-        batch, key = batch.take(pa.array(ours)), key[ours]
-        time = files.seconds(batch[self.source.time])
-        row = self._row(key, time)
-        hours = (time - self.stays.intime[row]) / SECONDS
-        keep = (hours >= 0) & (hours <= self.stays.limit[row])
-        if self._stored:
-            stored = files.seconds(batch[self.source.stored])  # unknown counts as early
-            late = (stored - self.stays.intime[row]) / SECONDS > self.stays.limit[row]
-            self.counts["dropped, recorded after the window"] += int((keep & late).sum())
-            keep &= ~late
-        events = np.zeros(len(row), EVENT)
-        events["row"], events["time"] = row, hours
-        if self._features:
-            keep &= self._measure(batch, events, keep)
-        else:
-            events["feature"] = self._code(batch[self.source.code])
-        self.counts["events kept"] += int(keep.sum())
-        return events[keep]
-
-    def _row(self, key, time):
-        """The stay of an event: of this key, the last one that began by then (else the first)."""
-        low, high = (np.searchsorted(self._keys, key, side) for side in ("left", "right"))
-        at = low.copy()
-        for step in range(1, int((high - low).max(initial=1))):
-            later = low + step
-            ok = later < high
-            ok[ok] &= self._begins[later[ok]] <= time[ok]
-            at = np.where(ok, later, at)
-        return self._order[at]
-
-    def _measure(self, batch, events, keep):
-        """Fill feature and value; False for values that are missing or implausible."""
-        item = batch[self.source.code].to_numpy(zero_copy_only=False)
-        value = batch["valuenum"].to_numpy(zero_copy_only=False).astype(float)
-        value = np.where(self._fahrenheit[item], (value - 32) / 1.8, value)
-        feature = self._feature[item]
-        there = ~np.isnan(value)
-        plausible = (value >= self._low[feature]) & (value <= self._high[feature])
-        self.counts["dropped, no number"] += int((keep & ~there).sum())
-        self.counts["dropped, out of range"] += int((keep & there & ~plausible).sum())
-        events["feature"], events["value"] = feature, np.where(plausible, value, 0)
-        return plausible
-
-    def _code(self, column):
-        codes = column.to_pylist()
-        for code in {*codes} - self._ids.keys():
-            self._ids[code] = hashed(str(code), self._vocab)
-        return np.array([self._ids[code] for code in codes], np.int32)

@@ -3,6 +3,8 @@
 Only the standard library is imported here; pyarrow comes in with the first table.
 """
 
+import csv
+import gzip
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,12 @@ HOME = {
 }
 BLOCK_BYTES = 1 << 20  # pyarrow reads up to 32 blocks ahead
 NEVER = -(1 << 53)  # stands for an unknown time
+# What tells releases apart whose folder and papers do not: files that came with them.
+SIGNS = {
+    "1.x": ("core",),
+    "2.2 or later": ("hosp/provider", "icu/caregiver"),
+    "2.0 or 2.1": ("hosp/omr", "icu/ingredientevents"),
+}
 DEMO_MARK = "demo_subject_id.csv"
 
 
@@ -44,7 +52,10 @@ def _is_demo(root: Path) -> bool:
 
 
 def version(root: Path) -> str:
-    """The release, e.g. "2.2": from the folder's name, else CHANGELOG or README, else "unknown"."""
+    """The release, e.g. "2.2", or "unknown".
+
+    From the folder's name, else CHANGELOG or README, else roughly from the files there are.
+    """
     for name in (root.resolve().name, root.resolve().parent.name):
         if name in FOLDERS:
             continue
@@ -56,11 +67,15 @@ def version(root: Path) -> str:
             text = path.read_text(errors="replace")[:4000]
             if match := re.search(r"(?i)mimic-iv[^\n]{0,40}?v?(\d+\.\d+(?:\.\d+)?)", text):
                 return match.group(1)
-    return "unknown"
+    return next((found for found, sign in SIGNS.items() if _any(root, sign)), "unknown")
+
+
+def _any(root: Path, names: tuple[str, ...]) -> bool:
+    return any((root / f"{name}{ending}").exists() for name in names for ending in ("", *ENDINGS))
 
 
 def _version_key(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")) if text != "unknown" else (-1,)
+    return tuple(int(part) for part in re.findall(r"\d+", text)) or (-1,)
 
 
 def table(root: Path, name: str) -> Path | None:
@@ -71,6 +86,15 @@ def table(root: Path, name: str) -> Path | None:
             if path.is_file():
                 return path
     return None
+
+
+def header(path: Path) -> list[str]:
+    """The columns of a csv file. Raises DataError for a file that cannot be read."""
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as handle:
+            return next(csv.reader(handle), [])
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
 
 
 def stream(path: Path, columns: dict[str, str]) -> Iterator:
@@ -86,7 +110,7 @@ def stream(path: Path, columns: dict[str, str]) -> Iterator:
         file and the place but quotes nothing of its content.
     """
     import pyarrow as pa
-    from pyarrow import csv
+    from pyarrow import csv as arrow
 
     types = {
         "int": pa.int64(),
@@ -96,11 +120,11 @@ def stream(path: Path, columns: dict[str, str]) -> Iterator:
     }
     rows = 0
     try:
-        reader = csv.open_csv(
+        reader = arrow.open_csv(
             path,
-            read_options=csv.ReadOptions(block_size=BLOCK_BYTES),
-            parse_options=csv.ParseOptions(newlines_in_values=True),
-            convert_options=csv.ConvertOptions(
+            read_options=arrow.ReadOptions(block_size=BLOCK_BYTES),
+            parse_options=arrow.ParseOptions(newlines_in_values=True),
+            convert_options=arrow.ConvertOptions(
                 include_columns=list(columns),
                 column_types={name: types[kind] for name, kind in columns.items()},
                 strings_can_be_null=False,

@@ -5,12 +5,13 @@ subject and time. Times are seconds since 1970 as int64.
 """
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 import numpy as np
 
-from m4.data.mimiciv import files, phenotypes, schema
+from m4.data.mimiciv import files, haim, labels, schema
+from m4.data.mimiciv.diagnoses import Diagnoses
+from m4.data.mimiciv.windows import FIRST_HOUR, only, some_hour, some_image
 from m4.data.split import assign
 from m4.errors import DataError
 from m4.specs import DataSpec
@@ -27,11 +28,14 @@ class Stays:
     unit: np.ndarray  # i64[n], what is split and resampled: the subject, or the stay if asked
     intime: np.ndarray  # i64[n]
     limit: np.ndarray  # f64[n]
+    hadm: np.ndarray  # i64[n]
+    admit: np.ndarray  # i64[n], when the hospital admission began
     split: np.ndarray  # index into `splits`, i64[n]
     splits: tuple[str, ...]
     targets: dict[str, np.ndarray]  # task -> f64[n] or f64[n, 25], NaN where there is no label
     static: np.ndarray  # f32[n, len(schema.STATIC)]
     history: list[np.ndarray]  # per stay: hashed codes, latest admission last; empty if not asked
+    demographics: np.ndarray | None = None  # f32[n, 6], see `haim.py`
 
     def __len__(self):
         return len(self.stay)
@@ -47,24 +51,14 @@ def load_stays(
     window: str,
     split_by: str,
     phenotype_file: str,
+    raw_dir: Path,
 ) -> Stays:
     """Read the small tables and apply the filters of the cohort, each counted in `flow`."""
     icu, adm, pat = _icustays(root), _admissions(root), _patients(root)
     flow.append(("ICU stays", len(icu["stay_id"])))
     a, known = _lookup(adm["hadm_id"], icu["hadm_id"])
     p, known_patient = _lookup(pat["subject_id"], icu["subject_id"])
-    hours = (icu["outtime"] - icu["intime"]) / SECONDS
-    keep = np.ones(len(hours), bool)
-    filters = [
-        ("with admission and patient record", known & known_patient),
-        ("with ICU exit after entry", icu["timed"] & (hours > 0)),
-    ]
-    if window == "48h":
-        filters.append(("of at least 48 h", hours >= schema.HOURS))
-    for step, passed in filters:
-        keep &= passed
-        flow.append((f"ICU stays {step}", int(keep.sum())))
-    flow.append(("patients", len(np.unique(icu["subject_id"][keep]))))
+    keep, hours = _keep(icu, adm, a, known & known_patient, window, flow)
     if not keep.any():
         raise DataError(f"{root}: no ICU stay passes the cohort's filters")
     unit = icu["stay_id" if split_by == "stay" else "subject_id"]
@@ -72,21 +66,66 @@ def load_stays(
     split = np.array([names.index(assign(int(u), fractions, seed)) for u in unit])
     rows = np.flatnonzero(keep)
     rows = rows[np.lexsort((icu["intime"][rows], icu["subject_id"][rows], split[rows]))]
+    everyone = adm
     icu, adm = {k: v[rows] for k, v in icu.items()}, {k: v[a[rows]] for k, v in adm.items()}
     pat, hours = {k: v[p[rows]] for k, v in pat.items()}, hours[rows]
-    diagnoses = _Diagnoses(root, data, phenotype_file)
-    return Stays(
+    stays = Stays(
         stay=icu["stay_id"],
         subject=icu["subject_id"],
         unit=unit[rows],
         intime=icu["intime"],
         limit=np.minimum(hours, schema.HOURS) if window == "48h" else hours,
+        hadm=icu["hadm_id"],
+        admit=adm["admittime"],
         split=split[rows],
         splits=names,
-        targets=_targets(data, hours, adm, diagnoses),
+        targets={},
         static=_static(icu, adm, pat),
-        history=diagnoses.history(adm) if "history" in data.modality_names else [],
+        history=[],
     )
+    image_of: dict[int, str] = {}
+    if window == "hour":
+        stays.limit = some_hour(stays, np.minimum(hours, _lived(icu, adm)), seed)
+    elif window == "cxr":
+        image_of = some_image(stays, Path(raw_dir), seed)
+        flow.append(("ICU stays with a frontal chest X-ray after hour 4", len(image_of)))
+        stays = only(stays, [*image_of])
+        icu, adm, pat = ({k: v[[*image_of]] for k, v in t.items()} for t in (icu, adm, pat))
+    diagnoses = Diagnoses(root, data, phenotype_file)
+    studies = list(image_of.values())
+    targets = _Targets(root, stays, icu, adm, pat, everyone, diagnoses, studies, Path(raw_dir))
+    stays.targets = {task: targets(task) for task in data.task_names}
+    if "history" in data.modality_names:
+        stays.history = diagnoses.history(adm, everyone)
+    if "haim_demographics" in data.modality_names:
+        stays.demographics = _demographics(root, stays, pat["gender"])
+    return stays
+
+
+def _keep(icu, adm, a, known, window, flow):
+    """Filters of the cohort, bool[n], each counted in `flow`; and hours in the ICU."""
+    hours = (icu["outtime"] - icu["intime"]) / SECONDS
+    filters = [
+        ("with admission and patient record", known),
+        ("with ICU exit after entry", icu["timed"] & (hours > 0)),
+    ]
+    if window == "48h":
+        filters.append(("of at least 48 h", hours >= schema.HOURS))
+    if window in ("hour", "cxr"):
+        lived = np.minimum(hours, _lived(icu, {k: v[a] for k, v in adm.items()}))
+        filters.append((f"of at least {FIRST_HOUR} h", lived >= FIRST_HOUR))
+    keep = np.ones(len(hours), bool)
+    for step, passed in filters:
+        keep &= passed
+        flow.append((f"ICU stays {step}", int(keep.sum())))
+    flow.append(("patients", len(np.unique(icu["subject_id"][keep]))))
+    return keep, hours
+
+
+def _lived(icu, adm) -> np.ndarray:
+    """Hours from ICU admission to a death in the hospital, infinite without one."""
+    died = adm["deathtime"] > files.NEVER
+    return np.where(died, (adm["deathtime"] - icu["intime"]) / SECONDS, np.inf)
 
 
 def _icustays(root):
@@ -109,6 +148,8 @@ def _admissions(root):
         "hadm_id": "int",
         "admittime": "time",
         "dischtime": "time",
+        "deathtime": "time",
+        "discharge_location": "text",
         "admission_type": "text",
         "admission_location": "text",
         "insurance": "text",
@@ -119,6 +160,7 @@ def _admissions(root):
 
 def _patients(root):
     columns = {"subject_id": "int", "gender": "text", "anchor_age": "int", "anchor_year": "int"}
+    columns["dod"] = "time"
     return _arrays(files.read(root, "patients", columns), columns)
 
 
@@ -143,17 +185,43 @@ def _lookup(keys, wanted):
     return found, keys[found] == wanted
 
 
-def _targets(data, hours, adm, diagnoses):
-    died = adm["hospital_expire_flag"].astype(float)
-    died[died < 0] = np.nan
-    all_targets = {
-        "ihm48": died,
-        "los": hours / 24,
-        "los_under_96h": np.where(np.isnan(died), np.nan, (hours < 96) & (died == 0)),
-    }
-    if "phe" in data.task_names:
-        all_targets["phe"] = diagnoses.labels(adm["hadm_id"])
-    return {name: all_targets[name] for name in data.task_names}
+@dataclasses.dataclass
+class _Targets:
+    """Labels of a task, f64[n] or f64[n, labels]; NaN where there is none."""
+
+    root: Path
+    stays: Stays
+    icu: dict
+    adm: dict
+    pat: dict
+    everyone: dict
+    diagnoses: "Diagnoses"
+    studies: list[str]
+    raw_dir: Path
+
+    def __call__(self, name: str) -> np.ndarray:
+        if name in ("phe", "diseases"):
+            return self.diagnoses.labels(self.adm["hadm_id"], name)
+        if name == "readmission":
+            return labels.readmission(self.icu, self.adm, self.pat, self.everyone)
+        if name == "drg":
+            train = self.stays.split == self.stays.splits.index("train")
+            return labels.drg(self.root, self.adm["hadm_id"], train)
+        if name == "chexpert":
+            return labels.chexpert(self.raw_dir, self.studies)
+        return labels.simple(name, self.icu, self.adm, self.pat, self.stays.limit)
+
+
+def _demographics(root, stays, gender):
+    """HAIM's six columns; the race is called ethnicity in version 1."""
+    path = files.table(root, "admissions")
+    race = "race" if "race" in files.header(path) else "ethnicity"
+    columns = {"hadm_id": "int"}
+    columns |= dict.fromkeys((race, "marital_status", "language", "insurance"), "text")
+    adm = _arrays(files.read(root, "admissions", columns), columns)
+    row, _ = _lookup(adm["hadm_id"], stays.hadm)
+    age = stays.static[:, schema.STATIC.index("age")]
+    return haim.demographics(age, [gender, *(adm[name][row] for name in [*columns][1:])])
 
 
 def _static(icu, adm, pat):
@@ -189,69 +257,3 @@ def _static(icu, adm, pat):
         "unit_neuro": holds(unit, "neuro"),
     }
     return np.stack([columns[name] for name in schema.STATIC], axis=1).astype(np.float32)
-
-
-class _Diagnoses:
-    """Discharge diagnoses by admission: labels of this one, history from earlier ones."""
-
-    def __init__(self, root, data, phenotype_file):
-        self._root, self._wanted = root, {*data.task_names, *data.modality_names}
-        if not self._wanted & {"phe", "history"}:
-            return
-        columns = {"hadm_id": "int", "icd_code": "text", "icd_version": "int"}
-        self._vocab = data.modality("history").vocab if "history" in self._wanted else 1
-        mapping = phenotypes.load(phenotype_file) if phenotype_file else phenotypes.builtin()
-        hadm, code_of, groups, ids = [], [], [], {}
-        for batch in files.stream(files.table(root, "diagnoses_icd"), columns):
-            hadm.append(batch["hadm_id"].fill_null(-1).to_numpy(zero_copy_only=False))
-            versions = batch["icd_version"].fill_null(-1).to_pylist()
-            for key in zip(versions, batch["icd_code"].to_pylist(), strict=True):
-                if key not in ids:
-                    ids[key] = len(ids)
-                    groups.append(mapping(*key))
-                code_of.append(ids[key])
-        self._hadm = np.concatenate(hadm) if hadm else np.zeros(0, np.int64)
-        self._code, self._groups = np.array(code_of, np.int32), groups
-        order = np.argsort(self._hadm, kind="stable")
-        self._hadm, self._code = self._hadm[order], self._code[order]
-        self._hashes = np.array([hashed(f"{v}:{c.strip()[:3]}", self._vocab) for v, c in ids])
-
-    def _codes(self, hadm):
-        return self._code[slice(*np.searchsorted(self._hadm, [hadm, hadm + 1]))]
-
-    def labels(self, hadm_n):
-        """f64[n, 25]; a row of NaN for an admission without diagnoses."""
-        labels = np.full((len(hadm_n), len(schema.PHENOTYPES)), np.nan)
-        for row, hadm in zip(labels, hadm_n, strict=True):
-            codes = self._codes(hadm)
-            if len(codes):
-                row[:] = 0
-                row[[j for code in codes for j in self._groups[code]]] = 1
-        return labels
-
-    def history(self, adm):
-        """Per stay the three-character codes of admissions that ended before this one began."""
-        everyone = _admissions(self._root)
-        order = np.lexsort((everyone["dischtime"], everyone["subject_id"]))
-        subject = everyone["subject_id"][order]
-        found = []
-        for who, begin in zip(adm["subject_id"], adm["admittime"], strict=True):
-            first, last = np.searchsorted(subject, [who, who + 1])
-            earlier = [
-                i for i in order[first:last] if files.NEVER < everyone["dischtime"][i] <= begin
-            ]
-            codes = [self._hashes[self._codes(everyone["hadm_id"][i])] for i in earlier]
-            found.append(last_distinct(np.concatenate(codes) if codes else np.zeros(0, int)))
-        return found
-
-
-def last_distinct(codes):
-    """Distinct codes in the order of their last appearance."""
-    _, first_from_end = np.unique(codes[::-1], return_index=True)
-    return codes[::-1][np.sort(first_from_end)][::-1]
-
-
-def hashed(text: str, vocab: int) -> int:
-    """A stable id in [0, vocab); different codes may share one."""
-    digest = hashlib.blake2b(text.strip().lower().encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % vocab

@@ -1,0 +1,368 @@
+"""MIMIC-IV-Note, CXR-JPG and ECG joined to stays; tasks; HAIM's and FlexCare's features."""
+
+import csv
+import gzip
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from m4.data import fake, mimiciv
+from m4.data.cohort import patient_number
+from m4.data.mimiciv import benchmark, diseases, files, haim, labels, schema
+from m4.data.mimiciv.diagnoses import hashed
+from m4.errors import ConfigError, DataError
+from tests.data import test_mimiciv as toy
+
+# Stay 11 (patient 1, admission 101) begins 2150-01-01 10:00, stay 12 (102) 2150-03-01 00:00,
+# stay 31 (patient 3) 2152-01-01 00:00.
+NOTES = """note_id,subject_id,hadm_id,note_type,note_seq,charttime,storetime,text
+1-RR-1,1,101,RR,1,2150-01-01 12:00:00,2150-01-01 13:00:00,"No effusion.
+Heart size normal."
+1-RR-2,1,101,RR,2,2150-01-03 09:00:00,2150-01-03 12:00:00,reported too late
+1-RR-3,1,101,RR,3,2150-01-01 09:00:00,2150-01-01 09:30:00,before the stay
+1-RR-4,1,,RR,4,2150-01-02 10:00:00,,effusion resolved
+9-RR-1,9,901,RR,1,2150-01-01 12:00:00,2150-01-01 13:00:00,of a stranger
+"""
+SUMMARIES = """note_id,subject_id,hadm_id,note_type,note_seq,charttime,storetime,text
+1-DS-1,1,101,DS,1,2150-01-08 00:00:00,2150-01-09 00:00:00,first admission
+1-DS-2,1,102,DS,1,2150-03-04 00:00:00,2150-03-04 00:00:00,second admission
+"""
+IMAGES = """dicom_id,subject_id,study_id,ViewPosition,StudyDate,StudyTime
+a,1,500,AP,21500101,160000.25
+b,1,500,LATERAL,21500101,160000.25
+c,1,501,PA,21500102,40000.0
+d,1,502,AP,21500104,100000
+e,3,503,AP,21520101,030000
+"""
+FINDINGS = "subject_id,study_id," + ",".join(
+    name.replace("_", " ").title() for name in schema.CHEXPERT
+)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    root = toy.write(tmp_path / "raw" / "mimiciv" / "2.2").parents[1]
+    for name, text in (
+        ("mimic-iv-note/2.2/note/radiology", NOTES),
+        ("mimic-iv-note/2.2/note/discharge", SUMMARIES),
+        ("mimic-cxr-jpg/2.0.0/mimic-cxr-2.0.0-metadata", IMAGES),
+        ("mimic-cxr-jpg/2.0.0/mimic-cxr-2.0.0-chexpert", f"{FINDINGS}\n"
+         f"1,500,1.0,0.0,-1.0{',' * 11}\n1,501,0.0,{',' * 12}1.0\n1,502{',1.0' * 14}\n"),
+    ):  # fmt: skip
+        path = root / f"{name}.csv.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(text.encode()))
+    ecg = root / "mimic-iv-ecg-1.0"
+    ecg.mkdir()
+    names = ",".join(schema.ECG_MEASURES)
+    (ecg / "machine_measurements.csv").write_text(
+        f"subject_id,study_id,ecg_time,{names}\n"
+        "1,70,2150-01-01 11:00:00,800,1,2,3,4,5,6,7,8\n"
+        "1,71,2150-01-02 11:00:00,700,1,2,3,4,5,6,7,29999\n"
+        "1,72,2150-01-04 11:00:00,600,1,2,3,4,5,6,7,8\n"
+    )
+    (ecg / "record_list.csv").write_text(
+        "subject_id,study_id,file_name,ecg_time,path\n1,70,70,2150-01-01 11:00:00,files/x/70\n"
+        "1,71,71,2150-01-02 11:00:00,files/x/71\n"
+    )
+    return root
+
+
+def test_notes_count_when_stored_and_only_of_the_stay(raw):
+    found, cohort = toy.examples(raw, modalities=("notes", "note_words", "earlier_notes"))
+    first = found[1, 4.0]["inputs"]
+    np.testing.assert_array_equal(first["notes"]["times"], [2, 24])
+    vectors = first["notes"]["values"]
+    assert vectors.shape == (2, 768)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
+    assert vectors[0] @ vectors[1] > 0.05  # both speak of an effusion
+    words = ["no", "effusion.", "heart", "size", "normal.", "effusion", "resolved"]
+    expected = [hashed(word, schema.WORD_VOCAB) for word in words]
+    assert first["note_words"]["values"].tolist() == expected
+    assert "earlier_notes" not in first  # its own summary is written at discharge
+    later = found[1, 3.0]["inputs"]["earlier_notes"]
+    hours = (datetime(2150, 1, 8) - datetime(2150, 3, 1)).total_seconds() / 3600
+    np.testing.assert_array_equal(later["times"], [hours])
+    assert not found[3, 2.0]["inputs"]
+    flow = dict(cohort.flow)
+    assert flow["notes: rows read"] == 5 and flow["notes: notes kept"] == 2
+    assert flow["notes: dropped, recorded after the window"] == 1
+    assert cohort.notes == "MIMIC-IV 2.2, MIMIC-IV-Note 2.2"
+    found, _ = toy.examples(raw, modalities=("notes",), available="charted")
+    np.testing.assert_array_equal(found[1, 4.0]["inputs"]["notes"]["times"], [2, 24, 47])
+
+
+def embeddings(folder, table):
+    folder.mkdir()
+    ids = {patient_number(key): np.full(3, value) for key, value in table.items()}
+    np.save(folder / "ids.npy", np.array(sorted(ids)))
+    np.save(folder / "vectors.npy", np.array([ids[i] for i in sorted(ids)], np.float16))
+    return str(folder)
+
+
+def test_embeddings_are_found_by_identifier(raw, tmp_path):
+    where = {
+        "notes": embeddings(tmp_path / "n", {"1-RR-1": 5, "1-RR-9": 6}),
+        "cxr": embeddings(tmp_path / "c", {"a": 1, "b": 2, "c": 3, "d": 4}),
+        "ecg": embeddings(tmp_path / "e", {"71": 8, "70": 7}),
+    }
+    options = {"modalities": tuple(where), "embeddings": where, "dims": dict.fromkeys(where, 3)}
+    assert mimiciv.missing_files(raw, **options) == []
+    found, cohort = toy.examples(raw, **options)
+    inputs = found[1, 4.0]["inputs"]
+    assert inputs["notes"]["values"].tolist() == [[5, 5, 5]]
+    assert inputs["cxr"]["values"][:, 0].tolist() == [1, 3]  # frontal, within 48 h, by time
+    np.testing.assert_allclose(inputs["cxr"]["times"], [6, 18])
+    assert inputs["ecg"]["values"][:, 0].tolist() == [7, 8]
+    assert dict(cohort.flow)["notes: dropped, no embedding"] == 1
+    np.save(tmp_path / "n" / "ids.npy", np.array([3, 1]))
+    with pytest.raises(DataError, match="ids.npy must be sorted"):
+        toy.examples(raw, **options)
+
+
+def test_the_last_image_and_ecg_before_the_end(raw):
+    from PIL import Image
+
+    place = raw / "mimic-cxr-jpg/2.0.0/files/p1/p1/s501"
+    place.mkdir(parents=True)
+    picture = np.zeros((300, 400), np.uint8)
+    picture[:, 50:350] = 200  # the central square
+    Image.fromarray(picture).save(place / "c.jpg", quality=95)
+    found, cohort = toy.examples(raw, modalities=("static", "cxr_image", "ecg_measures"))
+    image = found[1, 4.0]["inputs"]["cxr_image"]["values"]
+    assert image.shape == (1, 224, 224, 3) and image.dtype == np.uint8
+    assert abs(float(image.mean()) - 200) < 1.5
+    assert "cxr_image" not in found[3, 2.0]["inputs"]  # its file is not there
+    measures = found[1, 4.0]["inputs"]["ecg_measures"]["values"]
+    np.testing.assert_array_equal(measures, [700, 1, 2, 3, 4, 5, 6, 7, np.nan])
+    assert dict(cohort.flow)["cxr_image: stays with any"] == 2
+    (place / "c.jpg").write_bytes(b"broken")
+    with pytest.raises(DataError, match="cannot be decoded") as error:
+        toy.examples(raw, modalities=("static", "cxr_image"))
+    assert "p1" not in str(error.value)
+
+
+def test_windows_that_end_at_an_image(raw):
+    tasks = ("chexpert", "los_after_cxr", "mortality_48h", "los_under_48h", "disposition")
+    options = {"window": "cxr", "modalities": ("vitals", "static"), "tasks": tasks}
+    seen = set()
+    for seed in range(12):
+        cohort = mimiciv.cohort(raw, seed=seed, **options)
+        (stay,) = [e for start in cohort.splits.values() for e in start()]  # patient 3's is early
+        hours = float(stay["targets"]["los_after_cxr"])
+        # images at 6 h, 18 h and 72 h of stay 11; discharged 2150-01-08 00:00, 158 h after intime
+        assert hours in (152, 140, 86)
+        seen.add(hours)
+        findings = stay["targets"]["chexpert"]
+        known = {152: {0: 1, 1: 0}, 140: {0: 0, 13: 1}, 86: dict.fromkeys(range(14), 1)}[hours]
+        assert {int(k): findings[k] for k in np.flatnonzero(~np.isnan(findings))} == known
+        times = stay["inputs"]["vitals"]["times"]
+        assert times.max() <= 158 - hours
+        assert stay["targets"]["mortality_48h"] == 0 and stay["targets"]["los_under_48h"] == 0
+        assert stay["targets"]["disposition"] == 0
+    assert len(seen) == 3
+    shutil.rmtree(raw / "mimic-cxr-jpg")
+    (line,) = mimiciv.missing_files(raw, **options)
+    assert "mimic-cxr-jpg" in line
+
+
+def test_windows_that_end_at_an_hour(raw):
+    cohort = mimiciv.cohort(raw, seed=3, window="hour", modalities=("vitals", "static"))
+    assert cohort.spec.task_names == ("decompensation", "los_remaining")
+    assert dict(cohort.flow)["ICU stays of at least 5 h"] == 4
+    found = [e for start in cohort.splits.values() for e in start()]
+    assert len(found) == 4
+    again = mimiciv.cohort(raw, seed=3, window="hour", modalities=("vitals", "static"))
+    for one, other in zip(
+        found, [e for s in again.splits.values() for e in s()], strict=True
+    ):  # the same hour every time
+        assert one["targets"] == other["targets"]
+
+
+def arrays(**columns):
+    return {name: np.array(values) for name, values in columns.items()}
+
+
+H = 3600
+
+
+def test_labels_by_hand():
+    never = files.NEVER
+    # four stays from hour 0: 100 h survived; 60 h, died at 70 h in hospital; died in the ICU at
+    # 30 h of 40; 30 h, unknown.
+    icu = arrays(intime=[0] * 4, outtime=[100 * H, 60 * H, 40 * H, 30 * H])
+    adm = arrays(
+        hospital_expire_flag=[0, 1, 1, -1],
+        deathtime=[never, 70 * H, 30 * H, never],
+        dischtime=[120 * H, 70 * H, 30 * H, never],
+        admittime=[0, 0, 0, 0],
+        subject_id=[1, 2, 3, 4],
+        discharge_location=["REHAB", "DIED", "HOSPICE", "AGAINST ADVICE"],
+    )
+    pat = arrays(dod=[120 * H + 20 * 24 * H, 3 * 24 * H, 24 * H, never])
+    nan = np.nan
+    at = np.full(4, 25.0)
+    expected = {
+        "ihm48": [0, 1, 1, nan],
+        "los_under_96h": [0, 0, 0, nan],
+        "decompensation": [0, 0, 1, nan],  # 45 h and 5 h to death
+        "los_remaining": [3, 1, 0, 0],  # 75, 35, 15 and 5 h: days 3.1, 1.5, 0.6, 0.2
+        "los_after_cxr": [95, 45, 5, nan],
+        "mortality_48h": [0, 1, 1, nan],
+        "los_under_48h": [0, 0, 0, nan],
+        "disposition": [2, 3, 3, 4],
+        "mortality_1y": [1, nan, nan, nan],
+    }
+    for name, value in expected.items():
+        found = labels.simple(name, icu, adm, pat, at)
+        np.testing.assert_array_equal(found, value, err_msg=name)
+    assert labels.simple("phe", icu, adm, pat, at) is None
+    # 1: dead 20 days after discharge; 2: died after the ICU; 3: in it; 4: unknown
+    everyone = arrays(subject_id=[1, 2, 3, 4], admittime=[0, 0, 0, 0])
+    np.testing.assert_array_equal(labels.readmission(icu, adm, pat, everyone), [1, 1, nan, nan])
+    pat["dod"][0] = never
+    np.testing.assert_array_equal(labels.readmission(icu, adm, pat, everyone), [0, 1, nan, nan])
+    back = arrays(subject_id=[1, 1, 2, 3, 4], admittime=[0, 120 * H + 29 * 24 * H, 0, 0, 0])
+    np.testing.assert_array_equal(labels.readmission(icu, adm, pat, back), [1, 1, nan, nan])
+    back["admittime"][1] += 24 * H + 1  # thirty days are over
+    assert labels.readmission(icu, adm, pat, back)[0] == 0
+
+
+def test_diseases_by_prefix():
+    assert len(diseases.NAMES) == 40 and len(diseases.LIST) == 16
+    names = diseases.NAMES
+    cases = {
+        (10, "I50.9"): ["heart_failure"], (9, "42731"): ["atrial_fibrillation"],
+        (10, "J15.9"): ["pneumonia"], (9, "486"): ["pneumonia"], (9, "487"): [],
+        (9, "25002"): ["type_2_diabetes"], (9, "25001"): [], (10, "K922"): ["gi_bleed"],
+        (10, "K923"): [], (9, "038"): ["sepsis"], (10, "038"): [], (9, "40"): [],
+    }  # fmt: skip
+    for (version, code), expected in cases.items():
+        assert [names[j] for j in diseases.groups(version, code)] == expected, code
+
+
+def test_haim_statistics_by_hand():
+    # 2, 6, 4, 4: differences 4, -2, 0; one peak; slope over 0..3: sum(n - 1.5)(x) / 5
+    found = dict(zip(haim.STATISTICS, haim.statistics(np.array([2.0, 6, 4, 4])), strict=True))
+    slope = (-1.5 * 2 - 0.5 * 6 + 0.5 * 4 + 1.5 * 4) / 5
+    assert found == {
+        "max": 6, "min": 2, "mean": 4, "variance": 2, "mean_difference": 2 / 3,
+        "mean_abs_difference": 2, "max_abs_difference": 4, "sum_abs_difference": 6,
+        "last_minus_first": 2, "peaks": 1, "slope": pytest.approx(slope),
+    }  # fmt: skip
+    assert haim.statistics(np.array([3.0])).tolist() == [3, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0]
+    widths = [len(haim.columns(name)) for name in schema.HAIM]
+    assert widths == [99, 242, 110, 6]
+    block = haim.block(np.array([1, 1]), np.array([2.0, 1.0]), np.array([5.0, 3.0]), 2)
+    assert np.isnan(block[:11]).all() and block[11 + 8] == 2  # last minus first, in time
+
+
+def test_haim_and_benchmark_of_a_stay(raw):
+    toy.patch(raw, "hosp/admissions", "insurance,", "insurance,language,marital_status,race,")
+    for payer in ("Medicare", "Other", "Medicaid"):
+        toy.patch(raw, "hosp/admissions", f",{payer},", f",{payer},ENGLISH,SINGLE,WHITE,")
+    names = (*schema.HAIM[:1], "haim_labs", "haim_demographics", "benchmark", "flexcare")
+    found, cohort = toy.examples(raw, modalities=names)
+    inputs = found[1, 4.0]["inputs"]
+    column = dict(zip(cohort.spec.modality("haim_chart").features, range(99), strict=True))
+    chart = inputs["haim_chart"]["values"]  # heart rate 80, 81 (at the same time) and 90
+    assert chart[column["heart_rate_max"]] == 90 and chart[column["heart_rate_min"]] == 80
+    assert np.isnan(chart[column["spo2_max"]])
+    assert inputs["haim_demographics"]["values"][0] == 62
+    seventeen = inputs["benchmark"]
+    rate = benchmark.NAMES.index("heart_rate")
+    np.testing.assert_array_equal(seventeen["values"][:, rate], [np.nan, 80, 90])
+    grid = inputs["flexcare"]
+    assert grid["values"].shape == (48, 76) and grid["times"].tolist() == [*range(1, 49)]
+    rate = benchmark.COLUMNS.index("heart_rate")
+    # normal until the value at 2 h, which is in the second bin; the last of two at one time
+    assert grid["values"][[0, 1, 2, 46, 47], rate].tolist() == [86, 81, 81, 81, 90]
+    assert grid["values"][:, benchmark.COLUMNS.index("heart_rate_observed")].sum() == 2
+
+
+def test_flexcare_grid_against_the_released_numbers():
+    rows = [
+        (0.2, "heart_rate", 90.0),
+        (0.2, "gcs_eye", "To Speech"),
+        (0.9, "heart_rate", 100.0),
+        (2.5, "oxygen_saturation", 97.0),
+        (3.0, "temperature", 37.2),
+        (3.5, "ph", 7.3),
+    ]
+    grid = benchmark.discretise(rows, hours=4.0)
+    assert grid.shape == (4, 76)
+    marked = [(np.flatnonzero(row) + 59).tolist() for row in grid[:, 59:]]
+    assert marked == [[62, 67], [], [70, 73], [75]]  # 3.0 h falls into the third bin
+    scale = {  # of the release's normaliser
+        2: (61.73746731237323, 221.89647947315552), 3: (0.2941986945120962, 0.1714931950435367),
+        49: (140.38699662380586, 1766.7412133808477), 50: (85.53853938464474, 57.11693013941011),
+        51: (169.80350234321443, 6.222631784123813), 52: (79.59640838796953, 148.53013549514117),
+        53: (104.98108350952208, 5135.238732591619), 54: (19.867925156740334, 7.3213287278950965),
+        55: (122.3975667186341, 141.3988560835634), 56: (36.94399135355236, 5.277914736088037),
+        57: (83.76208973419455, 27.233083363220278), 58: (7.207267791681239, 1.6568268628593597),
+    }  # fmt: skip
+    z = grid.astype(np.float64)
+    for c, (mean, std) in scale.items():
+        z[:, c] = (z[:, c] - mean) / std
+    assert z.sum() == pytest.approx(23.389356, abs=1e-5)  # what the authors' code gives
+    assert [len(benchmark.discretise([], hours=h)) for h in (30.5, 48.0)] == [31, 48]
+    assert benchmark.convert("fio2", 40) == 0.4 and benchmark.convert("fio2", 0.4) == 0.4
+
+
+def test_the_thirty_variables_of_fusemoe():
+    spec = mimiciv.spec(variables="fusemoe")
+    assert sum(spec.modality(name).shape[1] for name in ("vitals", "labs")) == 30
+    with pytest.raises(ConfigError, match="variables"):
+        mimiciv.spec(variables="all")
+
+
+# --- the demo -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = os.environ.get("M4_RAW_DIR")
+    if not folder or not (Path(folder) / "mimic-iv-demo-2.2").is_dir():
+        pytest.skip("M4_RAW_DIR does not point at a folder with mimic-iv-demo-2.2/")
+    raw = tmp_path_factory.mktemp("demo")
+    (raw / "mimic-iv-demo-2.2").symlink_to(Path(folder) / "mimic-iv-demo-2.2")
+    fake.write("mimic-linked", raw, patients=200)
+    return raw
+
+
+def test_invented_notes_images_and_ecgs_join_the_demo(demo):
+    names = ("static", "notes", "earlier_notes", "cxr_image", "ecg_measures")
+    cohort = mimiciv.cohort(demo, seed=0, demo=True, window="stay", modalities=names)
+    found = [e for start in cohort.splits.values() for e in start()]
+    assert len(found) == 140
+    share = {name: np.mean([name in e["inputs"] for e in found]) for name in names}
+    assert share["static"] == 1 and 0.7 < share["notes"] < 0.95
+    assert 0.4 < share["cxr_image"] < 0.75 and 0.3 < share["ecg_measures"] < 0.7
+    assert 0.02 < share["earlier_notes"] < 0.3  # second admissions
+    with gzip.open(demo / "mimic-iv-note-2.2/note/radiology.csv.gz", "rt", newline="") as file:
+        reports = sum(1 for _ in csv.DictReader(file))
+    flow = dict(cohort.flow)
+    assert flow["notes: rows read"] == reports and flow["notes: notes kept"] <= reports
+
+
+def test_every_task_of_the_demo(demo):
+    for window, (default, others) in schema.WINDOWS.items():
+        cohort = mimiciv.cohort(
+            demo, seed=0, demo=True, window=window, modalities=("static",), tasks=default + others
+        )
+        found = [e for start in cohort.splits.values() for e in start()]
+        for task in cohort.spec.tasks:
+            known = [e["targets"][task.name] for e in found if e["targets"][task.name] is not None]
+            assert len(known) > 0.4 * len(found), (window, task.name)
+            if task.kind in ("binary", "multiclass"):
+                assert {*map(int, np.ravel(known))} <= {*range(max(task.dim, 2))}
+
+
+def test_mimic_linked_needs_stays(tmp_path):
+    with pytest.raises(ConfigError, match="no MIMIC-IV folder"):
+        fake.write("mimic-linked", tmp_path)
+    shutil.rmtree(tmp_path)
