@@ -27,16 +27,16 @@ from pathlib import Path
 import spec as specs
 
 AGAIN = (7, 75)  # and every death by a signal
-GRACE = 20.0  # seconds that the others get to leave when one has left
-PAUSE, LONGEST = 1.0, 60.0  # seconds before a restart, doubled while there is no progress
+LONGEST = 60.0  # seconds before a restart; the pause is doubled while there is no progress
 PR_SET_PDEATHSIG = 1
 
 
 class Supervisor:
     """Starts a gang, waits for it, starts it again."""
 
-    def __init__(self, spec: specs.Spec, *, restarts: int, grace: float = GRACE):
-        self._spec, self._restarts, self._grace = spec, restarts, grace
+    def __init__(self, spec: specs.Spec, *, restarts: int, grace: float, pause: float):
+        self._spec, self._restarts = spec, restarts
+        self._grace, self._pause = grace, pause
         self._told: int | None = None
         self._gang: list[subprocess.Popen] = []
         found = [a.partition("=")[2] for a in spec.args if a.startswith("--workdir=")]
@@ -46,14 +46,14 @@ class Supervisor:
         """Returns the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._tell)
-        idle, pause, before = 0, PAUSE, self._step()
+        idle, pause, before = 0, self._pause, self._step()
         while True:
             codes = self._once()
             code, step = _verdict(codes), self._step()
             if code == 0:
                 return 0
             idle = 0 if step > before else idle + 1
-            pause = PAUSE if step > before else min(2 * pause, LONGEST)
+            pause = self._pause if step > before else min(2 * pause, LONGEST)
             before = max(before, step)
             again = (code in AGAIN or code < 0) and self._told is None
             gives_up = again and idle >= self._restarts
@@ -135,7 +135,12 @@ class Supervisor:
 
 
 def _verdict(codes: list[int]) -> int:
-    """The code that tells most: a refusal, then preempted or hung, then death by a signal."""
+    """The code that tells most: a refusal, then preempted or hung, then death by a signal.
+
+    The first process evaluates and reports at the very end: with it, the run is through.
+    """
+    if codes[0] == 0:
+        return 0
     final = [c for c in codes if c > 0 and c not in AGAIN]
     temporary = [c for c in codes if c in AGAIN]
     return (final or temporary or [c for c in codes if c < 0] or [0])[0]
@@ -161,6 +166,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--devices", type=int, default=0, help="virtual CPU devices per process")
     parser.add_argument("--restarts", type=int, default=5, help="in a row without progress")
     parser.add_argument("--heartbeat", type=int, default=30)
+    parser.add_argument("--grace", type=float, default=20.0, help="seconds to leave after others")
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds before a restart")
     parser.add_argument("--module", default="m4.main", help="what is run instead of m4.main")
     options = parser.parse_args(own)
     if not args or options.procs < 1:
@@ -172,7 +179,9 @@ def main(argv: list[str]) -> int:
         heartbeat=options.heartbeat,
         module=options.module,
     )
-    return Supervisor(spec, restarts=options.restarts).run()
+    return Supervisor(
+        spec, restarts=options.restarts, grace=options.grace, pause=options.pause
+    ).run()
 
 
 if __name__ == "__main__":

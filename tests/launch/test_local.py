@@ -1,0 +1,118 @@
+"""The supervisor, with processes that only pretend to train."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LOCAL = Path(__file__).parents[2] / "launch/local.py"
+FAKE = """
+import os, pathlib, signal, subprocess, sys, time
+folder = pathlib.Path(sys.argv[-1].removeprefix("--workdir="))
+number = int(os.environ["M4_PROCESS_ID"])
+start = len([*folder.glob(f"start-{number}-*")])
+(folder / f"start-{number}-{start}").write_text(f"{os.getpid()} {os.environ.get('M4_COORDINATOR')}")
+codes = pathlib.Path(folder / "codes").read_text().split()
+code = codes[min(start, len(codes) - 1)].split(",")[number]
+if code.startswith("+"):  # saves a step first
+    (folder / "checkpoints/last" / str(10 * (start + 1))).mkdir(parents=True, exist_ok=True)
+if code.endswith("wait"):
+    subprocess.Popen(["sleep", "60"])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    time.sleep(60)
+if code.endswith("kill"):
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(int(code))
+"""
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    (tmp_path / "fake.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def begin(codes, procs=2, restarts=2):
+        (tmp_path / "codes").write_text(codes)
+        command = [sys.executable, str(LOCAL), f"--procs={procs}", f"--restarts={restarts}"]
+        command += ["--module=fake", "--pause=0.05", "--grace=5", "--", f"--workdir={tmp_path}"]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    return begin
+
+
+def events(folder):
+    path = folder / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def starts(folder, number=0):
+    return len([*folder.glob(f"start-{number}-*")])
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_success_is_quiet(start, tmp_path):
+    assert start("0,0").wait(20) == 0
+    assert events(tmp_path) == [] and starts(tmp_path) == starts(tmp_path, 1) == 1
+    told = {(tmp_path / f"start-{n}-0").read_text().split()[1] for n in (0, 1)}
+    assert len(told) == 1 and told.pop().startswith("localhost:")
+
+
+def test_preempted_hung_and_killed_gangs_start_again(start, tmp_path):
+    assert start("+75,+75 +7,+wait +kill,+wait 0,0").wait(60) == 0
+    found = events(tmp_path)
+    assert [e["event"] for e in found] == ["restarts"] * 3
+    assert [e["step"] for e in found] == [10, 20, 30]
+    assert found[2]["codes"][0] == -9
+    assert starts(tmp_path) == 4
+
+
+def test_gives_up_without_progress(start, tmp_path):
+    assert start("75,75", restarts=2).wait(30) == 75
+    assert [e["event"] for e in events(tmp_path)] == ["restarts", "gave up"]
+
+
+@pytest.mark.parametrize("code", [2, 3, 4, 5, 6])
+def test_what_a_restart_cannot_mend_ends_at_once(start, tmp_path, code):
+    assert start(f"wait,{code}").wait(20) == code
+    assert starts(tmp_path) == 1 and [e["event"] for e in events(tmp_path)] == ["ended"]
+
+
+def wait_for(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_the_supervisor(start, tmp_path, number):
+    run = start("wait,wait")
+    wait_for(lambda: starts(tmp_path) and starts(tmp_path, 1))
+    time.sleep(0.3)  # until both wait
+    members = [int((tmp_path / f"start-{n}-0").read_text().split()[0]) for n in (0, 1)]
+    os.kill(run.pid, number)
+    assert run.wait(20) == (75 if number == signal.SIGTERM else -9)
+    wait_for(lambda: not any(map(alive, members)))
+    if number == signal.SIGTERM:  # and their children: sleep
+        children = [p for p in Path("/proc").iterdir() if p.name.isdecimal()]
+        groups = [_group(p) for p in children]
+        assert members[0] not in groups
+
+
+def _group(path):
+    try:
+        fields = (path / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[2])
