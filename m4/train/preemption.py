@@ -73,15 +73,16 @@ class Signals:
         return self._asked
 
     def _handler(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self._asked = self._asked or self._stepping
         signal.signal(number, self._before[number])
 
     def _listen(self) -> None:
         while received := self._ears.recv(64):
-            if {*received} & {*SIGNALS}:
-                self._asked = True
-                if not self._stepping:
-                    text = "m4: stopped: there was nothing to save; run the same command to go on\n"
-                    os.write(2, text.encode())
-                    os._exit(Preempted.exit_code)
+            if not {*received} & {*SIGNALS} or self._asked:
+                continue
+            if not self._stepping:
+                text = "m4: stopped: there was nothing to save; run the same command to go on\n"
+                os.write(2, text.encode())
+                os._exit(Preempted.exit_code)
+            self._asked = True
         self._ears.close()

@@ -114,3 +114,96 @@ def test_a_disk_that_refuses_is_a_save_error(tmp_path, monkeypatch):
     with pytest.raises(SaveError, match="No space left"):
         checkpoints.save(1, state(), {})
     checkpoints.close()
+
+
+def damage(folder, step):
+    """Flips a bit in the largest file of a step."""
+    path = max((folder / str(step)).rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_damaged_step_is_set_aside_and_the_one_before_it_taken(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(step), {"step": step})
+    checkpoints.wait()
+    damage(tmp_path, 3)
+    (tmp_path / "2" / "meta" / "metadata").write_text("{}")
+    assert {step: problem is None for step, problem in checkpoints.scrub().items()} == {
+        1: True,
+        2: False,
+        3: False,
+    }
+    assert names(tmp_path) == ["1", "2", "3"]  # scrubbing changes nothing
+    restored, note = checkpoints.restore(like(state()))
+    assert note == {"step": 1} and np.array_equal(restored["w"], state(1)["w"])
+    assert names(tmp_path) == ["1", "2.corrupt-0", "3.corrupt-0"]
+    assert capsys.readouterr().out.count("trying an older one") == 2
+    damage(tmp_path, 1)
+    for message in ("no sound checkpoint is left", "holds damaged checkpoints only"):
+        with pytest.raises(CheckpointError, match=message):  # never from scratch in silence
+            checkpoints.restore(like(state()))
+        assert checkpoints.used()
+    checkpoints.close()
+
+
+def test_retention_by_last_every_and_verified(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, every=4)
+    for step in range(1, 8):
+        checkpoints.save(step, state(step), {})
+    checkpoints.wait()
+    assert names(tmp_path) == ["4", "6", "7"]
+    checkpoints._verified = {4, 6}  # as if nothing newer had been read back
+    checkpoints._keep = 1
+    checkpoints._retire()
+    assert names(tmp_path) == ["4", "6", "7"]
+    checkpoints._verified = {7}
+    checkpoints._retire()
+    assert names(tmp_path) == ["4", "7"]
+    checkpoints.close()
+
+
+def test_saving_the_same_again_writes_nothing(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, state(), {"a": (1, 2)})
+    checkpoints.wait()
+    written = (tmp_path / "1" / "meta" / "metadata").stat().st_mtime_ns
+    checkpoints.save(1, state(), {"a": (1, 2)})
+    checkpoints.wait()
+    assert (tmp_path / "1" / "meta" / "metadata").stat().st_mtime_ns == written
+    damage(tmp_path, 1)  # no longer the same
+    checkpoints._verified.clear()
+    checkpoints.save(1, state(), {"a": (1, 2)})
+    checkpoints.wait()
+    assert checkpoints.scrub() == {1: None} and names(tmp_path) == ["1"]
+    checkpoints.close()
+
+
+def test_a_kill_while_a_step_is_replaced_keeps_the_old_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, state(), {})
+    checkpoints.close()
+    (tmp_path / "1").rename(tmp_path / "1.replaced")  # killed before the new one was complete
+    (tmp_path / "2.deleted").mkdir()  # killed while deleting
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.scrub() == {1: None} and names(tmp_path) == ["1"]
+    checkpoints.close()
+
+
+def test_a_note_can_be_refused_and_that_damages_nothing(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, state(), {"method": "a"})
+
+    def accept(note):
+        raise CheckpointError(f"method {note['method']}")
+
+    with pytest.raises(CheckpointError, match="method a"):
+        checkpoints.restore(like(state()), accept=accept)
+    assert names(tmp_path) == ["1"]
+    checkpoints.close()

@@ -1,0 +1,54 @@
+"""Signals: a flag while steps run, the end at once while there is nothing to save."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from m4.errors import Preempted
+from m4.train.preemption import Signals
+
+
+def test_while_steps_run_a_signal_is_a_flag_and_the_second_acts_as_before():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Signals() as signals:
+        signals.stepping()
+        assert not signals.stop(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.stop(2) and signals.asked()
+        assert signal.getsignal(signal.SIGTERM) == before[0]
+        with pytest.raises(Preempted, match="saved"):
+            signals.idle()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_without_a_signal_nothing_happens():
+    with Signals() as signals:
+        signals.stepping()
+        signals.idle()
+        assert not signals.asked()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_with_nothing_to_save_the_end_comes_at_once(number):
+    code = (
+        "import hashlib; from m4.train.preemption import Signals\n"
+        "with Signals():\n"
+        "    print('ready', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"  # no Python handler runs in here
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with run:
+        assert run.stdout.readline() == "ready\n"
+        time.sleep(0.1)
+        run.send_signal(number)
+        start = time.monotonic()
+        assert run.wait(30) == 75
+        assert time.monotonic() - start < 5
+        assert "nothing to save" in run.stderr.read()
