@@ -1,10 +1,13 @@
 """Loader throughput: examples per second from memory and from disk.
 
-Two yardsticks, taken in turns with the loader so that a busy machine slows all of them alike:
+Yardsticks, taken in turns with the loader so that a busy machine slows all of them alike:
 - the bound: copying the bytes of the same batches from one array to another (`np.copyto`);
+- the rival: torch's DataLoader with two workers on records of the same sizes (`--torch_python`
+  names an interpreter with torch; for `--data=small` and `image`);
 - the consumer: the examples per second that a training step takes (`--step_rate`), of which the
   loader alone must deliver three times as many.
 
+    python -m m4.bench loader --data=small --torch_python=PYTHON
     python -m m4.bench loader --data=physionet2012 --step_rate=2000
 """
 
@@ -19,35 +22,61 @@ from typing import Any
 
 import numpy as np
 
+from m4.bench._worker import Worker
 from m4.data import build, loader
 from m4.data.store import Store
 
 BAR = 3.0
 ROUNDS = 5
+WORKERS = 2  # of the rival
+SIZES = {"small": {"rows": 4096}, "image": {"rows": 1024, "image": True}}  # of `_loader_data`
 
 
 def main(argv: list[str]) -> None:
     """Parse options, measure, print a table or JSON."""
     parser = argparse.ArgumentParser("python -m m4.bench loader", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--data", default="synthetic", help="data set (default: synthetic)")
+    parser.add_argument("--data", default="synthetic", help="small, image or a data set")
     parser.add_argument("--options", type=json.loads, default={}, help="its options, as JSON")
     parser.add_argument("--raw_dir", default=os.environ.get("M4_RAW_DIR", ""))
     parser.add_argument("--data_dir", default=os.environ.get("M4_DATA_DIR", "data"))
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=40, help="batches per round")
     parser.add_argument("--step_rate", type=float, help="examples/s of the training step")
+    parser.add_argument("--torch_python", help="interpreter with torch, for the rival")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
-    folder = build.prepare(args.data, args.raw_dir, args.data_dir, options=args.options)
-    result = measure(folder, batch_size=args.batch_size, steps=args.steps)
+    sized = SIZES.get(args.data)
+    if args.torch_python and not sized:
+        parser.error(f"--torch_python goes with --data={' or '.join(SIZES)}")
+    options = (sized or {}) | args.options
+    name = "m4.bench._loader_data" if sized else args.data
+    folder = build.prepare(name, args.raw_dir, args.data_dir, options=options)
+    case = {"batch_size": args.batch_size, "steps": args.steps, "workers": WORKERS}
+    rival = _rival(args.torch_python, {"image": False} | options | case)
+    try:
+        result = measure(folder, batch_size=args.batch_size, steps=args.steps, rival=rival)
+    finally:
+        if rival:
+            rival.close()
     result |= {"data": args.data, "batch_size": args.batch_size, "step_rate": args.step_rate}
     if args.step_rate:
         result["times_the_step"] = result["memory"] / args.step_rate
     print(json.dumps(result) if args.json else _table(result))
 
 
-def measure(folder: Path, *, batch_size: int, steps: int) -> dict[str, Any]:
+def _rival(python: str | None, case: dict[str, Any]) -> Worker | None:
+    if not python:
+        return None
+    worker = Worker([python, str(Path(__file__).with_name("_loader_torch.py"))], dict(os.environ))
+    worker.ask(case=case)
+    worker.ask(run="torch")  # starts its processes
+    return worker
+
+
+def measure(
+    folder: Path, *, batch_size: int, steps: int, rival: Worker | None = None
+) -> dict[str, Any]:
     """Examples per second of the train split: medians over rounds, and ratios within a round."""
     stores = {
         "memory": Store(folder, "train", ram_limit=2**62),
@@ -71,10 +100,14 @@ def measure(folder: Path, *, batch_size: int, steps: int) -> dict[str, Any]:
             for _ in range(steps):
                 run()
             rounds[name].append(steps * batch_size / (time.perf_counter() - before))
+        if rival:
+            seconds = rival.ask(run="torch")["wall"]
+            rounds.setdefault("torch", []).append(steps * batch_size / seconds)
     result: dict[str, Any] = {name: statistics.median(rates) for name, rates in rounds.items()}
     for name in ("memory", "disk"):
-        pairs = zip(rounds[name], rounds["copy"], strict=True)
-        result[f"{name}_to_copy"] = statistics.median(rate / copy for rate, copy in pairs)
+        for other in {"copy", "torch"} & {*rounds}:
+            pairs = zip(rounds[name], rounds[other], strict=True)
+            result[f"{name}_to_{other}"] = statistics.median(rate / by for rate, by in pairs)
     return {**result, "row_bytes": stores["memory"].row_bytes, "rows": len(stores["memory"])}
 
 
@@ -89,6 +122,12 @@ def _table(result: dict[str, Any]) -> str:
         ),
         f"{'bare copy':<10}{result['copy']:>14,.0f}",
     ]
+    if "torch" in result:
+        lines.append(f"{'torch':<10}{result['torch']:>14,.0f}  (DataLoader, {WORKERS} workers)")
+        times = {name: result[f"{name}_to_torch"] for name in ("memory", "disk")}
+        found = ", ".join(f"{times[name]:.1f} x torch from {name}" for name in times)
+        verdict = "met" if times["memory"] >= BAR else "MISSED"
+        lines.append(f"{found} (bar {BAR:g} x from memory: {verdict})")
     if result["step_rate"]:
         times = result["times_the_step"]
         verdict = "met" if times >= BAR else "MISSED"

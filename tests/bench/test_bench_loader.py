@@ -36,6 +36,32 @@ def test_json_result_is_consistent(options, capsys):
     assert result["times_the_step"] == pytest.approx(result["memory"] / 10)
 
 
+def test_records_of_one_size(tmp_path, capsys):
+    line = ["loader", "--data=small", f"--data_dir={tmp_path}", "--steps=2", "--batch_size=8"]
+    assert bench.main([*line, "--options", '{"rows": 16}', "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    # series: 48 x 30 numbers of 4 bytes and marks of 1, 48 times of 4 and marks, presence;
+    # note: 768 numbers, a time, a mark, presence; label and its mask; patient
+    assert result["row_bytes"] == 48 * 30 * 5 + 48 * 5 + 1 + 768 * 4 + 4 + 2 + 8 + 8
+    assert result["rows"] == 16 and "torch" not in result
+
+
+class Rival:
+    """In the place of torch: always as long."""
+
+    def ask(self, run):
+        return {"wall": 2.0}
+
+
+def test_the_rival_is_asked_every_round(options, tmp_path):
+    folder = loader.build.prepare("m4.bench._loader_data", "", tmp_path, options={"rows": 16})
+    result = loader.measure(folder, batch_size=8, steps=2, rival=Rival())
+    assert result["torch"] == 8.0  # 2 batches of 8 in 2 s
+    assert result["memory_to_torch"] == pytest.approx(result["memory"] / 8)
+    result |= {"data": "small", "batch_size": 8, "step_rate": None}
+    assert "x torch from memory" in loader._table(result)
+
+
 @pytest.mark.parametrize(("step_rate", "verdict"), [(300, "met"), (400, "MISSED")])
 def test_verdict(step_rate, verdict):
     # 1,000 examples/s against 3 x 300 = 900 and 3 x 400 = 1,200
