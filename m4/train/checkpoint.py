@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -226,6 +227,7 @@ class Checkpoints:
 
     def _problem(self, step: int) -> str | None:
         """What is wrong with a step, read into host memory."""
+        _mute_late_reads()
         try:
             leaves = self._meta(step)["leaves"]
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -282,6 +284,7 @@ def _misfits(saved: digest.Leaves, wanted: Mapping[str, Any]) -> list[str]:
 def _tried(read: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
     """(what `read` returns, None), or (None, why it failed); all processes agree."""
     found, problem = None, None
+    _mute_late_reads()
     try:
         found = read()
     except (PermissionError, MemoryError) as error:  # says nothing about what is stored
@@ -291,6 +294,20 @@ def _tried(read: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
     if _all(problem is None):
         return found, None
     return None, problem or "cannot be read by another process"
+
+
+def _mute_late_reads() -> None:
+    """A read that fails leaves others under way, whose threads complain when nobody waits."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    before = sys.excepthook
+    if before.__name__ == "without_late_reads":
+        return
+
+    def without_late_reads(kind, error, trace):
+        if kind is not RuntimeError or str(error) != "Event loop is closed":
+            before(kind, error, trace)
+
+    sys.excepthook = without_late_reads
 
 
 def _words(error: Exception) -> str:
