@@ -2,7 +2,9 @@
 
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 
@@ -20,7 +22,15 @@ def main(args: Sequence[str]) -> int:
     One of several processes that has failed leaves at once, without the usual farewell to the
     others: they may be waiting for it for ever, and its going is what ends them.
     """
-    code = run(args)
+    early = threading.current_thread() is threading.main_thread()
+    early = early and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if early:  # nothing has been done yet that could be lost
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(Preempted.exit_code))
+    try:
+        code = run(args)
+    finally:
+        if early:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if os.environ.get("M4_COORDINATOR") and code not in (0, Preempted.exit_code):
         sys.stderr.flush()
         os._exit(code)

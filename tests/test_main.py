@@ -151,6 +151,29 @@ def test_eval_predict_check(place, capsys):
     assert not (place / "unused").exists()
 
 
+def test_check_verifies_checkpoints_without_data_or_configuration(place, capsys):
+    work = place / "scrubbed"
+    shutil.copytree(place / "w", work)
+    assert main(["--mode=check", f"--workdir={work}"]) == 0
+    text = capsys.readouterr().out
+    assert "checkpoint last/6: sound" in text and "checkpoint best/" in text
+    (work / "checkpoints/last/3/meta/metadata").write_text("{}")
+    assert main(["--mode=check", f"--workdir={work}"]) == 4
+    found = capsys.readouterr()
+    assert "checkpoint last/3: DAMAGED" in found.out and "no digests" in found.err
+    assert (work / "checkpoints/last/3").exists()
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(place, capsys):
+    work = place / "moved"
+    shutil.copytree(place / "w", work)
+    (work / "config.json").unlink()
+    assert run(place, "--config.optim.lr=0.02", workdir="moved") == 4
+    found = capsys.readouterr().err
+    assert "trained with another configuration" in found and "optim.lr: 0.01 -> 0.02" in found
+    assert not [*work.rglob("*.corrupt-*")]
+
+
 def test_no_checkpoint_is_exit_4(place, capsys):
     (place / "empty").mkdir()
     assert run(place, "--mode=eval", workdir="empty") == 4

@@ -112,7 +112,6 @@ class _Struck:
         if not run.alive():
             run.wait()
             return False
-        self._text = run.text()
         self._there = max(runs.steps(workdir), default=-1)
         run.send(self._number)
         self._when = time.monotonic()
