@@ -14,7 +14,7 @@ from m4.bench.aot import CASES, LAYER, SLACK
 from m4.moe import experts, parallel
 
 
-def main(name: str) -> None:
+def main(name: str, exchange: str) -> None:
     """Compile and check the case."""
     topology, shape, tokens = CASES[name]
     description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
@@ -23,22 +23,26 @@ def main(name: str) -> None:
     mesh = Mesh(grid, ("data", "expert"), axis_types=(AxisType.Auto,) * 2)
     case = LAYER | {"experts": int(name.split("x")[1]), "tokens": tokens * math.prod(shape)}
     compiled = _moe_mesh.compile_layer(
-        mesh, case, exchange="all_to_all", strategy="ragged", slack=SLACK
+        mesh, case, exchange=exchange, strategy="ragged", slack=SLACK
     )
-    print(json.dumps(examine(compiled, name, shape, tokens, case)))
+    print(json.dumps(examine(compiled, name, shape, tokens, case, exchange)))
 
 
-def examine(compiled, name, shape, tokens, case):
+def examine(compiled, name, shape, tokens, case, exchange="all_to_all"):
     """Facts and checks of a compiled case."""
     data, devices = shape
     found = _program.collectives(compiled, loops=True)
     rows = parallel.bucket_rows(tokens, case["top_k"], devices, SLACK)
     exchanged = devices * rows * case["dim"] * jnp.dtype(case["dtype"]).itemsize
-    exchanges = sum(kind == "all-to-all" and size == exchanged for kind, _, size in found)
+    sizes = {exchanged}
+    if exchange == "ragged_all_to_all":  # back to the senders: as many rows as assignments
+        sizes.add(exchanged // (devices * rows) * tokens * case["top_k"])
+    kind_of_rows = exchange.replace("_", "-")
+    exchanges = sum(kind == kind_of_rows and size in sizes for kind, _, size in found)
     local = case["experts"] // devices * case["dim"] * case["hidden"]
     # Between chips of one `expert` group no array of the size of a weight matrix may travel;
     # over `data` its gradient is summed once.
-    moved = [kind for kind, _, size in found if kind != "all-to-all" and size >= 2 * local]
+    moved = [kind for kind, _, size in found if "all-to-all" not in kind and size >= 2 * local]
     model_flops = 12 * case["top_k"] * tokens * case["dim"] * case["hidden"]
     peak, expected = _program.peak_bytes(compiled), model_bytes(shape, tokens, case)
     ratio = (_program.flops(compiled) or math.inf) / model_flops
@@ -85,4 +89,4 @@ def model_bytes(shape, tokens, case):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

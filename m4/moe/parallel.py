@@ -12,6 +12,9 @@ Exchanges, equal in value and gradient:
   experts on the rows by `dispatch`, and the outputs travel back. What does not fit goes in further
   rounds, whose number is known only at run time (overflow='exact'), or is dropped and counted
   (overflow='drop').
+- 'ragged_all_to_all': the same without padding, where the backend has that collective: rows of all
+  senders share the p*S places of a receiver (`m4.moe.routes`). Compiled for TPUs and equal to the
+  others through a stand-in on a CPU; not yet run on an accelerator, so 'auto' does not choose it.
 - 'all_gather': every device of the axis sees all tokens of its group, runs its own experts, and
   the partial sums are scattered back. Moves less than an exchange of copies when K >= 4.
 - 'replicated': the tokens are the same along the axis; partial sums are added. What splits the
@@ -24,6 +27,7 @@ the R experts' weights are fetched from their owners and their gradients summed 
 Bytes per device and layer in forward + backward, with b bytes per number and p devices on the axis:
 
     all_to_all:  4 exchanges of p*S*D*b (D = O), and one of p*S int32
+    ragged_...:  4 exchanges of the rows that there are, at most p*S; p^2 int32 of counts
     all_gather:  (forward) gather of p*N_local*(D*b + 8K), scatter of p*N_local*O*b; the same back
     weights:     all-reduce of the local gradient over `data`; gather and scatter over `fsdp`
     replicas:    all-reduce of R experts' weights, of their gradients, and of E int32 loads
@@ -44,13 +48,12 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
-from m4.moe import dispatch
+from m4.moe import dispatch, routes
 from m4.moe.experts import ExpertParams
-from m4.moe.grouped import Layout, dropped_share
-from m4.moe.plan import empty_slots, fill_slots, make_plan, slots
+from m4.moe.plan import make_plan
 from m4.types import Array, Routing
 
-Exchange = Literal["all_to_all", "all_gather", "replicated"]
+Exchange = Literal["all_to_all", "ragged_all_to_all", "all_gather", "replicated"]
 
 
 @dataclass(frozen=True)
@@ -220,8 +223,8 @@ def _on_device(local, x_ND, experts_NK, weights_NK, params):
         number = jnp.maximum(jnp.sum(experts_NK < local.num_experts), 1)
         y_hot_NO, dropped_hot, experts_NK = _replicas(local, x_ND, experts_NK, weights_NK, params)
         share_hot = 1 - jnp.sum(experts_NK < local.num_experts) / number
-    if local.exchange == "all_to_all" and local.size(axis) > 1:
-        y_NO, dropped = _all_to_all(local, x_ND, experts_NK, weights_NK, params)
+    if local.exchange in routes.EXCHANGES and local.size(axis) > 1:
+        y_NO, dropped = _exchanged(local, x_ND, experts_NK, weights_NK, params)
     elif local.exchange == "all_gather" and local.size(axis) > 1:
         gathered = (lax.all_gather(a, axis, tiled=True) for a in (x_ND, experts_NK, weights_NK))
         y_PO, dropped = _own_experts(local, *gathered, params)
@@ -315,16 +318,17 @@ def _own_experts(local, x_ND, experts_NK, weights_NK, params):
     return _run(local, x_ND, experts_NK, weights_NK, params, experts_NK.size // devices)
 
 
-def _all_to_all(local, x_ND, experts_NK, weights_NK, params):
-    """One round of exchange, and as many more as the fullest bucket of all devices needs."""
-    devices = local.size(local.axes.expert)
+def _exchanged(local, x_ND, experts_NK, weights_NK, params):
+    """One round of exchange, and as many more as the fullest of all devices needs."""
+    devices, axis = local.size(local.axes.expert), local.axes.expert
     num_local = local.num_experts // devices
     plan = make_plan(experts_NK // num_local, devices)  # expert E goes to device p: nowhere
-    rows = bucket_rows(*experts_NK.shape, devices, local.slack)
+    rows = devices * bucket_rows(*experts_NK.shape, devices, local.slack)
     if not local.exact:
-        y_NO = _round(local, rows, plan, experts_NK, x_ND, weights_NK, params)
-        return y_NO, dropped_share(Layout(rows, None), plan)
-    number = lax.pmax(-(-jnp.max(plan.count_E) // rows), local.axes.tokens)
+        y_NO = _round(local, rows, plan, 0, experts_NK, x_ND, weights_NK, params)
+        return y_NO, routes.lost_share(local.exchange, plan, axis=axis, rows=rows)
+    number = routes.rounds(local.exchange, plan, axis=axis, rows=rows)
+    number = lax.pmax(number, local.axes.tokens)
     return _rounds(local, rows, plan, number, experts_NK, x_ND, weights_NK, params), jnp.zeros(())
 
 
@@ -336,7 +340,7 @@ def _rounds(local, rows, plan, number, experts_NK, x_ND, weights_NK, params):
 
 def _rounds_forward(local, rows, plan, number, experts_NK, x_ND, weights_NK, params):
     def one(i):
-        return partial(_round, local, rows, plan.replace(skip=i * rows), experts_NK)
+        return partial(_round, local, rows, plan, i, experts_NK)
 
     y_NO, first_vjp = jax.vjp(one(0), x_ND, weights_NK, params)
     y_NO = _repeat(number, lambda i, y_NO: y_NO + one(i)(x_ND, weights_NK, params), y_NO)
@@ -347,7 +351,7 @@ def _rounds_backward(local, rows, residuals, g_NO):
     first_vjp, plan, number, experts_NK, *primals = residuals
 
     def add(i, grads):
-        one = partial(_round, local, rows, plan.replace(skip=i * rows), experts_NK)
+        one = partial(_round, local, rows, plan, i, experts_NK)
         return jax.tree.map(jnp.add, grads, jax.vjp(one, *primals)[1](g_NO))
 
     return None, None, None, *_repeat(number, add, first_vjp(g_NO))
@@ -366,18 +370,14 @@ def _repeat(number, body, carry):
     return lax.while_loop(lambda state: state[0] < number, step, (jnp.int32(1), carry))[1]
 
 
-def _round(local, rows, plan, experts_NK, x_ND, weights_NK, params):
-    """Serve the first `rows` unskipped assignments of every bucket. S = rows, R = p*S."""
+def _round(local, rows, plan, nth, experts_NK, x_ND, weights_NK, params):
+    """Serve the assignments that travel in round `nth`, at most R = `rows` a device."""
     devices = local.size(local.axes.expert)
     num_local = local.num_experts // devices
-    swap = partial(
-        lax.all_to_all, axis_name=local.axes.expert, split_axis=0, concat_axis=0, tiled=True
-    )
-    own_A = experts_NK.T.reshape(-1) % num_local
-    own_PS = own_A.at[slots(plan, rows)].get(mode="fill", fill_value=num_local)
-    experts_R1 = swap(own_PS).reshape(-1, 1)
-    x_RD = swap(fill_slots(rows, plan, x_ND)).reshape(devices * rows, -1)
+    make = routes.EXCHANGES[local.exchange]
+    route = make(plan, nth, axis=local.axes.expert, rows=rows)
+    experts_R1 = route.label(experts_NK.T.reshape(-1) % num_local, num_local)[:, None]
     ones_R1 = jnp.ones(experts_R1.shape, weights_NK.dtype)
-    y_RO, _ = _run(local, x_RD, experts_R1, ones_R1, params, experts_NK.size)
-    y_KNO = empty_slots(plan, swap(y_RO.reshape(devices, rows, -1)))
+    y_RO, _ = _run(local, route.there(x_ND), experts_R1, ones_R1, params, experts_NK.size)
+    y_KNO = route.back(y_RO)
     return jnp.sum(y_KNO * weights_NK.T[..., None].astype(y_KNO.dtype), axis=0)

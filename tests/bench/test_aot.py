@@ -8,11 +8,12 @@ from m4.bench import aot
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("exchange", aot.EXCHANGES)
 @pytest.mark.parametrize("name", ["8x64", "64x64"])
-def test_pod_program(name):
+def test_pod_program(name, exchange):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU compiler: pip install 'm4-moe[tpu]'")
-    row = aot.compile_case(name)
+    row = aot.compile_case(name, exchange)
     assert all(row["checks"].values()), row
 
 

@@ -90,6 +90,8 @@ def assert_equal(got, want, tolerance=1e-6):
 MESHES = [
     ((("data", 2), ("expert", 4)), "all_to_all"),
     ((("data", 2), ("expert", 4)), "all_gather"),
+    ((("data", 2), ("expert", 4)), "ragged_all_to_all"),
+    ((("fsdp", 2), ("expert", 2), ("tensor", 2)), "ragged_all_to_all"),
     ((("data", 2), ("expert", 4)), "replicated"),
     ((("data", 1), ("fsdp", 2), ("expert", 2), ("tensor", 2)), "all_to_all"),
     ((("data", 2), ("fsdp", 2), ("expert", 1), ("tensor", 2)), "all_to_all"),
@@ -198,6 +200,19 @@ def test_drops_are_counted():
         valid = part[part < E]
         over = np.maximum(np.bincount(valid // 4, minlength=4) - 8, 0).sum()
         lost.append(over / max(len(valid), 1))
+    assert max(lost) > 0
+    np.testing.assert_allclose(dropped, np.mean(lost), rtol=1e-6)
+
+
+def test_a_receiver_of_the_ragged_exchange_takes_from_uneven_senders_what_fits_in_all():
+    x, chosen, weights, params = inputs("skewed")
+    run, _ = on_mesh(MESHES[0][0], "ragged_all_to_all", overflow="drop")
+    _, dropped, _ = run((x, chosen, weights, params))
+    lost = []
+    for group in chosen.reshape(2, 4, -1):  # the 4 senders of one expert axis, 32 places each
+        counts = np.stack([np.bincount(part[part < E] // 4, minlength=4) for part in group])
+        sent = np.clip(32 - (np.cumsum(counts, axis=0) - counts), 0, counts)
+        lost += list(1 - sent.sum(1) / counts.sum(1))
     assert max(lost) > 0
     np.testing.assert_allclose(dropped, np.mean(lost), rtol=1e-6)
 
