@@ -109,6 +109,8 @@ class Events:
                 numeric = any(np.isnan(use.value) for use in uses)
                 value_N = table.numbers(name)[part] if numeric else None
                 self._add(subject_N[part], time_N[part], [code], zeros, value_N, cells)
+            if not self._matcher.may_follow(f"{code}//"):
+                continue
             encoded = cells.dictionary_encode()
             names = [f"{code}//{value}" for value in encoded.dictionary.to_pylist()]
             if any(map(self._matcher, names)):

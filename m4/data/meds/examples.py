@@ -172,7 +172,10 @@ def _reduce(value_n: np.ndarray, row_n: np.ndarray, num_rows: int, take: str) ->
 def _table(events: np.ndarray, modality: Modality, first_slot: int, now: int) -> dict:
     values_f = np.full(len(modality.features), np.nan, np.float32)
     column_n = events["slot"] - first_slot
+    values_f[column_n] = events["value"]  # in order of time: the last one stays
     for f, feature in enumerate(modality.features):
+        if feature.take in ("last", "is"):
+            continue
         own = events[column_n == f]
         if feature.take == "count":
             values_f[f] = len(own)
@@ -180,11 +183,10 @@ def _table(events: np.ndarray, modality: Modality, first_slot: int, now: int) ->
             values_f[f] = len(own) > 0
         elif feature.take == "years_since":
             timed = own["time"][own["time"] != files.NEVER]
-            if len(timed) and now != ALWAYS:
-                values_f[f] = (now - int(timed[-1])) / YEAR
+            known = len(timed) and now != ALWAYS
+            values_f[f] = (now - int(timed[-1])) / YEAR if known else np.nan
         elif len(own):
-            take = "last" if feature.take == "is" else feature.take
-            values_f[f] = _reduce(own["value"], np.zeros(len(own), int), 1, take)[0]
+            values_f[f] = _reduce(own["value"], np.zeros(len(own), int), 1, feature.take)[0]
     return {"values": values_f}
 
 

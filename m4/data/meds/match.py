@@ -89,7 +89,10 @@ class Matcher:
     """What each code is used for. Slots number all features; codes and text have one slot each."""
 
     def __init__(self, definition: Definition):
-        self._rules: list[tuple[list[re.Pattern], int, float, int]] = []
+        self._rules: list[tuple[int, float, int]] = []  # slot, value, token; later ones win
+        self._patterns: list[tuple[re.Pattern[str], int]] = []  # with the number of their rule
+        self._literal: dict[str, list[int]] = {}
+        self._starts: set[str] = set()  # what patterns begin with
         self.lexicons: dict[int, Lexicon] = {}  # by slot
         self.slots: list[range] = []  # per modality
         self.names: list[str] = []  # per slot
@@ -125,16 +128,28 @@ class Matcher:
         found = self._known.get(code)
         if found is None:
             by_slot: dict[int, list[Entry]] = {}
-            for patterns, slot, value, token in self._rules:
-                if any(p.fullmatch(code) for p in patterns):
-                    by_slot[slot] = self._entries(code, slot, value, token)
+            hits = [i for p, i in self._patterns if p.fullmatch(code)]
+            for i in sorted({*hits, *self._literal.get(code, ())}):
+                slot, value, token = self._rules[i]
+                by_slot[slot] = self._entries(code, slot, value, token)
             found = tuple(entry for entries in by_slot.values() for entry in entries)
             self._known[code] = found
         return found
 
+    def may_follow(self, code: str) -> bool:
+        """Whether some pattern could match a code that goes on after `code`."""
+        return any(code.startswith(start) or start.startswith(code) for start in self._starts)
+
     def _rule(self, patterns: Sequence[str], slot: int, value: float, token: int) -> None:
         if patterns:
-            self._rules.append(([pattern(p) for p in patterns], slot, value, token))
+            self._rules.append((slot, value, token))
+        for text in patterns:
+            start = "" if text.startswith("re:") else re.split(r"[*?]", text)[0]
+            self._starts.add(start)
+            if start == text:
+                self._literal.setdefault(text, []).append(len(self._rules) - 1)
+            else:
+                self._patterns.append((pattern(text), len(self._rules) - 1))
 
     def _entries(self, code: str, slot: int, value: float, token: int) -> list[Entry]:
         lexicon = self.lexicons.get(slot)

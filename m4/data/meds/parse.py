@@ -143,22 +143,29 @@ def _features(keys: Keys, kind: str, prefix: str) -> tuple[Feature, ...]:
         if not isinstance(value, Mapping):
             value = {"codes": value}
         own = Keys(value, inner._file, f"{inner._path}.{name}", inner._problems)
-        chosen = own.choice("take", take, TAKES[kind])
-        feature = Feature(
-            name,
-            own.patterns("codes", prefix),
-            chosen,
-            own.patterns("among", prefix),
-            own.limit("low", -math.inf),
-            own.limit("high", math.inf),
-        )
-        own.finish()
-        if not feature.codes:
-            own.problem("codes", "is missing")
-        if (chosen == "is") != bool(feature.among):
-            own.problem("among", "goes with take = 'is', and only with it")
-        found.append(feature)
+        found += _feature(name, own, kind, prefix, take)
     return tuple(found)
+
+
+def _feature(name: str, own: Keys, kind: str, prefix: str, take: str) -> list[Feature]:
+    """One feature, or one 0/1 feature per entry of `values`: code//value."""
+    chosen = own.choice("take", take, TAKES[kind])
+    codes, among = own.patterns("codes", prefix), own.patterns("among", prefix)
+    low, high = own.limit("low", -math.inf), own.limit("high", math.inf)
+    values = own.words("values") if kind == "table" else ()
+    known = own.words("known") or values
+    own.finish()
+    if not codes:
+        own.problem("codes", "is missing")
+    if values:
+        every = tuple(f"{code}//{value}" for code in codes for value in known)
+        return [
+            Feature(f"{name}={v}", tuple(f"{code}//{v}" for code in codes), "is", every)
+            for v in values
+        ]
+    if (chosen == "is") != bool(among):
+        own.problem("among", "goes with take = 'is', and only with it")
+    return [Feature(name, codes, chosen, among, low, high)]
 
 
 def _tasks(root: Keys, *, meds: bool) -> tuple[Task, ...]:

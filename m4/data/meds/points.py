@@ -201,6 +201,7 @@ class _Labels:
         if pa.types.is_floating(array.type):
             array = array.cast(pa.int64(), safe=False)
         text = pc.utf8_trim_whitespace(array.cast(pa.large_string()))
+        text = pc.replace_substring_regex(text, r"^(-?\d+)\.0+$", r"\1")  # 3.0 is class 3
         classes = pa.array(self._task.spec.labels, pa.large_string())
         index = pc.fill_null(pc.index_in(text, value_set=classes).cast(pa.float32()), np.nan)
         outside = pc.and_(pc.is_valid(text), pc.is_null(pc.index_in(text, value_set=classes)))

@@ -1,0 +1,210 @@
+"""Tables in: long and wide files by hand, bad rows, and the shipped examples."""
+
+import gzip
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from m4.data import mfeat, records, support2, tables
+from m4.errors import DataError
+from tests.data import test_images, test_support2
+
+LONG = """
+[[events]]
+files = "events.csv*"
+subject = "patient"
+time = "charted"
+code = "item"
+value = "value"
+text = "comment"
+prefix = "E//"
+[[rows]]
+files = "static.csv"
+subject = "patient"
+[labels]
+files = "labels.csv"
+subject = "patient"
+time = "asked"
+[window]
+hours = 24
+[tasks.risk]
+kind = "multilabel"
+column = ["sepsis", "aki"]
+[modalities.labs]
+kind = "series"
+features = { lactate = "E//lactate" }
+[modalities.notes]
+kind = "text"
+codes = "E//note"
+vocabulary = "hashed"
+[modalities.static]
+kind = "table"
+features = { age = "age", unit = { codes = "unit", values = ["A", "B"] } }
+"""
+EVENTS = """patient,charted,item,value,comment
+p2,2100-01-01 09:00:00,lactate, 1.5,
+p1,2100-01-01T10:00:00,lactate,NA,
+p1,2100-01-01T08:30:00,lactate,2,
+p1,,note,,"two
+lines"
+p3,2100-01-01 11:00,lactate,9,
+"""
+STATIC = "patient,age,unit\np1,60,A\np2,,C\np3,50,B\n"
+LABELS = "patient,asked,sepsis,aki\np1,2100-01-01 10:00,yes,0\np2,2100-01-01 10:00,,1\n"
+
+
+def write(folder, **files):
+    content = {"events.csv": EVENTS, "static.csv": STATIC, "labels.csv": LABELS, "s.toml": LONG}
+    for name, text in (content | files).items():
+        if text is not None:
+            data = text.encode() if isinstance(text, str) else text
+            (folder / name).write_bytes(data)
+    return str(folder / "s.toml")
+
+
+def read(folder, file, **options):
+    found = tables.cohort(folder, seed=0, file=file, **options)
+    return {name: list(start()) for name, start in found.splits.items()}, found
+
+
+def by_subject(splits):
+    return {e["key"][0]: e for found in splits.values() for e in found}
+
+
+def test_long_and_wide_files_by_hand(tmp_path):
+    splits, found = read(tmp_path, write(tmp_path))
+    one, two = (by_subject(splits)[p] for p in ("p1", "p2"))
+    np.testing.assert_array_equal(one["inputs"]["labs"]["values"], [[2]])
+    np.testing.assert_array_equal(one["inputs"]["labs"]["times"], [22.5])  # 24 h before 10:00
+    np.testing.assert_array_equal(one["inputs"]["static"]["values"], [60, 1, 0])
+    np.testing.assert_array_equal(one["targets"]["risk"], [1, 0])
+    assert len(one["inputs"]["notes"]["values"]) == 2  # without a time: always known
+    np.testing.assert_array_equal(two["inputs"]["labs"]["values"], [[1.5]])
+    assert "static" not in two["inputs"]  # no age, and C is no unit
+    np.testing.assert_array_equal(two["targets"]["risk"], [np.nan, 1])
+    flow = dict(found.flow)
+    assert flow["events"] == 8 and flow["events of subjects without a point"] == 2
+    assert flow["labs/lactate: uses without a finite number"] == 1
+    assert one["patient"] != two["patient"] and one["patient"] >= 0
+
+
+def test_parquet_gives_the_records_of_csv(tmp_path):
+    expected, _ = read(tmp_path, write(tmp_path))
+    other = tmp_path / "other"
+    other.mkdir()
+    file = write(other, **{"events.csv": None, "static.csv": None})
+    for name in ("events", "static"):
+        options = pyarrow.csv.ParseOptions(newlines_in_values=True)
+        table = pyarrow.csv.read_csv(tmp_path / f"{name}.csv", parse_options=options)
+        pq.write_table(table, other / f"{name}.parquet")
+    text = Path(file).read_text().replace("events.csv*", "events.parquet")
+    Path(file).write_text(text.replace("static.csv", "static.parquet"))
+    found, _ = read(other, file)
+    for subject, example in by_subject(expected).items():
+        for name, payload in example["inputs"].items():
+            np.testing.assert_array_equal(
+                payload["values"], by_subject(found)[subject]["inputs"][name]["values"]
+            )
+
+
+BAD = {
+    "truncated": (
+        gzip.compress(EVENTS.encode() * 200)[:200],
+        "events.csv.gz: cut short or corrupt",
+    ),
+    "not gzip": (EVENTS.encode(), "events.csv.gz: cut short or corrupt"),
+    "NUL": (EVENTS.replace("p3", "p\0"), "events.csv, line 7: has a NUL byte"),
+    "not UTF-8": (EVENTS.encode().replace(b"p3", b"\xff3"), "events.csv, line 7: is not UTF-8"),
+    "too few columns": (EVENTS.replace(",9,", ""), "events.csv, line .*: not 5 columns"),
+    "no number": (EVENTS.replace(" 1.5", "high"), "events.csv, row 1: 'value' is not a number"),
+    "no time": (EVENTS.replace("2100-01-01 09", "1/1 09"), "row 1: 'charted' is not a time"),
+    "no column": (EVENTS.replace("item", "itme"), "events.csv: has no column 'item'"),
+    "two of a name": (EVENTS.replace("item", "value"), "two columns have the same name"),
+    "empty": ("", "events.csv: is empty"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_named_with_the_row_but_not_the_value(tmp_path, case):
+    content, message = BAD[case]
+    name = "events.csv.gz" if "gz" in message else "events.csv"
+    file = write(tmp_path, **{"events.csv": None, name: content})
+    with pytest.raises(DataError, match=message) as error:
+        read(tmp_path, file)
+    assert len(error.value.args) == 1 and "high" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (LABELS + "p1,2100-01-01 10:00,no,0\n", "row 3: a second, different label"),
+        (LABELS.replace("yes", "2"), "row 1: a label of task risk is neither 0 nor 1"),
+        (LABELS.replace("sepsis", "septic"), "labels.csv: has no column 'sepsis'"),
+        ("patient,asked,sepsis,aki\n", "labels.csv: has no rows"),
+        ("patient,asked,sepsis,aki\np1,2100-01-01 10:00,,\n", "has no usable label of task risk"),
+    ],
+)
+def test_bad_labels_are_named_with_the_row(tmp_path, labels, message):
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, write(tmp_path, **{"labels.csv": labels}))
+
+
+def encoded(cohort):
+    return {
+        name: [records.encode(cohort.spec, e, where="", flow=Counter()) for e in start()]
+        for name, start in cohort.splits.items()
+    }
+
+
+def assert_same_records(a, b):
+    for name, found in a.items():
+        assert len(found) == len(b[name])
+        for one, two in zip(found, b[name], strict=True):
+            assert one["patient"] == two["patient"]
+            for modality, payload in one["inputs"].items():
+                expected = two["inputs"][modality]["values"]
+                np.testing.assert_array_equal(payload["values"], expected, err_msg=modality)
+            for task, value in one["targets"].items():
+                np.testing.assert_array_equal(value, two["targets"][task], err_msg=task)
+
+
+def test_the_shipped_support2_reads_what_the_module_reads(tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    for number in range(60):
+        row = test_support2.ROW | {
+            "sno": str(number),
+            "sex": rng.choice(["male", "female", "", "unknown"]),
+            "race": rng.choice([*support2.CHOICES["race"], "", "unknown"]),
+            "income": rng.choice([*support2.CHOICES["income"], ""]),
+            "dzgroup": rng.choice(support2.DISEASES),
+            "ca": rng.choice(["no", "yes", "metastatic"]),
+            "sfdm2": rng.choice([*support2.FUNCTIONS, "", "other"]),
+            "hospdead": str(number % 2),
+            "ph": rng.choice(["", " 7.39990234"]),
+            "charges": rng.choice(["", "1000.5"]),
+        }
+        rows.append(row)
+    test_support2.write(tmp_path, rows)
+    ours = tables.cohort(tmp_path, seed=3, file="support2", fold=1, num_folds=5)
+    expected = support2.cohort(tmp_path, seed=3, fold=1)
+    assert ours.spec == expected.spec
+    assert_same_records(encoded(ours), encoded(expected))
+
+
+def test_the_shipped_mfeat_reads_what_the_module_reads(tmp_path):
+    views = tuple(mfeat.VIEWS)
+    rng, digits = np.random.default_rng(0), np.arange(30) % 10
+    for view, size in mfeat.VIEWS.items():
+        values = rng.integers(0, 7, (30, size)) if view == "pix" else rng.normal(size=(30, size))
+        test_images.write(tmp_path, view, np.column_stack([values, digits]).tolist())
+    ours = tables.cohort(tmp_path, seed=0, file="mfeat")
+    expected = mfeat.cohort(tmp_path, seed=0, views=views)
+    wanted = encoded(expected)
+    for record in (r for found in wanted.values() for r in found):
+        square = record["inputs"]["pix"]["values"][0, :, :-1, 0]  # in [-1, 1], padded by a column
+        record["inputs"]["pix"]["values"] = np.rint((square + 1) * 3).reshape(-1)
+    assert_same_records(encoded(ours), wanted)
