@@ -128,7 +128,7 @@ def make(raw_dir: Path, found: Definition, *, seed: int) -> Cohort:
     def split(name: str) -> Iterator[Example]:
         made, flow = examples()
         yield from made.split(name)
-        result.flow[:] = list(flow.items())
+        result.flow[:] = [(step, count) for step, count in flow.items() if count]
 
     result.splits = {name: lambda name=name: split(name) for name in ("train", "val", "test")}
     return result
