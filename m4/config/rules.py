@@ -106,6 +106,11 @@ FIELDS: dict[str, Rule] = {
     "data.dir": Rule(str, ""),
     "data.options": Rule(dict, {}),
     "method.name": Rule(str, names=schema.method_names, outside=True),
+    "text.file": Rule(str, ""),  # safetensors of a BERT that reads all text; '': none
+    "text.tuning": Rule(str, "frozen", names=_one_of("frozen", "tuned")),
+    "text.pooling": Rule(str, "first", names=_one_of("first", "mean", "pooler", "tokens")),
+    "text.num_heads": _count(0, low=0),  # 0: one per 64 of its width
+    "text.dropout": Rule(float, 0.0, low=0, below=1),
     "optim.name": Rule(str, "adamw", names=_one_of("adam", "adamw", "lion", "sgd")),
     "optim.lr": Rule(float, above=0),
     "optim.schedule": Rule(str, "cosine", names=_one_of("constant", "cosine", "linear")),

@@ -30,6 +30,7 @@ from m4.moe.layer import MoE
 from m4.nn.attention import SelfAttention, masked_softmax
 from m4.nn.bank import combinations
 from m4.nn.dense import StackedLayerNorm, uniform_init
+from m4.nn.dropout import Dropout
 from m4.nn.encoders.summary import ModalitySummary
 from m4.nn.encoders.tokens import TokenEncoder
 from m4.nn.heads import TaskHeads
@@ -186,7 +187,7 @@ class FlexCare(nn.Module):
         x_BTD = jnp.concatenate([query_BKD, token_BCD, x_BLD], axis=1)
         mask_BT = jnp.concatenate([jnp.ones((rows, num), bool), readable_BC, mask_BL], axis=1)
         for i in range(self.depth):
-            drop = nn.Dropout(self.dropout, deterministic=not train, name=f"drop_{i}")
+            drop = Dropout(self.dropout, deterministic=not train, name=f"drop_{i}")
             attend = SelfAttention(self.num_heads, dropout=self.dropout, name=f"attention_{i}")
             a_BTD = attend(x_BTD[:, None], mask_BT[:, None], train=train, bias_TT=bias_TT)[:, 0]
             x_BTD = StackedLayerNorm(name=f"norm_{i}_0")(x_BTD + drop(a_BTD))

@@ -26,6 +26,7 @@ from m4.errors import CheckpointError, ConfigError
 from m4.eval.evaluate import mask_modalities
 from m4.eval.predictions import SCORED_KINDS
 from m4.modes import raw
+from m4.nn.encoders import bert
 from m4.resolve import resolve
 from m4.specs import DataSpec
 from m4.train import optim, processes, workdir
@@ -99,7 +100,7 @@ def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
     block = sharding.row_block(mesh)
     loader = _loader(config, store, *block)
     spec = weighted(store.spec, config.train.task_weights)
-    method = make_method(config.method.to_dict(), spec)
+    method = make_method(config.method.to_dict(), spec, text=config.text.to_dict())
     tx, schedule, ema = make_optimiser(config)
     # The whole batch on every process: what is traced must be the same program everywhere.
     first = (loader if block == (0, 1) else _loader(config, store, 0, 1)).batch(0)
@@ -186,15 +187,29 @@ def same_run(
         )
 
 
-def make_method(config: dict[str, Any], spec: DataSpec) -> Method:
-    """The method that `config['name']` names, with the other entries as its fields."""
+def make_method(
+    config: dict[str, Any], spec: DataSpec, *, text: Mapping[str, Any] = FrozenDict()
+) -> Method:
+    """The method that `config['name']` names, with the other entries as its fields.
+
+    With `text['file']` a BERT reads the text modalities for it.
+    """
     name = config.pop("name")
     module, attribute = schema.method_target(name)
     fields = {k: FrozenDict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+
+    def make(data: DataSpec) -> Method:
+        try:
+            return resolve(f"{module}:{attribute}", module)(data=data, **fields)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"method.name={name!r}: {error}") from error
+
+    if not text.get("file"):
+        return make(spec)
     try:
-        return resolve(f"{module}:{attribute}", module)(data=spec, **fields)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"method.name={name!r}: {error}") from error
+        return bert.with_text(make, spec, **text)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"text.file: {error}") from error
 
 
 def batch_like(batch: Batch, mesh: jax.sharding.Mesh) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from m4.nn.dense import Initializer, StackedDense, xavier_init
+from m4.nn.dropout import Dropout
 from m4.types import Array
 
 
@@ -67,7 +68,7 @@ class SelfAttention(nn.Module):
         qkv = StackedDense(3 * width, self.num_stacks, init, self.qkv_bias_init, name="qkv")
         packed = qkv(x_BMTD)
         q, k, v = rearrange(packed, "b m t (n h c) -> n b m t h c", n=3, h=self.num_heads)
-        drop = nn.Dropout(self.dropout, deterministic=not train, name="drop")
+        drop = Dropout(self.dropout, deterministic=not train, name="drop")
         y_BMTD = rearrange(attend(q, k, v, mask_BMT, drop, bias_TT), "b m t h c -> b m t (h c)")
         return StackedDense(width, self.num_stacks, init, self.bias_init, name="out")(y_BMTD)
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from m4.nn.attention import SelfAttention
 from m4.nn.dense import StackedDense, StackedLayerNorm, uniform_init
+from m4.nn.dropout import Dropout
 from m4.types import Array
 
 
@@ -25,7 +26,7 @@ class MLP(nn.Module):
         """[B, M, ..., D] -> the same shape."""
         up, down = uniform_init(x.shape[-1]), uniform_init(self.hidden)
         h = StackedDense(self.hidden, self.num_stacks, up, up, name="up")(x)
-        h = nn.Dropout(self.dropout, deterministic=not train, name="drop")(self.activation(h))
+        h = Dropout(self.dropout, deterministic=not train, name="drop")(self.activation(h))
         return StackedDense(x.shape[-1], self.num_stacks, down, down, name="down")(h)
 
 
@@ -44,7 +45,7 @@ class AttentionBlock(nn.Module):
         y = SelfAttention(self.num_heads, self.num_stacks, self.dropout, name="attention")(
             y, mask_BMT, train=train
         )
-        return x_BMTD + nn.Dropout(self.dropout, deterministic=not train, name="drop")(y)
+        return x_BMTD + Dropout(self.dropout, deterministic=not train, name="drop")(y)
 
 
 class MLPBlock(nn.Module):
@@ -63,4 +64,4 @@ class MLPBlock(nn.Module):
         y = MLP(self.hidden, self.num_stacks, self.dropout, self.activation, name="mlp")(
             y, train=train
         )
-        return x + nn.Dropout(self.dropout, deterministic=not train, name="drop")(y)
+        return x + Dropout(self.dropout, deterministic=not train, name="drop")(y)

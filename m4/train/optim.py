@@ -72,11 +72,15 @@ def decayed(params):
     """True for every leaf that weight decay applies to.
 
     Biases stacked over experts or modalities are matrices, so names count besides dimensions:
-    `bias`, `scale`, and `b1`, `b2` of an expert are spared.
+    `bias`, `scale`, and `b1`, `b2` of an expert are spared. So are modules whose names begin with
+    `frozen`: they have no gradient, and must not shrink instead.
     """
 
     def is_matrix(path, leaf):
-        name = str(getattr(path[-1], "key", path[-1]))
+        names = [str(getattr(part, "key", part)) for part in path]
+        name = names[-1]
+        if any(part.startswith("frozen") for part in names):
+            return False
         return leaf.ndim > 1 and not re.search(r"bias|scale|^b\d*$", name)
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -58,10 +58,14 @@ class Step(NamedTuple):
 
 
 def init_params(method: Method, batch: Batch, *, seed: int) -> Params:
-    """Fresh parameters, in the metadata boxes that Linen gives them."""
+    """Fresh parameters, in the metadata boxes that Linen gives them.
+
+    A method's `pretrained(params)`, where it has one, replaces what it has weights for.
+    """
     keys = jax.random.split(jax.random.key(seed), 3)
     rngs = dict(zip(("params", "dropout", "gate"), keys, strict=True))
-    return method.init(rngs, batch, train=False)["params"]
+    params = method.init(rngs, batch, train=False)["params"]
+    return method.pretrained(params) if hasattr(method, "pretrained") else params
 
 
 def init_state(

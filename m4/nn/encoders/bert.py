@@ -1,0 +1,324 @@
+"""BERT (Devlin et al. 2019) with weights from a safetensors file, as a reader of text modalities.
+
+BioBERT, ClinicalBERT and PubMedBERT share the architecture; Longformer does not (its attention is
+windowed), so longer texts are read in chunks of as many tokens as the model has positions.
+`WithText` puts a BERT in front of any method, which then has vectors instead of text.
+
+Letters: B rows, T tokens, C chunks, K vectors, D width.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import traverse_util
+
+from m4.nn import safetensors
+from m4.nn.attention import SelfAttention
+from m4.nn.dense import StackedLayerNorm
+from m4.nn.dropout import Dropout
+from m4.nn.fuse import masked_mean
+from m4.nn.transformer import MLP
+from m4.specs import DataSpec, ModalitySpec
+from m4.types import Array, Batch, Outputs, Stream
+
+EPSILON = 1e-12  # of BERT's layer norms
+HEAD = 64  # width of a head, where nothing else is said: true of all published sizes
+UNUSED = r"(cls|classifier|qa_outputs|lm_head)\.|.*position_ids$"
+gelu = functools.partial(jax.nn.gelu, approximate=False)
+normal = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class BertSizes:
+    """What the weights say about the architecture; `num_heads` they cannot tell."""
+
+    vocab: int
+    positions: int
+    types: int
+    width: int
+    hidden: int
+    depth: int
+    num_heads: int
+    pooler: int  # 1 if the file has one
+
+
+class Bert(nn.Module):
+    """Post-norm encoder; the weights' names in the file are in `load`."""
+
+    sizes: BertSizes
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, token_BT: Array, mask_BT: Array, *, train: bool) -> tuple[Array, Array]:
+        """i32[B, T], bool[B, T] -> last hidden states [B, T, D] and the pooled ones [B, D].
+
+        Tokens outside the mask are never read. Without a pooler the second is the first token's
+        state. All tokens are of the first type.
+        """
+        s = self.sizes
+        position_LD = self.param("position", normal, (s.positions, s.width))
+        type_SD = self.param("type", normal, (s.types, s.width))
+        word = nn.Embed(s.vocab, s.width, embedding_init=normal, name="word")
+        x = word(token_BT) + position_LD[: token_BT.shape[1]] + type_SD[0]
+        x = self._drop(StackedLayerNorm(epsilon=EPSILON, name="norm")(x), "drop", train)
+        for i in range(s.depth):
+            attend = SelfAttention(s.num_heads, dropout=self.dropout, name=f"attention_{i}")
+            a = attend(x[:, None], mask_BT[:, None], train=train)[:, 0]
+            x = x + self._drop(a, f"drop_{i}_0", train)
+            x = StackedLayerNorm(epsilon=EPSILON, name=f"norm_{i}_0")(x)
+            y = MLP(s.hidden, activation=gelu, name=f"mlp_{i}")(x, train=train)
+            x = x + self._drop(y, f"drop_{i}_1", train)
+            x = StackedLayerNorm(epsilon=EPSILON, name=f"norm_{i}_1")(x)
+        if not s.pooler:
+            return x, x[:, 0]
+        return x, jnp.tanh(nn.Dense(s.width, name="pooler")(x[:, 0]))
+
+    def _drop(self, x, name, train):
+        return Dropout(self.dropout, deterministic=not train, name=name)(x)
+
+
+@functools.lru_cache(maxsize=2)
+def load(file: str, num_heads: int = 0) -> tuple[BertSizes, Mapping[str, Callable[[], np.ndarray]]]:
+    """Sizes, and for every parameter of `Bert` by path what reads it.
+
+    Prefixes such as `bert.` and the old names gamma and beta of layer norms are understood; heads
+    for pretraining are passed over. Raises ValueError with every tensor that is missing, surplus or
+    of another shape, and OSError for a file that cannot be read.
+    """
+    if not file.endswith(".safetensors"):
+        raise ValueError(
+            f"{file}: must be a .safetensors file; convert PyTorch files once, outside"
+        )
+    tensors = {_plain(name): x for name, x in safetensors.read(file).items()}
+    tensors = {name: x for name, x in tensors.items() if not re.match(UNUSED, name)}
+    lacks = [n for n in _table(0) if n not in tensors]
+    if lacks:
+        raise ValueError(f"{file}: no BERT, it lacks {', '.join(lacks)}")
+    sizes = _sizes(file, tensors, num_heads)
+    table, shapes = _table(sizes.depth, pooler=bool(sizes.pooler)), expected(sizes)
+    lines = [f"{name} is missing" for name in sorted(table.keys() - tensors.keys())]
+    lines += [f"{name} is surplus" for name in sorted(tensors.keys() - table.keys())]
+    lines += [
+        f"{name} is {tensors[name].dtype}{list(tensors[name].shape)}, expected {list(shape)}"
+        for name, shape in shapes.items()
+        if name in tensors and (tensors[name].shape != shape or tensors[name].dtype.kind != "f")
+    ]
+    if lines:
+        raise ValueError(f"{file}: " + "; ".join(lines))
+    parts: dict[str, list[str]] = {}
+    for name, path in table.items():
+        parts.setdefault(path, []).append(name)
+    return sizes, {path: functools.partial(_join, path, tensors, n) for path, n in parts.items()}
+
+
+def expected(sizes: BertSizes) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor by its name in the file."""
+    width, hidden = sizes.width, sizes.hidden
+    known = {
+        "embeddings.word_embeddings.weight": (sizes.vocab, width),
+        "embeddings.position_embeddings.weight": (sizes.positions, width),
+        "embeddings.token_type_embeddings.weight": (sizes.types, width),
+    }
+
+    def shape(name):
+        if name in known:
+            return known[name]
+        matrix = name.endswith("weight") and "LayerNorm" not in name
+        up = ".intermediate." in name
+        down = bool(re.search(r"\d\.output\.dense", name))
+        out = hidden if up else width
+        return (out, hidden if down else width) if matrix else (out,)
+
+    return {name: shape(name) for name in _table(sizes.depth, pooler=bool(sizes.pooler))}
+
+
+def _plain(name: str) -> str:
+    """Without a model's prefix, and with today's names."""
+    name = re.sub(r"^.*?(?=(embeddings|encoder|pooler)\.)", "", name, count=1)
+    name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+    return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+
+
+def _table(depth: int, *, pooler: bool = False) -> dict[str, str]:
+    """Name in the file -> path in `Bert`, in the order in which parts are put together."""
+    table = {
+        "embeddings.word_embeddings.weight": "word/embedding",
+        "embeddings.position_embeddings.weight": "position",
+        "embeddings.token_type_embeddings.weight": "type",
+    }
+    modules = {"embeddings.LayerNorm": "norm"}
+    for i in range(depth):
+        at = f"encoder.layer.{i}"
+        modules |= {
+            f"{at}.attention.self.{name}": f"attention_{i}/qkv"
+            for name in ("query", "key", "value")
+        }
+        modules |= {
+            f"{at}.attention.output.dense": f"attention_{i}/out",
+            f"{at}.attention.output.LayerNorm": f"norm_{i}_0",
+            f"{at}.intermediate.dense": f"mlp_{i}/up",
+            f"{at}.output.dense": f"mlp_{i}/down",
+            f"{at}.output.LayerNorm": f"norm_{i}_1",
+        }
+    if pooler:
+        modules["pooler.dense"] = "pooler"
+    for name, path in modules.items():
+        table[f"{name}.weight"] = f"{path}/scale" if "LayerNorm" in name else f"{path}/kernel"
+        table[f"{name}.bias"] = f"{path}/bias"
+    return table
+
+
+def _sizes(file, tensors, num_heads) -> BertSizes:
+    vocab, width = tensors["embeddings.word_embeddings.weight"].shape
+    layers = [int(m[1]) for n in tensors if (m := re.match(r"encoder\.layer\.(\d+)\.", n))]
+    up = tensors.get("encoder.layer.0.intermediate.dense.weight", np.zeros((4 * width, 0)))
+    heads = num_heads or max(1, width // HEAD)
+    if width % heads:
+        raise ValueError(f"{file}: {heads} heads cannot split a width of {width}; set num_heads")
+    return BertSizes(
+        vocab,
+        len(tensors["embeddings.position_embeddings.weight"]),
+        len(tensors["embeddings.token_type_embeddings.weight"]),
+        width,
+        len(up),
+        1 + max(layers, default=-1),
+        heads,
+        int("pooler.dense.weight" in tensors),
+    )
+
+
+def _join(path: str, tensors, names: list[str]) -> np.ndarray:
+    """One m4 array: stacks lead with a 1, query, key and value are side by side."""
+    parts = [np.asarray(tensors[name], np.float32) for name in names]
+    if path.endswith("kernel"):
+        parts = [x.T for x in parts]
+    x = np.concatenate(parts, -1)
+    stacked = path.rpartition("/")[0] not in ("", "word", "pooler")
+    return np.ascontiguousarray(x[None] if stacked else x)
+
+
+Tuning = Literal["frozen", "tuned"]
+Pooling = Literal["tokens", "first", "mean", "pooler"]
+PARAMS = {"frozen": "frozen_text", "tuned": "text"}  # what is frozen is not decayed either
+
+
+class WithText(nn.Module):
+    """`method` with a BERT that turns every text modality of `data` into vectors.
+
+    `method` is made for `as_vectors(data, ...)`. One vector per chunk ('first' token, 'mean' over
+    tokens, or the 'pooler's), or one per token; their times are 0. With tuning='frozen' the BERT
+    has no gradient.
+    """
+
+    method: nn.Module
+    data: DataSpec
+    file: str
+    sizes: BertSizes
+    tuning: Tuning = "frozen"
+    pooling: Pooling = "first"
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool, **inputs: Any) -> Outputs:
+        """As the method's."""
+        bert = Bert(self.sizes, self.dropout, name=PARAMS[self.tuning])
+        streams = dict(batch.inputs)
+        for m in _texts(self.data):
+            streams[m.name] = self._read(bert, streams[m.name], train)
+        return self.method(batch.replace(inputs=streams), train=train, **inputs)
+
+    def loss(self, out: Outputs, batch: Batch, step: Array):
+        """As the method's, which sees who has what, but no text."""
+        return self.method.loss(out, batch, step)
+
+    def pretrained(self, params: dict[str, Any]) -> dict[str, Any]:
+        """`params` with the file's weights; they are read by the host, not part of a program."""
+        _, readers = load(self.file, self.sizes.num_heads)
+        shapes = traverse_util.flatten_dict(params[PARAMS[self.tuning]], sep="/")
+        found = {
+            path: jax.pure_callback(readers[path], jax.ShapeDtypeStruct(x.shape, jnp.float32))
+            for path, x in shapes.items()
+        }
+        return params | {PARAMS[self.tuning]: traverse_util.unflatten_dict(found, sep="/")}
+
+    def _read(self, bert, stream: Stream, train) -> Stream:
+        mask_BT = stream.mask & stream.present[:, None]
+        length = min(mask_BT.shape[1], self.sizes.positions)
+        pad = -mask_BT.shape[1] % length
+        split = lambda x: rearrange(  # noqa: E731
+            jnp.pad(x, ((0, 0), (0, pad))), "b (c t) -> (b c) t", t=length
+        )
+        token = split(jnp.where(mask_BT, stream.values, 0).astype(jnp.int32))
+        mask = split(mask_BT)
+        x, pooled = bert(jnp.clip(token, 0, self.sizes.vocab - 1), mask, train=train)
+        rows = len(mask_BT)
+        if self.pooling == "tokens":
+            x_BKD = rearrange(x, "(b c) t d -> b (c t) d", b=rows)[:, : mask_BT.shape[1]]
+            mask_BK = mask_BT
+        else:
+            reduced = {"first": lambda: x[:, 0], "pooler": lambda: pooled}
+            reduced["mean"] = lambda: masked_mean(x, mask, dim=1)
+            x_BKD = rearrange(reduced[self.pooling](), "(b c) d -> b c d", b=rows)
+            mask_BK = rearrange(mask.any(-1), "(b c) -> b c", b=rows)
+        if self.tuning == "frozen":
+            x_BKD = jax.lax.stop_gradient(x_BKD)
+        return Stream(x_BKD, mask_BK, stream.present, jnp.zeros(mask_BK.shape))
+
+
+def with_text(
+    make: Callable[[DataSpec], nn.Module],
+    data: DataSpec,
+    *,
+    file: str,
+    tuning: Tuning = "frozen",
+    pooling: Pooling = "first",
+    num_heads: int = 0,
+    dropout: float = 0.0,
+) -> WithText:
+    """The method that `make` makes for a schema, with a BERT in front of it.
+
+    Raises ValueError for a schema without text, with ids beyond the file's vocabulary, or for a
+    file that is no BERT; OSError for one that cannot be read.
+    """
+    if tuning not in PARAMS or pooling not in ("tokens", "first", "mean", "pooler"):
+        raise ValueError(f"tuning={tuning!r}, pooling={pooling!r}")
+    sizes, _ = load(file, num_heads)
+    if pooling == "pooler" and not sizes.pooler:
+        raise ValueError(f"{file}: has no pooler; choose pooling 'first', 'mean' or 'tokens'")
+    if not _texts(data):
+        raise ValueError(f"no modality is text: {', '.join(data.modality_names)}")
+    for m in _texts(data):
+        if (m.vocab or 0) > sizes.vocab:
+            raise ValueError(f"modality {m.name}: vocab={m.vocab}, but {file} has {sizes.vocab}")
+    method = make(as_vectors(data, sizes, pooling))
+    return WithText(method, data, file, sizes, tuning, pooling, dropout)
+
+
+def as_vectors(data: DataSpec, sizes: BertSizes, pooling: Pooling) -> DataSpec:
+    """The schema with text modalities as vectors."""
+    return dataclasses.replace(
+        data,
+        modalities=tuple(
+            ModalitySpec(m.name, "vectors", (_vectors(m, sizes, pooling), sizes.width))
+            if m.kind == "text"
+            else m
+            for m in data.modalities
+        ),
+    )
+
+
+def _vectors(m: ModalitySpec, sizes, pooling) -> int:
+    return m.length if pooling == "tokens" else math.ceil(m.length / sizes.positions)
+
+
+def _texts(data: DataSpec) -> list[ModalitySpec]:
+    return [m for m in data.modalities if m.kind == "text"]
