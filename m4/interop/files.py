@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from m4.errors import ConfigError, DataError, SaveError
+from m4.nn import safetensors
 
 SAFE = ".safetensors"
 
@@ -20,7 +21,7 @@ def read(path: Path, *, root: str = "") -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    load = _safetensors().load_file if path.suffix == SAFE else _load_torch
+    load = safetensors.read if path.suffix == SAFE else _load_torch
     try:
         tree = load(path)
     except ConfigError:
@@ -44,7 +45,7 @@ def read(path: Path, *, root: str = "") -> dict[str, np.ndarray]:
 def write(path: Path, tensors: Mapping[str, np.ndarray], *, sections: Sequence[str] = ()) -> None:
     """Replaces `path` at once; in torch files names under `sections` become dictionaries."""
     partial = path.with_name(f".{path.name}.partial")
-    save = _safetensors().save_file if path.suffix == SAFE else _save_torch
+    save = safetensors.write if path.suffix == SAFE else _save_torch
     tree = tensors if path.suffix == SAFE else _nest(tensors, sections)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,13 +105,3 @@ def _torch():
             "torch files need torch: pip install 'm4-moe[torch]', or use a .safetensors file"
         ) from None
     return torch
-
-
-def _safetensors():
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise ConfigError(
-            "safetensors files need safetensors: pip install 'm4-moe[torch]'"
-        ) from None
-    return safetensors.numpy

@@ -31,7 +31,6 @@ def same(found):
 
 
 def test_safetensors_need_no_torch(tmp_path, monkeypatch):
-    pytest.importorskip("safetensors", reason="safetensors is not installed")
     actual = builtins.__import__
 
     def without_torch(name, *args, **kwargs):
@@ -52,7 +51,6 @@ def test_safetensors_need_no_torch(tmp_path, monkeypatch):
 
 
 def test_damaged_safetensors(tmp_path):
-    pytest.importorskip("safetensors", reason="safetensors is not installed")
     (tmp_path / "x.safetensors").write_bytes(b"\xff" * 40)
     with pytest.raises(DataError, match="cannot be read as tensors alone"):
         files.read(tmp_path / "x.safetensors")

@@ -206,7 +206,7 @@ def test_reads_in_chunks_for_any_method(file):
     def model(token, mask, *, train):
         return bert.Bert(SIZES).apply({"params": params(file)}, token, mask, train=train)
 
-    stream = method._read(model, note, train=False)
+    stream = bert.read(model, note, positions=6, vocab=11, pooling="first", train=False)
     first, _ = by_hand(weights(), [note.values[0, :6]], np.ones((1, 6), bool))
     second, _ = by_hand(weights(), [note.values[0, 6:]], np.ones((1, 3), bool))
     np.testing.assert_allclose(stream.values[0], [first[0][0], second[0][0]], atol=1e-5)

@@ -232,8 +232,12 @@ class WithText(nn.Module):
         """As the method's."""
         bert = Bert(self.sizes, self.dropout, name=PARAMS[self.tuning])
         streams = dict(batch.inputs)
+        options = {"positions": self.sizes.positions, "vocab": self.sizes.vocab}
         for m in _texts(self.data):
-            streams[m.name] = self._read(bert, streams[m.name], train)
+            x = read(bert, streams[m.name], **options, pooling=self.pooling, train=train)
+            if self.tuning == "frozen":
+                x = x.replace(values=jax.lax.stop_gradient(x.values))
+            streams[m.name] = x
         return self.method(batch.replace(inputs=streams), train=train, **inputs)
 
     def loss(self, out: Outputs, batch: Batch, step: Array):
@@ -250,28 +254,37 @@ class WithText(nn.Module):
         }
         return params | {PARAMS[self.tuning]: traverse_util.unflatten_dict(found, sep="/")}
 
-    def _read(self, bert, stream: Stream, train) -> Stream:
-        mask_BT = stream.mask & stream.present[:, None]
-        length = min(mask_BT.shape[1], self.sizes.positions)
-        pad = -mask_BT.shape[1] % length
-        split = lambda x: rearrange(  # noqa: E731
-            jnp.pad(x, ((0, 0), (0, pad))), "b (c t) -> (b c) t", t=length
-        )
-        token = split(jnp.where(mask_BT, stream.values, 0).astype(jnp.int32))
-        mask = split(mask_BT)
-        x, pooled = bert(jnp.clip(token, 0, self.sizes.vocab - 1), mask, train=train)
-        rows = len(mask_BT)
-        if self.pooling == "tokens":
-            x_BKD = rearrange(x, "(b c) t d -> b (c t) d", b=rows)[:, : mask_BT.shape[1]]
-            mask_BK = mask_BT
-        else:
-            reduced = {"first": lambda: x[:, 0], "pooler": lambda: pooled}
-            reduced["mean"] = lambda: masked_mean(x, mask, dim=1)
-            x_BKD = rearrange(reduced[self.pooling](), "(b c) d -> b c d", b=rows)
-            mask_BK = rearrange(mask.any(-1), "(b c) -> b c", b=rows)
-        if self.tuning == "frozen":
-            x_BKD = jax.lax.stop_gradient(x_BKD)
-        return Stream(x_BKD, mask_BK, stream.present, jnp.zeros(mask_BK.shape))
+
+def read(
+    model: Callable[..., tuple[Array, Array]],
+    stream: Stream,
+    *,
+    positions: int,
+    vocab: int,
+    pooling: Pooling,
+    train: bool,
+) -> Stream:
+    """A text as vectors, in chunks of up to `positions` tokens; `model` is a `Bert`'s call."""
+    mask_BT = stream.mask & stream.present[:, None]
+    rows, total = mask_BT.shape
+    length = min(total, positions)
+    pad = -total % length
+
+    def chunks(x_BT):
+        return rearrange(jnp.pad(x_BT, ((0, 0), (0, pad))), "b (c t) -> (b c) t", t=length)
+
+    token = jnp.where(mask_BT, jnp.clip(stream.values, 0, vocab - 1), 0).astype(jnp.int32)
+    mask = chunks(mask_BT)
+    x, pooled = model(chunks(token), mask, train=train)
+    if pooling == "tokens":
+        x_BKD = rearrange(x, "(b c) t d -> b (c t) d", b=rows)[:, :total]
+        mask_BK = mask_BT
+    else:
+        reduced = {"first": lambda: x[:, 0], "pooler": lambda: pooled}
+        reduced["mean"] = lambda: masked_mean(x, mask, dim=1)
+        x_BKD = rearrange(reduced[pooling](), "(b c) d -> b c d", b=rows)
+        mask_BK = rearrange(mask.any(-1), "(b c) -> b c", b=rows)
+    return Stream(x_BKD, mask_BK, stream.present, jnp.zeros(mask_BK.shape))
 
 
 def with_text(

@@ -1,0 +1,102 @@
+"""Flex-MoE, FlexCare and M4oE through the command line, with real safetensors files, no torch."""
+
+import os
+
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from m4 import config as configs
+from m4.interop import files
+from m4.interop.__main__ import LAYOUTS, main
+from m4.modes import setup as setups
+from tests.interop import shared
+
+METHODS = {
+    "flexmoe": (
+        "kind='tables'",
+        "width=8, num_heads=2, num_patches=2, hidden=6, num_experts=4, top_k=2",
+    ),
+    "flexcare": (
+        "kind='care'",
+        "width=8, hidden=8, depth=1, num_heads=2, mlp=6, num_experts=3, top_k=2, patch=4",
+    ),
+    "m4oe": (
+        "size=8, num_patients=60",
+        "width=8, hidden=6, num_heads=2, num_experts=2, modality_experts=2, fusion_experts=2,"
+        " vit_depth=1, vit_heads=2, patch=4",
+    ),
+}
+SELECT = {"flexmoe": "diagnosis/auroc_macro", "flexcare": "ihm48/auroc", "m4oe": "risk/auroc"}
+# What the files hold beyond what m4 reads: a dead tensor, and one that is stored twice.
+DEAD = {
+    "flexmoe": {},
+    "flexcare": {"encoder_layer_fusion.linear1.bias": 6, "note_projection.pooler.dense.bias": 4},
+    "m4oe": {"head3.bias": 2, "cls_token": 8},
+}
+UNREAD = ("task_embedding.weight", "ehr_pos_embed", "cxr_pos_embed", "note_pos_embed")
+
+
+@pytest.fixture(params=METHODS)
+def job(request, tmp_path, monkeypatch):
+    """Name of the method, its configuration file, and tensors of the release for it."""
+    monkeypatch.setitem(os.environ, "M4_DATA_DIR", str(tmp_path / "data"))
+    name = request.param
+    options, fields = METHODS[name]
+    data = "views" if name == "m4oe" else "tests.interop.cli_data"
+    (tmp_path / "c.py").write_text(f"""
+import ml_collections
+def get_config(variant=''):
+    return ml_collections.ConfigDict(dict(
+        data=dict(name={data!r}, options=dict({options})),
+        method=dict(name={name!r}, fidelity='released', {fields}),
+        optim=dict(lr=0.01),
+        train=dict(steps=2, batch_size=4, select={SELECT[name]!r}),
+        eval=dict(batch_size=4, bootstrap=5, baselines=False, subsets=False),
+    ))
+""")
+    config = configs.load(configs.parse([f"--config={tmp_path / 'c.py'}"]))
+    made = setups.make(config, setups.prepare(config))
+    shapes = traverse_util.flatten_dict(made.state.eval_params, sep="/")
+    return name, tmp_path, shared.tensors(LAYOUTS[name](made.method), shapes)
+
+
+def run(name, command, *args):
+    return main([command, f"--method={name}", *map(str, args)])
+
+
+def test_round_trip_and_every_misfit(job, capsys):
+    name, folder, theirs = job
+    file, config = folder / "theirs.safetensors", f"--config={folder / 'c.py'}"
+    extra = {n: np.zeros(size, np.float32) for n, size in DEAD[name].items()}
+    files.write(file, theirs | extra)
+    out = folder / "w"
+    assert run(name, "import", f"--torch={file}", config, f"--out={out}") == 0
+    printed = capsys.readouterr().out
+    assert f"{len(theirs) + len(extra)} tensors -> " in printed
+    assert printed.count("not taken: 1 tensors") == len(extra)
+    back = folder / "back.safetensors"
+    assert run(name, "export", f"--torch={back}", f"--workdir={out}") == 0
+    found = files.read(back)
+    assert found.keys() == theirs.keys()
+    for key, x in theirs.items():
+        kept = found[key] != 0 if key in UNREAD else ...
+        np.testing.assert_array_equal(found[key][kept], x[kept], err_msg=key)
+
+    names = [n for n in sorted(theirs) if theirs[n].ndim == 2 and "gate" not in n][:2]
+    wrong = dict(theirs)
+    del wrong[names[0]]
+    wrong[names[1]] = np.zeros((2, 3), np.float32)
+    wrong["extra.weight"] = np.zeros(4, np.float32)
+    files.write(file, wrong)
+    capsys.readouterr()
+    assert run(name, "import", f"--torch={file}", config, f"--out={folder / 'no'}") == 3
+    rows, columns = theirs[names[1]].shape
+    shape = list(theirs[names[0]].shape)
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(line.removeprefix(f"m4: data error: {file}: ") for line in lines) == sorted([
+        f"{names[0]} is missing, expected float32{shape}",
+        f"{names[1]} is float32[2, 3], expected float32[{rows}, {columns}]",
+        "extra.weight float32[4] is surplus",
+    ])  # fmt: skip
+    assert not (folder / "no/checkpoints").exists()
