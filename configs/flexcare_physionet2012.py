@@ -64,5 +64,5 @@ def get_config(variant=""):
         config.method.update(num_experts=4, width=16, hidden=16, mlp=16)
         config.optim.warmup_steps = 2
         config.train.update(steps=6, batch_size=8, log_every=2, eval_every=3, save_every=3)
-        config.eval.update(bootstrap=20)
+        config.eval.update(batch_size=16, bootstrap=20, baselines=False)
     return config

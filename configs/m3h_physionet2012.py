@@ -56,5 +56,5 @@ def get_config(variant=""):
         config.method.update(width=8, task_width=8)
         config.optim.warmup_steps = 2
         config.train.update(steps=6, batch_size=8, log_every=2, eval_every=3, save_every=3)
-        config.eval.update(bootstrap=20)
+        config.eval.update(batch_size=16, bootstrap=20, baselines=False)
     return config
