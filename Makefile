@@ -7,6 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/fusemoe_mimic.py:synthetic
 WORKDIR ?= runs/demo
+RESULTS ?= runs/results
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -25,6 +26,10 @@ reliability: $(VENV)/installed
 
 reliability-short: $(VENV)/installed
 	$(BIN)/python -m m4.bench.reliability --short
+
+# Five methods, three seeds, PhysioNet 2012 below M4_RAW_DIR: two hours of one core; it resumes.
+results: $(VENV)/installed
+	$(BIN)/python -m m4.bench results --out=$(RESULTS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -40,6 +40,8 @@ SPEC = DataSpec(
     ),
 )
 
+PAIR = DataSpec(SPEC.modalities[:2], SPEC.tasks[:2])  # for what compiles much
+
 
 def random_stream(m: ModalitySpec, present: np.ndarray, rng: np.random.Generator) -> Stream:
     """Values, ragged lengths, irregular sorted times and scattered observations."""

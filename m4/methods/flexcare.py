@@ -28,7 +28,7 @@ from m4 import losses
 from m4.moe import gates
 from m4.moe.layer import MoE
 from m4.nn.attention import SelfAttention, masked_softmax
-from m4.nn.bank import combinations
+from m4.nn.bank import combination_index, combinations
 from m4.nn.dense import StackedLayerNorm, uniform_init
 from m4.nn.dropout import Dropout
 from m4.nn.encoders.summary import ModalitySummary
@@ -62,6 +62,9 @@ class FlexCare(nn.Module):
     top_k: int = 2
     hidden: int = 128  # of an expert
     dispatch: str = "auto"
+    gate_options: Mapping = FrozenDict({})
+    routing_options: Mapping = FrozenDict({})
+    num_groups: int = 1  # of experts, for routers with groups
     width: int = 128
     depth: int = 4
     num_heads: int = 2
@@ -108,7 +111,8 @@ class FlexCare(nn.Module):
         else:
             z_BKCD = jnp.broadcast_to(z_BCD[:, None], (rows, q_BKD.shape[1], *z_BCD.shape[1:]))
         counted_BC = ready_BC & (batch.weight > 0)[:, None]
-        y_BKCD, moe = self._route(z_BKCD, q_BKD, counted_BC, member_CM, train)
+        pattern_B = combination_index(present_BM, modulo=self.num_experts)
+        y_BKCD, moe = self._route(z_BKCD, q_BKD, counted_BC, pattern_B, member_CM, train)
         fused_BKD = self._fuse(q_BKD, y_BKCD, ready_BC)
         logits = self._heads(q_BKD, fused_BKD, wide_BN, train)
         aux = {name: moe.losses[name] for name in self._routed_losses()}
@@ -195,7 +199,7 @@ class FlexCare(nn.Module):
             x_BTD = StackedLayerNorm(name=f"norm_{i}_1")(x_BTD + drop(mlp(x_BTD, train=train)))
         return x_BTD[:, :num], x_BTD[:, num : num + combined]
 
-    def _route(self, z_BKCD, q_BKD, ready_BC, member_CM, train) -> tuple[Array, MoeAux]:
+    def _route(self, z_BKCD, q_BKD, ready_BC, pattern_B, member_CM, train) -> tuple[Array, MoeAux]:
         """Experts for the tokens of available combinations; others become 0."""
         rows, num_tasks, combined = z_BKCD.shape[:3]
         task_additive = self.gate == "task_additive" and self.fidelity == "released"
@@ -209,11 +213,15 @@ class FlexCare(nn.Module):
             dispatch=self.dispatch,
             losses=self._routed_losses(),
             num_modalities=combined,
+            gate_options=self.gate_options,
+            router_options=self.routing_options,
+            num_groups=self.num_groups,
             name="layer_0",
         )(
             rearrange(z_BKCD, "b k c d -> (b k c) d"),
             valid_N=jnp.repeat(ready_BC, num_tasks, axis=0).reshape(-1),
-            modality_N=jnp.tile(jnp.arange(combined), rows * num_tasks),
+            modality_N=np.tile(np.arange(combined), rows * num_tasks),
+            pattern_N=jnp.repeat(pattern_B, num_tasks * combined),
             query_NQ=jnp.repeat(q_BKD.reshape(-1, self.width), combined, axis=0),
             num_rows=rows,
             train=train,

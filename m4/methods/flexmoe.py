@@ -20,6 +20,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax.core import FrozenDict
 
@@ -68,6 +69,9 @@ class FlexMoE(nn.Module):
     top_k: int = 4
     hidden: int = 256
     dispatch: str = "auto"
+    gate_options: Mapping = FrozenDict({})
+    routing_options: Mapping = FrozenDict({})
+    num_groups: int = 1  # of experts, for routers with groups
     width: int = 128
     depth: int = 1  # layers: sparse, dense, sparse, ...
     num_heads: int = 4
@@ -232,7 +236,9 @@ class FlexMoE(nn.Module):
             hidden=self.hidden,
             gate=RELEASED.get(self.gate, self.gate) if released else self.gate,
             router=RELEASED.get(self.routing, self.routing) if released else self.routing,
-            router_options=FrozenDict({"normalise": "before"} if self._softmax_first() else {}),
+            router_options=FrozenDict({**self._normalise(), **self.routing_options}),
+            gate_options=self.gate_options,
+            num_groups=self.num_groups,
             dispatch=self.dispatch,
             losses=tuple(self._losses().values()),
             num_modalities=num,
@@ -241,16 +247,17 @@ class FlexMoE(nn.Module):
         )(
             rearrange(x_BTD, "b t d -> (b t) d"),
             valid_N=jnp.repeat(routable_B, x_BTD.shape[1]),
-            modality_N=jnp.tile(jnp.repeat(jnp.arange(num), per_modality), rows),
+            modality_N=np.tile(np.repeat(np.arange(num), per_modality), rows),
             pattern_N=jnp.repeat(self._pattern(present_BM), x_BTD.shape[1]),
             num_rows=rows,
             train=train,
         )
         return y_ND.reshape(x_BTD.shape), aux
 
-    def _softmax_first(self):
+    def _normalise(self) -> dict[str, str]:
         """Eq. 1 of the paper: the softmax of all scores, then the largest k of it."""
-        return self.fidelity == "paper" and self.routing in ("top_k", "noisy_top_k")
+        softmax_first = self.fidelity == "paper" and self.routing in ("top_k", "noisy_top_k")
+        return {"normalise": "before"} if softmax_first else {}
 
     def _pattern(self, present_BM) -> Array:
         """Each row's expert: 0 if complete, else its combination's, modulo the experts but 0."""

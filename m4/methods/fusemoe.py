@@ -26,6 +26,7 @@ from flax.core import FrozenDict
 from m4 import losses
 from m4.moe import declare
 from m4.moe.layer import MoE
+from m4.nn.bank import combination_index
 from m4.nn.dense import StackedLayerNorm, hats
 from m4.nn.encoders import mixed
 from m4.nn.fuse import MissingIndicator
@@ -56,6 +57,9 @@ class FuseMoE(nn.Module):
     top_k: int = 2
     hidden: int = 128
     dispatch: str = "auto"
+    gate_options: Mapping = FrozenDict({})
+    routing_options: Mapping = FrozenDict({})
+    num_groups: int = 1  # of experts, for routers with groups
     width: int = 64
     depth: int = 1
     num_heads: int = 4
@@ -127,14 +131,17 @@ class FuseMoE(nn.Module):
             "sharing": self.router,
             "dispatch": self.dispatch,
             "losses": tuple(sorted(self.aux_weights)),
+            "gate_options": self.gate_options,
+            "router_options": self.routing_options,
+            "num_groups": self.num_groups,
         }
 
     # fidelity 'm4'
 
     def _fuse_tokens(self, inputs, present_BM, routable_B, train) -> tuple[Array, dict]:
         """Summary tokens s of all modalities and grid tokens x of the timed ones."""
-        order = mixed.order(self.data)
-        present_BM = present_BM[:, np.array(order)]
+        pattern_B = combination_index(present_BM, modulo=self.num_experts)
+        present_BM = present_BM[:, np.array(mixed.order(self.data))]
         summary = mixed.SummaryEncoder(self.data, self.width, self.dropout, name="summary")
         s_BMD, wide_BN = summary(inputs, train=train)
         s_BMD += self.param("type", small, s_BMD.shape[1:])
@@ -149,7 +156,9 @@ class FuseMoE(nn.Module):
         for i in range(self.depth):
             s_BMD, x_BMQD = self._attend(i, s_BMD, x_BMQD, present_BM, train)
             valid_BM = present_BM & routable_B[:, None]
-            s_BMD, x_BMQD, moe[f"layer_{i}"] = self._route(i, s_BMD, x_BMQD, valid_BM, train)
+            s_BMD, x_BMQD, moe[f"layer_{i}"] = self._route(
+                i, s_BMD, x_BMQD, valid_BM, pattern_B, train
+            )
         if timed:
             s_BMD += jnp.pad(x_BMQD.mean(2), ((0, 0), (0, s_BMD.shape[1] - timed), (0, 0)))
         s_BMD = StackedLayerNorm(name="norm")(s_BMD)
@@ -177,7 +186,7 @@ class FuseMoE(nn.Module):
             s_BMD = block(s_BMD[:, None], present_BM[:, None], train=train)[:, 0]
         return s_BMD, x_BMQD
 
-    def _route(self, i, s_BMD, x_BMQD, valid_BM, train) -> tuple[Array, Array, MoeAux]:
+    def _route(self, i, s_BMD, x_BMQD, valid_BM, pattern_B, train) -> tuple[Array, Array, MoeAux]:
         """X + drop(MoE(layer norm(x))) on the tokens of present modalities."""
         rows, slots = s_BMD.shape[:2]
         timed, num_queries = x_BMQD.shape[1:3]
@@ -187,6 +196,7 @@ class FuseMoE(nn.Module):
             rearrange(StackedLayerNorm(name=f"norm_{i}")(x_BTD), "b t d -> (b t) d"),
             valid_N=valid_BM[:, slot_T].reshape(-1),
             modality_N=np.tile(np.array(mixed.order(self.data))[slot_T], rows),
+            pattern_N=jnp.repeat(pattern_B, len(slot_T)),
             num_rows=rows,
             train=train,
         )
@@ -202,6 +212,7 @@ class FuseMoE(nn.Module):
         x_BMQD = self._embed(inputs, present_BM, train)
         slots = x_BMQD.shape[1]
         everything = jnp.ones(x_BMQD.shape[:3], bool)  # absent modalities are attended
+        pattern_B = combination_index(present_BM, modulo=self.num_experts)
         released = self.fidelity == "released"
         moe = {}
         for i in range(self.depth):
@@ -209,7 +220,7 @@ class FuseMoE(nn.Module):
             x_BMQD = block(x_BMQD, everything, train=train)
             u_BMQD = StackedLayerNorm(slots, name=f"norm_{i}")(x_BMQD)
             route = PatientMoE(FrozenDict(self._moe()), released=released, name=f"layer_{i}")
-            y_BMQD, moe[f"layer_{i}"] = route(u_BMQD, routable_B, train=train)
+            y_BMQD, moe[f"layer_{i}"] = route(u_BMQD, routable_B, pattern_B, train=train)
             x_BMQD += nn.Dropout(self.dropout, deterministic=not train, name=f"drop_{i}")(y_BMQD)
             mlp = MLPBlock(4 * self.width, slots, self.dropout, name=f"mlp_{i}")
             x_BMQD = mlp(x_BMQD, train=train)
@@ -258,18 +269,20 @@ class PatientMoE(nn.Module):
     released: bool
 
     @nn.compact
-    def __call__(self, u_BMQD: Array, valid_B: Array, *, train: bool) -> tuple[Array, MoeAux]:
+    def __call__(
+        self, u_BMQD: Array, valid_B: Array, pattern_B: Array, *, train: bool
+    ) -> tuple[Array, MoeAux]:
         """[B, M, Q, D] -> [B, M, Q, D]."""
         rows, slots, num_queries, width = u_BMQD.shape
         flatten = mixing_flatten if self.released else patient_flatten
         u_BMU = flatten(u_BMQD)
         joint = self.layer["sharing"] == "joint"
         units = 1 if joint else slots
-        cls, options = MoE, {}
+        cls, options = MoE, dict(self.layer)
         if self.released:  # with top_k 1 the authors' weights are constantly 1
-            cls, options = ReleasedMoE, {"output": "softmax", "router_options": AFTER}
+            options["router_options"] = FrozenDict({**AFTER, **options["router_options"]})
+            cls, options["output"] = ReleasedMoE, "softmax"
         y_NU, aux = cls(
-            **self.layer,
             **options,
             num_modalities=units,
             out=slots * num_queries * width,
@@ -278,6 +291,7 @@ class PatientMoE(nn.Module):
             u_BMU.reshape(rows * units, -1),
             valid_N=jnp.repeat(valid_B, units),
             modality_N=None if joint else np.tile(np.arange(slots), rows),
+            pattern_N=jnp.repeat(pattern_B, units),
             num_rows=rows,
             train=train or self.released,
         )

@@ -76,7 +76,8 @@ class MoE(nn.Module):
         'dropped_by_modality' f32[M], 'dropped_by_task' f32[tasks] and 'dropped_by_row' f32[B]
         count the assignments lost.
         Further `inputs` reach the gates, routers and losses that name them, such as
-        `temperature`, `query_NQ`, `pattern_N`, or `task_N` with `num_tasks`.
+        `temperature`, `query_NQ`, `pattern_N`, or `task_N` with `num_tasks`. Without `query_NQ` a
+        token's query is its modality, one-hot.
 
         Raises ValueError for impossible sizes and for inputs that a function needs and lacks.
         """
@@ -84,6 +85,8 @@ class MoE(nn.Module):
         num_tokens = x_ND.shape[0]
         modality_N = jnp.zeros(num_tokens, jnp.int32) if modality_N is None else modality_N
         x_ND = jnp.where(valid_N[:, None], x_ND, 0)
+        if inputs.get("query_NQ") is None:
+            inputs["query_NQ"] = jax.nn.one_hot(modality_N, self.num_modalities)
         inputs |= {
             "x_ND": x_ND.astype(jnp.promote_types(x_ND.dtype, jnp.float32)),
             "modality_N": modality_N,
@@ -136,9 +139,8 @@ class MoE(nn.Module):
         gate, router = self._functions()
         reach = self._reach()
         inputs = inputs | {"num_experts": reach}
-        query_NQ = inputs.get("query_NQ")
         dims = {"D": inputs["x_ND"].shape[-1], "E": reach * self.num_slots, "R": self.rank}
-        dims |= {"Q": 0 if query_NQ is None else query_NQ.shape[-1], "G": self.num_groups}
+        dims |= {"Q": inputs["query_NQ"].shape[-1], "G": self.num_groups}
         gate_params = self._learned(gate, "gate", dims, num_gates)
         outer, outer_params = None, {}
         if "outer_NG" in inspect.signature(router).parameters:

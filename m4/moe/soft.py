@@ -97,6 +97,7 @@ class SoftExperts(nn.Module):
     num_stacks: int = 1
     gate: str = "m4.moe.soft:scaled_cosine"
     gate_options: Mapping = FrozenDict({})
+    rank: int = 8  # R of the low-rank gates
     inputs: Literal["unit", "raw"] = "raw"
 
     @nn.compact
@@ -122,7 +123,8 @@ class SoftExperts(nn.Module):
 
     def _score(self, x_BSTD) -> Array:
         gate = resolve(self.gate, "m4.moe.gates")
-        dims = {"D": x_BSTD.shape[-1], "E": self.num_experts * self.num_slots}
+        width, columns = x_BSTD.shape[-1], self.num_experts * self.num_slots
+        dims = {"D": width, "E": columns, "R": self.rank}
         learned = {}
         for argument, (shape, init) in declare.parameters(gate, dims).items():
             name = f"gate_{declare.stem(argument)}"

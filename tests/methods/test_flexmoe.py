@@ -56,6 +56,11 @@ def test_property(probe, check):
     check(probe)
 
 
+def test_eight_devices_equal_one():
+    aux = FrozenDict({"router": 0.01, "importance": 0.01, "load": 0.01})
+    properties.same_on_eight_devices(small(properties.PAIR, aux_weights=aux))
+
+
 def test_parameter_tree_of_the_default_configuration():
     # A checkpoint's schema. Regenerate on purpose only: the test prints the tree it found.
     found = properties.parameter_tree(FlexMoE(properties.SPEC))

@@ -37,6 +37,10 @@ def test_property(probe, check):
     check(probe)
 
 
+def test_eight_devices_equal_one():
+    properties.same_on_eight_devices(small(properties.PAIR))
+
+
 def test_parameter_tree_of_the_default_configuration():
     # A checkpoint's schema. Regenerate on purpose only: the test prints the tree it found.
     found = properties.parameter_tree(M3H(properties.SPEC))

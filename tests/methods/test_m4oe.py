@@ -65,6 +65,12 @@ def test_property(probe, check):
     check(probe)
 
 
+@pytest.mark.slow
+def test_eight_devices_equal_one():
+    aux = FrozenDict({"information": 0.05})
+    properties.same_on_eight_devices(small(properties.PAIR, timed="summary", aux_weights=aux))
+
+
 def test_parameter_tree_of_the_default_configuration():
     # A checkpoint's schema. Regenerate on purpose only: the test prints the tree it found.
     found = properties.parameter_tree(M4oE(properties.SPEC))
