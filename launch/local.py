@@ -69,8 +69,6 @@ class Supervisor:
         self._gang = []
         for process in range(self._spec.procs):
             environment = self._spec.environment(address, str(process))
-            if self._spec.procs == 1:
-                environment.pop("M4_COORDINATOR")
             group = self._gang[0].pid if self._gang else 0
             with contextlib.suppress(ProcessLookupError, PermissionError):  # the first has gone
                 self._gang.append(

@@ -32,7 +32,11 @@ class Spec:
         return shlex.join(self.command())
 
     def environment(self, coordinator: str, process: str) -> dict[str, str]:
-        """What a process must know; values may be the variables of a template."""
+        """What a process must know; values may be the variables of a template.
+
+        One process is a gang of one: so it adds up in the same order, and to the same bits, as
+        several processes with as many devices in all.
+        """
         found = {
             "M4_COORDINATOR": coordinator,
             "M4_NUM_PROCESSES": str(self.procs),
