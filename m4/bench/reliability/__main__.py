@@ -53,10 +53,12 @@ def main(args: list[str]) -> int:
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 yield Bench(Path(work), shared, options.short, options.seed, options.scale)
 
-        found = harness.run(chosen, make_bench)
-    if options.write:
-        form = "short" if options.short else "long"
-        options.write.write_text(harness.update(options.write.read_text(), found, form))
+        def done(outcome) -> None:
+            if options.write:
+                form = "short" if options.short else "long"
+                options.write.write_text(harness.update(options.write.read_text(), outcome, form))
+
+        found = harness.run(chosen, make_bench, done)
     whole = harness.total(found)
     print(f"faults tried / survived / lost: {whole.tried} / {whole.survived} / {whole.lost}")
     return 1 if whole.lost else 0

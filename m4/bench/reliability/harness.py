@@ -10,7 +10,8 @@ import importlib
 import re
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,8 +51,15 @@ class Bench:
         return short if self.short else max(1, round(full * self.scale))
 
 
-def run(scenarios: Iterable[Scenario], make_bench) -> dict[str, Outcome]:
-    """Runs scenarios one by one and prints a line for each; a crash counts as one loss."""
+def run(
+    scenarios: Iterable[Scenario],
+    make_bench: Callable[[], AbstractContextManager[Bench]],
+    done: Callable[[dict[str, Outcome]], None],
+) -> dict[str, Outcome]:
+    """Runs scenarios one by one and prints a line for each; a crash counts as one loss.
+
+    `done` is told the outcome of each as soon as there is one.
+    """
     found = {}
     for scenario in scenarios:
         print(f"{scenario.name} ...", flush=True)
@@ -67,6 +75,7 @@ def run(scenarios: Iterable[Scenario], make_bench) -> dict[str, Outcome]:
         if outcome.tried < 1 or outcome.survived + outcome.lost != outcome.tried:
             outcome = Outcome(1, 0, 1, f"the scenario miscounts: {tuple(outcome)}")
         found[scenario.name] = outcome
+        done({scenario.name: outcome})
         print(f"{scenario.name}: {words(outcome)} [{time.monotonic() - start:.0f} s]", flush=True)
     return found
 
