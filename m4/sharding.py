@@ -50,6 +50,15 @@ def make_mesh(
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def compiler_options(mesh: Mesh) -> dict[str, bool] | None:
+    """Options for programs on `mesh`: devices of one host's CPU run one thread each.
+
+    They share its cores, where threads of several would take turns (docs/performance.md).
+    """
+    shared = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    return {"xla_cpu_multi_thread_eigen": False} if shared else None
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())

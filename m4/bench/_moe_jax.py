@@ -14,6 +14,7 @@ from m4.bench._moe_case import make_case
 from m4.bench._worker import serve
 from m4.moe import dispatch, experts, parallel
 from m4.moe.layer import MoE
+from m4.sharding import compiler_options
 from m4.types import Routing
 
 
@@ -63,7 +64,7 @@ def _dense(case, arrays, dtype, devices):
 
     args = jax.device_put(tuple(a.astype(dtype) for a in args), shardings)
     step = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), out_shardings=(whole, shardings))
-    return _timed(step.lower(*args).compile(), args)
+    return _timed(step.lower(*args).compile(compiler_options(mesh)), args)
 
 
 def _layer(case, arrays, dtype, strategy, split):
@@ -100,7 +101,7 @@ def _layer(case, arrays, dtype, strategy, split):
         out_shardings=((whole, whole), shardings),
     )
     lowered = step.lower(*args)
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options(mesh))
     (value, dropped), _ = compiled(*args)
     facts = {
         "loss": float(value),

@@ -271,7 +271,8 @@ def compile_step(setup: Setup):
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     placed = jax.tree.map(lambda x: x.sharding, setup.state)
     jitted = jax.jit(setup.step.apply, donate_argnums=0, out_shardings=(placed, whole))
-    compiled = jitted.lower(setup.state, totals, setup.batch).compile()
+    options = sharding.compiler_options(setup.mesh)
+    compiled = jitted.lower(setup.state, totals, setup.batch).compile(options)
     return compiled, lambda: sharding.put_whole(zeros, whole)
 
 
@@ -300,4 +301,5 @@ def compile_predict(setup: Setup, batch: Batch):
     keep = jax.ShapeDtypeStruct((len(spec.modalities),), np.bool_)
     jitted = jax.jit(predict, out_shardings=sharding.replicated(setup.mesh))
     params = setup.state.eval_params
-    return jitted.lower(params, batch_like(batch, setup.mesh), keep).compile()
+    lowered = jitted.lower(params, batch_like(batch, setup.mesh), keep)
+    return lowered.compile(sharding.compiler_options(setup.mesh))

@@ -18,8 +18,8 @@ Strategies, equal in value and in every gradient where nothing is dropped:
   second choices, then in token order) and drops the others, counted in `dropped`.
 - 'capacity_prioritised': the same, tokens with a larger best weight first (V-MoE).
 - 'ragged': `jax.lax.ragged_dot`, refused where the compiler expands it over all experts.
-- 'auto': 'dense' if most experts are chosen anyway, 'ragged' on a TPU whose compiler has a kernel
-  for it and its gradients, else 'dropless'. Never drops.
+- 'auto': 'dropless' on a CPU; elsewhere 'dense' if most experts are chosen anyway, 'ragged' on a
+  TPU whose compiler has a kernel for it and its gradients, else 'dropless'. Never drops.
 
 Letters: N tokens, E experts, K chosen experts, D input, F hidden and O output width.
 """
@@ -106,6 +106,8 @@ def dense(x_ND, routing, params, *, activation, output=None):
 
 def choose_strategy(k: int, num_experts: int, device: jax.Device) -> str:
     """What 'auto' means; see the top of the file."""
+    if device.platform == "cpu":
+        return "dropless"
     if num_experts <= 1.25 * k:
         return "dense"
     return "ragged" if device.platform == "tpu" and ragged.pays(device) else "dropless"

@@ -1,6 +1,7 @@
 """Every strategy against a float64 loop over tokens, and what dropping means."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -251,7 +252,10 @@ def test_program_size_does_not_depend_on_the_number_of_experts():
 
 
 def test_auto_never_drops_and_bad_options_are_named():
-    assert dispatch.choose_strategy(4, 4, jax.devices()[0]) == "dense"
+    assert dispatch.choose_strategy(4, 4, jax.devices()[0]) == "dropless"
+    gpu = types.SimpleNamespace(platform="gpu")
+    assert dispatch.choose_strategy(4, 5, gpu) == "dense"
+    assert dispatch.choose_strategy(4, 6, gpu) == "dropless"
     assert dispatch.choose_strategy(2, 64, jax.devices()[0]) == "dropless"
     routing, params = make_routing([[0]], 2), make_params(2, dtype="float32")
     with pytest.raises(ValueError, match="strategy='fast'; choose one of auto"):
