@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 import os
 import shutil
 from datetime import datetime
@@ -101,6 +102,9 @@ def embeddings(folder, table):
     ids = {patient_number(key): np.full(3, value) for key, value in table.items()}
     np.save(folder / "ids.npy", np.array(sorted(ids)))
     np.save(folder / "vectors.npy", np.array([ids[i] for i in sorted(ids)], np.float16))
+    facts = {"encoder": "models/bert", "backend": "onnx", "revision": "1f", "pooling": "cls"}
+    facts |= {"count": len(ids), "width": 3, "sha256": "0"}
+    (folder / "embed.json").write_text(json.dumps(facts))
     return str(folder)
 
 
@@ -119,6 +123,8 @@ def test_embeddings_are_found_by_identifier(raw, tmp_path):
     np.testing.assert_allclose(inputs["cxr"]["times"], [6, 18])
     assert inputs["ecg"]["values"][:, 0].tolist() == [7, 8]
     assert dict(cohort.flow)["notes: dropped, no embedding"] == 1
+    assert "notes by bert revision 1f pooling cls" in cohort.notes
+    assert cohort.sources["embeddings of ecg"] == {"bytes": 12, "sha256": "0"}
     np.save(tmp_path / "n" / "ids.npy", np.array([3, 1]))
     with pytest.raises(DataError, match="ids.npy must be sorted"):
         toy.examples(raw, **options)

@@ -117,7 +117,7 @@ def spec(
       vocab: codes are hashed into this many ids.
       variables: "m4", all 32 vitals and laboratory values, or "fusemoe", the paper's 30.
       dims: modality of vectors -> width, if not that of `schema.VECTORS`.
-      embeddings: "notes", "cxr" or "ecg" -> folder written by `python -m m4.data embed`.
+      embeddings: "notes", "cxr" or "ecg" -> folder written by `python -m m4.data.embed`.
       phenotype_file: csv of codes that replaces the built-in phenotypes.
 
     Raises:
@@ -210,7 +210,7 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options):
     Raises:
       DataError: no files; while iterating, a damaged one, named.
     """
-    from m4.data.cohort import Cohort, checksums
+    from m4.data.cohort import Cohort
     from m4.data.mimiciv.examples import Examples
     from m4.data.mimiciv.stays import load_stays
 
@@ -242,20 +242,35 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options):
         embeddings=dict(options.get("embeddings") or {}),
         scratch=scratch,
     )
-    found = [files.table(root, name) for name in tables(data)]
-    versions = [f"MIMIC-IV {'demo ' if options.get('demo') else ''}{files.version(root)}"]
-    wanted = (*data.modality_names, *(("cxr_image",) if options.get("window") == "cxr" else ()))
-    if {*wanted} & {*schema.LINKED}:
-        from m4.data.mimiciv import linked
-
-        linked_files, linked_versions = linked.sources(raw_dir, wanted)
-        found, versions = [*found, *linked_files], [*versions, *linked_versions]
+    sources, versions = _sources(root, raw_dir, data, options)
     return Cohort(
         spec=data,
         splits={name: lambda name=name: examples.split(name) for name in FRACTIONS},
-        sources=checksums(raw_dir, [path for path in found if path]),
+        sources=sources,
         licence=LICENCE,
         version=VERSION,
         flow=flow,
         notes=", ".join(versions),
     )
+
+
+def _sources(root: Path, raw_dir: Path, data: DataSpec, options) -> tuple[dict, list[str]]:
+    """Checksums of all that is read, and the releases and encoders that it comes from."""
+    from m4.data.cohort import checksums
+
+    found = [files.table(root, name) for name in tables(data)]
+    versions = [f"MIMIC-IV {'demo ' if options.get('demo') else ''}{files.version(root)}"]
+    wanted = (*data.modality_names, *(("cxr_image",) if options.get("window") == "cxr" else ()))
+    embeddings, extra = dict(options.get("embeddings") or {}), {}
+    if {*wanted} & {*schema.LINKED}:
+        from m4.data.mimiciv import linked
+
+        linked_files, linked_versions = linked.sources(raw_dir, wanted)
+        found, versions = [*found, *linked_files], [*versions, *linked_versions]
+        for name, facts in linked.encoders(embeddings).items():
+            size = {"bytes": 2 * facts["count"] * facts["width"], "sha256": facts["sha256"]}
+            extra[f"embeddings of {name}"] = size
+            encoder = Path(facts["encoder"]).name or facts["backend"]
+            revision = facts["revision"] or "-"
+            versions.append(f"{name} by {encoder} revision {revision} pooling {facts['pooling']}")
+    return checksums(raw_dir, [path for path in found if path]) | extra, versions

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m4.data.mimiciv import benchmark, files, haim, linked, schema
+from m4.data.mimiciv import benchmark, files, haim, linked, schema, studies
 from m4.data.mimiciv.diagnoses import last_distinct
 from m4.data.mimiciv.linked import NOTES
 from m4.data.mimiciv.selector import EVENT, SOURCES, Selector, measured
@@ -49,7 +49,7 @@ class Examples:
         self._root, self._data, self._stays, self._flow = root, data, stays, flow
         self._stored = available == "stored"
         self._raw_dir, self._embeddings, self._scratch = raw_dir, embeddings, scratch
-        self._studies = linked.Studies(raw_dir, data, stays, flow, embeddings=embeddings)
+        self._studies = studies.Studies(raw_dir, data, stays, flow, embeddings=embeddings)
         self._folder: Path | None = None
         # blocks of at most ROWS stays of one split
         start = np.searchsorted(stays.split, stays.split)

@@ -53,13 +53,13 @@ def some_hour(stays, hours: np.ndarray, seed: int) -> np.ndarray:
 
 def some_image(stays, raw_dir: Path, seed: int) -> dict[int, str]:
     """Row -> study of one frontal image after hour 4, drawn evenly; ends that row's window."""
-    from m4.data.mimiciv import linked
+    from m4.data.mimiciv import linked, studies
 
     root = linked.find(raw_dir, "cxr")
     if root is None:
         raise DataError(*linked.missing(raw_dir, ("cxr_image",), {}))
     images: dict[int, list] = {}
-    for row, hour, _, path in linked.frontal(root, stays):
+    for row, hour, _, path in studies.frontal(root, stays):
         if hour > FIRST_HOUR - 1:
             images.setdefault(row, []).append((hour, path.parent.name[1:]))
     chosen = {}
