@@ -7,7 +7,9 @@ Regularisation for training, independent for every row:
 Mechanisms for stress tests (Rubin 1976), with the realised rate exact to within one row:
 - `mcar`: missing completely at random;
 - `mar`: missingness depends on another modality, which stays;
-- `mnar`: missingness depends on the values that go missing.
+- `mnar`: missingness depends on the values that go missing;
+- `blocks`: groups of modalities are lost together, as where a ward lacks a device;
+- `gaps`: a run of consecutive positions is lost within a series.
 They may leave a row with nothing; such a row gets weight 0.
 
 Draws of the first two are hashes of (rng's next word, row number, modality), so that a row's fate
@@ -144,6 +146,69 @@ def mnar(
     return apply
 
 
+def blocks(
+    spec: DataSpec, groups: Mapping[str, tuple[str, ...]], rates: Mapping[str, float]
+) -> Transform:
+    """Lose all modalities of a group at once, in a share of the rows that have any of them.
+
+    Args:
+      spec: of the data.
+      groups: name of a group -> its modalities.
+      rates: name of a group -> share; 0 if not named.
+
+    Raises:
+      ValueError: an unknown modality or group, or a rate outside 0..1.
+    """
+    unknown = {m for names in groups.values() for m in names} - {*spec.modality_names}
+    if unknown or {*rates} - {*groups} or not all(0 <= rate <= 1 for rate in rates.values()):
+        raise ValueError(
+            f"blocks: rates {dict(rates)} for groups {[*groups]}; unknown modalities"
+            f" {sorted(unknown)}"
+        )
+
+    def apply(batch: Batch, rng: np.random.Generator) -> Batch:
+        present_BM, names = _present(spec, batch), spec.modality_names
+        drop_BM = np.zeros_like(present_BM)
+        for group, rate in rates.items():
+            columns = [names.index(name) for name in groups[group]]
+            having = present_BM[:, columns].any(-1) & (batch.weight > 0)
+            rows = _some(rng, np.flatnonzero(having), rate)
+            drop_BM[np.ix_(rows, columns)] = True
+        return lose(spec, batch, drop_BM)
+
+    return apply
+
+
+def gaps(spec: DataSpec, rates: Rates, *, share: float) -> Transform:
+    """Lose a run of `share` of a row's positions, in a share `rates` of the rows, per modality.
+
+    Both are exact to within one (row, position), and in expectation. Unlike `segment_loss` the
+    run is of measurements, not of hours, so that as much is lost where they are sparse; a series
+    that loses all its positions is absent. Only modalities with times can be named.
+    """
+    rates_M = _rates(spec, rates) * [isinstance(rates, Mapping) or m.timed for m in spec.modalities]
+    untimed = [m.name for m, r in zip(spec.modalities, rates_M, strict=True) if r and not m.timed]
+    if untimed or not 0 <= share <= 1:
+        raise ValueError(f"gaps: share={share} must be within 0..1; without times: {untimed}")
+
+    def apply(batch: Batch, rng: np.random.Generator) -> Batch:
+        inputs = dict(batch.inputs)
+        for name, rate in zip(spec.modality_names, rates_M, strict=True):
+            stream = inputs[name]
+            rows = _some(rng, np.flatnonzero(stream.present & (batch.weight > 0)), rate)
+            length = stream.mask[rows].sum(-1)
+            lost = (share * length + rng.random(len(rows))).astype(int).clip(max=length)
+            start = (rng.random(len(rows)) * (length - lost + 1)).astype(int)
+            place = np.cumsum(stream.mask[rows], axis=-1) - 1
+            inside = (place >= start[:, None]) & (place < (start + lost)[:, None])
+            keep_BT = stream.mask.copy()
+            keep_BT[rows] &= ~inside
+            inputs[name] = _take(stream, keep_BT) if len(rows) else stream
+        return finish(spec, batch.replace(inputs=inputs))
+
+    return apply
+
+
 def lose(spec: DataSpec, batch: Batch, drop_BM: np.ndarray) -> Batch:
     """Make modality m of row b absent where `drop_BM`; a row left with nothing gets weight 0."""
     inputs = {}
@@ -178,6 +243,11 @@ def _lose_highest(
             number = int(rates_M[m] * len(having) + rng.random())
             drop_BM[having[np.argsort(-noisy)[:number]], m] = True
     return lose(spec, batch, drop_BM)
+
+
+def _some(rng: np.random.Generator, rows: np.ndarray, rate: float) -> np.ndarray:
+    """A share of the rows at random, rounded up or down so that the expectation is exact."""
+    return rng.permutation(rows)[: int(rate * len(rows) + rng.random())] if rate else rows[:0]
 
 
 def _level(stream: Stream, feature: int) -> np.ndarray:

@@ -162,6 +162,43 @@ def test_chained_transforms_keep_the_invariants(train):
         check(SPEC, transform(TrainLoader(train, 16, seed=0).batch(step), rng(step)))
 
 
+def test_blocks_go_together_in_an_exact_number_of_rows():
+    groups = {"icu": ("vitals", "ecg"), "papers": ("note", "words")}
+    lost = ~present(missing.blocks(SPEC, groups, {"icu": 0.25})(full_batch(40), rng()))
+    columns = [NAMES.index(name) for name in ("vitals", "ecg")]
+    assert lost[:, columns].all(-1).sum() == 10 and lost.sum() == 20
+    transform, generator = missing.blocks(SPEC, groups, {"icu": 0.3, "papers": 0.5}), rng(1)
+    counts = np.array(
+        [(~present(transform(full_batch(5), generator)))[:, [0, 1]].sum(0) for _ in range(400)]
+    )
+    assert {*counts[:, 0]} == {1, 2} and {*counts[:, 1]} == {2, 3}  # 1.5 and 2.5 of 5
+    assert np.abs(counts.mean(0) - [1.5, 2.5]).max() < 5 * 0.5 / 400**0.5
+    with pytest.raises(ValueError, match="unknown modalities"):
+        missing.blocks(SPEC, {"icu": ("eeg",)}, {"icu": 0.1})
+    with pytest.raises(ValueError, match="rates"):
+        missing.blocks(SPEC, groups, {"lab": 0.1})
+
+
+def test_gaps_are_runs_of_an_exact_length():
+    before = full_batch(40)
+    after = missing.gaps(SPEC, {"vitals": 0.5}, share=0.5)(before, rng())
+    length = after.inputs["vitals"].mask.sum(-1)
+    assert sorted(length) == [2] * 20 + [4] * 20  # two of four positions in half of the rows
+    third = after.inputs["vitals"].values[..., 1]  # positions hold 1, 2, 3, 4
+    left = {tuple(row[:2]) for row in third[length == 2]}
+    assert left == {(3, 4), (1, 4), (1, 2)}  # the run began at the first, second or third
+    assert (third[length == 2][:, 2:] == 0).all()
+    for name in set(NAMES) - {"vitals"}:
+        assert after.inputs[name] is before.inputs[name]
+    gone = missing.gaps(SPEC, {"vitals": 1.0}, share=1.0)(before, rng()).inputs["vitals"]
+    assert not gone.present.any() and not gone.values.any()
+    everything = missing.gaps(SPEC, 0.5, share=0.5)(before, rng())  # of those with times
+    check(SPEC, everything)
+    assert everything.inputs["static"] is before.inputs["static"]
+    with pytest.raises(ValueError, match=r"without times: \['static'\]"):
+        missing.gaps(SPEC, {"static": 0.5}, share=0.5)
+
+
 def test_wrong_rates_are_refused():
     with pytest.raises(ValueError, match=r"rates for \['notes'\]"):
         missing.modality_dropout(SPEC, {"notes": 0.1})
