@@ -9,7 +9,7 @@
 | `:synthetic` | four modalities of the generated cohort in their place  | none                 |
 | `:tiny`      | the same in seconds, for tests                          | none                 |
 
-Access and layout: docs/datasets.md. `python -m m4.data.fake adni FOLDER` writes invented files.
+Access and layout: docs/datasets.md. `python -m m4.data fake adni FOLDER` writes invented files.
 
 The paper's setting: 16 experts, top 4, one layer, width 128, Adam at 1e-4, batches of 8, 50
 epochs of which the first 5 are sorted by completeness; accuracy 66.11 ± 1.14 on complete rows

@@ -9,7 +9,7 @@
 | `:tiny`  | CMU-MOSI, six steps of a small model        | M4_RAW_DIR/cmu-mosi   |
 
 The files are pickles; docs/datasets.md says how to convert them once. The paper's numbers (Han et
-al., NeurIPS 2024) are MAE, accuracy, correlation and F1. `python -m m4.data.fake mosi FOLDER`
+al., NeurIPS 2024) are MAE, accuracy, correlation and F1. `python -m m4.data fake mosi FOLDER`
 writes invented files.
 """
 

@@ -9,7 +9,7 @@
 
 Blocks of 20 consecutive windows are split, not single ones, which overlap by half: numbers are
 not comparable with the paper's table unless `--config.data.options.block=1`. Open data, see
-docs/datasets.md. `python -m m4.data.fake pam FOLDER` writes invented files.
+docs/datasets.md. `python -m m4.data fake pam FOLDER` writes invented files.
 """
 
 import ml_collections

@@ -8,7 +8,7 @@
 | `:tiny` | the same files, 32 x 32, six steps, small model  | the same                |
 
 The published sizes, 2.3 billion parameters with four images, most of them in experts: give `mesh`
-an expert axis. Access and cost: docs/datasets.md. `python -m m4.data.fake vindr FOLDER` writes
+an expert axis. Access and cost: docs/datasets.md. `python -m m4.data fake vindr FOLDER` writes
 invented files of this layout.
 """
 

@@ -2,14 +2,22 @@
 
 describe   a built data set (or every one below FOLDER), or a MEDS data set: what is in it
 draft      prints a first definition of a MEDS data set, to be checked and completed by hand
+
+`python -m m4.data embed --help` and `python -m m4.data fake --help` say more on these two:
+
+embed      vectors of a frozen encoder for MIMIC-IV's notes and X-rays
+fake       invented raw files in the layout of a data set that cannot be passed on
 """
 
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from m4.data import manifest
 from m4.errors import ConfigError, DataError, UserError
+
+OWN = {"embed": "m4.data.embed", "fake": "m4.data.fake.__main__"}  # with options of their own
 
 
 def main(args: Sequence[str]) -> int:
@@ -18,8 +26,12 @@ def main(args: Sequence[str]) -> int:
         if [*args] in (["-h"], ["--help"]):
             print(__doc__)
             return 0
+        if args and args[0] in OWN:
+            return importlib.import_module(OWN[args[0]]).main([*args[1:]])
         if len(args) != 2 or args[0] not in ("describe", "draft"):
-            raise ConfigError("usage: python -m m4.data describe|draft FOLDER")
+            raise ConfigError(
+                "usage: python -m m4.data describe|draft FOLDER, or embed|fake --help"
+            )
         command, place = args[0], Path(args[1]).expanduser()
         if not place.is_dir():
             raise DataError(f"{place}: no such folder")

@@ -1,7 +1,7 @@
 """Notes and X-rays -> vectors of a frozen encoder, once, before training.
 
-    python -m m4.data.embed notes RAW OUT --backend=transformers --encoder=FOLDER --pooling=mean
-    python -m m4.data.embed cxr   RAW OUT --backend=onnx --encoder=MODEL.onnx --scale=xrv
+    python -m m4.data embed notes RAW OUT --backend=transformers --encoder=FOLDER --pooling=mean
+    python -m m4.data embed cxr   RAW OUT --backend=onnx --encoder=MODEL.onnx --scale=xrv
     python -m m4.main --config=... --config.data.options.embeddings.notes=OUT
 
 Only this command needs an encoder's library, and only the backend that is asked for is imported:
@@ -63,7 +63,7 @@ class Plan:
 
 def main(argv: list[str]) -> int:
     """Parse options and write the vectors; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m m4.data.embed", description=__doc__)
+    parser = argparse.ArgumentParser("python -m m4.data embed", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("what", choices=["notes", "cxr"])
     parser.add_argument("raw_dir", type=Path)

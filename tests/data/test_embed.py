@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from m4.data import __main__ as data_main
 from m4.data import embed, mimiciv
 from m4.data.cohort import patient_number
 from m4.errors import ConfigError, DataError
@@ -16,7 +17,7 @@ PLAN = embed.Plan("notes", "hashing", "", "")
 
 def test_notes_of_icu_patients_are_written_and_read_back(raw, tmp_path, capsys):
     out = tmp_path / "out"
-    assert embed.main(["notes", str(raw), str(out), "--backend=hashing"]) == 0
+    assert data_main.main(["embed", "notes", str(raw), str(out), "--backend=hashing"]) == 0
     facts = json.loads((out / "embed.json").read_text())
     # five radiology reports, one of a stranger to the ICU; two summaries
     assert facts["count"] == 6 and facts["width"] == 768 and facts["backend"] == "hashing"

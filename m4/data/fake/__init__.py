@@ -1,6 +1,6 @@
 """Small invented raw files in exactly the layout of a data set that cannot be passed on.
 
-    python -m m4.data.fake rsna raw
+    python -m m4.data fake rsna raw
     python -m m4.main --config=configs/m4oe_rsna.py:tiny --config.data.raw_dir=raw --workdir=runs/x
 
 To try a pipeline before access is granted, and for tests. Nothing in them is or resembles a

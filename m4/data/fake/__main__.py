@@ -1,4 +1,4 @@
-"""`python -m m4.data.fake NAME FOLDER [--patients=40] [--seed=0]`."""
+"""`python -m m4.data fake NAME FOLDER [--patients=40] [--seed=0]`."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from m4.errors import UserError
 
 def main(argv: list[str]) -> int:
     """Write the files; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m m4.data.fake", description=fake.__doc__)
+    parser = argparse.ArgumentParser("python -m m4.data fake", description=fake.__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("name", choices=[*fake.WRITERS])
     parser.add_argument("folder", help="a raw folder; the data set gets its own folder in it")

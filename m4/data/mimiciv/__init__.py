@@ -117,7 +117,7 @@ def spec(
       vocab: codes are hashed into this many ids.
       variables: "m4", all 32 vitals and laboratory values, or "fusemoe", the paper's 30.
       dims: modality of vectors -> width, if not that of `schema.VECTORS`.
-      embeddings: "notes", "cxr" or "ecg" -> folder written by `python -m m4.data.embed`.
+      embeddings: "notes", "cxr" or "ecg" -> folder written by `python -m m4.data embed`.
       phenotype_file: csv of codes that replaces the built-in phenotypes.
 
     Raises:

@@ -14,7 +14,7 @@ A report counts from the later of its chart and store times (`available="charted
 discharge summary is written when an admission ends, so that of the stay's own admission is never
 read. Images and ECGs count from when they were taken.
 
-Vectors come from a folder that `python -m m4.data.embed` wrote (`embeddings={"notes": FOLDER}`).
+Vectors come from a folder that `python -m m4.data embed` wrote (`embeddings={"notes": FOLDER}`).
 Notes have a fallback that needs no encoder: signed hashed counts of words and pairs of words,
 unit length.
 
@@ -84,7 +84,7 @@ def missing(raw_dir, names, embeddings) -> list[str]:
         if name in names and name not in embeddings:
             lines.append(
                 f"data.options.embeddings.{name}: not given; write them with"
-                f" `python -m m4.data.embed`, or leave {name} out of data.options.modalities"
+                f" `python -m m4.data embed`, or leave {name} out of data.options.modalities"
             )
     return lines
 
