@@ -7,6 +7,7 @@ from m4.eval import plots, tables
 from m4.eval.metrics import LOWER_IS_BETTER
 
 MAX_LINES = 8
+MAX_PATTERNS = 20
 
 
 def title(config: Mapping[str, Any], data: Mapping[str, Any] | None) -> str:
@@ -146,7 +147,24 @@ def cohort(data: Mapping[str, Any] | None, smallest: int) -> dict[str, Any] | No
             for name, split in splits.items()
         ],
         "sources": len(data.get("sources", {})),
+        "presence": _presence(data, smallest),
     }
+
+
+def _presence(data: Mapping[str, Any], smallest: int) -> str | None:
+    """A picture of the combinations of modalities over all splits; rare ones are left out."""
+    names = [m["name"] for m in data.get("schema", {}).get("modalities", [])]
+    total: dict[int, int] = {}
+    for split in data.get("splits", {}).values():
+        for pattern, count in split.get("patterns", {}).items():
+            total[int(pattern)] = total.get(int(pattern), 0) + count
+    ranked = sorted(total.items(), key=lambda item: (-item[1], item[0]))
+    rows = [
+        {"keep": [name for m, name in enumerate(names) if pattern >> m & 1], "count": count}
+        for pattern, count in ranked[:MAX_PATTERNS]
+        if count >= smallest
+    ]
+    return plots.presence(rows, names, alt="combinations of modalities") if rows else None
 
 
 def _flow(flow: Sequence[Sequence], smallest: int) -> list[tuple[str, str]]:

@@ -128,15 +128,30 @@ def subsets(
         full = next((row for row in rows if row["kind"] == "full"), None)
         if full is not None and full["value"] is not None:
             right.axvline(full["value"], color=SOFT, lw=1, ls=":", zorder=1)
-        left.set_xticks(range(count), modalities, rotation=45, ha="left", rotation_mode="anchor")
-        left.xaxis.tick_top()
-        left.set_xlim(-0.6, count - 0.4)
-        left.set_ylim(len(rows) - 0.4, -0.6)
-        for spine in left.spines.values():
-            spine.set_visible(False)
-        left.tick_params(length=0, labelleft=False)
+        _matrix(left, modalities, len(rows))
         _beside(right, [row["text"] for row in rows])
         right.set_xlabel(metric)
+
+    longest = max(map(len, modalities))
+    return draw(paint, WIDTH, 0.26 * len(rows) + 0.8 + 0.055 * longest, alt)
+
+
+def presence(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str], *, alt: str) -> str:
+    """Combinations of modalities, {keep: [name], count}: which are there, and how many rows."""
+    count = len(modalities)
+
+    def paint(figure: Figure) -> None:
+        widths = [max(1.0, 0.34 * count), 6.5]
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=widths)
+        for y, row in enumerate(rows):
+            kept = [m for m, name in enumerate(modalities) if name in row["keep"]]
+            left.scatter(range(count), [y] * count, s=26, color=GRID, zorder=2)
+            left.plot(kept, [y] * len(kept), color=INK, lw=1.3, zorder=3)
+            left.scatter(kept, [y] * len(kept), s=26, color=INK, zorder=4)
+        right.barh(range(len(rows)), [row["count"] for row in rows], color=BLUE, height=0.6)
+        _matrix(left, modalities, len(rows))
+        _beside(right, [f"{row['count']:,}" for row in rows])
+        right.set_xlabel("rows")
 
     longest = max(map(len, modalities))
     return draw(paint, WIDTH, 0.26 * len(rows) + 0.8 + 0.055 * longest, alt)
@@ -240,6 +255,19 @@ def _interval(axes, y, row, colour, *, marker="o", size=5.5, width=1.8, hollow=F
         axes.plot([row["low"], row["high"]], [y, y], color=colour, lw=width, solid_capstyle="butt")
     face = "white" if hollow else colour
     axes.plot(row["value"], y, marker, color=colour, ms=size, mfc=face, zorder=5)
+
+
+def _matrix(axes, modalities: Sequence[str], num_rows: int) -> None:
+    """Names of the columns above, nothing else around the dots."""
+    axes.set_xticks(range(len(modalities)), modalities, rotation=45, ha="left")
+    for label in axes.get_xticklabels():
+        label.set_rotation_mode("anchor")
+    axes.xaxis.tick_top()
+    axes.set_xlim(-0.6, len(modalities) - 0.4)
+    axes.set_ylim(num_rows - 0.4, -0.6)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0, labelleft=False)
 
 
 def _beside(axes, texts: Sequence[str]) -> None:

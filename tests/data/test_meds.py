@@ -344,6 +344,12 @@ def test_unknown_definition_lists_the_shipped_ones():
         meds.spec(file="eicu")
 
 
+def test_an_absolute_folder_is_refused(tmp_path):
+    file = mf.write(tmp_path, {})
+    with pytest.raises(ConfigError, match="folder='/x': must be a path below"):
+        meds.spec(file=file, folder="/x")
+
+
 def test_a_build_is_renewed_when_the_definition_changes(tmp_path):
     file = mf.write(tmp_path, mf.cohort_tables(20))
     first = build.prepare("meds", tmp_path, tmp_path / "d", options={"file": file})

@@ -162,6 +162,18 @@ def test_small_cells_of_the_cohort_are_suppressed(run):
     assert "3,397" not in text
 
 
+def test_combinations_of_modalities_are_drawn_without_the_rare_ones():
+    schema = {"modalities": [{"name": "vitals"}, {"name": "ecg"}], "tasks": []}
+    splits = {
+        name: {"rows": 0, "patients": 0, "present": {}, "labels": {}, "patterns": patterns}
+        for name, patterns in (("train", {"3": 1200, "1": 8, "2": 4}), ("test", {"3": 34, "1": 5}))
+    }
+    svg = history.cohort({"schema": schema, "splits": splits}, 10)["presence"]
+    drawn = {word for word in ("1,234", "13", "vitals", "ecg") if f">{word}<" in svg}
+    assert drawn == {"1,234", "13", "vitals", "ecg"} and ">4<" not in svg
+    assert history.cohort(DATA, 10)["presence"] is None  # no modalities are known
+
+
 def test_verdicts_are_plain(run):
     document, text = run
     by_name = {v["reference"]: v for v in tables.verdicts(document)}

@@ -19,6 +19,7 @@ from m4.data.cohort import Cohort, Example, checksums
 from m4.data.meds import definition as definitions
 from m4.data.meds import parse
 from m4.data.meds.definition import Definition
+from m4.errors import ConfigError
 from m4.specs import DataSpec
 
 VERSION = "1"
@@ -68,7 +69,10 @@ def read_definition(**options: Any) -> Definition:
     """The checked definition. Raises ConfigError with one line per problem."""
     content = resolved(**options)
     meds = content.pop("meds")
-    return parse.parse(content, str(options["file"]), meds=meds)
+    found = parse.parse(content, str(options["file"]), meds=meds)
+    if Path(found.folder).is_absolute():
+        raise ConfigError(f"folder={found.folder!r}: must be a path below --config.data.raw_dir")
+    return found
 
 
 def spec(
