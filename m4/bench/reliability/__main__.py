@@ -11,10 +11,14 @@ import tempfile
 from pathlib import Path
 
 from m4.bench.reliability import harness
+from m4.bench.reliability.config import METHODS
 from m4.bench.reliability.harness import Bench, Scenario
 
 SCENARIOS = (
-    Scenario("SIGKILL", "strikes:kills"),
+    *(
+        Scenario(f"SIGKILL, {method}", "strikes:kills", method in ("fusemoe", "m3h"), (method,))
+        for method in METHODS
+    ),
     Scenario("SIGTERM", "strikes:terms"),
     Scenario("8 devices split over processes", "gangs:factorisations"),
     Scenario("resume on another split of 8 devices", "gangs:resumes"),

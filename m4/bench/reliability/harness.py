@@ -34,6 +34,7 @@ class Scenario(NamedTuple):
     name: str
     target: str
     in_short: bool = True
+    args: tuple[str, ...] = ()  # of the function, after `bench`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ def run(
         with make_bench() as bench:
             try:
                 target = importlib.import_module(f"m4.bench.reliability.{module}")
-                outcome = getattr(target, function)(bench)
+                outcome = getattr(target, function)(bench, *scenario.args)
             except Exception as error:  # noqa: BLE001 (one broken scenario must not hide others)
                 traceback.print_exc()
                 outcome = Outcome(1, 0, 1, f"the scenario failed: {type(error).__name__}")
