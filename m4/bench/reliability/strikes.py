@@ -112,7 +112,7 @@ class _Struck:
     def _after(self, run: runs.Run, workdir: Path) -> int:
         """Checks the end of a struck run; the step that the next one must resume from."""
         used = before = _cpu(run.pid)
-        while run.alive():
+        while run.alive() and time.monotonic() < self._when + runs.PATIENCE:
             used = _cpu(run.pid) or used
             time.sleep(0.01)
         wall = time.monotonic() - self._when
