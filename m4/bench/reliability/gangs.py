@@ -3,6 +3,7 @@
 Gangs are started by `launch/local.py`, as a user would.
 """
 
+import ctypes
 import json
 import os
 import random
@@ -40,7 +41,12 @@ class Gang:
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         with open(self.log, "a") as file:
             self.process = subprocess.Popen(
-                command, env=environment, stdout=file, stderr=file, start_new_session=True
+                command,
+                env=environment,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 (no threads here)
             )
 
     def members(self) -> list[int]:
@@ -207,6 +213,10 @@ def _apart(workdir: Path, other: Path) -> float:
         a, b = (json.loads(line).get("train/loss") for line in (mine, right))
         worst = max(worst, abs(a - b) / abs(b)) if b else worst
     return worst
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _lines(workdir: Path) -> int:
