@@ -16,7 +16,7 @@ from m4.bench.reliability.harness import Bench, Scenario
 
 SCENARIOS = (
     *(
-        Scenario(f"SIGKILL, {method}", "strikes:kills", method in ("fusemoe", "m3h"), (method,))
+        Scenario(f"SIGKILL of {method}", "strikes:kills", method in ("fusemoe", "m3h"), (method,))
         for method in METHODS
     ),
     Scenario("SIGTERM", "strikes:terms"),

@@ -174,7 +174,7 @@ def gang_terms(bench: Bench) -> Outcome:
 
 
 def _reference(bench: Bench, procs: int, count: int) -> Path | None:
-    workdir = bench.shared / f"gang-{procs}x{count}-{_steps(bench)}"
+    workdir = bench.shared / f"gang-{runs.sources()}-{procs}x{count}-{_steps(bench)}"
     if not (workdir / "report.html").exists():
         code = Gang(bench, procs, count, workdir, *_args(bench)).wait()
         if code != 0:
