@@ -201,6 +201,9 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
     for split, found in keys.items():
         if found:
             index.write(folder, split, found)
+    for task in cohort.spec.tasks:
+        if task.kind != "cluster" and not summaries["train"].knows(task.name):
+            raise DataError(f"split train: no label of {task.name} is known; leave out that task")
     _check_disjoint({split: summary.patients for split, summary in summaries.items()})
     return {
         "licence": cohort.licence,

@@ -100,6 +100,10 @@ class Summary:
             if task in self._classes and known:
                 self._classes[task][int(value)] += 1
 
+    def knows(self, task: str) -> bool:
+        """Whether any label of a task was seen."""
+        return bool(self._known[task].any())
+
     def result(self) -> dict[str, Any]:
         """JSON types; label means are prevalences for binary and multilabel tasks."""
         labels = {}

@@ -95,9 +95,12 @@ def _read(root: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], np.n
         path = _path(root, view)
         try:
             with open(path, newline="") as handle:
-                rows = np.array([*csv.reader(handle)][1:], np.float32)
-        except ValueError:
+                head, *lines = csv.reader(handle)
+            rows = np.array(lines, np.float32)
+        except (ValueError, csv.Error, OSError):
             raise DataError(f"{path}: not rows of equally many numbers") from None
+        if head and head[0].replace(".", "").isdigit():
+            raise DataError(f"{path}: has no header line")
         if rows.ndim != 2 or rows.shape[1] != VIEWS[view] + 1:
             raise DataError(f"{path}: {rows.shape} values, expected {VIEWS[view]} and the class")
         views[view], labels[view] = rows[:, :-1], rows[:, -1]

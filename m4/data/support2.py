@@ -19,11 +19,10 @@ The test split is fold `fold` of `num_folds` by a keyed hash of the row's number
 every fold gives one out-of-fold prediction per patient.
 """
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from m4.data import split
+from m4.data import split, text
 from m4.data.cohort import Cohort, Example, checksums
 from m4.errors import ConfigError, DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
@@ -156,24 +155,18 @@ def _features(column: str) -> tuple[str, ...]:
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
     """Rows as text without blanks. Raises DataError naming the file and line."""
-    with open(path, newline="", encoding="utf-8") as handle:
-        reader = csv.DictReader(handle)
-        wanted = {*COLUMNS, *(c for group in GROUPS.values() for c in group)}
-        missing = wanted - {*(reader.fieldnames or ())}
-        if missing:
-            raise DataError(f"{path}: no column {sorted(missing)}")
-        for row in reader:
-            if None in row.values():
-                raise DataError(f"{path}, line {reader.line_num}: too few columns")
-            row = {key: value.strip() for key, value in row.items()}
-            for column in wanted - {*CHOICES, "sfdm2"}:
-                try:
-                    float(row[column] or "nan")
-                except ValueError:
-                    raise DataError(
-                        f"{path}, line {reader.line_num}: {column} is not a number"
-                    ) from None
-            yield row
+    wanted = {*COLUMNS, *(c for group in GROUPS.values() for c in group)}
+    seen: set[str] = set()
+    for line, row in text.rows(path, wanted):
+        where = f"{path}, line {line}"
+        for column in sorted(wanted - {*CHOICES, "sfdm2"}):
+            text.number(row[column], where=f"{where}: {column}")
+        if not row["sno"].isdigit():
+            raise DataError(f"{where}: sno is not a whole number")
+        if row["sno"] in seen:
+            raise DataError(f"{where}: this patient came before")
+        seen.add(row["sno"])
+        yield row
 
 
 def _example(data: DataSpec, row: dict[str, str]) -> Example:
@@ -195,14 +188,14 @@ def _example(data: DataSpec, row: dict[str, str]) -> Example:
     }
 
 
-def _values(column: str, text: str) -> list[float]:
+def _values(column: str, value: str) -> list[float]:
     """Features of one column; NaN where unknown."""
     if column not in CHOICES:
-        return [float(text or "nan")]
-    if text not in VALUES.get(column, CHOICES[column]):
+        return [float(value or "nan")]
+    if value not in VALUES.get(column, CHOICES[column]):
         return [float("nan")] * len(CHOICES[column])
-    return [float(text == value) for value in CHOICES[column]]
+    return [float(value == known) for known in CHOICES[column]]
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text else None
+def _number(value: str) -> float | None:
+    return float(value) if value else None

@@ -55,6 +55,14 @@ def load_stays(
 ) -> Stays:
     """Read the small tables and apply the filters of the cohort, each counted in `flow`."""
     icu, adm, pat = _icustays(root), _admissions(root), _patients(root)
+    for table, key, ids in (
+        ("icustays", "stay_id", icu["stay_id"]),
+        ("admissions", "hadm_id", adm["hadm_id"]),
+        ("patients", "subject_id", pat["subject_id"]),
+    ):
+        twice = len(ids) - len(np.unique(ids))
+        if twice:
+            raise DataError(f"{root}: {table} has {twice} rows whose {key} came before")
     flow.append(("ICU stays", len(icu["stay_id"])))
     a, known = _lookup(adm["hadm_id"], icu["hadm_id"])
     p, known_patient = _lookup(pat["subject_id"], icu["subject_id"])

@@ -22,14 +22,13 @@ descriptor of -1 is missing. `Weight` is the first plausible one of the window (
 again and again); the hourly copies are not used as a series.
 """
 
-import csv
 import functools
 import hashlib
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from m4.data import split
+from m4.data import split, text
 from m4.data.cohort import Cohort, Example, checksums
 from m4.data.physionet2012.raw import RawSet, read_set, set_files
 from m4.errors import ConfigError, DataError
@@ -187,20 +186,15 @@ def read_outcomes(path: Path) -> dict[int, dict[str, float]]:
     """Record id -> outcome columns. Raises DataError naming the file and line."""
     columns = ("RecordID", "SOFA", "Length_of_stay", "In-hospital_death")
     found: dict[int, dict[str, float]] = {}
-    with open(path, newline="") as handle:
-        reader = csv.DictReader(handle)
-        missing = {*columns} - {*(reader.fieldnames or ())}
-        if missing:
-            raise DataError(f"{path}: no column {sorted(missing)}")
-        for row in reader:
-            try:
-                values = {column: float(row[column]) for column in columns}
-            except (TypeError, ValueError):
-                raise DataError(f"{path}, line {reader.line_num}: not a row of numbers") from None
-            stay = int(values.pop("RecordID"))
-            if stay in found:
-                raise DataError(f"{path}, line {reader.line_num}: this record came before")
-            found[stay] = values
+    for line, row in text.rows(path, columns):
+        where = f"{path}, line {line}"
+        values = {c: text.number(row[c], where=f"{where}: {c}") for c in columns}
+        stay = values.pop("RecordID")
+        if not stay.is_integer():
+            raise DataError(f"{where}: RecordID is not a whole number")
+        if int(stay) in found:
+            raise DataError(f"{where}: this record came before")
+        found[int(stay)] = values
     return found
 
 

@@ -21,6 +21,7 @@ from m4.errors import DataError
 
 STATICS = ("Age", "Gender", "Height", "Weight", "ICUType")
 HOURS = 48.0
+MAX_RECORD, MAX_RECORDS, MAX_SET = 2**20, 50_000, 2**30  # bytes, files, bytes: ten times the real
 _MARKER = "<stay>"  # pseudo-parameter of a row put before each stay's rows
 _UNKNOWN, _STAY, _RECORD_ID = -1, -2, -3  # codes of what is no variable
 
@@ -77,7 +78,11 @@ def read_set(
     stays, text = [], io.BytesIO()
     for number, (name, content) in enumerate(_contents(folder, letter), start=1):
         stem = Path(name).stem
-        if not stem.isdigit() or not content.startswith(b"Time,Parameter,Value"):
+        if (
+            not stem.isascii()
+            or not stem.isdigit()
+            or not content.startswith(b"Time,Parameter,Value")
+        ):
             raise DataError(f"{folder}/set-{letter}, file {number}: not a record of the challenge")
         stays.append(int(stem))
         text.write(f"00:00,{_MARKER},0\n".encode())
@@ -102,13 +107,24 @@ def _contents(folder: Path, letter: str) -> Iterator[tuple[str, bytes]]:
     if files and files[0].suffix == ".txt":
         yield from ((path.name, path.read_bytes()) for path in files)
         return
-    number = 0
+    number = size = 0
     try:
         with tarfile.open(files[0], "r:gz") as archive:
             for member in archive:
-                if member.isfile() and member.name.endswith(".txt"):
+                tarfile.data_filter(
+                    member, str(folder)
+                )  # refuses paths and links that lead outside
+                if member.isdir():
+                    continue
+                if not member.isfile() or member.size > MAX_RECORD:
+                    raise DataError(f"{files[0]}: holds a link or a file of {member.size} bytes")
+                number, size = number + 1, size + member.size
+                if number > MAX_RECORDS or size > MAX_SET:
+                    raise DataError(f"{files[0]}: more than {MAX_RECORDS} files or {MAX_SET} bytes")
+                if member.name.endswith(".txt"):
                     yield member.name, archive.extractfile(member).read()
-                    number += 1
+    except tarfile.FilterError as error:
+        raise DataError(f"{files[0]}: unsafe content ({type(error).__name__})") from None
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(
             f"{files[0]}: the archive is damaged after record {number}; download it again"
@@ -142,7 +158,7 @@ def _parse(text: io.BytesIO, codes: Mapping[str, int], where: str, flow: Counter
         table = csv.read_csv(
             text,
             csv.ReadOptions(column_names=["time", "name", "value"]),
-            csv.ParseOptions(invalid_row_handler=skip),
+            csv.ParseOptions(invalid_row_handler=skip, quote_char=False),
             csv.ConvertOptions(
                 column_types={"time": encoded, "name": encoded, "value": "float64"},
                 null_values=["", "NaN", "nan", "NA"],
