@@ -22,7 +22,7 @@ from m4.config.hints import unknown
 from m4.config.rules import REQUIRED, Rule
 from m4.errors import ConfigError
 
-__all__ = ["Flags", "check", "diff", "flatten", "load", "parse", "read_json", "to_json"]
+__all__ = ["Flags", "check", "diff", "flatten", "load", "parse", "read_json", "stored", "to_json"]
 
 # Fields that may change between a run and its continuation: they do not touch the mathematics.
 HARMLESS = ("data.raw_dir", "data.dir", "train.*_every", "train.keep", "train.max_bad")
@@ -158,6 +158,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def stored(path: Path) -> dict[str, Any]:
+    """A work directory's configuration, with defaults for fields that are younger than it."""
+    found = read_json(path)
+    try:
+        return check(found, {}, str(path)).to_dict()
+    except ConfigError:  # written by a version with other rules
+        return found
+
+
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Fields that change the mathematics and differ: "optim.lr: 0.001 -> 0.01"."""
     old, new = flatten(old), flatten(new)
@@ -226,7 +235,7 @@ def _field_problems(path: str, value: Any, fields: Mapping[str, Rule]) -> list[s
     if problem is None and isinstance(value, float) and value - value != 0:
         problem = "must be a finite number"
     if problem is None and not _plain(value):
-        problem = "must be plain data: numbers, text, true or false, None, tuples and dicts of them"
+        problem = "must be plain data: numbers, text, true, false, None, tuples, dicts"
     return [f"{path}={value!r}: {problem}"] if problem else []
 
 
@@ -238,7 +247,9 @@ def _plain(value: Any) -> bool:
         return all(isinstance(k, str) and _plain(v) for k, v in value.items())
     if isinstance(value, float):
         return math.isfinite(value)
-    return value is None or isinstance(value, bool | int | str)
+    if isinstance(value, str):
+        return "\0" not in value
+    return value is None or isinstance(value, bool | int)
 
 
 def _override(

@@ -79,6 +79,8 @@ def parse(args: Sequence[str]) -> Flags:
             problems.append(f"--{name}={value}: must be true or false")
         elif name == "workdir" and not value:
             problems.append("--workdir: needs a value, --workdir=...")
+        elif "\0" in value:
+            problems.append(f"--{name}: must not hold a NUL")
     if "config" in found and "config_json" in found:
         problems.append("--config_json: cannot be given together with --config")
     mode = found.get("mode", "train")

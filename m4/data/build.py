@@ -84,7 +84,7 @@ def prepare(
     if missing:
         raise DataError(*missing, f"{name}: {module.WHERE}")
     try:
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_home(home)
         with _locked(home):
             ready = _unchanged(home, identity, raw_dir)  # built while we waited for the lock
             if ready:
@@ -100,6 +100,13 @@ def prepare(
         raise
 
 
+def _make_home(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise SaveError(f"{home}: cannot be made ({error.strerror}); see data.dir") from error
+
+
 def fingerprint(identity: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> str:
     """Name of the folder: a hash of what determines the records."""
     sums = {file: {"bytes": s["bytes"], "sha256": s["sha256"]} for file, s in sources.items()}
@@ -112,7 +119,7 @@ def _unchanged(home: Path, identity: dict[str, Any], raw_dir: Path) -> Path | No
     for path in sorted(home.glob(f"*/{manifests.FILE}")):
         if path.parent.name.startswith("."):
             continue
-        with contextlib.suppress(DataError):
+        with contextlib.suppress(DataError, OSError, ValueError, AttributeError):  # damaged
             found = manifests.read(path.parent)
             same = all(found.get(key) == value for key, value in identity.items())
             if same and all(
@@ -201,9 +208,9 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
     for split, found in keys.items():
         if found:
             index.write(folder, split, found)
-    for task in cohort.spec.tasks:
-        if task.kind != "cluster" and not summaries["train"].knows(task.name):
-            raise DataError(f"split train: no label of {task.name} is known; leave out that task")
+    supervised = [task.name for task in cohort.spec.tasks if task.kind != "cluster"]
+    if supervised and not any(map(summaries["train"].knows, supervised)):
+        raise DataError(f"split train: not one label of {', '.join(supervised)} is known")
     _check_disjoint({split: summary.patients for split, summary in summaries.items()})
     return {
         "licence": cohort.licence,

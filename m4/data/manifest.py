@@ -57,6 +57,8 @@ def read(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: no readable manifest; delete the folder to rebuild") from error
+    if not isinstance(manifest, dict):
+        raise DataError(f"{path}: no manifest; delete the folder to rebuild")
     if manifest.get("format") != FORMAT:
         raise DataError(f"{path}: format {manifest.get('format')}, expected {FORMAT}")
     return manifest

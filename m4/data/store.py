@@ -14,7 +14,8 @@ Flat keys of a row (dtypes as in `m4.types`):
 A split below `ram_limit` is decoded once and kept; a larger one is decoded on every read.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from m4.data import manifest as manifests
 from m4.data import records
 from m4.data.cohort import Example
 from m4.data.normalise import Normaliser
-from m4.errors import DataError
+from m4.errors import DataError, place
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 Rows = dict[str, np.ndarray]
 RAM_LIMIT = 4 * 2**30  # bytes per split
 CHUNK = 256  # records decoded at once
+_DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OSError)
 
 
 class Store:
@@ -43,24 +45,41 @@ class Store:
         Raises:
           DataError: no such split, a damaged manifest, or fewer records than the manifest says.
         """
-        self.manifest: dict[str, Any] = manifests.read(Path(folder))
+        self._folder = Path(folder)
+        self.manifest: dict[str, Any] = manifests.read(self._folder)
+        self._rows: Rows | None = None
+        with self._damaged():
+            self._open(split, ram_limit)
+
+    def _open(self, split: str, ram_limit: int) -> None:
         self.spec: DataSpec = manifests.spec_from(self.manifest["schema"])
         if split not in self.manifest["splits"]:
-            raise DataError(f"{folder}: no split {split!r}; it has {[*self.manifest['splits']]}")
-        self._source = records.Source(Path(folder) / "records", split, self.spec)
+            known = [*self.manifest["splits"]]
+            raise DataError(f"{self._folder}: no split {split!r}; it has {known}")
+        self._source = records.Source(self._folder / "records", split, self.spec)
         self._normalisers = {
             name: Normaliser(fitted) for name, fitted in self.manifest["normalisers"].items()
         }
         expected = self.manifest["splits"][split]["rows"]
         if len(self) != expected:
-            raise DataError(f"{folder}: split {split} has {len(self)} of {expected} records")
+            raise DataError(f"{self._folder}: split {split} has {len(self)} of {expected} records")
         self.row_bytes = sum(array.nbytes for array in allocate(self.spec, 1).values())
-        self._rows: Rows | None = None
         if self.row_bytes * len(self) <= ram_limit:
-            self._rows = allocate(self.spec, len(self))
+            rows = allocate(self.spec, len(self))
             for start in range(0, len(self), CHUNK):
                 stop = min(start + CHUNK, len(self))
-                self._decode(range(start, stop), {k: a[start:stop] for k, a in self._rows.items()})
+                self._decode(range(start, stop), {k: a[start:stop] for k, a in rows.items()})
+            self._rows = rows
+
+    @contextlib.contextmanager
+    def _damaged(self) -> Iterator[None]:
+        """What reading damaged files ends in -> DataError that quotes nothing of them."""
+        try:
+            yield
+        except _DAMAGED as error:
+            raise DataError(
+                f"{self._folder}: damaged ({place(error)}); delete the folder to build it again"
+            ) from error
 
     def __len__(self) -> int:
         return len(self._source)
@@ -76,7 +95,8 @@ class Store:
         if self._rows is not None:
             return {key: array[indices] for key, array in self._rows.items()}
         rows = allocate(self.spec, len(indices))
-        self._decode(indices.tolist(), rows)
+        with self._damaged():
+            self._decode(indices.tolist(), rows)
         return rows
 
     def columns(self, keys: Sequence[str]) -> Rows:

@@ -30,6 +30,11 @@ def write(workdir: Path) -> Path:
     return path
 
 
+def readable(workdir: Path) -> bool:
+    """Whether there are results that can be shown."""
+    return _results(workdir)[0] is not None
+
+
 def render(workdir: Path) -> str:
     """The page as a string. An empty workdir gives a page that says so."""
     files = {name: _json(workdir / f"{name}.json") for name in ("config", "run", "data")}

@@ -20,7 +20,8 @@ def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
         raise ConfigError("--workdir: is missing")
     if flags.mode not in ("train", "crossval", "check") and not flags.workdir.is_dir():
         raise ConfigError(f"--workdir={flags.workdir}: no such folder; --mode=train makes it")
-    if config is not None and not (flags.mode == "check" and flags.config is None):
+    without_data = flags.mode == "check" and not (flags.config or flags.config_json)
+    if config is not None and not without_data:
         raw.require(config, flags.config)
     mode = importlib.import_module(f"m4.modes.{flags.mode}")
     if os.environ.get("M4_COORDINATOR"):

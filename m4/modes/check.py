@@ -21,7 +21,7 @@ from m4.train.checkpoint import Checkpoints
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Verifies checkpoints; prints schema, parameters, memory, and runs one step. See `m4.main`."""
     _scrub(folder)
-    if flags.config is None:
+    if flags.config is None and flags.config_json is None:
         return
     setup = setups.make(config, setups.prepare(config))
     for modality in setup.spec.modalities:

@@ -47,6 +47,8 @@ def require(config: ml_collections.ConfigDict, source: str | None) -> None:
     missing = module.missing_files(raw_dir, **options)
     if missing:
         where = f"{_name(config)}: {module.WHERE}; then set M4_RAW_DIR or --config.data.raw_dir"
+        if len(missing) > 3:
+            missing[2:] = [f"and {len(missing) - 2} more files"]
         raise DataError(*missing, where, _without_files(source))
 
 
@@ -63,7 +65,7 @@ def _without_files(source: str | None) -> str:
     """The variants of the configuration file that run without any raw file."""
     path = (source or "").partition(":")[0]
     free = []
-    for variant in files.variants(path):
+    for variant in files.variants(path) if path else ():
         config = configs.check(files.load_file(f"{path}:{variant}"), {}, path)
         options = config.data.options.to_dict()
         if not _module(config).missing_files(folders(config)[0], **options):

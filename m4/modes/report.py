@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import ml_collections
+from jinja2 import UndefinedError
 
 from m4.config import Flags
-from m4.errors import DataError
+from m4.errors import DataError, place
 from m4.eval import report
+
+# What a document with parts missing or of another type ends in when it is shown.
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, UndefinedError)
 
 
 def run(config: ml_collections.ConfigDict | None, folder: Path, flags: Flags) -> None:
@@ -16,7 +20,16 @@ def run(config: ml_collections.ConfigDict | None, folder: Path, flags: Flags) ->
 
 
 def build(folder: Path) -> None:
-    """Writes report.html. Raises DataError if there are no results yet."""
-    if not any((folder / "results").glob("*.json")):
+    """Writes report.html. Raises DataError if there are no results yet, or if they are damaged."""
+    results = folder / "results"
+    if not any(results.glob("*.json")):
         raise DataError(f"{folder}: no results; --mode=train or --mode=eval makes them")
-    print(f"report   {report.write(folder)}", flush=True)
+    try:
+        path = report.write(folder)
+    except _MALFORMED as error:
+        raise DataError(
+            f"{results}: not as m4 writes them ({place(error)}); --mode=eval writes them again"
+        ) from error
+    if not report.readable(folder):
+        raise DataError(f"{results}: none can be read; --mode=eval writes them again")
+    print(f"report   {path}", flush=True)

@@ -49,8 +49,10 @@ def claim(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> No
     """Stores the configuration, or refuses if the folder belongs to another one."""
     path = folder / "config.json"
     if path.exists() and not force:
-        changes = configs.diff(configs.read_json(path), config.to_dict())
+        changes = configs.diff(configs.stored(path), config.to_dict())
         if changes:
+            changes.sort(key=lambda line: (".name:" not in line, "(absent)" in line))
+            changes[3:] = [f"and {len(changes) - 3} more fields"] if len(changes) > 3 else []
             raise ConfigError(
                 f"--workdir={folder}: holds a run with another configuration;"
                 " choose another --workdir, or --force_config to go on with this one:",

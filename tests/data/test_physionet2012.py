@@ -159,8 +159,11 @@ def test_truncated_archive(folder, share):
         ({"set-b": {"1": stay(1), "2": stay(2, ["01:00,HR,1x"])}}, "record 2: a value is not"),
         ({"set-b": {"500": "<html>not found</html>"}}, "file 1: not a record of the challenge"),
         ({"set-b": {"500": stay(500), "0500": stay(500)}}, "1 records come twice"),
-        ({"Outcomes-b": "RecordID,SOFA\n500,1\n"}, r"Outcomes-b.txt: no column \['In-hosp"),
-        ({"Outcomes-b": f"{OUTCOMES}500,1,1\n"}, "Outcomes-b.txt, line 2: not a row of numbers"),
+        ({"Outcomes-b": "RecordID,SOFA\n500,1\n"}, "Outcomes-b.txt: no column In-hosp"),
+        (
+            {"Outcomes-b": f"{OUTCOMES}500,1,1\n"},
+            "Outcomes-b.txt, line 2: not as long as the header",
+        ),
         ({"Outcomes-b": OUTCOMES + "500,1,1,1,1,0\n" * 2}, "line 3: this record came before"),
     ],
 )

@@ -238,7 +238,7 @@ def _files() -> Iterator[Case]:
         yield Case(f"option {value}", _given(text=text), 2, ("data.options.tasks",))
     yield Case("config is a folder", lambda folder: [f"--config={folder}"], 2, ("no such config",))
     yield Case("config is text", named("x.txt", GOOD), 2, ("no such configuration file",))
-    yield Case("config has NUL", _alone("--config=a\x00b.py"), 2, ("no such configuration",))
+    yield Case("config has NUL", _alone("--config=a\x00b.py"), 2, ("--config", "NUL"))
     yield Case("no such variant", named("x.py", GOOD, ask=":smal"), 2, ("did you mean", "small"))
     yield Case("near a shipped name", _alone("--config=configs/fusemoe_mimi.py"), 2, ("did you",))
     for scheme in ("http", "https", "gs", "s3", "file", "ftp"):

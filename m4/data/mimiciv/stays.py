@@ -55,14 +55,7 @@ def load_stays(
 ) -> Stays:
     """Read the small tables and apply the filters of the cohort, each counted in `flow`."""
     icu, adm, pat = _icustays(root), _admissions(root), _patients(root)
-    for table, key, ids in (
-        ("icustays", "stay_id", icu["stay_id"]),
-        ("admissions", "hadm_id", adm["hadm_id"]),
-        ("patients", "subject_id", pat["subject_id"]),
-    ):
-        twice = len(ids) - len(np.unique(ids))
-        if twice:
-            raise DataError(f"{root}: {table} has {twice} rows whose {key} came before")
+    _check_ids(root, icustays=icu["stay_id"], admissions=adm["hadm_id"], patients=pat["subject_id"])
     flow.append(("ICU stays", len(icu["stay_id"])))
     a, known = _lookup(adm["hadm_id"], icu["hadm_id"])
     p, known_patient = _lookup(pat["subject_id"], icu["subject_id"])
@@ -134,6 +127,14 @@ def _lived(icu, adm) -> np.ndarray:
     """Hours from ICU admission to a death in the hospital, infinite without one."""
     died = adm["deathtime"] > files.NEVER
     return np.where(died, (adm["deathtime"] - icu["intime"]) / SECONDS, np.inf)
+
+
+def _check_ids(root: Path, **ids: np.ndarray) -> None:
+    """A row that comes twice would be two stays, or one of two answers."""
+    for table, ids_N in ids.items():
+        twice = len(ids_N) - len(np.unique(ids_N))
+        if twice:
+            raise DataError(f"{root}: {table} has {twice} rows whose id came before")
 
 
 def _icustays(root):
