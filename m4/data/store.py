@@ -31,7 +31,8 @@ from m4.specs import DataSpec, ModalitySpec, TaskSpec
 Rows = dict[str, np.ndarray]
 RAM_LIMIT = 4 * 2**30  # bytes per split
 CHUNK = 256  # records decoded at once
-_DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OSError)
+_DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError)
+_DAMAGED += (OverflowError, MemoryError)
 
 
 class Store:
@@ -114,7 +115,10 @@ class Store:
         for modality in self.spec.modalities:
             values = out[f"{modality.name}/values"]
             if modality.name in self._normalisers:
-                values[...] = self._normalisers[modality.name](values)
+                with np.errstate(all="ignore"):
+                    values[...] = self._normalisers[modality.name](values)
+                if not np.isfinite(values).all():
+                    raise ValueError("a normaliser that makes infinite numbers")
             if modality.kind in ("series", "table"):
                 observed = out[f"{modality.name}/observed"]
                 np.multiply(values, observed, out=values)

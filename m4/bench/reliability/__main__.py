@@ -30,6 +30,8 @@ SCENARIOS = (
     Scenario("read-only disk", "disk:read_only"),
     Scenario("soak: memory, handles, stall of saving", "soak:memory"),
     Scenario("truncated or deleted checkpoint files", "flips:cuts"),
+    Scenario("bad inputs of the catalogue", "catalogue:bad_inputs"),
+    Scenario("fuzzed configurations, tables and manifests", "fuzz:fuzz"),
 )
 
 

@@ -84,6 +84,10 @@ def read_set(
             or not content.startswith(b"Time,Parameter,Value")
         ):
             raise DataError(f"{folder}/set-{letter}, file {number}: not a record of the challenge")
+        try:
+            content.decode()
+        except UnicodeDecodeError:  # pyarrow would print it and go on
+            raise DataError(f"{folder}/set-{letter}, file {number}: not UTF-8") from None
         stays.append(int(stem))
         text.write(f"00:00,{_MARKER},0\n".encode())
         text.write(content.partition(b"\n")[2].rstrip() + b"\n")
