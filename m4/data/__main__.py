@@ -10,6 +10,7 @@ fake       invented raw files in the layout of a data set that cannot be passed 
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 from m4.data import manifest
 from m4.errors import ConfigError, DataError, UserError
 
-OWN = {"embed": "m4.data.embed", "fake": "m4.data.fake.__main__"}  # with options of their own
+OWN = {"embed": "embed", "fake": "fake.__main__"}  # with options of their own
 
 
 def main(args: Sequence[str]) -> int:
@@ -27,7 +28,7 @@ def main(args: Sequence[str]) -> int:
             print(__doc__)
             return 0
         if args and args[0] in OWN:
-            return importlib.import_module(OWN[args[0]]).main([*args[1:]])
+            return importlib.import_module(f"m4.data.{OWN[args[0]]}").main([*args[1:]])
         if len(args) != 2 or args[0] not in ("describe", "draft"):
             raise ConfigError(
                 "usage: python -m m4.data describe|draft FOLDER, or embed|fake --help"
@@ -55,4 +56,5 @@ def _lines(command: str, place: Path) -> list[str]:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)  # what is derived from patients is for its owner only
     sys.exit(main(sys.argv[1:]))

@@ -16,7 +16,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import importlib
 import json
 import shutil
 import tempfile
@@ -25,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from m4 import resolve
 from m4.data import index, records
 from m4.data import manifest as manifests
 from m4.data.cohort import Cohort, Example
@@ -67,7 +67,7 @@ def prepare(
       SaveError: `data_dir` cannot be written or is full.
     """
     raw_dir, options = Path(raw_dir), dict(options or {})
-    module = importlib.import_module(name if "." in name else f"m4.data.{name}")
+    module = resolve.module(name, "m4.data")
     home = Path(data_dir) / name.rpartition(".")[2]
     identity = {
         "format": manifests.FORMAT,

@@ -25,6 +25,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -329,4 +330,5 @@ BACKENDS = {
 }
 
 if __name__ == "__main__":
+    os.umask(0o077)  # what is derived from patients is for its owner only
     sys.exit(main(sys.argv[1:]))

@@ -24,6 +24,7 @@ from m4.specs import DataSpec
 from m4.train import processes
 
 SPLIT = "test"
+USE = "research use only; not a medical device"  # in the file's metadata
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
@@ -63,7 +64,7 @@ def _table(found, spec: DataSpec, key: bytes) -> pa.Table:
             task if one else f"{task}/{label}": values[:, c]
             for c, label in enumerate(labels[: values.shape[1]])
         }
-    return pa.table(data)
+    return pa.table(data).replace_schema_metadata({"use": USE})
 
 
 def _key(folder: Path) -> bytes:

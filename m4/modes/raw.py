@@ -1,6 +1,5 @@
 """Are the raw files there? Asked before JAX is imported, so that the answer comes at once."""
 
-import importlib
 import inspect
 import os
 from pathlib import Path
@@ -9,6 +8,7 @@ from types import ModuleType
 import ml_collections
 
 from m4 import config as configs
+from m4 import resolve
 from m4.config import files, rules
 from m4.errors import ConfigError, DataError
 
@@ -57,8 +57,7 @@ def _name(config: ml_collections.ConfigDict) -> str:
 
 
 def _module(config: ml_collections.ConfigDict) -> ModuleType:
-    name = config.data.name
-    return importlib.import_module(name if "." in name else f"m4.data.{name}")
+    return resolve.module(config.data.name, "m4.data")
 
 
 def _without_files(source: str | None) -> str:

@@ -14,6 +14,7 @@ Letters: T tasks.
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -171,4 +172,5 @@ def _print(found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)  # what is derived from patients is for its owner only
     sys.exit(main(sys.argv[1:]))
