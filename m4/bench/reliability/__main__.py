@@ -38,7 +38,7 @@ SCENARIOS = (
 def main(args: list[str]) -> int:
     """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser("python -m m4.bench.reliability", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="the form that CI runs")
+    parser.add_argument("--short", action="store_true", help="the form of minutes")
     parser.add_argument("--only", default="", help="comma-separated beginnings of names")
     parser.add_argument("--write", type=Path, help="page whose table is updated")
     parser.add_argument("--shared", type=Path, help="keeps compiled programs for the next time")
