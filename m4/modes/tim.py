@@ -13,6 +13,7 @@ Letters: T tasks.
 
 import argparse
 import dataclasses
+import inspect
 import json
 import os
 import sys
@@ -29,7 +30,7 @@ from m4 import config as configs
 from m4 import losses, sharding
 from m4.data.loader import eval_batches
 from m4.data.store import Store
-from m4.errors import ConfigError, UserError
+from m4.errors import ConfigError, DataError, UserError
 from m4.eval import evaluate, results, tim
 from m4.modes import raw
 from m4.modes import setup as setups
@@ -58,12 +59,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def run(config: Any, folder: Path, tasks: str, num_permutations: int) -> None:
+def run(config: Any, folder: Path | None, tasks: str, num_permutations: int) -> None:
     """Trains the coalitions of the comma-separated `tasks` (all scored ones if empty)."""
+    if folder is None:
+        raise ConfigError("--workdir: is missing; tim.json is written there")
     folder.mkdir(parents=True, exist_ok=True)
     setups.use_cache(folder)
     setup = setups.make(config, setups.prepare(config))
-    chosen = _chosen(setup, tasks)
+    chosen = _chosen(config, setup, tasks)
     with setups.context(setup.mesh):
         value = tim.cached(_trainer(config, setup, chosen), len(chosen))
         shapley = tim.shapley(value, len(chosen), num_permutations=num_permutations or None)
@@ -82,7 +85,13 @@ def run(config: Any, folder: Path, tasks: str, num_permutations: int) -> None:
     _print(found)
 
 
-def _chosen(setup: setups.Setup, tasks: str) -> list[str]:
+def _chosen(config, setup: setups.Setup, tasks: str) -> list[str]:
+    method = getattr(setup.method, "method", setup.method)  # behind a reader of text, if any
+    if "active_T" not in inspect.signature(type(method).__call__).parameters:
+        raise ConfigError(
+            f"method.name={config.method.name!r}: its call has no argument active_T, so no task"
+            " can be left out; m3h has it"
+        )
     scored = [task.name for task in setup.spec.tasks if task.kind in METRICS]
     chosen = [name for name in tasks.split(",") if name] or scored
     unknown = sorted({*chosen} - {*scored})
@@ -118,19 +127,24 @@ def _trainer(config, setup: setups.Setup, chosen: list[str]):
     )
     apply = jax.jit(step.apply, donate_argnums=0).lower(setup.state, zeros, example).compile()
     predict = _predictor(config, setup)
+    start = jax.device_get(setup.init())  # compiled once, too
+    placed = jax.tree.map(lambda x: x.sharding, setup.state)
 
     def train(mask):
         active_T = np.zeros(len(setup.spec.tasks), bool)
         active_T[place[mask]] = True
-        state, totals = setup.init(), zeros
+        state, totals = jax.device_put(start, placed), zeros
         batches = setup.loader.iter(0)
         for _ in range(config.train.steps):
             batch = sharding.put_batch(next(batches), setup.mesh)
             state, totals = apply(state, totals, (batch, active_T))
         scores = predict(state.eval_params, active_T)
         found = [scores[f"{n}/{METRICS[setup.spec.task(n).kind]}"] for n in chosen]
+        lacks = [n for n, x, on in zip(chosen, found, mask, strict=True) if on and x is None]
+        if lacks:
+            raise DataError(f"test split: no score for {', '.join(lacks)}: labels are all alike")
         print("trained", ", ".join(np.array(chosen)[mask]), flush=True)
-        return np.where(mask, found, np.nan)
+        return np.where(mask, np.array(found, np.float64), np.nan)
 
     return train
 

@@ -21,6 +21,10 @@ SPECS = {
         ),
         (TaskSpec("ihm48", "binary"), TaskSpec("los", "multiclass", dim=3)),
     ),
+    "tasks": (
+        (ModalitySpec("labs", "table", (3,)), ModalitySpec("vitals", "table", (2,))),
+        (TaskSpec("death", "binary"), TaskSpec("los", "regression")),
+    ),
     "text": (
         (ModalitySpec("labs", "table", (3,)), ModalitySpec("note", "text", (9,), vocab=11)),
         (TaskSpec("death", "binary"),),
