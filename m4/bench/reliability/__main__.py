@@ -32,6 +32,7 @@ SCENARIOS = (
     Scenario("truncated or deleted checkpoint files", "flips:cuts"),
     Scenario("bad inputs of the catalogue", "catalogue:bad_inputs"),
     Scenario("fuzzed configurations, tables and manifests", "fuzz:fuzz"),
+    Scenario("NaN or infinity inside a step", "nans:nans"),
 )
 
 
