@@ -32,7 +32,7 @@ Rows = dict[str, np.ndarray]
 RAM_LIMIT = 4 * 2**30  # bytes per split
 CHUNK = 256  # records decoded at once
 _DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError)
-_DAMAGED += (OverflowError, MemoryError)
+_DAMAGED += (OverflowError, MemoryError, SyntaxError)  # the last by numpy's dtypes
 
 
 class Store:
@@ -76,7 +76,8 @@ class Store:
     def _damaged(self) -> Iterator[None]:
         """What reading damaged files ends in -> DataError that quotes nothing of them."""
         try:
-            yield
+            with np.errstate(all="ignore"):  # what comes out is checked
+                yield
         except _DAMAGED as error:
             raise DataError(
                 f"{self._folder}: damaged ({place(error)}); delete the folder to build it again"
