@@ -5,30 +5,34 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from m4.bench._worker import serve
 from m4.moe import declare, routing
 from m4.resolve import resolve
+from m4.sharding import compiler_options
 
 
 def setup(case):
     """The bound, and one variant per gate; all forward."""
     x_ND = jax.random.normal(jax.random.key(case["seed"]), (case["tokens"], case["dim"]))
-    variants = {"bound": bound(case, x_ND)}
-    variants |= {gate: router(case, gate, x_ND) for gate in case["gates"]}
+    devices = case["cores"] if jax.default_backend() == "cpu" else 1
+    variants = {f"bound_{n}": bound(case, x_ND, n) for n in {1, devices}}
+    variants |= {gate: router(case, gate, x_ND, devices) for gate in case["gates"]}
     for _ in range(3):
         for run in variants.values():
             run()
     return variants, {"backend": jax.default_backend(), "jax": jax.__version__}
 
 
-def bound(case, x_ND):
+def bound(case, x_ND, devices=1):
     """One matmul [T, D] x [D, E] and one pass over its result, the maximum of every row."""
     w_DE = jax.random.normal(jax.random.key(1), (case["dim"], case["experts"]))
-    return _timed(lambda x_ND, w_DE: jnp.max(x_ND @ w_DE, axis=1), x_ND, w_DE)
+    return _timed(lambda x_ND, w_DE: jnp.max(x_ND @ w_DE, axis=1), devices, x_ND, w_DE)
 
 
-def router(case, gate, x_ND):
+def router(case, gate, x_ND, devices=1):
     """What dispatch needs: the chosen experts and their weights."""
     function = resolve(gate, "m4.moe.gates")
     dims = {"D": case["dim"], "E": case["experts"], "R": 8, "Q": 0, "G": 1}
@@ -43,11 +47,16 @@ def router(case, gate, x_ND):
         chosen = routing.top_k(logits_NE, valid_N, k=case["top_k"])
         return chosen.experts, chosen.weights
 
-    return _timed(route, x_ND, params)
+    return _timed(route, devices, x_ND, params)
 
 
-def _timed(function, *args):
-    compiled = jax.jit(function).lower(*args).compile()
+def _timed(function, devices, x_ND, params):
+    """Rows split over host devices, as on the mesh of a training step; parameters on each."""
+    mesh = jax.make_mesh((devices,), ("data",), (AxisType.Auto,), devices=jax.devices()[:devices])
+    rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    args = jax.device_put(x_ND, rows), jax.device_put(params, whole)
+    lowered = jax.jit(function, out_shardings=rows).lower(*args)
+    compiled = lowered.compile(compiler_options(mesh))
     return functools.partial(_block, compiled, args)
 
 

@@ -14,7 +14,8 @@ of them alike. Bounds and rivals:
   matmuls (`--torch_python` names an interpreter with torch; without torch they are null).
 
 `--part=router` times gate, top-k and weights, forward, against one matmul [T, D] x [D, E] and one
-pass over its result (the maximum of every row).
+pass over its result (the maximum of every row). On a CPU the rows are split over one host device
+per core; the bound is the faster of that and one device.
 
 On a CPU the experts are split over one host device per core where a matmul of one expert is too
 small for several cores (`--split` overrides). Wall times need an otherwise idle machine;
@@ -180,7 +181,7 @@ def router_rows(args: argparse.Namespace) -> list[dict]:
     worker = Worker([sys.executable, "-m", "m4.bench._moe_router"], env, args.cores)
     gates = (args.gate or "linear").split(",")
     clock = "cpu" if args.cores == 1 else "wall"
-    case = {name: getattr(args, name) for name in ("tokens", "dim", "top_k", "seed")}
+    case = {name: getattr(args, name) for name in ("tokens", "dim", "top_k", "seed", "cores")}
     rows = []
     print("experts gate            bound ms  / bound  [min-max]")
     try:
@@ -188,9 +189,10 @@ def router_rows(args: argparse.Namespace) -> list[dict]:
             about = worker.ask(case=case | {"experts": num_experts, "gates": gates})
             names = about.pop("variants")
             rounds = [{n: worker.ask(run=n)[clock] for n in names} for _ in range(args.repeats)]
-            base = statistics.median(r["bound"] for r in rounds)
+            bounds = [min(r[n] for n in names if n.startswith("bound")) for r in rounds]
+            base = statistics.median(bounds)
             for gate in gates:
-                ratios = [r[gate] / r["bound"] for r in rounds]
+                ratios = [r[gate] / b for r, b in zip(rounds, bounds, strict=True)]
                 row = {"experts": num_experts, "gate": gate, "bound_seconds": base}
                 row |= {"ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)]}
                 rows.append(row | {"clock": clock, "case": case} | about)

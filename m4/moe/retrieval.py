@@ -16,6 +16,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from m4.moe.balance import entropy_of
+from m4.moe.diagnostics import load_stats
 from m4.moe.selection import Normalise, softmax
 from m4.resolve import resolve
 from m4.types import Array, MoeAux
@@ -126,7 +127,9 @@ class PEER(nn.Module):
         by_modality = by_modality.at[modality_N[:, None], experts_NA].add(1.0, mode="drop")
         weight_E = jnp.zeros(self.num_experts).at[experts_NA].add(weights_NA, mode="drop")
         entropy_N = entropy_of(weights_NA / self.num_heads)
-        return {
+        balance = load_stats(by_modality.sum(0))
+        del balance["gini"]  # it would sort all experts
+        return balance | {
             "load": by_modality.sum(0) / jnp.maximum(by_modality.sum(), 1.0),
             "importance": weight_E / jnp.maximum(weight_E.sum(), 1e-30),
             "entropy": entropy_N.sum() / jnp.maximum(valid_N.sum(), 1),

@@ -54,6 +54,9 @@ def test_output_is_the_sum_of_neurons():
     np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-5)
     assert aux.stats["by_modality"].sum() == 7 * 2 * 3
     np.testing.assert_allclose(aux.stats["load"].sum(), 1.0, rtol=1e-5)
+    load_E = np.asarray(aux.stats["load"])
+    assert float(aux.stats["cv"]) == pytest.approx(load_E.std() / load_E.mean(), rel=1e-5)
+    assert float(aux.stats["dead"]) == pytest.approx(np.mean(load_E == 0), rel=1e-5)
 
 
 @pytest.mark.parametrize("top_k", [1, 3])
