@@ -4,7 +4,9 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,30 +59,30 @@ def full(bench: Bench) -> Outcome:
 
 
 def read_only(bench: Bench) -> Outcome:
-    """A work directory that turns read-only while it trains, and one that is so from the start."""
+    """A killed run whose disk is read-only when it comes back, and writable afterwards."""
     right = runs.reference(bench, METHOD)
     bad = []
     with _small_disk(bench.work / "disk") as disk:
         if disk is None:
-            return Outcome(2, 0, 2, "needs root for a small disk")
-        workdir = disk / "run"
-        run = runs.Run(_args(workdir), bench.work / "log", runs.environment(bench, 1))
+            return Outcome(1, 0, 1, "needs root for a small disk")
+        workdir, log = disk / "run", bench.work / "log"
+        run = runs.Run(_args(workdir), log, runs.environment(bench, 1))
         while run.alive() and len(runs.steps(workdir)) < 2:
-            pass
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=False)
-        code = run.wait()
-        if code not in (0, 6) or not _sound(workdir):  # 0: it had finished before
-            bad.append(f"exit {code}: {' '.join(run.text().splitlines()[-1:])[:80]}")
-        run = runs.Run(_args(workdir), bench.work / "log", runs.environment(bench, 1))
+            time.sleep(0.001)
+        run.send(signal.SIGKILL)
+        run.wait()
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        run = runs.Run(_args(workdir), log, runs.environment(bench, 1))
         code = run.wait()
         if code not in (2, 6) or "Traceback" in run.text():
-            bad.append(f"from the start: exit {code}")
-        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=False)
-        code = runs.Run(_args(workdir), bench.work / "log", runs.environment(bench, 1)).wait()
+            bad.append(f"exit {code}")
+        if not _sound(workdir):
+            bad.append("a saved step was damaged")
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        code = runs.Run(_args(workdir), log, runs.environment(bench, 1)).wait()
         if code != 0 or not runs.same(workdir, right):
             bad.append(f"not finished afterwards ({code})")
-    lost = min(2, len(bad))
-    return Outcome(2, 2 - lost, lost, "; ".join(bad))
+    return Outcome(1, int(not bad), int(bool(bad)), "; ".join(bad))
 
 
 def _args(workdir: Path) -> list[str]:
