@@ -99,7 +99,8 @@ def _read(root: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], np.n
             rows = np.array(lines, np.float32)
         except (ValueError, csv.Error, OSError):
             raise DataError(f"{path}: not rows of equally many numbers") from None
-        if head and head[0].replace(".", "").isdigit():
+        numbered = head[:-1] == [str(i) for i in range(len(head) - 1)]
+        if head and head[0].replace(".", "").isdigit() and not numbered:
             raise DataError(f"{path}: has no header line")
         if rows.ndim != 2 or rows.shape[1] != VIEWS[view] + 1:
             raise DataError(f"{path}: {rows.shape} values, expected {VIEWS[view]} and the class")

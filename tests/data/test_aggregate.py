@@ -17,9 +17,15 @@ def test_hand_computed_series(tmp_path):
             "static": {"values": [np.nan, 1]},
             "icd": {"values": [3, 3, 1]},
         }
-        return {"patient": patient, "inputs": inputs if patient % 2 else {}, "targets": {}}
+        return {
+            "patient": patient,
+            "inputs": inputs if patient % 2 else {},
+            "targets": {"death": 1},
+        }
 
-    store = Store(build_into(tmp_path, make_cohort(make, (("train", 4),))), "train")
+    store = Store(
+        build_into(tmp_path, make_cohort(make, (("train", 4), ("val", 2), ("test", 2)))), "train"
+    )
     for fitted in store.manifest["normalisers"]["vitals"]:
         assert fitted["transform"] == "none"
     table, names = aggregate.table(store, include=("vitals", "static", "icd"))

@@ -256,7 +256,7 @@ def test_parameter_tree_of_versions():
 
 def test_paper_takes_the_softmax_first():
     paper, released = (small(THREE, fidelity=f) for f in ("paper", "released"))
-    assert paper._softmax_first() and not released._softmax_first()
+    assert paper._normalise() == {"normalise": "before"} and not released._normalise()
     # Of scores log 5, log 3, log 2 the two largest: 0.5 and 0.3, not 5/8 and 3/8.
     logits = np.log([[5.0, 3.0, 2.0]])
     weights = top_k(logits, np.ones(1, bool), k=2, normalise="before").weights
