@@ -58,7 +58,9 @@ def digits(folder: Path) -> None:
     for view in ("mor",):
         size = mfeat.VIEWS[view]
         lines = [",".join([*(f"f{j}" for j in range(size)), "class"])]
-        lines += [",".join([*(f"{i + j}" for j in range(size)), f"{i % 10}"]) for i in range(60)]
+        lines += [
+            ",".join([*(f"{i + j + 1}" for j in range(size)), f"{i % 10}"]) for i in range(60)
+        ]
         (folder / mfeat.FOLDER / f"mfeat-{view}.csv").write_text("\n".join(lines) + "\n")
 
 
