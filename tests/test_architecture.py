@@ -10,15 +10,16 @@ ALLOWED = {
     "specs": set(),
     "errors": set(),
     "resolve": set(),
+    "cells": set(),
     "types": {"specs"},
     "sharding": {"types", "errors"},
     "losses": {"types", "specs"},
     "moe": {"types", "resolve"},
     "nn": {"types", "specs", "resolve"},
     "methods": {"types", "specs", "losses", "moe", "nn", "resolve"},
-    "data": {"specs", "types", "resolve", "errors"},
+    "data": {"specs", "types", "resolve", "errors", "cells"},
     "train": {"types", "specs", "sharding", "errors"},
-    "eval": {"types", "specs", "errors"},
+    "eval": {"types", "specs", "errors", "cells"},
     "config": {"specs", "resolve", "errors"},
 }
 FREE = {"main", "modes", "bench", "interop", "__init__"}  # the edge: may import everything

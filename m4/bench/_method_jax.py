@@ -17,6 +17,16 @@ from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.train import optim
 from m4.train import step as steps
 
+# The tasks that FlexCare's release trains, with its weights.
+FLEXCARE_TASKS = (
+    TaskSpec("mortality", "binary", weight=0.2),
+    TaskSpec("decomp", "binary", weight=0.2),
+    TaskSpec("ph", "multilabel", dim=25),
+    TaskSpec("los", "multiclass", dim=10, weight=0.5),
+    TaskSpec("readm", "binary", weight=0.2),
+    TaskSpec("diag", "multilabel", dim=14, weight=0.2),
+)
+
 
 def setup(case):
     """One variant, 'm4'; facts: parameters, shapes, versions."""
@@ -98,14 +108,7 @@ def _flexcare(case):
             ModalitySpec("cxr", "image", (1, case["pixels"], case["pixels"], 3)),
             ModalitySpec("note", "vectors", (case["words"], 768)),
         ),
-        (
-            TaskSpec("mortality", "binary", weight=0.2),
-            TaskSpec("decomp", "binary", weight=0.2),
-            TaskSpec("ph", "multilabel", dim=25),
-            TaskSpec("los", "multiclass", dim=10, weight=0.5),
-            TaskSpec("readm", "binary", weight=0.2),
-            TaskSpec("diag", "multilabel", dim=14, weight=0.2),
-        ),
+        FLEXCARE_TASKS,
     )
     batch = random_batch(spec, case["rows"])
     method = FlexCare(spec, fidelity="released", hidden=case["sizes"]["width"], **case["sizes"])

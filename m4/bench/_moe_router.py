@@ -5,13 +5,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
+from m4 import sharding
 from m4.bench._worker import serve
 from m4.moe import declare, routing
 from m4.resolve import resolve
-from m4.sharding import compiler_options
 
 
 def setup(case):
@@ -52,11 +50,10 @@ def router(case, gate, x_ND, devices=1):
 
 def _timed(function, devices, x_ND, params):
     """Rows split over host devices, as on the mesh of a training step; parameters on each."""
-    mesh = jax.make_mesh((devices,), ("data",), (AxisType.Auto,), devices=jax.devices()[:devices])
-    rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
-    args = jax.device_put(x_ND, rows), jax.device_put(params, whole)
-    lowered = jax.jit(function, out_shardings=rows).lower(*args)
-    compiled = lowered.compile(compiler_options(mesh))
+    mesh = sharding.make_mesh({"data": devices})
+    args = sharding.put_batch(x_ND, mesh), jax.device_put(params, sharding.replicated(mesh))
+    lowered = jax.jit(function, out_shardings=sharding.rows(mesh)).lower(*args)
+    compiled = lowered.compile(sharding.compiler_options(mesh))
     return functools.partial(_block, compiled, args)
 
 

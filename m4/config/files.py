@@ -87,7 +87,8 @@ def _check_variant(path: Path, module: ModuleType, variant: str) -> None:
 def _call(path: Path, function):
     """Runs foreign code; its failure is a line about the file, not a traceback of ours."""
     try:
-        with _time_limit(path):
+        late = ConfigError(f"--config={path}: does not return within {LIMIT_S:g} s")
+        with time_limit(LIMIT_S, late):
             return function()
     except SyntaxError as error:
         raise ConfigError(f"--config={path}: line {error.lineno}: {error.msg}") from error
@@ -99,17 +100,17 @@ def _call(path: Path, function):
 
 
 @contextlib.contextmanager
-def _time_limit(path: Path) -> Iterator[None]:
-    """Ends a configuration that never returns, where the system has alarms."""
+def time_limit(seconds: float, error: Exception) -> Iterator[None]:
+    """Raises `error` in what never returns; only the main thread can be interrupted."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number, frame):
-        raise ConfigError(f"--config={path}: does not return within {LIMIT_S:g} s")
+        raise error
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:

@@ -62,8 +62,12 @@ def patient_number(text: str) -> int:
     text = text.strip()
     if text.isdecimal() and len(text) < 18:
         return int(text)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return hash64(text) >> 1
+
+
+def hash64(text: str) -> int:
+    """A stable hash of a text, an integer of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def checksums(root: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from m4 import cells
 from m4.data import aggregate
 from m4.data import manifest as manifests
 from m4.data.store import Store
@@ -194,18 +195,11 @@ def _label(task: TaskSpec, found: dict[str, Any]) -> str:
 
 
 def _count(count: int) -> str:
-    return f"{count:,}" if count >= SMALLEST or count == 0 else f"<{SMALLEST}"
+    return cells.count(count, SMALLEST)
 
 
 def _share(count: int, total: int) -> str:
-    """A percentage; close to none or to all it is not given exactly."""
-    if total < SMALLEST:
-        return "-"
-    if 0 < count < SMALLEST:
-        return "rare"
-    if 0 < total - count < SMALLEST:
-        return "nearly all"
-    return f"{count / total:.1%}"
+    return cells.share(count, total, SMALLEST, digits=1, unknown="-")
 
 
 def _some(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from m4 import cells
 from m4.eval import plots, tables
 from m4.eval.metrics import LOWER_IS_BETTER
 
@@ -132,8 +133,8 @@ def cohort(data: Mapping[str, Any] | None, smallest: int) -> dict[str, Any] | No
         "splits": [
             {
                 "name": name,
-                "rows": _count(split["rows"], smallest),
-                "patients": _count(split["patients"], smallest),
+                "rows": cells.count(split["rows"], smallest),
+                "patients": cells.count(split["patients"], smallest),
                 "present": {
                     modality: _share(count, split["rows"], smallest)
                     for modality, count in split["present"].items()
@@ -175,24 +176,13 @@ def _flow(flow: Sequence[Sequence], smallest: int) -> list[tuple[str, str]]:
         if near:
             rows.append((step, f"within {smallest} of the line above"))
             continue
-        rows.append((step, _count(count, smallest)))
+        rows.append((step, cells.count(count, smallest)))
         before = count
     return rows
 
 
-def _count(count: int, smallest: int) -> str:
-    return f"{count:,}" if count >= smallest or count == 0 else f"<{smallest}"
-
-
 def _share(count: int, total: int, smallest: int) -> str:
-    """Percentage of rows; close to none or to all is not given exactly."""
-    if total < smallest:
-        return "–"
-    if 0 < count < smallest:
-        return "rare"
-    if 0 < total - count < smallest:
-        return "nearly all"
-    return f"{count / total:.0%}"
+    return cells.share(count, total, smallest, digits=0, unknown="–")
 
 
 def _label(task: Mapping[str, Any], found: Mapping[str, Any], smallest: int) -> str:

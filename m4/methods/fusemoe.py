@@ -270,7 +270,7 @@ class PatientMoE(nn.Module):
 
     @nn.compact
     def __call__(
-        self, u_BMQD: Array, valid_B: Array, pattern_B: Array | None = None, *, train: bool
+        self, u_BMQD: Array, valid_B: Array, pattern_B: Array, *, train: bool
     ) -> tuple[Array, MoeAux]:
         """[B, M, Q, D] -> [B, M, Q, D]."""
         rows, slots, num_queries, width = u_BMQD.shape
@@ -280,7 +280,7 @@ class PatientMoE(nn.Module):
         units = 1 if joint else slots
         cls, options = MoE, dict(self.layer)
         if self.released:  # with top_k 1 the authors' weights are constantly 1
-            options["router_options"] = FrozenDict({**AFTER, **options.get("router_options", {})})
+            options["router_options"] = FrozenDict({**AFTER, **options["router_options"]})
             cls, options["output"] = ReleasedMoE, "softmax"
         y_NU, aux = cls(
             **options,
@@ -291,7 +291,7 @@ class PatientMoE(nn.Module):
             u_BMU.reshape(rows * units, -1),
             valid_N=jnp.repeat(valid_B, units),
             modality_N=None if joint else np.tile(np.arange(slots), rows),
-            pattern_N=None if pattern_B is None else jnp.repeat(pattern_B, units),
+            pattern_N=jnp.repeat(pattern_B, units),
             num_rows=rows,
             train=train or self.released,
         )

@@ -323,12 +323,12 @@ def _exchanged(local, x_ND, experts_NK, weights_NK, params):
     devices, axis = local.size(local.axes.expert), local.axes.expert
     num_local = local.num_experts // devices
     plan = make_plan(experts_NK // num_local, devices)  # expert E goes to device p: nowhere
+    travel = routes.EXCHANGES[local.exchange]
     rows = devices * bucket_rows(*experts_NK.shape, devices, local.slack)
     if not local.exact:
         y_NO = _round(local, rows, plan, 0, experts_NK, x_ND, weights_NK, params)
-        return y_NO, routes.lost_share(local.exchange, plan, axis=axis, rows=rows)
-    number = routes.rounds(local.exchange, plan, axis=axis, rows=rows)
-    number = lax.pmax(number, local.axes.tokens)
+        return y_NO, travel.lost_share(plan, axis=axis, rows=rows)
+    number = lax.pmax(travel.rounds(plan, axis=axis, rows=rows), local.axes.tokens)
     return _rounds(local, rows, plan, number, experts_NK, x_ND, weights_NK, params), jnp.zeros(())
 
 
@@ -374,8 +374,8 @@ def _round(local, rows, plan, nth, experts_NK, x_ND, weights_NK, params):
     """Serve the assignments that travel in round `nth`, at most R = `rows` a device."""
     devices = local.size(local.axes.expert)
     num_local = local.num_experts // devices
-    make = routes.EXCHANGES[local.exchange]
-    route = make(plan, nth, axis=local.axes.expert, rows=rows)
+    travel = routes.EXCHANGES[local.exchange]
+    route = travel.route(plan, nth, axis=local.axes.expert, rows=rows)
     experts_R1 = route.label(experts_NK.T.reshape(-1) % num_local, num_local)[:, None]
     ones_R1 = jnp.ones(experts_R1.shape, weights_NK.dtype)
     y_RO, _ = _run(local, route.there(x_ND), experts_R1, ones_R1, params, experts_NK.size)

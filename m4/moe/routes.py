@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from m4.moe.grouped import Layout, dropped_share
 from m4.moe.plan import Plan, empty_slots, fill_slots, slots, sort_rows, unsort_rows
 from m4.types import Array
 
@@ -71,23 +72,41 @@ def ragged(plan: Plan, nth: Array | int, *, axis: str, rows: int) -> Route:
     return Route(label, there, back)
 
 
-EXCHANGES = {"all_to_all": buckets, "ragged_all_to_all": ragged}
-
-
-def rounds(name: str, plan: Plan, *, axis: str, rows: int) -> Array:
-    """Rounds until this device has sent ('all_to_all') or received all its rows, i32[]."""
-    if name == "ragged_all_to_all":
-        return -(-jnp.sum(lax.all_gather(plan.count_E, axis)[:, lax.axis_index(axis)]) // rows)
+def bucket_rounds(plan: Plan, *, axis: str, rows: int) -> Array:
+    """Rounds until this device has sent all its rows, i32[]."""
+    del axis
     return -(-jnp.max(plan.count_E) // (rows // plan.num_experts))
 
 
-def lost_share(name: str, plan: Plan, *, axis: str, rows: int) -> Array:
+def ragged_rounds(plan: Plan, *, axis: str, rows: int) -> Array:
+    """Rounds until this device has received all its rows, i32[]."""
+    return -(-jnp.sum(lax.all_gather(plan.count_E, axis)[:, lax.axis_index(axis)]) // rows)
+
+
+def bucket_loss(plan: Plan, *, axis: str, rows: int) -> Array:
     """Share of this device's assignments that do not travel in the first round, f32[]."""
-    if name == "ragged_all_to_all":
-        sent = jnp.sum(_paths(plan, 0, axis, rows)[0].send_sizes)
-    else:
-        sent = jnp.sum(jnp.minimum(plan.count_E, rows // plan.num_experts))
-    return 1 - sent / jnp.maximum(plan.start_E[-1], 1) - (plan.start_E[-1] == 0)
+    del axis
+    return dropped_share(Layout(rows // plan.num_experts, None), plan)
+
+
+def ragged_loss(plan: Plan, *, axis: str, rows: int) -> Array:
+    """As `bucket_loss`."""
+    valid, sent = plan.start_E[-1], jnp.sum(_paths(plan, 0, axis, rows)[0].send_sizes)
+    return (valid - sent) / jnp.maximum(valid, 1)
+
+
+class Exchange(NamedTuple):
+    """A way to travel: the route of a round, the number of rounds, what one round leaves out."""
+
+    route: Callable[..., Route]
+    rounds: Callable[..., Array]
+    lost_share: Callable[..., Array]
+
+
+EXCHANGES = {
+    "all_to_all": Exchange(buckets, bucket_rounds, bucket_loss),
+    "ragged_all_to_all": Exchange(ragged, ragged_rounds, ragged_loss),
+}
 
 
 @flax.struct.dataclass

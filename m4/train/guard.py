@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from m4.train import digest
 from m4.types import Array
 
 LOSS_SPREADS = 6.0  # median absolute deviations above the median
@@ -72,13 +73,13 @@ def all_finite(tree: Any) -> Array:
 def nonfinite_leaves(tree: Any) -> dict[str, np.ndarray]:
     """Name of every array with a number that is not finite -> where, on the host."""
     found = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    for name, leaf in digest.named(tree).items():
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             continue  # another process has it
         array = np.asarray(leaf)
         bad = ~np.isfinite(array) if np.issubdtype(array.dtype, np.inexact) else np.zeros(1, bool)
         if bad.any():
-            found[jax.tree_util.keystr(path, simple=True, separator=".")] = bad
+            found[name] = bad
     return found
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
+from m4.bench._method_jax import FLEXCARE_TASKS as CARE
 from m4.interop import flexcare as flexcare_table
 from m4.interop import flexmoe as flexmoe_table
 from m4.interop import m4oe as m4oe_table
@@ -117,15 +118,6 @@ def test_flexmoe(monkeypatch, names, depth, present):
 
 
 # --- FlexCare -----------------------------------------------------------------------------------
-
-CARE = (
-    TaskSpec("mortality", "binary", weight=0.2),
-    TaskSpec("decomp", "binary", weight=0.2),
-    TaskSpec("ph", "multilabel", dim=25),
-    TaskSpec("los", "multiclass", dim=10, weight=0.5),
-    TaskSpec("readm", "binary", weight=0.2),
-    TaskSpec("diag", "multilabel", dim=14, weight=0.2),
-)
 
 
 @pytest.mark.parametrize("task", ["mortality", "los"])

@@ -12,24 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from m4.bench._method_jax import FLEXCARE_TASKS as TASKS
 from m4.interop import flexcare as table
 from m4.methods import flexcare
 from m4.methods.flexcare import FlexCare
-from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.specs import DataSpec, ModalitySpec
 from m4.types import Batch, Stream, Target
 from tests.filler import filled, state_dict
 from tests.interop import shared
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/flexcare.json").read_text())
 WIDTH, DEPTH, EXPERTS, ROWS = 8, 2, 5, 3
-TASKS = (
-    TaskSpec("mortality", "binary", weight=0.2),
-    TaskSpec("decomp", "binary", weight=0.2),
-    TaskSpec("ph", "multilabel", dim=25),
-    TaskSpec("los", "multiclass", dim=10, weight=0.5),
-    TaskSpec("readm", "binary", weight=0.2),
-    TaskSpec("diag", "multilabel", dim=14, weight=0.2),
-)
 # The hourly rows arrive discretised and normalised, so they are vectors here.
 SPEC = DataSpec(
     (

@@ -28,7 +28,9 @@ LAYER = {
     "sharing": "joint",
     "dispatch": "dense",
     "losses": ("importance", "load"),
+    "router_options": FrozenDict(),
 }
+PATTERNS = jnp.zeros(3, jnp.int32)  # of three rows; only routers by pattern look at them
 
 
 def det(shape, phase, scale):
@@ -66,9 +68,8 @@ def run_golden(monkeypatch, u_BMQD, params, *, noise, **layer):
     stem = "gate_w" if layer.get("gate") == "linear" else "gate_centre"
     params = {stem if name == "gate" else name: x for name, x in params.items()}
     rows = jnp.ones(u_BMQD.shape[0], bool)
-    return module.apply(
-        {"params": {"moe": params}}, u_BMQD, rows, train=True, rngs={"gate": jax.random.key(0)}
-    )
+    patterns, rngs = jnp.zeros(len(u_BMQD), jnp.int32), {"gate": jax.random.key(0)}
+    return module.apply({"params": {"moe": params}}, u_BMQD, rows, patterns, train=True, rngs=rngs)
 
 
 X = det((3, 4), 0.5, 1.0)
@@ -204,7 +205,7 @@ def test_released_routers_of_permod_and_disjoint_are_no_parameters(router):
 def test_released_joint_router_starts_at_zero():
     module = PatientMoE(FrozenDict(LAYER), released=True)
     rngs = {"params": jax.random.key(0), "gate": jax.random.key(1)}
-    init = jax.jit(lambda: module.init(rngs, TWO, jnp.ones(3, bool), train=True))
+    init = jax.jit(lambda: module.init(rngs, TWO, jnp.ones(3, bool), PATTERNS, train=True))
     params = nn.unbox(init())["params"]["moe"]
     assert not params["gate_centre"].any() and not params["router_noise"].any()
     assert params["w1"].any()
@@ -215,11 +216,12 @@ def test_paper_mixture_is_linear_in_the_experts(released):
     # Twice the last layer of every expert gives twice the output; not so after a softmax.
     module = PatientMoE(FrozenDict({**LAYER, "router": "top_k", "losses": ()}), released=released)
     rows = jnp.ones(3, bool)
-    init = jax.jit(lambda: module.init(jax.random.key(0), TWO, rows, train=False))
+    init = jax.jit(lambda: module.init(jax.random.key(0), TWO, rows, PATTERNS, train=False))
     params = nn.unbox(init())["params"]["moe"]
     double = params | {name: 2 * params[name] for name in ("w2", "b2")}
     one, two = (
-        module.apply({"params": {"moe": p}}, TWO, rows, train=False)[0] for p in (params, double)
+        module.apply({"params": {"moe": p}}, TWO, rows, PATTERNS, train=False)[0]
+        for p in (params, double)
     )
     assert np.allclose(two, 2 * one, atol=1e-6) == (not released)
 

@@ -10,7 +10,6 @@ import io
 import json
 import random
 import shutil
-import signal
 import traceback
 import warnings
 from collections import Counter
@@ -23,6 +22,7 @@ from m4.bench.reliability import raw_files
 from m4.bench.reliability.bad_config import PLAIN
 from m4.bench.reliability.catalogue import NUMBER, TEXT
 from m4.bench.reliability.harness import Bench, Outcome
+from m4.config.files import time_limit
 from m4.data import build, physionet2012, records, support2
 from m4.data.physionet2012 import raw
 from m4.data.store import Store
@@ -67,7 +67,7 @@ def attempt(read: Read, rng: random.Random) -> str:
     out = io.StringIO()
     try:
         with (
-            _alarm(),
+            time_limit(LIMIT, TimeoutError()),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(out),
@@ -83,20 +83,6 @@ def attempt(read: Read, rng: random.Random) -> str:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}"
     return "content shown" if TEXT in out.getvalue() else "accepted"
-
-
-@contextlib.contextmanager
-def _alarm() -> Iterator[None]:
-    def late(number, frame):
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, LIMIT)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def change(rng: random.Random, tree: Any, values: Sequence[Any]) -> Any:

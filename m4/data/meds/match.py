@@ -5,13 +5,13 @@ A pattern is matched against the whole code, upper and lower case apart: `*` sta
 """
 
 import dataclasses
-import hashlib
 import math
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from m4.data.cohort import hash64
 from m4.data.meds.definition import Definition, Modality
 
 NO_TOKEN, TEXT = -1, -2  # in place of a token: a number is wanted, the event's text is wanted
@@ -81,8 +81,7 @@ class Lexicon:
         return [self.raw(word) for word in WORD.findall(text.lower())]
 
     def _hash(self, token: str) -> int:
-        digest = hashlib.blake2b(token.encode(), digest_size=8).digest()
-        return 1 + int.from_bytes(digest, "little") % (self._size - 1)
+        return 1 + hash64(token) % (self._size - 1)
 
 
 class Matcher:

@@ -4,7 +4,6 @@ A point is one (subject, prediction time) and becomes one record. Letters: P poi
 """
 
 import dataclasses
-import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from m4.data import split
+from m4.data.cohort import hash64
 from m4.data.meds import files
 from m4.data.meds.definition import Definition, Splits, Task, find
 from m4.errors import DataError
@@ -75,8 +75,7 @@ def patient(subject: int | str) -> int:
     """The subject as the integer that a record holds; text is hashed."""
     if isinstance(subject, int):
         return subject
-    digest = hashlib.blake2b(subject.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return hash64(subject) >> 1
 
 
 def known_ids(column: pa.Array, ids: dict[int | str, int]) -> np.ndarray:

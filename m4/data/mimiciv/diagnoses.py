@@ -1,9 +1,8 @@
 """Discharge diagnoses by admission: labels of this one, history from earlier ones."""
 
-import hashlib
-
 import numpy as np
 
+from m4.data.cohort import hash64
 from m4.data.mimiciv import diseases, files, phenotypes, schema
 
 
@@ -70,5 +69,4 @@ def last_distinct(codes):
 
 def hashed(text: str, vocab: int) -> int:
     """A stable id in [0, vocab); different codes may share one."""
-    digest = hashlib.blake2b(text.strip().lower().encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % vocab
+    return hash64(text.strip().lower()) % vocab
