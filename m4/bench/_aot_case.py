@@ -75,9 +75,9 @@ def model_bytes(shape, tokens, case):
 
     Arguments and results stand beside each other: weights and their gradients, tokens with their
     weights and choices. On top comes what is alive where the gradient passes the second matrix:
-    its transposed copy, four arrays of hidden rows (before the bias, the bias of each row, after
-    the activation, the gradient), three of received rows and a fourth that the compiler keeps
-    beside them, and K + 1 of tokens. A compiler that reuses the place of a result needs less.
+    its transposed copy, three arrays of hidden rows (before and after the activation, and the
+    gradient), four of rows (received, their outputs, the outputs' gradient as it came and as it
+    is sorted) and the K outputs of each token.
     """
     devices, k = shape[1], case["top_k"]
     size, width, hidden = jnp.dtype(case["dtype"]).itemsize, case["dim"], case["hidden"]
@@ -85,7 +85,7 @@ def model_bytes(shape, tokens, case):
     held = 2 * (weights + tokens * (width * size + 4 * k)) + 4 * k * tokens
     matrix = case["experts"] // devices * width * hidden
     rows = devices * parallel.bucket_rows(tokens, k, devices, SLACK)
-    return held + size * (matrix + 4 * rows * (hidden + width) + (k + 1) * tokens * width)
+    return held + size * (matrix + rows * (3 * hidden + 4 * width) + k * tokens * width)
 
 
 if __name__ == "__main__":

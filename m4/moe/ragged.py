@@ -25,34 +25,60 @@ def ragged_mlp(
 ) -> Array:
     """Mixture of the chosen experts' outputs [N, O]; exact for any load."""
     expert_A = plan.expert_A[plan.order_A]
-    x_AD = sort_rows(plan, x_ND)
-    h_AF = _by_rows(x_AD, params.w1, plan.count_E)
-    a_AF = functions.activation(h_AF + _rows_of(params.b1, expert_A))
-    y_AO = lax.ragged_dot(a_AF, params.w2, plan.count_E) + _rows_of(params.b2, expert_A)
-    y_AO = functions.output(y_AO) if functions.output else y_AO
-    y_KNO = unsort_rows(plan, y_AO)
+    y_AO = _mlp(functions.activation, sort_rows(plan, x_ND), expert_A, plan.count_E, params)
+    y_KNO = unsort_rows(plan, functions.finish(y_AO))
     return jnp.sum(y_KNO * weights_NK.T[..., None].astype(y_KNO.dtype), axis=0)
 
 
-@jax.custom_vjp
-def _by_rows(x_AD, w_EFD, count_E):
-    """`ragged_dot` with the transposed weights, whose copy the backward pass does without."""
-    return lax.ragged_dot(x_AD, w_EFD.swapaxes(1, 2), count_E)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mlp(activation, x_AD, expert_A, count_E, params):
+    """The experts on rows sorted by expert; only x and the hidden rows wait for the gradient."""
+    return _forward(activation, x_AD, expert_A, count_E, params)[0]
 
 
-def _by_rows_backward(residuals, g_AF):
-    x_AD, w_EFD, count_E = residuals
-    grouped = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
-    dw_EFD = lax.ragged_dot_general(g_AF, x_AD, count_E, grouped)
-    return lax.ragged_dot(g_AF, w_EFD, count_E), dw_EFD, None
+def _forward(activation, x_AD, expert_A, count_E, params):
+    h_AF = lax.ragged_dot(x_AD, params.w1.swapaxes(1, 2), count_E)
+    # The product lies behind w1's transposed copy in memory; what waits for the gradient must not,
+    # or the copy's place is lost to the backward pass. Hence the sum goes into the biases' array,
+    # made after the product, and is kept itself instead of its two terms.
+    h_AF, b1_EF = lax.optimization_barrier((h_AF, params.b1))
+    h_AF = lax.optimization_barrier(_rows_of(b1_EF, expert_A) + h_AF)
+    y_AO = lax.ragged_dot(activation(h_AF), params.w2, count_E) + _rows_of(params.b2, expert_A)
+    return y_AO, (x_AD, h_AF, expert_A, count_E, params)
 
 
-_by_rows.defvjp(lambda *args: (_by_rows(*args), args), _by_rows_backward)
+def _backward(activation, residuals, dy_AO):
+    x_AD, h_AF, expert_A, count_E, params = residuals
+    a_AF, activation_vjp = jax.vjp(activation, h_AF)
+    (dh_AF,) = activation_vjp(lax.ragged_dot(dy_AO, params.w2.swapaxes(1, 2), count_E))
+    dx_AD = lax.ragged_dot(dh_AF, params.w1, count_E)
+    grads = ExpertParams(
+        w1=_outer(dh_AF, x_AD, count_E),
+        b1=_sum_rows(dh_AF, expert_A, params.b1),
+        w2=_outer(a_AF, dy_AO, count_E),
+        b2=_sum_rows(dy_AO, expert_A, params.b2),
+    )
+    return dx_AD, None, None, grads
+
+
+_mlp.defvjp(_forward, _backward)
+
+
+def _outer(left_AX, right_AY, count_E):
+    """Sum over each expert's rows of the outer products, [E, X, Y]."""
+    by_row = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
+    return lax.ragged_dot_general(left_AX, right_AY, count_E, by_row)
 
 
 def _rows_of(bias_EX, expert_A):
-    """Each row's bias, zeros for expert E; the indices are sorted, and so is the gradient's sum."""
-    return bias_EX.at[expert_A].get(mode="fill", fill_value=0, indices_are_sorted=True)
+    """Each row's bias, zeros for expert E (a masked gather would be one array more)."""
+    padded = jnp.concatenate([bias_EX, jnp.zeros_like(bias_EX[:1])])
+    return padded.at[expert_A].get(mode="promise_in_bounds", indices_are_sorted=True)
+
+
+def _sum_rows(rows_AX, expert_A, like_EX):
+    zeros = jnp.zeros_like(like_EX)
+    return zeros.at[expert_A].add(rows_AX, mode="drop", indices_are_sorted=True)
 
 
 @functools.cache
