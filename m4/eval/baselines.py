@@ -85,6 +85,7 @@ def _classes(name: str, x_NF, y_N, x_TF, num_classes: int, seed: int) -> np.ndar
     if len(seen) < 2:  # nothing to fit: the prevalence is all there is
         out[:, seen] = 1.0
         return out
+    x_NF, x_TF = _without_unseen(x_NF, x_TF)
     model = _model(name, "classes", seed).fit(x_NF, y_N)
     out[:, seen] = model.predict_proba(x_TF)
     return out
@@ -93,9 +94,18 @@ def _classes(name: str, x_NF, y_N, x_TF, num_classes: int, seed: int) -> np.ndar
 def _value(name: str, task: TaskSpec, x_NF, y_N, x_TF, seed: int) -> np.ndarray:
     log = task.transform == "log1p"
     target_N = np.log1p(np.maximum(y_N, 0)) if log else y_N
+    x_NF, x_TF = _without_unseen(x_NF, x_TF)
     out = _model(name, "value", seed).fit(x_NF, target_N).predict(x_TF)
     out = np.clip(out, target_N.min(), target_N.max())
     return np.expm1(out) if log else out
+
+
+def _without_unseen(x_NF, x_TF) -> tuple[np.ndarray, np.ndarray]:
+    """Features that no training row has become 0 everywhere: scikit-learn's boosting fails on them
+    (1.9), and nothing could be learnt from them.
+    """
+    unseen_F = np.isnan(x_NF).all(axis=0)
+    return np.where(unseen_F, 0.0, x_NF), np.where(unseen_F, 0.0, x_TF)
 
 
 def _model(name: str, what: str, seed: int) -> Any:

@@ -1,12 +1,14 @@
 """Tensor files: `.safetensors` without torch, anything else with torch and `weights_only`."""
 
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from m4 import USE
 from m4.errors import ConfigError, DataError, SaveError
 from m4.nn import safetensors
 
@@ -43,13 +45,18 @@ def read(path: Path, *, root: str = "") -> dict[str, np.ndarray]:
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], *, sections: Sequence[str] = ()) -> None:
-    """Replaces `path` at once; in torch files names under `sections` become dictionaries."""
+    """Replaces `path` at once; in torch files names under `sections` become dictionaries.
+
+    What the weights may be used for stands in the file: in the header of a `.safetensors` file, and
+    where torch keeps the versions of a state dict's modules, which loaders pass over.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    save = safetensors.write if path.suffix == SAFE else _save_torch
-    tree = tensors if path.suffix == SAFE else _nest(tensors, sections)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save(tree, partial)
+        if path.suffix == SAFE:
+            safetensors.write(tensors, partial, metadata={"use": USE})
+        else:
+            _save_torch(_nest(tensors, sections), partial)
         os.replace(partial, path)
     except OSError as error:
         raise SaveError(f"{path}: not written ({error.strerror or error})") from error
@@ -91,10 +98,12 @@ def _save_torch(tree: Mapping, path: Path) -> None:
 
     def tensor(x):
         if isinstance(x, Mapping):
-            return {key: tensor(value) for key, value in x.items()}
+            return OrderedDict((key, tensor(value)) for key, value in x.items())
         return torch.from_numpy(np.array(x))
 
-    torch.save(tensor(tree), path)
+    whole = tensor(tree)
+    whole._metadata = {"": {"use": USE}}
+    torch.save(whole, path)
 
 
 def _torch():

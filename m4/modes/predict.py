@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 import pyarrow as pa
 
+from m4 import USE
 from m4.config import Flags
 from m4.data import index
 from m4.data.store import Store
@@ -24,7 +25,6 @@ from m4.specs import DataSpec
 from m4.train import processes
 
 SPLIT = "test"
-USE = "research use only; not a medical device"  # in the file's metadata
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:

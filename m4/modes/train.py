@@ -5,7 +5,6 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -119,7 +118,7 @@ def _train(
         first, progress = int(state.step), meta.get("progress")
         if first >= plan.steps and progress["evaluated"] >= first:
             return predict
-        _require_space(setup, folder)
+        _require_space(setup, last)
         start = time.perf_counter()
         step, zeros = setups.compile_step(setup)
         print(f"compiled in {time.perf_counter() - start:.1f} s", flush=True)
@@ -163,13 +162,13 @@ def _savers(config, setup: setups.Setup, folder: Path, last: Checkpoints, best: 
     return {"save": save, "save_best": save_best}
 
 
-def _require_space(setup: setups.Setup, folder: Path) -> None:
+def _require_space(setup: setups.Setup, last: Checkpoints) -> None:
     """Raises SaveError if not even one state fits on the disk: better now than hours later."""
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(setup.state))
-    free = shutil.disk_usage(folder).free
+    free, size = last.make_room(setup.state)
     if processes.first() and free < size:
         raise SaveError(
-            f"{folder}: {free / 2**20:.0f} MiB are free, one state takes {size / 2**20:.0f} MiB"
+            f"{last.folder}: {free / 2**20:.0f} MiB are free, one state takes"
+            f" {size / 2**20:.0f} MiB"
         )
 
 

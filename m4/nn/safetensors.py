@@ -41,10 +41,15 @@ def read(path: Path | str) -> dict[str, np.ndarray]:
     return {name: _tensor(path, name, about, data) for name, about in header.items()}
 
 
-def write(tensors: Mapping[str, np.ndarray], path: Path | str) -> None:
-    """Writes arrays by name, in order of name."""
+def write(
+    tensors: Mapping[str, np.ndarray],
+    path: Path | str,
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes arrays by name, in order of name; `metadata` goes into the header."""
     names = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16"}
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     arrays, end = [], 0
     for name in sorted(tensors):
         x = np.ascontiguousarray(tensors[name])

@@ -10,6 +10,7 @@ touched nowhere else and would return flipped bits without a word.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ from jax.experimental import multihost_utils
 from m4.errors import CheckpointError, SaveError
 from m4.train import digest
 
+FULL = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT)), "RESOURCE_EXHAUSTED")
 Note = dict[str, Any]
 Accept = Callable[[Mapping[str, Any]], None]
 
@@ -37,8 +39,9 @@ class Checkpoints:
 
     Kept are the newest `keep`, every step that is a multiple of `every` (0: none), and always
     the newest one that was verified: restored, or, where one process has it all, read back after
-    it was written. Several processes must make the same calls. What a killed run left half done
-    is cleared away, unless `sweep` is False.
+    it was written. Where the disk is too full for another state, older ones go before their time:
+    what `every` protects, the newest and the newest verified one stay. Several processes must
+    make the same calls. What a killed run left half done is cleared away, unless `sweep` is False.
     """
 
     def __init__(self, folder: Path, *, keep: int, every: int = 0, sweep: bool = True):
@@ -77,13 +80,21 @@ class Checkpoints:
     def save(self, step: int, state: Any, note: Mapping[str, Any]) -> None:
         """Starts saving; a checkpoint of the same step is replaced unless it is the same.
 
-        Raises SaveError for this save or, since saving goes on in the background, the last one.
+        Raises SaveError for this save or, since saving goes on in the background, the last one:
+        not if that one found the disk full and older steps could be deleted for this one. (Its
+        arrays are gone by then: the step has donated them.)
         """
-        self.wait()
+        try:
+            self.wait()
+        except SaveError as error:
+            if not _is_full(error) or jax.process_count() > 1 or not self._spare():
+                raise
+            _warn(f"{error.args[0]}; deleted older steps and goes on")
         try:
             meta = _seal(note, digest.of_tree(state))
             if self._has(step, meta):
                 return
+            self.make_room(state)
             self._set_aside(step)
             args = ocp.args.Composite(
                 state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
@@ -98,6 +109,15 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def make_room(self, state: Any) -> tuple[int, int]:
+        """(bytes free on the disk, bytes of `state`); if short, older steps are deleted first."""
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        folder = next(p for p in (self.folder, *self.folder.parents) if p.is_dir())
+        first = jax.process_index() == 0
+        if shutil.disk_usage(folder).free < size and first and self._spare():
+            _warn(f"{self.folder}: the disk is nearly full; deleted older steps")
+        return shutil.disk_usage(folder).free, size
 
     def restore(
         self, like: Any, step: int | None = None, *, accept: Accept = lambda note: None
@@ -119,7 +139,7 @@ class Checkpoints:
             tried.append(f"{self.folder / str(number)}: {problem}")
             self._quarantine(number)
             if jax.process_index() == 0:
-                print(f"m4: warning: {tried[-1]}; trying an older one", flush=True)
+                _warn(f"{tried[-1]}; trying an older one")
         if tried:
             raise CheckpointError("no sound checkpoint is left; tried:", *tried)
         damaged = sorted(p.name for p in self.folder.glob("*.corrupt-*"))
@@ -160,13 +180,20 @@ class Checkpoints:
                     raise OSError(f"read back after saving: {problem}")
                 self._verified.add(step)
             if jax.process_index() == 0:
-                self._retire()
+                self._retire(self._keep)
         except Exception as error:
             raise self._save_error(step, error) from error
 
-    def _retire(self) -> None:
+    def _spare(self) -> bool:
+        """Deletes every step that can go and what a failed save left; whether a step went."""
+        self._sweep()
+        before = len(self.steps())
+        self._retire(1)
+        return len(self.steps()) < before
+
+    def _retire(self, keep: int) -> None:
         steps = self.steps()
-        kept = set(steps[-self._keep :]) | {max(self._verified & {*steps}, default=-1)}
+        kept = set(steps[-keep:]) | {max(self._verified & {*steps}, default=-1)}
         if self._every:
             kept |= {s for s in steps if s % self._every == 0}
         for gone in [str(s) for s in steps if s not in kept] + [f"{s}.replaced" for s in steps]:
@@ -308,6 +335,14 @@ def _mute_late_reads() -> None:
             before(kind, error, trace)
 
     sys.excepthook = without_late_reads
+
+
+def _warn(text: str) -> None:
+    print(f"m4: warning: {text}", flush=True)
+
+
+def _is_full(error: SaveError) -> bool:
+    return any(word in str(error) for word in FULL)
 
 
 def _words(error: Exception) -> str:

@@ -86,3 +86,17 @@ def test_outlying_feature_gives_a_finite_regression():
     out = baselines.fit_predict(spec, x, {"los": (y, np.ones(60))}, outlier)
     for name in baselines.NAMES:
         assert out[name]["los"][0, 0] <= y.max() * (1 + 1e-6)
+
+
+def test_a_feature_that_no_training_row_has_says_nothing():
+    # The binary task's two known rows lack feature 1, which other rows have.
+    spec = DataSpec(TABLE, (TaskSpec("ihm", "binary"), TaskSpec("los", "regression")))
+    x = np.array([[0.0, np.nan], [1.0, np.nan]] * 20 + [[0.5, 3.0]])
+    mask = np.array([1.0] * 40 + [0.0])
+    labels = {"ihm": (x[:, 0] > 0.5, mask), "los": (x[:, 0], mask)}
+    for out in baselines.fit_predict(spec, x, labels, [[1.0, 9.0], [1.0, np.nan]]).values():
+        for task in ("ihm", "los"):
+            assert out[task][0, 0] == out[task][1, 0] > 0.7
+    nothing = np.full((41, 2), np.nan)
+    for out in baselines.fit_predict(spec, nothing, labels, nothing[:1]).values():
+        np.testing.assert_allclose([out["ihm"], out["los"]], 0.5, atol=1e-3)

@@ -42,6 +42,8 @@ def test_safetensors_need_no_torch(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     files.write(path, {name: np.array(x, order="C") for name, x in TENSORS.items()})
     same(files.read(path))
+    header = path.read_bytes()[8:]
+    assert header.startswith(b'{"__metadata__": {"use": "research use only; not a medical device"}')
     with pytest.raises(ConfigError, match="torch files need torch"):
         files.write(tmp_path / "x.pt", TENSORS)
     (tmp_path / "x.pt").touch()
@@ -61,7 +63,13 @@ def test_torch_files_hold_dictionaries(tmp_path, torch):
     files.write(path, TENSORS, sections=("enc", "enc.a"))
     tree = torch.load(path, weights_only=True)
     assert list(tree) == ["scale", "bias", "enc"] and list(tree["enc"]) == ["a", "b.weight"]
+    assert tree._metadata == {"": {"use": "research use only; not a medical device"}}
     same(files.read(path))
+    linear = torch.nn.Linear(2, 3)
+    files.write(path, {"weight": np.ones((3, 2), np.float32), "bias": np.ones(3, np.float32)})
+    linear.load_state_dict(torch.load(path, weights_only=True), strict=True)
+    assert linear.weight.sum() == 6
+    files.write(path, TENSORS, sections=("enc", "enc.a"))
     torch.save({"network": tree, "epoch": 3, "best": {"f1": 0.5}}, path)
     same(files.read(path, root="network"))
     with pytest.raises(DataError, match=r"bias is torch.bfloat16, expected float32"):

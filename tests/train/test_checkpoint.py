@@ -1,5 +1,10 @@
 """Checkpoints: bits, shardings, retention, replacement, errors."""
 
+import concurrent.futures
+import errno
+import shutil
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,6 +121,61 @@ def test_a_disk_that_refuses_is_a_save_error(tmp_path, monkeypatch):
     checkpoints.close()
 
 
+def disk_with(free):
+    return lambda path: shutil._ntuple_diskusage(total=1000, used=1000 - free, free=free)
+
+
+def test_a_disk_nearly_full_costs_older_steps(tmp_path, monkeypatch, capsys):
+    checkpoints = Checkpoints(tmp_path, keep=4, every=4)
+    for step in (4, 5, 6, 7):
+        checkpoints.save(step, state(step), {})
+    checkpoints.wait()
+    size = 8 * 2 * 4 + 4  # "w" and "step"
+    monkeypatch.setattr(shutil, "disk_usage", disk_with(size))
+    checkpoints.save(8, state(8), {})
+    checkpoints.wait()
+    assert names(tmp_path) == ["4", "5", "6", "7", "8"]  # 4 is protected, and 4 newer ones
+    assert "nearly full" not in capsys.readouterr().out
+    monkeypatch.setattr(shutil, "disk_usage", disk_with(size - 1))
+    checkpoints.save(9, state(9), {})
+    checkpoints.wait()
+    assert names(tmp_path) == ["4", "8", "9"]
+    assert "nearly full; deleted older steps" in capsys.readouterr().out
+    checkpoints.close()
+
+
+def test_a_save_that_found_the_disk_full_is_followed_by_another(tmp_path, monkeypatch, capsys):
+    checkpoints = Checkpoints(tmp_path, keep=4)
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {})
+    checkpoints.wait()
+    commit = checkpoints._saver.wait_until_finished
+
+    def full():
+        commit()
+        if threading.current_thread() is threading.main_thread():
+            return  # Orbax asks before it saves, too
+        shutil.rmtree(tmp_path / str(max(checkpoints.steps())))  # never got there
+        raise OSError(errno.ENOSPC, "text of another language")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._saver, "wait_until_finished", full)
+        checkpoints.save(3, state(3), {})
+        concurrent.futures.wait([checkpoints._pending])
+    checkpoints.save(4, state(4), {})
+    checkpoints.wait()
+    assert names(tmp_path) == ["2", "4"] and checkpoints.scrub() == {2: None, 4: None}
+    assert "step 3 not saved (OSError: No space left" in capsys.readouterr().out
+    monkeypatch.setattr(checkpoints._saver, "wait_until_finished", full)
+    checkpoints.save(5, state(5), {})
+    concurrent.futures.wait([checkpoints._pending])
+    shutil.rmtree(tmp_path / "2")  # nothing is left to delete
+    with pytest.raises(SaveError, match="step 5 not saved"):
+        checkpoints.save(6, state(6), {})
+    assert names(tmp_path) == ["4"]
+    checkpoints.close()
+
+
 def damage(folder, step):
     """Flips a bit in the largest file of a step."""
     path = max((folder / str(step)).rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
@@ -160,11 +220,10 @@ def test_retention_by_last_every_and_verified(tmp_path):
     checkpoints.wait()
     assert names(tmp_path) == ["4", "6", "7"]
     checkpoints._verified = {4, 6}  # as if nothing newer had been read back
-    checkpoints._keep = 1
-    checkpoints._retire()
+    checkpoints._retire(1)
     assert names(tmp_path) == ["4", "6", "7"]
     checkpoints._verified = {7}
-    checkpoints._retire()
+    checkpoints._retire(1)
     assert names(tmp_path) == ["4", "7"]
     checkpoints.close()
 

@@ -33,6 +33,7 @@ SCENARIOS = (
     Scenario("bad inputs of the catalogue", "catalogue:bad_inputs"),
     Scenario("fuzzed configurations, tables and manifests", "fuzz:fuzz"),
     Scenario("NaN or infinity inside a step", "nans:nans"),
+    Scenario("canaries: texts, names, values, dates of patients", "canaries:canaries"),
 )
 
 
