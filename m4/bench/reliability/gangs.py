@@ -23,6 +23,7 @@ from m4.bench.reliability.harness import Bench, Outcome
 ROOT = Path(m4.__file__).parents[1]
 SPLITS = ((1, 8), (2, 4), (4, 2), (8, 1))  # processes x devices of each
 LIMIT = 60.0  # seconds from the fault until there is a newer checkpoint
+HEARTBEAT = 300  # seconds: where no peer is to be lost, a crowded machine must not cost one
 CLOSE = 1e-6  # relative, losses on another number of devices
 
 
@@ -30,11 +31,11 @@ class Gang:
     """One supervised run; `log` takes what it prints."""
 
     def __init__(
-        self, bench: Bench, procs: int, devices: int, workdir: Path, *args: str, restarts: int = 3
+        self, bench: Bench, procs: int, devices: int, workdir: Path, *args: str, heartbeat=HEARTBEAT
     ):
         self.workdir, self.log = workdir, workdir.parent / f"{workdir.name}.log"
         command = [sys.executable, str(ROOT / "launch/local.py"), f"--procs={procs}"]
-        command += [f"--devices={devices}", f"--restarts={restarts}", "--heartbeat=10"]
+        command += [f"--devices={devices}", "--restarts=3", f"--heartbeat={heartbeat}"]
         command += ["--module=m4.bench.reliability.stalling", "--"]
         command += [f"--config={configs.__file__}:m3h", f"--workdir={workdir}", *args]
         environment = os.environ | runs.environment(bench, devices)
@@ -116,7 +117,7 @@ def peers(bench: Bench) -> Outcome:
     workdir, bad, slowest = bench.work / "peers", [], 0.0
     args = ["--config.train.steps=100000", "--config.train.eval_every=100000"]
     args += ["--config.train.save_every=20", "--config.mesh.data=2", "--config.train.watchdog=5"]
-    gang = Gang(bench, 2, 1, workdir, *args)
+    gang = Gang(bench, 2, 1, workdir, *args, heartbeat=10)
     for number in range(tried):
         if not _until(lambda: gang.newest() > 0, runs.PATIENCE):
             return Outcome(tried, number - len(bad), tried - number + len(bad), "never started")
