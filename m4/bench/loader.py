@@ -1,5 +1,8 @@
 """Loader throughput: examples per second from memory and from disk.
 
+From disk is through mapped files (`m4.data.mapped`) that the page cache holds; the first opening
+of such a split, which writes them, is not in it.
+
 Yardsticks, taken in turns with the loader so that a busy machine slows all of them alike:
 - the bound: copying the bytes of the same batches from one array to another (`np.copyto`);
 - the rival: torch's DataLoader with two workers on records of the same sizes (`--torch_python`
@@ -126,8 +129,8 @@ def _table(result: dict[str, Any]) -> str:
         lines.append(f"{'torch':<10}{result['torch']:>14,.0f}  (DataLoader, {WORKERS} workers)")
         times = {name: result[f"{name}_to_torch"] for name in ("memory", "disk")}
         found = ", ".join(f"{times[name]:.1f} x torch from {name}" for name in times)
-        verdict = "met" if times["memory"] >= BAR else "MISSED"
-        lines.append(f"{found} (bar {BAR:g} x from memory: {verdict})")
+        verdict = "met" if min(times.values()) >= BAR else "MISSED"
+        lines.append(f"{found} (bar {BAR:g} x: {verdict})")
     if result["step_rate"]:
         times = result["times_the_step"]
         verdict = "met" if times >= BAR else "MISSED"

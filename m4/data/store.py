@@ -11,7 +11,8 @@ Flat keys of a row (dtypes as in `m4.types`):
     y/<task>/mask        float32[], or float32[dim] for multilabel
     patient              int64[]
 
-A split below `ram_limit` is decoded once and kept; a larger one is decoded on every read.
+A split below `ram_limit` is decoded once and kept in memory; a larger one is decoded once too, into
+files that are mapped (`m4.data.mapped`), or, where those cannot be written, on every read.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from m4.data import manifest as manifests
-from m4.data import records
+from m4.data import mapped, records
 from m4.data.cohort import Example
 from m4.data.normalise import Normaliser
 from m4.errors import DataError, place
@@ -41,7 +42,8 @@ class Store:
     def __init__(self, folder: Path | str, split: str, *, ram_limit: int = RAM_LIMIT):
         """Open `folder` as returned by `m4.data.build.prepare`.
 
-        `ram_limit` is in bytes of padded rows; 0 reads from disk always.
+        `ram_limit` is in bytes of padded rows; 0 reads from disk always. The first opening of a
+        larger split decodes all of it.
 
         Raises:
           DataError: no such split, a damaged manifest, or fewer records than the manifest says.
@@ -64,13 +66,28 @@ class Store:
         expected = self.manifest["splits"][split]["rows"]
         if len(self) != expected:
             raise DataError(f"{self._folder}: split {split} has {len(self)} of {expected} records")
-        self.row_bytes = sum(array.nbytes for array in allocate(self.spec, 1).values())
-        if self.row_bytes * len(self) <= ram_limit:
-            rows = allocate(self.spec, len(self))
-            for start in range(0, len(self), CHUNK):
-                stop = min(start + CHUNK, len(self))
-                self._decode(range(start, stop), {k: a[start:stop] for k, a in rows.items()})
+        row = allocate(self.spec, 1)
+        self.row_bytes = sum(array.nbytes for array in row.values())
+        self.in_ram = self.row_bytes * len(self) <= ram_limit
+        if self.in_ram:
+            rows, start = allocate(self.spec, len(self)), 0
+            for chunk in self._chunks():
+                stop = start + len(chunk["patient"])
+                for key, array in chunk.items():
+                    rows[key][start:stop] = array
+                start = stop
             self._rows = rows
+        else:
+            layout = mapped.whole(row, len(self))
+            self._rows = mapped.rows(self._folder, split, layout, self._chunks)
+
+    def _chunks(self) -> Iterator[Rows]:
+        """All rows in order, some at a time."""
+        for start in range(0, len(self), CHUNK):
+            indices = range(start, min(start + CHUNK, len(self)))
+            rows = allocate(self.spec, len(indices))
+            self._decode(indices, rows)
+            yield rows
 
     @contextlib.contextmanager
     def _damaged(self) -> Iterator[None]:
@@ -86,11 +103,6 @@ class Store:
     def __len__(self) -> int:
         return len(self._source)
 
-    @property
-    def in_ram(self) -> bool:
-        """Whether `read` is a gather from memory."""
-        return self._rows is not None
-
     def read(self, indices: Sequence[int] | np.ndarray) -> Rows:
         """Rows at these positions of the split, stacked; the caller owns the arrays."""
         indices = np.asarray(indices, np.int64)
@@ -105,8 +117,8 @@ class Store:
         """Some keys of every row of the split."""
         if self._rows is not None:
             return {key: self._rows[key] for key in keys}
-        starts = range(0, len(self), CHUNK)
-        parts = [self.read(np.arange(s, min(s + CHUNK, len(self)))) for s in starts]
+        with self._damaged():
+            parts = [{key: chunk[key] for key in keys} for chunk in self._chunks()]
         return {key: np.concatenate([part[key] for part in parts]) for key in keys}
 
     def _decode(self, indices: Sequence[int], out: Rows) -> None:

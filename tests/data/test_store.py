@@ -1,7 +1,9 @@
+import shutil
+
 import numpy as np
 import pytest
 
-from m4.data import records
+from m4.data import mapped, records
 from m4.data.normalise import Normaliser
 from m4.data.store import Store
 from m4.errors import DataError
@@ -99,3 +101,29 @@ def test_lost_records_are_noticed(tmp_path):
     (folder / "manifest.json").write_text(text.replace('"rows": 9,', '"rows": 10,'))
     with pytest.raises(DataError, match="split test has 9 of 10 records"):
         Store(folder, "test")
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_disk_reads_mapped_files_or_else_records(built, train, monkeypatch, writable):
+    if not writable:
+        monkeypatch.setattr(mapped, "_write", lambda *args: (_ for _ in ()).throw(OSError(28, "")))
+    shutil.rmtree(built / "rows", ignore_errors=True)
+    disk = Store(built, "train", ram_limit=0)
+    assert any((built / "rows").rglob("*.npy")) == writable
+    if writable:  # nothing is decoded any more, and a caller cannot write into the files
+        monkeypatch.setattr(records, "decode", None)
+        assert Store(built, "train", ram_limit=0)._rows is not None
+        disk.read([1])["patient"][:] = 0
+    indices = [3, 39, 0, 3]
+    for key, array in disk.read(indices).items():
+        assert np.array_equal(array, train.read(indices)[key]), key
+    for key, array in disk.columns(["patient", "y/death"]).items():
+        assert np.array_equal(array, train.columns([key])[key])
+
+
+def test_a_damaged_mapped_file_is_written_again(built, train):
+    Store(built, "train", ram_limit=0)
+    path = next((built / "rows").rglob("patient.npy"))
+    path.write_bytes(path.read_bytes()[:-8])
+    again = Store(built, "train", ram_limit=0)
+    assert np.array_equal(again.read([39])["patient"], train.read([39])["patient"])

@@ -1,0 +1,99 @@
+"""Padded rows of a split as memory-mapped files, for splits that memory should not hold.
+
+    <built folder>/rows/<VERSION>/<split>/<key, '/' as '.'>.npy
+
+They are written once, when the split is first opened, from the records, and read without decoding
+anything: what a batch costs is the copy of its rows. Deleting `rows` costs nothing but the time to
+write it again. They are as large as the padded rows; where that does not fit, or the folder cannot
+be written, the split is decoded record by record instead. Unlike records they carry no checksum.
+"""
+
+import contextlib
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+VERSION = 1  # to be raised when `m4.data.store` pads or scales differently
+SPARE = 0.1  # share of the disk that is left free
+
+Rows = dict[str, np.ndarray]
+
+
+def rows(
+    folder: Path, split: str, layout: Mapping[str, np.ndarray], chunks: Callable[[], Iterator[Rows]]
+) -> Rows | None:
+    """Read-only arrays [N, ...] backed by files, written first if they are not there.
+
+    Args:
+      folder: of the built data set.
+      split: whose rows they are.
+      layout: flat key -> an array of N rows' shape and dtype (zero strides will do).
+      chunks: starts an iterator over consecutive chunks of the rows.
+
+    Returns None where they can be neither read nor written.
+    """
+    home = folder / "rows" / str(VERSION)
+    with contextlib.suppress(OSError, ValueError):
+        return _open(home / split, layout)
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with open(home / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError, ValueError):  # written while we waited
+                return _open(home / split, layout)
+            shutil.rmtree(home / split, ignore_errors=True)
+            disk = shutil.disk_usage(home)
+            if sum(array.nbytes for array in layout.values()) > disk.free - SPARE * disk.total:
+                return None
+            _write(home, split, layout, chunks())
+            return _open(home / split, layout)
+    except OSError:
+        return None
+
+
+def _open(place: Path, layout: Mapping[str, np.ndarray]) -> Rows:
+    found = {}
+    for key, like in layout.items():
+        array = np.load(_file(place, key), mmap_mode="r") if like.size else like
+        if array.shape != like.shape or array.dtype != like.dtype:
+            raise ValueError(f"{key}: another layout")
+        found[key] = array.view(np.ndarray)
+    return found
+
+
+def _write(
+    home: Path, split: str, layout: Mapping[str, np.ndarray], chunks: Iterator[Rows]
+) -> None:
+    """Plain writes: a full disk is an error here, not a signal as in a mapped file."""
+    for leftover in home.glob(".partial-*"):
+        shutil.rmtree(leftover)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home))
+    try:
+        with contextlib.ExitStack() as stack:
+            files = {key: stack.enter_context(open(_file(partial, key), "wb")) for key in layout}
+            for key, file in files.items():
+                header = np.lib.format.header_data_from_array_1_0(layout[key])
+                header["fortran_order"] = False
+                np.lib.format.write_array_header_1_0(file, header)
+            for chunk in chunks:
+                for key, file in files.items():
+                    file.write(np.ascontiguousarray(chunk[key]).data)
+        partial.rename(home / split)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _file(place: Path, key: str) -> Path:
+    return place / f"{key.replace('/', '.')}.npy"
+
+
+def whole(row: Mapping[str, np.ndarray], num_rows: int) -> Rows:
+    """The layout of `num_rows` rows from that of one, without memory behind it."""
+    return {
+        key: np.broadcast_to(array[:1], (num_rows, *array.shape[1:])) for key, array in row.items()
+    }
