@@ -6,6 +6,7 @@
     LICENCE.txt     terms of the source data, which hold for the records too
     stamps.json     size and time stamp of every source file when it was hashed
     records/        ArrayRecord files
+    vocabulary.json tokens of every modality whose ids were counted on training records, from id 1
     index/          see `m4.data.index`; only of data sets that predictions are joined with
 
 The folder is built under a temporary name and renamed when complete, under a lock, so that a
@@ -31,8 +32,10 @@ from m4.data.cohort import Cohort, Example
 from m4.errors import DataError, SaveError, UserError, place
 
 Progress = Callable[[str, int], None]  # called with the split and its records so far
+Report = Callable[[dict[str, Any]], None]  # called with the manifest of what was just built
 REPORT_EVERY = 200
 STAMPS = "stamps.json"
+VOCABULARY = "vocabulary.json"
 SCRATCH = ".scratch"  # intermediate files of a data set, kept until its build is complete
 _END = object()
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -46,16 +49,18 @@ def prepare(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    report: Report | None = None,
 ) -> Path:
     """The folder with the records of a data set, built if there is none for these inputs.
 
     Args:
       name: module in `m4.data`, or any importable module ('mylab.data').
-      raw_dir: root folder of the raw files; the data set has its own folder in it.
+      raw_dir: root of the raw files; the data set has its own folder in it.
       data_dir: where built data sets live.
       seed: key of the split.
       options: passed to the data set module.
       progress: told about every few hundred records.
+      report: told the manifest, if something was built.
 
     Folders already built for the same name, version, options, seed and schema are reused while no
     source file has another size or time stamp than when it was hashed; otherwise sources are
@@ -69,19 +74,11 @@ def prepare(
     raw_dir, options = Path(raw_dir), dict(options or {})
     module = resolve.module(name, "m4.data")
     home = Path(data_dir) / name.rpartition(".")[2]
-    identity = {
-        "format": manifests.FORMAT,
-        "name": name,
-        "version": module.VERSION,
-        "options": json.loads(json.dumps(getattr(module, "resolved", dict)(**options))),
-        "seed": seed,
-        "declared": manifests.schema(module.spec(**options)),
-    }
+    identity = _identity(module, name, seed=seed, options=options)
     ready = _unchanged(home, identity, raw_dir)
     if ready:
         return ready
-    missing = module.missing_files(raw_dir, **options)
-    if missing:
+    if missing := module.missing_files(raw_dir, **options):
         raise DataError(*missing, f"{name}: {module.WHERE}")
     try:
         _make_home(home)
@@ -92,12 +89,25 @@ def prepare(
             with _scratch(module, home) as keeps:
                 with foreign(name):
                     cohort = module.cohort(raw_dir, seed=seed, **keeps, **options)
-                return _build(home, identity, cohort, raw_dir=raw_dir, progress=progress)
+                told = {"progress": progress, "report": report}
+                return _build(home, identity, cohort, raw_dir=raw_dir, **told)
     except OSError as error:
         if error.errno in _CANNOT_WRITE:
             place = error.filename or home
             raise SaveError(f"{place}: {error.strerror} (building records in {home})") from error
         raise
+
+
+def _identity(module: Any, name: str, *, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    """What determines the records of a data set, but for its source files."""
+    return {
+        "format": manifests.FORMAT,
+        "name": name,
+        "version": module.VERSION,
+        "options": json.loads(json.dumps(getattr(module, "resolved", dict)(**options))),
+        "seed": seed,
+        "declared": manifests.schema(module.spec(**options)),
+    }
 
 
 def _make_home(home: Path) -> None:
@@ -152,7 +162,13 @@ def _locked(home: Path) -> Iterator[None]:
 
 
 def _build(
-    home: Path, identity: dict, cohort: Cohort, *, raw_dir: Path, progress: Progress | None
+    home: Path,
+    identity: dict,
+    cohort: Cohort,
+    *,
+    raw_dir: Path,
+    progress: Progress | None,
+    report: Report | None,
 ) -> Path:
     final = home / fingerprint(identity, cohort.sources)
     stamps = {file: _stamp(raw_dir / file) for file in cohort.sources if (raw_dir / file).exists()}
@@ -165,6 +181,8 @@ def _build(
         manifests.write(partial, {**identity, "fingerprint": final.name, **manifest})
         _write_stamps(partial, stamps)
         partial.rename(final)
+        if report:
+            report(manifest)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -208,6 +226,9 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
     for split, found in keys.items():
         if found:
             index.write(folder, split, found)
+    if cohort.vocabularies:
+        text = json.dumps(cohort.vocabularies, ensure_ascii=False, indent=1)
+        (folder / VOCABULARY).write_text(text + "\n", encoding="utf-8")
     supervised = [task.name for task in cohort.spec.tasks if task.kind != "cluster"]
     if supervised and not any(map(summaries["train"].knows, supervised)):
         raise DataError(f"split train: not one label of {', '.join(supervised)} is known")

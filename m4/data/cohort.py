@@ -44,8 +44,9 @@ class Cohort:
 
     `splits` maps 'train', 'val' and 'test' to functions that start a fresh iterator over that
     split's examples in bounded memory. `flow` holds (step, count) pairs and may be filled while a
-    split is iterated. `sources` maps file names relative to the raw folder to their 'bytes' and
-    'sha256' (see `checksums`).
+    split is iterated. So may `vocabularies`: modality -> tokens in the order of their ids, from id
+    1 on, where ids were counted on training examples. `sources` maps file names relative to the
+    raw folder to their 'bytes' and 'sha256' (see `checksums`).
     """
 
     spec: DataSpec
@@ -54,6 +55,7 @@ class Cohort:
     licence: str
     version: str
     flow: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    vocabularies: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     notes: str = ""
 
 

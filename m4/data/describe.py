@@ -21,7 +21,7 @@ from m4.data.store import Store
 from m4.errors import DataError
 from m4.specs import DataSpec, TaskSpec
 
-SMALLEST = 10  # smaller counts are not shown
+SMALLEST = manifests.SMALLEST
 FEW = 50  # rows with the rarer outcome below which nothing can be ranked
 SUSPICIOUS = 0.95  # AUROC of a single feature, or its absolute rank correlation with a value
 SHIFT = 0.3  # difference of a modality's share between two splits
@@ -61,7 +61,7 @@ def lines(folder: Path) -> list[str]:
         shown = "".join(f"{_label(task, s['labels'][task.name]):>20}" for s in splits.values())
         body.append(f"  {task.name:20}{shown}   {task.kind}")
     body += ["", "combinations of modalities (all splits)", *_patterns(spec, splits)]
-    body += ["", "flow", *(f"  {_count(count):>12}  {step}" for step, count in manifest["flow"])]
+    body += ["", "flow", *(f"  {line}" for line in manifests.flow_lines(manifest))]
     found = [*warnings(folder)]
     body += ["", f"warnings: {len(found) or 'none'}", *(f"  ! {line}" for line in found)]
     return head + body

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from m4 import cells
 from m4.data import normalise, records
 from m4.data.cohort import Example
 from m4.errors import DataError
@@ -29,6 +30,18 @@ from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 FORMAT = 1
 FILE = "manifest.json"
+SMALLEST = 10  # smaller counts are not shown
+
+
+def flow_lines(manifest: dict[str, Any]) -> list[str]:
+    """What every filter of a cohort kept or dropped, then the records of each split, a line each.
+
+    Counts below `SMALLEST` are not given exactly.
+    """
+    ends = [(f"records, {name}", split["rows"]) for name, split in manifest["splits"].items()]
+    return [
+        f"{cells.count(count, SMALLEST):>12}  {step}" for step, count in [*manifest["flow"], *ends]
+    ]
 
 
 def schema(spec: DataSpec) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from m4 import config as configs
 from m4 import losses, sharding
 from m4.config import schema
 from m4.data import build, missing
+from m4.data import manifest as manifests
 from m4.data.loader import TrainLoader
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
@@ -80,6 +81,9 @@ def prepare(config: ml_collections.ConfigDict) -> Path:
         seed=config.seed,
         options=config.data.options.to_dict(),
         progress=progress,
+        report=lambda manifest: print(
+            "cohort", *manifests.flow_lines(manifest), sep="\n", flush=True
+        ),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from m4.data import build
+from m4.data import manifest as manifests
 from m4.data.store import Store
 from m4.errors import DataError, SaveError
 from tests.data.toy_cohort import build_into, example, make_cohort
@@ -50,8 +51,15 @@ def module(tmp_path, monkeypatch):
 
 def test_builds_once_and_again_only_when_something_changed(module):
     toy, raw, home = module
-    first = build.prepare("toylab.toy", raw, home, seed=1)
-    assert build.prepare("toylab.toy", raw, home, seed=1) == first
+    told = []
+    first = build.prepare("toylab.toy", raw, home, seed=1, report=told.append)
+    assert build.prepare("toylab.toy", raw, home, seed=1, report=told.append) == first
+    (built,) = told  # the flow of the cohort is told when it is built, and only then
+    assert manifests.flow_lines(built)[-3:] == [
+        "          40  records, train",
+        "          11  records, val",
+        "         <10  records, test",
+    ]
     assert toy.builds == [1]  # the second call did not even hash
     os.utime(raw / "file.txt", (1, 1))  # same bytes, new time stamp: hashed, not rebuilt
     inode = (first / "manifest.json").stat().st_ino

@@ -1,5 +1,6 @@
 """MEDS in: records by hand, every type a file may come in, splits, leaks, counts and refusals."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -222,6 +223,14 @@ def manifest_of(folder, file):
     found = build.write(target, cohort)
     shutil.rmtree(target)
     return found
+
+
+def test_vocabularies_are_kept_with_the_records(tmp_path):
+    rows = [(s, 3, f"DRUG//{code}") for s, code in ((TRAIN, "b"), (TRAIN, "a"), (TEST, "z"))]
+    file = mf.write(tmp_path, tables(rows, EVERYONE))
+    folder = build.prepare("meds", tmp_path, tmp_path / "built", options={"file": file})
+    kept = json.loads((folder / "vocabulary.json").read_text())
+    assert kept == {"drugs": ["DRUG//a", "DRUG//b"], "notes": []}  # ids 1 and 2; z is of the test
 
 
 @hypothesis.given(

@@ -132,6 +132,7 @@ def make(raw_dir: Path, found: Definition, *, seed: int) -> Cohort:
     def split(name: str) -> Iterator[Example]:
         made, flow = examples()
         yield from made.split(name)
+        result.vocabularies.update(made.vocabularies)
         result.flow[:] = [(step, count) for step, count in flow.items() if count]
 
     result.splits = {name: lambda name=name: split(name) for name in ("train", "val", "test")}

@@ -38,6 +38,13 @@ class Examples:
         if any(lexicon.modality.vocabulary == "train" for lexicon in matcher.lexicons.values()):
             self._fit()
 
+    @property
+    def vocabularies(self) -> dict[str, list[str]]:
+        """Tokens from id 1 on, of every modality whose ids were counted."""
+        lexicons = self._matcher.lexicons.values()
+        counted = [x for x in lexicons if x.modality.vocabulary == "train"]
+        return {x.modality.spec.name: x.tokens for x in counted}
+
     def split(self, name: str) -> Iterator[Example]:
         """The examples of a split, by subject and time."""
         for part in self._windows(name, count=name not in self._counted):

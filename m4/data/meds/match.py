@@ -47,6 +47,7 @@ class Lexicon:
         self._hashed = modality.vocabulary == "hashed"
         self._raw: dict[str, int] = {}
         self._id_of_raw: np.ndarray | None = None
+        self.tokens: list[str] = []  # those with an id of their own, from id 1 on
 
     def raw(self, token: str) -> int:
         """A number for the token, its id if it is hashed."""
@@ -63,7 +64,8 @@ class Lexicon:
         least = self.modality.min_subjects
         ranked = sorted((-count, token) for count, token in known if count >= least)
         self._id_of_raw = np.zeros(len(self._raw), np.int32)
-        for number, (_, token) in enumerate(ranked[: self._size - 1], start=1):
+        self.tokens = [token for _, token in ranked[: self._size - 1]]
+        for number, token in enumerate(self.tokens, start=1):
             self._id_of_raw[self._raw[token]] = number
 
     def ids(self, raw: np.ndarray) -> np.ndarray:
