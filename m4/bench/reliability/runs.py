@@ -22,7 +22,7 @@ from m4.modes import train as _train  # noqa: F401 (imported by the server, once
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])
 FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={}"
-PATIENCE = 600.0  # seconds after which a run is taken to hang, even on a crowded machine
+PATIENCE = 1800.0  # seconds after which a run is taken to hang, even on a crowded machine
 
 
 class Run:
