@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from m4.bench.reliability import bad_files, bad_work, catalogue
+from m4.bench.reliability import bad_files, bad_layouts, bad_work, catalogue
 from m4.data import mfeat, mimiciv, physionet2012, support2
 
 FILES = [*bad_files.cases()]
@@ -22,6 +22,12 @@ def test_each_damaged_file_ends_as_it_should(first):
     assert len(FILES) == len({case.name for case in FILES}) >= 180
     lost = catalogue.count(FILES[first::6])[1]
     assert lost == {}
+
+
+def test_every_ninth_damaged_file_of_the_invented_layouts():
+    cases = [*bad_layouts.cases()]
+    assert len(cases) == len({case.name for case in cases}) >= 190
+    assert catalogue.count(cases[::9])[1] == {}
 
 
 def test_each_unusable_place_ends_as_it_should(tmp_path):

@@ -125,6 +125,7 @@ BAD = {
     "no column": (EVENTS.replace("item", "itme"), "events.csv: has no column 'item'"),
     "two of a name": (EVENTS.replace("item", "value"), "two columns have the same name"),
     "empty": ("", "events.csv: is empty"),
+    "cut in quotes": (EVENTS[: EVENTS.index("lines")], "events.csv: ends within quotes"),
 }
 
 
@@ -208,3 +209,12 @@ def test_the_shipped_mfeat_reads_what_the_module_reads(tmp_path):
         square = record["inputs"]["pix"]["values"][0, :, :-1, 0]  # in [-1, 1], padded by a column
         record["inputs"]["pix"]["values"] = np.rint((square + 1) * 3).reshape(-1)
     assert_same_records(encoded(ours), wanted)
+
+
+def test_an_odd_quote_within_a_cell_and_optional_columns_are_taken(tmp_path):
+    inches = EVENTS.replace("p1,,note", 'p1,,tube 5",7,\np1,,note')
+    splits, found = read(tmp_path, write(tmp_path, **{"events.csv": inches}))
+    assert dict(found.flow)["events"] == 9
+    file = write(tmp_path, **{"events.csv": EVENTS.replace(",value,", ",number,")})
+    with pytest.raises(DataError, match="events.csv: has no column 'value'"):
+        read(tmp_path, file)

@@ -110,12 +110,14 @@ def canaries(bench: Bench) -> Outcome:
     return Outcome(len(planted), len(planted) - lost, lost, "; ".join([note, *problems[:3]]))
 
 
-def plant(folder: Path, rng: random.Random) -> dict[bytes, tuple[str, int]]:
+def plant(
+    folder: Path, rng: random.Random, *, patients: int = PATIENTS
+) -> dict[bytes, tuple[str, int]]:
     """Writes the raw files. Returns every spelling of every canary -> (kind, patient)."""
     folder.mkdir()
     events, labels, whose = ["patient,charted,item,value,comment"], ["patient,asked,died"], {}
-    tags = rng.sample(range(10**8, 10**9), 2 * PATIENTS)
-    values = rng.sample(range(10**7, 2**24), PATIENTS)  # exact in float32
+    tags = rng.sample(range(10**8, 10**9), 2 * patients)
+    values = rng.sample(range(10**7, 2**24), patients)  # exact in float32
     for i, value in enumerate(values):
         name, word = f"Zq7vN{tags[2 * i]}", f"Zq7vW{tags[2 * i + 1]}"
         date = f"{2100 + i}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"

@@ -26,6 +26,10 @@ EVENT = np.dtype(
     [("subject", "<i4"), ("slot", "<i4"), ("time", "<i8"), ("token", "<i4"), ("value", "<f4")]
 )
 SUBJECTS = 512  # of one split in one block
+OPTIONAL = (
+    "numeric_value",
+    "text_value",
+)  # in MEDS; a column that is named otherwise must be there
 
 
 class Events:
@@ -90,8 +94,9 @@ class Events:
         encoded = codes.take(pa.array(keep)).dictionary_encode()
         names = [source.prefix + name for name in encoded.dictionary.to_pylist()]
         index = encoded.indices.to_numpy(zero_copy_only=False)
-        value_N = table.numbers(source.value)[keep] if table.has(source.value) else None
-        text_N = table.strings(source.text).take(pa.array(keep)) if table.has(source.text) else None
+        value_N = table.numbers(source.value)[keep] if _named(table, source.value) else None
+        text = table.strings(source.text) if _named(table, source.text) else None
+        text_N = None if text is None else text.take(pa.array(keep))
         self._add(subject_N[keep], time_N[keep], names, index, value_N, text_N)
 
     def _wide(self, table, source: Source, subject_N, time_N) -> None:
@@ -193,3 +198,8 @@ def _blocks(points: Points) -> np.ndarray:
         block[own] = number + np.arange(len(own)) // SUBJECTS
         number += -(-len(own) // SUBJECTS)
     return block
+
+
+def _named(table: files.Columns, name: str) -> bool:
+    """Whether there is a column to read: those that MEDS leaves out at will may be missing."""
+    return bool(name) and (name not in OPTIONAL or table.has(name))

@@ -233,8 +233,9 @@ class Checked(io.RawIOBase):
 
     def __init__(self, path: Path):
         opener = gzip.open if path.name.endswith(".gz") else open
-        self._path, self._line = path, 1
-        self._file = opener(path, "rb")
+        self._path, self._line, self._quotes = path, 1, 0
+        self._open = lambda: opener(path, "rb")
+        self._file = self._open()
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def readable(self) -> bool:
@@ -264,7 +265,22 @@ class Checked(io.RawIOBase):
             line = self._at(data, max(0, error.start))
             raise DataError(f"{self._path}, line {line}: is not UTF-8") from None
         self._line += data.count(b"\n")
+        self._quotes += data.count(b'"')
+        if not data and size and self._quotes % 2 and self._cut_in_quotes():
+            raise DataError(
+                f"{self._path}: ends within quotes: cut short, or a quote is not closed"
+            )
         return data
+
+    def _cut_in_quotes(self) -> bool:
+        """Whether a quoted cell never ends, which Arrow takes for its end; 5" is a cell, too."""
+        import csv as standard
+
+        with io.TextIOWrapper(self._open(), encoding="utf-8", newline="") as file:
+            try:
+                return any(False for _ in standard.reader(file, strict=True))
+            except standard.Error as error:
+                return "expected after" not in str(error)
 
     def close(self) -> None:
         """Closes the file below."""
