@@ -77,7 +77,8 @@ def nonfinite_leaves(tree: Any) -> dict[str, np.ndarray]:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             continue  # another process has it
         array = np.asarray(leaf)
-        bad = ~np.isfinite(array) if np.issubdtype(array.dtype, np.inexact) else np.zeros(1, bool)
+        inexact = jnp.issubdtype(array.dtype, jnp.inexact)  # NumPy's own does not know bfloat16
+        bad = ~np.isfinite(array) if inexact else np.zeros(1, bool)
         if bad.any():
             found[name] = bad
     return found

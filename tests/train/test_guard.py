@@ -115,6 +115,16 @@ def test_a_damaged_state_is_reported(rig, part):
     assert name.startswith(f"{part}.") and name.endswith("kernel")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_the_places_of_bad_numbers_are_found_in_every_dtype(dtype):
+    tree = {"a": jnp.ones(3, dtype), "b": {"c": jnp.asarray([1.0, 0.0, 2.0]).astype(dtype)}}
+    assert guard.nonfinite_leaves(tree) == {}
+    if dtype != "int32":
+        tree["b"]["c"] = 1 / tree["b"]["c"]
+        ((name, where),) = guard.nonfinite_leaves(tree).items()
+        assert name == "b.c" and where.tolist() == [False, True, False]
+
+
 def test_rows_are_numbers_of_the_split_never_contents():
     batch = spoiled(0, "input").replace(uid=np.arange(100, 116, dtype=np.int32))
     batch.inputs["static"].values[3, 1] = 123456.75
