@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from m4.train import guard
+from m4.train import guard, optim
 from m4.types import Array, Batch, Mean, Method, Outputs
 
 Params = Any
@@ -90,6 +90,7 @@ def make_step(
     decays by `min(ema, (1 + t) / (10 + t))`, so that a short run isn't dominated by its initial
     values.
     """
+    tx = optim.gated(tx)
 
     @jax.jit  # its trace is shared by `apply` and `zeros`
     def gradient(params, batch, step):
@@ -109,14 +110,14 @@ def make_step(
         grads, means = gradient(state.params, batch, state.step)
         loss, norm = means["loss"].total, means["grad_norm"].total
         ok, spike, history = guard.accept(state.history, loss, norm)
-        updates, opt = tx.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt = tx.update(grads, state.opt, state.params, ok=ok)
+        params = _where(ok, optax.apply_updates(state.params, updates), state.params)
+        params = jax.tree.map(optim.settled, params)
         average = None
         if state.ema is not None:
             decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
             average = optax.incremental_update(params, state.ema, 1.0 - decay)
-        old = (state.params, state.opt, state.ema)
-        params, opt, average = _where(ok, (params, opt, average), old)
+            average = jax.tree.map(optim.settled, _where(ok, average, state.ema))
         bad = jnp.where(ok, 0, state.bad + 1)
         totals = _add(totals, means, ok)
         parts = {"params": params, "opt": opt, "ema": average}

@@ -1,8 +1,10 @@
 """Schedules, clipping, decay mask: numbers worked out by hand."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from m4.config import rules
@@ -68,3 +70,44 @@ def test_decay_spares_biases_scales_and_vectors():
     updates, _ = tx.update(zero, tx.init(params), params)
     np.testing.assert_allclose(updates["dense"]["kernel"], -0.1)
     assert not updates["norm"]["scale"].any() and not updates["experts"]["b1"].any()
+
+
+def test_adamw_is_that_of_optax_and_a_refused_step_keeps_every_bit():
+    rng = np.random.default_rng(0)
+    draw = lambda scale: {  # noqa: E731
+        name: jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
+        for name, shape in {"kernel": (3, 4), "bias": (4,)}.items()
+    }
+    ours = optim.make_optimiser("adamw", lambda _: 0.1, weight_decay=0.1, clip_norm=1.0)
+    theirs = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(0.1, weight_decay=0.1, mask=optim.decayed)
+    )
+    params = draw(1.0)
+    state, expected_state = ours.init(params), theirs.init(params)
+    for scale in (0.01, 1.0, 100.0):  # the first is not clipped
+        grads = draw(scale)
+        updates, state = ours.update(grads, state, params, ok=True)
+        expected, expected_state = theirs.update(grads, expected_state, params)
+        chex.assert_trees_all_close(updates, expected, rtol=1e-5)
+    chex.assert_trees_all_close(state[1], expected_state[1][0], rtol=1e-5)
+    bad = jax.tree.map(lambda x: x * jnp.nan, grads)
+    chex.assert_trees_all_equal(ours.update(bad, state, params, ok=jnp.array(False))[1], state)
+    for name in optim.OPTIMISERS:
+        tx = optim.make_optimiser(name, lambda _: 0.1, clip_norm=1.0)
+        start = tx.init(params)
+        chex.assert_trees_all_equal(tx.update(bad, start, params, ok=False)[1], start)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA:CPU copies")
+def test_the_update_needs_no_memory_of_its_own():
+    """With Optax's parts it copies both moments and keeps the clipped gradient."""
+    params = {"kernel": jnp.zeros((256, 1024))}
+    tx = optim.make_optimiser("adamw", lambda _: 0.1, weight_decay=0.1, clip_norm=1.0)
+
+    def update(params, state, grads, ok):
+        updates, state = tx.update(grads, state, params, ok=ok)
+        return jnp.where(ok, params["kernel"] + updates["kernel"], params["kernel"]), state
+
+    args = params, tx.init(params), params, jnp.array(True)
+    program = jax.jit(update, donate_argnums=(0, 1)).lower(*args).compile()
+    assert program.memory_analysis().temp_size_in_bytes < params["kernel"].nbytes / 4
