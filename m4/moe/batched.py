@@ -13,6 +13,7 @@ Letters: E experts, C rows per expert, D input, F hidden, O output width.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -76,3 +77,22 @@ FORMS = {
     "rows": Form(_rows_forward, _rows_backward),
     "columns": Form(_columns_forward, _columns_backward),
 }
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def mlp(x_ECD: jax.Array, params: ExpertParams, activation: Callable) -> jax.Array:
+    """As `experts.apply_stacked`; gradients of the weights come as these lie in memory."""
+    return _rows_forward(x_ECD, params, activation)[0]
+
+
+def _mlp_forward(x_ECD, params, activation):
+    y_ECO, saved = _rows_forward(x_ECD, params, activation)
+    return y_ECO, (saved, params)
+
+
+def _mlp_backward(activation, residuals, dy_ECO):
+    saved, params = residuals
+    return _rows_backward(saved, dy_ECO, params, activation, params.w1.dtype)
+
+
+mlp.defvjp(_mlp_forward, _mlp_backward)

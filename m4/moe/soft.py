@@ -20,7 +20,7 @@ import numpy as np
 from einops import rearrange
 from flax.core import FrozenDict
 
-from m4.moe import declare, experts, routing
+from m4.moe import batched, declare, experts, routing
 from m4.moe.balance import entropy_of
 from m4.resolve import resolve
 from m4.types import Array, MoeAux
@@ -154,11 +154,11 @@ class SoftExperts(nn.Module):
         )
         if self.num_stacks == 1:
             z_ECD = rearrange(z_BSEPD, "b s e p d -> e (b s p) d")
-            y_ECD = experts.apply_stacked(z_ECD, params, activation=experts.gelu)
+            y_ECD = batched.mlp(z_ECD, params, experts.gelu)
             sizes = {"b": rows, "s": z_BSEPD.shape[1]}
             return rearrange(y_ECD, "e (b s p) d -> b s e p d", **sizes)
         z_ECD = rearrange(z_BSEPD, "b s e p d -> (s e) (b p) d")
-        y_ECD = experts.apply_stacked(z_ECD, params, activation=experts.gelu)
+        y_ECD = batched.mlp(z_ECD, params, experts.gelu)
         return rearrange(y_ECD, "(s e) (b p) d -> b s e p d", b=rows, s=self.num_stacks)
 
 

@@ -60,14 +60,40 @@ class StackedDense(nn.Module):
         """[B, M, ..., i] -> [B, M, ..., features]; M must be `num_stacks` unless that is 1."""
         shape = (self.num_stacks, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init or lecun_init(), shape)
+        x, kernel = jnp.asarray(x), jnp.asarray(kernel)  # vmap takes no NumPy array in a jit
         if self.num_stacks == 1:
-            y = jnp.einsum("...i,io->...o", x, kernel[0])
+            y = linear(x, kernel[0])
         else:
-            y = jnp.einsum("bm...i,mio->bm...o", x, kernel)
+            y = jax.vmap(linear, in_axes=(1, 0), out_axes=1)(x, kernel)
         if self.bias_init is None:
             return y
         bias = self.param("bias", self.bias_init, (self.num_stacks, self.features))
         return y + expand(bias, y.ndim)
+
+
+@jax.custom_vjp
+def linear(x: Array, kernel_io: Array) -> Array:
+    """[..., i] -> [..., o], with the order of operands that suits XLA:CPU, forwards and backwards.
+
+    An einsum over stacks puts the kernel first, its gradient the outputs: either way a product is
+    stored transposed and turned afterwards, at half the speed.
+    """
+    return jnp.matmul(x, kernel_io)
+
+
+def _linear_forward(x, kernel_io):
+    return linear(x, kernel_io), (x, kernel_io)
+
+
+def _linear_backward(saved, dy):
+    x, kernel_io = saved
+    dx = jnp.matmul(dy, kernel_io.T)
+    if x.shape[-1] <= dy.shape[-1]:  # XLA:CPU turns the first operand: the narrower is cheaper
+        return dx, jnp.einsum("...i,...o->io", x, dy)
+    return dx, jnp.einsum("...o,...i->oi", dy, x).T
+
+
+linear.defvjp(_linear_forward, _linear_backward)
 
 
 class StackedLayerNorm(nn.Module):

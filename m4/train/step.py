@@ -112,12 +112,11 @@ def make_step(
         ok, spike, history = guard.accept(state.history, loss, norm)
         updates, opt = tx.update(grads, state.opt, state.params, ok=ok)
         params = _where(ok, optax.apply_updates(state.params, updates), state.params)
-        params = jax.tree.map(optim.settled, params)
         average = None
         if state.ema is not None:
             decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
             average = optax.incremental_update(params, state.ema, 1.0 - decay)
-            average = jax.tree.map(optim.settled, _where(ok, average, state.ema))
+            average = _where(ok, average, state.ema)
         bad = jnp.where(ok, 0, state.bad + 1)
         totals = _add(totals, means, ok)
         parts = {"params": params, "opt": opt, "ema": average}
@@ -156,7 +155,7 @@ def _one(value: Array) -> Mean:
 
 
 def _where(ok: Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
+    return jax.tree.map(lambda n, o: optim.settled(jnp.where(ok, n, o)), new, old)
 
 
 def _add(totals: Totals, means: dict[str, Mean], ok: Array) -> Totals:

@@ -175,6 +175,8 @@ def test_released_trains_on_rows_with_every_label_only():
 def run_images(batch, **fields):
     method = small(IMAGES, **fields)
     params = properties.random_params(method)
+    # Routes are decided: with nearly even ones the information is a difference of rounding errors.
+    params["mtoe_experts"]["gate_scale"] = params["mtoe_experts"]["gate_scale"] + 20.0
     out = jax.jit(lambda p, b: method.apply({"params": p}, b, train=False))(params, batch)
     return method, params, out
 
@@ -202,6 +204,7 @@ def test_released_information_is_a_sum_over_rows_and_another_quantity():
         x, (2, *(1,) * (x.ndim - 1))), batch))):  # fmt: skip
         _, _, out = run_images(rows, fidelity="released", aux_weights=weights)
         values[name] = float(out.aux_losses["information"])
+    assert values["once"] < -0.1
     np.testing.assert_allclose(values["twice"], 2 * values["once"], rtol=1e-4)
 
 

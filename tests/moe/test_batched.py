@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from m4.moe import experts
-from m4.moe.batched import FORMS
+from m4.moe.batched import FORMS, mlp
 
 E, C, D, F, OUT = 3, 5, 4, 6, 2
 
@@ -36,3 +36,7 @@ def test_forms_agree_with_the_definition(form, activation):
     chex.assert_trees_all_close(
         run(x_ECD, params), (expected_ECO, *vjp(dy_ECO)), rtol=1e-5, atol=1e-5
     )
+    if form == "rows":
+        y_ECO, vjp_mlp = jax.vjp(lambda x, p: mlp(x, p, activation), x_ECD, params)
+        found = (y_ECO, *vjp_mlp(dy_ECO))
+        chex.assert_trees_all_close(found, (expected_ECO, *vjp(dy_ECO)), rtol=1e-5, atol=1e-5)

@@ -1,10 +1,12 @@
-"""Dense parts: the piecewise-linear encoding by hand."""
+"""Dense parts: the piecewise-linear encoding by hand, affine maps against einsums."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from m4.nn.dense import HAT_EDGES, hats
+from m4.nn.dense import HAT_EDGES, StackedDense, hats
 
 
 def test_hats_by_hand():
@@ -21,3 +23,22 @@ def test_hats_by_hand():
 def test_hats_cut_the_normal_into_equal_shares():
     inner = jax.scipy.stats.norm.cdf(jnp.array(HAT_EDGES[1:]))
     np.testing.assert_allclose(inner, (np.arange(6) + 0.5) / 6, atol=0.002)
+
+
+@pytest.mark.parametrize(("stacks", "formula"), [(1, "...i,io->...o"), (3, "bmti,mio->bmto")])
+@pytest.mark.parametrize("width", [2, 7])  # narrower and wider than the input
+def test_affine_maps_and_gradients_are_those_of_an_einsum(stacks, formula, width):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x_BMTi = jax.random.normal(keys[0], (2, 3, 5, 4))
+    kernel = jax.random.normal(keys[1], (stacks, 4, width))
+    dy_BMTo = jax.random.normal(keys[2], (2, 3, 5, width))
+    dense = StackedDense(width, stacks, bias_init=None)
+
+    def expected(x, kernel):
+        return jnp.einsum(formula, x, kernel[0] if stacks == 1 else kernel)
+
+    found = lambda x, kernel: dense.apply({"params": {"kernel": kernel}}, x)  # noqa: E731
+    values, vjp = jax.vjp(found, x_BMTi, kernel)
+    expected_values, expected_vjp = jax.vjp(expected, x_BMTi, kernel)
+    chex.assert_trees_all_close(values, expected_values, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(vjp(dy_BMTo), expected_vjp(dy_BMTo), rtol=1e-5, atol=1e-5)
