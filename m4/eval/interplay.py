@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from m4.types import Array
@@ -34,10 +34,15 @@ def utilisation(share_NMP: np.ndarray, weight_N: np.ndarray) -> tuple[np.ndarray
     return share_MP, entropy_P / np.log(max(len(share_MP), 2))
 
 
+def probe(train_ND, train_y) -> Pipeline:
+    """A fitted linear classifier on frozen features."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return model.fit(train_ND, train_y)
+
+
 def probe_accuracy(train_ND, train_y, test_ND, test_y) -> float:
     """Accuracy of a linear probe on frozen features."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    return float(model.fit(train_ND, train_y).score(test_ND, test_y))
+    return float(probe(train_ND, train_y).score(test_ND, test_y))
 
 
 def competition(alone: Sequence[float], joint: Sequence[tuple[Any, Any, Any, Any]]) -> np.ndarray:
@@ -57,7 +62,7 @@ class Information(NamedTuple):
     synergy: float
 
 
-def decompose(joint_XZY: np.ndarray, *, num_steps: int = 2000) -> Information:
+def decompose(joint_XZY: np.ndarray, *, num_steps: int = 200) -> Information:
     """Partial information of X and Z about Y.
 
     q has the pairwise marginals (X, Y) and (Z, Y) of the joint and the largest H(Y | X, Z). It
@@ -83,7 +88,7 @@ def decompose(joint_XZY: np.ndarray, *, num_steps: int = 2000) -> Information:
 def mutual_information(joint_XY: np.ndarray) -> float:
     """I(X; Y) in bits."""
     outer = joint_XY.sum(1, keepdims=True) * joint_XY.sum(0, keepdims=True)
-    there = joint_XY > 0
+    there = (joint_XY > 0) & (outer > 0)  # of a fitted table cells may be too small to multiply
     return float(np.sum(joint_XY[there] * np.log2(joint_XY[there] / outer[there])))
 
 

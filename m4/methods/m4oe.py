@@ -81,7 +81,8 @@ class M4oE(nn.Module):
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
         """Logits of every task; a segmentation task's are a map [B, h, w, dim].
 
-        Training needs the rng 'dropout'. `extra` holds 'utilisation' P(modality | task) [B, M, P].
+        Training needs the rng 'dropout'. `extra` holds 'utilisation' P(modality | task) [B, M, P]
+        and 'features', what the encoder of each modality says [B, M, D].
         Raises ValueError for modality kinds without an encoder and for unknown choices.
         """
         self._check()
@@ -95,7 +96,7 @@ class M4oE(nn.Module):
             drop = nn.Dropout(self.dropout, deterministic=not train, name="head_drop")
             wide_BPN = jnp.repeat(drop(grid.wide)[:, None], f_BPD.shape[1], axis=1)
             f_BPD = jnp.concatenate([drop(nn.gelu(f_BPD)), wide_BPN], -1)
-        extra = {"utilisation": soft.utilisation(soft.log_joint(slots, *shape))}
+        extra = {"utilisation": soft.utilisation(soft.log_joint(slots, *shape)), "features": s_BMD}
         if self.weighting == "uncertainty":
             extra["sigma"] = self.param("sigma", nn.initializers.ones, (len(self.data.tasks),))
         counted_B = (present_BM.sum(-1) > 1) & (batch.weight > 0)

@@ -115,30 +115,43 @@ class Coalition:
         return self.method.loss(out, batch[0], step)
 
 
-def _trainer(config, setup: setups.Setup, chosen: list[str]):
-    """`train(mask of the chosen tasks) -> test scores`; compiles a step and a prediction, once."""
+def fitter(config, setup: setups.Setup, method: Any, mask: np.ndarray):
+    """`fit(mask) -> state` after training from the same start; compiles one step for all masks.
+
+    A batch of `method` is (batch, mask).
+    """
     tx, _, ema = setups.make_optimiser(config)
-    step = steps.make_step(Coalition(setup.method), tx, seed=config.seed, ema=ema)
-    place = np.array([setup.spec.task_names.index(name) for name in chosen])
-    everything = np.zeros(len(setup.spec.tasks), bool)
-    example = sharding.put_batch(setup.loader.batch(0), setup.mesh), everything
+    step = steps.make_step(method, tx, seed=config.seed, ema=ema)
+    example = sharding.put_batch(setup.loader.batch(0), setup.mesh), mask
     zeros = jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(step.zeros, setup.state, example)
     )
     apply = jax.jit(step.apply, donate_argnums=0).lower(setup.state, zeros, example).compile()
-    predict = _predictor(config, setup)
     start = jax.device_get(setup.init())  # compiled once, too
     placed = jax.tree.map(lambda x: x.sharding, setup.state)
 
-    def train(mask):
-        active_T = np.zeros(len(setup.spec.tasks), bool)
-        active_T[place[mask]] = True
+    def fit(mask):
         state, totals = jax.device_put(start, placed), zeros
         batches = setup.loader.iter(0)
         for _ in range(config.train.steps):
             batch = sharding.put_batch(next(batches), setup.mesh)
-            state, totals = apply(state, totals, (batch, active_T))
-        scores = predict(state.eval_params, active_T)
+            state, totals = apply(state, totals, (batch, mask))
+        return state
+
+    return fit
+
+
+def _trainer(config, setup: setups.Setup, chosen: list[str]):
+    """`train(mask of the chosen tasks) -> test scores`; compiles a step and a prediction, once."""
+    place = np.array([setup.spec.task_names.index(name) for name in chosen])
+    everything = np.zeros(len(setup.spec.tasks), bool)
+    fit = fitter(config, setup, Coalition(setup.method), everything)
+    predict = _predictor(config, setup)
+
+    def train(mask):
+        active_T = np.zeros(len(setup.spec.tasks), bool)
+        active_T[place[mask]] = True
+        scores = predict(fit(active_T).eval_params, active_T)
         found = [scores[f"{n}/{METRICS[setup.spec.task(n).kind]}"] for n in chosen]
         lacks = [n for n, x, on in zip(chosen, found, mask, strict=True) if on and x is None]
         if lacks:

@@ -38,6 +38,13 @@ def test_copies_are_redundant_and_one_feature_is_unique():
     np.testing.assert_allclose([first.redundant, first.synergy], 0.0, atol=1e-3)
 
 
+def test_cells_that_underflow_count_as_empty():
+    table = np.array([[0.5, 0.0], [1e-320, 0.5]])
+    assert interplay.mutual_information(table) == pytest.approx(1.0)
+    tiny = np.array([[1.0, 0.0], [0.0, 1e-200]])  # its expected count is 1e-400, which is 0
+    assert interplay.mutual_information(tiny) == pytest.approx(0.0)
+
+
 def test_utilisation_by_hand():
     share = np.array([[[1.0, 0.5], [0.0, 0.5]], [[1.0, 0.5], [0.0, 0.5]], [[0.0, 9.0], [1.0, 9.0]]])
     mean, even = interplay.utilisation(share, np.array([1.0, 1.0, 0.0]))

@@ -1,0 +1,259 @@
+"""How modalities and tasks compete in a method's training, as M4oE's authors analyse it.
+
+    python -m m4.modes.interplay --config=configs/m4oe_views.py --workdir=runs/interplay
+
+Trains the configuration once with all modalities and once with each alone (`train.steps` steps;
+the modalities kept are an input, so one compiled step trains all), prints tables and writes
+`interplay.json` into the work directory (`m4.eval.interplay`):
+
+- utilisation: shares of modalities in the routing per task on the test split, and their evenness;
+- competition: accuracy of a linear probe on the features of a modality's encoder, trained alone
+  less trained jointly, per binary and multiclass task; above 0 the modality lost out;
+- information: redundant, unique and synergistic bits of two modalities about a label, from what the
+  probes of encoders trained alone predict;
+- conflict: cosines between the gradients of tasks with respect to all parameters, mean over some
+  training batches, after joint training.
+
+The method must return `extra['features']` [B, M, D] and `extra['utilisation']` [B, M, P].
+
+Letters: B, N rows, M modalities, P tasks, D width.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from m4 import config as configs
+from m4 import sharding
+from m4.data.loader import eval_batches
+from m4.data.store import Store
+from m4.errors import ConfigError, UserError
+from m4.eval import evaluate, interplay
+from m4.modes import raw, tim
+from m4.modes import setup as setups
+from m4.modes.eval import columns
+from m4.train import workdir
+
+PROBED = ("binary", "multiclass")
+MAX_ROWS = 10_000  # of a split that are read
+NUM_BATCHES = 8  # whose gradients are averaged
+MIN_ROWS = 10  # to fit a probe, and to score one
+
+
+class Split(NamedTuple):
+    """Rows of a split as one model sees them."""
+
+    features: np.ndarray  # f32[N, M, D]
+    utilisation: np.ndarray  # f32[N, M, P]
+    present: np.ndarray  # bool[N, M]
+    labels: dict[str, tuple[np.ndarray, np.ndarray]]  # task -> label i64[N], known bool[N]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A method whose batch is (batch, mask of the modalities that it may see)."""
+
+    method: Any
+    spec: Any
+
+    def apply(self, variables, batch, **kwargs):
+        """As the method's."""
+        return self.method.apply(variables, evaluate.mask_modalities(*batch, self.spec), **kwargs)
+
+    def loss(self, out, batch, step):
+        """As the method's."""
+        return self.method.loss(out, evaluate.mask_modalities(*batch, self.spec), step)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code (see `m4.main`)."""
+    try:
+        flags = configs.parse(argv)
+        config = configs.load(flags)
+        raw.require(config, flags.config)
+        run(config, flags.workdir)
+    except UserError as error:
+        print(*error.lines(), sep="\n", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def run(config: Any, folder: Path | None) -> None:
+    """Trains, analyses, prints, writes."""
+    if folder is None:
+        raise ConfigError("--workdir: is missing; interplay.json is written there")
+    folder.mkdir(parents=True, exist_ok=True)
+    setups.use_cache(folder)
+    setup = setups.make(config, setups.prepare(config))
+    with setups.context(setup.mesh):
+        found = analyse(config, setup)
+    workdir.write_atomic(folder / "interplay.json", json.dumps(found, indent=1) + "\n")
+    _print(found)
+
+
+def analyse(config: Any, setup: setups.Setup) -> dict[str, Any]:
+    """What `interplay.json` holds; None where too few rows have the modality and the label."""
+    spec, names = setup.spec, setup.spec.modality_names
+    read = _reader(config, setup)
+    whole = np.ones(len(names), bool)
+    fit = tim.fitter(config, setup, Kept(setup.method, spec), whole)
+    params = fit(whole).eval_params
+    print("trained on all modalities", flush=True)
+    joint = read(params, "train"), read(params, "test")
+    share_MP, even_P = interplay.utilisation(
+        joint[1].utilisation, joint[1].present.any(1).astype(np.float64)
+    )
+    conflict = _conflict(setup, params)
+    probes: dict[str, dict[str, Any]] = {
+        task.name: {} for task in spec.tasks if task.kind in PROBED
+    }
+    competition = {task: {} for task in probes}
+    for m, name in enumerate(names):
+        params = fit(np.arange(len(names)) == m).eval_params
+        print("trained on", name, "alone", flush=True)
+        alone = read(params, "train"), read(params, "test")
+        for task in probes:
+            own, shared = _probed(*alone, task, m), _probed(*joint, task, m)
+            probes[task][name] = own
+            competition[task][name] = (
+                None
+                if own is None or shared is None
+                else {"alone": own[0], "joint": shared[0], "lost": own[0] - shared[0]}
+            )
+    return {
+        "modalities": list(names),
+        "tasks": list(spec.task_names),
+        "utilisation": dict(zip(spec.task_names, share_MP.T.tolist(), strict=True)),
+        "evenness": dict(zip(spec.task_names, even_P.tolist(), strict=True)),
+        "conflict": conflict,
+        "competition": competition,
+        "information": {
+            task: _information(joint[1], task, found, names) for task, found in probes.items()
+        },
+    }
+
+
+def _reader(config, setup: setups.Setup):
+    """`(params, split) -> Split`; compiles once."""
+
+    @jax.jit
+    def forward(params, batch):
+        extra = setup.method.apply({"params": params}, batch, train=False).extra
+        lacks = sorted({"features", "utilisation"} - extra.keys())
+        if lacks:
+            raise ConfigError(
+                f"method.name={config.method.name!r}: returns no {' and no '.join(lacks)} in"
+                " `extra`; m4oe does"
+            )
+        return extra["features"], extra["utilisation"], batch.present(setup.spec)
+
+    jax.eval_shape(forward, setup.state.eval_params, setup.loader.batch(0))  # or it is refused now
+
+    def read(params, split):
+        store = setups.open_split(setup.data, split, config.eval.batch_size)
+        found = []
+        for batch in itertools.islice(
+            eval_batches(store, config.eval.batch_size), -(-MAX_ROWS // config.eval.batch_size)
+        ):
+            arrays = jax.device_get(forward(params, sharding.put_batch(batch, setup.mesh)))
+            found.append([array[np.asarray(batch.uid) >= 0] for array in arrays])
+        parts = [np.concatenate(part) for part in zip(*found, strict=True)]
+        return Split(*parts, _labels(store, setup.spec, len(parts[0])))
+
+    return read
+
+
+def _labels(store: Store, spec, num_rows: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    names = [task.name for task in spec.tasks if task.kind in PROBED]
+    found = columns(store, *(f"y/{n}" for n in names), *(f"y/{n}/mask" for n in names))
+    flat = lambda x: x[:num_rows].reshape(min(num_rows, len(x)))  # noqa: E731
+    return {
+        n: (flat(found[f"y/{n}"]).astype(np.int64), flat(found[f"y/{n}/mask"]) > 0) for n in names
+    }
+
+
+def _probed(train: Split, test: Split, task: str, m: int):
+    """Accuracy on the test rows and the prediction of every one; None with too few rows."""
+    (train_y, known), (test_y, test_known) = train.labels[task], test.labels[task]
+    rows, test_rows = known & train.present[:, m], test_known & test.present[:, m]
+    few = min(rows.sum(), test_rows.sum()) < MIN_ROWS
+    if few or len(np.unique(train_y[rows])) < 2:
+        return None
+    model = interplay.probe(train.features[rows, m], train_y[rows])
+    predicted = model.predict(test.features[:, m])
+    return float(np.mean(predicted[test_rows] == test_y[test_rows])), predicted
+
+
+def _information(test: Split, task: str, found: dict[str, Any], names) -> dict[str, Any]:
+    """In bits, for every two modalities, on the test rows that have both."""
+    y, known = test.labels[task]
+    pairs = {}
+    for (a, first), (b, second) in itertools.combinations(enumerate(names), 2):
+        rows = known & test.present[:, a] & test.present[:, b]
+        if found[first] is None or found[second] is None or rows.sum() < MIN_ROWS:
+            pairs[f"{first} {second}"] = None
+            continue
+        x, z = found[first][1][rows], found[second][1][rows]
+        counts = np.zeros([max(map(np.max, (x, z, y[rows]))) + 1] * 3)
+        np.add.at(counts, (x, z, y[rows]), 1.0)
+        bits = interplay.decompose(counts)
+        pairs[f"{first} {second}"] = {
+            "redundant": bits.redundant,
+            "unique": list(bits.unique),
+            "synergy": bits.synergy,
+        }
+    return pairs
+
+
+def _conflict(setup: setups.Setup, params: Any) -> dict[str, float]:
+    @jax.jit
+    def cosines(params, batch):
+        def task_losses(params):
+            out = setup.method.apply({"params": params}, batch, train=False)
+            terms = setup.method.loss(out, batch, jnp.zeros((), jnp.int32))[1]
+            return {name: term.value() for name, term in terms.items()}
+
+        return interplay.gradient_conflict(task_losses, params)
+
+    batches = itertools.islice(setup.loader.iter(0), NUM_BATCHES)
+    found = [jax.device_get(cosines(params, sharding.put_batch(b, setup.mesh))) for b in batches]
+    # A dictionary's keys come back sorted from JAX, the pairs keep the order of the tasks.
+    return {" ".join(pair): float(np.mean([f[pair] for f in found])) for pair in found[0]}
+
+
+def _print(found: dict[str, Any]) -> None:
+    console = Console(width=None if Console().is_terminal else 100)
+    shares = Table("task", *found["modalities"], "evenness", title="utilisation")
+    for task in found["tasks"]:
+        row = [f"{x:.3f}" for x in found["utilisation"][task]]
+        shares.add_row(task, *row, f"{found['evenness'][task]:.3f}")
+    lost = Table("task", *found["modalities"], title="accuracy lost in joint training")
+    for task, row in found["competition"].items():
+        lost.add_row(task, *("" if x is None else f"{x['lost']:+.3f}" for x in row.values()))
+    conflict = Table("tasks", "cosine", title="gradients")
+    for pair, value in found["conflict"].items():
+        conflict.add_row(pair, f"{value:+.3f}")
+    bits = Table("task", "modalities", "redundant", "unique", "synergy", title="bits")
+    for task, pairs in found["information"].items():
+        for pair, x in pairs.items():
+            if x is not None:
+                unique = " ".join(f"{u:.3f}" for u in x["unique"])
+                bits.add_row(task, pair, f"{x['redundant']:.3f}", unique, f"{x['synergy']:.3f}")
+    for table in (shares, lost, conflict, bits):
+        console.print(table)
+
+
+if __name__ == "__main__":
+    os.umask(0o077)  # what is derived from patients is for its owner only
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""`python -m m4.modes.interplay` end to end: one compiled step, and a file that adds up."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from m4.modes import interplay
+from m4.train import step as steps
+
+CONFIG = """
+import ml_collections
+def get_config(variant=''):
+    return ml_collections.ConfigDict(dict(
+        data=dict(name='views', options=dict(num_patients=100, size=8, tasks=('density', 'risk'))),
+        method=dict(name='m4oe', width=8, hidden=8, num_experts=2, modality_experts=2,
+                    fusion_experts=2, vit_depth=1, num_heads=2, vit_heads=2, patch=4),
+        optim=dict(lr=0.01),
+        train=dict(steps=2, batch_size=16, select='density/accuracy'),
+        eval=dict(batch_size=20, bootstrap=5, baselines=False, subsets=False),
+    ))
+"""
+
+OTHER = """
+import ml_collections
+def get_config(variant=''):
+    return ml_collections.ConfigDict(dict(
+        data=dict(name='tests.interop.cli_data', options=dict(kind='tasks')),
+        method=dict(name='m3h', width=4, task_width=4),
+        optim=dict(lr=0.01),
+        train=dict(steps=3, batch_size=8, select='death/auroc'),
+        eval=dict(batch_size=8),
+    ))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("M4_DATA_DIR", str(tmp_path / "data"))
+    (tmp_path / "c.py").write_text(CONFIG)
+    return tmp_path
+
+
+def run(folder, *args):
+    return interplay.main([f"--config={folder / 'c.py'}", f"--workdir={folder / 'w'}", *args])
+
+
+def test_every_analysis_from_one_compiled_step(folder, monkeypatch, capsys):
+    made = []
+    original = steps.make_step
+    monkeypatch.setattr(
+        steps, "make_step", lambda *args, **kw: made.append(original(*args, **kw)) or made[-1]
+    )
+    assert run(folder) == 0, capsys.readouterr().err
+    found = json.loads((folder / "w/interplay.json").read_text())
+    assert len(made) == 2  # that of every run, and one for all choices of modalities
+    printed = capsys.readouterr().out
+    assert printed.count("trained on") == 5 and "trained on ffdm_cc alone" in printed
+    assert found["modalities"] == ["cview_cc", "cview_mlo", "ffdm_cc", "ffdm_mlo"]
+    for task in ("density", "risk"):
+        share = np.array(found["utilisation"][task])
+        np.testing.assert_allclose(share.sum(), 1.0, rtol=1e-5)
+        evenness = -(share * np.log(share)).sum() / math.log(4)
+        np.testing.assert_allclose(found["evenness"][task], evenness, rtol=1e-5)
+        for score in found["competition"][task].values():
+            assert score["lost"] == score["alone"] - score["joint"]
+            assert 0 <= min(score["alone"], score["joint"]) <= 1
+        assert len(found["information"][task]) == 6
+        for bits in found["information"][task].values():
+            # Of a label with 4 or 2 values nobody can know more than 2 bits or 1.
+            known = bits["redundant"] + sum(bits["unique"]) + bits["synergy"]
+            assert -1e-6 <= known <= {"density": 2.0, "risk": 1.0}[task] + 1e-6
+    assert [*found["conflict"]] == ["density risk"]
+    assert -1 <= found["conflict"]["density risk"] <= 1
+
+
+def test_too_few_rows_give_no_score():
+    few = interplay.Split(
+        features=np.zeros((9, 1, 2)),
+        utilisation=np.zeros((9, 1, 1)),
+        present=np.ones((9, 1), bool),
+        labels={"risk": (np.arange(9) % 2, np.ones(9, bool))},
+    )
+    assert interplay._probed(few, few, "risk", 0) is None
+
+
+def test_a_method_without_features_is_refused_before_it_is_trained(folder, capsys):
+    (folder / "c.py").write_text(OTHER)
+    assert run(folder) == 2
+    said = capsys.readouterr()
+    assert "method.name='m3h': returns no features and no utilisation" in said.err
+    assert "trained" not in said.out
