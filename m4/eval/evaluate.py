@@ -119,7 +119,9 @@ def _finite(task: TaskSpec, value_SNC: np.ndarray, counted_SN: np.ndarray) -> np
 
 def _labels(task: TaskSpec, target, rows: np.ndarray, own_N: np.ndarray):
     columns = {"multiclass": 1, "survival": 2}.get(task.kind, task.dim)
-    value_NL = np.asarray(target.value)[rows].reshape(len(rows), columns).astype(np.float64)
+    value = np.asarray(target.value)[rows]
+    value = value.mean((1, 2)) if task.kind == "segmentation" else value
+    value_NL = value.reshape(len(rows), columns).astype(np.float64)
     mask_BL = np.asarray(target.mask)
     mask_NL = mask_BL.reshape(len(mask_BL), -1)[rows] > 0
     mask_NL = np.broadcast_to(mask_NL, value_NL.shape) & own_N[:, None]

@@ -8,6 +8,7 @@
 | multiclass | accuracy f1_macro auroc_macro (one against the rest) log_loss brier ece          |
 | regression | mae rmse r2 spearman, in the target's unit; mean over the task's values          |
 | survival   | c_index (Harrell), of the mean chance of the event over the intervals            |
+| segmentation | dice, mean over rows and channels; 1 for an empty map found empty              |
 
 `f1` cuts at 0.5, `f1_val` at the threshold that maximises F1 on the validation split
 (`choose_threshold`). ECE has ten equal-mass bins (`m4.eval.calibration`); for multiclass it is
@@ -32,6 +33,7 @@ PRIMARY = {
     "multiclass": "auroc_macro",
     "regression": "mae",
     "survival": "c_index",
+    "segmentation": "dice",
 }
 HEADLINE = {
     "binary": ("auroc", "auprc", "f1_val", "brier", "ece"),
@@ -39,6 +41,7 @@ HEADLINE = {
     "multiclass": ("auroc_macro", "accuracy", "f1_macro", "brier", "ece"),
     "regression": ("mae", "rmse", "r2", "spearman"),
     "survival": ("c_index",),
+    "segmentation": ("dice",),
 }
 LOWER_IS_BETTER = frozenset({"brier", "ece", "log_loss", "mae", "rmse"})
 
@@ -81,6 +84,8 @@ def score(
         return _regression(label, prediction)
     if task.kind == "survival":
         return {"c_index": c_index(label[:, 0], label[:, 1] > 0, prediction.mean(1))}
+    if task.kind == "segmentation":  # the predictions are scores already
+        return {"dice": Value(float(prediction.mean())) if len(prediction) else NO_ROW}
     raise ValueError(f"task {task.name}: kind {task.kind!r} has no generic metrics")
 
 

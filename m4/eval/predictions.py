@@ -11,7 +11,7 @@ import numpy as np
 
 from m4.specs import DataSpec, TaskSpec
 
-SCORED_KINDS = ("binary", "multilabel", "multiclass", "regression", "survival")
+SCORED_KINDS = ("binary", "multilabel", "multiclass", "regression", "survival", "segmentation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Predictions:
     uid: np.ndarray  # i64[N]
     patient: np.ndarray  # [N]
     present: np.ndarray  # bool[N, M]
-    prediction: dict[str, np.ndarray]  # task -> f32[S, N, C]
-    label: dict[str, np.ndarray]  # task -> f64[N, L], 0 where unknown
+    prediction: dict[str, np.ndarray]  # task -> f32[S, N, C]; of a map its Dice score
+    label: dict[str, np.ndarray]  # task -> f64[N, L], 0 where unknown; of a map its mean
     label_mask: dict[str, np.ndarray]  # task -> bool[N, L]
     counted: np.ndarray  # bool[S, N]
     routing: dict[str, LayerRouting]

@@ -122,8 +122,9 @@ def outcome_groups(
 ) -> list[tuple[str, np.ndarray]]:
     """Groups of rows by the outcome of a task, [(label, bool[N])].
 
-    binary, survival: the two outcomes; multiclass: classes; regression: up to the median and above;
-    multilabel: the rows that carry each of the most frequent labels (these groups overlap).
+    binary, survival: the two outcomes; segmentation: maps without and with anything in them;
+    multiclass: classes; regression: up to the median and above; multilabel: the rows that carry
+    each of the most frequent labels (these groups overlap).
     """
     known = mask_NL[:, 0]
     if task.kind == "regression":
@@ -140,6 +141,9 @@ def outcome_groups(
     if task.kind == "survival":
         event = label_NL[:, 1] > 0
         return [(f"{task.name}: censored", known & ~event), (f"{task.name}: event", known & event)]
+    if task.kind == "segmentation":
+        there = label_NL[:, 0] > 0
+        return [(f"{task.name}: none", known & ~there), (f"{task.name}: some", known & there)]
     classes = range(2 if task.kind == "binary" else min(task.dim, MAX_GROUPS))
     names = task.labels if len(task.labels) == len(classes) else None
     return [

@@ -133,7 +133,7 @@ class Scorer:
 
     def curves(self) -> list[dict]:
         """Reliability of the full input: the outcome, or the most frequent labels or classes."""
-        if self.task.kind in ("regression", "survival"):
+        if self.task.kind in ("regression", "survival", "segmentation"):
             return []
         hot, mask = self._outcomes()
         positive = hot & mask

@@ -48,6 +48,8 @@ def score(
             return _regression(y, p, w)
         if task.kind == "survival":
             return {"c_index": c_index(y[:, 0], y[:, 1] > 0, p.mean(1), w)}
+        if task.kind == "segmentation":
+            return {"dice": p.mean(1) @ w / w.sum(0)}
     raise ValueError(f"task {task.name}: kind {task.kind!r} has no generic metrics")
 
 

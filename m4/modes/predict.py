@@ -57,6 +57,8 @@ def _table(found, spec: DataSpec, key: bytes) -> pa.Table:
     ]
     data = {"row": found.uid, "patient": patients}
     for task, values_SNC in found.prediction.items():
+        if spec.task(task).kind == "segmentation":  # its scores are no predictions
+            continue
         values = values_SNC[0]
         labels = spec.task(task).labels or tuple(map(str, range(values.shape[1])))
         one = values.shape[1] == 1

@@ -27,6 +27,7 @@ from m4.errors import CheckpointError, ConfigError
 from m4.eval.evaluate import mask_modalities
 from m4.eval.predictions import SCORED_KINDS
 from m4.modes import raw
+from m4.nn import segmentation
 from m4.nn.encoders import bert
 from m4.resolve import resolve
 from m4.specs import DataSpec
@@ -296,7 +297,9 @@ def compile_predict(setup: Setup, batch: Batch):
         batch = mask_modalities(batch, keep_M, spec)
         out = method.apply({"params": params}, batch, train=False, rngs=rngs())
         tasks = {
-            task.name: losses.predict(task, out.logits[task.name])
+            task.name: segmentation.scores(out.logits[task.name], batch.targets[task.name].value)
+            if task.kind == "segmentation"  # a map is scored here: it would be much to fetch
+            else losses.predict(task, out.logits[task.name])
             for task in spec.tasks
             if task.kind in SCORED_KINDS
         }

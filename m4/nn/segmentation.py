@@ -40,6 +40,11 @@ def loss(logits_BhwC: Array, target_BhwC: Array) -> Array:
     return cross + 1.0 - both / (jnp.sum(p, over) + jnp.sum(target_BhwC, over) + 1.0)
 
 
+def scores(logits_BhwC: Array, target_BhwC: Array) -> Array:
+    """Dice of what is more likely than not, [B, C]."""
+    return dice((logits_BhwC > 0).astype(jnp.float32), target_BhwC.astype(jnp.float32))
+
+
 def dice(map_BhwC: Array, target_BhwC: Array) -> Array:
     """Dice of two maps of 0 and 1 per row and channel, [B, C]; 1 where both are empty."""
     both = 2.0 * jnp.sum(map_BhwC * target_BhwC, (1, 2))

@@ -109,6 +109,15 @@ def test_regression_by_hand():
     assert out["spearman"].value == pytest.approx(1 - 12 / 60)
 
 
+def test_dice_is_a_mean_over_known_rows_and_channels():
+    task = TaskSpec("cup", "segmentation", dim=2)
+    scores = np.array([[1.0, 0.5], [0.0, 0.5], [1.0, 1.0]])
+    known = np.array([[True, True], [True, True], [False, False]])
+    assert metrics.score(task, np.zeros((3, 2)), known, scores)["dice"].value == 0.5
+    nobody = metrics.score(task, np.zeros((3, 2)), known & False, scores)["dice"]
+    assert np.isnan(nobody.value) and nobody.note
+
+
 def test_constant_labels_and_predictions_are_named():
     task = TaskSpec("los", "regression")
     flat = metrics.score(task, columns(2, 2, 2), np.ones((3, 1), bool), columns(1, 2, 3))

@@ -9,7 +9,7 @@ from m4.eval import metrics, weighted
 from m4.eval.calibration import ece
 from m4.specs import TaskSpec
 
-KINDS = {"binary": 1, "multilabel": 3, "multiclass": 3, "regression": 2}
+KINDS = {"binary": 1, "multilabel": 3, "multiclass": 3, "regression": 2, "segmentation": 2}
 
 
 def case(kind, rng, rows, ties):
