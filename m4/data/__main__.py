@@ -5,7 +5,7 @@ draft      prints a first definition of a MEDS data set, to be checked and compl
 
 `python -m m4.data embed --help` and `python -m m4.data fake --help` say more on these two:
 
-embed      vectors of a frozen encoder for MIMIC-IV's notes and X-rays
+embed      vectors of a frozen encoder for MIMIC-IV's notes, X-rays and ECGs
 fake       invented raw files in the layout of a data set that cannot be passed on
 """
 

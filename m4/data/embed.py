@@ -1,7 +1,8 @@
-"""Notes and X-rays -> vectors of a frozen encoder, once, before training.
+"""Notes, X-rays and ECGs -> vectors of a frozen encoder, once, before training.
 
     python -m m4.data embed notes RAW OUT --backend=transformers --encoder=FOLDER --pooling=mean
     python -m m4.data embed cxr   RAW OUT --backend=onnx --encoder=MODEL.onnx --scale=xrv
+    python -m m4.data embed ecg   RAW OUT --backend=bands
     python -m m4.main --config=... --config.data.options.embeddings.notes=OUT
 
 Only this command needs an encoder's library, and only the backend that is asked for is imported:
@@ -9,9 +10,12 @@ Only this command needs an encoder's library, and only the backend that is asked
 | backend | for | needs | encoder is |
 |---|---|---|---|
 | `transformers` | notes | torch, transformers | folder of a saved model (nothing is downloaded) |
-| `onnx` | notes, cxr | onnxruntime; tokenizers for notes | .onnx file; tokenizer.json beside it |
-| `torchscript` | cxr | torch | .pt file |
+| `onnx` | all | onnxruntime; tokenizers for notes | .onnx file; tokenizer.json beside it |
+| `torchscript` | cxr, ecg | torch | .pt file |
 | `hashing` | notes | nothing more | - (signed hashed words; to try the path) |
+| `bands` | ecg | nothing more | - (power of every lead by frequency) |
+
+An encoder of ECGs takes millivolts [n, 12, 5000]: 10 s of the leads of `m4.data.wfdb`.
 
 OUT gets `vectors.npy` (float16), `ids.npy` (sorted numbers of the identifiers) and `embed.json`
 with encoder, revision, pooling and digests. Notes longer than `--max_tokens` are cut into pieces
@@ -24,16 +28,17 @@ Letters: n items, d width, L tokens.
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from m4.data import wfdb
 from m4.data.cohort import patient_number
 from m4.data.mimiciv import files, linked, studies
 from m4.errors import ConfigError, DataError, UserError
@@ -46,7 +51,9 @@ SCALES = {  # grey 0..1 -> what an encoder was trained on
     "xrv": lambda x: (2 * x - 1) * 1024,  # torchxrayvision
     "imagenet": lambda x: (x - 0.449) / 0.226,  # mean over its three channels
 }
-Encode = Callable[[list], np.ndarray]  # n texts or images f32[n, h, w] -> f32[n, d]
+ECG = {"rate": 500, "length": 5000}  # of MIMIC-IV-ECG
+BANDS = np.geomspace(0.5, 100, 21)  # Hz
+Encode = Callable[[list], np.ndarray]  # n texts, images f32[h, w] or ECGs f32[12, t] -> f32[n, d]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +73,7 @@ def main(argv: list[str]) -> int:
     """Parse options and write the vectors; returns the exit code."""
     parser = argparse.ArgumentParser("python -m m4.data embed", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("what", choices=["notes", "cxr"])
+    parser.add_argument("what", choices=["notes", "cxr", "ecg"])
     parser.add_argument("raw_dir", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--backend", choices=[*BACKENDS], required=True)
@@ -81,6 +88,9 @@ def main(argv: list[str]) -> int:
     try:
         args["revision"] = args["revision"] or _digest(args["encoder"])
         plan = Plan(**args)
+        if plan.what not in READS[plan.backend]:
+            reads = " and ".join(READS[plan.backend])
+            raise ConfigError(f"embed: --backend={plan.backend} reads {reads}, not {plan.what}")
         number = write(out, plan, items(plan, raw_dir), BACKENDS[plan.backend](plan), size)
     except UserError as error:
         print("\n".join(error.lines()), file=sys.stderr)
@@ -104,7 +114,7 @@ def write(out: Path, plan: Plan, stream: Iterator, encode: Encode, batch_size: i
         raise ConfigError(f"embed: {out} was begun with other options: {note.read_text()}")
     note.write_text(json.dumps(begun))
     number = 0
-    while chunk := [*islice(stream, PART)]:
+    while chunk := [*itertools.islice(stream, PART)]:
         path = parts / f"{number:06d}.npz"
         if not path.exists():
             ids = [patient_number(identifier) for identifier, _ in chunk]
@@ -158,7 +168,7 @@ def items(plan: Plan, raw_dir: Path) -> Iterator[tuple[str, object]]:
         raise DataError(f"embed: {raw_dir} has no MIMIC-IV or no {linked.TITLE[kind]} folder")
     stays = files.read(mimic, "icustays", {"subject_id": "int"})
     ours = {*stays["subject_id"].to_pylist()}
-    return _notes(root, ours) if plan.what == "notes" else _images(root, ours)
+    return {"notes": _notes, "cxr": _images, "ecg": _ecgs}[plan.what](root, ours)
 
 
 def _notes(root: Path, ours: set[int]) -> Iterator[tuple[str, str]]:
@@ -181,8 +191,19 @@ def _images(root: Path, ours: set[int]) -> Iterator[tuple[str, Path]]:
                     yield row["dicom_id"], path
 
 
+def _ecgs(root: Path, ours: set[int]) -> Iterator[tuple[str, Path]]:
+    columns = {"subject_id": "int", "study_id": "text", "path": "text"}
+    for batch in files.stream(linked.table(root, "record_list"), columns):
+        for row in batch.to_pylist():
+            header = (root / row["path"]).with_suffix(".hea")
+            if row["subject_id"] in ours and header.exists():
+                yield row["study_id"], header
+
+
 def _load(item):
-    """A text as it is; an image file as f32[h, w] in 0..1."""
+    """A text as it is; an image file as f32[h, w] in 0..1; an ECG as f32[12, t] in mV."""
+    if isinstance(item, Path) and item.suffix == ".hea":
+        return wfdb.twelve_leads(item, **ECG)
     return studies.grey_square(item) / np.float32(255) if isinstance(item, Path) else item
 
 
@@ -254,6 +275,20 @@ def _hashing(plan: Plan) -> Encode:
     return lambda texts: encode(texts)[1]
 
 
+def _bands(plan: Plan) -> Encode:
+    """Per lead: log of the power in 20 bands, and of its whole, f32[n, 12 * 21]."""
+    frequency = np.fft.rfftfreq(ECG["length"], 1 / ECG["rate"])
+
+    def encode(signals: list) -> np.ndarray:
+        wave_nCT = np.stack(signals) - np.mean(signals, axis=-1, keepdims=True)
+        power_nCF = np.abs(np.fft.rfft(wave_nCT)) ** 2 / ECG["length"]
+        parts = [(frequency >= a) & (frequency < b) for a, b in itertools.pairwise(BANDS)]
+        sums = [power_nCF[..., inside].sum(-1) for inside in [*parts, frequency > 0]]
+        return np.log1p(np.stack(sums, axis=-1)).reshape(len(signals), -1).astype(np.float32)
+
+    return encode
+
+
 def _transformers(plan: Plan) -> Encode:
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -284,6 +319,8 @@ def _onnx(plan: Plan) -> Encode:
 
     session = onnxruntime.InferenceSession(plan.encoder)
     names = [entry.name for entry in session.get_inputs()]
+    if plan.what == "ecg":
+        return lambda signals: session.run(None, {names[0]: np.stack(signals)})[0]
     if plan.what == "cxr":
         channels = session.get_inputs()[0].shape[1]
         return lambda images: session.run(None, {names[0]: _images_in(images, channels, plan)})[0]
@@ -311,7 +348,8 @@ def _torchscript(plan: Plan) -> Encode:
 
     def encode(images: list) -> np.ndarray:
         with torch.inference_mode():
-            return model(torch.from_numpy(_images_in(images, 1, plan))).float().numpy()
+            whole = np.stack(images) if plan.what == "ecg" else _images_in(images, 1, plan)
+            return model(torch.from_numpy(whole)).float().numpy()
 
     return encode
 
@@ -327,6 +365,15 @@ BACKENDS = {
     "onnx": _onnx,
     "torchscript": _torchscript,
     "hashing": _hashing,
+    "bands": _bands,
+}
+
+READS = {
+    "transformers": ("notes",),
+    "onnx": ("notes", "cxr", "ecg"),
+    "torchscript": ("cxr", "ecg"),
+    "hashing": ("notes",),
+    "bands": ("ecg",),
 }
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_images_are_frontal_and_scaled(raw, tmp_path):
 def test_wrong_lines_end_in_one_line(raw, tmp_path, capsys):
     line = ["notes", str(raw), str(tmp_path / "o"), "--backend=transformers"]
     assert embed.main([*line, "--encoder=/no/such/model"]) == 2
-    assert embed.main(["cxr", str(tmp_path), str(tmp_path / "o"), "--backend=hashing"]) == 3
+    assert embed.main(["notes", str(tmp_path), str(tmp_path / "o"), "--backend=hashing"]) == 3
     assert len(capsys.readouterr().err.splitlines()) == 2
     with pytest.raises(DataError, match="no embeddings"):
         mimiciv.cohort(raw, seed=0, modalities=("notes",), embeddings={"notes": str(tmp_path)})

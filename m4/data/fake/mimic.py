@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m4.data import wfdb
 from m4.data.fake import fresh
 from m4.data.mimiciv import files, schema
 from m4.errors import ConfigError
@@ -79,7 +80,7 @@ def write_images(root: Path, stays: list[dict], rng) -> None:
 
 
 def write_ecgs(root: Path, stays: list[dict], rng) -> None:
-    """An ECG in half of the stays: its record and its machine's measurements."""
+    """An ECG in half of the stays: its waveform, record and machine's measurements."""
     records = [["subject_id", "study_id", "file_name", "ecg_time", "path"]]
     measures = [["subject_id", "study_id", "ecg_time", "report_0", *schema.ECG_MEASURES]]
     for number, stay in enumerate(stays[::2]):
@@ -87,6 +88,8 @@ def write_ecgs(root: Path, stays: list[dict], rng) -> None:
         when = stay["intime"] + rng.integers(1, 30) * HOUR
         path = f"files/p{str(who)[:4]}/p{who}/s{study}/{study}"
         records.append([who, study, study, when, path])
+        beats_CT = np.cumsum(rng.normal(0, 0.02, (len(wfdb.LEADS), 5000)), axis=1)
+        wfdb.write(root / f"{path}.hea", beats_CT, rate=500, leads=wfdb.LEADS)
         values = rng.integers(0, 900, len(schema.ECG_MEASURES))
         measures.append([who, study, when, "Sinus rhythm", *values])
     _table(root / "record_list.csv", records)

@@ -7,7 +7,7 @@
 | `earlier_notes` | note/discharge | one vector per discharge summary of an *earlier* admission |
 | `cxr` | metadata, embeddings | one vector per frontal image |
 | `cxr_image` | metadata, files/ | the last frontal image, central square of the shorter side |
-| `ecg` | record_list, embeddings | one vector per ECG |
+| `ecg` | record_list, embeddings of files/ | one vector per ECG |
 | `ecg_measures` | machine_measurements | nine intervals and axes of the last ECG |
 
 A report counts from the later of its chart and store times (`available="charted"`: chart time). A

@@ -1,0 +1,85 @@
+"""ECG waveforms: a header by hand, damage, and the way from files to a modality."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from m4.data import embed, wfdb
+from m4.errors import DataError
+from tests.data import test_mimiciv_linked as toy
+
+raw = toy.raw
+
+# Two leads of three samples: gain 200 around 0, gain 100 around 10. Sums 600 and -32758 + 65536.
+HEADER = """70 2 500 3 12:05:00 01/01/2180
+70.dat 16 200.0(0)/mV 16 0 200 600 0 II
+70.dat 16 100(10)/mV 16 0 10 -32738 0 I
+# <subject_id>: 1
+"""
+SAMPLES = (200, 10, 400, -32768, 0, 20)
+
+
+@pytest.fixture
+def header(tmp_path):
+    path = tmp_path / "70.hea"
+    path.write_text(HEADER)
+    path.with_suffix(".dat").write_bytes(struct.pack("<6h", *SAMPLES))
+    return path
+
+
+def test_a_record_by_hand(header):
+    value_CT, rate, leads = wfdb.read(header)
+    assert rate == 500 and leads == ("II", "I")
+    np.testing.assert_array_equal(value_CT, np.float32([[1, 2, 0], [0, np.nan, 0.1]]))
+    twelve = wfdb.twelve_leads(header, rate=500, length=4)  # gaps, other leads, the end: 0
+    np.testing.assert_array_equal(twelve[:2], np.float32([[0, 0, 0.1, 0], [1, 2, 0, 0]]))
+    assert not twelve[2:].any()
+    assert wfdb.twelve_leads(header, rate=500, length=2).shape == (12, 2)
+    with pytest.raises(DataError, match="500 samples per second, not 250"):
+        wfdb.twelve_leads(header, rate=250, length=4)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda h: h.with_suffix(".dat").unlink(),
+        lambda h: h.with_suffix(".dat").write_bytes(struct.pack("<5h", *SAMPLES[:5])),
+        lambda h: h.with_suffix(".dat").write_bytes(struct.pack("<6h", 201, *SAMPLES[1:])),
+        lambda h: h.write_text(HEADER.replace(" 16 200.0", " 212 200.0")),
+        lambda h: h.write_text(HEADER.partition("\n70.dat 16 100")[0]),
+        lambda h: h.write_bytes(b"\xff\x00"),
+        lambda h: h.write_text(""),
+    ],
+)
+def test_damage_is_one_line_without_a_name(header, damage):
+    damage(header)
+    with pytest.raises(DataError, match="damaged or in another format") as error:
+        wfdb.read(header)
+    assert "70" not in str(error.value)
+
+
+def test_what_is_written_is_read(tmp_path):
+    value_CT = np.random.default_rng(0).normal(size=(12, 30)).round(2).astype(np.float32)
+    value_CT[3, 4] = np.nan
+    wfdb.write(tmp_path / "a/1.hea", value_CT, rate=500, leads=wfdb.LEADS)
+    found_CT, _, leads = wfdb.read(tmp_path / "a/1.hea")
+    np.testing.assert_allclose(found_CT, value_CT, atol=0.5 / 200)
+    assert leads == wfdb.LEADS
+
+
+def test_from_waveforms_to_a_modality(raw, tmp_path, capsys):
+    time_T = np.arange(5000) / 500
+    lead_T = np.sin(2 * np.pi * 10 * time_T)  # 10 Hz: power 5000 / 4 in one band
+    place = raw / "mimic-iv-ecg-1.0/files/x/70.hea"
+    wfdb.write(place, np.tile(lead_T, (12, 1)), rate=500, leads=wfdb.LEADS)
+    out = tmp_path / "vectors"
+    assert embed.main(["ecg", str(raw), str(out), "--backend=bands"]) == 0
+    found, _ = toy.toy.examples(raw, modalities=("static", "ecg"), embeddings={"ecg": str(out)})
+    (vector,) = (e["inputs"]["ecg"]["values"][0] for e in found.values() if "ecg" in e["inputs"])
+    assert vector.shape == (12 * 21,)
+    strongest = vector.reshape(12, 21)[0, :-1].argmax()
+    assert embed.BANDS[strongest] <= 10 < embed.BANDS[strongest + 1]
+    assert vector.reshape(12, 21)[0, -1] == pytest.approx(np.log1p(5000 / 4), rel=1e-3)
+    assert embed.main(["cxr", str(raw), str(out), "--backend=bands"]) == 2
+    assert "--backend=bands reads ecg, not cxr" in capsys.readouterr().err
