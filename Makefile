@@ -11,7 +11,7 @@ RESULTS ?= runs/results
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format lock clean reliability reliability-short
+.PHONY: demo test lint format lock sbom clean reliability reliability-short
 
 demo: $(VENV)/installed
 	$(BIN)/python -m m4.main --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -57,6 +57,23 @@ lock:
 	uv pip compile pyproject.toml --extra dev --extra tensorboard --universal \
 		--python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--quiet --output-file requirements.lock
+
+# Components, licences and dependencies of what is installed, as CycloneDX, less web addresses.
+SBOM ?= build/sbom.json
+sbom: $(VENV)/installed
+	@mkdir -p build
+	@if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then \
+		uv venv --quiet --clear --python $(BIN)/python build/sbom-venv && \
+		uv pip install --quiet --python build/sbom-venv/bin/python cyclonedx-bom==7.5.0; \
+	else \
+		$(BIN)/python -m venv --clear build/sbom-venv && \
+		build/sbom-venv/bin/python -m pip install --quiet cyclonedx-bom==7.5.0; \
+	fi
+	@build/sbom-venv/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library \
+		--output-reproducible $(BIN)/python | $(BIN)/python -c "import json, sys; \
+		json.dump(json.load(sys.stdin, object_hook=lambda d: (d.pop('externalReferences', 0), d)[1]), \
+		sys.stdout, indent=1)" >$(SBOM)
+	@echo "$(SBOM)"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -13,7 +13,7 @@ from m4.bench.reliability.harness import BEGIN, END, Bench, Outcome, Scenario
 PAGE = f"text\n{BEGIN}\n{harness.HEAD}\n|---|\n| old | 1 | 1 | 0 | long | |\n{END}\nmore\n"
 
 
-def run(monkeypatch, tmp_path, *outcomes):
+def run(monkeypatch, tmp_path, *outcomes, told=None):
     """Outcomes of scenarios that return (or raise) these."""
 
     def scenario(bench):
@@ -22,12 +22,12 @@ def run(monkeypatch, tmp_path, *outcomes):
             raise found
         return found
 
-    left, told = iter(outcomes), []
+    left, heard = iter(outcomes), []
     monkeypatch.setattr(flips, "bits", scenario)
     names = [Scenario(f"s{i}", "flips:bits") for i in range(len(outcomes))]
     bench = Bench(tmp_path, tmp_path, short=True)
-    found = harness.run(names, lambda: contextlib.nullcontext(bench), told.append)
-    assert told == [{name: outcome} for name, outcome in found.items()]
+    found = harness.run(names, lambda: contextlib.nullcontext(bench), heard.append)
+    assert heard == ([{name: o} for name, o in found.items()] if told is None else told)
     return [*found.values()]
 
 
@@ -38,6 +38,13 @@ def test_crashes_and_miscounts_are_losses(monkeypatch, tmp_path, capsys):
     assert [o[:3] for o in found[1:]] == [(1, 0, 1)] * 3
     assert "RuntimeError" in found[1].notes and "miscounts" in found[2].notes
     assert "s0: 3 tried, 2 survived, 1 lost; a note" in capsys.readouterr().out
+
+
+def test_what_cannot_be_tried_is_said_and_no_row(monkeypatch, tmp_path, capsys):
+    cannot = Outcome(0, 0, 0, "needs root")
+    assert run(monkeypatch, tmp_path, cannot, told=[]) == [cannot]
+    assert "s0: not tried: needs root" in capsys.readouterr().out
+    assert harness.total({"s0": cannot})[:3] == (0, 0, 0)
 
 
 def test_the_page_keeps_other_rows_and_replaces_its_own():

@@ -16,19 +16,19 @@ from m4.bench.reliability.harness import Bench, Scenario
 
 SCENARIOS = (
     *(
-        Scenario(f"SIGKILL of {method}", "strikes:kills", method in ("fusemoe", "m3h"), (method,))
+        Scenario(f"SIGKILL of {method}", "strikes:kills", method == "m3h", (method,))
         for method in METHODS
     ),
     Scenario("SIGTERM", "strikes:terms"),
     Scenario("8 devices split over processes", "gangs:factorisations"),
     Scenario("resume on another split of 8 devices", "gangs:resumes"),
-    Scenario("resume on another number of devices", "gangs:devices"),
+    Scenario("resume on another number of devices", "gangs:devices", in_short=False),
     Scenario("dead, stopped or stalled peer", "gangs:peers"),
-    Scenario("SIGTERM to two processes", "gangs:gang_terms"),
+    Scenario("SIGTERM to two processes", "gangs:gang_terms", in_short=False),
     Scenario("bit flips in checkpoints", "flips:bits"),
     Scenario("disk full", "disk:full"),
     Scenario("read-only disk", "disk:read_only"),
-    Scenario("soak: memory, handles, stall of saving", "soak:memory"),
+    Scenario("soak: memory, handles, stall of saving", "soak:memory", in_short=False),
     Scenario("truncated or deleted checkpoint files", "flips:cuts"),
     Scenario("bad inputs of the catalogue", "catalogue:bad_inputs"),
     Scenario("fuzzed configurations, tables and manifests", "fuzz:fuzz"),

@@ -16,6 +16,7 @@ from m4.train.checkpoint import Checkpoints
 
 SIZE = 8 * 2**20  # bytes of the small disk
 METHOD = "m3h"
+NO_DISK = "a small disk can be mounted by root only"
 
 
 def full(bench: Bench) -> Outcome:
@@ -31,7 +32,7 @@ def full(bench: Bench) -> Outcome:
     bad, ran_out = [], 0
     with _small_disk(bench.work / "disk") as disk:
         if disk is None:
-            return Outcome(tried, 0, tried, "needs root for a small disk")
+            return Outcome(0, 0, 0, NO_DISK)
         for number in range(tried):
             workdir, filler = disk / f"run{number}", disk / "filler"
             room = rng.randrange(needed)
@@ -64,7 +65,7 @@ def read_only(bench: Bench) -> Outcome:
     bad = []
     with _small_disk(bench.work / "disk") as disk:
         if disk is None:
-            return Outcome(1, 0, 1, "needs root for a small disk")
+            return Outcome(0, 0, 0, NO_DISK)
         workdir, log = disk / "run", bench.work / "log"
         run = runs.Run(_args(workdir), log, runs.environment(bench, 1))
         while run.alive() and len(runs.steps(workdir)) < 2:

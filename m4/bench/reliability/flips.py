@@ -28,12 +28,12 @@ Damage = Callable[[Path, random.Random], None]
 
 def bits(bench: Bench) -> Outcome:
     """One bit of one file, each bit of the step as likely as any other."""
-    return _trials(bench, [_flip], bench.number(200, 2000))
+    return _trials(bench, [_flip], bench.number(100, 2000))
 
 
 def cuts(bench: Bench) -> Outcome:
     """One file cut short, emptied or deleted."""
-    return _trials(bench, [_truncate, _empty, _delete], bench.number(40, 200))
+    return _trials(bench, [_truncate, _empty, _delete], bench.number(20, 200))
 
 
 def _trials(bench: Bench, damages: list[Damage], count: int) -> Outcome:
