@@ -92,7 +92,8 @@ def relu(x_ND: Array, w_DE: Projection) -> Array:
     ours is bounded by K as well.
     """
     z_NE = _matmul(x_ND, w_DE)
-    return jnp.where(z_NE > 0.0, jnp.log(jnp.where(z_NE > 0.0, z_NE, 1.0)), -jnp.inf)
+    off_NE = z_NE <= 0.0  # not true of NaN, which must not become an expert that is off
+    return jnp.where(off_NE, -jnp.inf, jnp.log(jnp.where(off_NE, 1.0, z_NE)))
 
 
 def task_additive(x_ND: Array, w_DE: Projection, query_QE: Zeros, *, query_NQ: Array) -> Array:
@@ -161,8 +162,9 @@ def student_t(x_ND: Array, centre_DE: Centre, *, nu: float = 1.0) -> Array:
 def polynomial(x_ND: Array, centre_DE: Centre, *, power: float = 2.0) -> Array:
     """-log(1 + |x - w_e|^power), that is s = 1 / (1 + distance^power); spread as `student_t`."""
     squared_NE = _squared_distance(x_ND, centre_DE)
-    safe_NE = jnp.where(squared_NE > 0.0, squared_NE, 1.0)
-    return -jnp.log1p(jnp.where(squared_NE > 0.0, safe_NE ** (power / 2.0), 0.0))
+    zero_NE = squared_NE <= 0.0
+    safe_NE = jnp.where(zero_NE, 1.0, squared_NE)
+    return -jnp.log1p(jnp.where(zero_NE, 0.0, safe_NE ** (power / 2.0)))
 
 
 def euclidean_sigmoid(x_ND: Array, centre_DE: Centre, bias_E: Zeros, log_tau: Zeros) -> Array:

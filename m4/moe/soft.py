@@ -44,8 +44,8 @@ def scaled_cosine(
 def unit(x: Array, *, dim: int = -1) -> Array:
     """Length 1: x / max(|x|, 1e-12), with gradient 0 at x = 0."""
     square = jnp.sum(jnp.square(x), dim, keepdims=True)
-    there = square > 1e-24
-    return jnp.where(there, x, 0.0) * jax.lax.rsqrt(jnp.where(there, square, 1.0))
+    zero = square <= 1e-24  # not true of NaN, which must not become 0
+    return jnp.where(zero, 0.0, x) * jax.lax.rsqrt(jnp.where(zero, 1.0, square))
 
 
 @flax.struct.dataclass

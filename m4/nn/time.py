@@ -72,7 +72,8 @@ def channel_attention(scores_BMHQL: Array, values_BMLP: Array, mask_BMLP: Array,
     kept_BMLP = mask_BMLP.astype(jnp.float32)
     den = jnp.einsum("bmhql,bmlp->bmhqp", exp_BMHQL, kept_BMLP)
     num = jnp.einsum("bmhql,bmlp->bmhqp", drop(exp_BMHQL), jnp.where(mask_BMLP, values_BMLP, 0.0))
-    mean = jnp.where(den > 0, num / jnp.where(den > 0, den, 1.0), 0.0)
+    none = den <= 0  # not true of NaN, which must not become 0
+    mean = jnp.where(none, 0.0, num / jnp.where(none, 1.0, den))
     return rearrange(mean, "b m h q p -> b m q h p")
 
 

@@ -45,7 +45,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int, every: int = 0, sweep: bool = True):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every step of its work
+        # Orbax logs every step of its work, and a traceback for what it raises all the same.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = folder.absolute()
         self._keep, self._every = keep, every
         self._verified: set[int] = set()

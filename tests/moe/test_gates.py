@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from m4.moe import declare, gates
+from m4.moe import declare, gates, soft
 from m4.resolve import public_names
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -206,6 +206,19 @@ def test_gradients_match_finite_differences(name):
     x, score, params = draw(name, 3, 4, 5, seed=1)
     finite = jax.jit(lambda x, p: jnp.exp(score(x, p)) if name == "relu" else score(x, p))
     check_grads(finite, (x, params), order=1, modes=["rev"], atol=3e-2, rtol=3e-2, eps=1e-2)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_nan_is_never_hidden(name):
+    """A damaged router must be seen in its logits: not as a 0, not as an expert that is off."""
+    x, score, params = draw(name, 3, 4, 5)
+    assert np.isnan(score(jnp.full_like(x, jnp.nan), params)).any()
+    assert np.isnan(score(x, jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params))).any()
+
+
+def test_nan_is_no_vector_of_length_0():
+    assert np.isnan(soft.unit(jnp.full((2, 3), jnp.nan))).all()
+    np.testing.assert_array_equal(soft.unit(jnp.zeros((2, 3))), 0)
 
 
 DISTANCES = ("laplace", "gaussian", "student_t", "polynomial", "euclidean_sigmoid")
