@@ -14,6 +14,7 @@ import numpy as np
 from m4.types import Array
 
 Initializer = nn.initializers.Initializer
+LARGE = 2**16  # numbers in the input of an affine map from which the order of operands matters
 HAT_EDGES = (-2.07, -1.38, -0.67, -0.21, 0.21, 0.67, 1.38)  # cut the normal evenly; one tail below
 
 
@@ -63,6 +64,8 @@ class StackedDense(nn.Module):
         x, kernel = jnp.asarray(x), jnp.asarray(kernel)  # vmap takes no NumPy array in a jit
         if self.num_stacks == 1:
             y = linear(x, kernel[0])
+        elif x.size < LARGE:
+            y = jnp.einsum("bm...i,mio->bm...o", x, kernel)
         else:
             y = jax.vmap(linear, in_axes=(1, 0), out_axes=1)(x, kernel)
         if self.bias_init is None:
