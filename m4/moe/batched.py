@@ -92,7 +92,8 @@ def _mlp_forward(x_ECD, params, activation):
 
 def _mlp_backward(activation, residuals, dy_ECO):
     saved, params = residuals
-    return _rows_backward(saved, dy_ECO, params, activation, params.w1.dtype)
+    dx_ECD, grads = _rows_backward(saved, dy_ECO, params, activation, params.w1.dtype)
+    return dx_ECD.astype(saved[0].dtype), grads
 
 
 mlp.defvjp(_mlp_forward, _mlp_backward)

@@ -90,10 +90,11 @@ def _linear_forward(x, kernel_io):
 
 def _linear_backward(saved, dy):
     x, kernel_io = saved
-    dx = jnp.matmul(dy, kernel_io.T)
     if x.shape[-1] <= dy.shape[-1]:  # XLA:CPU turns the first operand: the narrower is cheaper
-        return dx, jnp.einsum("...i,...o->io", x, dy)
-    return dx, jnp.einsum("...o,...i->oi", dy, x).T
+        dkernel_io = jnp.einsum("...i,...o->io", x, dy)
+    else:
+        dkernel_io = jnp.einsum("...o,...i->oi", dy, x).T
+    return jnp.matmul(dy, kernel_io.T).astype(x.dtype), dkernel_io.astype(kernel_io.dtype)
 
 
 linear.defvjp(_linear_forward, _linear_backward)

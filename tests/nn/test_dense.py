@@ -44,3 +44,13 @@ def test_affine_maps_and_gradients_are_those_of_an_einsum(stacks, formula, width
     expected_values, expected_vjp = jax.vjp(expected, x_BMTi, kernel)
     chex.assert_trees_all_close(values, expected_values, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(vjp(dy_BMTo), expected_vjp(dy_BMTo), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_gradients_have_the_dtypes_of_what_they_are_of(dtypes):
+    dense = StackedDense(3, bias_init=None)
+    x, kernel = (
+        jnp.ones(shape, t) for shape, t in zip([(2, 1, 4), (1, 4, 3)], dtypes, strict=True)
+    )
+    run = lambda x, kernel: dense.apply({"params": {"kernel": kernel}}, x).sum()  # noqa: E731
+    assert [g.dtype for g in jax.grad(run, (0, 1))(x, kernel)] == list(dtypes)
