@@ -39,6 +39,7 @@ class Supervisor:
         self._grace, self._pause = grace, pause
         self._told: int | None = None
         self._gang: list[subprocess.Popen] = []
+        self._ended: list[int | None] = []  # codes of those that ended before any was killed here
         found = [a.partition("=")[2] for a in spec.args if a.startswith("--workdir=")]
         self._workdir = Path(found[-1]) if found else None
 
@@ -49,7 +50,7 @@ class Supervisor:
         idle, pause, before = 0, self._pause, self._step()
         while True:
             codes = self._once()
-            code, step = _verdict(codes), self._step()
+            code, step = verdict(codes, self._ended), self._step()
             if code == 0:
                 return 0
             idle = 0 if step > before else idle + 1
@@ -88,7 +89,7 @@ class Supervisor:
             self._kill()
 
     def _wait(self) -> list[int]:
-        deadline = None
+        self._ended, deadline = [], None
         while any(p.poll() is None for p in self._gang):
             ended = any(p.poll() is not None for p in self._gang)
             if deadline is None and (ended or self._told):
@@ -101,9 +102,12 @@ class Supervisor:
                 if clean and not self._told:  # the first still evaluates and reports
                     deadline = None if self._gang[0].poll() is None else deadline
                 if deadline is not None:
+                    self._ended = self._ended or [p.poll() for p in self._gang]
                     self._kill()
             time.sleep(0.05)
-        return [p.wait() for p in self._gang]
+        codes = [p.wait() for p in self._gang]
+        self._ended = self._ended or codes
+        return codes
 
     def _kill(self) -> None:
         """Ends the whole group, with whatever its processes have started."""
@@ -132,14 +136,17 @@ class Supervisor:
                 file.write(line + "\n")
 
 
-def _verdict(codes: list[int]) -> int:
+def verdict(codes: list[int], ended: list[int | None]) -> int:
     """The code that tells most: a refusal, then preempted or hung, then death by a signal.
 
-    The first process evaluates and reports at the very end: with it, the run is through.
+    The first process evaluates and reports at the very end: with it, the run is through. Where one
+    has died by a signal that was not sent here, the internal errors of the others (1) say only
+    that they lost it; `ended` are the codes before the rest was killed.
     """
     if codes[0] == 0:
         return 0
-    final = [c for c in codes if c > 0 and c not in AGAIN]
+    orphaned = any(code is not None and code < 0 for code in ended)
+    final = [c for c in codes if c > 0 and c not in AGAIN and not (orphaned and c == 1)]
     temporary = [c for c in codes if c in AGAIN]
     return (final or temporary or [c for c in codes if c < 0] or [0])[0]
 

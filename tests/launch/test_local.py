@@ -77,6 +77,17 @@ def test_preempted_hung_and_killed_gangs_start_again(start, tmp_path):
     assert starts(tmp_path) == 4
 
 
+def test_the_errors_of_those_who_lost_a_killed_process_do_not_end_the_run(start, tmp_path):
+    assert start("+1,kill +kill,1 0,0").wait(60) == 0
+    found = events(tmp_path)
+    assert [(e["event"], sorted(e["codes"])) for e in found] == [("restarts", [-9, 1])] * 2
+
+
+def test_an_internal_error_ends_the_run_though_the_others_are_killed_then(start, tmp_path):
+    assert start("wait,1").wait(20) == 1
+    assert starts(tmp_path) == 1 and [e["event"] for e in events(tmp_path)] == ["ended"]
+
+
 def test_gives_up_without_progress(start, tmp_path):
     assert start("75,75", restarts=2).wait(30) == 75
     assert [e["event"] for e in events(tmp_path)] == ["restarts", "gave up"]

@@ -119,10 +119,10 @@ def peers(bench: Bench) -> Outcome:
     args += ["--config.train.save_every=20", "--config.mesh.data=2", "--config.train.watchdog=5"]
     gang = Gang(bench, 2, 1, workdir, *args, heartbeat=10)
     for number in range(tried):
-        if not _until(lambda: gang.newest() > 0, runs.PATIENCE):
+        if not _until(lambda: gang.newest() > 0, gang):
             return Outcome(tried, number - len(bad), tried - number + len(bad), "never started")
         before, start = gang.newest(), time.monotonic()
-        if not _until(lambda before=before: gang.newest() > before, runs.PATIENCE):
+        if not _until(lambda before=before: gang.newest() > before, gang):
             return Outcome(tried, number - len(bad), tried - number + len(bad), "stands still")
         members, before = gang.members(), gang.newest()
         how = (signal.SIGKILL, signal.SIGSTOP, signal.SIGUSR1)[number % 3]
@@ -132,7 +132,7 @@ def peers(bench: Bench) -> Outcome:
             lambda old=members, step=before: (
                 not {*old} & {*gang.members()} and gang.newest() > step + 20
             ),
-            runs.PATIENCE,
+            gang,
         )
         slowest = max(slowest, time.monotonic() - start)
         if not fresh or time.monotonic() - start > LIMIT:
@@ -159,7 +159,7 @@ def gang_terms(bench: Bench) -> Outcome:
         seen = _lines(workdir)
         gang = Gang(bench, 2, 1, workdir, *args)
         wanted = seen + rng.randint(2, 50)
-        if not _until(lambda wanted=wanted: _lines(workdir) > wanted, runs.PATIENCE):
+        if not _until(lambda wanted=wanted: _lines(workdir) > wanted, gang):
             bad.append("never stepped")
             gang.wait(1)
             continue
@@ -225,10 +225,11 @@ def _lines(workdir: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def _until(condition, seconds: float) -> bool:
+def _until(condition, gang: Gang, seconds: float = runs.PATIENCE) -> bool:
+    """Whether it came true while the gang's supervisor was there."""
     end = time.monotonic() + seconds
     while not condition():
-        if time.monotonic() > end:
+        if time.monotonic() > end or gang.process.poll() is not None:
             return False
         time.sleep(0.05)
     return True
