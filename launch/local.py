@@ -140,12 +140,12 @@ def verdict(codes: list[int], ended: list[int | None]) -> int:
     """The code that tells most: a refusal, then preempted or hung, then death by a signal.
 
     The first process evaluates and reports at the very end: with it, the run is through. Where one
-    has died by a signal that was not sent here, the internal errors of the others (1) say only
-    that they lost it; `ended` are the codes before the rest was killed.
+    has left as preempted or hung, or died by a signal that was not sent here, the internal errors
+    of the others (1) say only that they lost it; `ended` are the codes before the rest was killed.
     """
     if codes[0] == 0:
         return 0
-    orphaned = any(code is not None and code < 0 for code in ended)
+    orphaned = any(code is not None and (code < 0 or code in AGAIN) for code in ended)
     final = [c for c in codes if c > 0 and c not in AGAIN and not (orphaned and c == 1)]
     temporary = [c for c in codes if c in AGAIN]
     return (final or temporary or [c for c in codes if c < 0] or [0])[0]
