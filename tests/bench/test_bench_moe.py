@@ -127,8 +127,8 @@ def test_the_checks_of_a_pod_on_virtual_devices(exchange, number):
     assert row["checks"]["gradient_split"]
     # 2 experts a device of 2*16*32 + 32 + 16 numbers are 8,576 bytes, 32 tokens of 16 numbers and 2
     # weights 2,304: both twice, and 256 of choices. 4 buckets of 24 rows (1.25 * 32 * 2 / 4 = 20,
-    # rounded to 8) of 4 * (32 + 16) numbers, 2 matrices of 16 * 32, and 3 arrays of tokens.
-    temporary = 4 * (96 * 4 * 48 + 2 * 16 * 32 + 3 * 32 * 16)
+    # rounded to 8) of 3 * 32 + 4 * 16 numbers, 2 matrices of 16 * 32, and 2 outputs of 32 tokens.
+    temporary = 4 * (96 * (3 * 32 + 4 * 16) + 2 * 16 * 32 + 2 * 32 * 16)
     assert row["model_bytes"] == 2 * (8576 + 2304) + 256 + temporary
     assert row["checks"]["memory"] == (abs(row["peak_bytes"] / row["model_bytes"] - 1) <= 0.05)
 

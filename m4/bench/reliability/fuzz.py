@@ -50,7 +50,7 @@ def fuzz(bench: Bench) -> Outcome:
     readers |= {"physionet2012": _physionet(bench.work / "p"), "manifest": _manifest(bench.work)}
     share = {"config": 4, "support2": 3, "physionet2012": 2, "manifest": 1}
     names = [name for name, times in share.items() for _ in range(times)]
-    tried = bench.number(500, 50_000)
+    tried = bench.number(1500, 50_000)
     ends: Counter[str] = Counter()
     for number in range(tried):
         name = names[number % len(names)]
