@@ -47,6 +47,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int, every: int = 0, sweep: bool = True):
         # Orbax logs every step of its work, and a traceback for what it raises all the same.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _mute_abandoned()
         self.folder = folder.absolute()
         self._keep, self._every = keep, every
         self._verified: set[int] = set()
@@ -255,7 +256,6 @@ class Checkpoints:
 
     def _problem(self, step: int) -> str | None:
         """What is wrong with a step, read into host memory."""
-        _mute_late_reads()
         try:
             leaves = self._meta(step)["leaves"]
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -312,7 +312,6 @@ def _misfits(saved: digest.Leaves, wanted: Mapping[str, Any]) -> list[str]:
 def _tried(read: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
     """(what `read` returns, None), or (None, why it failed); all processes agree."""
     found, problem = None, None
-    _mute_late_reads()
     try:
         found = read()
     except (PermissionError, MemoryError) as error:  # says nothing about what is stored
@@ -324,18 +323,29 @@ def _tried(read: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
     return None, problem or "cannot be read by another process"
 
 
-def _mute_late_reads() -> None:
-    """A read that fails leaves others under way, whose threads complain when nobody waits."""
+def _mute_abandoned() -> None:
+    """A read or write that fails leaves others under way, whose ends find nobody waiting.
+
+    They say so through `sys.excepthook` or, as C++ and abandoned coroutines do, `unraisablehook`.
+    """
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    before = sys.excepthook
-    if before.__name__ == "without_late_reads":
+    report, raised = sys.unraisablehook, sys.excepthook
+    if getattr(report, "__name__", "") == "without_abandoned":
         return
 
-    def without_late_reads(kind, error, trace):
-        if kind is not RuntimeError or str(error) != "Event loop is closed":
-            before(kind, error, trace)
+    def late(error):
+        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
-    sys.excepthook = without_late_reads
+    def without_abandoned(unraisable):
+        code = getattr(unraisable.object, "cr_code", None)
+        if not late(unraisable.exc_value) and not (code and "orbax" in code.co_filename):
+            report(unraisable)
+
+    def without_late_errors(kind, error, trace):
+        if not late(error):
+            raised(kind, error, trace)
+
+    sys.unraisablehook, sys.excepthook = without_abandoned, without_late_errors
 
 
 def _warn(text: str) -> None:
