@@ -4,10 +4,8 @@ import json
 import math
 
 import numpy as np
-import pytest
 
 from m4.modes import interplay
-from m4.train import step as steps
 
 CONFIG = """
 import ml_collections
@@ -35,23 +33,11 @@ def get_config(variant=''):
 """
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("M4_DATA_DIR", str(tmp_path / "data"))
-    (tmp_path / "c.py").write_text(CONFIG)
-    return tmp_path
-
-
 def run(folder, *args):
     return interplay.main([f"--config={folder / 'c.py'}", f"--workdir={folder / 'w'}", *args])
 
 
-def test_every_analysis_from_one_compiled_step(folder, monkeypatch, capsys):
-    made = []
-    original = steps.make_step
-    monkeypatch.setattr(
-        steps, "make_step", lambda *args, **kw: made.append(original(*args, **kw)) or made[-1]
-    )
+def test_every_analysis_from_one_compiled_step(folder, made, capsys):
     assert run(folder) == 0, capsys.readouterr().err
     found = json.loads((folder / "w/interplay.json").read_text())
     assert len(made) == 2  # that of every run, and one for all choices of modalities

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from m4.modes import tim
-from m4.train import step as steps
 
 CONFIG = """
 import ml_collections
@@ -21,23 +20,11 @@ def get_config(variant=''):
 """
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("M4_DATA_DIR", str(tmp_path / "data"))
-    (tmp_path / "c.py").write_text(CONFIG)
-    return tmp_path
-
-
 def run(folder, *args):
     return tim.main([f"--config={folder / 'c.py'}", f"--workdir={folder / 'w'}", *args])
 
 
-def test_every_coalition_from_one_compiled_step(folder, monkeypatch, capsys):
-    made = []
-    original = steps.make_step
-    monkeypatch.setattr(
-        steps, "make_step", lambda *args, **kw: made.append(original(*args, **kw)) or made[-1]
-    )
+def test_every_coalition_from_one_compiled_step(folder, made, capsys):
     assert run(folder, "--tasks=death,los") == 0
     found = json.loads((folder / "w/tim.json").read_text())
     assert found["tasks"] == ["death", "los"] and found["metric"] == ["auroc", "r2"]

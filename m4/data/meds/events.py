@@ -26,10 +26,7 @@ EVENT = np.dtype(
     [("subject", "<i4"), ("slot", "<i4"), ("time", "<i8"), ("token", "<i4"), ("value", "<f4")]
 )
 SUBJECTS = 512  # of one split in one block
-OPTIONAL = (
-    "numeric_value",
-    "text_value",
-)  # in MEDS; a column that is named otherwise must be there
+OPTIONAL = ("numeric_value", "text_value")  # in MEDS; a column of another name must be there
 
 
 class Events:
