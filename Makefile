@@ -44,7 +44,8 @@ $(VENV)/installed: pyproject.toml requirements.lock
 	@test -n "$(PYTHON)" || { echo "m4 needs Python >= 3.11 on PATH (or make PYTHON=...)"; exit 2; }
 	@if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then \
 		test -x $(BIN)/python || uv venv --python "$(PYTHON)" $(VENV); \
-		uv pip install --python $(BIN)/python --require-hashes -r requirements.lock && \
+		uv pip install --compile-bytecode --python $(BIN)/python --require-hashes \
+			-r requirements.lock && \
 		uv pip install --python $(BIN)/python --no-deps -e .; \
 	else \
 		test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV); \
