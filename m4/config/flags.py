@@ -9,9 +9,9 @@ from m4.errors import ConfigError
 
 MODES = ("train", "crossval", "eval", "predict", "check", "report")
 SWITCHES = ("debug", "debug_nans", "force_config", "help")
-NAMES = ("config", "config_json", "workdir", "mode", *SWITCHES)
+NAMES = ("config", "config_json", "workdir", "mode", "on", *SWITCHES)
 USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FIELD=VALUE ...]
-                         [--workdir=DIR] [--mode=MODE]
+                         [--workdir=DIR] [--mode=MODE] [--on=DIR]
 
   --config        a configuration file and, after a colon, one of its variants;
                   without it, the configuration stored in the work directory
@@ -26,6 +26,8 @@ USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FI
                   check    verify checkpoints; with --config also check configuration and
                            data, run one step, print sizes
                   report   rebuild report.html from the work directory
+  --on            predict for all subjects of this folder of new raw files, with or without labels,
+                  read as the training data were; needs --workdir alone
   --force_config  continue a run although the configuration differs
   --debug_nans    when a run gives up on numbers that are not finite, run the last bad step again
                   and name the operation
@@ -43,6 +45,7 @@ class Flags:
     overrides: dict[str, str] = dataclasses.field(default_factory=dict)
     workdir: Path | None = None
     mode: str = "train"
+    on: Path | None = None
     config_json: str | None = None
     debug: bool = False
     debug_nans: bool = False
@@ -77,17 +80,19 @@ def parse(args: Sequence[str]) -> Flags:
             problems.append(f"--{name}: is given twice, as {place[key]} and as {value}")
         elif name in SWITCHES and value.lower() not in ("true", "1", "false", "0"):
             problems.append(f"--{name}={value}: must be true or false")
-        elif name == "workdir" and not value:
-            problems.append("--workdir: needs a value, --workdir=...")
+        elif name in ("workdir", "on") and not value:
+            problems.append(f"--{name}: needs a value, --{name}=...")
         elif "\0" in value:
             problems.append(f"--{name}: must not hold a NUL")
     if "config" in found and "config_json" in found:
         problems.append("--config_json: cannot be given together with --config")
-    mode = found.get("mode", "train")
+    mode = found.get("mode", "predict" if "on" in found else "train")
     if mode not in MODES:
         close = difflib.get_close_matches(mode, MODES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         problems.append(f"--mode={mode}: must be one of {', '.join(MODES)}{hint}")
+    elif "on" in found and mode != "predict":
+        problems.append(f"--on: goes with --mode=predict, not with --mode={mode}")
     if problems:
         raise ConfigError(*problems)
     return Flags(
@@ -96,6 +101,7 @@ def parse(args: Sequence[str]) -> Flags:
         overrides=overrides,
         workdir=_workdir(found),
         mode=mode,
+        on=Path(found["on"]).expanduser() if "on" in found else None,
         **{k: found.get(k, "false").lower() in ("true", "1") for k in SWITCHES},
     )
 

@@ -14,31 +14,26 @@ killed build leaves nothing that looks finished and two processes never build th
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from m4 import resolve
-from m4.data import index, records
 from m4.data import manifest as manifests
+from m4.data import recording
 from m4.data.cohort import Cohort, Example
-from m4.errors import DataError, SaveError, UserError, place
+from m4.data.recording import CANNOT_WRITE, Progress, foreign
+from m4.errors import DataError, SaveError
 
-Progress = Callable[[str, int], None]  # called with the split and its records so far
 Report = Callable[[dict[str, Any]], None]  # called with the manifest of what was just built
-REPORT_EVERY = 200
 STAMPS = "stamps.json"
 VOCABULARY = "vocabulary.json"
 SCRATCH = ".scratch"  # intermediate files of a data set, kept until its build is complete
-_END = object()
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def prepare(
@@ -92,7 +87,7 @@ def prepare(
                 told = {"progress": progress, "report": report}
                 return _build(home, identity, cohort, raw_dir=raw_dir, **told)
     except OSError as error:
-        if error.errno in _CANNOT_WRITE:
+        if error.errno in CANNOT_WRITE:
             place = error.filename or home
             raise SaveError(f"{place}: {error.strerror} (building records in {home})") from error
         raise
@@ -197,35 +192,16 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
     )
     fitter = manifests.Fitter(cohort.spec)
     summaries = {split: manifests.Summary(cohort.spec) for split in cohort.splits}
-    cuts: Counter[str] = Counter()
-    keys: dict[str, list[index.Key]] = {split: [] for split in cohort.splits}
-
-    def encoded(split: str) -> Iterator[Example]:
-        number = 0
-        for number, example in enumerate(_examples(cohort, split), start=1):
-            where = f"split {split}, record {number}"
-            record = records.encode(cohort.spec, example, where=where, flow=cuts)
-            summaries[split].add(record)
-            if "key" in example:
-                keys[split].append(example["key"])
-            if split == "train":
-                fitter.add(record)
-            if progress and number % REPORT_EVERY == 0:
-                progress(split, number)
-            yield record
-        if number == 0:
-            raise DataError(f"split {split} has no records")
-        if progress:
-            progress(split, number)
-
     missing = {"train", "val", "test"} - {*cohort.splits}
     if missing:
         raise DataError(f"splits: without {', '.join(sorted(missing))}")
-    starts = {split: lambda split=split: encoded(split) for split in cohort.splits}
-    records.write(folder / "records", cohort.spec, starts, cohort.notes)
-    for split, found in keys.items():
-        if found:
-            index.write(folder, split, found)
+
+    def seen(split: str, record: Example) -> None:
+        summaries[split].add(record)
+        if split == "train":
+            fitter.add(record)
+
+    cuts = recording.write(folder, cohort, seen, progress=progress)
     if cohort.vocabularies:
         text = json.dumps(cohort.vocabularies, ensure_ascii=False, indent=1)
         (folder / VOCABULARY).write_text(text + "\n", encoding="utf-8")
@@ -238,24 +214,10 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
         "notes": cohort.notes,
         "sources": cohort.sources,
         "schema": manifests.schema(fitter.spec()),
-        "flow": [[step, int(count)] for step, count in [*cohort.flow, *sorted(cuts.items())]],
+        "flow": recording.flow(cohort, cuts),
         "splits": {split: summary.result() for split, summary in summaries.items()},
         "normalisers": fitter.normalisers(),
     }
-
-
-def _examples(cohort: Cohort, split: str) -> Iterator[Example]:
-    """The examples of a split; what its module raises is told by the record, not by its text."""
-    examples: Iterator[Example] | None = None
-    number = 0
-    while True:
-        number += 1
-        with foreign(f"split {split}, record {number}"):
-            examples = iter(cohort.splits[split]()) if examples is None else examples
-            example = next(examples, _END)
-        if example is _END:
-            return
-        yield example
 
 
 @contextlib.contextmanager
@@ -263,19 +225,6 @@ def _scratch(module: Any, home: Path) -> Iterator[dict[str, Path]]:
     """A folder for modules that can take up an interrupted build; removed when one is complete."""
     yield {"scratch": home / SCRATCH} if getattr(module, "SCRATCH", False) else {}
     shutil.rmtree(home / SCRATCH, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def foreign(where: str) -> Iterator[None]:
-    """Code of a data set module: its failure is a DataError that quotes nothing of the data."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
-            raise
-        raise DataError(f"{where}: {place(error)}; --debug prints more") from error
 
 
 def _check_disjoint(patients: dict[str, set[int]]) -> None:

@@ -8,6 +8,7 @@ A data set module `m4/data/<name>.py` (or any importable module) provides
     def cohort(raw_dir, *, seed, **options) -> Cohort
     def resolved(**options) -> dict                         # optional: what the options stand for,
                                                             # in JSON types (content of a file)
+    def new(folder, resolved, vocabularies) -> Cohort       # optional: see `m4.data.apply`
 
 One record is an `Example`, ragged and NumPy only:
 

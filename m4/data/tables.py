@@ -34,6 +34,9 @@ def spec(
     ).data_spec()
 
 
+new = meds.new  # what `resolved` said holds whose defaults they are
+
+
 def missing_files(raw_dir: Path | str, **options: Any) -> list[str]:
     """One line per source of events and per task without files."""
     return meds.missing_files(raw_dir, **options, meds=False)

@@ -19,6 +19,7 @@ from m4.interop import convert, files, flexcare, flexmoe, fusemoe, m4oe
 from m4.interop.table import Layout
 from m4.modes import eval as eval_mode
 from m4.modes import setup as setups
+from m4.modes import trained
 from m4.train import workdir
 from m4.train.checkpoint import Checkpoints
 
@@ -130,8 +131,7 @@ def import_(config: ml_collections.ConfigDict, job: Job) -> None:
     params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, shapes)
     with workdir.locked(job.folder):
         workdir.write_atomic(job.folder / "config.json", configs.to_json(config))
-        manifest = (setup.data / "manifest.json").read_text()
-        workdir.write_atomic(job.folder / "data.json", manifest)
+        trained.keep(setup.data, job.folder)
         best = Checkpoints(job.folder / "checkpoints/best", keep=1)
         note = {"seed": config.seed, "data": setup.data.name, "step": 0, "value": None}
         try:

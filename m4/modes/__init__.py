@@ -21,9 +21,14 @@ def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
     if flags.mode not in ("train", "crossval", "check") and not flags.workdir.is_dir():
         raise ConfigError(f"--workdir={flags.workdir}: no such folder; --mode=train makes it")
     without_data = flags.mode == "check" and not (flags.config or flags.config_json)
-    if config is not None and not without_data:
+    if config is not None and flags.on is not None:
+        from m4.modes import trained
+
+        trained.require(config, flags.workdir, flags.on)
+    elif config is not None and not without_data:
         raw.require(config, flags.config)
-    mode = importlib.import_module(f"m4.modes.{flags.mode}")
+    name = flags.mode if flags.on is None else "new"
+    mode = importlib.import_module(f"m4.modes.{name}")
     if os.environ.get("M4_COORDINATOR"):
         from m4.train import processes
 

@@ -55,7 +55,7 @@ def restore(config: ml_collections.ConfigDict, folder: Path):
     return setup, predict, params
 
 
-def best_params(config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path):
+def best_params(config: ml_collections.ConfigDict, setup: setups.Model, folder: Path):
     """Evaluation parameters of the best step. Raises CheckpointError without one."""
     best = Checkpoints(folder / "checkpoints/best", keep=KEEP_BEST)
     try:
@@ -80,7 +80,7 @@ def finish(
     )
 
 
-def sweep(config, setup: setups.Setup, store: Store, predict, keep_SM) -> Predictions:
+def sweep(config, setup: setups.Model, store: Store, predict, keep_SM) -> Predictions:
     """Predictions of a split under the modality subsets `keep_SM`."""
     return evaluate.sweep(
         predict,

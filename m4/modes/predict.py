@@ -1,7 +1,8 @@
 """`--mode=predict`: predictions of the test split as Parquet, patients as keyed hashes.
 
 Of a data set whose records have a subject and a prediction time of their own (`m4.data.index`),
-they are written in the MEDS prediction and label schemas too: `m4.modes.meds`.
+they are written in the MEDS prediction and label schemas too: `m4.modes.meds`. With `--on` the
+predictions are those of new data: `m4.modes.new`.
 """
 
 import functools
@@ -18,6 +19,7 @@ from m4 import USE
 from m4.config import Flags
 from m4.data import index
 from m4.data.store import Store
+from m4.eval.predictions import Predictions
 from m4.modes import eval as eval_mode
 from m4.modes import meds
 from m4.modes import setup as setups
@@ -37,16 +39,18 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         with setups.context(setup.mesh):
             predict = functools.partial(predict, params)
             found = eval_mode.sweep(config, setup, store, predict, whole)
-        if not processes.first():
-            return
-        path = folder / "predictions" / f"{SPLIT}.parquet"
-        meds.write_private(path, _table(found, setup.spec, _key(folder)))
-        print(f"{len(found.uid)} rows in {path}; patients as keyed hashes (key: {folder / 'key'})")
-        keys = index.read(setup.data, SPLIT)
-        if keys is not None:
-            target = folder / "predictions" / "meds" / SPLIT
-            for path in meds.write(target, found, setup.spec, keys):
-                print(f"MEDS     {path}")
+        if processes.first():
+            write(folder, SPLIT, found, setup.spec, index.read(setup.data, SPLIT))
+
+
+def write(folder: Path, name: str, found: Predictions, spec: DataSpec, keys) -> None:
+    """Writes predictions/<name>.parquet and, if records have `keys`, the files of MEDS."""
+    path = folder / "predictions" / f"{name}.parquet"
+    meds.write_private(path, _table(found, spec, _key(folder)))
+    print(f"{len(found.uid)} rows in {path}; patients as keyed hashes (key: {folder / 'key'})")
+    if keys is not None:
+        for path in meds.write(folder / "predictions" / "meds" / name, found, spec, keys):
+            print(f"MEDS     {path}")
 
 
 def _table(found, spec: DataSpec, key: bytes) -> pa.Table:

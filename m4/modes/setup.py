@@ -38,19 +38,25 @@ from m4.types import Batch, Method
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
-    """What every mode needs; nothing in it is compiled yet."""
+class Model:
+    """What it takes to predict; nothing in it is compiled yet."""
 
     data: Path  # folder of the built data set
     spec: DataSpec
-    loader: TrainLoader
     mesh: jax.sharding.Mesh
     method: Method
     schedule: optax.Schedule
     step: steps.Step
     init: Callable[[], steps.State]
     state: Any  # shapes and shardings of the state
-    batch: Any  # shapes and shardings of a train batch
+    batch: Any  # shapes and shardings of a batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup(Model):
+    """What every mode that has the training data needs."""
+
+    loader: TrainLoader
 
 
 @contextlib.contextmanager
@@ -104,17 +110,26 @@ def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
     store = open_split(data, "train", config.train.batch_size)
     block = sharding.row_block(mesh)
     loader = _loader(config, store, *block)
-    spec = weighted(store.spec, config.train.task_weights)
-    method = make_method(config.method.to_dict(), spec, text=config.text.to_dict())
-    tx, schedule, ema = make_optimiser(config)
     # The whole batch on every process: what is traced must be the same program everywhere.
     first = (loader if block == (0, 1) else _loader(config, store, 0, 1)).batch(0)
+    model = make_model(config, data, store.spec, first, mesh)
+    parts = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    return Setup(**parts, loader=loader)
+
+
+def make_model(
+    config: ml_collections.ConfigDict, data: Path, spec: DataSpec, first: Batch, mesh
+) -> Model:
+    """The model of a schema, from any batch of it."""
+    spec = weighted(spec, config.train.task_weights)
+    method = make_method(config.method.to_dict(), spec, text=config.text.to_dict())
+    tx, schedule, ema = make_optimiser(config)
     batch = batch_like(first, mesh)
     fresh = functools.partial(steps.init_state, tx=tx, ema=ema)
     fresh = functools.partial(fresh, spike_window=config.train.spike_window)
     init, state = _init(method, tx, first, mesh, seed=config.seed, fresh=fresh)
     step = steps.make_step(method, tx, seed=config.seed, ema=ema)
-    return Setup(data, spec, loader, mesh, method, schedule, step, init, state, batch)
+    return Model(data, spec, mesh, method, schedule, step, init, state, batch)
 
 
 def _loader(config: ml_collections.ConfigDict, store: Store, index: int, count: int) -> TrainLoader:
@@ -167,7 +182,7 @@ def weighted(spec: DataSpec, weights: Mapping[str, float]) -> DataSpec:
 def same_run(
     note: Mapping[str, Any],
     config: ml_collections.ConfigDict,
-    setup: Setup,
+    setup: Model,
     folder: Path,
     *,
     sections: tuple[str, ...] = ("",),
@@ -281,7 +296,7 @@ def compile_step(setup: Setup):
     return compiled, lambda: sharding.put_whole(zeros, whole)
 
 
-def compile_predict(setup: Setup, batch: Batch):
+def compile_predict(setup: Model, batch: Batch):
     """`(params, batch, keep_M) -> (task -> predictions, layer -> stats)`, compiled.
 
     The modalities with `keep_M` False are masked inside, so every subset is one call.

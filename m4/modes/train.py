@@ -17,12 +17,14 @@ import numpy as np
 from m4 import __version__, sharding
 from m4 import config as configs
 from m4.config import Flags
+from m4.data import manifest as manifests
 from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.errors import ConfigError, SaveError
 from m4.eval import results
 from m4.modes import eval as eval_mode
 from m4.modes import setup as setups
+from m4.modes import trained
 from m4.train import guard, loop, preemption, processes, telemetry, watchdog, workdir
 from m4.train.checkpoint import Checkpoints
 from m4.train.step import State
@@ -62,9 +64,8 @@ def claim(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> No
 
 def _introduce(config, setup: setups.Setup, folder: Path) -> None:
     """First lines of the output, run.json and data.json."""
-    manifest = (setup.data / "manifest.json").read_text()
-    workdir.write_atomic(folder / "data.json", manifest)
-    manifest = json.loads(manifest)
+    trained.keep(setup.data, folder)
+    manifest = manifests.read(setup.data)
     mesh = " ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items() if size > 1)
     devices = jax.devices()
     parameters = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(setup.state.params))

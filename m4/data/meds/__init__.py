@@ -11,7 +11,7 @@ each task are: see `docs/data.md`. `m4.data.tables` reads other tables through t
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from m4.data.cohort import Cohort, Example, checksums
 from m4.data.meds import definition as definitions
 from m4.data.meds import parse
 from m4.data.meds.definition import Definition
-from m4.errors import ConfigError
+from m4.errors import ConfigError, DataError
 from m4.specs import DataSpec
 
 VERSION = "1"
@@ -111,29 +111,64 @@ def cohort(raw_dir: Path | str, *, seed: int, **options: Any) -> Cohort:
 def make(raw_dir: Path, found: Definition, *, seed: int) -> Cohort:
     """The cohort of a definition."""
     root = raw_dir / found.folder
-    patterns = [s.files for s in found.sources] + [t.files for t in found.tasks]
-    paths = {path for pattern in patterns for path in definitions.find(root, pattern)}
-    paths |= {*definitions.find(root, "metadata/subject_splits.parquet")}
-    result = Cohort(
-        spec=found.data_spec(),
-        splits={},
-        sources=checksums(raw_dir, paths),
-        licence=found.licence,
-        version=VERSION,
-        notes=f"{found.name}; one record per subject and prediction time.",
-    )
+    paths = _paths(found, root, "metadata/subject_splits.parquet")
 
-    @functools.cache
     def examples():
         from m4.data.meds import examples as building  # needs pyarrow
 
         return building.prepare(found, root, seed=seed)
 
+    return _cohort(found, checksums(raw_dir, paths), examples, ("train", "val", "test"))
+
+
+def new(
+    folder: Path, resolved: Mapping[str, Any], vocabularies: Mapping[str, Sequence[str]]
+) -> Cohort:
+    """What a trained model is asked about new files of the same kind, as the split 'new'.
+
+    Args:
+      folder: where the files are, in place of the definition's.
+      resolved: what `resolved` said when the model was trained.
+      vocabularies: those that were counted then; a modality without is a DataError.
+    """
+    content = dict(resolved)
+    meds = content.pop("meds", True)
+    found = parse.parse(content, "definition", meds=meds)
+    counted = {m.spec.name for m in found.modalities if m.tokens and m.vocabulary == "train"}
+    if unknown := counted - {*vocabularies}:
+        raise DataError(f"the vocabulary of {', '.join(sorted(unknown))} is not known")
+
+    def examples():
+        from m4.data.meds import examples as building  # needs pyarrow
+
+        return building.prepare_new(found, folder, vocabularies=vocabularies)
+
+    paths = _paths(found, folder, "points.*")
+    return _cohort(found, checksums(folder, paths), examples, ("new",))
+
+
+def _paths(found: Definition, root: Path, *others: str) -> set[Path]:
+    """Every file that is read."""
+    patterns = [s.files for s in found.sources] + [t.files for t in found.tasks]
+    return {path for pattern in (*patterns, *others) for path in definitions.find(root, pattern)}
+
+
+def _cohort(found: Definition, sources: dict, examples: Callable, splits: Sequence[str]) -> Cohort:
+    result = Cohort(
+        spec=found.data_spec(),
+        splits={},
+        sources=sources,
+        licence=found.licence,
+        version=VERSION,
+        notes=f"{found.name}; one record per subject and prediction time.",
+    )
+    prepared = functools.cache(examples)
+
     def split(name: str) -> Iterator[Example]:
-        made, flow = examples()
+        made, flow = prepared()
         yield from made.split(name)
         result.vocabularies.update(made.vocabularies)
         result.flow[:] = [(step, count) for step, count in flow.items() if count]
 
-    result.splits = {name: lambda name=name: split(name) for name in ("train", "val", "test")}
+    result.splits = {name: lambda name=name: split(name) for name in splits}
     return result

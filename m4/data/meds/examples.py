@@ -9,33 +9,50 @@ hours, stamped with its end.
 Letters: n events of one point, f features, t rows.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from m4.data.cohort import Example
-from m4.data.meds import files
-from m4.data.meds.definition import Definition, Modality
+from m4.data.meds import asked, files
+from m4.data.meds.definition import Definition, Modality, find
 from m4.data.meds.events import Events
-from m4.data.meds.match import Lexicon, Matcher
+from m4.data.meds.match import Matcher
 from m4.data.meds.points import ALWAYS, Flow, Points, patient, read
+from m4.errors import DataError
 
 HOUR = 3_600_000_000
 YEAR = 365.25 * 24 * HOUR
 
 
 class Examples:
-    """Makes the examples of every split; vocabularies are fitted on training points first."""
+    """Makes the examples of every split; vocabularies are fitted on training points first.
+
+    With `given` vocabularies nothing is fitted, and tokens outside them are counted.
+    """
 
     def __init__(
-        self, definition: Definition, points: Points, events: Events, matcher: Matcher, flow: Flow
+        self,
+        definition: Definition,
+        points: Points,
+        events: Events,
+        matcher: Matcher,
+        flow: Flow,
+        *,
+        given: Mapping[str, Sequence[str]] | None = None,
     ):
         self._definition, self._points, self._events = definition, points, events
         self._matcher, self._flow = matcher, flow
         self._counted: set[str] = set()
-        if any(lexicon.modality.vocabulary == "train" for lexicon in matcher.lexicons.values()):
+        counted = [x for x in matcher.lexicons.values() if x.modality.vocabulary == "train"]
+        self._adopted = given is not None
+        if given is not None:
+            for lexicon in counted:
+                lexicon.adopt(given[lexicon.modality.spec.name])
+        elif counted:
             self._fit()
 
     @property
@@ -112,7 +129,7 @@ class Examples:
             elif modality.spec.kind == "table":
                 inputs[modality.spec.name] = _table(own, modality, slots.start, now)
             else:
-                inputs[modality.spec.name] = _tokens(own, self._matcher.lexicons[slots.start])
+                inputs[modality.spec.name] = self._tokens(own, slots.start)
         subject = points.ids[points.subject_P[row]]
         targets = {}
         for task, value_PC in points.targets.items():
@@ -125,6 +142,18 @@ class Examples:
             "key": (subject, None if now == ALWAYS else now),
         }
 
+    def _tokens(self, events: np.ndarray, slot: int) -> dict:
+        lexicon = self._matcher.lexicons[slot]
+        ids_n = lexicon.ids(events["token"])
+        if self._adopted:
+            name = lexicon.modality.spec.name
+            self._flow[f"{name}: tokens"] += len(ids_n)
+            self._flow[f"{name}: tokens outside the vocabulary"] += int((ids_n == 0).sum())
+        if not lexicon.modality.repeat:  # distinct ones, in the order of their last appearance
+            _, from_end = np.unique(ids_n[::-1], return_index=True)
+            ids_n = ids_n[::-1][np.sort(from_end)][::-1]
+        return {"values": ids_n.astype(np.int32)}
+
 
 def prepare(definition: Definition, root: Path, *, seed: int) -> tuple[Examples, Flow]:
     """Reads labels and events; the examples, and counts that go on while they are made."""
@@ -133,6 +162,23 @@ def prepare(definition: Definition, root: Path, *, seed: int) -> tuple[Examples,
     matcher = Matcher(definition)
     events = Events(definition, root, points, matcher, flow)
     return Examples(definition, points, events, matcher, flow), flow
+
+
+def prepare_new(
+    definition: Definition, root: Path, *, vocabularies: Mapping[str, Sequence[str]]
+) -> tuple[Examples, Flow]:
+    """Like `prepare` for new data, all in the split 'new'; files of some events may be absent."""
+    flow = Flow()
+    points = asked.read(definition, root, flow=flow)
+    sources = [source for source in definition.sources if find(root, source.files)]
+    if not sources:
+        wanted = ", ".join(source.files for source in definition.sources)
+        raise DataError(f"{root}: no event files ({wanted})")
+    flow["kinds of event files that are absent"] = len(definition.sources) - len(sources)
+    definition = dataclasses.replace(definition, sources=tuple(sources))
+    matcher = Matcher(definition)
+    events = Events(definition, root, points, matcher, flow)
+    return Examples(definition, points, events, matcher, flow, given=vocabularies), flow
 
 
 def _inside(events: np.ndarray, modality: Modality, now: int) -> np.ndarray:
@@ -195,11 +241,3 @@ def _table(events: np.ndarray, modality: Modality, first_slot: int, now: int) ->
         elif len(own):
             values_f[f] = _reduce(own["value"], np.zeros(len(own), int), 1, feature.take)[0]
     return {"values": values_f}
-
-
-def _tokens(events: np.ndarray, lexicon: Lexicon) -> dict:
-    ids_n = lexicon.ids(events["token"])
-    if not lexicon.modality.repeat:  # distinct ones, in the order of their last appearance
-        _, from_end = np.unique(ids_n[::-1], return_index=True)
-        ids_n = ids_n[::-1][np.sort(from_end)][::-1]
-    return {"values": ids_n.astype(np.int32)}

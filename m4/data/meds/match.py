@@ -68,6 +68,14 @@ class Lexicon:
         for number, token in enumerate(self.tokens, start=1):
             self._id_of_raw[self._raw[token]] = number
 
+    def adopt(self, tokens: Sequence[str]) -> None:
+        """Takes over a vocabulary, in the order of its ids; every other token is outside it."""
+        self.tokens = [*tokens]
+        self._id_of_raw = np.zeros(len(self._raw), np.int32)
+        for number, token in enumerate(self.tokens, start=1):
+            if token in self._raw:
+                self._id_of_raw[self._raw[token]] = number
+
     def ids(self, raw: np.ndarray) -> np.ndarray:
         """Ids of raw numbers; a token unseen when the vocabulary was fitted is 0."""
         return raw if self._id_of_raw is None else self._id_of_raw[raw]

@@ -5,6 +5,7 @@ A point is one (subject, prediction time) and becomes one record. Letters: P poi
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,14 @@ from m4.errors import DataError
 
 ALWAYS = np.iinfo(np.int64).max  # prediction time of labels without one: every event counts
 SPLIT_FILE = "metadata/subject_splits.parquet"
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", "new")  # new: what a trained model is asked, `m4.data.meds.asked`
 OTHER_COLUMNS = {  # where the MEDS label schema may keep the same kind of label
     "boolean_value": ("integer_value",),
     "float_value": ("integer_value",),
     "categorical_value": ("integer_value", "boolean_value"),
 }
 TRUE, FALSE = ("true", "yes", "t", "y"), ("false", "no", "f", "n")
+KEY = [("subject", np.int32), ("time", np.int64)]
 Flow = Counter[str]
 
 
@@ -43,16 +45,7 @@ class Points:
 def read(definition: Definition, root: Path, *, seed: int, flow: Flow) -> Points:
     """All label files, joined and split. Raises DataError for files that can't be used."""
     ids: dict[int | str, int] = {}
-    found = [(task, _Labels(task, root, ids, flow)) for task in definition.tasks]
-    key_N = np.concatenate([labels.key_N for _, labels in found])
-    key_P, point_N = np.unique(key_N, return_inverse=True)
-    targets, start = {}, 0
-    for task, labels in found:
-        values = np.full((len(key_P), labels.value_NC.shape[1]), np.nan, np.float32)
-        own = point_N[start : start + len(labels.key_N)]
-        start += len(own)
-        values[own] = labels.value_NC
-        targets[task.spec.name] = values
+    key_P, targets = join({t.spec.name: Labels(t, root, ids, flow) for t in definition.tasks})
     flow["prediction points"] = len(key_P)
     if not len(key_P):
         raise DataError(f"{root}: the label files have no rows")
@@ -69,6 +62,20 @@ def read(definition: Definition, root: Path, *, seed: int, flow: Flow) -> Points
         split_P[order],
         {name: values[order] for name, values in targets.items()},
     )
+
+
+def join(found: Mapping[str, "Labels"]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Every key of some label files once, sorted, and each file's values there, f32[P, C]."""
+    key_N = np.concatenate([labels.key_N for labels in found.values()])
+    key_P, point_N = np.unique(key_N, return_inverse=True)
+    targets, start = {}, 0
+    for name, labels in found.items():
+        values = np.full((len(key_P), labels.value_NC.shape[1]), np.nan, np.float32)
+        own = point_N[start : start + len(labels.key_N)]
+        start += len(own)
+        values[own] = labels.value_NC
+        targets[name] = values
+    return key_P, targets
 
 
 def patient(subject: int | str) -> int:
@@ -93,10 +100,11 @@ def as_id(value: int | str | None) -> int | str | None:
     return value
 
 
-class _Labels:
+class Labels:
     """The rows of one task: key (subject, time) and values; duplicates are gone."""
 
     def __init__(self, task: Task, root: Path, ids: dict, flow: Flow):
+        """Reads the files; `ids` takes in their subjects. DataError for files of no use."""
         self._task, self._name, self._flow = task, task.spec.name, flow
         paths = find(root, task.files)
         if not paths:
@@ -109,15 +117,19 @@ class _Labels:
                 use = subject_N >= 0
                 flow[f"{self._name}: label rows"] += len(use)
                 flow[f"{self._name}: label rows without a subject or time"] += int((~use).sum())
-                key_N = np.empty(len(use), [("subject", np.int32), ("time", np.int64)])
+                key_N = np.empty(len(use), KEY)
                 key_N["subject"], key_N["time"] = subject_N, time_N
                 place_N = np.stack([np.full(len(use), number), table.first + np.arange(len(use))])
                 keys.append(key_N[use])
                 values.append(value_NC[use])
                 places.append(place_N[:, use])
-        if not keys:
-            raise DataError(f"{paths[0]}: has no rows")
-        self._unique(np.concatenate(keys), np.concatenate(values), np.hstack(places), paths)
+        if keys:
+            self._unique(np.concatenate(keys), np.concatenate(values), np.hstack(places), paths)
+        else:
+            self._nothing(paths[0])
+
+    def _nothing(self, path: Path) -> None:
+        raise DataError(f"{path}: has no rows")
 
     def _unique(self, key_N, value_NC, place_2N, paths) -> None:
         order = np.argsort(key_N, order=("subject", "time"), kind="stable")
@@ -136,10 +148,13 @@ class _Labels:
         unknown = np.isnan(self.value_NC).all(axis=1)
         self._flow[f"{self._name}: points without a label value"] = int(unknown.sum())
         if unknown.all():
-            raise DataError(
-                f"{paths[0]}: column {', '.join(self._task.columns)} has no usable label of task"
-                f" {self._name}" + self._classes()
-            )
+            self._none_known(paths[0])
+
+    def _none_known(self, path: Path) -> None:
+        raise DataError(
+            f"{path}: column {', '.join(self._task.columns)} has no usable label of task"
+            f" {self._name}" + self._classes()
+        )
 
     def _classes(self) -> str:
         labels = self._task.spec.labels
@@ -203,7 +218,7 @@ class _Labels:
         text = pc.replace_substring_regex(text, r"^(-?\d+)\.0+$", r"\1")  # 3.0 is class 3
         classes = pa.array(self._task.spec.labels, pa.large_string())
         index = pc.fill_null(pc.index_in(text, value_set=classes).cast(pa.float32()), np.nan)
-        outside = pc.and_(pc.is_valid(text), pc.is_null(pc.index_in(text, value_set=classes)))
+        outside = pc.and_(pc.not_equal(text, ""), pc.is_null(pc.index_in(text, value_set=classes)))
         self._flow[f"{self._name}: labels of no listed class"] += pc.sum(outside).as_py() or 0
         return index.to_numpy(zero_copy_only=False)[:, None].astype(np.float32)
 

@@ -1,0 +1,125 @@
+"""What a work directory remembers of its training data, so that it can read new data without them.
+
+data.json         their manifest: schema, options (a definition's whole content), normalisers
+vocabulary.json   tokens by id of every modality whose ids were counted; absent without such
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ml_collections
+
+from m4 import config as configs
+from m4 import resolve
+from m4.data.apply import Trained
+from m4.errors import ConfigError, DataError
+from m4.modes import raw
+
+MANIFEST, VOCABULARY = "data.json", "vocabulary.json"
+# Where files are and who is in which split: it says nothing of how a subject's files are read.
+ELSEWHERE = ("name", "licence", "where", "folder", "splits")
+MOST = 3  # changed fields that are named
+
+
+def keep(data: Path, folder: Path) -> None:
+    """Remembers a built data set. With checkpoints of another one, that one stays remembered."""
+    known = _json(folder / MANIFEST)
+    foreign = known is not None and known.get("fingerprint") != data.name
+    if foreign and any(folder.glob("checkpoints/*/*")):
+        return  # whoever opens the checkpoints will refuse
+    for source, name in (("vocabulary.json", VOCABULARY), ("manifest.json", MANIFEST)):
+        if (data / source).is_file():
+            partial = folder / f".{name}.partial"
+            shutil.copyfile(data / source, partial)
+            partial.replace(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def read(config: ml_collections.ConfigDict, folder: Path) -> Trained:
+    """What is remembered. Raises DataError if it is absent or damaged."""
+    manifest = _json(folder / MANIFEST)
+    try:
+        fingerprint = manifest["fingerprint"]
+        whole = {*manifest} >= {"options", "declared", "schema", "normalisers", "splits", "version"}
+        if not whole or not fingerprint.isalnum():
+            raise ValueError(fingerprint)
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise DataError(
+            f"{folder / MANIFEST}: no readable manifest of the training data; the command that"
+            " trained writes it again"
+        ) from None
+    home = raw.folders(config)[1] / config.data.name.rpartition(".")[2] / fingerprint
+    places = (folder / VOCABULARY, home / "vocabulary.json")  # older work directories have none
+    found = next((words for words in map(_json, places) if words is not None), {})
+    return Trained(manifest, found)
+
+
+def require(config: ml_collections.ConfigDict, folder: Path, new: Path) -> None:
+    """Refuses what can be refused without reading the new data.
+
+    Raises:
+      DataError: no such folder, nothing remembered.
+      ConfigError: a data set without a way to read new data, or one read otherwise by now.
+    """
+    if not new.is_dir():
+        raise DataError(f"--on={new}: no such folder")
+    module = module_of(config)
+    manifest = read(config, folder).manifest
+    then, now = manifest["version"], module.VERSION
+    if then != now:
+        raise ConfigError(
+            f"data.name={config.data.name!r}: reads files as version {now} by now, the model was"
+            f" trained with version {then}; train again"
+        )
+    changes = changed(module, config.data.options.to_dict(), manifest["options"])
+    if changes:
+        more = f" and {len(changes) - MOST} more" if len(changes) > MOST else ""
+        raise ConfigError(
+            f"data.options: changed since training: {'; '.join(changes[:MOST])}{more}; restore the"
+            " file, or train again"
+        )
+
+
+def module_of(config: ml_collections.ConfigDict) -> ModuleType:
+    """The data set's module. Raises ConfigError if it cannot read new data."""
+    module = resolve.module(config.data.name, "m4.data")
+    if not hasattr(module, "new"):
+        raise ConfigError(
+            f"--on: data.name={config.data.name!r} reads its own files only; 'meds' and 'tables'"
+            " read new ones"
+        )
+    return module
+
+
+def changed(module: ModuleType, options: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """Fields of the resolved options that differ from those at training.
+
+    A definition that is not there any more is remembered, so nothing is.
+    """
+    try:
+        resolved = json.loads(json.dumps(module.resolved(**options)))
+    except ConfigError:
+        return []
+
+    def flat(content):
+        return configs.flatten({k: v for k, v in content.items() if k not in ELSEWHERE})
+
+    old, now, absent = flat(then), flat(resolved), "(absent)"
+    return [
+        f"{key}: {old.get(key, absent)!r} -> {now.get(key, absent)!r}"
+        for key in sorted({*old, *now})
+        if old.get(key, absent) != now.get(key, absent)
+    ]
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

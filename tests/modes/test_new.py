@@ -1,0 +1,357 @@
+"""`--on`: a trained work directory, alone, reads new folders of the same kind."""
+
+import json
+import os
+import shlex
+import shutil
+import stat
+
+import ml_collections
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from m4.errors import ConfigError
+from m4.main import main
+from m4.modes import new, trained
+from tests.data import meds_folder as mf
+from tests.data.test_meds_guide import COMMANDS
+
+DEFINITION = mf.DEFINITION.replace(
+    "[modalities.vitals]",
+    '[tasks.los]\nkind = "regression"\ntransform = "log1p"\nlabels = "labels/los"\n'
+    "[modalities.vitals]",
+)
+CONFIG = """
+import ml_collections
+def get_config():
+    return ml_collections.ConfigDict(dict(
+        data=dict(name='meds', options=dict(file={file!r})),
+        method=dict(name='tests.toy:Toy', width=4),
+        optim=dict(lr=0.01),
+        train=dict(steps=2, batch_size=8, log_every=1, eval_every=2, save_every=2,
+                   select='death/auroc', choose='last'),
+        eval=dict(batch_size=16, bootstrap=5, subsets=False, baselines=False),
+    ))
+"""
+VALUE = {"death": "predicted_boolean_probability", "los": "predicted_float_value"}
+POINT = ["subject_id", "prediction_time"]
+
+
+def everyone():
+    """The training hospital: mf's, and a length of stay for every point."""
+    given = mf.cohort_tables(60)
+    death = given["labels/death/0.parquet"]
+    days = pa.array(np.random.default_rng(1).exponential(4, len(death)), pa.float32())
+    given["labels/los/0.parquet"] = death.select(POINT).append_column("float_value", days)
+    return given
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A trained run in 'w' with the predictions of its test split; all it was made of is gone."""
+    folder = tmp_path_factory.mktemp("new")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("M4_RAW_DIR", str(folder))
+        patch.setenv("M4_DATA_DIR", str(folder / "data"))
+        file = mf.write(folder, everyone(), definition=DEFINITION)
+        (folder / "c.py").write_text(CONFIG.format(file=file))
+        assert main([f"--config={folder / 'c.py'}", f"--workdir={folder / 'w'}"]) == 0
+        assert main([f"--workdir={folder / 'w'}", "--mode=predict"]) == 0
+        for gone in ("data", "hospital"):
+            shutil.rmtree(folder / gone)
+        (folder / "spec.toml").unlink()
+        (folder / "c.py").unlink()
+        yield folder
+
+
+def write(place, name, given):
+    """A new folder, without anything that was there before."""
+    shutil.rmtree(place / name, ignore_errors=True)
+    mf.write(place, given)
+    (place / "spec.toml").unlink()
+    (place / "hospital").rename(place / name)
+    return place / name
+
+
+def ask(place, name, given=None):
+    """Exit code of predicting on a new folder."""
+    folder = place / name if given is None else write(place, name, given)
+    return main([f"--workdir={place / 'w'}", f"--on={folder}"])
+
+
+def predicted(place, name):
+    """(subject, time, task) -> prediction."""
+    found = {}
+    for task, column in VALUE.items():
+        for row in pq.read_table(place / f"w/predictions/meds/{name}/{task}.parquet").to_pylist():
+            found[row["subject_id"], row["prediction_time"], task] = row[column]
+    return found
+
+
+def assert_same(found, expected):
+    """Inputs are equal to the bit (tests/data/test_apply.py); places in a batch differ."""
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose([*found.values()], [expected[key] for key in found], rtol=1e-6)
+
+
+def only(given, keep):
+    """The folder of the subjects of which `keep` is true."""
+    return {
+        path: table.filter(pa.array([keep(s) for s in table["subject_id"].to_pylist()]))
+        for path, table in given.items()
+    }
+
+
+def with_events(given, rows):
+    """And these events, in a shard of their own."""
+    return {**given, "data/more/0.parquet": mf.events(rows)}
+
+
+@pytest.fixture(scope="module")
+def usual(place):
+    """What the untouched training hospital is predicted, everybody in it."""
+    assert ask(place, "usual", everyone()) == 0
+    return predicted(place, "usual")
+
+
+def counts(place, name):
+    return json.loads((place / f"w/predictions/{name}.json").read_text())
+
+
+def test_the_old_folder_gets_the_old_predictions_to_the_bit(place, usual, capsys):
+    test = predicted(place, "test")
+    assert len(test) == 36 and len(usual) == 180  # 18 and 90 points, two tasks
+    assert_same(test, {key: usual[key] for key in test})
+    tested = {subject for subject, _, _ in test}
+    assert ask(place, "tested", only(everyone(), lambda s: s in tested)) == 0
+    for path in ("{}.parquet", "meds/{}/death.parquet", "meds/{}/los.parquet"):
+        old, again = (
+            pq.read_table(place / "w/predictions" / path.format(name))
+            for name in ("test", "tested")
+        )
+        assert old.equals(again)  # the whole table: rows, order, labels, hashes of patients
+        assert stat.S_IMODE(os.stat(place / "w/predictions" / path.format("tested")).st_mode) == (
+            0o600
+        )
+    old, again = (
+        json.loads((place / f"w/results/{name}.json").read_text()) for name in ("test", "tested")
+    )
+    auroc = [found["scores"][0]["metrics"]["auroc"] for found in (old, again)]
+    assert auroc[0] == auroc[1] and auroc[0]["value"] is not None
+    assert "tested split" in capsys.readouterr().out
+    assert not (place / "w/.new").exists()
+
+
+def test_nobody_else_matters(place, usual):
+    poison = [(1000 + i, 1, "VITAL//HR", 3e38) for i in range(9)]
+    poison += [(1000, 2, "VITAL//TEMP//C", float("inf")), (1001, 1, "DRUG//zz")]
+    poison += [(1002, 1, "NOTE//nurse", None, "no such words"), (1, 2.5, "LAB//new", 1.0)]
+    some = only(everyone(), lambda s: s % 3 == 1)
+    some = with_events(some, poison)
+    asked = some["labels/death/0.parquet"]
+    strangers = mf.labels([(1000 + i, 4, True) for i in range(9)])
+    some["labels/death/0.parquet"] = pa.concat_tables([strangers, asked])
+    assert ask(place, "poisoned", some) == 0
+    found = predicted(place, "poisoned")
+    assert len(found) == 60 + 18
+    known = {key: value for key, value in found.items() if key[0] < 1000}
+    assert_same(known, {key: value for key, value in usual.items() if key[0] % 3 == 1})
+
+
+def test_the_future_does_not_matter(place, usual):
+    rows = [(s, 8.001, code, 500.0, "pain") for s in range(1, 61)
+            for code in ("VITAL//HR", "VITAL//TEMP//C", "DRUG//a", "NOTE//nurse")]  # fmt: skip
+    given = with_events(everyone(), rows)
+    assert ask(place, "future", given) == 0
+    assert predicted(place, "future") == usual
+
+
+def test_labels_are_not_needed(place, usual, capsys):
+    given = everyone()
+    bare = given.pop("labels/los/0.parquet").select(POINT)
+    assert ask(place, "bare", {**given, "labels/death/0.parquet": bare}) == 0
+    assert predicted(place, "bare") == usual
+    printed = capsys.readouterr().out
+    assert "death: label rows without a column boolean_value" in printed
+    assert "no labels, no scores" in printed and not (place / "w/results/bare.json").exists()
+    rows = pq.read_table(place / "w/predictions/meds/bare/death.parquet")
+    assert rows["boolean_value"].null_count == len(rows) == 90
+    assert len(pq.read_table(place / "w/predictions/meds/bare/labels/death.parquet")) == 0
+
+
+def test_a_points_file_says_who_is_asked(place, usual):
+    given = everyone()
+    first = given["labels/death/0.parquet"].select(POINT).slice(0, 40)
+    folder = write(place, "pointed", given)
+    pa.csv.write_csv(first, folder / "points.csv")
+    assert ask(place, "pointed") == 0
+    found = predicted(place, "pointed")
+    wanted = {tuple(row.values()) for row in first.to_pylist()}
+    assert_same(found, {key: value for key, value in usual.items() if key[:2] in wanted})
+    assert len(found) == 80
+    rows = pq.read_table(place / "w/predictions/meds/pointed/death.parquet")
+    assert rows["boolean_value"].null_count == 0  # what is known at these points is used
+    assert ["label rows at no point that is asked", 50] in counts(place, "pointed")["flow"]
+    shutil.rmtree(folder / "labels")
+    assert ask(place, "pointed") == 0
+    assert predicted(place, "pointed") == found
+
+
+def test_codes_never_seen_are_out_of_vocabulary_and_counted(place, usual, capsys):
+    def renamed(given, to):
+        for path in [path for path in given if path.startswith("data/")]:
+            codes = pc.replace_substring_regex(given[path]["code"], "DRUG//.*", f"DRUG//{to}")
+            given[path] = given[path].set_column(2, "code", codes)
+        return given
+
+    for name in ("zz", "yy"):
+        assert ask(place, name, renamed(everyone(), name)) == 0
+    assert predicted(place, "zz") == predicted(place, "yy") != usual
+    flow = dict(counts(place, "zz")["flow"])
+    assert flow["drugs: tokens"] == flow["drugs: tokens outside the vocabulary"] == 120
+    assert "drugs: tokens outside the vocabulary" in capsys.readouterr().out
+
+
+def test_a_modality_that_is_lacking_is_absent_and_told(place, usual, capsys):
+    def without(given, pattern):
+        for path in [path for path in given if path.startswith("data/")]:
+            some = pc.match_like(given[path]["code"], pattern)
+            given[path] = given[path].filter(pc.invert(some))
+        return given
+
+    assert ask(place, "mute", without(everyone(), "NOTE//%")) == 0
+    assert "warning  notes: in 0 of 90 records (training: " in capsys.readouterr().out
+    assert counts(place, "mute")["present"]["notes"] == 0
+    found = predicted(place, "mute")
+    assert found.keys() == usual.keys() and found != usual
+    assert ask(place, "cool", without(everyone(), "VITAL//TEMP%")) == 0
+    assert "warning  vitals: temp in 0 of 90 records" in capsys.readouterr().out
+
+
+def test_rows_in_are_rows_out_and_drops_are_counted(place, capsys):
+    few = only(everyone(), lambda s: s <= 10)
+    asked = [(s, 4, True) for s in (*range(1, 11), 77)]  # 77 has no event
+    few["labels/death/0.parquet"] = mf.labels(asked)
+    few["labels/los/0.parquet"] = few["labels/los/0.parquet"].slice(0, 0)
+    assert ask(place, "few", few) == 0
+    found = counts(place, "few")
+    assert (found["points"], found["predicted"]) == (11, 10)
+    assert ["points with nothing to predict from", 1] in found["flow"]
+    assert ["points of subjects without any event", 1] in found["flow"]
+    assert "no row for <10 points with nothing to predict from" in capsys.readouterr().out
+    assert len(predicted(place, "few")) == 20
+
+
+def test_the_guide(place, usual, monkeypatch):
+    (line,) = [line for line in COMMANDS.splitlines() if "--on=" in line]
+    command = shlex.split(line, comments=True)
+    assert command[:3] == ["python", "-m", "m4.main"]
+    flags = dict(flag.lstrip("-").split("=") for flag in command[3:])
+    monkeypatch.chdir(place)
+    (place / flags["workdir"]).parent.mkdir(parents=True)
+    (place / flags["workdir"]).symlink_to(place / "w")
+    write(place, flags["on"], everyone())
+    assert main(command[3:]) == 0
+    assert predicted(place, flags["on"]) == usual
+
+
+def small():
+    return only(everyone(), lambda s: s <= 5)
+
+
+def no_points(folder):
+    shutil.rmtree(folder / "labels")
+
+
+def no_rows(folder):
+    for path in (folder / "labels").rglob("*.parquet"):
+        pq.write_table(pq.read_table(path).slice(0, 0), path)
+
+
+def damaged(folder):
+    (folder / "data/train/0.parquet").write_bytes(b"PAR1 no")
+
+
+def without_events(folder):
+    shutil.rmtree(folder / "data")
+
+
+def strangers_only(folder):
+    pq.write_table(mf.labels([(900, 4, True)]), folder / "labels/death/0.parquet")
+    shutil.rmtree(folder / "labels/los")
+
+
+def odd_points(folder):
+    (folder / "points.csv").write_text("patient,prediction_time\n1,2100-01-01 04:00\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (shutil.rmtree, "no such folder"),
+        (no_points, "no label files (labels/death, labels/los) and no points.parquet"),
+        (no_rows, "no row of the label files"),
+        (damaged, "train/0.parquet: cut short, corrupt"),
+        (without_events, "no event files (data)"),
+        (strangers_only, "no record has anything to predict from"),
+        (odd_points, "points.csv: has no column 'subject_id'"),
+    ],
+)
+def test_bad_folders_are_refused_in_a_line(place, capsys, spoil, says):
+    spoil(write(place, "bad", small()))
+    assert ask(place, "bad") == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("m4: data error: ") and says in line
+    assert not (place / "w/.new").exists()
+
+
+def test_a_definition_that_changed_is_refused(place, capsys):
+    write(place, "bad", small())
+    (place / "spec.toml").write_text(DEFINITION.replace('"hospital"', '"next month"'))
+    try:
+        assert ask(place, "bad") == 0  # where the files are may change
+        (place / "spec.toml").write_text(DEFINITION.replace("hours = 4", "hours = 8"))
+        capsys.readouterr()
+        assert ask(place, "bad") == 2
+    finally:
+        (place / "spec.toml").unlink()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "changed since training: window.hours: 4 -> 8" in line
+
+
+def test_what_cannot_be_asked_for(place, capsys):
+    flags = [f"--workdir={place / 'w'}", f"--on={place / 'w'}"]
+    assert main([*flags, "--mode=train"]) == 2
+    assert "--on: goes with --mode=predict, not with --mode=train" in capsys.readouterr().err
+    config = ml_collections.ConfigDict({"data": {"name": "synthetic"}})
+    with pytest.raises(ConfigError, match="'synthetic' reads its own files only"):
+        trained.module_of(config)
+
+
+def test_a_work_directory_without_its_memory_is_refused(place, capsys):
+    write(place, "bad", small())
+    for name, spoiled, says in (
+        ("data.json", "{", "data.json: no readable manifest"),
+        ("vocabulary.json", '{"drugs": []}', "the vocabulary of notes is not known"),
+    ):
+        path = place / "w" / name
+        good = path.read_text()
+        path.write_text(spoiled)
+        try:
+            assert ask(place, "bad") == 3
+        finally:
+            path.write_text(good)
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("a/ward", "ward"), ("a/test", "test-new"), ("a/b c!", "b_c_"), ("/", "new"), ("a/..", "new")],
+)
+def test_names(tmp_path, monkeypatch, folder, name):
+    monkeypatch.chdir("/")
+    assert new.name_of(new.Path(folder)) == name
