@@ -25,7 +25,7 @@ reliability: $(VENV)/installed
 	$(BIN)/python -m m4.bench.reliability --write=docs/reliability.md
 
 reliability-short: $(VENV)/installed
-	$(BIN)/python -m m4.bench.reliability --short
+	$(BIN)/python -m m4.bench.reliability --short --jobs=$(JOBS)
 
 # Five methods, three seeds, PhysioNet 2012 below M4_RAW_DIR: two hours of one core; it resumes.
 results: $(VENV)/installed

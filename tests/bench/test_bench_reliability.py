@@ -2,6 +2,8 @@
 
 import contextlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from m4.bench.reliability.harness import BEGIN, END, Bench, Outcome, Scenario
 PAGE = f"text\n{BEGIN}\n{harness.HEAD}\n|---|\n| old | 1 | 1 | 0 | long | |\n{END}\nmore\n"
 
 
-def run(monkeypatch, tmp_path, *outcomes, told=None):
+def run(monkeypatch, tmp_path, *outcomes):
     """Outcomes of scenarios that return (or raise) these."""
 
     def scenario(bench):
@@ -22,12 +24,11 @@ def run(monkeypatch, tmp_path, *outcomes, told=None):
             raise found
         return found
 
-    left, heard = iter(outcomes), []
+    left = iter(outcomes)
     monkeypatch.setattr(flips, "bits", scenario)
     names = [Scenario(f"s{i}", "flips:bits") for i in range(len(outcomes))]
     bench = Bench(tmp_path, tmp_path, short=True)
-    found = harness.run(names, lambda: contextlib.nullcontext(bench), heard.append)
-    assert heard == ([{name: o} for name, o in found.items()] if told is None else told)
+    found = harness.run(names, lambda: contextlib.nullcontext(bench))
     return [*found.values()]
 
 
@@ -42,7 +43,7 @@ def test_crashes_and_miscounts_are_losses(monkeypatch, tmp_path, capsys):
 
 def test_what_cannot_be_tried_is_said_and_no_row(monkeypatch, tmp_path, capsys):
     cannot = Outcome(0, 0, 0, "needs root")
-    assert run(monkeypatch, tmp_path, cannot, told=[]) == [cannot]
+    assert run(monkeypatch, tmp_path, cannot) == [cannot]
     assert "s0: not tried: needs root" in capsys.readouterr().out
     assert harness.total({"s0": cannot})[:3] == (0, 0, 0)
 
@@ -55,6 +56,18 @@ def test_the_page_keeps_other_rows_and_replaces_its_own():
     assert page.startswith("text\n") and page.endswith(f"{END}\nmore\n")
     with pytest.raises(ValueError, match="lacks"):
         harness.update("nothing", {}, "long")
+
+
+def test_side_by_side_on_the_command_line(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    command_line = [sys.executable, "-m", "m4.bench.reliability", "--short", "--jobs=2"]
+    command_line += ["--only=truncated,fuzzed", f"--write={page}"]
+    done = subprocess.run(command_line, capture_output=True, text=True, check=False)
+    last = done.stdout.splitlines()[-1]
+    assert (done.returncode, last) == (0, "faults tried / survived / lost: 1520 / 1520 / 0")
+    rows = [line for line in page.read_text().splitlines() if "| short |" in line]
+    assert {row.split("|")[1].split()[0] for row in rows} == {"truncated", "fuzzed"}
 
 
 def test_every_scenario_exists_and_names_differ():

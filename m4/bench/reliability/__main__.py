@@ -1,18 +1,20 @@
-"""`python -m m4.bench.reliability [--short] [--only=NAME,NAME] [--write=PAGE]`.
+"""`python -m m4.bench.reliability [--short] [--only=NAME,NAME] [--jobs=N] [--write=PAGE]`.
 
 Tries the faults below, prints `tried / survived / lost` for each and in all, and with `--write`
 replaces their rows in the table of a page. Exit code 1 if anything was lost.
 """
 
 import argparse
-import contextlib
+import multiprocessing
 import sys
 import tempfile
+from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 
 from m4.bench.reliability import harness
 from m4.bench.reliability.config import METHODS
-from m4.bench.reliability.harness import Bench, Scenario
+from m4.bench.reliability.harness import Outcome, Scenario
 
 SCENARIOS = (
     *(
@@ -37,11 +39,27 @@ SCENARIOS = (
 )
 
 
+def _outcomes(
+    chosen: list[Scenario], folder: Path, options: argparse.Namespace
+) -> Iterator[dict[str, Outcome]]:
+    """The outcome of each scenario as soon as there is one, `options.jobs` at a time."""
+    sizes = (options.shared, options.short, options.seed, options.scale)
+    if options.jobs == 1:
+        yield from (harness.run_in(folder, scenario, *sizes) for scenario in chosen)
+        return
+    context = multiprocessing.get_context("spawn")  # a process with threads must not fork
+    with futures.ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+        begun = [pool.submit(harness.run_in, folder, scenario, *sizes) for scenario in chosen]
+        for one in futures.as_completed(begun):
+            yield one.result()
+
+
 def main(args: list[str]) -> int:
     """Runs the command and returns its exit code."""
     parser = argparse.ArgumentParser("python -m m4.bench.reliability", description=__doc__)
     parser.add_argument("--short", action="store_true", help="the form of minutes")
     parser.add_argument("--only", default="", help="comma-separated beginnings of names")
+    parser.add_argument("--jobs", type=int, default=1, help="scenarios at the same time")
     parser.add_argument("--write", type=Path, help="page whose table is updated")
     parser.add_argument("--shared", type=Path, help="keeps compiled programs for the next time")
     parser.add_argument("--seed", type=int, default=0)
@@ -53,20 +71,15 @@ def main(args: list[str]) -> int:
     if not chosen:
         parser.error(f"--only: known are {', '.join(s.name for s in SCENARIOS)}")
     with tempfile.TemporaryDirectory(prefix="m4-reliability-") as folder:
-        shared = (options.shared or Path(folder) / "shared").absolute()
-        shared.mkdir(parents=True, exist_ok=True)
-
-        @contextlib.contextmanager
-        def make_bench():
-            with tempfile.TemporaryDirectory(dir=folder) as work:
-                yield Bench(Path(work), shared, options.short, options.seed, options.scale)
-
-        def done(outcome) -> None:
-            if options.write:
+        options.shared = (options.shared or Path(folder) / "shared").absolute()
+        options.shared.mkdir(parents=True, exist_ok=True)
+        found = {}
+        for outcome in _outcomes(chosen, Path(folder), options):
+            found |= outcome
+            tried = {name: o for name, o in outcome.items() if o.tried}
+            if options.write and tried:
                 form = "short" if options.short else "long"
-                options.write.write_text(harness.update(options.write.read_text(), outcome, form))
-
-        found = harness.run(chosen, make_bench, done)
+                options.write.write_text(harness.update(options.write.read_text(), tried, form))
     whole = harness.total(found)
     print(f"faults tried / survived / lost: {whole.tried} / {whole.survived} / {whole.lost}")
     return 1 if whole.lost else 0

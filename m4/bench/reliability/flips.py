@@ -6,6 +6,8 @@ bit for bit, within `LIMIT` seconds. The `best` folder and a run's own state go 
 code.
 """
 
+import contextlib
+import io
 import random
 import time
 from collections.abc import Callable
@@ -55,7 +57,8 @@ def _trials(bench: Bench, damages: list[Damage], count: int) -> Outcome:
         before = path.read_bytes()
         rng.choice(damages)(path, rng)
         start = time.process_time()
-        step = _restored(checkpoints, like, states)
+        with contextlib.redirect_stderr(io.StringIO()):  # a warning each
+            step = _restored(checkpoints, like, states)
         taken = time.process_time() - start  # whatever else the machine is busy with
         slowest = max(slowest, taken)
         aside = [*(bench.work / "steps").glob("2.corrupt-*")]

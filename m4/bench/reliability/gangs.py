@@ -18,7 +18,7 @@ from pathlib import Path
 import m4
 from m4.bench.reliability import config as configs
 from m4.bench.reliability import runs
-from m4.bench.reliability.harness import Bench, Outcome
+from m4.bench.reliability.harness import Bench, Outcome, alone
 
 ROOT = Path(m4.__file__).parents[1]
 SPLITS = ((1, 8), (2, 4), (4, 2), (8, 1))  # processes x devices of each
@@ -176,10 +176,11 @@ def gang_terms(bench: Bench) -> Outcome:
 
 def _reference(bench: Bench, procs: int, count: int) -> Path | None:
     workdir = bench.shared / f"gang-{runs.sources()}-{procs}x{count}-{_steps(bench)}"
-    if not (workdir / "report.html").exists():
-        code = Gang(bench, procs, count, workdir, *_args(bench)).wait()
-        if code != 0:
-            return None
+    with alone(workdir):
+        if not (workdir / "report.html").exists():
+            code = Gang(bench, procs, count, workdir, *_args(bench)).wait()
+            if code != 0:
+                return None
     return workdir
 
 

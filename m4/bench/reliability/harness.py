@@ -5,12 +5,15 @@ purpose `tried` times; each time the system either `survived` as its bar says or
 counts it as `lost`. A scenario never raises for a fault that was not survived.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib
 import re
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
@@ -58,12 +61,8 @@ class Bench:
 def run(
     scenarios: Iterable[Scenario],
     make_bench: Callable[[], AbstractContextManager[Bench]],
-    done: Callable[[dict[str, Outcome]], None],
 ) -> dict[str, Outcome]:
-    """Runs scenarios one by one and prints a line for each; a crash counts as one loss.
-
-    `done` is told the outcome of each as soon as there is one.
-    """
+    """Runs scenarios one by one and prints a line for each; a crash counts as one loss."""
     found = {}
     for scenario in scenarios:
         print(f"{scenario.name} ...", flush=True)
@@ -80,10 +79,27 @@ def run(
         if uncounted or outcome.survived + outcome.lost != outcome.tried:
             outcome = Outcome(1, 0, 1, f"the scenario miscounts: {tuple(outcome)}")
         found[scenario.name] = outcome
-        if outcome.tried:
-            done({scenario.name: outcome})
         print(f"{scenario.name}: {words(outcome)} [{time.monotonic() - start:.0f} s]", flush=True)
     return found
+
+
+def run_in(folder: Path, scenario: Scenario, *bench) -> dict[str, Outcome]:
+    """`run` of one scenario in a new folder below `folder`; `bench` is the rest of `Bench`."""
+
+    @contextlib.contextmanager
+    def make_bench():
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            yield Bench(Path(work), *bench)
+
+    return run([scenario], make_bench)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Waits until no other process is inside for the same path."""
+    with open(path.with_name(f"{path.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def words(outcome: Outcome) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from m4 import main as command
 from m4.bench.reliability import config as configs
-from m4.bench.reliability.harness import Bench
+from m4.bench.reliability.harness import Bench, alone
 from m4.modes import train as _train  # noqa: F401 (imported by the server, once)
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -79,10 +79,11 @@ def reference(bench: Bench, method: str, *extra: str) -> Path:
     """Work directory of an uninterrupted run, made once. Raises RuntimeError if it fails."""
     name = "-".join([f"reference-{sources()}", method, *extra])
     workdir = bench.shared / name.replace("/", "_")
-    if not (workdir / "report.html").exists():
-        code = start(bench, method, workdir, *extra).wait()
-        if code != 0:
-            raise RuntimeError(f"the undisturbed run of {method} ended with {code}")
+    with alone(workdir):
+        if not (workdir / "report.html").exists():
+            code = start(bench, method, workdir, *extra).wait()
+            if code != 0:
+                raise RuntimeError(f"the undisturbed run of {method} ended with {code}")
     return workdir
 
 
