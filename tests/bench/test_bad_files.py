@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from m4.bench.reliability import bad_files, bad_layouts, bad_work, catalogue
+from m4.bench.reliability import bad_files, bad_layouts, bad_meds, bad_work, catalogue
 from m4.data import mfeat, mimiciv, physionet2012, support2
 
 FILES = [*bad_files.cases()]
@@ -28,6 +28,12 @@ def test_every_ninth_damaged_file_of_the_invented_layouts():
     cases = [*bad_layouts.cases()]
     assert len(cases) == len({case.name for case in cases}) >= 190
     assert catalogue.count(cases[::9])[1] == {}
+
+
+def test_every_third_damaged_meds_file_and_definition():
+    cases = [*bad_meds.cases()]
+    assert len(cases) == len({case.name for case in cases}) >= 100
+    assert catalogue.count(cases[::3])[1] == {}
 
 
 def test_each_unusable_place_ends_as_it_should(tmp_path):

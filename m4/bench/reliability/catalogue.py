@@ -106,10 +106,17 @@ def count(cases: Iterable[Case]) -> tuple[int, dict[str, list[str]]]:
 
 def bad_inputs(bench: Bench) -> Outcome:
     """The whole catalogue; of the short form every eighth case."""
-    from m4.bench.reliability import bad_config, bad_data, bad_files, bad_layouts, bad_work
+    from m4.bench.reliability import (
+        bad_config,
+        bad_data,
+        bad_files,
+        bad_layouts,
+        bad_meds,
+        bad_work,
+    )
 
     parts = [bad_config.cases(), bad_data.cases(), bad_files.cases(), bad_work.cases(bench.work)]
-    parts.append(bad_layouts.cases())
+    parts += [bad_layouts.cases(), bad_meds.cases()]
     cases = [case for part in parts for case in part]
     for mode in ("check", "train"):  # imports are not part of a case's time
         importlib.import_module(f"m4.modes.{mode}")

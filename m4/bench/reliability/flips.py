@@ -57,7 +57,7 @@ def _trials(bench: Bench, damages: list[Damage], count: int) -> Outcome:
         before = path.read_bytes()
         rng.choice(damages)(path, rng)
         start = time.process_time()
-        with contextlib.redirect_stderr(io.StringIO()):  # a warning each
+        with contextlib.redirect_stdout(io.StringIO()):  # a warning each
             step = _restored(checkpoints, like, states)
         taken = time.process_time() - start  # whatever else the machine is busy with
         slowest = max(slowest, taken)

@@ -189,6 +189,7 @@ def _args(bench: Bench) -> list[str]:
     return [
         f"--config.train.steps={steps}",
         f"--config.train.save_every={steps // 4}",
+        f"--config.train.eval_every={steps // 2}",
         f"--config.train.keep={4}",
         "--config.mesh.data=8",
     ]

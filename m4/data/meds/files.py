@@ -78,10 +78,16 @@ class Columns:
         return bool(name) and name in self._batch.schema.names
 
     def raw(self, name: str) -> pa.Array:
-        """The column, decoded if it is dictionary-encoded. DataError if the file has none."""
+        """The column, decoded if it is dictionary-encoded. DataError if absent or not UTF-8."""
         if not self.has(name):
             raise DataError(f"{self.path}: has no column {name!r}")
         array = self._batch.column(name)
+        try:
+            array.validate(full=True)  # Parquet does not promise that its strings are UTF-8
+        except pa.ArrowInvalid:
+            raise DataError(
+                f"{self.path}: column {name!r} is not UTF-8 after row {self.first}"
+            ) from None
         return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
     def numbers(self, name: str) -> np.ndarray:

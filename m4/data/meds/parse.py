@@ -133,6 +133,9 @@ def _features(keys: Keys, kind: str, prefix: str) -> tuple[Feature, ...]:
     if isinstance(given, str) and (span := re.fullmatch(r"(\d+)\.\.(\d+)", given)):
         given = [str(i) for i in range(int(span[1]), int(span[2]) + 1)]  # '0..75'
     if isinstance(given, list) and all(isinstance(name, str) for name in given):
+        twice = sorted({name for name in given if given.count(name) > 1})
+        if twice:
+            keys.problem("features", f"names {', '.join(twice)} twice")
         given = {name: name for name in given}
     if not isinstance(given, Mapping) or not given:
         keys.problem("features", "must be a list of names or a table name = code pattern")

@@ -230,7 +230,7 @@ def assign(
     path = root / SPLIT_FILE
     source = splits.source
     if source == "auto":
-        source = "meds" if path.is_file() else "hash"
+        source = "meds" if path.exists() or path.is_symlink() else "hash"
         if source == "hash":
             flow[f"no {SPLIT_FILE}: subjects split by a keyed hash"] = len(ids)
     if source == "meds":
