@@ -15,6 +15,7 @@ from m4.config.hints import nearest
 REQUIRED = object()
 _MULTI = ("auroc", "auprc", "f1")
 _PROBABILITY = ("brier", "ece", "log_loss")
+_IMAGE = ("first", "mean", "pooler", "tokens")  # m4.nn.encoders.images
 _ORDERS = ("shuffled", "complete_first", "complete_last", "complete_only")  # m4.data.loader
 METRICS = {  # of each task kind, as in m4.eval.metrics
     "binary": ("auroc", "auprc", "f1", *_PROBABILITY),
@@ -111,6 +112,12 @@ FIELDS: dict[str, Rule] = {
     "text.pooling": Rule(str, "first", names=_one_of("first", "mean", "pooler", "tokens")),
     "text.num_heads": _count(0, low=0),  # 0: one per 64 of its width
     "text.dropout": Rule(float, 0.0, low=0, below=1),
+    "image.file": Rule(str, ""),  # safetensors of a ViT or ResNet that reads all images; '': none
+    "image.tuning": Rule(str, "frozen", names=_one_of("frozen", "tuned")),
+    "image.pooling": Rule(str, "auto", names=_one_of("auto", *_IMAGE)),
+    "image.scale": Rule(str, "auto", names=_one_of("auto", "unit", "half", "imagenet")),
+    "image.num_heads": _count(0, low=0),  # of a ViT; 0: one per 64 of its width
+    "image.dropout": Rule(float, 0.0, low=0, below=1),  # of a ViT
     "optim.name": Rule(str, "adamw", names=_one_of("adam", "adamw", "lion", "sgd")),
     "optim.lr": Rule(float, above=0),
     "optim.schedule": Rule(str, "cosine", names=_one_of("constant", "cosine", "linear")),

@@ -112,6 +112,11 @@ def check(config: ml_collections.ConfigDict, job: Job) -> None:
             f"method.fidelity={config.method.fidelity!r}: the authors' weights fit 'released' only;"
             " add --config.method.fidelity=released"
         )
+    lines += [
+        f"{section}.file={config[section].file!r}: the authors' files hold no such encoder"
+        for section in ("text", "image")
+        if config[section].file
+    ]
     taken = job.folder / "checkpoints" if job.command == "import" else job.file
     if taken.exists():
         flag = "--out" if job.command == "import" else "--torch"

@@ -28,7 +28,7 @@ from m4.eval.evaluate import mask_modalities
 from m4.eval.predictions import SCORED_KINDS
 from m4.modes import raw
 from m4.nn import segmentation
-from m4.nn.encoders import bert
+from m4.nn.encoders import bert, images, pretrained
 from m4.resolve import resolve
 from m4.specs import DataSpec
 from m4.train import optim, processes, workdir
@@ -122,7 +122,8 @@ def make_model(
 ) -> Model:
     """The model of a schema, from any batch of it."""
     spec = weighted(spec, config.train.task_weights)
-    method = make_method(config.method.to_dict(), spec, text=config.text.to_dict())
+    text, image = config.text.to_dict(), config.image.to_dict()
+    method = make_method(config.method.to_dict(), spec, text=text, image=image)
     tx, schedule, ema = make_optimiser(config)
     batch = batch_like(first, mesh)
     fresh = functools.partial(steps.init_state, tx=tx, ema=ema)
@@ -208,11 +209,16 @@ def same_run(
 
 
 def make_method(
-    config: dict[str, Any], spec: DataSpec, *, text: Mapping[str, Any] = FrozenDict()
+    config: dict[str, Any],
+    spec: DataSpec,
+    *,
+    text: Mapping[str, Any] = FrozenDict(),
+    image: Mapping[str, Any] = FrozenDict(),
 ) -> Method:
     """The method that `config['name']` names, with the other entries as its fields.
 
-    With `text['file']` a BERT reads the text modalities for it.
+    With `text['file']` a BERT reads the text modalities for it, with `image['file']` a ViT or a
+    ResNet the images.
     """
     name = config.pop("name")
     module, attribute = schema.method_target(name)
@@ -224,12 +230,18 @@ def make_method(
         except (TypeError, ValueError) as error:
             raise ConfigError(f"method.name={name!r}: {error}") from error
 
-    if not text.get("file"):
+    with_images = functools.partial(_behind, "image", images.with_images, image, make)
+    return _behind("text", bert.with_text, text, with_images, spec)
+
+
+def _behind(section: str, put, options: Mapping[str, Any], make, spec: DataSpec) -> Method:
+    """What `make` makes for a schema, behind the encoder that a section names, if it does."""
+    if not options.get("file"):
         return make(spec)
     try:
-        return bert.with_text(make, spec, **text)
+        return put(make, spec, **options)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"text.file: {error}") from error
+        raise ConfigError(f"{section}.file: {error}") from error
 
 
 def batch_like(batch: Batch, mesh: jax.sharding.Mesh) -> Any:
@@ -305,7 +317,7 @@ def compile_predict(setup: Model, batch: Batch):
 
     def rngs():
         # FuseMoE's authors leave the gate noise on in evaluation; a fixed key keeps it repeatable.
-        noisy = getattr(method, "fidelity", None) == "released"
+        noisy = getattr(pretrained.bare(method), "fidelity", None) == "released"
         return {"gate": jax.random.key(0)} if noisy else None
 
     def predict(params, batch, keep_M):

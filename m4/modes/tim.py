@@ -35,6 +35,7 @@ from m4.eval import evaluate, results, tim
 from m4.modes import raw
 from m4.modes import setup as setups
 from m4.modes.eval import columns
+from m4.nn.encoders import pretrained
 from m4.train import step as steps
 from m4.train import workdir
 
@@ -86,8 +87,8 @@ def run(config: Any, folder: Path | None, tasks: str, num_permutations: int) -> 
 
 
 def _chosen(config, setup: setups.Setup, tasks: str) -> list[str]:
-    method = getattr(setup.method, "method", setup.method)  # behind a reader of text, if any
-    if "active_T" not in inspect.signature(type(method).__call__).parameters:
+    method = type(pretrained.bare(setup.method))
+    if "active_T" not in inspect.signature(method.__call__).parameters:
         raise ConfigError(
             f"method.name={config.method.name!r}: its call has no argument active_T, so no task"
             " can be left out; m3h has it"

@@ -235,6 +235,7 @@ def test_usage(args, match, capsys):
     ("flag", "match", "code"),
     [
         ("--config.method.fidelity=paper", "add --config.method.fidelity=released", 2),
+        ("--config.image.file=vit.safetensors", "image.file='vit.safetensors': the authors'", 2),
         ("--config.seed=0", "no such file", 3),
     ],
 )

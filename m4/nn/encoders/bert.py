@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -19,12 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from flax import traverse_util
 
-from m4.nn import safetensors
 from m4.nn.attention import SelfAttention
 from m4.nn.dense import StackedLayerNorm
 from m4.nn.dropout import Dropout
+from m4.nn.encoders import pretrained
 from m4.nn.fuse import masked_mean
 from m4.nn.transformer import MLP
 from m4.specs import DataSpec, ModalitySpec
@@ -87,37 +86,24 @@ class Bert(nn.Module):
 
 
 @functools.lru_cache(maxsize=2)
-def load(file: str, num_heads: int = 0) -> tuple[BertSizes, Mapping[str, Callable[[], np.ndarray]]]:
+def load(file: str, num_heads: int = 0) -> tuple[BertSizes, pretrained.Readers]:
     """Sizes, and for every parameter of `Bert` by path what reads it.
 
     Prefixes such as `bert.` and the old names gamma and beta of layer norms are understood; heads
-    for pretraining are passed over. Raises ValueError with every tensor that is missing, surplus or
-    of another shape, and OSError for a file that cannot be read.
+    for pretraining are passed over. Raises ValueError with every tensor that is missing, surplus,
+    of another shape or not finite, and OSError for a file that cannot be read.
     """
-    if not file.endswith(".safetensors"):
-        raise ValueError(
-            f"{file}: must be a .safetensors file; convert PyTorch files once, outside"
-        )
-    tensors = {_plain(name): x for name, x in safetensors.read(file).items()}
+    tensors = {_plain(name): x for name, x in pretrained.read(file).items()}
     tensors = {name: x for name, x in tensors.items() if not re.match(UNUSED, name)}
     lacks = [n for n in _table(0) if n not in tensors]
     if lacks:
         raise ValueError(f"{file}: no BERT, it lacks {', '.join(lacks)}")
     sizes = _sizes(file, tensors, num_heads)
-    table, shapes = _table(sizes.depth, pooler=bool(sizes.pooler)), expected(sizes)
-    lines = [f"{name} is missing" for name in sorted(table.keys() - tensors.keys())]
-    lines += [f"{name} is surplus" for name in sorted(tensors.keys() - table.keys())]
-    lines += [
-        f"{name} is {tensors[name].dtype}{list(tensors[name].shape)}, expected {list(shape)}"
-        for name, shape in shapes.items()
-        if name in tensors and (tensors[name].shape != shape or tensors[name].dtype.kind != "f")
-    ]
-    if lines:
-        raise ValueError(f"{file}: " + "; ".join(lines))
-    parts: dict[str, list[str]] = {}
-    for name, path in table.items():
-        parts.setdefault(path, []).append(name)
-    return sizes, {path: functools.partial(_join, path, tensors, n) for path, n in parts.items()}
+    pretrained.check(file, tensors, expected(sizes))
+    names: dict[str, tuple[str, ...]] = {}
+    for name, path in _table(sizes.depth, pooler=bool(sizes.pooler)).items():
+        names[path] = (*names.get(path, ()), name)
+    return sizes, pretrained.as_readers(names, tensors, _join)
 
 
 def expected(sizes: BertSizes) -> dict[str, tuple[int, ...]]:
@@ -196,41 +182,30 @@ def _sizes(file, tensors, num_heads) -> BertSizes:
     )
 
 
-def _join(path: str, tensors, names: list[str]) -> np.ndarray:
+def _join(path: str, parts: list[np.ndarray]) -> np.ndarray:
     """One m4 array: stacks lead with a 1, query, key and value are side by side."""
-    parts = [np.asarray(tensors[name], np.float32) for name in names]
     if path.endswith("kernel"):
         parts = [x.T for x in parts]
     x = np.concatenate(parts, -1)
     stacked = path.rpartition("/")[0] not in ("", "word", "pooler")
-    return np.ascontiguousarray(x[None] if stacked else x)
+    return x[None] if stacked else x
 
 
-Tuning = Literal["frozen", "tuned"]
 Pooling = Literal["tokens", "first", "mean", "pooler"]
 PARAMS = {"frozen": "frozen_text", "tuned": "text"}  # what is frozen is not decayed either
 
 
-class WithText(nn.Module):
-    """`method` with a BERT that turns every text modality of `data` into vectors.
+class WithText(pretrained.Reader):
+    """A BERT turns every text modality of `data` into vectors.
 
-    `method` is made for `as_vectors(data, ...)`. One vector per chunk ('first' token, 'mean' over
-    tokens, or the 'pooler's), or one per token; their times are 0. With tuning='frozen' the BERT
-    has no gradient.
+    One vector per chunk ('first' token, 'mean' over tokens, or the 'pooler's), or one per token;
+    their times are 0.
     """
-
-    method: nn.Module
-    data: DataSpec
-    file: str
-    sizes: BertSizes
-    tuning: Tuning = "frozen"
-    pooling: Pooling = "first"
-    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool, **inputs: Any) -> Outputs:
         """As the method's."""
-        bert = Bert(self.sizes, self.dropout, name=PARAMS[self.tuning])
+        bert = Bert(self.sizes, self.dropout, name=self.part)
         streams = dict(batch.inputs)
         options = {"positions": self.sizes.positions, "vocab": self.sizes.vocab}
         for m in _texts(self.data):
@@ -240,19 +215,14 @@ class WithText(nn.Module):
             streams[m.name] = x
         return self.method(batch.replace(inputs=streams), train=train, **inputs)
 
-    def loss(self, out: Outputs, batch: Batch, step: Array):
-        """As the method's, which sees who has what, but no text."""
-        return self.method.loss(out, batch, step)
+    def readers(self) -> pretrained.Readers:
+        """Of the BERT."""
+        return load(self.file, self.sizes.num_heads)[1]
 
-    def pretrained(self, params: dict[str, Any]) -> dict[str, Any]:
-        """`params` with the file's weights; they are read by the host, not part of a program."""
-        _, readers = load(self.file, self.sizes.num_heads)
-        shapes = traverse_util.flatten_dict(params[PARAMS[self.tuning]], sep="/")
-        found = {
-            path: jax.pure_callback(readers[path], jax.ShapeDtypeStruct(x.shape, jnp.float32))
-            for path, x in shapes.items()
-        }
-        return params | {PARAMS[self.tuning]: traverse_util.unflatten_dict(found, sep="/")}
+    @property
+    def part(self) -> str:
+        """Its name among the parameters."""
+        return PARAMS[self.tuning]
 
 
 def read(
@@ -292,7 +262,7 @@ def with_text(
     data: DataSpec,
     *,
     file: str,
-    tuning: Tuning = "frozen",
+    tuning: pretrained.Tuning = "frozen",
     pooling: Pooling = "first",
     num_heads: int = 0,
     dropout: float = 0.0,
@@ -318,19 +288,12 @@ def with_text(
 
 def as_vectors(data: DataSpec, sizes: BertSizes, pooling: Pooling) -> DataSpec:
     """The schema with text modalities as vectors."""
-    return dataclasses.replace(
-        data,
-        modalities=tuple(
-            ModalitySpec(m.name, "vectors", (_vectors(m, sizes, pooling), sizes.width))
-            if m.kind == "text"
-            else m
-            for m in data.modalities
-        ),
-    )
 
+    def shape(m: ModalitySpec) -> tuple[int, int]:
+        chunks = math.ceil(m.length / sizes.positions)
+        return m.length if pooling == "tokens" else chunks, sizes.width
 
-def _vectors(m: ModalitySpec, sizes, pooling) -> int:
-    return m.length if pooling == "tokens" else math.ceil(m.length / sizes.positions)
+    return pretrained.as_vectors(data, "text", shape)
 
 
 def _texts(data: DataSpec) -> list[ModalitySpec]:

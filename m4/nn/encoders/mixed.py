@@ -55,7 +55,7 @@ def order(data: DataSpec) -> list[int]:
         if m.kind not in KINDS:
             raise ValueError(
                 f"modality {m.name}: no encoder for kind {m.kind!r}; embed it when the data are "
-                f"built (kind 'vectors'), or choose from {KINDS}"
+                f"built (kind 'vectors'), set image.file if it is an image, or choose from {KINDS}"
             )
 
     def rank(i):

@@ -32,6 +32,7 @@ class ViT(nn.Module):
     num_stacks: int = 1
     dropout: float = 0.0
     epsilon: float = 1e-6
+    hidden: int = 0  # 0: four times the width
 
     @nn.compact
     def __call__(self, image_BShwc: Array, *, train: bool) -> Array:
@@ -53,7 +54,9 @@ class ViT(nn.Module):
         for i in range(self.depth):
             attention = AttentionBlock(self.num_heads, **shared, name=f"attention_{i}")
             x_BSTD = attention(x_BSTD, everything, train=train)
-            mlp = MLPBlock(4 * self.width, **shared, activation=gelu, name=f"mlp_{i}")
+            mlp = MLPBlock(
+                self.hidden or 4 * self.width, **shared, activation=gelu, name=f"mlp_{i}"
+            )
             x_BSTD = mlp(x_BSTD, train=train)
         return StackedLayerNorm(self.num_stacks, self.epsilon, name="norm")(x_BSTD)
 
