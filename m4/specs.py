@@ -12,6 +12,7 @@ TaskKind = Literal[
     "binary", "multilabel", "multiclass", "regression", "segmentation", "cluster", "survival"
 ]
 TIMED_KINDS = ("series", "vectors")
+RAGGED_KINDS = ("series", "vectors", "codes", "text")  # of a length that differs by row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,12 @@ class ModalitySpec:
     def length(self) -> int:
         """Positions along the masked dimension (1 for a table)."""
         return 1 if self.kind == "table" else self.shape[0]
+
+    def cut(self, length: int) -> "ModalitySpec":
+        """With at most `length` positions; kinds that are not ragged stay as they are."""
+        if self.kind not in RAGGED_KINDS or length >= self.length:
+            return self
+        return dataclasses.replace(self, shape=(length, *self.shape[1:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +125,10 @@ class DataSpec:
     def task_names(self) -> tuple[str, ...]:
         """Names in order."""
         return tuple(t.name for t in self.tasks)
+
+    def cut(self, length: int) -> "DataSpec":
+        """With ragged modalities of at most `length` positions each."""
+        return dataclasses.replace(self, modalities=tuple(m.cut(length) for m in self.modalities))
 
     def modality(self, name: str) -> ModalitySpec:
         """The modality called `name`; KeyError lists the known ones."""

@@ -4,7 +4,8 @@ Letters: B rows, T positions of a modality, f features, D model width, N routed 
 K experts per token, E experts, P slots per expert, M modalities.
 
 Invariants (asserted in `m4.data.batch`, tested for every method):
-- keys and shapes are static for a run; an absent modality is zeros with `present` False;
+- keys and shapes are static for a run (or one of a few: `m4.data.buckets`);
+- an absent modality is zeros with `present` False;
 - `mask` implies `present`; `observed` implies `mask`;
 - a row without any present modality has `weight` 0.
 """

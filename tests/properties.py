@@ -111,7 +111,12 @@ class Probe:
 
 
 def random_params(method, seed: int = 0):
-    """Parameters off their initial values, so that no zero hides a path; nothing is compiled.
+    """As `random_like`; nothing is compiled."""
+    return random_like(parameter_shapes(method), seed)
+
+
+def random_like(shapes, seed: int = 0):
+    """Parameters off their initial values, so that no zero hides a path.
 
     Kernels get their fan-in's scale, everything else N(0.5, 0.5^2).
     """
@@ -121,7 +126,7 @@ def random_params(method, seed: int = 0):
         scale = x.shape[-2] ** -0.5 if x.ndim > 1 else 0.5
         return (rng.normal(size=x.shape) * scale + (0.5 if x.ndim < 2 else 0.0)).astype(x.dtype)
 
-    return jax.tree.map(leaf, parameter_shapes(method))
+    return jax.tree.map(leaf, shapes)
 
 
 def probe(method, *, predict_rngs=None, seed: int = 0) -> Probe:

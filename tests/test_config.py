@@ -179,6 +179,7 @@ def test_json_round_trip_and_diff(toy, tmp_path):
     assert configs.diff(again, new) == [
         "data.options.sizes: (1, 2) -> [1, 2]",
         "optim.lr: 0.01 -> 0.5",
+        "train.buckets: () -> []",
     ]
     path.write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):

@@ -149,6 +149,7 @@ FIELDS: dict[str, Rule] = {
     "train.order_epochs": _count(0, low=0),
     "train.streams": Rule(str, "none", names=_one_of("none", "rows", "batches", "sequential")),
     "train.stream_ratio": Rule(dict, {}),
+    "train.buckets": Rule(tuple, ()),  # lengths to which batches are cut, see m4.data.buckets
     "eval.batch_size": _count(),
     "eval.bootstrap": _count(1000, low=0),
     "eval.subsets": Rule(bool, True),
@@ -193,6 +194,9 @@ def cross_problems(values: Mapping[str, Any]) -> list[str]:
             f"optim.warmup_steps={v['optim.warmup_steps']}: must be at most"
             f" train.steps={v['train.steps']}"
         )
+    lengths, one = v["train.buckets"], Rule(int, low=1)
+    if any(map(one.problem, lengths)) or [*lengths] != sorted({*lengths}):
+        problems.append(f"train.buckets={lengths}: must be lengths that increase, from 1 on")
     metric = v["train.select"].rpartition("/")[2]
     known = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
     if metric not in known:

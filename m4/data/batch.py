@@ -45,6 +45,12 @@ def assemble(
     return finish(spec, batch)
 
 
+def empty(spec: DataSpec, num_rows: int) -> Batch:
+    """A batch that only fills up."""
+    uid = np.full(num_rows, -1)
+    return assemble(spec, store.allocate(spec, num_rows), uid, np.zeros(num_rows))
+
+
 def finish(spec: DataSpec, batch: Batch) -> Batch:
     """Zero the weight of rows with nothing present, and check. Ends every transform."""
     anything_B = np.any([stream.present for stream in batch.inputs.values()], axis=0)
@@ -54,13 +60,16 @@ def finish(spec: DataSpec, batch: Batch) -> Batch:
 
 
 def check(spec: DataSpec, batch: Batch) -> None:
-    """Assert the invariants of `m4.types`: keys, shapes, dtypes, masks, zeros, finite values."""
+    """Assert the invariants of `m4.types`: keys, shapes, dtypes, masks, zeros, finite values.
+
+    Ragged modalities may be cut short (`m4.data.buckets`).
+    """
     num_rows = len(batch.uid)
     assert [*batch.inputs] == [*spec.modality_names], [*batch.inputs]
     assert [*batch.targets] == [*spec.task_names], [*batch.targets]
     for modality in spec.modalities:
         stream, name = batch.inputs[modality.name], modality.name
-        parts = store.layout(modality)
+        parts = store.layout(modality.cut(stream.mask.shape[1]))
         for field in dataclasses.fields(Stream):
             array = getattr(stream, field.name)
             assert (array is None) == (field.name not in parts), (name, field.name)

@@ -8,19 +8,22 @@ alone, whatever the number of processes or of restarts, and to resume is to name
 `order` rules the first `order_epochs` epochs (Flex-MoE's warm-up): 'complete_first' sorts rows by
 the number of present modalities, most first, and 'complete_last' the other way round;
 'complete_only' draws complete rows alone, again and again. With `streams` every row is there for
-one task (`m4.data.streams`), and epochs are those of each task.
+one task (`m4.data.streams`), and epochs are those of each task. With `buckets` rows of similar
+length travel together (`m4.data.buckets`).
 """
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
 
 from m4.data import batch as batches
+from m4.data import buckets as ladders
 from m4.data.store import Store, allocate
 from m4.data.streams import Streams
+from m4.specs import DataSpec
 from m4.types import Batch
 
 Transform = Callable[[Batch, np.random.Generator], Batch]
@@ -46,6 +49,7 @@ class TrainLoader:
         order_epochs: int = 0,
         streams: str = "none",
         stream_ratio: Mapping[str, float] | None = None,
+        buckets: Sequence[int] = (),
     ):
         """Set up the order; nothing is read before `iter`.
 
@@ -61,10 +65,11 @@ class TrainLoader:
           order_epochs: their number.
           streams: 'none', or how `m4.data.streams` deals rows to tasks.
           stream_ratio: relative shares of the tasks.
+          buckets: lengths to which batches are cut, see `m4.data.buckets`.
 
         Raises:
           ValueError: a batch that is larger than the split or cannot be divided, an unknown
-            order, no complete row where only such are asked for, impossible streams.
+            order, no complete row where only such are asked for, impossible streams or buckets.
         """
         if not 0 < batch_size <= len(store):
             raise ValueError(f"batch_size={batch_size} must be within 1..{len(store)} (the split)")
@@ -82,17 +87,23 @@ class TrainLoader:
         self._block = batch_size // process_count
         self._offset = process_index * self._block
         self._epoch = functools.lru_cache(maxsize=4)(self._permutation)
-        self._order, self._order_epochs, self._streams = order, order_epochs, None
+        self._streams = _streams(store, batch_size, seed, how=streams, ratio=stream_ratio)
+        self._mixed = streams in ("none", "rows")  # a batch may hold rows of several tasks
+        self.specs = ladders.ladder(store.spec, buckets)  # one per bucket, the last is the whole
+        self._buckets = tuple(buckets)
+        self._window_steps = min(self.steps_per_epoch, ladders.WINDOW)
+        self._window = functools.lru_cache(maxsize=4)(self._arranged)
+        self._set_order(order, order_epochs)
+
+    def _set_order(self, order: str, epochs: int) -> None:
+        self._order, self._order_epochs = order, epochs
         if order not in ORDERS:
             raise ValueError(f"order={order!r}; choose one of {', '.join(ORDERS)}")
-        self._missing_N = _num_missing(store) if order != "shuffled" and order_epochs else None
-        if order == "complete_only" and order_epochs and self._missing_N.all():
+        if self._buckets and epochs and order in ("complete_first", "complete_last"):
+            raise ValueError(f"order={order!r} sorts rows, buckets={self._buckets} do too")
+        self._missing_N = _num_missing(self.store) if order != "shuffled" and epochs else None
+        if order == "complete_only" and epochs and self._missing_N.all():
             raise ValueError("order='complete_only': no training row has all modalities")
-        if streams != "none":
-            names, labelled_KN = store.spec.task_names, _labelled(store)
-            self._streams = Streams(
-                names, labelled_KN, batch_size, seed, how=streams, ratio=stream_ratio
-            )
 
     def _permutation(self, epoch: int) -> np.ndarray:
         shuffled = np.random.default_rng((self._seed, epoch)).permutation(len(self.store))
@@ -103,15 +114,34 @@ class TrainLoader:
         sign = 1 if self._order == "complete_first" else -1
         return np.argsort(sign * self._missing_N, kind="stable")
 
-    def _take(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows i64 and tasks i32 (-1: all) of this process at `step`."""
-        start = step * self.batch_size + self._offset
-        place = np.arange(start, start + self._block)
+    def _drawn(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows i64 and tasks i32 (-1: all) of `count` elements of the endless stream."""
+        place = np.arange(start, start + count)
         if self._streams is not None:
             return self._streams.take(place)
         epoch, position = divmod(place, len(self.store))
         rows = [self._epoch(int(e))[position[epoch == e]] for e in np.unique(epoch)]
-        return np.concatenate(rows), np.full(self._block, -1, np.int32)
+        return np.concatenate(rows), np.full(count, -1, np.int32)
+
+    def _arranged(self, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows and tasks [W, G] and buckets [W] of the global batches of a window."""
+        size = self._window_steps * self.batch_size
+        uid, task = self._drawn(window * size, size)
+        bucket = ladders.assign(self._buckets, self.store.longest[uid])
+        rng = np.random.default_rng((self._seed, window, 0, 1))  # no other draw has this key
+        kind = np.full_like(task, -1) if self._mixed else task
+        order = ladders.arrange(bucket, kind, self.batch_size, rng)
+        return uid[order], task[order], bucket[order].max(-1)
+
+    def _take(self, step: int) -> tuple[np.ndarray, np.ndarray, DataSpec]:
+        """Rows and tasks of this process at `step`, and the schema they are cut to."""
+        if not self._buckets:
+            start = step * self.batch_size + self._offset
+            return *self._drawn(start, self._block), self.store.spec
+        window, number = divmod(step, self._window_steps)
+        uid, task, bucket = self._window(window)
+        own = slice(self._offset, self._offset + self._block)
+        return uid[number, own], task[number, own], self.specs[bucket[number]]
 
     def indices(self, step: int) -> np.ndarray:
         """int64 rows of the split that this process takes at `step`."""
@@ -119,13 +149,13 @@ class TrainLoader:
 
     def batch(self, step: int) -> Batch:
         """The batch of one step; any step, in any order."""
-        uid, task = self._take(step)
-        rows = self.store.read(uid)
-        batch = batches.assemble(self.store.spec, rows, uid, np.ones(len(uid)))
+        uid, task, spec = self._take(step)
+        rows = self.store.read(uid, spec)
+        batch = batches.assemble(spec, rows, uid, np.ones(len(uid)))
         batch = batch.replace(task=task)
         if self._transform is not None:
             rng = np.random.default_rng((self._seed, step))
-            batch = batches.finish(self.store.spec, self._transform(batch, rng))
+            batch = batches.finish(spec, self._transform(batch, rng))
         return batch
 
     def iter(self, start_step: int = 0) -> Iterator[Batch]:
@@ -141,31 +171,47 @@ class TrainLoader:
 
 
 def eval_batches(
-    store: Store, batch_size: int, *, process_index: int = 0, process_count: int = 1
+    store: Store,
+    batch_size: int,
+    *,
+    buckets: Sequence[int] = (),
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[Batch]:
     """Every record of the split once, in order, in batches of one shape.
 
-    The last batch is filled up with empty rows (uid -1, weight 0, nothing present). Process p
-    takes the p-th block of every global batch, so all processes see the same number of batches.
+    With `buckets` in the order of their length, and each batch as long as its longest row's
+    bucket. The last batch is filled up with empty rows (uid -1, weight 0, nothing present).
+    Process p takes the p-th block of every global batch, so all see the same number of batches.
     """
     if batch_size % process_count:
         raise ValueError(f"batch_size={batch_size} cannot be divided over {process_count}")
-    block = batch_size // process_count
-    for start in range(process_index * block, _round_up(len(store), batch_size), batch_size):
-        uid = np.arange(start, min(start + block, len(store)))
-        rows = store.read(uid)
-        if len(uid) < block:
-            filler = allocate(store.spec, block - len(uid))
+    block, specs = batch_size // process_count, ladders.ladder(store.spec, buckets)
+    bucket = ladders.assign(buckets, store.longest) if buckets else np.zeros(len(store), int)
+    order = np.argsort(bucket, kind="stable")
+    for start in range(0, len(store), batch_size):
+        whole = order[start : start + batch_size]
+        spec = specs[bucket[whole].max()]
+        uid = whole[process_index * block :][:block]
+        rows, lacking = store.read(uid, spec), block - len(uid)
+        if lacking:
+            filler = allocate(spec, lacking)
             rows = {key: np.concatenate([array, filler[key]]) for key, array in rows.items()}
-        number = np.arange(block)
-        real = number < len(uid)
-        yield batches.assemble(store.spec, rows, np.where(real, start + number, -1), real)
+        uid = np.append(uid, np.full(lacking, -1))
+        yield batches.assemble(spec, rows, uid, uid >= 0)
 
 
 def _num_missing(store: Store) -> np.ndarray:
     """Absent modalities of every row."""
     columns = store.columns([f"{name}/present" for name in store.spec.modality_names])
     return len(columns) - np.sum([*columns.values()], axis=0)
+
+
+def _streams(store: Store, batch_size: int, seed: int, *, how: str, ratio) -> Streams | None:
+    if how == "none":
+        return None
+    names, labelled_KN = store.spec.task_names, _labelled(store)
+    return Streams(names, labelled_KN, batch_size, seed, how=how, ratio=ratio)
 
 
 def _labelled(store: Store) -> np.ndarray:
@@ -176,7 +222,3 @@ def _labelled(store: Store) -> np.ndarray:
         for present in store.columns([f"{name}/present" for name in task.needs]).values():
             known[number] = known[number] & present
     return np.stack(known)
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

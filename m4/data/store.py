@@ -16,6 +16,7 @@ files that are mapped (`m4.data.mapped`), or, where those cannot be written, on 
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from m4.data import mapped, records
 from m4.data.cohort import Example
 from m4.data.normalise import Normaliser
 from m4.errors import DataError, place
-from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.specs import RAGGED_KINDS, DataSpec, ModalitySpec, TaskSpec
 
 Rows = dict[str, np.ndarray]
 RAM_LIMIT = 4 * 2**30  # bytes per split
@@ -103,15 +104,26 @@ class Store:
     def __len__(self) -> int:
         return len(self._source)
 
-    def read(self, indices: Sequence[int] | np.ndarray) -> Rows:
-        """Rows at these positions of the split, stacked; the caller owns the arrays."""
-        indices = np.asarray(indices, np.int64)
+    def read(self, indices: Sequence[int] | np.ndarray, spec: DataSpec | None = None) -> Rows:
+        """Rows at these positions of the split, stacked; the caller owns the arrays.
+
+        `spec` is the store's with modalities cut short (`DataSpec.cut`), and so are the rows.
+        """
+        indices, spec = np.asarray(indices, np.int64), spec or self.spec
         if self._rows is not None:
-            return {key: array[indices] for key, array in self._rows.items()}
+            return {key: array[indices] for key, array in cut(self._rows, spec).items()}
         rows = allocate(self.spec, len(indices))
         with self._damaged():
             self._decode(indices.tolist(), rows)
-        return rows
+        return cut(rows, spec)
+
+    @functools.cached_property
+    def longest(self) -> np.ndarray:
+        """i64[N]: positions of each row's longest ragged modality, 0 if it has none."""
+        ragged = [m.name for m in self.spec.modalities if m.kind in RAGGED_KINDS]
+        masks = self.columns([f"{name}/mask" for name in ragged])
+        counts = [mask.sum(-1, dtype=np.int64) for mask in masks.values()]
+        return np.max([np.zeros(len(self), np.int64), *counts], axis=0)
 
     def columns(self, keys: Sequence[str]) -> Rows:
         """Some keys of every row of the split."""
@@ -150,6 +162,17 @@ def allocate(spec: DataSpec, num_rows: int) -> Rows:
         rows[f"y/{task.name}"] = np.zeros((num_rows, *value[0]), value[1])
         rows[f"y/{task.name}/mask"] = np.zeros((num_rows, *mask[0]), mask[1])
     return rows
+
+
+def cut(rows: Rows, spec: DataSpec) -> Rows:
+    """Views of rows without the positions that `spec` does not have."""
+    views = dict(rows)
+    for modality in spec.modalities:
+        for part, (shape, _) in layout(modality).items():
+            key = f"{modality.name}/{part}"
+            if shape != rows[key].shape[1:]:
+                views[key] = rows[key][:, : shape[0]]
+    return views
 
 
 def layout(modality: ModalitySpec) -> dict[str, tuple[tuple[int, ...], Any]]:

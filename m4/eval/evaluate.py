@@ -60,7 +60,8 @@ def sweep(
       patients: patient of row `uid`, [rows of the split].
       place: puts a batch where `predict` wants it, once for all subsets.
 
-    The device is asked for the results of a batch once, after the next batch has been queued.
+    Rows come back in the order of `uid`, whatever that of the batches. The device is asked for the
+    results of a batch once, after the next batch has been queued.
     Raises DivergedError for a prediction that is not finite, ValueError when no row counts or a
     row comes twice.
     """
@@ -148,27 +149,32 @@ def _merge(parts, spec: DataSpec, subsets_SM: np.ndarray, patients: np.ndarray) 
     if len(np.unique(uid_N)) != len(uid_N):
         raise ValueError(f"{len(uid_N) - len(np.unique(uid_N))} rows come more than once")
     tasks = [name for name in spec.task_names if name in parts[0]["prediction"]]
+    order_N = np.argsort(uid_N)
 
-    def joined(key, axis):
-        return {name: np.concatenate([p[key][name] for p in parts], axis=axis) for name in tasks}
+    def joined(arrays, axis):
+        return np.concatenate(arrays, axis=axis).take(order_N, axis=axis)
+
+    def each(key, axis):
+        return {name: joined([part[key][name] for part in parts], axis) for name in tasks}
 
     return Predictions(
         subsets=subsets_SM,
-        uid=uid_N,
-        patient=patients[uid_N],
-        present=np.concatenate([part["present"] for part in parts]),
-        prediction=joined("prediction", 1),
-        label=joined("label", 0),
-        label_mask=joined("label_mask", 0),
-        counted=np.concatenate([part["counted"] for part in parts], axis=1),
+        uid=uid_N[order_N],
+        patient=patients[uid_N[order_N]],
+        present=joined([part["present"] for part in parts], 0),
+        prediction=each("prediction", 1),
+        label=each("label", 0),
+        label_mask=each("label_mask", 0),
+        counted=joined([part["counted"] for part in parts], 1),
         routing={
-            name: _merge_layer([part["layers"][name] for part in parts])
+            name: _merge_layer([part["layers"][name] for part in parts], order_N)
             for name in parts[0]["layers"]
         },
     )
 
 
-def _merge_layer(layers: list[dict[str, Any]]) -> LayerRouting:
+def _merge_layer(layers: list[dict[str, Any]], order_N: np.ndarray) -> LayerRouting:
+    """Sums and means; `by_row` as far as it was kept of all rows up to there, in `order_N`."""
     weights = np.array([layer["load"].sum() for layer in layers])
 
     def mean(key):
@@ -179,6 +185,8 @@ def _merge_layer(layers: list[dict[str, Any]]) -> LayerRouting:
     by_row = None
     if "by_row" in layers[0]:
         by_row = np.concatenate([layer["by_row"] for layer in layers])
+        kept_N = order_N < len(by_row)
+        by_row = by_row[order_N[: np.append(kept_N, False).argmin()]]
     return LayerRouting(
         by_modality=np.sum([layer["by_modality"] for layer in layers], axis=0)
         if "by_modality" in layers[0]

@@ -14,6 +14,7 @@ from clu import parameter_overview
 from m4 import sharding
 from m4.config import Flags
 from m4.errors import CheckpointError, DivergedError
+from m4.modes import programs
 from m4.modes import setup as setups
 from m4.train.checkpoint import Checkpoints
 
@@ -30,7 +31,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         print(f"task     {task.name}: {task.kind} {task.dim}")
     with setups.context(setup.mesh):
         start = time.perf_counter()
-        step, zeros = setups.compile_step(setup)
+        step, zeros = programs.compile_step(setup, config.train.batch_size)
         print(f"compiled in {time.perf_counter() - start:.1f} s")
         state = setup.init()
         print(parameter_overview.get_parameter_overview(state.params, include_stats="global"))

@@ -14,7 +14,7 @@ from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.eval import baselines, evaluate, results, subsets, tables
 from m4.eval.predictions import Predictions
-from m4.modes import report
+from m4.modes import programs, report
 from m4.modes import setup as setups
 from m4.specs import DataSpec
 from m4.train import processes
@@ -49,9 +49,9 @@ def restore(config: ml_collections.ConfigDict, folder: Path):
     setups.use_cache(folder)
     setup = setups.make(config, setups.prepare(config))
     params = best_params(config, setup, folder)
-    test = setups.open_split(setup.data, "test", config.eval.batch_size)
+    setups.open_split(setup.data, "test", config.eval.batch_size)
     with setups.context(setup.mesh):
-        predict = setups.compile_predict(setup, next(eval_batches(test, config.eval.batch_size)))
+        predict = programs.compile_predict(setup, config.eval.batch_size)
     return setup, predict, params
 
 
@@ -84,7 +84,7 @@ def sweep(config, setup: setups.Model, store: Store, predict, keep_SM) -> Predic
     """Predictions of a split under the modality subsets `keep_SM`."""
     return evaluate.sweep(
         predict,
-        eval_batches(store, config.eval.batch_size),
+        eval_batches(store, config.eval.batch_size, buckets=config.train.buckets),
         setup.spec,
         keep_SM,
         patients=columns(store, "patient")["patient"],

@@ -35,8 +35,8 @@ from m4.eval import results, subsets, tables
 from m4.eval.predictions import Predictions
 from m4.modes import eval as eval_mode
 from m4.modes import predict as predict_mode
+from m4.modes import programs, trained
 from m4.modes import setup as setups
-from m4.modes import trained
 from m4.specs import DataSpec
 from m4.train import processes, workdir
 
@@ -105,7 +105,7 @@ def _predict(
     params = eval_mode.best_params(config, model, folder)
     whole = np.ones((1, len(model.spec.modalities)), bool)
     with setups.context(mesh):
-        predict = functools.partial(setups.compile_predict(model, first), params)
+        predict = functools.partial(programs.compile_predict(model, config.eval.batch_size), params)
         return model, eval_mode.sweep(config, model, store, predict, whole)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,17 @@ import optax
 from flax.core import FrozenDict
 
 from m4 import config as configs
-from m4 import losses, sharding
+from m4 import sharding
 from m4.config import schema
 from m4.data import build, missing
 from m4.data import manifest as manifests
+from m4.data.batch import empty
+from m4.data.buckets import ladder
 from m4.data.loader import TrainLoader
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
-from m4.eval.evaluate import mask_modalities
-from m4.eval.predictions import SCORED_KINDS
 from m4.modes import raw
-from m4.nn import segmentation
-from m4.nn.encoders import bert, images, pretrained
+from m4.nn.encoders import bert, images
 from m4.resolve import resolve
 from m4.specs import DataSpec
 from m4.train import optim, processes, workdir
@@ -49,7 +48,7 @@ class Model:
     step: steps.Step
     init: Callable[[], steps.State]
     state: Any  # shapes and shardings of the state
-    batch: Any  # shapes and shardings of a batch
+    cuts: tuple[DataSpec, ...]  # the schema in every bucket, the last is whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +110,8 @@ def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
     block = sharding.row_block(mesh)
     loader = _loader(config, store, *block)
     # The whole batch on every process: what is traced must be the same program everywhere.
-    first = (loader if block == (0, 1) else _loader(config, store, 0, 1)).batch(0)
+    simple = block == (0, 1) and not config.train.buckets
+    first = (loader if simple else _loader(config, store, 0, 1, buckets=())).batch(0)
     model = make_model(config, data, store.spec, first, mesh)
     parts = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     return Setup(**parts, loader=loader)
@@ -120,20 +120,28 @@ def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
 def make_model(
     config: ml_collections.ConfigDict, data: Path, spec: DataSpec, first: Batch, mesh
 ) -> Model:
-    """The model of a schema, from any batch of it."""
+    """The model of a schema, from any batch of it that is not cut."""
+    cuts = ladder(spec, config.train.buckets)
     spec = weighted(spec, config.train.task_weights)
     text, image = config.text.to_dict(), config.image.to_dict()
     method = make_method(config.method.to_dict(), spec, text=text, image=image)
     tx, schedule, ema = make_optimiser(config)
-    batch = batch_like(first, mesh)
     fresh = functools.partial(steps.init_state, tx=tx, ema=ema)
     fresh = functools.partial(fresh, spike_window=config.train.spike_window)
     init, state = _init(method, tx, first, mesh, seed=config.seed, fresh=fresh)
+    _require_any_length(method, [like(cut, len(first.uid), mesh) for cut in cuts], mesh)
     step = steps.make_step(method, tx, seed=config.seed, ema=ema)
-    return Model(data, spec, mesh, method, schedule, step, init, state, batch)
+    return Model(data, spec, mesh, method, schedule, step, init, state, cuts)
 
 
-def _loader(config: ml_collections.ConfigDict, store: Store, index: int, count: int) -> TrainLoader:
+def _loader(
+    config: ml_collections.ConfigDict,
+    store: Store,
+    index: int,
+    count: int,
+    *,
+    buckets: tuple[int, ...] | None = None,
+) -> TrainLoader:
     train = config.train
     try:
         return TrainLoader(
@@ -147,6 +155,7 @@ def _loader(config: ml_collections.ConfigDict, store: Store, index: int, count: 
             order_epochs=train.order_epochs,
             streams=train.streams,
             stream_ratio=train.stream_ratio.to_dict(),
+            buckets=train.buckets if buckets is None else buckets,
         )
     except ValueError as error:
         raise ConfigError(f"train: {error}") from error
@@ -244,10 +253,32 @@ def _behind(section: str, put, options: Mapping[str, Any], make, spec: DataSpec)
         raise ConfigError(f"{section}.file: {error}") from error
 
 
-def batch_like(batch: Batch, mesh: jax.sharding.Mesh) -> Any:
+def like(spec: DataSpec, num_rows: int, mesh: jax.sharding.Mesh) -> Any:
     """Shapes and shardings of a whole batch."""
+    batch = empty(spec, num_rows)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     return abstract(shapes, jax.tree.map(lambda _: sharding.rows(mesh), shapes))
+
+
+def _require_any_length(method: Method, batches: Sequence[Any], mesh: jax.sharding.Mesh) -> None:
+    """Raises ConfigError if the shape of a parameter depends on the length of a batch."""
+    if len(batches) == 1:
+        return
+
+    def shapes(batch):
+        params = jax.eval_shape(functools.partial(steps.init_params, method, seed=0), batch)
+        leaves = jax.tree_util.tree_leaves_with_path(sharding.unbox(params))
+        return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
+
+    with context(mesh):
+        *short, whole = map(shapes, batches)
+    for found in short:
+        for name in sorted(whole.keys() | found.keys()):
+            if whole.get(name) != found.get(name):
+                raise ConfigError(
+                    f"train.buckets: the method's parameter {name} has shape {whole.get(name)}, in"
+                    f" shorter batches {found.get(name)}; this method takes one length only"
+                )
 
 
 def _init(method, tx, batch: Batch, mesh, *, seed: int, fresh: Callable[[Any], steps.State]):
@@ -293,47 +324,3 @@ class context:  # noqa: N801 (used like a function)
     def __exit__(self, *error):
         for part in reversed(self._parts):
             part.__exit__(*error)
-
-
-def compile_step(setup: Setup):
-    """The train step, compiled ahead of time, and a function that makes fresh totals."""
-    whole = sharding.replicated(setup.mesh)
-    shapes = jax.eval_shape(setup.step.zeros, setup.state, setup.batch)
-    totals = abstract(shapes, jax.tree.map(lambda _: whole, shapes))
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    placed = jax.tree.map(lambda x: x.sharding, setup.state)
-    jitted = jax.jit(setup.step.apply, donate_argnums=0, out_shardings=(placed, whole))
-    options = sharding.compiler_options(setup.mesh)
-    compiled = jitted.lower(setup.state, totals, setup.batch).compile(options)
-    return compiled, lambda: sharding.put_whole(zeros, whole)
-
-
-def compile_predict(setup: Model, batch: Batch):
-    """`(params, batch, keep_M) -> (task -> predictions, layer -> stats)`, compiled.
-
-    The modalities with `keep_M` False are masked inside, so every subset is one call.
-    """
-    method, spec = setup.method, setup.spec
-
-    def rngs():
-        # FuseMoE's authors leave the gate noise on in evaluation; a fixed key keeps it repeatable.
-        noisy = getattr(pretrained.bare(method), "fidelity", None) == "released"
-        return {"gate": jax.random.key(0)} if noisy else None
-
-    def predict(params, batch, keep_M):
-        batch = mask_modalities(batch, keep_M, spec)
-        out = method.apply({"params": params}, batch, train=False, rngs=rngs())
-        tasks = {
-            task.name: segmentation.scores(out.logits[task.name], batch.targets[task.name].value)
-            if task.kind == "segmentation"  # a map is scored here: it would be much to fetch
-            else losses.predict(task, out.logits[task.name])
-            for task in spec.tasks
-            if task.kind in SCORED_KINDS
-        }
-        return tasks, {layer: aux.stats for layer, aux in out.moe.items()}
-
-    keep = jax.ShapeDtypeStruct((len(spec.modalities),), np.bool_)
-    jitted = jax.jit(predict, out_shardings=sharding.replicated(setup.mesh))
-    params = setup.state.eval_params
-    lowered = jitted.lower(params, batch_like(batch, setup.mesh), keep)
-    return lowered.compile(sharding.compiler_options(setup.mesh))

@@ -119,8 +119,12 @@ class Coalition:
 def fitter(config, setup: setups.Setup, method: Any, mask: np.ndarray):
     """`fit(mask) -> state` after training from the same start; compiles one step for all masks.
 
-    A batch of `method` is (batch, mask).
+    A batch of `method` is (batch, mask). Raises ConfigError for batches of several lengths.
     """
+    if config.train.buckets:
+        raise ConfigError(
+            f"train.buckets={config.train.buckets}: must be () here, where one step is compiled"
+        )
     tx, _, ema = setups.make_optimiser(config)
     step = steps.make_step(method, tx, seed=config.seed, ema=ema)
     example = sharding.put_batch(setup.loader.batch(0), setup.mesh), mask

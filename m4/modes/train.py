@@ -18,13 +18,12 @@ from m4 import __version__, sharding
 from m4 import config as configs
 from m4.config import Flags
 from m4.data import manifest as manifests
-from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.errors import ConfigError, SaveError
 from m4.eval import results
 from m4.modes import eval as eval_mode
+from m4.modes import programs, trained
 from m4.modes import setup as setups
-from m4.modes import trained
 from m4.train import guard, loop, preemption, processes, telemetry, watchdog, workdir
 from m4.train.checkpoint import Checkpoints
 from m4.train.step import State
@@ -111,7 +110,7 @@ def _train(
 ):
     """Runs the loop; returns the compiled predict function for the evaluation that follows."""
     val = setups.open_split(setup.data, "val", config.eval.batch_size)
-    predict = setups.compile_predict(setup, next(eval_batches(val, config.eval.batch_size)))
+    predict = programs.compile_predict(setup, config.eval.batch_size)
     names = {field.name for field in dataclasses.fields(loop.Plan)}
     plan = loop.Plan(**{k: v for k, v in config.train.to_dict().items() if k in names})
     with _opened(config, folder) as (last, best):
@@ -121,7 +120,7 @@ def _train(
             return predict
         _require_space(setup, last)
         start = time.perf_counter()
-        step, zeros = setups.compile_step(setup)
+        step, zeros = programs.compile_step(setup, config.train.batch_size)
         print(f"compiled in {time.perf_counter() - start:.1f} s", flush=True)
         writer = telemetry.Writer()
         if processes.first():

@@ -1,7 +1,8 @@
 """The train step: state, gradient, update, and a guard against non-finite numbers.
 
 `B` rows. A step is a pure function `(state, totals, batch) -> (state, totals)`; it is compiled
-once, ahead of time, so a batch of another shape or dtype is a TypeError, not a second compile.
+ahead of time, once for each length of batches (`m4.data.buckets`), so a batch of another shape or
+dtype is a TypeError, not one more compile.
 """
 
 from collections.abc import Callable
