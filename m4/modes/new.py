@@ -23,6 +23,8 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from m4 import cells, sharding
 from m4.config import Flags
@@ -57,7 +59,11 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
                 keys = index.read(data, apply.SPLIT)
                 predict_mode.write(folder, name, found, model.spec, keys)
                 _count(folder, name, store.manifest, len(found.uid))
-                _score(config, folder, name, found, model.spec)
+                if any(mask.any() for mask in found.label_mask.values()):
+                    _warn_of_trained(config, store.manifest, keys)
+                    _score(config, folder, name, found, model.spec)
+                else:
+                    print("no labels, no scores")
 
 
 def name_of(new: Path) -> str:
@@ -85,8 +91,9 @@ def _records(config: ml_collections.ConfigDict, folder: Path, new: Path) -> Iter
                 print(f"warning  {line}", flush=True)
             if {*manifest["splits"][apply.SPLIT]["patterns"]} == {"0"}:
                 raise DataError(f"{new}: no record has anything to predict from")
-        processes.barrier("new")
+        processes.barrier("new records")
         yield target
+        processes.barrier("new records read")
     finally:
         if processes.first():
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)
@@ -129,14 +136,25 @@ def _count(folder: Path, name: str, manifest: dict[str, Any], rows: int) -> None
     workdir.write_atomic(path, json.dumps(document, indent=1) + "\n")
 
 
+def _warn_of_trained(config, manifest: dict[str, Any], keys: pa.Table) -> None:
+    """Says how many records are of training subjects, if those can still be looked up."""
+    old = index.read(trained.built(config, manifest["fingerprint"]), "train")
+    if old is not None:
+        known = pc.unique(old["subject_id"].cast(pa.string()))
+        again = pc.sum(pc.is_in(keys["subject_id"].cast(pa.string()), value_set=known)).as_py()
+        if again:
+            count = cells.count(again, manifests.SMALLEST)
+            print(
+                f"warning  {count} of {len(keys):,} records have the identifier of a training"
+                " subject: if it is the same person, scores flatter the model"
+            )
+
+
 def _score(config, folder: Path, name: str, found: Predictions, spec: DataSpec) -> None:
     """Results like those of the test split, of the tasks of which labels are known."""
     known = {
         task: values for task, values in found.prediction.items() if found.label_mask[task].any()
     }
-    if not known:
-        print("no labels, no scores")
-        return
     full = subsets.Subset("full", "full", (True,) * len(spec.modalities))
     document = results.compose(
         dataclasses.replace(found, prediction=known),

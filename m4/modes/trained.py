@@ -16,7 +16,7 @@ import ml_collections
 from m4 import config as configs
 from m4 import resolve
 from m4.data.apply import Trained
-from m4.errors import ConfigError, DataError
+from m4.errors import CheckpointError, ConfigError, DataError
 from m4.modes import raw
 
 MANIFEST, VOCABULARY = "data.json", "vocabulary.json"
@@ -53,10 +53,14 @@ def read(config: ml_collections.ConfigDict, folder: Path) -> Trained:
             f"{folder / MANIFEST}: no readable manifest of the training data; the command that"
             " trained writes it again"
         ) from None
-    home = raw.folders(config)[1] / config.data.name.rpartition(".")[2] / fingerprint
-    places = (folder / VOCABULARY, home / "vocabulary.json")  # older work directories have none
+    places = (folder / VOCABULARY, built(config, fingerprint) / "vocabulary.json")
     found = next((words for words in map(_json, places) if words is not None), {})
-    return Trained(manifest, found)
+    return Trained(manifest, found)  # older work directories have no vocabulary of their own
+
+
+def built(config: ml_collections.ConfigDict, fingerprint: str) -> Path:
+    """Where the training data were built; they need not be there any more."""
+    return raw.folders(config)[1] / config.data.name.rpartition(".")[2] / fingerprint
 
 
 def require(config: ml_collections.ConfigDict, folder: Path, new: Path) -> None:
@@ -65,9 +69,12 @@ def require(config: ml_collections.ConfigDict, folder: Path, new: Path) -> None:
     Raises:
       DataError: no such folder, nothing remembered.
       ConfigError: a data set without a way to read new data, or one read otherwise by now.
+      CheckpointError: a cross-validation, which has one model per fold.
     """
     if not new.is_dir():
         raise DataError(f"--on={new}: no such folder")
+    if (folder / "fold_0").is_dir() and not (folder / "checkpoints").is_dir():
+        raise CheckpointError(f"{folder}: holds a model per fold; choose --workdir={folder}/fold_0")
     module = module_of(config)
     manifest = read(config, folder).manifest
     then, now = manifest["version"], module.VERSION

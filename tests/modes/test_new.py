@@ -14,6 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from m4.data import index
 from m4.errors import ConfigError
 from m4.main import main
 from m4.modes import new, trained
@@ -267,6 +268,12 @@ def no_points(folder):
     shutil.rmtree(folder / "labels")
 
 
+def one_too_high(folder):
+    folder.rename(folder.with_name("inner"))
+    folder.mkdir()
+    folder.with_name("inner").rename(folder / "hospital")
+
+
 def no_rows(folder):
     for path in (folder / "labels").rglob("*.parquet"):
         pq.write_table(pq.read_table(path).slice(0, 0), path)
@@ -294,6 +301,7 @@ def odd_points(folder):
     [
         (shutil.rmtree, "no such folder"),
         (no_points, "no label files (labels/death, labels/los) and no points.parquet"),
+        (one_too_high, "who is asked, and when?; try "),
         (no_rows, "no row of the label files"),
         (damaged, "train/0.parquet: cut short, corrupt"),
         (without_events, "no event files (data)"),
@@ -323,10 +331,45 @@ def test_a_definition_that_changed_is_refused(place, capsys):
     assert "changed since training: window.hours: 4 -> 8" in line
 
 
+def test_who_was_trained_on_is_told_while_it_is_known(place, usual, capsys):
+    home = place / "data/meds" / json.loads((place / "w/data.json").read_text())["fingerprint"]
+    home.mkdir(parents=True)
+    index.write(home, "train", [(s, 0) for s in range(1, 21)])
+    try:
+        assert ask(place, "known", everyone()) == 0
+    finally:
+        shutil.rmtree(place / "data")
+    asked = sum(subject <= 20 for subject, _, task in usual if task == "death")
+    says = f"warning  {asked} of 90 records have the identifier of a training subject"
+    assert asked == 30 and says in capsys.readouterr().out
+
+
+def test_the_memory_of_a_trained_model_is_not_overwritten(tmp_path):
+    for name in ("old", "young"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"fingerprint": name}))
+    (tmp_path / "old/vocabulary.json").write_text('{"drugs": ["a"]}')
+    folder = tmp_path / "w"
+    folder.mkdir()
+    trained.keep(tmp_path / "young", folder)
+    trained.keep(tmp_path / "old", folder)  # nothing was trained yet
+    (folder / "checkpoints/best/3").mkdir(parents=True)
+    trained.keep(tmp_path / "young", folder)
+    assert json.loads((folder / "data.json").read_text())["fingerprint"] == "old"
+    assert (folder / "vocabulary.json").read_text() == '{"drugs": ["a"]}'
+    shutil.rmtree(folder / "checkpoints")
+    trained.keep(tmp_path / "young", folder)
+    assert not (folder / "vocabulary.json").exists()
+
+
 def test_what_cannot_be_asked_for(place, capsys):
     flags = [f"--workdir={place / 'w'}", f"--on={place / 'w'}"]
     assert main([*flags, "--mode=train"]) == 2
     assert "--on: goes with --mode=predict, not with --mode=train" in capsys.readouterr().err
+    (place / "cv/fold_0").mkdir(parents=True)
+    shutil.copyfile(place / "w/config.json", place / "cv/config.json")
+    assert main([f"--workdir={place / 'cv'}", f"--on={place / 'w'}"]) == 4
+    assert "holds a model per fold; choose --workdir=" in capsys.readouterr().err
     config = ml_collections.ConfigDict({"data": {"name": "synthetic"}})
     with pytest.raises(ConfigError, match="'synthetic' reads its own files only"):
         trained.module_of(config)

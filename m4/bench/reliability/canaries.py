@@ -2,10 +2,11 @@
 
 Each of 250 invented patients has four canaries, unique and never a part of anything else: an
 identifier, a word in a note, a measured value and a date. The data are built, trained on,
-evaluated, predicted, described, reported and refused; then every file and everything printed is
-searched, as it is and inside Parquet, zip, gzip and Zstandard. By contract (`m4.modes.meds`,
-`m4.data.index`) identifiers and dates stand in `predictions/meds/` and in `index/` of the built
-data set; that they are found there, and everything in the raw files, shows that the search sees.
+evaluated, predicted (as new data too), described, reported and refused; then every file and
+everything printed is searched, as it is and inside Parquet, zip, gzip and Zstandard. By contract
+(`m4.modes.meds`, `m4.data.index`) identifiers and dates stand in `predictions/meds/` and in
+`index/` of the built data set; that they are found there, and everything in the raw files, shows
+that the search sees.
 """
 
 import io
@@ -152,6 +153,7 @@ def _live(bench: Bench, raw: Path, built: Path, workdir: Path) -> list[str]:
     run(0, "train", here, folder)
     for mode in ("eval", "predict", "report", "check"):
         run(0, mode, folder, f"--mode={mode}")
+    run(0, "new", folder, f"--on={raw}")
     run(0, "check-data", here, "--mode=check", f"--workdir={bench.work / 'checked'}")
     with open(bench.work / "describe.out", "wb") as out:
         command = [sys.executable, "-m", "m4.data", "describe", str(built)]

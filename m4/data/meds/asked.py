@@ -29,9 +29,11 @@ def read(definition: Definition, root: Path, *, flow: Flow) -> Points:
             given[task.spec.name] = _Known(task, root, ids, flow)
     if not given:
         wanted = ", ".join(dict.fromkeys(task.files for task in definition.tasks))
+        inside = root / definition.folder
+        hint = f"; try {inside}" if inside != root and inside.is_dir() else ""
         raise DataError(
             f"{root}: no label files ({wanted}) and no points.parquet or points.csv: who is asked,"
-            " and when?"
+            f" and when?{hint}"
         )
     key_P, targets = join(given)
     if FILE in given:
