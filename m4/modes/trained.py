@@ -15,6 +15,8 @@ import ml_collections
 
 from m4 import config as configs
 from m4 import resolve
+from m4.data import manifest as manifests
+from m4.data import normalise
 from m4.data.apply import Trained
 from m4.errors import CheckpointError, ConfigError, DataError
 from m4.modes import raw
@@ -42,20 +44,42 @@ def keep(data: Path, folder: Path) -> None:
 
 def read(config: ml_collections.ConfigDict, folder: Path) -> Trained:
     """What is remembered. Raises DataError if it is absent or damaged."""
+    again = "the command that trained writes it again"
     manifest = _json(folder / MANIFEST)
+    if manifest is None or not _whole(manifest):
+        raise DataError(f"{folder / MANIFEST}: no manifest of the training data; {again}")
+    # older work directories have no vocabulary of their own
+    places = (folder / VOCABULARY, built(config, manifest["fingerprint"]) / "vocabulary.json")
+    path = next((path for path in places if path.is_file()), None)
+    words = {} if path is None else _json(path)
+    lists = () if words is None else words.values()
+    if words is None or not all(
+        isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
+        for tokens in lists
+    ):
+        raise DataError(f"{path}: no vocabulary of the training data; {again}")
+    return Trained(manifest, words)
+
+
+def _whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest has what is asked of it here; the store asks for more."""
     try:
-        fingerprint = manifest["fingerprint"]
-        whole = {*manifest} >= {"options", "declared", "schema", "normalisers", "splits", "version"}
-        if not whole or not fingerprint.isalnum():
-            raise ValueError(fingerprint)
-    except (TypeError, KeyError, ValueError, AttributeError):
-        raise DataError(
-            f"{folder / MANIFEST}: no readable manifest of the training data; the command that"
-            " trained writes it again"
-        ) from None
-    places = (folder / VOCABULARY, built(config, fingerprint) / "vocabulary.json")
-    found = next((words for words in map(_json, places) if words is not None), {})
-    return Trained(manifest, found)  # older work directories have no vocabulary of their own
+        spec, train = manifests.spec_from(manifest["schema"]), manifest["splits"]["train"]
+        numbers = [train["rows"], *(train["present"][name] for name in spec.modality_names)]
+        scaled = {m.name: m.shape[-1] for m in spec.modalities if m.kind in normalise.KINDS}
+        sizes = {name: len(features) for name, features in manifest["normalisers"].items()}
+        fitted = [f for features in manifest["normalisers"].values() for f in features]
+        numbers += [f["count"] for f in fitted if isinstance(f["feature"], str)]
+        texts = (manifest["fingerprint"], manifest["version"])
+        return (
+            sizes == scaled
+            and all(isinstance(n, int) for n in numbers)
+            and all(isinstance(text, str) for text in texts)
+            and texts[0].isalnum()
+            and all(isinstance(manifest[key], dict) for key in ("options", "declared"))
+        )
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def built(config: ml_collections.ConfigDict, fingerprint: str) -> Path:

@@ -1,8 +1,9 @@
-"""A folder with the module's configuration, and the train steps that were made."""
+"""A folder with the module's configuration, the train steps that were made, and a trained run."""
 
 import pytest
 
 from m4.train import step as steps
+from tests.modes import hospital
 
 
 @pytest.fixture
@@ -24,3 +25,18 @@ def made(monkeypatch):
 
     monkeypatch.setattr(steps, "make_step", make_step)
     return found
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """A folder with `hospital.train`'s run."""
+    folder = tmp_path_factory.mktemp("hospital")
+    hospital.train(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def usual(place):
+    """What the training hospital as it was is predicted, everybody in it."""
+    assert hospital.ask(place, "usual", hospital.everyone()) == 0
+    return hospital.predicted(place, "usual")

@@ -6,7 +6,6 @@ import shlex
 import shutil
 import stat
 
-import ml_collections
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,108 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from m4.data import index
-from m4.errors import ConfigError
 from m4.main import main
 from m4.modes import new, trained
 from tests.data import meds_folder as mf
 from tests.data.test_meds_guide import COMMANDS
-
-DEFINITION = mf.DEFINITION.replace(
-    "[modalities.vitals]",
-    '[tasks.los]\nkind = "regression"\ntransform = "log1p"\nlabels = "labels/los"\n'
-    "[modalities.vitals]",
-)
-CONFIG = """
-import ml_collections
-def get_config():
-    return ml_collections.ConfigDict(dict(
-        data=dict(name='meds', options=dict(file={file!r})),
-        method=dict(name='tests.toy:Toy', width=4),
-        optim=dict(lr=0.01),
-        train=dict(steps=2, batch_size=8, log_every=1, eval_every=2, save_every=2,
-                   select='death/auroc', choose='last'),
-        eval=dict(batch_size=16, bootstrap=5, subsets=False, baselines=False),
-    ))
-"""
-VALUE = {"death": "predicted_boolean_probability", "los": "predicted_float_value"}
-POINT = ["subject_id", "prediction_time"]
-
-
-def everyone():
-    """The training hospital: mf's, and a length of stay for every point."""
-    given = mf.cohort_tables(60)
-    death = given["labels/death/0.parquet"]
-    days = pa.array(np.random.default_rng(1).exponential(4, len(death)), pa.float32())
-    given["labels/los/0.parquet"] = death.select(POINT).append_column("float_value", days)
-    return given
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A trained run in 'w' with the predictions of its test split; all it was made of is gone."""
-    folder = tmp_path_factory.mktemp("new")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("M4_RAW_DIR", str(folder))
-        patch.setenv("M4_DATA_DIR", str(folder / "data"))
-        file = mf.write(folder, everyone(), definition=DEFINITION)
-        (folder / "c.py").write_text(CONFIG.format(file=file))
-        assert main([f"--config={folder / 'c.py'}", f"--workdir={folder / 'w'}"]) == 0
-        assert main([f"--workdir={folder / 'w'}", "--mode=predict"]) == 0
-        for gone in ("data", "hospital"):
-            shutil.rmtree(folder / gone)
-        (folder / "spec.toml").unlink()
-        (folder / "c.py").unlink()
-        yield folder
-
-
-def write(place, name, given):
-    """A new folder, without anything that was there before."""
-    shutil.rmtree(place / name, ignore_errors=True)
-    mf.write(place, given)
-    (place / "spec.toml").unlink()
-    (place / "hospital").rename(place / name)
-    return place / name
-
-
-def ask(place, name, given=None):
-    """Exit code of predicting on a new folder."""
-    folder = place / name if given is None else write(place, name, given)
-    return main([f"--workdir={place / 'w'}", f"--on={folder}"])
-
-
-def predicted(place, name):
-    """(subject, time, task) -> prediction."""
-    found = {}
-    for task, column in VALUE.items():
-        for row in pq.read_table(place / f"w/predictions/meds/{name}/{task}.parquet").to_pylist():
-            found[row["subject_id"], row["prediction_time"], task] = row[column]
-    return found
+from tests.modes.hospital import POINT, ask, everyone, only, predicted, with_events, write
 
 
 def assert_same(found, expected):
     """Inputs are equal to the bit (tests/data/test_apply.py); places in a batch differ."""
     assert found.keys() == expected.keys()
     np.testing.assert_allclose([*found.values()], [expected[key] for key in found], rtol=1e-6)
-
-
-def only(given, keep):
-    """The folder of the subjects of which `keep` is true."""
-    return {
-        path: table.filter(pa.array([keep(s) for s in table["subject_id"].to_pylist()]))
-        for path, table in given.items()
-    }
-
-
-def with_events(given, rows):
-    """And these events, in a shard of their own."""
-    return {**given, "data/more/0.parquet": mf.events(rows)}
-
-
-@pytest.fixture(scope="module")
-def usual(place):
-    """What the untouched training hospital is predicted, everybody in it."""
-    assert ask(place, "usual", everyone()) == 0
-    return predicted(place, "usual")
 
 
 def counts(place, name):
@@ -260,78 +168,8 @@ def test_the_guide(place, usual, monkeypatch):
     assert predicted(place, flags["on"]) == usual
 
 
-def small():
-    return only(everyone(), lambda s: s <= 5)
-
-
-def no_points(folder):
-    shutil.rmtree(folder / "labels")
-
-
-def one_too_high(folder):
-    folder.rename(folder.with_name("inner"))
-    folder.mkdir()
-    folder.with_name("inner").rename(folder / "hospital")
-
-
-def no_rows(folder):
-    for path in (folder / "labels").rglob("*.parquet"):
-        pq.write_table(pq.read_table(path).slice(0, 0), path)
-
-
-def damaged(folder):
-    (folder / "data/train/0.parquet").write_bytes(b"PAR1 no")
-
-
-def without_events(folder):
-    shutil.rmtree(folder / "data")
-
-
-def strangers_only(folder):
-    pq.write_table(mf.labels([(900, 4, True)]), folder / "labels/death/0.parquet")
-    shutil.rmtree(folder / "labels/los")
-
-
-def odd_points(folder):
-    (folder / "points.csv").write_text("patient,prediction_time\n1,2100-01-01 04:00\n")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (shutil.rmtree, "no such folder"),
-        (no_points, "no label files (labels/death, labels/los) and no points.parquet"),
-        (one_too_high, "who is asked, and when?; try "),
-        (no_rows, "no row of the label files"),
-        (damaged, "train/0.parquet: cut short, corrupt"),
-        (without_events, "no event files (data)"),
-        (strangers_only, "no record has anything to predict from"),
-        (odd_points, "points.csv: has no column 'subject_id'"),
-    ],
-)
-def test_bad_folders_are_refused_in_a_line(place, capsys, spoil, says):
-    spoil(write(place, "bad", small()))
-    assert ask(place, "bad") == 3
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("m4: data error: ") and says in line
-    assert not (place / "w/.new").exists()
-
-
-def test_a_definition_that_changed_is_refused(place, capsys):
-    write(place, "bad", small())
-    (place / "spec.toml").write_text(DEFINITION.replace('"hospital"', '"next month"'))
-    try:
-        assert ask(place, "bad") == 0  # where the files are may change
-        (place / "spec.toml").write_text(DEFINITION.replace("hours = 4", "hours = 8"))
-        capsys.readouterr()
-        assert ask(place, "bad") == 2
-    finally:
-        (place / "spec.toml").unlink()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "changed since training: window.hours: 4 -> 8" in line
-
-
-def test_who_was_trained_on_is_told_while_it_is_known(place, usual, capsys):
+def test_who_was_trained_on_is_told_while_it_is_known(place, usual, monkeypatch, capsys):
+    monkeypatch.setenv("M4_DATA_DIR", str(place / "data"))
     home = place / "data/meds" / json.loads((place / "w/data.json").read_text())["fingerprint"]
     home.mkdir(parents=True)
     index.write(home, "train", [(s, 0) for s in range(1, 21)])
@@ -360,35 +198,6 @@ def test_the_memory_of_a_trained_model_is_not_overwritten(tmp_path):
     shutil.rmtree(folder / "checkpoints")
     trained.keep(tmp_path / "young", folder)
     assert not (folder / "vocabulary.json").exists()
-
-
-def test_what_cannot_be_asked_for(place, capsys):
-    flags = [f"--workdir={place / 'w'}", f"--on={place / 'w'}"]
-    assert main([*flags, "--mode=train"]) == 2
-    assert "--on: goes with --mode=predict, not with --mode=train" in capsys.readouterr().err
-    (place / "cv/fold_0").mkdir(parents=True)
-    shutil.copyfile(place / "w/config.json", place / "cv/config.json")
-    assert main([f"--workdir={place / 'cv'}", f"--on={place / 'w'}"]) == 4
-    assert "holds a model per fold; choose --workdir=" in capsys.readouterr().err
-    config = ml_collections.ConfigDict({"data": {"name": "synthetic"}})
-    with pytest.raises(ConfigError, match="'synthetic' reads its own files only"):
-        trained.module_of(config)
-
-
-def test_a_work_directory_without_its_memory_is_refused(place, capsys):
-    write(place, "bad", small())
-    for name, spoiled, says in (
-        ("data.json", "{", "data.json: no readable manifest"),
-        ("vocabulary.json", '{"drugs": []}', "the vocabulary of notes is not known"),
-    ):
-        path = place / "w" / name
-        good = path.read_text()
-        path.write_text(spoiled)
-        try:
-            assert ask(place, "bad") == 3
-        finally:
-            path.write_text(good)
-        assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

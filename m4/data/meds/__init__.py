@@ -134,9 +134,13 @@ def new(
     content = dict(resolved)
     meds = content.pop("meds", True)
     found = parse.parse(content, "definition", meds=meds)
-    counted = {m.spec.name for m in found.modalities if m.tokens and m.vocabulary == "train"}
-    if unknown := counted - {*vocabularies}:
-        raise DataError(f"the vocabulary of {', '.join(sorted(unknown))} is not known")
+    for modality in found.modalities:
+        name, size = modality.spec.name, modality.spec.vocab or 0
+        if modality.tokens and modality.vocabulary == "train":
+            if name not in vocabularies:
+                raise DataError(f"the vocabulary of {name} is not known")
+            if len(vocabularies[name]) >= size:
+                raise DataError(f"the vocabulary of {name} is larger than the model's")
 
     def examples():
         from m4.data.meds import examples as building  # needs pyarrow

@@ -174,7 +174,8 @@ def prepare_new(
     if not sources:
         wanted = ", ".join(source.files for source in definition.sources)
         raise DataError(f"{root}: no event files ({wanted})")
-    flow["kinds of event files that are absent"] = len(definition.sources) - len(sources)
+    for absent in {source.files for source in definition.sources if source not in sources}:
+        flow[f"event files that are absent: {absent}"] += 1
     definition = dataclasses.replace(definition, sources=tuple(sources))
     matcher = Matcher(definition)
     events = Events(definition, root, points, matcher, flow)

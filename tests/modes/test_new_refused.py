@@ -1,0 +1,133 @@
+"""`--on`: what is refused, in one line and with the documented exit code."""
+
+import contextlib
+import json
+import shutil
+
+import ml_collections
+import pyarrow.parquet as pq
+import pytest
+
+from m4.errors import ConfigError, DataError
+from m4.main import main
+from m4.modes import trained
+from tests.data import meds_folder as mf
+from tests.modes.hospital import DEFINITION, ask, everyone, only, write
+
+
+def small():
+    return only(everyone(), lambda s: s <= 5)
+
+
+def no_points(folder):
+    shutil.rmtree(folder / "labels")
+
+
+def one_too_high(folder):
+    folder.rename(folder.with_name("inner"))
+    folder.mkdir()
+    folder.with_name("inner").rename(folder / "hospital")
+
+
+def no_rows(folder):
+    for path in (folder / "labels").rglob("*.parquet"):
+        pq.write_table(pq.read_table(path).slice(0, 0), path)
+
+
+def damaged(folder):
+    (folder / "data/train/0.parquet").write_bytes(b"PAR1 no")
+
+
+def without_events(folder):
+    shutil.rmtree(folder / "data")
+
+
+def strangers_only(folder):
+    pq.write_table(mf.labels([(900, 4, True)]), folder / "labels/death/0.parquet")
+    shutil.rmtree(folder / "labels/los")
+
+
+def odd_points(folder):
+    (folder / "points.csv").write_text("patient,prediction_time\n1,2100-01-01 04:00\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (shutil.rmtree, "no such folder"),
+        (no_points, "no label files (labels/death, labels/los) and no points.parquet"),
+        (one_too_high, "who is asked, and when?; try "),
+        (no_rows, "no row of the label files"),
+        (damaged, "train/0.parquet: cut short, corrupt"),
+        (without_events, "no event files (data)"),
+        (strangers_only, "no record has anything to predict from"),
+        (odd_points, "points.csv: has no column 'subject_id'"),
+    ],
+)
+def test_bad_folders_are_refused_in_a_line(place, capsys, spoil, says):
+    spoil(write(place, "bad", small()))
+    assert ask(place, "bad") == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("m4: data error: ") and says in line
+    assert not (place / "w/.new").exists()
+
+
+def test_a_definition_that_changed_is_refused(place, capsys):
+    write(place, "bad", small())
+    (place / "spec.toml").write_text(DEFINITION.replace('"hospital"', '"next month"'))
+    try:
+        assert ask(place, "bad") == 0  # where the files are may change
+        (place / "spec.toml").write_text(DEFINITION.replace("hours = 4", "hours = 8"))
+        capsys.readouterr()
+        assert ask(place, "bad") == 2
+    finally:
+        (place / "spec.toml").unlink()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "changed since training: window.hours: 4 -> 8" in line
+
+
+def test_what_cannot_be_asked_for(place, capsys):
+    flags = [f"--workdir={place / 'w'}", f"--on={place / 'w'}"]
+    assert main([*flags, "--mode=train"]) == 2
+    assert "--on: goes with --mode=predict, not with --mode=train" in capsys.readouterr().err
+    (place / "cv/fold_0").mkdir(parents=True)
+    shutil.copyfile(place / "w/config.json", place / "cv/config.json")
+    assert main([f"--workdir={place / 'cv'}", f"--on={place / 'w'}"]) == 4
+    assert "holds a model per fold; choose --workdir=" in capsys.readouterr().err
+    config = ml_collections.ConfigDict({"data": {"name": "synthetic"}})
+    with pytest.raises(ConfigError, match="'synthetic' reads its own files only"):
+        trained.module_of(config)
+
+
+def test_a_work_directory_without_its_memory_is_refused(place, capsys):
+    write(place, "bad", small())
+    whole = json.loads((place / "w/data.json").read_text())
+    damage = [{**whole, key: bad} for key in whole for bad in (7, {}, ["x"])]
+    damage += [{k: v for k, v in whole.items() if k != key} for key in whole]
+    for manifest in damage:
+        (place / "w2").mkdir(exist_ok=True)
+        (place / "w2/data.json").write_text(json.dumps(manifest))
+        config = ml_collections.ConfigDict({"data": {"name": "meds", "raw_dir": "", "dir": ""}})
+        with contextlib.suppress(DataError):  # and no other
+            trained.read(config, place / "w2")
+    for name, spoiled, says in (
+        ("data.json", "{", "data.json: no manifest of the training data"),
+        ("data.json", json.dumps({**whole, "normalisers": {}}), "no manifest of the"),
+        ("data.json", json.dumps({**whole, "fingerprint": "../../x"}), "no manifest of the"),
+        ("data.json", json.dumps({**whole, "declared": {}}), "another schema"),
+        ("vocabulary.json", '{"drugs": []}', "the vocabulary of notes is not known"),
+        ("vocabulary.json", '{"drugs": [], "notes": "x"}', "no vocabulary of the training data"),
+        (
+            "vocabulary.json",
+            json.dumps({"drugs": [*"abcdefghijk"], "notes": []}),
+            "larger than the model's",
+        ),
+    ):
+        path = place / "w" / name
+        good = path.read_text()
+        path.write_text(spoiled)
+        try:
+            assert ask(place, "bad") == 3
+        finally:
+            path.write_text(good)
+        assert says in capsys.readouterr().err
