@@ -155,11 +155,20 @@ def test_every_misfit_is_named(tmp_path):
 
 def test_what_is_no_bert_is_refused(tmp_path):
     safetensors.write({"a": np.zeros(2, np.float32)}, tmp_path / "a.safetensors")
+    position = "embeddings.position_embeddings.weight"
+    for name, x in (("d", np.float32(1)), ("e", np.zeros((0, 8), np.float32))):
+        safetensors.write(weights() | {position: x}, tmp_path / f"{name}.safetensors")
+    far = weights()  # a layer's number says nothing about how many there are
+    far["encoder.layer.999999999.output.dense.bias"] = far.pop("encoder.layer.1.output.dense.bias")
+    safetensors.write(far, tmp_path / "f.safetensors")
     (tmp_path / "b.safetensors").write_bytes(b"\x80\x04what is this")
     for name, match in (
         ("a.safetensors", "lacks embeddings.word_embeddings.weight"),
         ("b.safetensors", "not a safetensors file"),
         ("c.bin", "must be a .safetensors file"),
+        ("d.safetensors", f"no BERT, it lacks {position}"),
+        ("e.safetensors", f"{position} is empty"),
+        ("f.safetensors", "encoder.layer.999999999.output.dense.bias is surplus"),
     ):
         with pytest.raises(ValueError, match=match):
             bert.load(str(tmp_path / name))

@@ -95,7 +95,8 @@ def load(file: str, num_heads: int = 0) -> tuple[BertSizes, pretrained.Readers]:
     """
     tensors = {_plain(name): x for name, x in pretrained.read(file).items()}
     tensors = {name: x for name, x in tensors.items() if not re.match(UNUSED, name)}
-    lacks = [n for n in _table(0) if n not in tensors]
+    rank = {n: 1 if "LayerNorm" in n else 2 for n in _table(0)}
+    lacks = [n for n in rank if n not in tensors or tensors[n].ndim != rank[n]]
     if lacks:
         raise ValueError(f"{file}: no BERT, it lacks {', '.join(lacks)}")
     sizes = _sizes(file, tensors, num_heads)
@@ -165,21 +166,14 @@ def _table(depth: int, *, pooler: bool = False) -> dict[str, str]:
 
 def _sizes(file, tensors, num_heads) -> BertSizes:
     vocab, width = tensors["embeddings.word_embeddings.weight"].shape
-    layers = [int(m[1]) for n in tensors if (m := re.match(r"encoder\.layer\.(\d+)\.", n))]
-    up = tensors.get("encoder.layer.0.intermediate.dense.weight", np.zeros((4 * width, 0)))
+    layers = {m[1] for n in tensors if (m := re.match(r"encoder\.layer\.(\d+)\.", n))}
+    up = tensors.get("encoder.layer.0.intermediate.dense.weight", np.zeros(4 * width))
     heads = num_heads or max(1, width // HEAD)
     if width % heads:
         raise ValueError(f"{file}: {heads} heads cannot split a width of {width}; set num_heads")
-    return BertSizes(
-        vocab,
-        len(tensors["embeddings.position_embeddings.weight"]),
-        len(tensors["embeddings.token_type_embeddings.weight"]),
-        width,
-        len(up),
-        1 + max(layers, default=-1),
-        heads,
-        int("pooler.dense.weight" in tensors),
-    )
+    rows = (len(tensors[f"embeddings.{n}_embeddings.weight"]) for n in ("position", "token_type"))
+    pooler = int("pooler.dense.weight" in tensors)
+    return BertSizes(vocab, *rows, width, (*up.shape, 0)[0], len(layers), heads, pooler)
 
 
 def _join(path: str, parts: list[np.ndarray]) -> np.ndarray:

@@ -92,7 +92,7 @@ def without(tensors: dict[str, np.ndarray], anchor: str, unused: str) -> dict[st
 def check(
     file: str, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raises ValueError with every tensor that is missing, surplus, misshapen or not finite."""
+    """Raises ValueError with all that are missing, surplus, misshapen, empty or not finite."""
     lines = [f"{name} is missing" for name in sorted(shapes.keys() - tensors.keys())]
     lines += [f"{name} is surplus" for name in sorted(tensors.keys() - shapes.keys())]
     for name in shapes:
@@ -101,6 +101,8 @@ def check(
         x, shape = tensors[name], shapes[name]
         if x.shape != shape or x.dtype.kind != "f":
             lines.append(f"{name} is {x.dtype}{list(x.shape)}, expected {list(shape)}")
+        elif not x.size:
+            lines.append(f"{name} is empty")
         elif not np.isfinite(x).all():
             lines.append(f"{name} has numbers that are not finite")
     if lines:
