@@ -91,7 +91,9 @@ def parse(args: Sequence[str]) -> Flags:
         close = difflib.get_close_matches(mode, MODES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         problems.append(f"--mode={mode}: must be one of {', '.join(MODES)}{hint}")
-    elif "on" in found and mode != "predict":
+    if "on" in found and not {"workdir", "config", "config_json"} & {*found}:
+        problems.append("--on: needs --workdir, that of the run that is to predict")
+    if "on" in found and mode in MODES and mode != "predict":
         problems.append(f"--on: goes with --mode=predict, not with --mode={mode}")
     if problems:
         raise ConfigError(*problems)

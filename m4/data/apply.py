@@ -20,11 +20,13 @@ import numpy as np
 
 from m4 import cells
 from m4.data import manifest as manifests
-from m4.data import recording
+from m4.data import normalise, recording
 from m4.data.cohort import Example
 from m4.errors import DataError
+from m4.specs import DataSpec
 
 SPLIT = "new"
+MANY_CLIPPED = 0.2  # share of a feature's values; of the training values it is 0.002
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ def write(
     """Writes the records of new data into `target`; returns their manifest.
 
     The manifest is the training data's with `sources`, `flow` and `splits` of the new data, and
-    `observed`: modality -> records that have each feature.
+    `features`: see `Features`.
 
     Raises:
       DataError: files that cannot be used, no record, another schema than the model's.
@@ -56,15 +58,12 @@ def write(
     if manifests.schema(cohort.spec) != trained.manifest["declared"]:
         raise DataError(f"{folder}: is read into another schema than the model was trained on")
     summary = manifests.Summary(cohort.spec)
-    kinds = {m.name: m.shape[-1] for m in cohort.spec.modalities if m.kind in ("series", "table")}
-    observed = {name: np.zeros(size, int) for name, size in kinds.items()}
+    features = Features(cohort.spec, trained.manifest["normalisers"])
 
     def seen(split: str, record: Example) -> None:
         del split
         summary.add(record)
-        for name, count in observed.items():
-            values = record["inputs"][name]["values"]
-            count += (~np.isnan(values)).reshape(-1, len(count)).any(axis=0)
+        features.add(record)
 
     cuts = recording.write(target, cohort, seen, progress=progress)
     manifest = {
@@ -72,25 +71,60 @@ def write(
         "sources": cohort.sources,
         "flow": recording.flow(cohort, cuts),
         "splits": {SPLIT: summary.result()},
-        "observed": {name: count.tolist() for name, count in observed.items()},
+        "features": features.result(),
     }
     manifests.write(target, manifest)
     return manifest
 
 
-def lacking(manifest: Mapping[str, Any], trained: Trained) -> list[str]:
-    """What training records had and not one new record has: modalities, features; a line each."""
+class Features:
+    """Per feature of series and tables: values, and how many of them are clipped."""
+
+    def __init__(self, spec: DataSpec, normalisers: Mapping[str, list[dict[str, Any]]]):
+        """`normalisers` as in a manifest."""
+        names = [m.name for m in spec.modalities if m.kind in ("series", "table")]
+        self._fitted = {name: normalisers[name] for name in names}
+        self._limits = {name: normalise.limits(fitted) for name, fitted in self._fitted.items()}
+        self._counts = {name: np.zeros((2, len(f)), int) for name, f in self._fitted.items()}
+
+    def add(self, record: Example) -> None:
+        """Count one encoded record."""
+        for name, count_2f in self._counts.items():
+            values_Nf = record["inputs"][name]["values"].reshape(-1, count_2f.shape[1])
+            low_f, high_f = self._limits[name]
+            count_2f[0] += (~np.isnan(values_Nf)).sum(axis=0)
+            count_2f[1] += ((values_Nf < low_f) | (values_Nf > high_f)).sum(axis=0)
+
+    def result(self) -> dict[str, list[dict[str, Any]]]:
+        """JSON types: modality -> [{feature, trained, values, clipped}], `trained` of training."""
+        return {
+            name: [
+                {"feature": f["feature"], "trained": f["count"], "values": v, "clipped": c}
+                for f, (v, c) in zip(fitted, self._counts[name].T.tolist(), strict=True)
+            ]
+            for name, fitted in self._fitted.items()
+        }
+
+
+def warnings(manifest: Mapping[str, Any], trained: Trained) -> list[str]:
+    """What new records lack altogether, and features in a range that training did not have."""
     new, old = manifest["splits"][SPLIT], trained.manifest["splits"]["train"]
     rows, lines = cells.count(new["rows"], manifests.SMALLEST), []
     for name, present in new["present"].items():
-        had = {"smallest": manifests.SMALLEST, "digits": 0, "unknown": "some"}
-        share = cells.share(old["present"][name], old["rows"], **had)
+        features = [f for f in manifest["features"].get(name, ()) if f["trained"]]
         if not present and old["present"][name]:
+            share = _share(old["present"][name], old["rows"])
             lines.append(f"{name}: in 0 of {rows} records (training: {share})")
-            continue
-        fitted = trained.manifest["normalisers"].get(name, ())
-        counts = manifest["observed"].get(name, ())
-        gone = [f["feature"] for f, n in zip(fitted, counts, strict=False) if f["count"] and not n]
-        if present and gone:
+        elif gone := [f["feature"] for f in features if not f["values"]]:
             lines.append(f"{name}: {', '.join(gone)} in 0 of {rows} records")
+        lines += [
+            f"{name}: {f['feature']} is clipped in {_share(f['clipped'], f['values'])} of its"
+            " values: another unit than in training?"
+            for f in features
+            if f["values"] >= manifests.SMALLEST and f["clipped"] > MANY_CLIPPED * f["values"]
+        ]
     return lines
+
+
+def _share(part: int, total: int) -> str:
+    return cells.share(part, total, manifests.SMALLEST, digits=0, unknown="some")

@@ -119,6 +119,21 @@ class Normaliser:
         return np.clip(z, self._low_f, self._high_f, out=z)
 
 
+def limits(fitted: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and largest values that are not clipped, f64[f] in the features' units.
+
+    A little wider, so that rounding does not matter.
+    """
+    low_f, high_f = (
+        np.array([f["mean"] + f[k] * f["std"] for f in fitted]) for k in ("low", "high")
+    )
+    log_f = np.array([f["transform"] == "log1p" for f in fitted])
+    for edge_f in (low_f, high_f):
+        np.expm1(edge_f, out=edge_f, where=log_f)
+    slack_f = 1e-4 * np.maximum(np.abs(low_f), np.abs(high_f))
+    return low_f - slack_f, high_f + slack_f
+
+
 def _skewness(values_N: np.ndarray) -> float:
     centred_N = values_N - values_N.mean()
     std = centred_N.std()

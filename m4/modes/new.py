@@ -87,7 +87,7 @@ def _records(config: ml_collections.ConfigDict, folder: Path, new: Path) -> Iter
             module = trained.module_of(config)
             manifest = apply.write(target, new, module, remembered, progress=_progress)
             print("cohort", *manifests.flow_lines(manifest), sep="\n", flush=True)
-            for line in apply.lacking(manifest, remembered):
+            for line in apply.warnings(manifest, remembered):
                 print(f"warning  {line}", flush=True)
             if {*manifest["splits"][apply.SPLIT]["patterns"]} == {"0"}:
                 raise DataError(f"{new}: no record has anything to predict from")
@@ -130,7 +130,7 @@ def _count(folder: Path, name: str, manifest: dict[str, Any], rows: int) -> None
         "points": new["rows"],
         "predicted": rows,
         "present": new["present"],
-        "observed": manifest["observed"],
+        "features": manifest["features"],
     }
     path = folder / "predictions" / f"{name}.json"
     workdir.write_atomic(path, json.dumps(document, indent=1) + "\n")

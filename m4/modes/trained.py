@@ -107,12 +107,13 @@ def require(config: ml_collections.ConfigDict, folder: Path, new: Path) -> None:
             f"data.name={config.data.name!r}: reads files as version {now} by now, the model was"
             f" trained with version {then}; train again"
         )
-    changes = changed(module, config.data.options.to_dict(), manifest["options"])
+    options = config.data.options.to_dict()
+    changes = changed(module, options, manifest["options"])
     if changes:
         more = f" and {len(changes) - MOST} more" if len(changes) > MOST else ""
         raise ConfigError(
-            f"data.options: changed since training: {'; '.join(changes[:MOST])}{more}; restore the"
-            " file, or train again"
+            f"data.options={options}: changed since training: {'; '.join(changes[:MOST])}{more};"
+            " restore it, or train again"
         )
 
 

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from m4.data import apply, build, index, meds, tables
@@ -85,7 +86,7 @@ def test_the_training_hospital_is_read_as_it_was(built, known, tmp_path):
     found, manifest = again(built, tmp_path, given())
     assert_same(found, known)
     assert len(found) == 90 and [*manifest["splits"]] == ["new"]
-    assert apply.lacking(manifest, trained(built[1])) == []
+    assert apply.warnings(manifest, trained(built[1])) == []
     los = Store(tmp_path / "out", "new").spec.task("los")
     assert los == Store(built[1], "test").spec.task("los") and los.loc != 0  # fitted on train
 
@@ -117,6 +118,21 @@ def test_a_record_is_its_subjects_alone(built, known, tmp_path, seed):
     flow = dict(manifest["flow"])
     assert flow["drugs: tokens outside the vocabulary"] == 20
     assert flow["notes: tokens outside the vocabulary"] == 20  # 'moan', not 'pain'
+
+
+def test_another_unit_is_told(built, tmp_path):
+    content = given()
+    for path in [path for path in content if path.startswith("data/")]:
+        table = content[path]
+        tenfold = pc.if_else(
+            pc.equal(table["code"], "VITAL//HR"),
+            pc.multiply(table["numeric_value"], 10),
+            table["numeric_value"],
+        )
+        content[path] = table.set_column(3, "numeric_value", tenfold.cast(pa.float32()))
+    _, manifest = again(built, tmp_path, content)
+    (line,) = apply.warnings(manifest, trained(built[1]))
+    assert line == "vitals: hr is clipped in 100% of its values: another unit than in training?"
 
 
 TABLES = """
@@ -205,7 +221,7 @@ def test_tables_without_a_whole_file(study, tmp_path):
     (tmp_path / "static.csv").write_text((folder / "static.csv").read_text())
     (tmp_path / "out").mkdir()
     manifest = apply.write(tmp_path / "out", tmp_path, tables, trained(data))
-    assert apply.lacking(manifest, trained(data)) == ["labs: in 0 of 40 records (training: 100%)"]
+    assert apply.warnings(manifest, trained(data)) == ["labs: in 0 of 40 records (training: 100%)"]
     assert dict(manifest["flow"])["event files that are absent: labs.csv*"] == 1
     for row in rows(tmp_path / "out", "new").values():
         assert not row["labs/present"] and not row["labs/values"].any() and row["static/present"]

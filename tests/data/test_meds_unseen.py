@@ -1,5 +1,7 @@
 """A MEDS data set that nobody prepared: draft, describe, train, predict, without an edit."""
 
+import json
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -56,6 +58,11 @@ def test_from_a_draft_to_predictions(tmp_path, monkeypatch, capsys):
         assert {(r["subject_id"], r["prediction_time"]) for r in rows} <= asked
         assert len(rows) > 0.8 * len(asked)  # all but those with nothing to predict from
         assert all(r[column] is not None for r in rows for column in columns), task
+    other = hostile_meds.write(tmp_path / "other ward", num_subjects=30, seed=1)
+    assert main([f"--workdir={tmp_path / 'w'}", f"--on={tmp_path / 'other ward'}"]) == 0
+    predicted = json.loads((tmp_path / "w/predictions/other_ward.json").read_text())
+    assert predicted["points"] == sum(map(len, other.values())) == 45  # of all splits, and none
+    assert 36 < predicted["predicted"] <= 45
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from m4.data.normalise import Normaliser, Sampler, fit
+from m4.data.normalise import Normaliser, Sampler, fit, limits
 
 
 def z(values, fitted):
@@ -27,6 +27,14 @@ def test_skewed_non_negative_feature_is_logged():
     scaled = z(values, fitted)
     assert abs(scaled.mean()) < 1e-5 and abs(scaled.std() - 1) < 1e-5
     assert z([-1.0], fitted) == pytest.approx(z([0.0], fitted))  # not NaN
+
+
+def test_limits_are_where_clipping_begins():
+    skewed = np.exp(np.random.default_rng(0).normal(3, 1, 5000))
+    low, high = limits([fit(np.arange(1001.0)), fit(skewed), fit(np.full(9, -4.0))])
+    ends = np.quantile(skewed, (0.001, 0.999))
+    assert low == pytest.approx(np.array([1, ends[0], -4]), abs=0.2)
+    assert high == pytest.approx(np.array([999, ends[1], -4]), rel=2e-4)
 
 
 def test_skewed_feature_with_a_negative_value_is_not_logged():

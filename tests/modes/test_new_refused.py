@@ -87,6 +87,8 @@ def test_a_definition_that_changed_is_refused(place, capsys):
 
 
 def test_what_cannot_be_asked_for(place, capsys):
+    assert main([f"--on={place / 'w'}"]) == 2
+    assert "--on: needs --workdir" in capsys.readouterr().err
     flags = [f"--workdir={place / 'w'}", f"--on={place / 'w'}"]
     assert main([*flags, "--mode=train"]) == 2
     assert "--on: goes with --mode=predict, not with --mode=train" in capsys.readouterr().err
