@@ -61,6 +61,7 @@ class Checkpoints:
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"checkpoints-{folder.name}")
         self._pending: Future | None = None
+        self._layout: tuple[frozenset[str], Any] = (frozenset(), None)  # of the last step read
         if sweep and jax.process_index() == 0:
             self._sweep()
         _sync(f"opened {folder.name}")
@@ -260,8 +261,11 @@ class Checkpoints:
             leaves = self._meta(step)["leaves"]
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 path = self.folder / str(step) / "state"
-                tree = reader.metadata(path).item_metadata.tree
-                host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                names, host = self._layout
+                if names != leaves.keys():  # once: reading it keeps 10 kB an array for ever
+                    tree = reader.metadata(path).item_metadata.tree
+                    host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                    self._layout = (frozenset(leaves), host)
                 state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=host))
             return _differing(leaves, digest.of_tree(state))
         except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)

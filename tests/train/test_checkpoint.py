@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import errno
+import gc
 import shutil
 import sys
 import threading
@@ -287,3 +288,19 @@ def test_only_the_late_ends_of_abandoned_reads_are_not_heard(monkeypatch):
     sys.excepthook(RuntimeError, other, None)
     sys.unraisablehook(mine := types.SimpleNamespace(exc_value=other, object=None))
     assert heard == [other, mine]
+
+
+def test_saving_again_and_again_keeps_nothing(tmp_path):
+    saved = {f"w{i}": jnp.full((4, 4), i, jnp.float32) for i in range(40)}
+    checkpoints = Checkpoints(tmp_path, keep=2)
+
+    def objects(steps):
+        for step in steps:
+            checkpoints.save(step, saved, {"step": step})
+            checkpoints.wait()
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = objects(range(4))
+    assert objects(range(4, 10)) - before < 6 * 40  # less than one per array and save
+    checkpoints.close()
