@@ -164,6 +164,18 @@ def _score(config, folder: Path, name: str, found: Predictions, spec: DataSpec) 
         draws=config.eval.bootstrap,
         seed=config.seed,
         min_patients=config.eval.min_patients,
+        thresholds=_thresholds(folder, spec),
     )
     print(f"scores   {results.write(document, folder)}")
     tables.print_table(document)
+
+
+def _thresholds(folder: Path, spec: DataSpec) -> dict[str, np.ndarray]:
+    """The cuts chosen on the validation split, as far as the test split's results tell them."""
+    try:
+        cards = json.loads((folder / "results/test.json").read_text())["tasks"]
+        known = [task for task in spec.tasks if task.name in cards]
+        cuts = {task: np.array(cards[task.name]["threshold"], float) for task in known}
+    except (OSError, ValueError, TypeError, LookupError):
+        return {}
+    return {t.name: c for t, c in cuts.items() if c.shape == (t.dim,) and np.isfinite(c).all()}
