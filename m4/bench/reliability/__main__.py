@@ -31,6 +31,7 @@ SCENARIOS = (
     Scenario("disk full", "disk:full"),
     Scenario("read-only disk", "disk:read_only"),
     Scenario("soak: memory, handles, stall of saving", "soak:memory", in_short=False),
+    Scenario("stall of saving in the demo", "soak:shipped", in_short=False),
     Scenario("truncated or deleted checkpoint files", "flips:cuts"),
     Scenario("bad inputs of the catalogue", "catalogue:bad_inputs"),
     Scenario("fuzzed configurations, tables and manifests", "fuzz:fuzz"),
