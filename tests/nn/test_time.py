@@ -74,6 +74,15 @@ def test_channel_attention_ignores_scores_and_values_outside_the_mask():
     np.testing.assert_allclose(channel_attention(scores, values, mask, same).ravel(), [2.0])
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_channel_attention_hides_no_wrong_score_of_what_was_observed(wrong):
+    scores = np.array([0.0, wrong], np.float32).reshape(1, 1, 1, 1, 2)
+    values, mask = np.ones((1, 1, 2, 1), np.float32), np.ones((1, 1, 2, 1), bool)
+    assert np.isnan(channel_attention(scores, values, mask, same)).all()
+    mask[0, 0, 1] = False
+    np.testing.assert_array_equal(channel_attention(scores, values, mask, same).ravel(), [1.0])
+
+
 def test_channel_attention_of_nothing_has_zero_gradient():
     def total(scores):
         mask = jnp.zeros((1, 1, 3, 2), bool)
