@@ -73,7 +73,7 @@ def test_pixels():
         "imagenet": [-0.285 / 0.229, -0.256 / 0.224, -0.206 / 0.225],
     }
     for scale, channels in expected.items():
-        x, mask = images.pixels([grey], channels=3, scale=scale)
+        x, mask = jax.device_get(images.pixels([grey], channels=3, scale=scale))
         assert x.shape == (3, 1, 1, 1, 1, 3) and mask[:, 0, 0].tolist() == here.tolist()
         np.testing.assert_allclose(x[1, 0, 0, 0, 0], channels, rtol=1e-5)
         assert not x[2].any()
@@ -82,18 +82,17 @@ def test_pixels():
     np.testing.assert_array_equal(x[0].ravel(), [1, 2, 3])
 
 
-@pytest.mark.parametrize("pooling", ["mean", "tokens"])
-def test_views_become_vectors_in_order(files, pooling):
+def test_views_become_vectors_in_order(files):
     module, streams = RESNET.module(0.0, None), make_batch().inputs
     model = jax.jit(lambda x: module.apply({"params": params(files["resnet"])}, x, train=False))
     some = [streams["cc"], streams["mlo"]]
-    options = {"channels": 3, "scale": "unit", "pooling": pooling}
-    found = images.read(lambda x, train: model(x), some, **options, train=False)
+    options = {"channels": 3, "scale": "unit", "pooling": "tokens"}
+    found = jax.device_get(images.read(lambda x, train: model(x), some, **options, train=False))
     for stream, vectors in zip(some, found, strict=True):
         assert vectors.values.shape == (4, 2, 4)  # one place of the last map, 1 x 1
         np.testing.assert_array_equal(vectors.mask, stream.mask)
         for row, view in np.argwhere(stream.mask):
-            alone = model(stream.values[row, view][None])[pooling][0, 0]
+            alone = np.asarray(model(stream.values[row, view][None])["tokens"])[0, 0]
             np.testing.assert_allclose(vectors.values[row, view], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -109,10 +108,10 @@ def test_views_become_vectors_in_order(files, pooling):
 def test_weights_are_the_files_and_frozen_ones_stay(files, kind, tuning):
     method = built(files[kind], FLOATS, tuning=tuning)
     batch = properties.random_batch(FLOATS, rows=4)
-    start = jax.jit(lambda: init_params(method, batch, seed=0))()
+    start = jax.device_get(jax.jit(lambda: init_params(method, batch, seed=0))())
     name = images.PARAMS[tuning]
     jax.tree.map(np.testing.assert_array_equal, start[name], params(files[kind]))
-    tx = optim.make_optimiser("adamw", lambda _: 0.1, weight_decay=0.1, clip_norm=1.0)
+    tx = optim.make_optimiser("sgd", lambda _: 0.1, weight_decay=0.1)
 
     @jax.jit
     def update(params, batch):
@@ -126,7 +125,7 @@ def test_weights_are_the_files_and_frozen_ones_stay(files, kind, tuning):
         updates = tx.update(grads, tx.init(params), params)[0]
         return grads, jax.tree.map(jnp.add, params, updates)
 
-    grads, after = update(start, batch)
+    grads, after = jax.device_get(update(start, batch))
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), start[name], after[name])
     pulled = [bool(g.any()) for g in jax.tree.leaves(grads[name])]
     assert any(jax.tree.leaves(moved)) == any(pulled) == (tuning == "tuned")
@@ -173,11 +172,11 @@ def test_every_method_takes_it(files, name, kind):
 def test_texts_and_images_at_once(files):
     note = ModalitySpec("note", "text", (9,), vocab=11)
     data = DataSpec((*SPEC.modalities, note), SPEC.tasks)
-    method = built(files["resnet"], data, {"file": files["bert"], "num_heads": 2}, tuning="tuned")
+    method = built(files["vit"], data, {"file": files["bert"], "num_heads": 2}, tuning="tuned")
     assert type(pretrained.bare(method)) is toy.Toy
     batch = properties.random_batch(data, rows=5)
     start = jax.jit(lambda: init_params(method, batch, seed=0))()
-    jax.tree.map(np.testing.assert_array_equal, start["method"]["image"], params(files["resnet"]))
+    jax.tree.map(np.testing.assert_array_equal, start["method"]["image"], params(files["vit"]))
     _, readers = bert.load(files["bert"], 2)
     word = start["frozen_text"]["word"]["embedding"]
     np.testing.assert_array_equal(word, readers["word/embedding"]())
