@@ -35,7 +35,7 @@ class Gang:
     ):
         self.workdir, self.log = workdir, workdir.parent / f"{workdir.name}.log"
         command = [sys.executable, str(ROOT / "launch/local.py"), f"--procs={procs}"]
-        command += [f"--devices={devices}", "--restarts=3", f"--heartbeat={heartbeat}"]
+        command += [f"--devices={devices}", "--restarts=10", f"--heartbeat={heartbeat}"]
         command += ["--module=m4.bench.reliability.stalling", "--"]
         command += [f"--config={configs.__file__}:m3h", f"--workdir={workdir}", *args]
         environment = os.environ | runs.environment(bench, devices)
@@ -79,19 +79,22 @@ def factorisations(bench: Bench) -> Outcome:
 
 
 def resumes(bench: Bench) -> Outcome:
-    """Saved half-way by one split of 8 devices, resumed by another."""
+    """Saved by one split of 8 devices after a half or three quarters, resumed by another."""
     splits = SPLITS[:2] if bench.short else SPLITS
     pairs = [(a, b) for a in splits for b in splits if a != b]
-    random.Random(bench.seed).shuffle(pairs)
+    rng = random.Random(bench.seed)
+    rng.shuffle(pairs)
     pairs = (pairs * 5)[: bench.number(1, 60)]
     bad = []
     for number, (before, after) in enumerate(pairs):
         source = _reference(bench, *before)
-        workdir = _cut(source, bench.work / f"pair{number}", _steps(bench) // 2)
+        step = rng.choice((2, 3)) * _steps(bench) // 4
+        workdir = _cut(source, bench.work / f"pair{number}", step)
         code = Gang(bench, *after, workdir, *_args(bench)).wait()
         if code != 0 or not runs.same(workdir, source):
-            bad.append((before, after))
-    note = f"{len({*pairs})} different pairs"
+            bad.append((before, after, step))
+        shutil.rmtree(workdir)
+    note = f"{len({*pairs})} different pairs, taken up at step {_steps(bench) // 2} or later"
     return Outcome(len(pairs), len(pairs) - len(bad), len(bad), _say(note, bad))
 
 
@@ -116,6 +119,7 @@ def peers(bench: Bench) -> Outcome:
     rng = random.Random(bench.seed)
     workdir, bad, slowest = bench.work / "peers", [], 0.0
     args = ["--config.train.steps=100000", "--config.train.eval_every=100000"]
+    # A watchdog that short may end a gang that a crowded machine holds up: hence many restarts.
     args += ["--config.train.save_every=20", "--config.mesh.data=2", "--config.train.watchdog=5"]
     gang = Gang(bench, 2, 1, workdir, *args, heartbeat=10)
     for number in range(tried):
