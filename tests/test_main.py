@@ -129,6 +129,12 @@ def test_another_configuration_is_refused(place, capsys):
     assert "found 8" in capsys.readouterr().err
 
 
+def test_a_run_refused_before_it_began_leaves_the_folder_to_the_corrected_one(place, capsys):
+    assert run(place, "--config.mesh.data=16", workdir="refused") == 2
+    assert "found 8" in capsys.readouterr().err
+    assert run(place, "--config.train.steps=1", workdir="refused") == 0
+
+
 def test_eval_predict_check(place, capsys):
     assert run(place, "--mode=eval", "--config.eval.bootstrap=5") == 0
     results = json.loads((place / "w/results/test.json").read_text())

@@ -151,7 +151,7 @@ FIELDS: dict[str, Rule] = {
     "train.stream_ratio": Rule(dict, {}),
     "train.buckets": Rule(tuple, ()),  # lengths to which batches are cut, see m4.data.buckets
     "eval.batch_size": _count(),
-    "eval.bootstrap": _count(1000, low=0),
+    "eval.bootstrap": _count(1000),
     "eval.subsets": Rule(bool, True),
     "eval.baselines": Rule(bool, True),
     "eval.min_patients": _count(10),

@@ -46,11 +46,15 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> eval_m
 
 
 def claim(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> None:
-    """Stores the configuration, or refuses if the folder belongs to another one."""
+    """Stores the configuration, or refuses if the folder holds a run of another one.
+
+    A run that was refused before it began, for its method say, has no run.json.
+    """
     path = folder / "config.json"
     if path.exists() and not force:
         changes = configs.diff(configs.stored(path), config.to_dict())
-        if changes:
+        begun = any(any(folder.glob(name)) for name in ("run.json", "fold_*/run.json"))
+        if changes and begun:
             changes.sort(key=lambda line: (".name:" not in line, "(absent)" in line))
             changes[3:] = [f"and {len(changes) - 3} more fields"] if len(changes) > 3 else []
             raise ConfigError(

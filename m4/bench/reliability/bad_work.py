@@ -44,11 +44,12 @@ def _args(folder: Path, *more: str, **sections: dict) -> list[str]:
 
 
 def _with(name: str, content: str | bytes | None, *more: str) -> Make:
-    """A work directory with one file in it; None makes it a folder."""
+    """The work directory of a run with one file in it; None makes it a folder."""
 
     def make(folder: Path) -> list[str]:
         path = folder / "w" / name
         path.parent.mkdir(parents=True)
+        (folder / "w/run.json").write_text("{}")  # there was a run
         if content is None:
             path.mkdir()
         else:
