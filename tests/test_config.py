@@ -186,6 +186,16 @@ def test_json_round_trip_and_diff(toy, tmp_path):
         configs.read_json(path)
 
 
+def test_a_stored_configuration_gets_the_fields_that_came_after_it(toy):
+    now = load(toy, "--config.data.options={'rows': 64, 'sizes': (1, 2)}").to_dict()
+    note = json.loads(json.dumps(now))  # as in a checkpoint: tuples are lists
+    del note["train"]["buckets"], note["text"]
+    assert configs.completed(note, "a checkpoint") == now
+    note["optim"]["lr"] = 0.5
+    assert configs.diff(configs.completed(note, "a checkpoint"), now) == ["optim.lr: 0.5 -> 0.01"]
+    assert configs.completed({"odd": [1, [2]]}, "another version") == {"odd": (1, (2,))}
+
+
 def test_without_config_the_stored_one_counts(toy, tmp_path):
     (tmp_path / "config.json").write_text(configs.to_json(load(toy, "--config.seed=9")))
     config = configs.load(configs.parse([f"--workdir={tmp_path}", "--config.optim.lr=0.5"]))

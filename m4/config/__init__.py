@@ -139,14 +139,8 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The inverse of `to_json` (lists are tuples again). Raises ConfigError if damaged."""
-
-    def tuples(value):
-        if isinstance(value, dict):
-            return {k: tuples(v) for k, v in value.items()}
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
     try:
-        found = tuples(json.loads(path.read_text()))
+        found = _tuples(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         reason = f"line {error.lineno} is not JSON: {error.msg}"
         raise ConfigError(f"{path}: cannot be read ({reason})") from None
@@ -159,12 +153,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def stored(path: Path) -> dict[str, Any]:
-    """A work directory's configuration, with defaults for fields that are younger than it."""
-    found = read_json(path)
+    """A work directory's configuration, `completed`."""
+    return completed(read_json(path), str(path))
+
+
+def completed(found: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A stored configuration, lists as tuples, with defaults for fields younger than it."""
+    whole = _tuples(found)
     try:
-        return check(found, {}, str(path)).to_dict()
+        return check(whole, {}, name).to_dict()
     except ConfigError:  # written by a version with other rules
-        return found
+        return whole
+
+
+def _tuples(value: Any) -> Any:
+    """Tuples for the lists of JSON."""
+    if isinstance(value, Mapping):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

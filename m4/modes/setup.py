@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -207,8 +206,9 @@ def same_run(
             f"{folder}: trained on data {note.get('data')}, but {setup.data.name} is given now;"
             " choose another --workdir"
         )
-    now = json.loads(configs.to_json(config))  # tuples are lists in the note too
-    changes = [c for c in configs.diff(note.get("config", now), now) if c.startswith(sections)]
+    now = config.to_dict()
+    then = configs.completed(note["config"], str(folder)) if "config" in note else now
+    changes = [c for c in configs.diff(then, now) if c.startswith(sections)]
     if changes:
         raise CheckpointError(
             f"{folder}: trained with another configuration; choose another --workdir, or"
