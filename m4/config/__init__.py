@@ -9,7 +9,7 @@ import ast
 import fnmatch
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,14 +173,16 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
-def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def diff(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, harmless: Sequence[str] = HARMLESS
+) -> list[str]:
     """Fields that change the mathematics and differ: "optim.lr: 0.001 -> 0.01"."""
     old, new = flatten(old), flatten(new)
     return [
         f"{path}: {old.get(path, '(absent)')!r} -> {new.get(path, '(absent)')!r}"
         for path in sorted(old.keys() | new.keys())
         if old.get(path, REQUIRED) != new.get(path, REQUIRED)
-        and not any(fnmatch.fnmatch(path, pattern) for pattern in HARMLESS)
+        and not any(fnmatch.fnmatch(path, pattern) for pattern in harmless)
     ]
 
 

@@ -138,15 +138,10 @@ def changed(module: ModuleType, options: Mapping[str, Any], then: Mapping[str, A
     except ConfigError:
         return []
 
-    def flat(content):
-        return configs.flatten({k: v for k, v in content.items() if k not in ELSEWHERE})
+    def read(content):
+        return {k: v for k, v in content.items() if k not in ELSEWHERE}
 
-    old, now, absent = flat(then), flat(resolved), "(absent)"
-    return [
-        f"{key}: {old.get(key, absent)!r} -> {now.get(key, absent)!r}"
-        for key in sorted({*old, *now})
-        if old.get(key, absent) != now.get(key, absent)
-    ]
+    return configs.diff(read(then), read(resolved), harmless=())
 
 
 def _json(path: Path) -> dict[str, Any] | None:

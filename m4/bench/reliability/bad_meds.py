@@ -119,20 +119,6 @@ def _constant(column: str, value, kind: pa.DataType | None = None) -> Change:
     return _all(column, lambda n: pa.array([value] * n, kind))
 
 
-def _fifth(column: str, value) -> Change:
-    """One value in the fifth row."""
-
-    def change(table: pa.Table) -> pa.Table:
-        values = table[column].to_pylist()
-        return _constant(column, None, table[column].type)(table).set_column(
-            table.schema.get_field_index(column),
-            column,
-            pa.array([*values[:4], value, *values[5:]], table[column].type),
-        )
-
-    return change
-
-
 def _not_utf8(column: str) -> Change:
     raw = pa.array([b"\xff\xfe\xfa" + TEXT.encode()], pa.binary()).view(pa.string())
     return _all(column, lambda n: pa.concat_arrays([raw] * n))

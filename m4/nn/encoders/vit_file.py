@@ -149,13 +149,8 @@ def load(
         return None
     tensors = pretrained.without(tensors, names.class_token, UNUSED)
     sizes = _sizes(file, names, tensors, num_heads)
-    pretrained.check(file, tensors, _shapes(names, sizes))
+    pretrained.check(file, tensors, expected(sizes, names))
     return sizes, pretrained.as_readers(_paths(names, sizes), tensors, _join)
-
-
-def expected(sizes: ViTSizes, names: Names = SAVED) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor by its name in the file."""
-    return _shapes(names, sizes)
 
 
 def _sizes(file, names, tensors, num_heads) -> ViTSizes:
@@ -203,7 +198,8 @@ def _paths(names: Names, sizes: ViTSizes) -> dict[str, tuple[str, ...]]:
     return paths
 
 
-def _shapes(names: Names, sizes: ViTSizes) -> dict[str, tuple[int, ...]]:
+def expected(sizes: ViTSizes, names: Names = SAVED) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor by its name in the file."""
     width, hidden = sizes.width, sizes.hidden
     shapes = {
         names.class_token: (1, 1, width),
