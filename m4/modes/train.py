@@ -156,8 +156,8 @@ def _savers(config, setup: setups.Setup, folder: Path, last: Checkpoints, best: 
     note = {"seed": config.seed, "data": setup.data.name, "config": config.to_dict()}
 
     def save(number: int, state: State, progress) -> None:
-        best.wait()  # a state must not be there before the best step that it tells of
-        last.save(number, state, note | {"progress": progress})
+        # A state must not be there before the best step that it tells of.
+        last.save(number, state, note | {"progress": progress}, after=best.wait)
         workdir.touch(folder)
 
     def save_best(number: int, state: State, value: float) -> None:

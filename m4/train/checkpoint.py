@@ -31,7 +31,8 @@ from m4.train import digest
 
 FULL = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT)), "RESOURCE_EXHAUSTED")
 Note = dict[str, Any]
-Accept = Callable[[Mapping[str, Any]], None]
+Accept = Callable[[Note], None]
+Wait = Callable[[], None]
 
 
 class Checkpoints:
@@ -80,12 +81,15 @@ class Checkpoints:
         """Whether there is, or was before it was damaged, any checkpoint."""
         return bool(self.steps()) or any(self.folder.glob("*.corrupt-*"))
 
-    def save(self, step: int, state: Any, note: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Any, note: Note, *, after: Wait = lambda: None) -> None:
         """Starts saving; a checkpoint of the same step is replaced unless it is the same.
 
-        Raises SaveError for this save or, since saving goes on in the background, the last one:
-        not if that one found the disk full and older steps could be deleted for this one. (Its
-        arrays are gone by then: the step has donated them.)
+        `after` must return before any of it is written. A state on one device keeps the caller
+        for a copy in host memory and no longer; a split one until Orbax has made its own.
+
+        Raises SaveError for the last save, of a split state also for this one: not if the last
+        one found the disk full and older steps could be deleted for this one. (Its arrays are
+        gone by then: the step has donated them.)
         """
         try:
             self.wait()
@@ -93,19 +97,11 @@ class Checkpoints:
             if not _is_full(error) or jax.process_count() > 1 or not self._spare():
                 raise
             _warn(f"{error.args[0]}; deleted older steps and goes on")
-        try:
-            meta = _seal(note, digest.of_tree(state))
-            if self._has(step, meta):
-                return
-            self.make_room(state)
-            self._set_aside(step)
-            args = ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-            )
-            self._saver.save(self.folder / str(step), args=args)
-        except Exception as error:
-            raise self._save_error(step, error) from error
-        self._pending = self._thread.submit(self._finish, step)
+        if _on_one_device(state):
+            held = jax.tree.map(np.array, state)  # the caller may donate its own
+            self._pending = self._thread.submit(self._whole, step, held, note, after)
+        elif self._begin(step, state, note, after):
+            self._pending = self._thread.submit(self._finish, step)
 
     def wait(self) -> None:
         """Returns when everything is on disk. Raises SaveError if it did not get there."""
@@ -173,6 +169,27 @@ class Checkpoints:
             self._thread.shutdown()
             self._saver.close()
 
+    def _whole(self, step: int, state: Any, note: Note, after: Wait) -> None:
+        if self._begin(step, state, note, after):
+            self._finish(step)
+
+    def _begin(self, step: int, state: Any, note: Note, after: Wait) -> bool:
+        """Hands everything to Orbax; whether there is anything to finish."""
+        try:
+            after()
+            meta = _seal(note, digest.of_tree(state))
+            if self._has(step, meta):
+                return False
+            self.make_room(state)
+            self._set_aside(step)
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+            )
+            self._saver.save(self.folder / str(step), args=args)
+        except Exception as error:
+            raise self._save_error(step, error) from error
+        return True
+
     def _finish(self, step: int) -> None:
         """In the background: waits for the commit, reads it back, deletes what is superseded."""
         try:
@@ -214,7 +231,7 @@ class Checkpoints:
             for leftover in self.folder.glob(pattern):
                 shutil.rmtree(leftover, ignore_errors=True)
 
-    def _has(self, step: int, meta: Mapping[str, Any]) -> bool:
+    def _has(self, step: int, meta: Note) -> bool:
         """Whether exactly this is there already, as when a resumed run comes by again."""
         try:
             same = step in self.steps() and self._meta(step) == meta
@@ -293,7 +310,11 @@ def abstract(state: Any, shardings: Any) -> Any:
     )
 
 
-def _seal(note: Mapping[str, Any], leaves: digest.Leaves) -> dict[str, Any]:
+def _on_one_device(state: Any) -> bool:
+    return all(not isinstance(x, jax.Array) or len(x.devices()) == 1 for x in jax.tree.leaves(state))
+
+
+def _seal(note: Note, leaves: digest.Leaves) -> dict[str, Any]:
     body = json.loads(json.dumps({"note": note, "leaves": leaves}))  # as it will be read
     return body | {"sha256": digest.of_json(body)}
 

@@ -1,7 +1,6 @@
 """The training loop: iterate, log, evaluate, save. Knows no method, data set or config file."""
 
 import collections
-import contextlib
 import dataclasses
 import math
 import time
@@ -87,6 +86,9 @@ def run(
     Preempted when `hooks.stop(step)` says so (after saving).
     """
     log = _Log(plan, hooks)
+    hooks = dataclasses.replace(
+        hooks, save=log.saving(hooks.save), save_best=log.saving(hooks.save_best)
+    )
     totals, running = zeros(), collections.deque()
     first, progress = int(state.step), dict(progress or {"best": None, "evaluated": 0})
     progress = _make_up(first, state, plan, hooks, progress)
@@ -113,8 +115,7 @@ def run(
             except Interrupted:
                 save = stop = True
         if save:
-            with hooks.watchdog.patient(), log.saving():
-                hooks.save(number, state, progress)
+            hooks.save(number, state, progress)
         if stop:
             raise Preempted(f"stopped at step {number}, saved; run the same command to go on")
         if evaluate or save:
@@ -157,8 +158,7 @@ def _evaluate(
     value, best = metrics.get(plan.select, math.nan), progress["best"]
     last = plan.choose == "last" and math.isfinite(value)
     if last or better(plan.select, value, best):
-        with hooks.watchdog.patient():
-            hooks.save_best(number, state, value)
+        hooks.save_best(number, state, value)
         best = value
     return {"best": best, "evaluated": number}
 
@@ -176,12 +176,16 @@ class _Log:
         """Starts the clock again (after evaluation or saving)."""
         self._clock, self._wait, self._steps = time.perf_counter(), 0.0, 0
 
-    @contextlib.contextmanager
-    def saving(self) -> Iterator[None]:
-        """Counts the time inside as spent in saving."""
-        start = time.perf_counter()
-        yield
-        self._saving += time.perf_counter() - start
+    def saving(self, function: Callable) -> Callable:
+        """`function`, its time counted as spent in saving, for which the watchdog waits."""
+
+        def timed(*args: Any) -> None:
+            start = time.perf_counter()
+            with self._hooks.watchdog.patient():
+                function(*args)
+            self._saving += time.perf_counter() - start
+
+        return timed
 
     def timed(self, function: Callable, *args: Any) -> Any:
         """Calls `function` and counts the time as waiting for input."""
