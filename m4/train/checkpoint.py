@@ -311,7 +311,8 @@ def abstract(state: Any, shardings: Any) -> Any:
 
 
 def _on_one_device(state: Any) -> bool:
-    return all(not isinstance(x, jax.Array) or len(x.devices()) == 1 for x in jax.tree.leaves(state))
+    arrays = (x for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
+    return all(len(x.devices()) == 1 for x in arrays)
 
 
 def _seal(note: Note, leaves: digest.Leaves) -> dict[str, Any]:
