@@ -12,10 +12,8 @@ touched nowhere else and would return flipped bits without a word.
 import contextlib
 import errno
 import json
-import logging
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +25,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from m4.errors import CheckpointError, SaveError
-from m4.train import digest
+from m4.train import digest, numbered, quiet
 
 FULL = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT)), "RESOURCE_EXHAUSTED")
 Note = dict[str, Any]
@@ -46,9 +44,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, keep: int, every: int = 0, sweep: bool = True):
-        # Orbax logs every step of its work, and a traceback for what it raises all the same.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-        _mute_abandoned()
+        quiet.orbax()
         self.folder = folder.absolute()
         self._keep, self._every = keep, every
         self._verified: set[int] = set()
@@ -64,14 +60,12 @@ class Checkpoints:
         self._pending: Future | None = None
         self._layout: tuple[frozenset[str], Any] = (frozenset(), None)  # of the last step read
         if sweep and jax.process_index() == 0:
-            self._sweep()
+            numbered.sweep(self.folder)
         _sync(f"opened {folder.name}")
 
     def steps(self) -> list[int]:
         """Complete checkpoints, oldest first; whether they are sound is not known yet."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal())
+        return numbered.complete(self.folder)
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
@@ -206,7 +200,7 @@ class Checkpoints:
 
     def _spare(self) -> bool:
         """Deletes every step that can go and what a failed save left; whether a step went."""
-        self._sweep()
+        numbered.sweep(self.folder)
         before = len(self.steps())
         self._retire(1)
         return len(self.steps()) < before
@@ -216,20 +210,7 @@ class Checkpoints:
         kept = set(steps[-keep:]) | {max(self._verified & {*steps}, default=-1)}
         if self._every:
             kept |= {s for s in steps if s % self._every == 0}
-        for gone in [str(s) for s in steps if s not in kept] + [f"{s}.replaced" for s in steps]:
-            if (self.folder / gone).is_dir():
-                # Renamed first: a half-deleted step must not be found under its number.
-                doomed = (self.folder / gone).rename(self.folder / f"{gone}.deleted")
-                shutil.rmtree(doomed)
-
-    def _sweep(self) -> None:
-        """Clears away what a killed run left half done."""
-        for leftover in self.folder.glob("*.replaced"):
-            if not leftover.with_suffix("").exists():  # killed before its successor was complete
-                leftover.rename(leftover.with_suffix(""))
-        for pattern in ("*.orbax-checkpoint-tmp*", "*.deleted", "*.replaced"):
-            for leftover in self.folder.glob(pattern):
-                shutil.rmtree(leftover, ignore_errors=True)
+        numbered.retire(self.folder, kept)
 
     def _has(self, step: int, meta: Note) -> bool:
         """Whether exactly this is there already, as when a resumed run comes by again."""
@@ -242,17 +223,13 @@ class Checkpoints:
         return _all(same)
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0 and (self.folder / str(step)).is_dir():
-            (self.folder / str(step)).rename(self.folder / f"{step}.replaced")
+        if jax.process_index() == 0 and numbered.set_aside(self.folder, step):
             self._verified.discard(step)
         _sync(f"set aside {self.folder.name} {step}")
 
     def _quarantine(self, step: int) -> None:
-        """Renames a damaged step; on a disk that refuses it stays and is skipped again."""
         if jax.process_index() == 0:
-            k = len([*self.folder.glob(f"{step}.corrupt-*")])
-            with contextlib.suppress(OSError):
-                (self.folder / str(step)).rename(self.folder / f"{step}.corrupt-{k}")
+            numbered.quarantine(self.folder, step)
         _sync(f"quarantined {self.folder.name} {step}")
 
     def _attempt(self, step: int, like: Any, accept: Accept):
@@ -347,31 +324,6 @@ def _tried(read: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
     if _all(problem is None):
         return found, None
     return None, problem or "cannot be read by another process"
-
-
-def _mute_abandoned() -> None:
-    """A read or write that fails leaves others under way, whose ends find nobody waiting.
-
-    They say so through `sys.excepthook` or, as C++ and abandoned coroutines do, `unraisablehook`.
-    """
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    report, raised = sys.unraisablehook, sys.excepthook
-    if getattr(report, "__name__", "") == "without_abandoned":
-        return
-
-    def late(error):
-        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-
-    def without_abandoned(unraisable):
-        code = getattr(unraisable.object, "cr_code", None)
-        if not late(unraisable.exc_value) and not (code and "orbax" in code.co_filename):
-            report(unraisable)
-
-    def without_late_errors(kind, error, trace):
-        if not late(error):
-            raised(kind, error, trace)
-
-    sys.unraisablehook, sys.excepthook = without_abandoned, without_late_errors
 
 
 def _warn(text: str) -> None:

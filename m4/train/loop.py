@@ -86,9 +86,7 @@ def run(
     Preempted when `hooks.stop(step)` says so (after saving).
     """
     log = _Log(plan, hooks)
-    hooks = dataclasses.replace(
-        hooks, save=log.saving(hooks.save), save_best=log.saving(hooks.save_best)
-    )
+    hooks = log.hooks
     totals, running = zeros(), collections.deque()
     first, progress = int(state.step), dict(progress or {"best": None, "evaluated": 0})
     progress = _make_up(first, state, plan, hooks, progress)
@@ -167,8 +165,9 @@ class _Log:
     """Totals that are still on the device, and where the time went since the last line."""
 
     def __init__(self, plan: Plan, hooks: Hooks):
-        self._plan, self._hooks = plan, hooks
-        self._saving = 0.0
+        self._plan, self._saving = plan, 0.0
+        timed = {name: self._timed_save(getattr(hooks, name)) for name in ("save", "save_best")}
+        self.hooks = dataclasses.replace(hooks, **timed)
         self._pending: tuple[int, int, Totals, dict[str, float]] | None = None
         self.restart()
 
@@ -176,12 +175,12 @@ class _Log:
         """Starts the clock again (after evaluation or saving)."""
         self._clock, self._wait, self._steps = time.perf_counter(), 0.0, 0
 
-    def saving(self, function: Callable) -> Callable:
-        """`function`, its time counted as spent in saving, for which the watchdog waits."""
+    def _timed_save(self, function: Callable) -> Callable:
+        """`function` with its time counted as spent in saving; the watchdog waits for it."""
 
         def timed(*args: Any) -> None:
             start = time.perf_counter()
-            with self._hooks.watchdog.patient():
+            with self.hooks.watchdog.patient():
                 function(*args)
             self._saving += time.perf_counter() - start
 
@@ -215,13 +214,13 @@ class _Log:
         number, steps, totals, times = self._pending
         self._pending = None
         totals = jax.device_get(totals)
-        self._hooks.writer.write_scalars(number, _scalars(totals, steps) | times)
+        self.hooks.writer.write_scalars(number, _scalars(totals, steps) | times)
         if totals.bad >= self._plan.max_bad:
             why = guard.reasons(totals.nonfinite, totals.spikes)
             raise DivergedError(
                 f"step {totals.last_bad}: {totals.bad} updates in a row were skipped because {why};"
                 " try a lower optim.lr",
-                *self._hooks.explain(int(totals.last_bad), state),
+                *self.hooks.explain(int(totals.last_bad), state),
             )
         if any(totals.damaged.values()):
             parts = [name for name, count in totals.damaged.items() if count]

@@ -4,19 +4,15 @@ import concurrent.futures
 import errno
 import gc
 import shutil
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from m4 import sharding
 from m4.errors import CheckpointError, SaveError
-from m4.train import checkpoint
 from m4.train.checkpoint import Checkpoints, abstract
 
 
@@ -305,23 +301,6 @@ def test_a_note_can_be_refused_and_that_damages_nothing(tmp_path):
         checkpoints.restore(like(state()), accept=accept)
     assert names(tmp_path) == ["1"]
     checkpoints.close()
-
-
-def test_only_the_late_ends_of_abandoned_reads_are_not_heard(monkeypatch):
-    heard = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: heard.append(unraisable))
-    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: heard.append(error))
-    for _ in range(2):
-        checkpoint._mute_abandoned()
-    closed, other = RuntimeError("Event loop is closed"), RuntimeError("something else")
-    theirs = types.SimpleNamespace(cr_code=ocp.Checkpointer.save.__code__)
-    for value, source in ((closed, None), (other, theirs)):
-        sys.unraisablehook(types.SimpleNamespace(exc_value=value, object=source))
-    sys.excepthook(RuntimeError, closed, None)
-    assert heard == []
-    sys.excepthook(RuntimeError, other, None)
-    sys.unraisablehook(mine := types.SimpleNamespace(exc_value=other, object=None))
-    assert heard == [other, mine]
 
 
 def test_saving_again_and_again_keeps_nothing(tmp_path):
