@@ -4,7 +4,7 @@ import gzip
 from m4.bench import __main__ as bench
 from m4.bench import build
 from m4.data import mimiciv
-from tests.data import test_mimiciv as toy
+from tests.data import mimiciv_toy as toy
 
 
 def test_copies_have_their_own_patients(tmp_path):

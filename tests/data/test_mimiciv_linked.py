@@ -16,7 +16,7 @@ from m4.data.cohort import patient_number
 from m4.data.mimiciv import benchmark, diseases, files, haim, labels, schema
 from m4.data.mimiciv.diagnoses import hashed
 from m4.errors import ConfigError, DataError
-from tests.data import test_mimiciv as toy
+from tests.data import mimiciv_toy as toy
 
 # Stay 11 (patient 1, admission 101) begins 2150-01-01 10:00, stay 12 (102) 2150-03-01 00:00,
 # stay 31 (patient 3) 2152-01-01 00:00.
