@@ -10,11 +10,14 @@
 | `flow` | [step, count] of the cohort, cuts of too long payloads at the end |
 | `splits` | split -> rows, patients, presence per modality, presence patterns, labels per task |
 | `normalisers` | modality -> per feature: name, `m4.data.normalise.fit`, count; train only |
+| `files` | file -> sha256, of all but the records, which hold checksums of their own |
+| `sha256` | of everything above (`m4.seal`) |
 
 Presence patterns are keyed by the integer whose bit m is modality m of the schema.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -22,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from m4 import cells
+from m4 import cells, seal
 from m4.data import normalise, records
 from m4.data.cohort import Example
 from m4.errors import DataError
@@ -30,6 +33,9 @@ from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 FORMAT = 1
 FILE = "manifest.json"
+UNSEALED = (FILE, "stamps.json", "LICENCE.txt")
+RECORDS = ".array_record"  # part of the name of files that hold checksums of their own
+AGAIN = "delete the folder to build it again"
 SMALLEST = 10  # smaller counts are not shown
 
 
@@ -64,22 +70,40 @@ def spec_from(schema: dict[str, Any]) -> DataSpec:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of a built folder. Raises DataError when it is absent, damaged or outdated."""
+    """The manifest of a built folder.
+
+    Raises DataError when it is absent, damaged or outdated, or when a file that it vouches for is.
+    """
     path = folder / FILE
     try:
         manifest = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no readable manifest; delete the folder to rebuild") from error
+        raise DataError(f"{path}: no readable manifest; {AGAIN}") from error
     if not isinstance(manifest, dict):
-        raise DataError(f"{path}: no manifest; delete the folder to rebuild")
+        raise DataError(f"{path}: no manifest; {AGAIN}")
     if manifest.get("format") != FORMAT:
         raise DataError(f"{path}: format {manifest.get('format')}, expected {FORMAT}")
+    files = manifest.get("files")
+    if not seal.intact(manifest) or not isinstance(files, dict):
+        raise DataError(f"{path}: differs from its digest, or has none; {AGAIN}")
+    for name, digest in files.items():
+        if not (folder / name).is_file() or _sha256(folder / name) != digest:
+            raise DataError(f"{folder / name}: is damaged or gone; {AGAIN}")
     return manifest
 
 
 def write(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write `manifest.json`; the same data always gives the same bytes."""
-    (folder / FILE).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+    """Write `manifest.json`, last of all files; the same data always gives the same bytes."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    files = {k: _sha256(p) for k, p in names.items() if k not in UNSEALED and RECORDS not in p.name}
+    whole = seal.sealed(manifest | {"files": files})
+    (folder / FILE).write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 class Summary:

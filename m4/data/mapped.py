@@ -1,31 +1,59 @@
 """Padded rows of a split as memory-mapped files, for splits that memory should not hold.
 
     <built folder>/rows/<VERSION>/<split>/<key, '/' as '.'>.npy
+                                          checksums.npy: uint32[keys, rows], CRC-32
 
 They are written once, when the split is first opened, from the records, and read without decoding
-anything: what a batch costs is the copy of its rows. Deleting `rows` costs nothing but the time to
-write it again. They are as large as the padded rows; where that does not fit, or the folder cannot
-be written, the split is decoded record by record instead. Unlike records they carry no checksum.
+anything: what a batch costs is the copy of its rows and, the first time, their checksums. Deleting
+`rows` costs nothing but the time to write it again. They are as large as the padded rows; where
+that does not fit, or the folder cannot be written, the split is decoded record by record instead.
 """
 
 import contextlib
 import fcntl
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-VERSION = 1  # to be raised when `m4.data.store` pads or scales differently
+from m4.errors import DataError
+
+VERSION = 2  # to be raised when `m4.data.store` pads or scales differently
 SPARE = 0.1  # share of the disk that is left free
+SUMS = "checksums"
 
 Rows = dict[str, np.ndarray]
 
 
+class Mapped:
+    """Arrays [N, ...] backed by files, compared with their checksums before their first use."""
+
+    def __init__(self, place: Path, rows: Rows, sums_KN: np.ndarray):
+        self.rows = rows
+        self._place, self._sums_KN = place, sums_KN
+        self._checked_KN = np.zeros(sums_KN.shape, bool)
+
+    def check(self, indices: np.ndarray, keys: Collection[str] | None = None) -> None:
+        """Reads what was not read before of these rows. Raises DataError if it has changed."""
+        for k, (key, array) in enumerate(self.rows.items()):
+            if keys is not None and key not in keys:
+                continue
+            fresh = indices[~self._checked_KN[k, indices]]
+            wrong = fresh[_sums(array, fresh) != self._sums_KN[k, fresh]]
+            if wrong.size:
+                raise DataError(
+                    f"{_file(self._place, key)}, row {wrong[0]}: differs from its checksum; delete"
+                    f" {self._place.parent} to have it written again"
+                )
+            self._checked_KN[k, fresh] = True
+
+
 def rows(
     folder: Path, split: str, layout: Mapping[str, np.ndarray], chunks: Callable[[], Iterator[Rows]]
-) -> Rows | None:
+) -> Mapped | None:
     """Read-only arrays [N, ...] backed by files, written first if they are not there.
 
     Args:
@@ -37,13 +65,13 @@ def rows(
     Returns None where they can be neither read nor written.
     """
     home = folder / "rows" / str(VERSION)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(Exception):  # not there, or a damaged header, which can raise anything
         return _open(home / split, layout)
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(home / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            with contextlib.suppress(OSError, ValueError):  # written while we waited
+            with contextlib.suppress(Exception):  # written while we waited
                 return _open(home / split, layout)
             shutil.rmtree(home / split, ignore_errors=True)
             disk = shutil.disk_usage(home)
@@ -55,14 +83,21 @@ def rows(
         return None
 
 
-def _open(place: Path, layout: Mapping[str, np.ndarray]) -> Rows:
+def _open(place: Path, layout: Mapping[str, np.ndarray]) -> Mapped:
     found = {}
     for key, like in layout.items():
         array = np.load(_file(place, key), mmap_mode="r") if like.size else like
         if array.shape != like.shape or array.dtype != like.dtype:
             raise ValueError(f"{key}: another layout")
         found[key] = array.view(np.ndarray)
-    return found
+    sums_KN = np.load(_file(place, SUMS), mmap_mode="r")
+    if sums_KN.shape != (len(found), len(found["patient"])) or sums_KN.dtype != np.uint32:
+        raise ValueError("checksums of other rows")
+    return Mapped(place, found, sums_KN)
+
+
+def _sums(array: np.ndarray, indices: Iterable[int]) -> np.ndarray:
+    return np.array([zlib.crc32(array[i : i + 1]) for i in indices], np.uint32)
 
 
 def _write(
@@ -79,9 +114,13 @@ def _write(
                 header = np.lib.format.header_data_from_array_1_0(layout[key])
                 header["fortran_order"] = False
                 np.lib.format.write_array_header_1_0(file, header)
+            sums: dict[str, list[np.ndarray]] = {key: [] for key in files}
             for chunk in chunks:
                 for key, file in files.items():
-                    file.write(np.ascontiguousarray(chunk[key]).data)
+                    array = np.ascontiguousarray(chunk[key])
+                    file.write(array.data)
+                    sums[key].append(_sums(array, range(len(array))))
+        np.save(_file(partial, SUMS), [np.concatenate(parts) for parts in sums.values()])
         partial.rename(home / split)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

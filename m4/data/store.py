@@ -52,6 +52,7 @@ class Store:
         self._folder = Path(folder)
         self.manifest: dict[str, Any] = manifests.read(self._folder)
         self._rows: Rows | None = None
+        self._mapped: mapped.Mapped | None = None
         with self._damaged():
             self._open(split, ram_limit)
 
@@ -80,7 +81,8 @@ class Store:
             self._rows = rows
         else:
             layout = mapped.whole(row, len(self))
-            self._rows = mapped.rows(self._folder, split, layout, self._chunks)
+            self._mapped = mapped.rows(self._folder, split, layout, self._chunks)
+            self._rows = None if self._mapped is None else self._mapped.rows
 
     def _chunks(self) -> Iterator[Rows]:
         """All rows in order, some at a time."""
@@ -108,8 +110,11 @@ class Store:
         """Rows at these positions of the split, stacked; the caller owns the arrays.
 
         `spec` is the store's with modalities cut short (`DataSpec.cut`), and so are the rows.
+        Raises DataError for damaged ones.
         """
         indices, spec = np.asarray(indices, np.int64), spec or self.spec
+        if self._mapped is not None:
+            self._mapped.check(indices)
         if self._rows is not None:
             return {key: array[indices] for key, array in cut(self._rows, spec).items()}
         rows = allocate(self.spec, len(indices))
@@ -127,6 +132,8 @@ class Store:
 
     def columns(self, keys: Sequence[str]) -> Rows:
         """Some keys of every row of the split."""
+        if self._mapped is not None:
+            self._mapped.check(np.arange(len(self)), keys)
         if self._rows is not None:
             return {key: self._rows[key] for key in keys}
         with self._damaged():

@@ -4,6 +4,7 @@ data.json         their manifest: schema, options (a definition's whole content)
 vocabulary.json   tokens by id of every modality whose ids were counted; absent without such
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 import ml_collections
 
 from m4 import config as configs
-from m4 import resolve
+from m4 import resolve, seal
 from m4.data import manifest as manifests
 from m4.data import normalise
 from m4.data.apply import Trained
@@ -45,19 +46,18 @@ def keep(data: Path, folder: Path) -> None:
 def read(config: ml_collections.ConfigDict, folder: Path) -> Trained:
     """What is remembered. Raises DataError if it is absent or damaged."""
     again = "the command that trained writes it again"
-    manifest = _json(folder / MANIFEST)
-    if manifest is None or not _whole(manifest):
+    manifest, path = _json(folder / MANIFEST), folder / VOCABULARY
+    if not seal.intact(manifest) or not _whole(manifest):
         raise DataError(f"{folder / MANIFEST}: no manifest of the training data; {again}")
-    # older work directories have no vocabulary of their own
-    places = (folder / VOCABULARY, built(config, manifest["fingerprint"]) / "vocabulary.json")
-    path = next((path for path in places if path.is_file()), None)
-    words = {} if path is None else _json(path)
-    lists = () if words is None else words.values()
+    wanted = manifest["files"].get("vocabulary.json")
+    words = {} if wanted is None else _json(path)
     if words is None or not all(
         isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
-        for tokens in lists
+        for tokens in words.values()
     ):
         raise DataError(f"{path}: no vocabulary of the training data; {again}")
+    if wanted is not None and hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+        raise DataError(f"{path}: is not the vocabulary of the training data; {again}")
     return Trained(manifest, words)
 
 
@@ -76,7 +76,7 @@ def _whole(manifest: Mapping[str, Any]) -> bool:
             and all(isinstance(n, int) for n in numbers)
             and all(isinstance(text, str) for text in texts)
             and texts[0].isalnum()
-            and all(isinstance(manifest[key], dict) for key in ("options", "declared"))
+            and all(isinstance(manifest[key], dict) for key in ("options", "declared", "files"))
         )
     except (LookupError, TypeError, ValueError, AttributeError):
         return False

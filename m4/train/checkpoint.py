@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,11 +25,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from m4 import seal
 from m4.errors import CheckpointError, SaveError
 from m4.train import digest, numbered, quiet
 
 FULL = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT)), "RESOURCE_EXHAUSTED")
 Note = dict[str, Any]
+# Orbax counts its operations once for the whole process, and two at a time mix up their folders.
+_ORBAX = threading.Lock()
 Accept = Callable[[Note], None]
 Wait = Callable[[], None]
 
@@ -94,8 +98,15 @@ class Checkpoints:
         if _on_one_device(state):
             held = jax.tree.map(np.array, state)  # the caller may donate its own
             self._pending = self._thread.submit(self._whole, step, held, note, after)
-        elif self._begin(step, state, note, after):
-            self._pending = self._thread.submit(self._finish, step)
+            return
+        after()
+        _ORBAX.acquire()
+        try:
+            begun = self._begin(step, state, note)
+        except SaveError:
+            _ORBAX.release()
+            raise
+        self._pending = self._thread.submit(self._rest, step, begun)
 
     def wait(self) -> None:
         """Returns when everything is on disk. Raises SaveError if it did not get there."""
@@ -164,14 +175,22 @@ class Checkpoints:
             self._saver.close()
 
     def _whole(self, step: int, state: Any, note: Note, after: Wait) -> None:
-        if self._begin(step, state, note, after):
-            self._finish(step)
+        after()
+        with _ORBAX:
+            if self._begin(step, state, note):
+                self._finish(step)
 
-    def _begin(self, step: int, state: Any, note: Note, after: Wait) -> bool:
+    def _rest(self, step: int, begun: bool) -> None:
+        try:
+            if begun:
+                self._finish(step)
+        finally:
+            _ORBAX.release()
+
+    def _begin(self, step: int, state: Any, note: Note) -> bool:
         """Hands everything to Orbax; whether there is anything to finish."""
         try:
-            after()
-            meta = _seal(note, digest.of_tree(state))
+            meta = seal.sealed({"note": note, "leaves": digest.of_tree(state)})
             if self._has(step, meta):
                 return False
             self.make_room(state)
@@ -268,9 +287,9 @@ class Checkpoints:
     def _meta(self, step: int) -> dict[str, Any]:
         """The sealed note of a step. Raises ValueError if the seal is broken."""
         meta = json.loads((self.folder / str(step) / "meta" / "metadata").read_text())
-        if not isinstance(meta, dict) or set(meta) != {"note", "leaves", "sha256"}:
+        if not isinstance(meta, dict) or set(meta) != {"note", "leaves", seal.KEY}:
             raise ValueError("the note has no digests")
-        if meta["sha256"] != digest.of_json({k: meta[k] for k in ("note", "leaves")}):
+        if not seal.intact(meta):
             raise ValueError("the note differs from its digest")
         return meta
 
@@ -290,11 +309,6 @@ def abstract(state: Any, shardings: Any) -> Any:
 def _on_one_device(state: Any) -> bool:
     arrays = (x for x in jax.tree.leaves(state) if isinstance(x, jax.Array))
     return all(len(x.devices()) == 1 for x in arrays)
-
-
-def _seal(note: Note, leaves: digest.Leaves) -> dict[str, Any]:
-    body = json.loads(json.dumps({"note": note, "leaves": leaves}))  # as it will be read
-    return body | {"sha256": digest.of_json(body)}
 
 
 def _differing(saved: digest.Leaves, found: digest.Leaves) -> str | None:

@@ -7,10 +7,7 @@ bijection of the bits, so one changed element always changes the digest; several
 probability about 2**-64. It detects accidents, not malice.
 """
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -39,11 +36,6 @@ def of_tree(tree: Any) -> Leaves:
         name: [str(leaf.dtype), list(leaf.shape), f"{total:016x}"]
         for (name, leaf), total in zip(leaves.items(), sums.tolist(), strict=True)
     }
-
-
-def of_json(document: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON document, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def named(tree: Any) -> dict[str, Any]:

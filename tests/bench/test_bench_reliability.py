@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from m4.bench.reliability import __main__ as command
-from m4.bench.reliability import flips, harness
+from m4.bench.reliability import data_flips, flips, harness
 from m4.bench.reliability.harness import BEGIN, END, Bench, Outcome, Scenario
 
 PAGE = f"text\n{BEGIN}\n{harness.HEAD}\n|---|\n| old | 1 | 1 | 0 | long | |\n{END}\nmore\n"
@@ -90,3 +90,14 @@ def test_a_flip_that_nobody_notices_is_lost(tmp_path, monkeypatch):
     object.__setattr__(bench, "work", tmp_path / "blind")
     object.__setattr__(bench, "number", lambda short, full: 12)
     assert flips.bits(bench).lost > 0
+
+
+def test_a_flip_in_built_data_that_nobody_notices_is_lost(tmp_path, monkeypatch):
+    bench = Bench(tmp_path, tmp_path, short=True)
+    object.__setattr__(bench, "number", lambda short, full: 24)
+    tried, survived, lost, notes = data_flips.bits(bench)
+    assert (tried, survived, lost) == (24, 24, 0) and int(notes.split()[0]) >= 8  # refused
+    monkeypatch.setattr("m4.data.mapped.Mapped.check", lambda *args: None)
+    (tmp_path / "blind").mkdir()
+    object.__setattr__(bench, "work", tmp_path / "blind")
+    assert data_flips.bits(bench).lost > 0

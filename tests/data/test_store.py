@@ -1,8 +1,10 @@
+import json
 import shutil
 
 import numpy as np
 import pytest
 
+from m4.data import manifest as manifests
 from m4.data import mapped, records
 from m4.data.normalise import Normaliser
 from m4.data.store import Store
@@ -97,10 +99,31 @@ def test_unknown_split_and_damaged_folders(built, tmp_path):
 
 def test_lost_records_are_noticed(tmp_path):
     folder = build_into(tmp_path, make_cohort())
-    text = (folder / "manifest.json").read_text()
-    (folder / "manifest.json").write_text(text.replace('"rows": 9,', '"rows": 10,'))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["splits"]["test"]["rows"] = 10
+    manifests.write(folder, manifest)
     with pytest.raises(DataError, match="split test has 9 of 10 records"):
         Store(folder, "test")
+
+
+def test_a_changed_manifest_or_file_is_noticed(tmp_path):
+    folder = build_into(tmp_path, make_cohort())
+    features = next(folder.rglob("features.json"))
+    for path, old, new, says in (
+        (folder / "manifest.json", b'"rows": 9,', b'"rows": 8,', "manifest.json: differs from its"),
+        (features, b"FeaturesDict", b"FeaturesDicu", "features.json: is damaged or gone"),
+    ):
+        good = path.read_bytes()
+        assert old in good
+        path.write_bytes(good.replace(old, new))
+        with pytest.raises(DataError, match=f"{says}.*delete the folder to build it again"):
+            Store(folder, "val")
+        path.write_bytes(good)
+    (folder / "a note of the owner").touch()  # is nobody's business
+    assert len(Store(folder, "val")) == 11
+    features.unlink()
+    with pytest.raises(DataError, match="is damaged or gone"):
+        Store(folder, "val")
 
 
 @pytest.mark.parametrize("writable", [True, False])
@@ -127,3 +150,22 @@ def test_a_damaged_mapped_file_is_written_again(built, train):
     path.write_bytes(path.read_bytes()[:-8])
     again = Store(built, "train", ram_limit=0)
     assert np.array_equal(again.read([39])["patient"], train.read([39])["patient"])
+
+
+@pytest.mark.parametrize("key", ["vitals/values", "patient", "y/death", mapped.SUMS])
+def test_a_bit_flipped_in_a_mapped_file_is_noticed(built, train, key):
+    shutil.rmtree(built / "rows", ignore_errors=True)
+    Store(built, "train", ram_limit=0)
+    path = next((built / "rows").rglob(f"{key.replace('/', '.')}.npy"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # of the last row
+    path.write_bytes(data)
+    disk = Store(built, "train", ram_limit=0)
+    sound = np.arange(39)
+    for _ in range(2):  # compared once
+        assert np.array_equal(disk.read(sound)["patient"], train.read(sound)["patient"])
+    with pytest.raises(DataError, match="row 39: differs from its checksum; delete .*rows"):
+        disk.read([3, 39])
+    with pytest.raises(DataError, match="row 39: differs from its checksum"):
+        disk.columns([key] if key != mapped.SUMS else list(train.read([0])))
+    shutil.rmtree(built / "rows")

@@ -1,6 +1,7 @@
 """`--on`: what is refused, in one line and with the documented exit code."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import ml_collections
 import pyarrow.parquet as pq
 import pytest
 
+from m4 import seal
 from m4.errors import ConfigError, DataError
 from m4.main import main
 from m4.modes import trained
@@ -104,32 +106,43 @@ def test_what_cannot_be_asked_for(place, capsys):
 def test_a_work_directory_without_its_memory_is_refused(place, capsys):
     write(place, "bad", small())
     whole = json.loads((place / "w/data.json").read_text())
-    damage = [{**whole, key: bad} for key in whole for bad in (7, {}, ["x"])]
-    damage += [{k: v for k, v in whole.items() if k != key} for key in whole]
+    damage = [resealed(whole, **{key: bad}) for key in whole for bad in (7, {}, ["x"])]
+    damage += [seal.sealed({k: v for k, v in whole.items() if k != key}) for key in whole]
     for manifest in damage:
         (place / "w2").mkdir(exist_ok=True)
         (place / "w2/data.json").write_text(json.dumps(manifest))
         config = ml_collections.ConfigDict({"data": {"name": "meds", "raw_dir": "", "dir": ""}})
         with contextlib.suppress(DataError):  # and no other
             trained.read(config, place / "w2")
-    for name, spoiled, says in (
-        ("data.json", "{", "data.json: no manifest of the training data"),
-        ("data.json", json.dumps({**whole, "normalisers": {}}), "no manifest of the"),
-        ("data.json", json.dumps({**whole, "fingerprint": "../../x"}), "no manifest of the"),
-        ("data.json", json.dumps({**whole, "declared": {}}), "another schema"),
-        ("vocabulary.json", '{"drugs": []}', "the vocabulary of notes is not known"),
-        ("vocabulary.json", '{"drugs": [], "notes": "x"}', "no vocabulary of the training data"),
-        (
-            "vocabulary.json",
-            json.dumps({"drugs": [*"abcdefghijk"], "notes": []}),
-            "larger than the model's",
-        ),
+    good = {name: (place / "w" / name).read_text() for name in ("data.json", "vocabulary.json")}
+    none, odd = json.dumps({"drugs": []}), json.dumps({"drugs": [], "notes": "x"})
+    many = json.dumps({"drugs": [*"abcdefghijk"], "notes": []})
+    for manifest, vocabulary, says in (
+        ("{", None, "data.json: no manifest of the training data"),
+        ({**whole, "hours": 5}, None, "no manifest of the training data"),  # breaks the seal
+        (resealed(whole, normalisers={}), None, "no manifest of the"),
+        (resealed(whole, fingerprint="../../x"), None, "no manifest of the"),
+        (resealed(whole, declared={}), None, "another schema"),
+        (whole, many, "is not the vocabulary of the training data"),
+        (vouching(whole, none), none, "the vocabulary of notes is not known"),
+        (vouching(whole, odd), odd, "no vocabulary of the training data"),
+        (vouching(whole, many), many, "larger than the model's"),
     ):
-        path = place / "w" / name
-        good = path.read_text()
-        path.write_text(spoiled)
+        text = manifest if isinstance(manifest, str) else json.dumps(manifest)
+        (place / "w/data.json").write_text(text)
+        (place / "w/vocabulary.json").write_text(vocabulary or good["vocabulary.json"])
         try:
             assert ask(place, "bad") == 3
         finally:
-            path.write_text(good)
+            for name, text in good.items():
+                (place / "w" / name).write_text(text)
         assert says in capsys.readouterr().err
+
+
+def resealed(manifest, **changes):
+    return seal.sealed({**manifest, **changes})
+
+
+def vouching(manifest, vocabulary):
+    digest = hashlib.sha256(vocabulary.encode()).hexdigest()
+    return resealed(manifest, files={"vocabulary.json": digest})

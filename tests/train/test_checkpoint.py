@@ -156,6 +156,19 @@ def test_nothing_is_written_before_what_it_comes_after(tmp_path, devices):
     assert names(tmp_path) == ["2"]
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_two_folders_do_not_get_into_each_others_way(tmp_path, devices):
+    place = sharding.replicated(sharding.make_mesh({"data": devices}))
+    last, best = (Checkpoints(tmp_path / name, keep=2) for name in ("last", "best"))
+    for step in range(1, 9):
+        best.save(step, jax.device_put(state(step), place), {})
+        last.save(step, jax.device_put(state(-step), place), {})
+    for checkpoints in (last, best):
+        checkpoints.wait()
+        assert checkpoints.scrub() == {7: None, 8: None}
+        checkpoints.close()
+
+
 def disk_with(free):
     return lambda path: shutil._ntuple_diskusage(total=1000, used=1000 - free, free=free)
 

@@ -28,6 +28,7 @@ SCENARIOS = (
     Scenario("dead, stopped or stalled peer", "gangs:peers"),
     Scenario("SIGTERM to two processes", "gangs:gang_terms", in_short=False),
     Scenario("bit flips in checkpoints", "flips:bits"),
+    Scenario("flipped bits in a built data set", "data_flips:bits"),
     Scenario("disk full", "disk:full"),
     Scenario("read-only disk", "disk:read_only"),
     Scenario("soak: memory, handles, stall of saving", "soak:memory", in_short=False),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from m4 import seal
 from m4.bench.reliability.catalogue import Case
 from m4.data import build
 
@@ -156,9 +157,17 @@ def _built(shared: Path) -> Iterator[Case]:
         def change(folder: Path) -> None:
             found = json.loads((folder / "manifest.json").read_text())
             edit(found)
-            (folder / "manifest.json").write_text(json.dumps(found))
+            (folder / "manifest.json").write_text(json.dumps(seal.sealed(found)))
 
         return change
+
+    def unsealed(folder: Path) -> None:
+        text = (folder / "manifest.json").read_text()
+        (folder / "manifest.json").write_text(text.replace('"std": ', '"std": 1', 1))
+
+    def described(folder: Path) -> None:
+        path = next(folder.rglob("features.json"))
+        path.write_text(path.read_text().replace("float32", "float64", 1))
 
     for kind in ("empty", "cut", "noise", "gone", "a flipped bit"):
         yield Case(f"records: {kind}", damaged(record(kind)), 3, ("record",))
@@ -173,6 +182,8 @@ def _built(shared: Path) -> Iterator[Case]:
         "another kind": lambda m: m["schema"]["tasks"][0].update(kind="nonsense"),
         "another width": lambda m: m["schema"]["modalities"][0].update(shape=[6, 4]),
     }
+    yield Case("manifest: a changed number", damaged(unsealed), 3, ("digest",))
+    yield Case("records: another description", damaged(described), 3, ("features.json",))
     for name, edit in edits.items():
         yield Case(f"manifest: {name}", damaged(manifest(edit)), 3, ("built|manifest|record",))
 

@@ -30,12 +30,20 @@ Damage = Callable[[Path, random.Random], None]
 
 def bits(bench: Bench) -> Outcome:
     """One bit of one file, each bit of the step as likely as any other."""
-    return _trials(bench, [_flip], bench.number(100, 2000))
+    return _trials(bench, [flip], bench.number(100, 2000))
 
 
 def cuts(bench: Bench) -> Outcome:
     """One file cut short, emptied or deleted."""
     return _trials(bench, [_truncate, _empty, _delete], bench.number(20, 200))
+
+
+def flip(path: Path, rng: random.Random) -> None:
+    """Flips one bit of a file."""
+    data = bytearray(path.read_bytes())
+    place = rng.randrange(8 * len(data))
+    data[place // 8] ^= 1 << place % 8
+    path.write_bytes(data)
 
 
 def _trials(bench: Bench, damages: list[Damage], count: int) -> Outcome:
@@ -52,7 +60,7 @@ def _trials(bench: Bench, damages: list[Damage], count: int) -> Outcome:
     caught = lost = 0
     slowest = 0.0
     for _ in range(count):
-        weights = sizes if damages == [_flip] else None
+        weights = sizes if damages == [flip] else None
         path = rng.choices(files, weights)[0]
         before = path.read_bytes()
         rng.choice(damages)(path, rng)
@@ -97,13 +105,6 @@ def _state(seed: int) -> dict[str, Any]:
 
 def _bytes(array: Any) -> bytes:
     return np.asarray(array).tobytes()
-
-
-def _flip(path: Path, rng: random.Random) -> None:
-    data = bytearray(path.read_bytes())
-    place = rng.randrange(8 * len(data))
-    data[place // 8] ^= 1 << place % 8
-    path.write_bytes(data)
 
 
 def _truncate(path: Path, rng: random.Random) -> None:

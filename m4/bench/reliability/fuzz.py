@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from m4 import config as configs
+from m4 import seal
 from m4.bench.reliability import raw_files
 from m4.bench.reliability.bad_config import PLAIN
 from m4.bench.reliability.catalogue import NUMBER, TEXT
@@ -174,7 +175,10 @@ def _manifest(folder: Path) -> Read:
     good = json.loads((whole / "manifest.json").read_text())
 
     def read(rng: random.Random) -> None:
-        text = json.dumps(change(rng, good, (*VALUES, f"{TEXT} {NUMBER}"))).encode()
+        found = change(rng, good, (*VALUES, f"{TEXT} {NUMBER}"))
+        if isinstance(found, dict) and rng.random() < 0.9:  # past the seal, to what reads it
+            found = seal.sealed(found)
+        text = json.dumps(found).encode()
         if rng.random() < 0.2:
             text = scramble(rng, text)
         (folder / "copy/manifest.json").write_bytes(text)
