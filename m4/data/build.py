@@ -59,7 +59,8 @@ def prepare(
 
     Folders already built for the same name, version, options, seed and schema are reused while no
     source file has another size or time stamp than when it was hashed; otherwise sources are
-    hashed again. Raw files that have been removed since do not invalidate a folder.
+    hashed again. Raw files that have been removed since do not invalidate a folder. One whose
+    manifest is damaged, or from before manifests were sealed, is built again.
 
     Raises:
       DataError: missing or damaged files, one line each; a split that is empty; a patient in two
@@ -74,7 +75,7 @@ def prepare(
     if ready:
         return ready
     if missing := module.missing_files(raw_dir, **options):
-        raise DataError(*missing, f"{name}: {module.WHERE}")
+        raise DataError(*_damage(home), *missing, f"{name}: {module.WHERE}")
     try:
         _make_home(home)
         with _locked(home):
@@ -135,6 +136,17 @@ def _unchanged(home: Path, identity: dict[str, Any], raw_dir: Path) -> Path | No
     return None
 
 
+def _damage(home: Path) -> list[str]:
+    """A line for each built folder that cannot be used."""
+    lines = []
+    for path in sorted(home.glob(f"[!.]*/{manifests.FILE}")):
+        try:
+            manifests.read(path.parent)
+        except DataError as error:
+            lines += error.args
+    return lines
+
+
 def _write_stamps(folder: Path, stamps: dict[str, list[int]]) -> None:
     fresh = folder / f"{STAMPS}.new"
     fresh.write_text(json.dumps(stamps, indent=1) + "\n")
@@ -167,15 +179,20 @@ def _build(
 ) -> Path:
     final = home / fingerprint(identity, cohort.sources)
     stamps = {file: _stamp(raw_dir / file) for file in cohort.sources if (raw_dir / file).exists()}
-    if final.exists():  # same bytes, new time stamps
-        _write_stamps(final, stamps)
+    with contextlib.suppress(DataError):
+        manifests.read(final)
+        _write_stamps(final, stamps)  # same bytes, new time stamps
         return final
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home))  # mode 0700
     try:
         manifest = write(partial, cohort, progress=progress)
         manifests.write(partial, {**identity, "fingerprint": final.name, **manifest})
         _write_stamps(partial, stamps)
+        damaged = home / f".partial-{final.name}"  # swept up, should we be killed
+        if final.exists():
+            final.rename(damaged)
         partial.rename(final)
+        shutil.rmtree(damaged, ignore_errors=True)
         if report:
             report(manifest)
     except BaseException:

@@ -49,6 +49,25 @@ def module(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
+def test_a_damaged_folder_is_built_again(module):
+    toy, raw, home = module
+    folder = build.prepare("toylab.toy", raw, home)
+    path = folder / "manifest.json"
+    good = path.read_bytes()
+    old = {k: v for k, v in json.loads(good).items() if k not in ("files", "sha256")}
+    for text in (good.replace(b'"rows": 9', b'"rows": 8'), json.dumps(old).encode(), b"{"):
+        path.write_bytes(text)
+        assert build.prepare("toylab.toy", raw, home) == folder
+        assert path.read_bytes() == good
+    assert toy.builds == [0] * 4
+    path.write_bytes(text)
+    toy.missing_files = lambda raw_dir: ["file.txt: missing"]
+    with pytest.raises(DataError, match="file.txt: missing") as error:  # and why it is needed
+        build.prepare("toylab.toy", raw, home)
+    assert "manifest.json: no readable manifest" in error.value.lines()[0]
+    assert [*home.rglob(".partial-*")] == []
+
+
 def test_builds_once_and_again_only_when_something_changed(module):
     toy, raw, home = module
     told = []
