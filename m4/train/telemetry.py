@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 Scalars = Mapping[str, float]
+FLUSH_EVERY = 10.0  # seconds between lines of event files that others can see
 
 
 class Writer:
@@ -71,37 +72,62 @@ class JsonLines(Writer):
 
 
 class TensorBoard(Writer):
-    """Event files by tensorboardX."""
+    """Event files in tensorboardX's format, written at once.
+
+    Not by its `SummaryWriter`, whose thread reads from a queue of processes: on a full disk the
+    thread outlives the writer and ends in a traceback, and a killed run leaves the queue's
+    semaphores behind.
+    """
 
     def __init__(self, folder: Path, *, resume: int = 0):
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
-        self._writer = SummaryWriter(str(folder), purge_step=resume + 1 if resume else None)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        self._flushed = time.monotonic()
+        if resume:  # TensorBoard hides what a killed run wrote after that
+            self._add(resume + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Adds scalars."""
+        from tensorboardX import summary
+
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+            self._add(step, summary=summary.scalar(name, value))
+        if time.monotonic() - self._flushed > FLUSH_EVERY:
+            self.flush()
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Adds texts."""
+        from tensorboardX import summary
+
         for name, text in texts.items():
-            self._writer.add_text(name, text, step)
+            self._add(step, summary=summary.text(name, text))
 
     def write_histograms(
         self, step: int, arrays: Mapping[str, np.ndarray], num_buckets: Any = None
     ) -> None:
-        """Adds histograms; `num_buckets` is clu's argument and is not used."""
+        """Adds histograms, of 30 buckets unless told otherwise."""
+        from tensorboardX import summary
+
         for name, values in arrays.items():
-            self._writer.add_histogram(name, np.asarray(values), step)
+            values = np.asarray(values)
+            self._add(step, summary=summary.histogram(name, values, num_buckets or 30))
 
     def flush(self) -> None:
         """Flushes the event file."""
-        self._writer.flush()
+        self._file.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Closes the event file."""
-        self._writer.close()
+        self._file.close()
+
+    def _add(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._file.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 class ProgressLine(Writer):

@@ -2,6 +2,9 @@
 
 import io
 import json
+import math
+import struct
+import threading
 
 import numpy as np
 import pytest
@@ -63,17 +66,45 @@ def test_one_live_line_on_a_terminal():
     assert "step 20/100 20%" in text and "\x1b[" in text
 
 
+def events(folder):
+    """Events of all files, in the format of TFRecord: length, its checksum, bytes, checksum."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    for file in sorted(folder.glob("events*")):
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack("Q", data[:8])
+            yield event_pb2.Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
 def test_tensorboard_reads_back(tmp_path):
     pytest.importorskip("tensorboardX")
-    writer = telemetry.TensorBoard(tmp_path)
-    writer.write_scalars(3, {"train/loss": 0.5})
+    threads = threading.active_count()
+    writer = telemetry.TensorBoard(tmp_path, resume=2)
+    writer.write_scalars(3, {"train/loss": 0.5, "val/auroc": math.nan})
     writer.write_texts(3, {"config": "text"})
-    writer.write_histograms(3, {"load": np.arange(4.0)})
+    writer.write_histograms(3, {"load": np.arange(4.0)}, num_buckets=2)
     writer.flush()
+    assert threading.active_count() == threads
     writer.close()
-    (file,) = tmp_path.glob("events*")
-    data = file.read_bytes()
-    assert b"train/loss" in data and b"config" in data and b"load" in data
+    version, start, loss, auroc, text, load = events(tmp_path)
+    assert version.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (3, start.session_log.START)
+    assert loss.step == 3 and loss.summary.value[0].tag == "train/loss"
+    assert loss.summary.value[0].simple_value == 0.5
+    assert math.isnan(auroc.summary.value[0].simple_value)
+    assert text.summary.value[0].tensor.string_val[0] == b"text"
+    histogram = load.summary.value[0].histo
+    assert (histogram.num, histogram.sum) == (4, 6)  # 0 + 1 + 2 + 3
+
+
+def test_events_are_seen_while_a_run_goes_on(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    writer = telemetry.TensorBoard(tmp_path)
+    monkeypatch.setattr(telemetry, "FLUSH_EVERY", -1.0)
+    writer.write_scalars(1, {"x": 1.0})
+    assert len([*events(tmp_path)]) == 2
+    writer.close()
 
 
 def test_writers_have_clus_method_names_and_fan_out(tmp_path):
