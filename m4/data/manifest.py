@@ -74,6 +74,13 @@ def read(folder: Path) -> dict[str, Any]:
 
     Raises DataError when it is absent, damaged or outdated, or when a file that it vouches for is.
     """
+    manifest = unchecked(folder)
+    check_files(folder, manifest)
+    return manifest
+
+
+def unchecked(folder: Path) -> dict[str, Any]:
+    """The manifest, itself intact or a DataError; the files that it vouches for are not read."""
     path = folder / FILE
     try:
         manifest = json.loads(path.read_text())
@@ -83,13 +90,16 @@ def read(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: no manifest; {AGAIN}")
     if manifest.get("format") != FORMAT:
         raise DataError(f"{path}: format {manifest.get('format')}, expected {FORMAT}")
-    files = manifest.get("files")
-    if not seal.intact(manifest) or not isinstance(files, dict):
+    if not seal.intact(manifest) or not isinstance(manifest.get("files"), dict):
         raise DataError(f"{path}: differs from its digest, or has none; {AGAIN}")
-    for name, digest in files.items():
+    return manifest
+
+
+def check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raises DataError when a file that the manifest vouches for is damaged or gone."""
+    for name, digest in manifest["files"].items():
         if not (folder / name).is_file() or _sha256(folder / name) != digest:
             raise DataError(f"{folder / name}: is damaged or gone; {AGAIN}")
-    return manifest
 
 
 def write(folder: Path, manifest: dict[str, Any]) -> None:

@@ -100,13 +100,10 @@ class Checkpoints:
             self._pending = self._thread.submit(self._whole, step, held, note, after)
             return
         after()
-        _ORBAX.acquire()
-        try:
-            begun = self._begin(step, state, note)
-        except SaveError:
-            _ORBAX.release()
-            raise
-        self._pending = self._thread.submit(self._rest, step, begun)
+        with contextlib.ExitStack() as turn:
+            turn.enter_context(_ORBAX)
+            if self._begin(step, state, note):
+                self._pending = self._thread.submit(self._rest, step, turn.pop_all())
 
     def wait(self) -> None:
         """Returns when everything is on disk. Raises SaveError if it did not get there."""
@@ -180,12 +177,9 @@ class Checkpoints:
             if self._begin(step, state, note):
                 self._finish(step)
 
-    def _rest(self, step: int, begun: bool) -> None:
-        try:
-            if begun:
-                self._finish(step)
-        finally:
-            _ORBAX.release()
+    def _rest(self, step: int, turn: contextlib.ExitStack) -> None:
+        with turn:
+            self._finish(step)
 
     def _begin(self, step: int, state: Any, note: Note) -> bool:
         """Hands everything to Orbax; whether there is anything to finish."""

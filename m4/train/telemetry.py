@@ -80,10 +80,12 @@ class TensorBoard(Writer):
     """
 
     def __init__(self, folder: Path, *, resume: int = 0):
+        from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         folder.mkdir(parents=True, exist_ok=True)
+        self._summary, self._event = summary, Event
         self._file = EventsWriter(str(folder / "events"))
         self._flushed = time.monotonic()
         if resume:  # TensorBoard hides what a killed run wrote after that
@@ -91,29 +93,23 @@ class TensorBoard(Writer):
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Adds scalars."""
-        from tensorboardX import summary
-
         for name, value in scalars.items():
-            self._add(step, summary=summary.scalar(name, value))
+            self._add(step, summary=self._summary.scalar(name, value))
         if time.monotonic() - self._flushed > FLUSH_EVERY:
             self.flush()
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Adds texts."""
-        from tensorboardX import summary
-
         for name, text in texts.items():
-            self._add(step, summary=summary.text(name, text))
+            self._add(step, summary=self._summary.text(name, text))
 
     def write_histograms(
         self, step: int, arrays: Mapping[str, np.ndarray], num_buckets: Any = None
     ) -> None:
         """Adds histograms, of 30 buckets unless told otherwise."""
-        from tensorboardX import summary
-
         for name, values in arrays.items():
             values = np.asarray(values)
-            self._add(step, summary=summary.histogram(name, values, num_buckets or 30))
+            self._add(step, summary=self._summary.histogram(name, values, num_buckets or 30))
 
     def flush(self) -> None:
         """Flushes the event file."""
@@ -125,9 +121,7 @@ class TensorBoard(Writer):
         self._file.close()
 
     def _add(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        self._file.write_event(Event(wall_time=time.time(), step=step, **content))
+        self._file.write_event(self._event(wall_time=time.time(), step=step, **content))
 
 
 class ProgressLine(Writer):

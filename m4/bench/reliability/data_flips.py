@@ -26,7 +26,7 @@ def bits(bench: Bench) -> Outcome:
     rng = random.Random(bench.seed)
     folder = build.prepare(NAME, "", bench.work / "built")
     right = [*_read(folder)]
-    kinds = [*_kinds(folder).values()]
+    kinds = _kinds(folder)
     count, refused, bad = bench.number(60, 1000), 0, []
     for number in range(count):
         path = rng.choice(kinds[number % len(kinds)])
@@ -53,12 +53,12 @@ def _read(folder: Path) -> Iterator[dict[str, bytes]]:
         yield {key: array.tobytes() for key, array in rows.items()}
 
 
-def _kinds(folder: Path) -> dict[str, list[Path]]:
-    """Files by kind, of those that a run reads; `_read` has written the mapped ones."""
+def _kinds(folder: Path) -> list[list[Path]]:
+    """Files by kind, of those that a run reads; `_read` has written the mapped rows."""
     records = folder / "records"
-    return {
-        "manifest": [folder / FILE],
-        "records": [*records.rglob(f"*-{SPLIT}{RECORDS}*")],
-        "descriptions": sorted(p for p in records.rglob("*.json")),
-        "mapped rows": sorted((folder / "rows").rglob("*.npy")),
-    }
+    return [
+        [folder / FILE],
+        [*records.rglob(f"*-{SPLIT}{RECORDS}*")],
+        sorted(records.rglob("*.json")),  # what a record looks like
+        sorted((folder / "rows").rglob("*.npy")),
+    ]
