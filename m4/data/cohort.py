@@ -81,8 +81,7 @@ def checksums(root: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(files):
         try:
-            with open(path, "rb") as handle:
-                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            digest = sha256(path)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         found[path.relative_to(root).as_posix()] = {
@@ -90,3 +89,9 @@ def checksums(root: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
             "sha256": digest,
         }
     return found
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as 64 hex digits."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

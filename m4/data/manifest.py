@@ -17,7 +17,6 @@ Presence patterns are keyed by the integer whose bit m is modality m of the sche
 """
 
 import dataclasses
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -27,7 +26,7 @@ import numpy as np
 
 from m4 import cells, seal
 from m4.data import normalise, records
-from m4.data.cohort import Example
+from m4.data.cohort import Example, sha256
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
@@ -98,7 +97,7 @@ def unchecked(folder: Path) -> dict[str, Any]:
 def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Raises DataError when a file that the manifest vouches for is damaged or gone."""
     for name, digest in manifest["files"].items():
-        if not (folder / name).is_file() or _sha256(folder / name) != digest:
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
             raise DataError(f"{folder / name}: is damaged or gone; {AGAIN}")
 
 
@@ -106,14 +105,9 @@ def write(folder: Path, manifest: dict[str, Any]) -> None:
     """Write `manifest.json`, last of all files; the same data always gives the same bytes."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     names = {path.relative_to(folder).as_posix(): path for path in paths}
-    files = {k: _sha256(p) for k, p in names.items() if k not in UNSEALED and RECORDS not in p.name}
+    files = {k: sha256(p) for k, p in names.items() if k not in UNSEALED and RECORDS not in p.name}
     whole = seal.sealed(manifest | {"files": files})
     (folder / FILE).write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 class Summary:

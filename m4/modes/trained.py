@@ -4,7 +4,6 @@ data.json         their manifest: schema, options (a definition's whole content)
 vocabulary.json   tokens by id of every modality whose ids were counted; absent without such
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from m4 import resolve, seal
 from m4.data import manifest as manifests
 from m4.data import normalise
 from m4.data.apply import Trained
+from m4.data.cohort import sha256
 from m4.errors import CheckpointError, ConfigError, DataError
 from m4.modes import raw
 
@@ -56,7 +56,7 @@ def read(config: ml_collections.ConfigDict, folder: Path) -> Trained:
         for tokens in words.values()
     ):
         raise DataError(f"{path}: no vocabulary of the training data; {again}")
-    if wanted is not None and hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+    if wanted is not None and sha256(path) != wanted:
         raise DataError(f"{path}: is not the vocabulary of the training data; {again}")
     return Trained(manifest, words)
 
