@@ -22,14 +22,14 @@ test: $(VENV)/installed
 
 # Faults on purpose: the long form rewrites the table of docs/reliability.md.
 reliability: $(VENV)/installed
-	$(BIN)/python -m m4.bench.reliability --write=docs/reliability.md
+	$(BIN)/python -m tests.faults --write=docs/reliability.md
 
 reliability-short: $(VENV)/installed
-	$(BIN)/python -m m4.bench.reliability --short --jobs=$(JOBS)
+	$(BIN)/python -m tests.faults --short --jobs=$(JOBS)
 
 # Five methods, three seeds, PhysioNet 2012 below M4_RAW_DIR: two hours of one core; it resumes.
 results: $(VENV)/installed
-	$(BIN)/python -m m4.bench results --out=$(RESULTS)
+	$(BIN)/python -m m4.modes.sweep --out=$(RESULTS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -13,7 +13,7 @@ Every row of a batch is there for one task (`train.streams`): 'rows' deals the r
 'batches' whole batches, 'sequential' is the released order of one task after the other;
 `train.stream_ratio` sets the shares. The paper's other tasks (decompensation, remaining length of
 stay, readmission, X-ray findings, DRG) and its 76 columns are options of the data set: `window`,
-`tasks` and the modality `flexcare`, see `m4/data/mimiciv/`. Paper: Xu et al., KDD 2024.
+`tasks` and the modality `flexcare`, see `m4/data/sets/mimiciv/`. Paper: Xu et al., KDD 2024.
 """
 
 import ml_collections

@@ -7,8 +7,9 @@
 | (none)  | 873 stays: vitals, labs, text, medications, ...     | M4_RAW_DIR/eicu-demo-meds  |
 | `:tiny` | the same files, six steps of a small model          | M4_RAW_DIR/eicu-demo-meds  |
 
-`m4/data/declared/eicu_demo.toml` says what is read; `--config.data.options.split=meds` keeps the
-published split instead. 81 deaths: nothing was tuned on them, and the last step is evaluated.
+`m4/data/sets/declared/eicu_demo.toml` says what is read;
+`--config.data.options.split=meds` keeps the published split instead. 81 deaths: nothing was tuned
+on them, and the last step is evaluated.
 Expected numbers: `docs/results.md`.
 """
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from m4.data import mfeat, physionet2012
+from m4.data.sets import mfeat, physionet2012
 from tests.data import test_images, test_physionet2012, test_support2
 
 

@@ -120,7 +120,7 @@ def test_the_check_lets_safe_calls_pass():
 
 # Commands that write nothing derived from patients: open downloads, invented files, launch files
 # (what they start sets its own mask), benchmarks.
-HARMLESS = ("m4/data/physionet2012", "m4/data/fake", "launch/", "m4/bench/")
+HARMLESS = ("m4/data/sets/physionet2012", "m4/data/fake", "launch/", "m4/bench/")
 
 
 def is_command(path):
@@ -173,6 +173,6 @@ def test_the_ranges_contain_the_lock():
 
 
 def test_research_use_is_said_where_results_are():
-    for path in ("README.md", "m4/eval/templates/report.html.j2", "m4/__init__.py"):
+    for path in ("README.md", "m4/eval/report/templates/report.html.j2", "m4/__init__.py"):
         text = (ROOT / path).read_text().lower()
         assert "research use only" in text and "not a medical device" in text, path

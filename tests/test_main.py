@@ -15,9 +15,9 @@ import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
 import pytest
 
-from m4.data import synthetic
+from m4.data.sets import synthetic
 from m4.main import main
-from m4.modes import setup
+from m4.run import setup
 from m4.train import preemption
 from tests.data import test_missing
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m4 import losses
+from m4 import task_losses
 from m4.eval import metrics, weighted
 from m4.specs import TaskSpec
 from m4.types import Target
@@ -27,7 +27,7 @@ CASES = {  # (time, event) -> minus log-likelihood
 def test_likelihood_by_hand():
     value = np.array([*CASES], np.float32)
     logits = np.tile(LOGITS, (len(CASES), 1))
-    loss, mask = losses.row_loss(TASK, logits, Target(value, np.ones(len(CASES))))
+    loss, mask = task_losses.row_loss(TASK, logits, Target(value, np.ones(len(CASES))))
     np.testing.assert_allclose(loss, [*CASES.values()], rtol=1e-5, atol=1e-7)
     assert mask.all()
 
@@ -36,7 +36,7 @@ def test_garbage_at_masked_labels_reaches_nothing():
     target = Target(np.array([[np.nan, np.nan], [25, 1]], np.float32), np.array([0.0, 1.0]))
 
     def loss(logits):
-        per_row, mask = losses.row_loss(TASK, logits, target)
+        per_row, mask = task_losses.row_loss(TASK, logits, target)
         return jnp.sum(per_row * mask)
 
     value, grad = jax.value_and_grad(loss)(jnp.tile(jnp.asarray(LOGITS), (2, 1)))
@@ -46,13 +46,15 @@ def test_garbage_at_masked_labels_reaches_nothing():
 
 def test_predictions_are_chances_of_the_event_so_far():
     # Survival 0.9, 0.72, 0.36.
-    np.testing.assert_allclose(losses.predict(TASK, LOGITS[None]), [[0.1, 0.28, 0.64]], rtol=1e-5)
+    np.testing.assert_allclose(
+        task_losses.predict(TASK, LOGITS[None]), [[0.1, 0.28, 0.64]], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("labels", [(), ("10", "20"), ("10", "10", "20"), ("a", "b", "c")])
 def test_intervals_must_be_given(labels):
     with pytest.raises(ValueError, match="increasing right ends"):
-        losses.survival_edges(TaskSpec("death", "survival", dim=3, labels=labels))
+        task_losses.survival_edges(TaskSpec("death", "survival", dim=3, labels=labels))
 
 
 LABEL = np.array([[1, 1], [2, 0], [3, 1], [3, 1], [4, 0]], float)

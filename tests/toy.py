@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from m4 import losses
+from m4 import task_losses
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, MoeAux, Outputs, Stream, Target
 
@@ -48,8 +48,8 @@ class Toy(nn.Module):
         return Outputs(logits=logits, aux_losses={}, moe={"layer_0": aux})
 
     def loss(self, out, batch, step):
-        terms = losses.task_losses(self.data, out.logits, batch)
-        return losses.total(self.data, terms, out.aux_losses, {}), terms
+        terms = task_losses.task_losses(self.data, out.logits, batch)
+        return task_losses.total(self.data, terms, out.aux_losses, {}), terms
 
 
 def batch(step: int, *, rows: int = 16, spec: DataSpec = SPEC, seed: int = 0) -> Batch:

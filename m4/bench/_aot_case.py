@@ -11,7 +11,8 @@ from jax.sharding import AxisType, Mesh
 
 from m4.bench import _moe_mesh, _program
 from m4.bench.aot import CASES, LAYER, SLACK
-from m4.moe import experts, parallel
+from m4.moe import experts
+from m4.moe.engine import mesh as parallel
 
 
 def main(name: str, exchange: str) -> None:

@@ -12,7 +12,9 @@ from jax.sharding import PartitionSpec as P
 from m4.bench import _moe_router, _program
 from m4.bench._moe_case import make_case
 from m4.bench._worker import serve
-from m4.moe import dispatch, experts, parallel
+from m4.moe import experts
+from m4.moe.engine import dispatch
+from m4.moe.engine import mesh as parallel
 from m4.moe.layer import MoE
 from m4.sharding import compiler_options
 from m4.types import Routing

@@ -11,7 +11,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from m4.bench import _program
-from m4.moe import experts, parallel
+from m4.moe import experts
+from m4.moe.engine import mesh as parallel
 from m4.types import Routing
 
 
@@ -59,7 +60,7 @@ def compile_layer(mesh, case, *, exchange, strategy, slack=1.25, overflow="drop"
 
 
 def formula(mesh_shape, case, *, exchange, slack=1.25):
-    """Documented bytes per device by kind of collective; see `m4.moe.parallel`."""
+    """Documented bytes per device by kind of collective; see `m4.moe.engine.mesh`."""
     data, devices = mesh_shape
     size = jnp.dtype(case["dtype"]).itemsize
     tokens, k, width = case["tokens"] // (data * devices), case["top_k"], case["dim"]

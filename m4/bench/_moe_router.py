@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from m4 import sharding
 from m4.bench._worker import serve
-from m4.moe import declare, routing
+from m4.moe import declare, routers
 from m4.resolve import resolve
 
 
@@ -42,7 +42,7 @@ def router(case, gate, x_ND, devices=1):
 
     def route(x_ND, params):
         logits_NE = declare.call(function, x_ND, options={}, **params)
-        chosen = routing.top_k(logits_NE, valid_N, k=case["top_k"])
+        chosen = routers.top_k(logits_NE, valid_N, k=case["top_k"])
         return chosen.experts, chosen.weights
 
     return _timed(route, devices, x_ND, params)

@@ -15,7 +15,7 @@ from m4.config.hints import nearest
 REQUIRED = object()
 _MULTI = ("auroc", "auprc", "f1")
 _PROBABILITY = ("brier", "ece", "log_loss")
-_IMAGE = ("first", "mean", "pooler", "tokens")  # m4.nn.encoders.images
+_IMAGE = ("first", "mean", "pooler", "tokens")  # m4.nn.pretrained.images
 _ORDERS = ("shuffled", "complete_first", "complete_last", "complete_only")  # m4.data.loader
 METRICS = {  # of each task kind, as in m4.eval.metrics
     "binary": ("auroc", "auprc", "f1", *_PROBABILITY),

@@ -38,13 +38,13 @@ def gate_names() -> tuple[str, ...]:
 @functools.cache
 def method_names() -> tuple[str, ...]:
     """The methods in `m4.methods`: modules with a class that has a loss."""
-    return tuple(n for n in _modules("m4.methods") if _method_class(f"m4.methods.{n}"))
+    return tuple(n for n in _modules("m4.methods") if _method_class(f"m4.methods.{n}.model"))
 
 
 @functools.cache
 def data_names() -> tuple[str, ...]:
     """The data sets in `m4.data`: modules with a function `cohort`."""
-    return tuple(n for n in _modules("m4.data") if "cohort" in _functions(f"m4.data.{n}"))
+    return tuple(n for n in _modules("m4.data.sets") if "cohort" in _functions(f"m4.data.sets.{n}"))
 
 
 def found(name: str) -> bool:
@@ -64,10 +64,10 @@ def method_target(name: str) -> tuple[str, str]:
     module, _, attribute = name.rpartition(":")
     if module:
         return module, attribute
-    attribute = _method_class(f"m4.methods.{name}")
+    attribute = _method_class(f"m4.methods.{name}.model")
     if not attribute:
         raise ValueError(f"m4.methods.{name} has no class with a loss")
-    return f"m4.methods.{name}", attribute
+    return f"m4.methods.{name}.model", attribute
 
 
 def method_fields(name: str) -> dict[str, Field] | None:
@@ -78,7 +78,7 @@ def method_fields(name: str) -> dict[str, Field] | None:
 
 def data_options(name: str) -> dict[str, Field] | None:
     """Options of a data set, or None when it takes any."""
-    spec = _functions(name if "." in name else f"m4.data.{name}").get("spec")
+    spec = _functions(name if "." in name else f"m4.data.sets.{name}").get("spec")
     if spec is None or spec.args.kwarg is not None:
         return None
     arguments = (*spec.args.args, *spec.args.kwonlyargs)

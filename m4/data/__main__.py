@@ -45,7 +45,7 @@ def main(args: Sequence[str]) -> int:
 
 def _lines(command: str, place: Path) -> list[str]:
     from m4.data import describe  # heavy
-    from m4.data.meds import survey
+    from m4.data.sets.meds import survey
 
     if command == "draft":
         return survey.draft(place)

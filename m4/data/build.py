@@ -68,7 +68,7 @@ def prepare(
       SaveError: `data_dir` cannot be written or is full.
     """
     raw_dir, options = Path(raw_dir), dict(options or {})
-    module = resolve.module(name, "m4.data")
+    module = resolve.module(name, "m4.data.sets")
     home = Path(data_dir) / name.rpartition(".")[2]
     identity = _identity(module, name, seed=seed, options=options)
     ready = _unchanged(home, identity, raw_dir)

@@ -40,7 +40,7 @@ import numpy as np
 
 from m4.data import wfdb
 from m4.data.cohort import patient_number
-from m4.data.mimiciv import files, linked, studies
+from m4.data.sets.mimiciv import files, linked, studies
 from m4.errors import ConfigError, DataError, UserError
 
 PART = 1024

@@ -52,7 +52,7 @@ def sweep(
 
     Args:
       predict: compiled `(batch, keep_M) -> (task -> f32[B, C], layer -> stats)`; predictions are
-        probabilities or values in the target's unit (`m4.losses.predict`), the masking
+        probabilities or values in the target's unit (`m4.task_losses.predict`), the masking
         (`mask_modalities`) happens inside.
       batches: host batches that hold each row once; rows with weight 0 are padding.
       spec: the data set.

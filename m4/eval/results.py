@@ -18,7 +18,7 @@ suppressed, `note` says why; low and high are the 95 % percentile interval of th
     strata        [{task, pattern, patients, metrics: {primary: E}}]  full input, by natural pattern
     ranking       {task: {metric, modalities: [{modality, drop: E, drop_if_present: E}]}}
     calibration   {task: [{label, curve: [{predicted, observed, low, high}], brier: {...}}]}
-    routing       {layer: see m4.eval.routing.describe}
+    routing       {layer: see m4.eval.specialisation.describe}
     references    {name: {task: {metrics: {metric: E}, delta: {metric: E}}}}   delta: model - name
 
 Deltas are scored on the rows that both sides score and drops are oriented so that positive means
@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from m4.eval import bootstrap, metrics, routing
+from m4.eval import bootstrap, metrics, specialisation
 from m4.eval.predictions import Predictions
 from m4.eval.scorer import Scorer
 from m4.eval.subsets import Subset, describe, patterns
@@ -109,7 +109,7 @@ def compose(
         "strata": [],
         "ranking": {},
         "calibration": {},
-        "routing": routing.describe(predictions, spec, min_patients=min_patients, seed=seed),
+        "routing": specialisation.describe(predictions, spec, min_patients=min_patients, seed=seed),
         "references": {name: {} for name in references or {}},
     }
     for task in _tasks(predictions, spec):

@@ -15,11 +15,15 @@ from flax import traverse_util
 
 from m4 import config as configs
 from m4.errors import ConfigError, UserError
-from m4.interop import convert, files, flexcare, flexmoe, fusemoe, m4oe
-from m4.interop.table import Layout
+from m4.interop import convert, files
+from m4.methods.flexcare import torch_layout as flexcare
+from m4.methods.flexmoe import torch_layout as flexmoe
+from m4.methods.fusemoe import torch_layout as fusemoe
+from m4.methods.m4oe import torch_layout as m4oe
 from m4.modes import eval as eval_mode
-from m4.modes import setup as setups
-from m4.modes import trained
+from m4.nn.torch_table import Layout
+from m4.run import setup as setups
+from m4.run import trained
 from m4.train import workdir
 from m4.train.checkpoint import Checkpoints
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from m4.errors import ConfigError, DataError
-from m4.interop.table import Layout
+from m4.nn.torch_table import Layout
 
 Tensors = Mapping[str, np.ndarray]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from m4 import USE
 from m4.errors import ConfigError, DataError, SaveError
-from m4.nn import safetensors
+from m4.nn.pretrained import safetensors
 
 SAFE = ".safetensors"
 

@@ -11,7 +11,7 @@ import ml_collections
 
 from m4.config import Flags
 from m4.errors import ConfigError
-from m4.modes import raw
+from m4.run import raw
 
 
 def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
@@ -22,7 +22,7 @@ def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
         raise ConfigError(f"--workdir={flags.workdir}: no such folder; --mode=train makes it")
     without_data = flags.mode == "check" and not (flags.config or flags.config_json)
     if config is not None and flags.on is not None:
-        from m4.modes import trained
+        from m4.run import trained
 
         trained.require(config, flags.workdir, flags.on)
     elif config is not None and not without_data:

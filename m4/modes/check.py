@@ -14,8 +14,8 @@ from clu import parameter_overview
 from m4 import sharding
 from m4.config import Flags
 from m4.errors import CheckpointError, DivergedError
-from m4.modes import programs
-from m4.modes import setup as setups
+from m4.run import programs
+from m4.run import setup as setups
 from m4.train.checkpoint import Checkpoints
 
 

@@ -20,9 +20,10 @@ from m4.errors import ConfigError
 from m4.eval.predictions import Predictions
 from m4.eval.subsets import Subset
 from m4.modes import eval as eval_mode
-from m4.modes import meds, train
-from m4.modes import setup as setups
+from m4.modes import train
 from m4.modes.eval import Evaluation
+from m4.run import meds
+from m4.run import setup as setups
 from m4.train import processes
 
 NUM_FOLDS = 5

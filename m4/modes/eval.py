@@ -12,10 +12,12 @@ from m4.config import Flags
 from m4.data import aggregate
 from m4.data.loader import eval_batches
 from m4.data.store import Store
-from m4.eval import baselines, evaluate, results, subsets, tables
+from m4.eval import baselines, evaluate, results, subsets
 from m4.eval.predictions import Predictions
-from m4.modes import programs, report
-from m4.modes import setup as setups
+from m4.eval.report import tables
+from m4.modes import report
+from m4.run import programs
+from m4.run import setup as setups
 from m4.specs import DataSpec
 from m4.train import processes
 from m4.train.checkpoint import Checkpoints

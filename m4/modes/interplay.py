@@ -40,9 +40,10 @@ from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.errors import ConfigError, UserError
 from m4.eval import evaluate, interplay
-from m4.modes import raw, tim
-from m4.modes import setup as setups
+from m4.modes import tim
 from m4.modes.eval import columns
+from m4.run import raw
+from m4.run import setup as setups
 from m4.train import workdir
 
 PROBED = ("binary", "multiclass")

@@ -33,12 +33,13 @@ from m4.data import manifest as manifests
 from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.errors import DataError
-from m4.eval import results, subsets, tables
+from m4.eval import results, subsets
 from m4.eval.predictions import Predictions
+from m4.eval.report import tables
 from m4.modes import eval as eval_mode
 from m4.modes import predict as predict_mode
-from m4.modes import programs, trained
-from m4.modes import setup as setups
+from m4.run import programs, trained
+from m4.run import setup as setups
 from m4.specs import DataSpec
 from m4.train import processes, workdir
 

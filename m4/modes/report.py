@@ -7,7 +7,7 @@ from jinja2 import UndefinedError
 
 from m4.config import Flags
 from m4.errors import DataError, place
-from m4.eval import report
+from m4.eval.report import page as report
 
 # What a document with parts missing or of another type ends in when it is shown.
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, UndefinedError)

@@ -27,15 +27,15 @@ from rich.console import Console
 from rich.table import Table
 
 from m4 import config as configs
-from m4 import losses, sharding
+from m4 import sharding, task_losses
 from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError, UserError
 from m4.eval import evaluate, results, tim
-from m4.modes import raw
-from m4.modes import setup as setups
 from m4.modes.eval import columns
-from m4.nn.encoders import pretrained
+from m4.nn.pretrained import wrapper
+from m4.run import raw
+from m4.run import setup as setups
 from m4.train import step as steps
 from m4.train import workdir
 
@@ -87,7 +87,7 @@ def run(config: Any, folder: Path | None, tasks: str, num_permutations: int) -> 
 
 
 def _chosen(config, setup: setups.Setup, tasks: str) -> list[str]:
-    method = type(pretrained.bare(setup.method))
+    method = type(wrapper.bare(setup.method))
     if "active_T" not in inspect.signature(method.__call__).parameters:
         raise ConfigError(
             f"method.name={config.method.name!r}: its call has no argument active_T, so no task"
@@ -176,7 +176,7 @@ def _predictor(config, setup: setups.Setup):
     def predict(params, batch, active_T):
         out = setup.method.apply({"params": params}, batch, train=False, active_T=active_T)
         scored = [task for task in spec.tasks if task.kind in METRICS]
-        return {t.name: losses.predict(t, out.logits[t.name]) for t in scored}
+        return {t.name: task_losses.predict(t, out.logits[t.name]) for t in scored}
 
     def score(params, active_T):
         found = evaluate.sweep(

@@ -22,8 +22,8 @@ from m4.data.store import Store
 from m4.errors import ConfigError, SaveError
 from m4.eval import results
 from m4.modes import eval as eval_mode
-from m4.modes import programs, trained
-from m4.modes import setup as setups
+from m4.run import programs, trained
+from m4.run import setup as setups
 from m4.train import guard, loop, preemption, processes, telemetry, watchdog, workdir
 from m4.train.checkpoint import Checkpoints
 from m4.train.step import State

@@ -14,7 +14,9 @@ import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict
 
-from m4.moe import declare, diagnostics, dispatch, experts, modality_gates, parallel, slots
+from m4.moe import declare, experts, share
+from m4.moe import stats as diagnostics
+from m4.moe.engine import dispatch, mesh, slots
 from m4.resolve import resolve
 from m4.types import Array, MoeAux, Routing, SoftRouting
 
@@ -29,7 +31,7 @@ class MoE(nn.Module):
     'package.module:name'. `sharing` is FuseMoE's router type: 'joint' has one gate, 'permod' one
     gate per modality over the same experts, 'disjoint' one per modality over its own
     num_experts / num_modalities experts; give `modality_N` as a NumPy array then, so that every
-    gate sees its own tokens alone (`m4.moe.modality_gates`). Losses are returned unweighted in
+    gate sees its own tokens alone (`m4.moe.share`). Losses are returned unweighted in
     `MoeAux.losses`. Noise comes from the rng stream 'gate', and only when training.
     """
 
@@ -128,7 +130,7 @@ class MoE(nn.Module):
         return self.num_experts // (self.num_modalities if self.sharing == "disjoint" else 1)
 
     def _functions(self):
-        return resolve(self.gate, "m4.moe.gates"), resolve(self.router, "m4.moe.routing")
+        return resolve(self.gate, "m4.moe.gates"), resolve(self.router, "m4.moe.routers")
 
     def _random(self):
         """Whether the gate or the router draws random numbers when training."""
@@ -174,9 +176,7 @@ class MoE(nn.Module):
         if num_gates == 1:
             first = jax.tree.map(lambda p: p[0], params)
             return one_gate(first, valid_N, inputs), router_params
-        routing = modality_gates.route_by_modality(
-            one_gate, params, valid_N, inputs, num_gates=num_gates
-        )
+        routing = share.route_by_modality(one_gate, params, valid_N, inputs, num_gates=num_gates)
         if reach < self.num_experts:
             routing = _widen(routing, inputs["modality_N"], num_gates)
         return routing, router_params
@@ -225,7 +225,7 @@ class MoE(nn.Module):
         # On a mesh the partitioner must not see the dispatch: it would gather all expert weights.
         if jax.sharding.get_abstract_mesh().size > 1:
             replicas = self.num_replicas
-            return parallel.apply_experts(x_ND, routing, params, num_replicas=replicas, **options)
+            return mesh.apply_experts(x_ND, routing, params, num_replicas=replicas, **options)
         return dispatch.apply_experts(x_ND, routing, params, **options)
 
     def _losses(self, routing, num_gates, inputs) -> dict[str, Array]:
@@ -236,7 +236,7 @@ class MoE(nn.Module):
         gate_N = inputs["modality_N"]
         inputs["gate_N"] = gate_N if num_gates > 1 else jnp.zeros_like(gate_N)
         return {
-            name: declare.call(resolve(name, "m4.moe.balance"), routing, options={}, **inputs)
+            name: declare.call(resolve(name, "m4.moe.losses"), routing, options={}, **inputs)
             for name in self.losses
         }
 

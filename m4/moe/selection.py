@@ -93,7 +93,7 @@ def softmax(scores: Array, axis: int = -1) -> Array:
 def weigh(scores: Array, chosen: Array, normalise: Normalise) -> Array:
     """Weights [..., K] of the entries `chosen` i32[..., K] of `scores` [..., E]; 0 at -inf.
 
-    Raises ValueError for an unknown `normalise`; `m4.moe.routing` says what each means.
+    Raises ValueError for an unknown `normalise`; `m4.moe.routers` says what each means.
     """
     if normalise not in get_args(Normalise):
         raise ValueError(f"normalise={normalise!r} is not one of {get_args(Normalise)}")

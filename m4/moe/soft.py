@@ -20,8 +20,9 @@ import numpy as np
 from einops import rearrange
 from flax.core import FrozenDict
 
-from m4.moe import batched, declare, experts, routing
-from m4.moe.balance import entropy_of
+from m4.moe import declare, experts, routers
+from m4.moe.engine import batched
+from m4.moe.losses import entropy_of
 from m4.resolve import resolve
 from m4.types import Array, MoeAux
 
@@ -107,7 +108,7 @@ class SoftExperts(nn.Module):
         """`slot_PD` is added to the inputs of slot p of every expert."""
         logits_BSTEP = self._score(x_BSTD.astype(jnp.float32))
         rows, stacks, tokens = mask_BST.shape
-        soft = routing.soft(
+        soft = routers.soft(
             rearrange(logits_BSTEP, "b s t e p -> (b s t) (e p)"),
             mask_BST.reshape(-1),
             num_rows=rows * stacks,

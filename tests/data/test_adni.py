@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from m4 import config as configs
-from m4.data import adni, build, fake
+from m4.data import build, fake
 from m4.data.cohort import patient_number
+from m4.data.sets import adni
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 from m4.main import main
-from m4.modes import setup
+from m4.run import setup
 
 pytest.importorskip("h5py", reason="h5py is not installed (extra: adni)")
 pytest.importorskip("nibabel", reason="nibabel is not installed (extra: adni)")

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from m4.data import apply, build, index, meds, tables
+from m4.data import apply, build, index
 from m4.data import manifest as manifests
-from m4.data.meds import asked, parse
-from m4.data.meds.points import Flow
+from m4.data.sets import meds, tables
+from m4.data.sets.meds import asked, parse
+from m4.data.sets.meds.points import Flow
 from m4.data.store import Store
 from m4.errors import DataError
 from tests.data import meds_folder as mf

@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from m4.data import build, describe, manifest, meds
+from m4.data import build, describe, manifest
 from m4.data.__main__ import main
 from m4.data.cohort import Cohort
+from m4.data.sets import meds
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests.data import meds_folder as mf
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from m4.data import __main__ as data_main
-from m4.data import embed, mimiciv
+from m4.data import embed
 from m4.data.cohort import patient_number
+from m4.data.sets import mimiciv
 from m4.errors import ConfigError, DataError
 from tests.data import test_mimiciv_linked as toy
 

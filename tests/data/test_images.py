@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m4.data import build, mfeat, views
+from m4.data import build
+from m4.data.sets import mfeat, views
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
-from m4.modes.setup import open_split
+from m4.run.setup import open_split
 
 
 def write(root, view, rows):

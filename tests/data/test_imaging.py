@@ -7,18 +7,19 @@ import pytest
 
 from m4 import config as configs
 from m4.data import __main__ as data_main
-from m4.data import build, fake, imaging
-from m4.data.imaging import embed
+from m4.data import build, fake
+from m4.data.sets import imaging
+from m4.data.sets.imaging import embed
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 from m4.main import main
-from m4.modes import setup
+from m4.run import setup
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed (extra: images)")
 pytest.importorskip("openpyxl", reason="openpyxl is not installed (extra: images)")
 
 from m4.data.fake import mammography  # noqa: E402
-from m4.data.imaging import pixels  # noqa: E402
+from m4.data.sets.imaging import pixels  # noqa: E402
 
 
 def table(path, rows):

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m4.data import build, meds
+from m4.data import build
+from m4.data.sets import meds
 from m4.errors import ConfigError, DataError
 from tests.data import meds_folder as mf
 
@@ -240,8 +241,8 @@ def test_vocabularies_are_kept_with_the_records(tmp_path):
 )
 @hypothesis.settings(max_examples=15, deadline=None)
 def test_folds_part_any_subjects_once(ids, seed, num_folds):
-    from m4.data.meds.definition import Splits
-    from m4.data.meds.points import Flow, assign
+    from m4.data.sets.meds.definition import Splits
+    from m4.data.sets.meds.points import Flow, assign
 
     ids = [*dict.fromkeys(ids)]
     tested = np.zeros(len(ids), int)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from m4 import config as configs
-from m4.data import meds, tables
 from m4.data.__main__ import main
-from m4.modes import raw
+from m4.data.sets import meds, tables
+from m4.run import raw
 from tests.data import meds_folder as mf
 
 ROOT = Path(__file__).parents[2]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from m4.data import mimiciv
 from m4.data.build import prepare
-from m4.data.mimiciv import diagnoses, schema
+from m4.data.sets import mimiciv
+from m4.data.sets.mimiciv import diagnoses, schema
 from m4.data.store import Store
 from m4.errors import ConfigError
 from tests.data.mimiciv_toy import ALL, all_splits, examples, patch, raw_folder
@@ -146,8 +146,8 @@ def test_future_values_change_nothing(raw):
 
 def test_blocks_hold_the_same_examples(raw, monkeypatch):
     whole, _ = examples(raw, modalities=ALL)
-    monkeypatch.setattr("m4.data.mimiciv.examples.ROWS", 1)
-    monkeypatch.setattr("m4.data.mimiciv.files.BLOCK_BYTES", 400)
+    monkeypatch.setattr("m4.data.sets.mimiciv.examples.ROWS", 1)
+    monkeypatch.setattr("m4.data.sets.mimiciv.files.BLOCK_BYTES", 400)
     single, _ = examples(raw, modalities=ALL)
     assert whole.keys() == single.keys()
     for key in whole:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m4.data import mimiciv
 from m4.data.build import prepare
-from m4.data.mimiciv import phenotypes, schema
+from m4.data.sets import mimiciv
+from m4.data.sets.mimiciv import phenotypes, schema
 from m4.data.store import Store
 
 ALL = ("vitals", "labs", "static", "medications", "prescriptions", "procedures", "history")

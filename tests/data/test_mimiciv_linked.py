@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m4.data import fake, mimiciv
+from m4.data import fake
 from m4.data.cohort import patient_number
-from m4.data.mimiciv import benchmark, diseases, files, haim, labels, schema
-from m4.data.mimiciv.diagnoses import hashed
+from m4.data.sets import mimiciv
+from m4.data.sets.mimiciv import benchmark, diseases, files, haim, labels, schema
+from m4.data.sets.mimiciv.diagnoses import hashed
 from m4.errors import ConfigError, DataError
 from tests.data import mimiciv_toy as toy
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from m4.data.mimiciv import phenotypes
-from m4.data.mimiciv.schema import PHENOTYPES
+from m4.data.sets.mimiciv import phenotypes
+from m4.data.sets.mimiciv.schema import PHENOTYPES
 from m4.errors import DataError
 
 

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from m4.data import mimiciv
 from m4.data.build import prepare
-from m4.data.mimiciv import files
+from m4.data.sets import mimiciv
+from m4.data.sets.mimiciv import files
 from m4.data.store import Store
 from m4.errors import DataError
 from tests.data.mimiciv_toy import all_splits, examples, patch, raw_folder, write

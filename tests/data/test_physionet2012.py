@@ -8,8 +8,9 @@ import tarfile
 import numpy as np
 import pytest
 
-from m4.data import aggregate, build, physionet2012
-from m4.data.physionet2012 import raw
+from m4.data import aggregate, build
+from m4.data.sets import physionet2012
+from m4.data.sets.physionet2012 import raw
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 
@@ -229,7 +230,7 @@ def test_options(folder):
 
 def test_import_is_light():
     code = (
-        "import sys, m4.data.physionet2012 as p; p.spec(); p.missing_files('.'); "
+        "import sys, m4.data.sets.physionet2012 as p; p.spec(); p.missing_files('.'); "
         "sys.exit(str({'jax', 'flax', 'tensorflow_datasets', 'pyarrow'} & {*sys.modules} or ''))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

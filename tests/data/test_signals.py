@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from m4 import config as configs
-from m4.data import build, fake, mosi, pam
+from m4.data import build, fake
+from m4.data.sets import mosi, pam
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 from m4.main import main
-from m4.modes import setup
+from m4.run import setup
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m4.data import support2
+from m4.data.sets import support2
 from m4.errors import ConfigError, DataError
 
 LEAKS = ("avtisst", "dnr", "dnrday", "slos", "charges", "totcst", "totmcst", "adlsc")

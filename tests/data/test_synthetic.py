@@ -6,7 +6,7 @@ from scipy.stats import norm
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
-from m4.data import planted, synthetic
+from m4.data.sets import planted, synthetic
 from m4.errors import ConfigError
 
 SMALL = {"num_patients": 400, "dims": {"notes": 8, "cxr": 8, "ecg": 8}}

@@ -9,7 +9,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from m4.data import mfeat, records, support2, tables
+from m4.data import records
+from m4.data.sets import mfeat, support2, tables
 from m4.errors import DataError
 from tests.data import test_images, test_support2
 

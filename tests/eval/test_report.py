@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from m4.eval import history, report, tables
+from m4.eval.report import history, tables
+from m4.eval.report import page as report
 from m4.eval.results import compose, write
 
 SECTIONS = ["tasks", "subsets", "ranking", "calibration", "experts", "training", "cohort", "setup"]
@@ -247,7 +248,7 @@ def test_numbers(value, expected):
 
 def test_report_needs_no_jax():
     code = (
-        "import sys, m4.eval.report, m4.eval.results, m4.eval.baselines\n"
+        "import sys, m4.eval.report.page, m4.eval.results, m4.eval.baselines\n"
         "assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules), 'imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -6,7 +6,7 @@ import numpy as np
 from flax import traverse_util
 
 from m4.interop import convert
-from m4.interop.table import Layout
+from m4.nn.torch_table import Layout
 from tests import properties
 
 

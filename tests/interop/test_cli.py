@@ -9,7 +9,7 @@ from flax import traverse_util
 from m4 import config as configs
 from m4.interop import files
 from m4.interop.__main__ import LAYOUTS, main
-from m4.modes import setup as setups
+from m4.run import setup as setups
 from tests.interop import shared
 
 METHODS = {

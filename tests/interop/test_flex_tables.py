@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from m4.errors import ConfigError, DataError
-from m4.interop import convert, flexcare, flexmoe
-from m4.methods.flexcare import FlexCare
-from m4.methods.flexmoe import FlexMoE
+from m4.interop import convert
+from m4.methods.flexcare import torch_layout as flexcare
+from m4.methods.flexcare.model import FlexCare
+from m4.methods.flexmoe import torch_layout as flexmoe
+from m4.methods.flexmoe.model import FlexMoE
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests.interop import shared
 

@@ -1,6 +1,6 @@
 """FuseMoE's release through the command line: import, evaluation, export, refusals.
 
-Letters as in `m4.methods.fusemoe`.
+Letters as in `m4.methods.fusemoe.model`.
 """
 
 import json
@@ -12,11 +12,12 @@ from flax import traverse_util
 
 from m4 import config as configs
 from m4.errors import ConfigError
-from m4.interop import convert, fusemoe
+from m4.interop import convert
 from m4.interop.__main__ import main
 from m4.main import main as m4_main
-from m4.methods.fusemoe import FuseMoE
-from m4.modes import setup as setups
+from m4.methods.fusemoe import torch_layout as fusemoe
+from m4.methods.fusemoe.model import FuseMoE
+from m4.run import setup as setups
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests.interop import shared
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
-from m4.interop import fusemoe as table
-from m4.methods.fusemoe import FuseMoE
+from m4.methods.fusemoe import torch_layout as table
+from m4.methods.fusemoe.model import FuseMoE
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, Stream, Target
 from tests.interop import shared
@@ -89,7 +89,7 @@ def batches(roles, seed=0):
 )
 @pytest.mark.usefixtures("same_noise")
 def test_forward_losses_and_gradients(roles, fields):
-    from m4.bench.rivals.fusemoe import Model
+    from tests.rivals.fusemoe import Model
 
     fields = SIZES | {"depth": 1, "num_experts": 8, "top_k": 2, "utde": "batch"} | fields
     model = randomise(Model(channels={r: CHANNELS[r] for r in roles}, dropout=0.0, **fields))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from m4.errors import ConfigError
-from m4.interop import convert, m4oe
-from m4.methods.m4oe import M4oE
+from m4.interop import convert
+from m4.methods.m4oe import torch_layout as m4oe
+from m4.methods.m4oe.model import M4oE
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests.interop import shared
 

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
-from m4.bench._method_jax import FLEXCARE_TASKS as CARE
-from m4.interop import flexcare as flexcare_table
-from m4.interop import flexmoe as flexmoe_table
-from m4.interop import m4oe as m4oe_table
-from m4.interop.table import SWAP, Layout, linears, one, stack
-from m4.methods.flexcare import FlexCare
-from m4.methods.flexmoe import FlexMoE
-from m4.methods.m3h import M3H
-from m4.methods.m4oe import M4oE
+from m4.methods.flexcare import torch_layout as flexcare_table
+from m4.methods.flexcare.model import FlexCare
+from m4.methods.flexmoe import torch_layout as flexmoe_table
+from m4.methods.flexmoe.model import FlexMoE
+from m4.methods.m3h.model import M3H
+from m4.methods.m4oe import torch_layout as m4oe_table
+from m4.methods.m4oe.model import M4oE
 from m4.nn.encoders.volume import VolumeEncoder
+from m4.nn.torch_table import SWAP, Layout, linears, one, stack
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, Stream, Target
 from tests.interop import shared
@@ -30,6 +29,7 @@ from tests.interop.parity import (
     tensors,
     torch,
 )
+from tests.timing._method_jax import FLEXCARE_TASKS as CARE
 
 ROWS = 4
 
@@ -69,7 +69,7 @@ def labels(rng, task, rows=ROWS):
     ],
 )
 def test_flexmoe(monkeypatch, names, depth, present):
-    from m4.bench.rivals.flexmoe import Model
+    from tests.rivals.flexmoe import Model
 
     rng, here_BM = np.random.default_rng(1), np.array(present, bool)
     features = {n: (24, 24, 25) if n == "I" else 7 + i for i, n in enumerate(names)}
@@ -84,7 +84,7 @@ def test_flexmoe(monkeypatch, names, depth, present):
     sizes |= {"num_experts": 16, "top_k": 3, "dropout": 0.0}
     model = randomise(Model(features=features, volume_dropout=0.0, **sizes))
     volume = functools.partial(VolumeEncoder, dropout=0.0)
-    monkeypatch.setattr("m4.methods.flexmoe.VolumeEncoder", volume)
+    monkeypatch.setattr("m4.methods.flexmoe.model.VolumeEncoder", volume)
     method = FlexMoE(spec, fidelity="released", dispatch="dense", **sizes)
     layout = flexmoe_table.layout(method)
     params = imported(method, layout, model, shared.shapes(method))
@@ -122,7 +122,7 @@ def test_flexmoe(monkeypatch, names, depth, present):
 
 @pytest.mark.parametrize("task", ["mortality", "los"])
 def test_flexcare(monkeypatch, task):
-    from m4.bench.rivals.flexcare import Model
+    from tests.rivals.flexcare import Model
 
     rng, index = np.random.default_rng(2), [t.name for t in CARE].index(task)
     here = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 1]], bool)
@@ -170,7 +170,7 @@ def test_flexcare(monkeypatch, task):
 
 
 def model_members():
-    from m4.bench.rivals.flexcare import MEMBERS
+    from tests.rivals.flexcare import MEMBERS
 
     return MEMBERS
 
@@ -179,7 +179,7 @@ def model_members():
 
 
 def test_m4oe():
-    from m4.bench.rivals.m4oe import Model
+    from tests.rivals.m4oe import Model
 
     rng, depth = np.random.default_rng(3), 2
     tasks = tuple(
@@ -229,7 +229,7 @@ def test_m4oe():
 
 
 def test_m3h():
-    from m4.bench.rivals.m3h import Model
+    from tests.rivals.m3h import Model
 
     rng, sizes = np.random.default_rng(4), (5, 3)
     kinds = (("binary", 1), ("multiclass", 3), ("regression", 1), ("binary", 1))

@@ -21,7 +21,7 @@ MODALITIES = (
 )
 COUNTS = (1, 2, 6)
 GATES = resolve.public_names("m4.moe.gates")
-ROUTERS = resolve.public_names("m4.moe.routing")
+ROUTERS = resolve.public_names("m4.moe.routers")
 WITH_GROUPS = {
     "group_limited": {"num_groups": 2, "routing_options": FrozenDict({"groups_kept": 1})},
     "hierarchical": {"num_groups": 2},

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
-from m4 import losses
-from m4.methods.flexcare import FlexCare
+from m4 import task_losses
+from m4.methods.flexcare.model import FlexCare
 from m4.nn.attention import SelfAttention
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
@@ -146,7 +146,7 @@ def test_a_task_of_hundreds_of_classes_reads_token_and_mixture():
         )
     batch = properties.random_batch(drg)
     logits = np.zeros((properties.ROWS, 769), np.float32)
-    (term,) = losses.task_losses(drg, {"drg": logits}, batch).values()
+    (term,) = task_losses.task_losses(drg, {"drg": logits}, batch).values()
     np.testing.assert_allclose(term.value(), np.log(769), rtol=1e-6)
 
 

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m4.bench._method_jax import FLEXCARE_TASKS as TASKS
-from m4.interop import flexcare as table
-from m4.methods import flexcare
-from m4.methods.flexcare import FlexCare
+from m4.methods.flexcare import model as flexcare
+from m4.methods.flexcare import torch_layout as table
+from m4.methods.flexcare.model import FlexCare
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Batch, Stream, Target
 from tests.filler import filled, state_dict
 from tests.interop import shared
+from tests.timing._method_jax import FLEXCARE_TASKS as TASKS
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/flexcare.json").read_text())
 WIDTH, DEPTH, EXPERTS, ROWS = 8, 2, 5, 3

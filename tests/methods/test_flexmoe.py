@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
-from m4.methods.flexmoe import FlexMoE
-from m4.moe import completeness
-from m4.moe.routing import top_k
+from m4.methods.flexmoe import completeness
+from m4.methods.flexmoe.flat import PatchTokens
+from m4.methods.flexmoe.model import FlexMoE
+from m4.moe.routers import top_k
 from m4.nn import bank
-from m4.nn.encoders.flat import PatchTokens
 from m4.nn.encoders.volume import VolumeEncoder
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Routing, Stream

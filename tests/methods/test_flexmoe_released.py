@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m4.interop import flexmoe as table
-from m4.methods.flexmoe import FlexMoE
-from m4.moe import completeness, gates, routing
+from m4.methods.flexmoe import completeness
+from m4.methods.flexmoe import torch_layout as table
+from m4.methods.flexmoe.model import FlexMoE
+from m4.moe import gates, routers
 from m4.nn import bank
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, Stream, Target
@@ -169,7 +170,7 @@ def gate_alone(combinations, *, train):
     logits_NE = gates.linear(x_ND, np.sin(1 + i + 2 * e).astype(np.float32))
     noise = {"noise_NE": (0.5 * np.sin(1.3 * t + 0.9 * e)).astype(np.float32)} if train else {}
     noise_DE = (0.5 * np.cos(i - e)).astype(np.float32)
-    chosen = routing.noisy_top_k(
+    chosen = routers.noisy_top_k(
         logits_NE, np.ones(6, bool), k=2, x_ND=x_ND, noise_DE=noise_DE, **noise
     )
     given = {"num_modalities": 1, "pattern_N": np.repeat(combinations, 2)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
-from m4.methods.fusemoe import FuseMoE
+from m4.methods.fusemoe.model import FuseMoE
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
-from m4.interop import fusemoe as fusemoe_table
-from m4.methods import fusemoe
-from m4.methods.fusemoe import PatientMoE, mixing_flatten, mixing_unflatten
+from m4.methods.fusemoe import model as fusemoe
+from m4.methods.fusemoe import torch_layout as fusemoe_table
+from m4.methods.fusemoe.model import PatientMoE, mixing_flatten, mixing_unflatten
 from m4.moe.layer import MoE
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties

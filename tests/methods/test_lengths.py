@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m4.methods.flexcare import FlexCare
-from m4.methods.flexmoe import FlexMoE
-from m4.methods.fusemoe import FuseMoE
-from m4.methods.m3h import M3H
-from m4.methods.m4oe import M4oE
-from m4.nn.encoders import flat, mixed
-from m4.nn.encoders.rows import RowEncoder
-from m4.nn.encoders.tokens import TokenEncoder
+from m4.methods.flexcare.model import FlexCare
+from m4.methods.flexcare.tokens import TokenEncoder
+from m4.methods.flexmoe import flat
+from m4.methods.flexmoe.model import FlexMoE
+from m4.methods.fusemoe.model import FuseMoE
+from m4.methods.m3h.model import M3H
+from m4.methods.m3h.rows import RowEncoder
+from m4.methods.m4oe.model import M4oE
+from m4.nn.encoders import mixed
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
 

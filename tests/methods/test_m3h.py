@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m4.methods.m3h import M3H, CrossTask, normalise, task_attention, task_weights
+from m4.methods.m3h.model import M3H, CrossTask, normalise, task_attention, task_weights
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Target
 from tests import properties

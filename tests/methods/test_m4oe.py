@@ -11,8 +11,8 @@ import optax
 import pytest
 from flax.core import FrozenDict
 
-from m4.methods import m4oe
-from m4.methods.m4oe import M4oE
+from m4.methods.m4oe import model as m4oe
+from m4.methods.m4oe.model import M4oE
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Target
 from tests import properties

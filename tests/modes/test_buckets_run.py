@@ -12,9 +12,9 @@ from m4 import sharding
 from m4.data.batch import empty
 from m4.errors import ConfigError
 from m4.main import main
-from m4.methods.flexcare import FlexCare
-from m4.modes import programs
-from m4.modes import setup as setups
+from m4.methods.flexcare.model import FlexCare
+from m4.run import programs
+from m4.run import setup as setups
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.train import loop
 

@@ -11,8 +11,7 @@ from flax import traverse_util
 
 from m4.main import main
 from m4.modes import report
-from m4.nn import safetensors
-from m4.nn.encoders import images, vit_file
+from m4.nn.pretrained import images, safetensors, vit_file
 from tests.nn import test_vit_file
 
 CONFIGS = Path(__file__).parents[2] / "configs"

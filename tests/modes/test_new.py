@@ -15,7 +15,8 @@ import pytest
 
 from m4.data import index
 from m4.main import main
-from m4.modes import new, trained
+from m4.modes import new
+from m4.run import trained
 from tests.data import meds_folder as mf
 from tests.data.test_meds_guide import COMMANDS
 from tests.modes.hospital import POINT, ask, everyone, only, predicted, with_events, write

@@ -12,7 +12,7 @@ import pytest
 from m4 import seal
 from m4.errors import ConfigError, DataError
 from m4.main import main
-from m4.modes import trained
+from m4.run import trained
 from tests.data import meds_folder as mf
 from tests.modes.hospital import DEFINITION, ask, everyone, only, write
 

@@ -6,9 +6,8 @@ import pytest
 from flax import traverse_util
 
 from m4 import config as configs
-from m4.modes import setup as setups
-from m4.nn import safetensors
-from m4.nn.encoders import bert
+from m4.nn.pretrained import bert, safetensors
+from m4.run import setup as setups
 
 CONFIG = """
 import ml_collections

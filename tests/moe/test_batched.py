@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from m4.moe import experts
-from m4.moe.batched import FORMS, mlp
+from m4.moe.engine.batched import FORMS, mlp
 
 E, C, D, F, OUT = 3, 5, 4, 6, 2
 

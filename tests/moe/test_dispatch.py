@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m4.moe import dispatch, experts
-from m4.moe.dispatch import apply_experts
+from m4.moe import experts
+from m4.moe.engine import dispatch
+from m4.moe.engine.dispatch import apply_experts
+from m4.moe.engine.grouped import Functions, Layout, grouped_mlp
+from m4.moe.engine.plan import make_plan, slots
 from m4.moe.experts import ExpertParams
-from m4.moe.grouped import Functions, Layout, grouped_mlp
-from m4.moe.plan import make_plan, slots
 from m4.types import Routing
 
 D, F, OUT = 6, 10, 5

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from m4.moe import routing, selection
+from m4.moe import routers, selection
 from m4.moe.layer import MoE
 from m4.resolve import public_names
 
@@ -23,9 +23,9 @@ def listed(*kinds):
 
 def test_the_table_is_complete():
     assert listed("gates", "null gates") == set(public_names("m4.moe.gates"))
-    assert listed("routers") == set(public_names("m4.moe.routing"))
+    assert listed("routers") == set(public_names("m4.moe.routers"))
     helpers = {"cv_squared", "mutual_information", "conditional_mutual_information", "entropy_of"}
-    assert listed("losses") == set(public_names("m4.moe.balance")) - helpers
+    assert listed("losses") == set(public_names("m4.moe.losses")) - helpers
 
 
 def test_the_examples_run(monkeypatch):
@@ -49,6 +49,6 @@ def test_the_examples_run(monkeypatch):
     assert variables["params"]["gate_centre"].shape == (1, 4, 5)
     assert y[0].shape == (7, 4)
     logits = module.cauchy(x, variables["params"]["gate_centre"][0], width=2.0)
-    best = routing.top_k(logits, valid, k=3)
+    best = routers.top_k(logits, valid, k=3)
     got = module.second_best(logits, valid, k=2)
     np.testing.assert_array_equal(got.experts, best.experts[:, 1:])

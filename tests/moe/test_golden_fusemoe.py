@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
-from m4.moe import gates, routing
+from m4.moe import gates, routers
 from m4.moe.layer import MoE
 
 
@@ -107,7 +107,7 @@ GATES_AND_LOAD = {
 @pytest.mark.parametrize("gate", GATES_AND_LOAD)
 def test_gates_and_load(gate):
     x, w, n = det((3, 4), 0.5, 1), det((4, 4), 0.2, 0.8), det((4, 4), 2.2, 0.3)
-    got = routing.noisy_top_k(
+    got = routers.noisy_top_k(
         getattr(gates, gate)(x, w),
         np.ones(3, bool),
         k=2,

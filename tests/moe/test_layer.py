@@ -17,7 +17,7 @@ from tests.moe.training import train_steps
 pytestmark = pytest.mark.usefixtures("quick_compile")
 B, T, D, M, E = 4, 6, 8, 3, 6
 N = B * T
-GATES, ROUTERS = public_names("m4.moe.gates"), public_names("m4.moe.routing")
+GATES, ROUTERS = public_names("m4.moe.gates"), public_names("m4.moe.routers")
 OPTIONS = {"group_limited": {"groups_kept": 2}, "expert_choice": {"compete": "row"}}
 RNGS = {"params": jax.random.key(0), "gate": jax.random.key(1)}
 
@@ -229,7 +229,7 @@ def test_loss_free_bias_balances():
         ({"sharing": "disjoint", "num_experts": 7}, "7 experts cannot be split over 3 modalities"),
         ({"sharing": "shared"}, "sharing='shared'; choose joint"),
         ({"gate": "laplas"}, "m4.moe.gates has no 'laplas'; it has: linear"),
-        ({"losses": ("laod",)}, "m4.moe.balance has no 'laod'"),
+        ({"losses": ("laod",)}, "m4.moe.losses has no 'laod'"),
         ({"gate_options": FrozenDict(power=2)}, "laplace takes no option power"),
         ({"router": "soft", "sharing": "permod"}, "cannot have one gate per modality"),
     ],

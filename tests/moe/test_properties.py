@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m4.moe import diagnostics, routing, selection
+from m4.moe import routers, selection, stats
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 DRAWS, N, E, G = 250, 8, 6, 3
@@ -32,13 +32,13 @@ def extras(key):
 
 def noisy(logits, valid, x, *, k, normalise):
     given = {"x_ND": jnp.zeros((N, E)), "noise_DE": jnp.zeros((E, E)), "noise_NE": x["noise_NE"]}
-    return routing.noisy_top_k(logits, valid, k=k, normalise=normalise, **given)
+    return routers.noisy_top_k(logits, valid, k=k, normalise=normalise, **given)
 
 
 def plain(name, *inputs, **options):
     def route(logits, valid, x, *, k, normalise):
         named = {i: x[i] for i in inputs}
-        function = getattr(routing, name)
+        function = getattr(routers, name)
         return function(logits, valid, k=k, normalise=normalise, **named, **options)
 
     return route
@@ -196,8 +196,8 @@ def capacity_checker(strategy, factor):
         k1, k2 = jax.random.split(key)
         score = jax.random.gumbel(k1, (N, E)) - skew * jnp.arange(E)
         valid = jax.random.uniform(k2, (N,)) < share
-        r = routing.top_k(score, valid, k=2)
-        lost = diagnostics.unserved(r, strategy=strategy, capacity_factor=factor)
+        r = routers.top_k(score, valid, k=2)
+        lost = stats.unserved(r, strategy=strategy, capacity_factor=factor)
         served = jnp.where(lost.experts < E, E, r.experts)
         load, dropped = (jnp.bincount(e.ravel(), length=E + 1)[:E] for e in (served, lost.experts))
         best = r.weights.max(-1)
@@ -256,12 +256,12 @@ def test_slot_router_laws(share):
         k1, k2 = jax.random.split(key)
         logits = jax.random.normal(k1, (N, E))
         valid = jax.random.uniform(k2, (N,)) < share
-        soft = routing.soft(logits, valid, num_rows=2, num_experts=G)
+        soft = routers.soft(logits, valid, num_rows=2, num_experts=G)
         some = valid.reshape(2, 4).any(1)[:, None, None]
-        choice = routing.expert_choice(logits, valid, k=2, num_rows=2, compete="row")
+        choice = routers.expert_choice(logits, valid, k=2, num_rows=2, compete="row")
         taken = jnp.sort(choice.tokens, -1)
         other = logits.at[4:].set(-logits[4:])
-        row = [r.combine[0] for r in (soft, routing.soft(other, valid, num_rows=2, num_experts=G))]
+        row = [r.combine[0] for r in (soft, routers.soft(other, valid, num_rows=2, num_experts=G))]
         return {
             "a slot is a mean": jnp.abs(soft.dispatch.sum(1) - some) < 1e-5,
             "a token is a mean": jnp.abs(soft.combine.sum((2, 3)).ravel() - valid) < 1e-5,

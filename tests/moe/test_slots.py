@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from m4.moe import routing as plain
-from m4.moe import slots
+from m4.moe import routers as plain
+from m4.moe.engine import slots
 from m4.moe.experts import ExpertParams, gelu, relu
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

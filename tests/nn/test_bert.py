@@ -9,10 +9,9 @@ import pytest
 from flax import traverse_util
 
 from m4.errors import ConfigError
-from m4.methods.m3h import M3H
-from m4.modes import setup
-from m4.nn import safetensors
-from m4.nn.encoders import bert
+from m4.methods.m3h.model import M3H
+from m4.nn.pretrained import bert, safetensors
+from m4.run import setup
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.train import optim
 from m4.train.step import init_params

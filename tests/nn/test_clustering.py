@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from m4.nn import clustering
+from m4.methods.m3h import clustering
 
 
 def test_logits_are_student_t_assignments():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.signal import find_peaks
 
-from m4.nn.encoders import haim, rows
+from m4.methods.m3h import haim, rows
 from m4.nn.encoders.series import SeriesStack
 from m4.nn.encoders.vectors import VectorsInput
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from m4.methods.m4oe.grid import GridTokens, modality_of_token
 from m4.nn import segmentation
-from m4.nn.encoders.grid import GridTokens, modality_of_token
 from m4.nn.encoders.vit import ViT, clean_images
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Stream

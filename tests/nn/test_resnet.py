@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from m4.nn import safetensors
-from m4.nn.encoders import images, resnet
+from m4.nn.pretrained import images, resnet, safetensors
 
 BASIC = resnet.ResNetSizes(3, 4, (2, 1, 1, 1), (4, 6, 6, 8), (4, 6, 6, 8), 0)
 BOTTLENECK = resnet.ResNetSizes(2, 4, (1, 2, 1, 1), (3, 3, 4, 4), (8, 8, 12, 16), 1)

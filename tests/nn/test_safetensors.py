@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from m4.nn import safetensors
+from m4.nn.pretrained import safetensors
 
 TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from m4.nn import safetensors
-from m4.nn.encoders import images, vit_file
+from m4.nn.pretrained import images, safetensors, vit_file
 
 SIZES = vit_file.ViTSizes(
     width=8, hidden=12, depth=2, num_heads=2, patch=2, grid=3, channels=3, pooler=1

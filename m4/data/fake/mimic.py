@@ -13,7 +13,7 @@ import numpy as np
 
 from m4.data import wfdb
 from m4.data.fake import fresh
-from m4.data.mimiciv import files, schema
+from m4.data.sets.mimiciv import files, schema
 from m4.errors import ConfigError
 
 WORDS = ("no", "acute", "change", "in", "the", "lungs", "effusion", "edema", "line", "tube")

@@ -18,13 +18,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from m4.nn.encoders.codes import CodesEncoder
-from m4.nn.encoders.series import (
-    UTDE,
-    SeriesStack,
-    SeriesSummary,
-    stack_series,
-    summary_statistics,
-)
+from m4.nn.encoders.series import UTDE, SeriesStack, SeriesSummary, stack_series, summary_statistics
 from m4.nn.encoders.table import TableEncoder
 from m4.nn.encoders.vectors import VectorsEncoder, VectorsInput, VectorsSummary, clean_vectors
 from m4.nn.time import TimeEmbedding, frequency_init, query_times

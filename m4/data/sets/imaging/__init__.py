@@ -1,0 +1,178 @@
+"""Published image cohorts of M4oE: EMBED, RSNA 2022, VinDr-Mammo and GAMMA.
+
+| layout | record | images, each a modality | tasks |
+|---|---|---|---|
+| `embed` | breast of an exam | synthetic 2-D, full-field; CC, MLO | density, BI-RADS, `risk_1y` |
+| `rsna` | breast | CC, MLO | density, BI-RADS 0 / 1 / 2; `cancer` on request |
+| `vindr` | breast of an exam | CC, MLO | density, BI-RADS 1 to 5 |
+| `gamma` | pair | fundus; three slices of an OCT volume | glaucoma grade, optic cup |
+
+Images are uint8 [1, size, size, 3]; how a DICOM file becomes one is said in `pixels.py`, what
+counts as a label in each layout's file. Where m4 departs from M4oE's release: a record is one
+breast, with findings joined by exam and side, where the release takes the first file of an exam
+from either side (`record="exam"` for that); aspect ratios are kept (`fit="stretch"` for theirs);
+a risk beyond the patient's follow-up is no label, not 0.
+
+A file that a table lists and the disk lacks is an absent view, counted. A file that cannot be
+decoded stops the build with its table's row (`unreadable="skip"` counts it as absent instead).
+"""
+
+import functools
+import importlib
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from m4.data import split as splits
+from m4.data.cohort import Cohort, Example, checksums
+from m4.errors import ConfigError, DataError
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+
+VERSION = "2"
+LICENCE = "as granted by each cohort's owner; none may be passed on"
+WHERE = "docs/datasets.md says where to apply for each cohort and what it costs"
+DENSITY = TaskSpec("density", "multiclass", dim=4, labels=("A", "B", "C", "D"))
+LAYOUTS: dict[str, tuple[tuple[str, ...], tuple[TaskSpec, ...]]] = {
+    "embed": (
+        ("cview_cc", "cview_mlo", "ffdm_cc", "ffdm_mlo"),
+        (
+            DENSITY,
+            TaskSpec("birads", "multiclass", dim=3, labels=("negative", "benign", "suspicious")),
+            TaskSpec("risk_1y", "binary"),
+        ),
+    ),
+    "rsna": (
+        ("cc", "mlo"),
+        (DENSITY, TaskSpec("birads", "multiclass", dim=3), TaskSpec("cancer", "binary")),
+    ),
+    "vindr": (("cc", "mlo"), (DENSITY, TaskSpec("birads", "multiclass", dim=5))),
+    "gamma": (
+        ("fundus", "oct"),
+        (
+            TaskSpec("glaucoma", "multiclass", dim=3, labels=("none", "early", "advanced")),
+            TaskSpec("cup", "segmentation", needs=("fundus",)),
+        ),
+    ),
+}
+ON_REQUEST = ("cancer",)
+CHOICES = {"record": ("breast", "exam"), "fit": ("pad", "stretch"), "unreadable": ("stop", "skip")}
+FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
+FOLDS = 5
+
+
+def spec(
+    *,
+    layout: str = "embed",
+    size: int = 224,
+    tasks: Sequence[str] = (),
+    record: str = "breast",
+    fit: str = "pad",
+    unreadable: str = "stop",
+    fold: int = 0,
+) -> DataSpec:
+    """The schema of a layout.
+
+    Args:
+      layout: one of `LAYOUTS`.
+      size: height and width of every image.
+      tasks: names of the layout's tasks; empty for all but those of `ON_REQUEST`.
+      record: "breast", or "exam" as M4oE's release (EMBED alone has the choice).
+      fit: "pad" keeps the aspect ratio, "stretch" does not.
+      unreadable: "stop" or "skip", see the module.
+      fold: of five, the test split (GAMMA); the next one is the validation split.
+
+    Raises:
+      ConfigError: one line per wrong option.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(f"data.options.layout: {layout!r} is none of {', '.join(LAYOUTS)}")
+    chosen = {"record": record, "fit": fit, "unreadable": unreadable}
+    problems = [
+        f"data.options.{name}: {value!r} is none of {', '.join(CHOICES[name])}"
+        for name, value in chosen.items()
+        if value not in CHOICES[name]
+    ]
+    names, known = LAYOUTS[layout]
+    known_names = [task.name for task in known]
+    wanted = [*tasks] or [name for name in known_names if name not in ON_REQUEST]
+    if {*wanted} - {*known_names}:
+        unknown = sorted({*wanted} - {*known_names})
+        problems.append(f"data.options.tasks: {unknown} not in {', '.join(known_names)}")
+    if size < 8 or not 0 <= fold < FOLDS:
+        problems.append(f"data.options: size={size} must be at least 8, fold={fold} in 0..4")
+    if record == "exam" and layout != "embed":
+        problems.append(f"data.options.record: 'exam' is for embed, not {layout}")
+    if problems:
+        raise ConfigError(*problems)
+    return DataSpec(
+        tuple(ModalitySpec(name, "image", (1, size, size, 3), dtype="uint8") for name in names),
+        tuple(task for task in known if task.name in wanted),
+    )
+
+
+def missing_files(raw_dir: Path | str, **options) -> list[str]:
+    """One line per table, folder or package that a layout needs and is not there."""
+    spec(**options)
+    missing = _reader(options).missing_files(Path(raw_dir))
+    for package, install in (("PIL", "pillow"), ("pydicom", "pydicom")):
+        if importlib.util.find_spec(package) is None:
+            missing.append(f"{install} is not installed: pip install 'm4-moe[images]'")
+    return missing
+
+
+def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
+    """The cohort of a layout; images are decoded while its splits are iterated.
+
+    Raises:
+      DataError: missing files; a damaged table or, while iterating, image.
+    """
+    data, raw_dir = spec(**options), Path(raw_dir)
+    missing = missing_files(raw_dir, **options)
+    if missing:
+        raise DataError(*missing)
+    reader, flow = _reader(options), []
+    exams, tables = reader.load(raw_dir, data, flow, record=options.get("record", "breast"))
+    assign = functools.partial(_assign, seed=seed, fold=options.get("fold", 0))
+    parts = {name: [e for e in exams if assign(e) == name] for name in FRACTIONS}
+
+    def examples(name: str) -> Iterator[Example]:
+        from m4.data.sets.imaging import pixels
+        from m4.data.workers import ordered
+
+        lost: Counter[str] = Counter()
+        read = functools.partial(
+            pixels.example,
+            data=data,
+            fit=options.get("fit", "pad"),
+            skip=options.get("unreadable") == "skip",
+        )
+        for example, counts in ordered(read, parts[name]):
+            lost.update(counts)
+            yield example
+        flow.extend((f"{name}: {step}", count) for step, count in sorted(lost.items()))
+
+    return Cohort(
+        spec=data,
+        splits={name: lambda name=name: examples(name) for name in FRACTIONS},
+        sources=checksums(raw_dir, tables),
+        licence=f"{options.get('layout', 'embed')}: {reader.LICENCE}",
+        version=VERSION,
+        flow=flow,
+        notes=f"layout {options.get('layout', 'embed')}; checksums are of the tables alone",
+    )
+
+
+def _reader(options):
+    return importlib.import_module(f"m4.data.sets.imaging.{options.get('layout', 'embed')}")
+
+
+def _assign(exam, *, seed: int, fold: int) -> str:
+    if exam.split == "test":
+        return "test"
+    if exam.split == "fold":
+        folds = {str(k): 1 / FOLDS for k in range(FOLDS)}
+        number = int(splits.assign(exam.patient, folds, seed))
+        return {fold: "test", (fold + 1) % FOLDS: "val"}.get(number, "train")
+    shares = FRACTIONS if exam.split is None else {"train": 0.85, "val": 0.15}
+    return splits.assign(exam.patient, shares, seed)

@@ -1,0 +1,156 @@
+"""Image files -> uint8 [size, size, 3].
+
+A mammogram (DICOM) goes through, in this order: modality rescale; the file's own window or VOI
+table (the first, where there are several); inversion of MONOCHROME1; a mirror image where the
+right half is the brighter one, so that the chest wall is on the left whatever the side and the
+site's convention; stretch to 0..255; resize. M4oE's release neither windows nor mirrors, and
+divides by the maximum.
+
+A fundus photograph is cut to its central square. An OCT volume gives the B-scans at 1/4, 1/2 and
+3/4 of it as the three channels. A mask of 0 (cup), 128 (disc), 255 gives the cup as 1.
+
+Letters: h rows, w columns, c channels.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from m4.data.sets.imaging.exam import Exam, Picture
+from m4.errors import DataError
+from m4.specs import DataSpec
+
+CUP = 0
+SLICES = (0.25, 0.5, 0.75)
+
+
+def example(exam: Exam, *, data: DataSpec, fit: str, skip: bool) -> tuple[dict, Counter]:
+    """An exam's images decoded, and counts of those that are not there or unreadable.
+
+    Raises DataError naming table and line of an image that cannot be decoded, unless `skip`.
+    """
+    counts: Counter[str] = Counter()
+    inputs = {}
+    for name, picture in exam.pictures.items():
+        size = data.modality(name).shape[1]
+        image = _decode(picture, size, fit, skip, counts)
+        if image is not None:
+            inputs[name] = {"values": image[None]}
+    targets = {task: value for task, value in exam.targets.items() if task in data.task_names}
+    for task, picture in exam.maps.items():
+        if task in data.task_names:
+            size = data.modality(data.task(task).needs[0]).shape[1]
+            targets[task] = _decode(picture, size, fit, skip, counts)
+    return {"patient": exam.patient, "inputs": inputs, "targets": targets}, counts
+
+
+def _decode(picture: Picture, size: int, fit: str, skip: bool, counts: Counter):
+    if not picture.path.exists():
+        counts["images listed but not there"] += 1
+        return None
+    try:
+        return READERS[picture.kind](picture.path, size, fit)
+    except Exception as error:  # a decoder may raise anything on a damaged file
+        if skip:
+            counts["images that cannot be decoded, skipped"] += 1
+            return None
+        kind = _syntax(picture.path) if picture.kind == "mammogram" else ""
+        raise DataError(
+            f"{picture.where}: its image cannot be decoded ({type(error).__name__}{kind}); get it"
+            " again, install 'm4-moe[images]', or set data.options.unreadable='skip'"
+        ) from None
+
+
+def _syntax(path: Path) -> str:
+    """The transfer syntax of a DICOM file, if that can be read."""
+    import pydicom
+
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        return f", {header.file_meta.TransferSyntaxUID.name}"
+    except Exception:
+        return ""
+
+
+def mammogram(path: Path, size: int, fit: str) -> np.ndarray:
+    """A DICOM mammogram, see the module."""
+    import pydicom
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    header = pydicom.dcmread(path)
+    image_hw = apply_modality_lut(header.pixel_array, header)
+    image_hw = np.asarray(apply_voi_lut(image_hw, header, index=0), np.float32)
+    if header.PhotometricInterpretation == "MONOCHROME1":
+        image_hw = image_hw.max() - image_hw
+    return grey(image_hw, size, fit)
+
+
+def grey(image_hw: np.ndarray, size: int, fit: str) -> np.ndarray:
+    """Mirror, stretch and resize one grey image; three equal channels."""
+    low, high = float(image_hw.min()), float(image_hw.max())
+    image_hw = (image_hw - low) * (255 / max(high - low, 1e-6))
+    half = image_hw.shape[1] // 2
+    if image_hw[:, -half:].sum() > image_hw[:, :half].sum():
+        image_hw = image_hw[:, ::-1]
+    return np.repeat(_resize(image_hw, size, fit)[..., None], 3, axis=-1)
+
+
+def fundus(path: Path, size: int, fit: str) -> np.ndarray:
+    """A colour photograph, its central square."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        square = _square(picture.convert("RGB"))
+        return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def oct_slices(folder: Path, size: int, fit: str) -> np.ndarray:
+    """Three B-scans of a folder of images called '<number>_image.jpg'."""
+    from PIL import Image
+
+    files = sorted(
+        (p for p in folder.iterdir() if p.name.partition("_")[0].isdecimal()),
+        key=lambda p: int(p.name.partition("_")[0]),
+    )
+    channels = []
+    for share in SLICES:
+        with Image.open(files[int(share * (len(files) - 1))]) as picture:
+            channels.append(_resize(np.asarray(picture.convert("L"), np.float32), size, "stretch"))
+    return np.stack(channels, axis=-1)
+
+
+def cup(path: Path, size: int, fit: str) -> np.ndarray:
+    """The optic cup as float32 [size, size, 1] of 0 and 1, cut as the fundus is."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        square = _square(picture.convert("L")).resize((size, size), Image.Resampling.NEAREST)
+        return (np.asarray(square) == CUP).astype(np.float32)[..., None]
+
+
+def _square(picture):
+    width, height = picture.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return picture.crop((left, top, left + side, top + side))
+
+
+def _resize(image_hw: np.ndarray, size: int, fit: str) -> np.ndarray:
+    """uint8 [size, size]; "pad" keeps the aspect ratio, flush left and centred in height."""
+    from PIL import Image
+
+    height, width = image_hw.shape
+    scale = size / max(height, width)
+    new = (size, size)
+    if fit == "pad":
+        new = (max(round(width * scale), 1), max(round(height * scale), 1))
+    picture = Image.fromarray(np.ascontiguousarray(image_hw, np.float32))
+    small = np.asarray(picture.resize(new, Image.Resampling.BILINEAR))
+    out = np.zeros((size, size), np.uint8)
+    top = (size - small.shape[0]) // 2
+    out[top : top + small.shape[0], : small.shape[1]] = small.clip(0, 255).round()
+    return out
+
+
+READERS = {"mammogram": mammogram, "fundus": fundus, "oct": oct_slices, "cup": cup}

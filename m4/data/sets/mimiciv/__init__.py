@@ -1,0 +1,276 @@
+"""MIMIC-IV: one example per ICU stay, streamed from the raw csv files.
+
+Johnson et al., MIMIC-IV, a freely accessible electronic health record dataset (Sci Data 2023).
+Tasks and cohort follow FuseMoE (Han et al., NeurIPS 2024, section 4 and data appendix): time zero
+is ICU admission, events before it are dropped.
+
+| `window` | stays | input ends | tasks by default (others: `schema.WINDOWS`) |
+|---|---|---|---|
+| `48h` | of at least 48 h | after 48 h | `ihm48`, `los`, `los_under_96h`, `phe` |
+| `stay` | all | with the stay | `phe` |
+| `hour` | of at least 5 h | at one full hour, drawn evenly | `decompensation`, `los_remaining` |
+| `cxr` | with a frontal X-ray after hour 4 | at one such image, drawn evenly | HAIM's, M3H's |
+
+What each task means is said in `labels.py`. Draws are keyed by stay and seed.
+
+Modalities: `vitals`, `labs`, `static`; bags of hashed codes `medications` (ICU inputs),
+`prescriptions`, `procedures`, `history` (diagnoses of earlier admissions); notes, X-rays and ECGs
+(`linked.py`); `benchmark` and `flexcare` (`benchmark.py`); HAIM's blocks (`haim.py`). Diagnoses of
+the same admission are written at discharge and are never an input. In the demo, which has no
+notes, images and ECGs, such a modality is absent; in the full data it must be there.
+
+Where m4 departs from the authors' preprocessing, and why:
+- split by patient, not by stay (`split_by="stay"` for theirs, which also makes the stay the unit of
+  the bootstrap): some of their patients are in two splits;
+- an event counts from when it was *stored* if that is known and later than the window's end
+  (`available="charted"` for theirs): a laboratory value drawn in hour 47 and reported in hour 50 is
+  not known at hour 48;
+- values outside a physiological range are dropped and counted;
+- stays with more rows than fit keep their last ones instead of being dropped;
+- the first value of a variable at one time stands, as theirs; all times are kept.
+"""
+
+from pathlib import Path
+
+from m4.data.sets.mimiciv import files, schema
+from m4.errors import ConfigError, DataError
+from m4.specs import DataSpec
+
+VERSION = "2.0.0"
+SCRATCH = True  # `cohort` takes a folder in which an interrupted build goes on
+LICENCE = (
+    "PhysioNet Credentialed Health Data License 1.5.0 (the demo: Open Data Commons Open Database "
+    "License 1.0)"
+)
+WHERE = (
+    "MIMIC-IV needs credentialed access: https://physionet.org/content/mimiciv/ ; unpack it as "
+    "mimiciv/ under M4_RAW_DIR. The open demo https://physionet.org/content/mimic-iv-demo/ goes "
+    "with variant :demo; variant :synthetic needs no files"
+)
+DEFAULT = ("vitals", "labs", "static", "medications")
+FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
+CHOICES = {
+    "window": tuple(schema.WINDOWS),
+    "variables": ("m4", "fusemoe"),
+    "split_by": ("subject", "stay"),
+    "available": ("stored", "charted"),
+}
+# What each modality or task reads beyond the tables of every cohort.
+ALWAYS = ("icustays", "admissions", "patients")
+NEEDS = {
+    "vitals": "chartevents",
+    "labs": "labevents",
+    "medications": "inputevents",
+    "prescriptions": "prescriptions",
+    "procedures": "procedureevents",
+    "history": "diagnoses_icd",
+    "phe": "diagnoses_icd",
+    "diseases": "diagnoses_icd",
+    "drg": "drgcodes",
+    "benchmark": "chartevents",
+    "flexcare": "chartevents",
+    "haim_chart": "chartevents",
+    "haim_labs": "labevents",
+    "haim_procedures": "procedureevents",
+}
+CONTENT = {
+    "icustays": "ICU stays",
+    "admissions": "hospital admissions",
+    "patients": "patients",
+    "chartevents": "charted vital signs",
+    "labevents": "laboratory values",
+    "inputevents": "ICU infusions and drugs",
+    "prescriptions": "prescriptions",
+    "procedureevents": "ICU procedures",
+    "diagnoses_icd": "discharge diagnoses",
+    "drgcodes": "diagnosis-related groups",
+}
+
+
+def spec(
+    *,
+    demo: bool = False,
+    window: str = "48h",
+    modalities=DEFAULT,
+    tasks=None,
+    split_by: str = "subject",
+    available: str = "stored",
+    steps: int = 256,
+    lab_steps: int = 64,
+    vocab: int = schema.VOCAB,
+    variables: str = "m4",
+    dims=None,
+    embeddings=None,
+    phenotype_file: str = "",
+) -> DataSpec:
+    """The schema. `tasks=None` is all that the window allows.
+
+    Args:
+      demo: read the open demo of 100 patients instead of the full data.
+      window: "48h", "stay", "hour" or "cxr".
+      modalities: names of `schema.MODALITIES`.
+      tasks: names of `schema.ALL_TASKS` that the window allows.
+      split_by: "subject", or "stay" as the authors.
+      available: "stored" or "charted", see the module.
+      steps: rows of vitals kept.
+      lab_steps: rows of labs kept.
+      vocab: codes are hashed into this many ids.
+      variables: "m4", all 32 vitals and laboratory values, or "fusemoe", the paper's 30.
+      dims: modality of vectors -> width, if not that of `schema.VECTORS`.
+      embeddings: "notes", "cxr" or "ecg" -> folder written by `python -m m4.data embed`.
+      phenotype_file: csv of codes that replaces the built-in phenotypes.
+
+    Raises:
+      ConfigError: one line per wrong option.
+    """
+    dims, vectors = dict(dims or {}), (*schema.VECTORS, schema.EARLIER)
+    default, others = schema.WINDOWS.get(window, ((), ()))
+    allowed = (*default, *others) or schema.ALL_TASKS
+    tasks = (default or allowed) if tasks is None else tasks
+    chosen = {"window": window, "split_by": split_by, "available": available}
+    _check(
+        chosen={**chosen, "variables": variables},
+        numbers={"steps": steps, "lab_steps": lab_steps, "vocab": vocab},
+        lists={
+            "modalities": (modalities, schema.MODALITIES),
+            "tasks": (tasks, allowed),
+            "dims": (dims or vectors, vectors),
+            "embeddings": (embeddings or schema.VECTORS, schema.VECTORS),
+        },
+    )
+    shapes = {
+        "vitals": {"steps": steps, "variables": variables},
+        "labs": {"steps": lab_steps, "variables": variables},
+        "benchmark": {"steps": steps},
+    }
+    shapes |= {name: {"vocab": vocab} for name in schema.CODES}
+    shapes |= {name: {"dim": width} for name, width in dims.items()}
+    return schema.data_spec(modalities, tasks, **shapes)
+
+
+def _check(*, chosen, numbers, lists) -> None:
+    """Raise ConfigError for wrong options, all at once."""
+    problems = [
+        f"data.options.{name}: {value!r} is none of {', '.join(CHOICES[name])}"
+        for name, value in chosen.items()
+        if value not in CHOICES[name]
+    ]
+    for name, value in numbers.items():
+        if value < 1:
+            problems.append(f"data.options.{name}: {value} must be at least 1")
+    for name, (names, known) in lists.items():
+        unknown = [item for item in names if item not in known]
+        if unknown or not names:
+            problems.append(f"data.options.{name}: {unknown} not in {', '.join(known)}")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def tables(data: DataSpec) -> list[str]:
+    """Names of the tables that a schema needs."""
+    extra = [NEEDS[n] for n in (*data.modality_names, *data.task_names) if n in NEEDS]
+    if {*data.modality_names} & {"benchmark", "flexcare"}:
+        extra.append("labevents")
+    return [*ALWAYS, *dict.fromkeys(extra)]
+
+
+def missing_files(raw_dir, **options) -> list[str]:
+    """One line per file that is not there; standard library only."""
+    demo = options.get("demo", False)
+    root = files.find_root(raw_dir, demo=demo)
+    if root is None:
+        what = "mimic-iv-demo-*/" if demo else "mimiciv/ or mimic-iv-*/"
+        other = files.find_root(raw_dir, demo=not demo)
+        hint = f"; {other} is the {'full data' if demo else 'demo'}" if other else ""
+        return [f"{raw_dir}: no {what} folder with hosp/ and icu/ in it{hint}"]
+    data = spec(**options)
+    missing = [
+        f"{root / files.HOME.get(name, 'hosp') / name}.csv.gz: missing ({CONTENT[name]})"
+        for name in tables(data)
+        if files.table(root, name) is None
+    ]
+    wanted = [name for name in data.modality_names if name in schema.LINKED]
+    if options.get("window") == "cxr":
+        wanted.append("cxr_image")
+    if wanted and not demo or options.get("window") == "cxr":
+        from m4.data.sets.mimiciv import linked
+
+        missing += linked.missing(raw_dir, wanted, options.get("embeddings") or {})
+    return missing
+
+
+def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options):
+    """The cohort of the raw files under `raw_dir`.
+
+    Small tables are read at once (about 0.5 GB for the full data). Event tables are streamed
+    when the first split is iterated: kept events go to temporary files, one per `ROWS` stays,
+    and are read back one file at a time, so that memory does not grow with the tables. With a
+    `scratch` folder these files outlive an interruption.
+
+    Raises:
+      DataError: no files; while iterating, a damaged one, named.
+    """
+    from m4.data.cohort import Cohort
+    from m4.data.sets.mimiciv.examples import Examples
+    from m4.data.sets.mimiciv.stays import load_stays
+
+    data = spec(**options)
+    missing = missing_files(raw_dir, **options)
+    if missing:
+        raise DataError(*missing)
+    raw_dir = Path(raw_dir)
+    root = files.find_root(raw_dir, demo=options.get("demo", False))
+    flow: list[tuple[str, int]] = []
+    stays = load_stays(
+        root,
+        data,
+        seed=seed,
+        fractions=FRACTIONS,
+        flow=flow,
+        window=options.get("window", "48h"),
+        split_by=options.get("split_by", "subject"),
+        phenotype_file=options.get("phenotype_file", ""),
+        raw_dir=raw_dir,
+    )
+    examples = Examples(
+        root,
+        data,
+        stays,
+        flow,
+        available=options.get("available", "stored"),
+        raw_dir=raw_dir,
+        embeddings=dict(options.get("embeddings") or {}),
+        scratch=scratch,
+    )
+    sources, versions = _sources(root, raw_dir, data, options)
+    return Cohort(
+        spec=data,
+        splits={name: lambda name=name: examples.split(name) for name in FRACTIONS},
+        sources=sources,
+        licence=LICENCE,
+        version=VERSION,
+        flow=flow,
+        notes=", ".join(versions),
+    )
+
+
+def _sources(root: Path, raw_dir: Path, data: DataSpec, options) -> tuple[dict, list[str]]:
+    """Checksums of all that is read, and the releases and encoders that it comes from."""
+    from m4.data.cohort import checksums
+
+    found = [files.table(root, name) for name in tables(data)]
+    versions = [f"MIMIC-IV {'demo ' if options.get('demo') else ''}{files.version(root)}"]
+    wanted = (*data.modality_names, *(("cxr_image",) if options.get("window") == "cxr" else ()))
+    embeddings, extra = dict(options.get("embeddings") or {}), {}
+    if {*wanted} & {*schema.LINKED}:
+        from m4.data.sets.mimiciv import linked
+
+        linked_files, linked_versions = linked.sources(raw_dir, wanted)
+        found, versions = [*found, *linked_files], [*versions, *linked_versions]
+        for name, facts in linked.encoders(embeddings).items():
+            size = {"bytes": 2 * facts["count"] * facts["width"], "sha256": facts["sha256"]}
+            extra[f"embeddings of {name}"] = size
+            encoder = Path(facts["encoder"]).name or facts["backend"]
+            revision = facts["revision"] or "-"
+            versions.append(f"{name} by {encoder} revision {revision} pooling {facts['pooling']}")
+    return checksums(raw_dir, [path for path in found if path]) | extra, versions

@@ -1,0 +1,133 @@
+"""The 17 variables of the MIMIC-III benchmark, and FlexCare's hourly grid of 76 columns of them.
+
+`benchmark`: the variables as they were measured (Harutyunyan et al. 2019; item ids of MIMIC-IV as
+in FlexCare's item map). Two of them cannot occur in MIMIC-IV (capillary refill and the total GCS
+have items of the older system only) and stay unobserved.
+
+`flexcare`: what FlexCare (Xu et al., KDD 2024) makes of them: 48 bins of an hour; in a bin the last
+value counts; an empty bin carries the last observed one, before the first a normal value; the five
+categorical variables are one-hot over the benchmark's vocabularies; 17 columns say what was
+observed. Its normaliser's constants are left out: every store is scaled on its own training split.
+
+Departures: values out of range are dropped (FlexCare ships a table of ranges and does not apply
+it); FiO2 is divided by 100 only when above 1; GCS categories come from the number of the score,
+whose text the benchmark spells in several ways.
+
+Letters: e events, T bins, c columns.
+"""
+
+import numpy as np
+
+from m4.data.sets.mimiciv.schema import Feature
+
+FEATURES = (  # in the order of the benchmark, which is the alphabet's
+    Feature("capillary_refill", (), 0, 1),
+    Feature("diastolic_bp", (220051, 225310, 220180, 224643), 5, 250),
+    Feature("fio2", (223835,), 0.2, 100),
+    Feature("gcs_eye", (220739,), 1, 4),
+    Feature("gcs_motor", (223901,), 1, 6),
+    Feature("gcs_total", (), 3, 15),
+    Feature("gcs_verbal", (223900,), 1, 5),
+    Feature("glucose", (50931, 50809, 225664, 220621, 226537), 0, 2500),
+    Feature("heart_rate", (220045,), 10, 300),
+    Feature("height", (226730,), 100, 240),
+    Feature("mean_bp", (220052, 225312, 224322, 220181), 10, 280),
+    Feature("oxygen_saturation", (50817, 220227, 220277), 20, 100),
+    Feature("respiratory_rate", (220210, 224689, 224422, 224690), 1, 100),
+    Feature("systolic_bp", (220050, 225309, 220179, 224167, 227243), 20, 320),
+    Feature("temperature", (223762, 223761), 25, 45, fahrenheit=(223761,)),
+    Feature("weight", (224639, 226512), 20, 400),
+    Feature("ph", (50820, 50831, 51094, 223830, 220274), 6.3, 8.4),
+)
+NAMES = tuple(f.name for f in FEATURES)
+LAB_ITEMS = 60_000  # items below are of labevents, above of chartevents
+EYE = (  # vocabulary of the benchmark: several spellings of a category, one column each
+    "To Pain", "3 To speech", "1 No Response", "4 Spontaneously", "None", "To Speech",
+    "Spontaneously", "2 To pain",
+)  # fmt: skip
+MOTOR = (
+    "1 No Response", "3 Abnorm flexion", "Abnormal extension", "No response", "4 Flex-withdraws",
+    "Localizes Pain", "Flex-withdraws", "Obeys Commands", "Abnormal Flexion", "6 Obeys Commands",
+    "5 Localizes Pain", "2 Abnorm extensn",
+)  # fmt: skip
+VERBAL = (
+    "1 No Response", "No Response", "Confused", "Inappropriate Words", "Oriented",
+    "No Response-ETT", "5 Oriented", "Incomprehensible sounds", "1.0 ET/Trach", "4 Confused",
+    "2 Incomp sounds", "3 Inapprop words",
+)  # fmt: skip
+TOTAL = (11, 10, 13, 12, 15, 14, 3, 5, 4, 7, 6, 9, 8)
+VOCABULARY = {
+    "capillary_refill": (0, 1),
+    "gcs_eye": EYE,
+    "gcs_motor": MOTOR,
+    "gcs_total": TOTAL,
+    "gcs_verbal": VERBAL,
+}
+SPELLED = {  # score -> MIMIC-IV's spelling
+    "gcs_eye": {1: "None", 2: "To Pain", 3: "To Speech", 4: "Spontaneously"},
+    "gcs_motor": {1: "No response", 2: "Abnormal extension", 3: "Abnormal Flexion",
+                  4: "Flex-withdraws", 5: "Localizes Pain", 6: "Obeys Commands"},
+    "gcs_verbal": {1: "No Response", 2: "Incomprehensible sounds", 3: "Inappropriate Words",
+                   4: "Confused", 5: "Oriented"},
+}  # fmt: skip
+NORMAL = {
+    "capillary_refill": 0, "diastolic_bp": 59.0, "fio2": 0.21, "gcs_eye": "4 Spontaneously",
+    "gcs_motor": "6 Obeys Commands", "gcs_total": 15, "gcs_verbal": "5 Oriented",
+    "glucose": 128.0, "heart_rate": 86.0, "height": 170.0, "mean_bp": 77.0,
+    "oxygen_saturation": 98.0, "respiratory_rate": 19.0, "systolic_bp": 118.0,
+    "temperature": 36.6, "weight": 81.0, "ph": 7.4,
+}  # fmt: skip
+EDGE = 1e-6  # FlexCare's: a value on the hour belongs to the bin before
+
+
+def _columns() -> tuple[str, ...]:
+    names = []
+    for name in NAMES:
+        names += [f"{name}={v}" for v in VOCABULARY[name]] if name in VOCABULARY else [name]
+    return (*names, *(f"{name}_observed" for name in NAMES))
+
+
+COLUMNS = _columns()
+
+
+def convert(feature: str, value: float) -> float:
+    """A fraction of inspired oxygen above 1 is a percentage."""
+    return value / 100 if feature == "fio2" and value > 1 else value
+
+
+def discretise(rows: list[tuple[float, str, object]], *, hours: float) -> np.ndarray:
+    """f32[T, 76] of (hour, variable, value) in the order of their times.
+
+    A categorical value is a spelling of `VOCABULARY`, or a score of the GCS.
+    """
+    num_bins = int(hours + 1 - EDGE)
+    last: dict[str, object] = {}
+    grid: list[dict[str, object]] = [{} for _ in range(num_bins)]
+    for hour, name, value in rows:
+        if hour <= hours + EDGE:
+            grid[int(hour - EDGE)][name] = value
+    out = np.zeros((num_bins, len(COLUMNS)), np.float32)
+    for t, found in enumerate(grid):
+        last |= found
+        c = 0
+        for number, name in enumerate(NAMES):
+            value = last.get(name, NORMAL[name])
+            if name in VOCABULARY:
+                value = SPELLED.get(name, {}).get(value, value)
+                out[t, c + VOCABULARY[name].index(value)] = 1
+                c += len(VOCABULARY[name])
+            else:
+                out[t, c] = value
+                c += 1
+            out[t, number - len(NAMES)] = name in found
+    return out
+
+
+def grid(events: np.ndarray, *, hours: float, num_bins: int) -> dict[str, np.ndarray]:
+    """A payload of kind series from events with fields feature, time, value; at most `num_bins`."""
+    events = events[np.argsort(events["time"], kind="stable")]
+    rows = [(float(e["time"]), NAMES[e["feature"]], float(e["value"])) for e in events]
+    rows = [(t, n, int(v) if n in VOCABULARY else convert(n, v)) for t, n, v in rows]
+    values_Tc = discretise(rows, hours=hours)[-num_bins:]
+    first = max(int(hours + 1 - EDGE) - num_bins, 0)
+    return {"values": values_Tc, "times": np.arange(first, first + len(values_Tc)) + 1.0}

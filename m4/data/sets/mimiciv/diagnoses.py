@@ -1,0 +1,72 @@
+"""Discharge diagnoses by admission: labels of this one, history from earlier ones."""
+
+import numpy as np
+
+from m4.data.cohort import hash64
+from m4.data.sets.mimiciv import diseases, files, phenotypes, schema
+
+
+class Diagnoses:
+    """Discharge diagnoses by admission: labels of this one, history from earlier ones."""
+
+    def __init__(self, root, data, phenotype_file):
+        """Read the table of diagnoses, if a task or modality of `data` wants it."""
+        self._wanted = {*data.task_names, *data.modality_names}
+        if not self._wanted & {"phe", "history", "diseases"}:
+            return
+        columns = {"hadm_id": "int", "icd_code": "text", "icd_version": "int"}
+        self._vocab = data.modality("history").vocab if "history" in self._wanted else 1
+        mapping = phenotypes.load(phenotype_file) if phenotype_file else phenotypes.builtin()
+        hadm, code_of, groups, ids = [], [], {"phe": [], "diseases": []}, {}
+        for batch in files.stream(files.table(root, "diagnoses_icd"), columns):
+            hadm.append(batch["hadm_id"].fill_null(-1).to_numpy(zero_copy_only=False))
+            versions = batch["icd_version"].fill_null(-1).to_pylist()
+            for key in zip(versions, batch["icd_code"].to_pylist(), strict=True):
+                if key not in ids:
+                    ids[key] = len(ids)
+                    groups["phe"].append(mapping(*key))
+                    groups["diseases"].append(diseases.groups(*key))
+                code_of.append(ids[key])
+        self._hadm = np.concatenate(hadm) if hadm else np.zeros(0, np.int64)
+        self._code, self._groups = np.array(code_of, np.int32), groups
+        order = np.argsort(self._hadm, kind="stable")
+        self._hadm, self._code = self._hadm[order], self._code[order]
+        self._hashes = np.array([hashed(f"{v}:{c.strip()[:3]}", self._vocab) for v, c in ids])
+
+    def _codes(self, hadm):
+        return self._code[slice(*np.searchsorted(self._hadm, [hadm, hadm + 1]))]
+
+    def labels(self, hadm_n, task):
+        """f64[n, 25 or 40]; a row of NaN for an admission without diagnoses."""
+        found = np.full((len(hadm_n), schema.task(task).dim), np.nan)
+        for row, hadm in zip(found, hadm_n, strict=True):
+            codes = self._codes(hadm)
+            if len(codes):
+                row[:] = 0
+                row[[j for code in codes for j in self._groups[task][code]]] = 1
+        return found
+
+    def history(self, adm, everyone):
+        """Per stay the three-character codes of admissions that ended before this one began."""
+        order = np.lexsort((everyone["dischtime"], everyone["subject_id"]))
+        subject = everyone["subject_id"][order]
+        found = []
+        for who, begin in zip(adm["subject_id"], adm["admittime"], strict=True):
+            first, last = np.searchsorted(subject, [who, who + 1])
+            earlier = [
+                i for i in order[first:last] if files.NEVER < everyone["dischtime"][i] <= begin
+            ]
+            codes = [self._hashes[self._codes(everyone["hadm_id"][i])] for i in earlier]
+            found.append(last_distinct(np.concatenate(codes) if codes else np.zeros(0, int)))
+        return found
+
+
+def last_distinct(codes):
+    """Distinct codes in the order of their last appearance."""
+    _, first_from_end = np.unique(codes[::-1], return_index=True)
+    return codes[::-1][np.sort(first_from_end)][::-1]
+
+
+def hashed(text: str, vocab: int) -> int:
+    """A stable id in [0, vocab); different codes may share one."""
+    return hash64(text.strip().lower()) % vocab

@@ -1,0 +1,143 @@
+"""Which rows of which table are events of which modality.
+
+Letters: e events, f features.
+"""
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+
+from m4.data.sets.mimiciv import benchmark, files, haim, schema
+from m4.data.sets.mimiciv.diagnoses import hashed
+from m4.data.sets.mimiciv.stays import SECONDS
+from m4.data.sets.mimiciv.windows import Finder
+from m4.specs import DataSpec
+
+EVENT = np.dtype([("row", "i4"), ("feature", "i4"), ("time", "f4"), ("value", "f4")])
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a modality's events come from. `key` "stay_id" is exact, "subject_id" needs times."""
+
+    table: str
+    key: str
+    time: str
+    stored: str  # column with the time of recording, "" if the table has none
+    code: str  # item or code column
+    kind: str  # of that column
+    value: str = ""  # column with the number; "" for a bag of codes
+
+
+CHART = Source("chartevents", "stay_id", "charttime", "storetime", "itemid", "int", "valuenum")
+LAB = Source("labevents", "subject_id", "charttime", "storetime", "itemid", "int", "valuenum")
+DONE = Source("procedureevents", "stay_id", "starttime", "storetime", "itemid", "int", "value")
+SOURCES = {
+    "vitals": (CHART,),
+    "labs": (LAB,),
+    "medications": (Source("inputevents", "stay_id", "starttime", "storetime", "itemid", "int"),),
+    "procedures": (dataclasses.replace(DONE, value=""),),
+    "prescriptions": (Source("prescriptions", "subject_id", "starttime", "", "drug", "text"),),
+    "benchmark": (CHART, LAB),
+    "flexcare": (CHART, LAB),
+    "haim_chart": (CHART,),
+    "haim_labs": (LAB,),
+    "haim_procedures": (DONE,),
+}
+
+
+def measured(data: DataSpec, name: str) -> tuple[schema.Feature, ...]:
+    """The features of a modality of numbers; none for a bag of codes."""
+    if name in ("vitals", "labs"):
+        every = schema.features(name)
+        return tuple(f for f in every if f.name in data.modality(name).features)
+    if name in ("benchmark", "flexcare"):
+        return benchmark.FEATURES
+    procedures = (
+        schema.Feature(title, (item,), -np.inf, np.inf) for item, title in haim.PROCEDURES.items()
+    )
+    known = {"haim_chart": haim.CHART, "haim_labs": schema.LABS}
+    return tuple(procedures) if name == "haim_procedures" else known.get(name, ())
+
+
+class Selector:
+    """A record batch of one table -> events of the cohort; counts what it drops."""
+
+    def __init__(self, name, source, data, stays, *, stored):
+        self.name, self.source, self.stays = name, source, stays
+        self.counts = Counter()
+        self._stored = stored and bool(source.stored)
+        self._features = measured(data, name)
+        self.columns = {source.key: "int", source.time: "time", source.code: source.kind}
+        if self._stored:
+            self.columns[source.stored] = "time"
+        if self._features:
+            self.columns[source.value] = "float"
+            self._items()
+        else:
+            self._vocab, self._ids = data.modality(name).vocab, {}
+        keys = stays.stay if source.key == "stay_id" else stays.subject
+        self._find = Finder(keys, stays.intime)
+
+    def _items(self):
+        """Tables by item: feature index (-1: not wanted), whether in Fahrenheit."""
+        size = max(item for f in self._features for item in f.items) + 1
+        self._feature = np.full(size, -1, np.int32)
+        self._fahrenheit = np.zeros(size, bool)
+        for j, feature in enumerate(self._features):
+            self._feature[list(feature.items)] = j
+            self._fahrenheit[list(feature.fahrenheit)] = True
+        self._low = np.array([f.low for f in self._features])
+        self._high = np.array([f.high for f in self._features])
+
+    def __call__(self, batch):
+        """`EVENT`s of a batch, any order."""
+        import pyarrow as pa
+
+        self.counts["rows read"] += batch.num_rows
+        if self._features:  # early and cheap: most rows of chartevents are other items
+            item = batch[self.source.code].fill_null(0).to_numpy(zero_copy_only=False)
+            inside = (item >= 0) & (item < len(self._feature))
+            wanted = np.flatnonzero(self._feature[np.where(inside, item, 0)] >= 0)
+            wanted = wanted[inside[wanted]]
+            batch = batch.take(pa.array(wanted))
+        key = batch[self.source.key].fill_null(-1).to_numpy(zero_copy_only=False)
+        ours = np.flatnonzero(self._find.known(key))
+        batch, key = batch.take(pa.array(ours)), key[ours]
+        time = files.seconds(batch[self.source.time])
+        row = self._find(key, time)
+        hours = (time - self.stays.intime[row]) / SECONDS
+        keep = (hours >= 0) & (hours <= self.stays.limit[row])
+        if self._stored:
+            stored = files.seconds(batch[self.source.stored])  # unknown counts as early
+            late = (stored - self.stays.intime[row]) / SECONDS > self.stays.limit[row]
+            self.counts["dropped, recorded after the window"] += int((keep & late).sum())
+            keep &= ~late
+        events = np.zeros(len(row), EVENT)
+        events["row"], events["time"] = row, hours
+        if self._features:
+            keep &= self._measure(batch, events, keep)
+        else:
+            events["feature"] = self._code(batch[self.source.code])
+        self.counts["events kept"] += int(keep.sum())
+        return events[keep]
+
+    def _measure(self, batch, events, keep):
+        """Fill feature and value; False for values that are missing or implausible."""
+        item = batch[self.source.code].to_numpy(zero_copy_only=False)
+        value = batch[self.source.value].to_numpy(zero_copy_only=False).astype(float)
+        value = np.where(self._fahrenheit[item], (value - 32) / 1.8, value)
+        feature = self._feature[item]
+        there = ~np.isnan(value)
+        plausible = (value >= self._low[feature]) & (value <= self._high[feature])
+        self.counts["dropped, no number"] += int((keep & ~there).sum())
+        self.counts["dropped, out of range"] += int((keep & there & ~plausible).sum())
+        events["feature"], events["value"] = feature, np.where(plausible, value, 0)
+        return plausible
+
+    def _code(self, column):
+        codes = column.to_pylist()
+        for code in {*codes} - self._ids.keys():
+            self._ids[code] = hashed(str(code), self._vocab)
+        return np.array([self._ids[code] for code in codes], np.int32)

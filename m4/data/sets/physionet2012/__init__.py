@@ -1,0 +1,268 @@
+"""PhysioNet/CinC Challenge 2012: the first 48 hours of ICU stays, in twelve groups of variables.
+
+Silva, Moody, Scott, Celi, Mark: Predicting In-Hospital Mortality of ICU Patients (Computing in
+Cardiology 2012); https://physionet.org/content/challenge-2012/1.0.0/. Every stay is one patient.
+
+Train and validation stays come from set A by a keyed hash of the record id, the test split is
+set B, as in the challenge's first phase. Set C is not used.
+
+Tasks
+- `death`: in-hospital death.
+- `los`: days from ICU admission to the end of the hospital stay. A stay that ends in death ends
+  there and counts like any other, as in the Challenge's own outcome file and in the
+  length-of-stay tasks of mimic3-benchmarks; so a short stay is not always good news.
+- `los_over_7d`: los > 7.
+- `sofa7` (auxiliary): SOFA score of the first day >= 7.
+An outcome of -1 is unknown.
+
+Cleaning, all counted in the flow: values outside the physiological `RANGES` (0 blood pressures
+from disconnected lines, temperatures of 0, pH of 735) are dropped, as are rows without a
+parameter name or readable time; of two values at one time the later row counts. A static
+descriptor of -1 is missing. `Weight` is the first plausible one of the window (it is charted
+again and again); the hourly copies are not used as a series.
+"""
+
+import functools
+import hashlib
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from m4.data import split, text
+from m4.data.cohort import Cohort, Example, checksums
+from m4.data.sets.physionet2012.raw import RawSet, read_set, set_files
+from m4.errors import ConfigError, DataError
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+
+VERSION = "1.0.0-1"  # of the source, and of this reading of it
+LICENCE = "Open Data Commons Attribution License (ODC-BY) 1.0; cite Silva et al. 2012"
+URL = "https://physionet.org/files/challenge-2012/1.0.0"
+WHERE = f"`python -m m4.data.sets.physionet2012 RAW_DIR` downloads them from {URL}/ (open access)"
+FOLDER = "physionet2012"
+HOURS = 48.0
+
+# Modality -> its variables and the number of time steps kept: about the 99.9 % quantile over set
+# A's stays that have any. Longer stays keep their last steps.
+GROUPS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "vitals": (132, ("HR", "NIDiasABP", "NIMAP", "NISysABP", "RespRate", "Temp")),
+    "chemistry": (16, ("BUN", "Creatinine", "Glucose", "HCO3", "K", "Mg", "Na")),
+    "haematology": (18, ("HCT", "Platelets", "WBC")),
+    "gcs": (48, ("GCS",)),
+    "urine": (54, ("Urine",)),
+    "blood_gas": (32, ("PaCO2", "PaO2", "SaO2", "pH")),
+    "invasive_pressure": (132, ("DiasABP", "MAP", "SysABP")),
+    "ventilation": (40, ("FiO2", "MechVent")),
+    "lactate": (24, ("Lactate",)),
+    "liver": (10, ("ALP", "ALT", "AST", "Albumin", "Bilirubin")),
+    "cardiac_markers": (8, ("TroponinI", "TroponinT")),
+    "cholesterol": (2, ("Cholesterol",)),
+}
+ICU_TYPES = ("coronary", "cardiac_surgery", "medical", "surgical")  # codes 1..4
+DEMOGRAPHICS = ("Age", "Gender", "Height", "Weight", *(f"ICU_{name}" for name in ICU_TYPES))
+
+# Plausible values, inclusive; anything else is an artefact of charting. Wide on purpose: the
+# point is to drop the impossible, not the extreme.
+RANGES: dict[str, tuple[float, float]] = {
+    "Age": (15, 120), "Gender": (0, 1), "Height": (120, 230), "Weight": (20, 300),
+    "ICUType": (1, 4), "HR": (10, 300), "RespRate": (1, 90), "Temp": (25, 45), "GCS": (3, 15),
+    "NIDiasABP": (10, 200), "NIMAP": (15, 250), "NISysABP": (30, 300),
+    "DiasABP": (10, 200), "MAP": (15, 250), "SysABP": (30, 300),
+    "BUN": (1, 300), "Creatinine": (0.1, 50), "Glucose": (10, 2000), "HCO3": (2, 60),
+    "K": (1, 12), "Mg": (0.3, 10), "Na": (90, 190), "HCT": (5, 75), "Platelets": (1, 2000),
+    "WBC": (0.05, 600), "Urine": (0, 5000), "PaCO2": (5, 200), "PaO2": (10, 700),
+    "SaO2": (20, 100), "pH": (6.5, 8.0), "FiO2": (0.21, 1), "MechVent": (0, 1),
+    "Lactate": (0.1, 40), "ALP": (5, 5000), "ALT": (1, 20000), "AST": (1, 20000),
+    "Albumin": (0.5, 7), "Bilirubin": (0.1, 80), "TroponinI": (0, 100), "TroponinT": (0, 50),
+    "Cholesterol": (20, 800),
+}  # fmt: skip
+
+TASKS = (
+    TaskSpec("death", "binary"),
+    TaskSpec("los", "regression", transform="log1p"),
+    TaskSpec("los_over_7d", "binary"),
+    TaskSpec("sofa7", "binary", auxiliary=True),
+)
+NAMES = (*GROUPS, "demographics")
+
+
+def spec(
+    *,
+    modalities: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    val_fraction: float = 0.15,
+) -> DataSpec:
+    """The schema: all of `NAMES` and `TASKS`, or those asked for, in their fixed order.
+
+    Raises:
+      ConfigError: unknown names, or a `val_fraction` outside (0, 1).
+    """
+    problems = []
+    for option, chosen, known in (
+        ("modalities", modalities, NAMES),
+        ("tasks", tasks, tuple(task.name for task in TASKS)),
+    ):
+        unknown = sorted({*(chosen or ())} - {*known})
+        if unknown:
+            problems.append(f"data.options.{option}: {unknown} not in {', '.join(known)}")
+    if not 0 < val_fraction < 1:
+        problems.append(f"data.options.val_fraction: {val_fraction} must be between 0 and 1")
+    if problems:
+        raise ConfigError(*problems)
+    groups = [
+        ModalitySpec(name, "series", (steps, len(variables)), variables)
+        for name, (steps, variables) in GROUPS.items()
+    ]
+    table = ModalitySpec("demographics", "table", (len(DEMOGRAPHICS),), DEMOGRAPHICS)
+    return DataSpec(
+        tuple(m for m in (*groups, table) if not modalities or m.name in modalities),
+        tuple(t for t in TASKS if not tasks or t.name in tasks),
+        hours=HOURS,
+    )
+
+
+def missing_files(raw_dir: Path | str, **options) -> list[str]:
+    """One line per set or outcome file that is not in `raw_dir/physionet2012`."""
+    folder = Path(raw_dir) / FOLDER
+    lines = []
+    for letter in "ab":
+        if not set_files(folder, letter):
+            lines.append(f"{folder}/set-{letter}.tar.gz is missing (nor is there a folder)")
+        if not (folder / f"Outcomes-{letter}.txt").exists():
+            lines.append(f"{folder}/Outcomes-{letter}.txt is missing")
+    return lines
+
+
+def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
+    """Train and validation stays from set A, test stays from set B.
+
+    Each set is read once and held compactly (about 60 MB for 4,000 stays).
+
+    Raises:
+      DataError: while iterating, for a damaged archive or outcome file.
+    """
+    folder, data = Path(raw_dir) / FOLDER, spec(**options)
+    val_fraction = options.get("val_fraction", 0.15)
+    fractions = {"train": 1 - val_fraction, "val": val_fraction}
+    flow: list[tuple[str, int]] = []
+
+    @functools.cache
+    def load(letter: str) -> tuple[RawSet, dict[int, dict[str, float]]]:
+        raw = read_set(folder, letter, groups={n: v for n, (_, v) in GROUPS.items()}, ranges=RANGES)
+        outcomes = read_outcomes(folder / f"Outcomes-{letter}.txt")
+        unlabelled = sum(stay not in outcomes for stay in raw.stays)
+        known = {*raw.stays}
+        counts = [
+            *raw.flow,
+            ("stays without an outcome row", unlabelled),
+            ("outcome rows without a stay", sum(stay not in known for stay in outcomes)),
+        ]
+        flow.extend((f"set {letter}: {step}", count) for step, count in counts)
+        return raw, outcomes
+
+    def examples(letter: str, name: str | None = None) -> Iterator[Example]:
+        raw, outcomes = load(letter)
+        for i, stay in enumerate(raw.stays):
+            if name is None or split.assign(stay, fractions, seed) == name:
+                yield _example(data, raw, i, outcomes.get(stay, {}))
+
+    files = [path for letter in "ab" for path in set_files(folder, letter)]
+    files += [folder / f"Outcomes-{letter}.txt" for letter in "ab"]
+    return Cohort(
+        spec=data,
+        splits={
+            "train": lambda: examples("a", "train"),
+            "val": lambda: examples("a", "val"),
+            "test": lambda: examples("b"),
+        },
+        sources=checksums(Path(raw_dir), files),
+        licence=LICENCE,
+        version=VERSION,
+        flow=flow,
+        notes="PhysioNet/CinC Challenge 2012; train and val from set A, test is set B.",
+    )
+
+
+def read_outcomes(path: Path) -> dict[int, dict[str, float]]:
+    """Record id -> outcome columns. Raises DataError naming the file and line."""
+    columns = ("RecordID", "SOFA", "Length_of_stay", "In-hospital_death")
+    found: dict[int, dict[str, float]] = {}
+    for line, row in text.rows(path, columns):
+        where = f"{path}, line {line}"
+        values = {c: text.number(row[c], where=f"{where}: {c}") for c in columns}
+        stay = values.pop("RecordID")
+        if not stay.is_integer():
+            raise DataError(f"{where}: RecordID is not a whole number")
+        if int(stay) in found:
+            raise DataError(f"{where}: this record came before")
+        found[int(stay)] = values
+    return found
+
+
+def fetch(raw_dir: Path | str) -> None:
+    """Download the four files from PhysioNet and verify them against its SHA256SUMS.txt.
+
+    Files already there are left alone. Raises DataError on a failed download or checksum.
+    """
+    folder = Path(raw_dir) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [f"{stem}-{letter}{end}" for letter in "ab" for stem, end in _OFFICIAL]
+    wanted = [name for name in wanted if not (folder / name).exists()]
+    if not wanted:
+        return
+    listing = _download("SHA256SUMS.txt").decode().split("\n")
+    official = {line.split()[-1]: line.split()[0] for line in listing if line.strip()}
+    for name in wanted:
+        content = _download(name)
+        if hashlib.sha256(content).hexdigest() != official.get(name):
+            raise DataError(f"{URL}/{name}: checksum differs from SHA256SUMS.txt; try again")
+        partial = folder / f".{name}.part"
+        partial.write_bytes(content)
+        partial.rename(folder / name)
+
+
+_OFFICIAL = (("set", ".tar.gz"), ("Outcomes", ".txt"))
+
+
+def _download(name: str) -> bytes:
+    try:
+        with urllib.request.urlopen(f"{URL}/{name}", timeout=60) as reply:
+            return reply.read()
+    except OSError as error:
+        raise DataError(f"{URL}/{name}: download failed ({error})") from error
+
+
+def _example(data: DataSpec, raw: RawSet, i: int, outcome: dict[str, float]) -> Example:
+    inputs = {}
+    for name in data.modality_names:
+        if name == "demographics":
+            inputs[name] = {"values": _demographics(raw.statics(i))}
+        elif name in raw.groups:
+            values, times = raw.series(name, i)
+            if len(times):
+                inputs[name] = {"values": values, "times": times}
+    labels = _labels(outcome)
+    return {
+        "patient": raw.stays[i],
+        "inputs": inputs,
+        "targets": {task: labels[task] for task in data.task_names},
+    }
+
+
+def _demographics(statics: dict[str, float]) -> list[float]:
+    """Values in the order of `DEMOGRAPHICS`; NaN where unknown."""
+    nan = float("nan")
+    unit = statics.get("ICUType")
+    one_hot = [nan if unit is None else float(unit == code) for code in range(1, 5)]
+    return [statics.get(name, nan) for name in DEMOGRAPHICS[:4]] + one_hot
+
+
+def _labels(outcome: dict[str, float]) -> dict[str, float | None]:
+    """Task -> label, None where the outcome is unknown (absent or -1)."""
+    known = {name: value for name, value in outcome.items() if value >= 0}
+    los, sofa = known.get("Length_of_stay"), known.get("SOFA")
+    return {
+        "death": known.get("In-hospital_death"),
+        "los": los,
+        "los_over_7d": None if los is None else float(los > 7),
+        "sofa7": None if sofa is None else float(sofa >= 7),
+    }

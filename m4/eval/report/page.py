@@ -1,0 +1,124 @@
+"""`report.html`: one self-contained page made from the files of a workdir alone.
+
+Reads config.json, run.json, data.json, metrics.jsonl and results/*.json; whatever is missing or
+unreadable is said in its section. Needs neither JAX nor the data.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from m4.eval.report import history, plots, sections, tables
+from m4.eval.report.tables import print_table
+
+__all__ = ["print_table", "render", "write"]
+
+SPLITS = ("test", "val")  # which results come first
+
+
+def write(workdir: Path) -> Path:
+    """Render `workdir` and write `workdir/report.html` atomically; returns its path."""
+    path = Path(workdir) / "report.html"
+    part = path.with_suffix(".html.part")
+    part.write_text(render(Path(workdir)), encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def readable(workdir: Path) -> bool:
+    """Whether there are results that can be shown."""
+    return _results(workdir)[0] is not None
+
+
+def render(workdir: Path) -> str:
+    """The page as a string. An empty workdir gives a page that says so."""
+    files = {name: _json(workdir / f"{name}.json") for name in ("config", "run", "data")}
+    results, split_note = _results(workdir)
+    log = _lines(workdir / "metrics.jsonl")
+    config = files["config"] or {}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("m4.eval.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = Markup
+    environment.globals |= {
+        "text": tables.text,
+        "interval": tables.interval,
+        "arrow": tables.arrow,
+        "metric_name": tables.metric_name,
+        "cell": tables.cell,
+        "percent": tables.percent,
+    }
+    css = Markup((Path(__file__).parent / "templates/report.css").read_text(encoding="utf-8"))
+    return environment.get_template("report.html.j2").render(
+        css=css,
+        title=history.title(config, files["data"]),
+        run=files["run"],
+        config=history.flat(config),
+        cohort=history.cohort(files["data"], _smallest(results, config)),
+        training=history.training(log, config),
+        results=results,
+        colours=plots.KIND_COLOUR,
+        kinds={subset["kind"] for subset in results["subsets"]} if results else set(),
+        split_note=split_note,
+        tasks=sections.task_tables(results) if results else None,
+        cards=sections.cards(results) if results else [],
+        verdicts=tables.verdicts(results) if results else [],
+        warnings=tables.warnings(results) if results else [],
+        subsets=sections.subset_plots(results) if results else [],
+        ranking=sections.ranking(results) if results else None,
+        strata=sections.strata(results) if results else [],
+        calibration=sections.calibration(results) if results else None,
+        routing=sections.routing(results) if results else [],
+    )
+
+
+def _results(workdir: Path) -> tuple[dict[str, Any] | None, str]:
+    """The split shown, and what is to be said about it."""
+    found = {path.stem: _json(path) for path in sorted((workdir / "results").glob("*.json"))}
+    known = {name: r for name, r in found.items() if r is not None and r.get("schema") == 1}
+    if not known:
+        return None, "No readable results/*.json of schema 1: the run has not been evaluated yet."
+    name = next((split for split in SPLITS if split in known), min(known))
+    others = sorted(set(found) - {name})
+    note = f"Also in the workdir, not shown: {', '.join(others)}." if others else ""
+    return known[name], note
+
+
+def _smallest(results: Mapping[str, Any] | None, config: Mapping[str, Any]) -> int:
+    if results:
+        return results["min_patients"]
+    return config.get("eval", {}).get("min_patients", 10)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; a last line cut by a crash is skipped."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return rows
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows

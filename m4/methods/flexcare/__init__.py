@@ -1,0 +1,1 @@
+"""FlexCare (Xu et al., KDD 2024)."""

@@ -1,0 +1,137 @@
+"""FlexCare's release (mhxu1998/FlexCare): a plain state dict for 3 modalities and 6 tasks."""
+
+import numpy as np
+
+from m4.errors import ConfigError
+from m4.methods.flexcare.model import FlexCare
+from m4.nn.torch_table import (
+    LEAD,
+    SAME,
+    SWAP,
+    Codec,
+    Entry,
+    Layout,
+    chain,
+    concat,
+    conv,
+    linear,
+    linears,
+    norms,
+    one,
+    packed,
+    pick,
+    shape,
+    stack,
+)
+from m4.specs import DataSpec
+
+# Heads by the row of the release's task embedding, and m4's names of the same tasks.
+TASKS = ("mortality", "decomp", "ph", "los", "readm", "diag")
+SAME_TASK = {"ihm48": "mortality", "phe": "ph"}
+ROLES = {"series": "ehr", "image": "cxr"}
+NAMES = {"notes": "note", "text": "note"}
+POSITIONS = {"ehr": 600, "cxr": 197, "note": 600}  # rows of the release's tables
+IGNORED = {
+    "note_projection.*": "language model: m4 reads embeddings computed beforehand",
+    "encoder_layer_fusion.*": "template of the transformer's layers, never called",
+    "dense_layer_drg.*": "head of a task that is never trained",
+}
+MEMBERS = ("mm_cls_token", "cross_cls_tokens", "ehr_cls_token", "cxr_cls_token", "note_cls_token")
+SINGLE = Codec(lambda x: x[:, 0], lambda x: x[:, None])  # without a second dimension of 1
+GATES = {"gate_w": "w_gate", "gate_query": "task_gate", "router_noise": "w_noise"}
+
+
+def layout(method: FlexCare) -> Layout:
+    """Every tensor, of the modalities (ehr, cxr, note) in this order and any of the tasks.
+
+    Positions beyond the data set's and embeddings of tasks that it lacks are not read.
+    """
+    roles, tasks = _roles(method.data), _tasks(method.data)
+    if roles != ["ehr", "cxr", "note"] or method.max_size not in (None, 3):
+        raise ConfigError(
+            f"modalities {', '.join(method.data.modality_names)}: the release has a series 'ehr',"
+            " an image 'cxr' and notes, in this order, and all their combinations"
+        )
+    if (method.gate, method.routing) != ("task_additive", "noisy_top_k"):
+        raise ConfigError(
+            f"method.gate={method.gate!r}, method.routing={method.routing!r}: the release has"
+            " 'task_additive' and 'noisy_top_k'"
+        )
+    entries = [
+        one("task", "task_embedding.weight", pick([TASKS.index(t) for t in tasks], 40)),
+        concat(
+            "combination", MEMBERS, (1, 3, 1, 1, 1), Codec(lambda x: x[:, 0], lambda x: x[:, None])
+        ),
+        *_modalities(method),
+        one("choose/kernel", "mm_choose.weight", SWAP),
+        one("score/kernel", "mm_choose2.weight", SWAP),
+        *norms("fused_norm", ["mm_layernorm"]),
+        *_experts(method),
+    ]
+    for ours, theirs in zip(method.data.task_names, tasks, strict=True):
+        entries += linear(f"heads/{ours}", f"dense_layer_{theirs}")
+    for i in range(method.depth):
+        at = f"transformer_fusion.layers.{i}"
+        entries += packed(f"attention_{i}", [f"{at}.self_attn"])
+        entries += linears(f"mlp_{i}/up", [f"{at}.linear1"])
+        entries += linears(f"mlp_{i}/down", [f"{at}.linear2"])
+        entries += norms(f"norm_{i}_0", [f"{at}.norm1"]) + norms(f"norm_{i}_1", [f"{at}.norm2"])
+    constants = {"moe.mean": np.zeros(1, np.float32), "moe.std": np.ones(1, np.float32)}
+    absent = {
+        f"dense_layer_{task}.*": "head of a task that the data set does not have"
+        for task in TASKS
+        if task not in tasks
+    }
+    return Layout(entries, constants=constants, ignored=IGNORED | absent)
+
+
+def _roles(data: DataSpec) -> list[str]:
+    return [NAMES.get(m.name, ROLES.get(m.kind, m.name)) for m in data.modalities]
+
+
+def _tasks(data: DataSpec) -> list[str]:
+    """The release's name of every task."""
+    names = [SAME_TASK.get(name, name) for name in data.task_names]
+    unknown = sorted(set(names) - set(TASKS))
+    if unknown:
+        raise ConfigError(
+            f"tasks {', '.join(unknown)}: the release has {', '.join((*SAME_TASK, *TASKS))}"
+        )
+    return names
+
+
+def _modalities(method: FlexCare) -> list[Entry]:
+    """One map per token and positions, which the release has for longer records."""
+    ehr, cxr, note = method.data.modalities
+    _, *size, _ = cxr.shape
+    lengths = {
+        "ehr": ehr.shape[0] if ehr.kind == "vectors" else max(1, round(method.data.hours)),
+        "cxr": cxr.shape[0] * int(np.prod([n // min(method.patch, n) for n in size])),
+        "note": note.shape[0],
+    }
+    names = (ehr.name, cxr.name, note.name)
+    entries = [
+        *linear(f"{ehr.name}/project", "ehr_projection"),
+        *conv(f"{cxr.name}/project", "patch_projection.proj"),
+        *linear(f"{note.name}/project", "note_fc"),
+    ]
+    for name, (role, length) in zip(names, lengths.items(), strict=True):
+        if length > POSITIONS[role]:
+            raise ConfigError(
+                f"modality {name}: {length} tokens, the release has {POSITIONS[role]} positions"
+            )
+        wide = (POSITIONS[role], method.width)
+        rows = chain(shape((1, *wide), wide), pick(range(length), POSITIONS[role]))
+        entries.append(one(f"{name}/position", f"{role}_pos_embed", rows))
+    return entries
+
+
+def _experts(method: FlexCare) -> list[Entry]:
+    entries = [one(f"layer_0/{ours}", f"moe.{name}", LEAD) for ours, name in GATES.items()]
+    for number, codec in ((1, SAME), (2, SWAP)):
+        each = lambda part, n=number: [  # noqa: E731
+            f"moe.experts.{e}.fc{n}.{part}" for e in range(method.num_experts)
+        ]
+        entries.append(stack(f"layer_0/w{number}", each("weight"), codec))
+        entries.append(stack(f"layer_0/b{number}", each("bias")))
+    return entries

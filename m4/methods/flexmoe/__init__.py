@@ -1,0 +1,1 @@
+"""Flex-MoE (Yun et al., NeurIPS 2024)."""

@@ -1,0 +1,123 @@
+"""What Flex-MoE asks of a router: losses that tell complete rows from incomplete ones.
+
+Its "G-router" and "S-router" are one router with two losses: tokens of complete rows are to
+spread over all experts, those of incomplete rows are to find the expert of their combination of
+modalities and to spread over the others. All losses are sums over the modalities, whose tokens
+the authors route in separate calls.
+
+`pattern_N` is the expert of the token's combination, 0 for a complete row.
+
+Letters: N tokens, D width, E experts, K chosen experts, A assignments, M modalities, G = 2 M
+groups (complete and incomplete tokens of every modality).
+"""
+
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+
+from m4.moe import gates, losses
+from m4.moe import routers as routing
+from m4.moe.engine.slots import assignments
+from m4.types import Array, Routing
+
+
+def cross_entropy(routing: Routing, *, pattern_N: Array, num_modalities: int) -> Array:
+    """-log p(the combination's expert) of incomplete rows, from noisy logits (paper eq. 3).
+
+    The paper compares the largest router probability with the target; the release takes the
+    cross-entropy, and so do we.
+    """
+    return num_modalities * losses.pattern_cross_entropy(routing, pattern_N=pattern_N)
+
+
+def importance(
+    routing: Routing, *, modality_N: Array, num_modalities: int, pattern_N: Array
+) -> Array:
+    """CV^2 of the weights per expert; incomplete rows: without expert 0 (the release's eq. 4)."""
+    token_A, expert_A, weight_A = assignments(routing)
+    group_A = jnp.take(_group(modality_N, pattern_N), token_A, mode="clip")
+    shape = (2 * num_modalities, routing.probs.shape[-1])
+    total_GE = jnp.zeros(shape).at[group_A, expert_A].add(weight_A, mode="drop")
+    return jnp.sum(losses.cv_squared(total_GE, _without_expert_0(shape)))
+
+
+def load(routing: Routing, *, modality_N: Array, num_modalities: int, pattern_N: Array) -> Array:
+    """CV^2 of the smooth load, else of the number of choices; see `importance`."""
+    shape = (2 * num_modalities, routing.probs.shape[-1])
+    group_N = _group(modality_N, pattern_N)
+    if getattr(routing, "load", None) is not None:
+        load_GE = jnp.zeros(shape).at[group_N].add(routing.load)
+    else:
+        token_A, expert_A, weight_A = assignments(routing)
+        group_A = jnp.take(group_N, token_A, mode="clip")
+        load_GE = jnp.zeros(shape).at[group_A, expert_A].add(weight_A > 0.0, mode="drop")
+    return jnp.sum(losses.cv_squared(load_GE, _without_expert_0(shape)))
+
+
+def importance_of_others(
+    routing: Routing, *, modality_N: Array, num_modalities: int, pattern_N: Array
+) -> Array:
+    """CV^2 of the weights per expert; incomplete rows: without the first choice (paper eq. 4)."""
+    return _others(routing, routing.weights, modality_N, num_modalities, pattern_N)
+
+
+def load_of_others(
+    routing: Routing, *, modality_N: Array, num_modalities: int, pattern_N: Array
+) -> Array:
+    """CV^2 of the number of choices per expert, a constant; see `importance_of_others`."""
+    chosen_NK = (routing.weights > 0.0).astype(jnp.float32)
+    return _others(routing, chosen_NK, modality_N, num_modalities, pattern_N)
+
+
+def _others(routing, amount_NK, modality_N, num_modalities, pattern_N):
+    first_NK = jnp.arange(amount_NK.shape[-1]) == 0  # choices come in order of their weight
+    amount_NK = jnp.where(first_NK & (pattern_N > 0)[:, None], 0.0, amount_NK)
+    shape = (2 * num_modalities, routing.probs.shape[-1])
+    group_N1 = _group(modality_N, pattern_N)[:, None]
+    total_GE = jnp.zeros(shape).at[group_N1, routing.experts].add(amount_NK, mode="drop")
+    return jnp.sum(losses.cv_squared(total_GE, jnp.ones(shape, bool)))
+
+
+def _group(modality_N, pattern_N):
+    return 2 * modality_N + (pattern_N > 0)
+
+
+def _without_expert_0(shape):
+    group_G1, expert_E = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])
+    return (group_G1 % 2 == 0) | (expert_E > 0)
+
+
+# --- the release's initial values ---------------------------------------------------------------
+
+
+def per_experts(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """U(-1 / sqrt(E), 1 / sqrt(E)) on [D, E]: the fan is computed on the wrong dimension."""
+    bound = shape[-1] ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def per_both(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """U(-b, b), b = 1 / sqrt(inputs * outputs): the fan of a stack of experts' 3-D weight."""
+    bound = (shape[-1] * shape[-2]) ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def linear(x_ND: Array, w_DE: Annotated[Array, per_experts]) -> Array:
+    """`gates.linear` with the release's initial values."""
+    return gates.linear(x_ND, w_DE)
+
+
+def noisy_top_k(
+    logits_NE: Array,
+    valid_N: Array,
+    *,
+    k: int,
+    x_ND: Array,
+    noise_DE: Annotated[Array, per_experts],
+    key: Array | None = None,
+) -> Routing:
+    """`routing.noisy_top_k`, softmax over the chosen, with the release's initial noise."""
+    return routing.noisy_top_k(
+        logits_NE, valid_N, k=k, x_ND=x_ND, noise_DE=noise_DE, key=key, normalise="after"
+    )

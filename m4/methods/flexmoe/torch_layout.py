@@ -1,0 +1,91 @@
+"""Flex-MoE's release (UNITES-Lab/flex-moe): bank, fusion model and encoders in one dictionary."""
+
+from m4.errors import ConfigError
+from m4.methods.flexmoe.model import FlexMoE
+from m4.nn.torch_table import (
+    LEAD,
+    SAME,
+    SWAP,
+    Codec,
+    Entry,
+    Layout,
+    concat,
+    conv,
+    linear,
+    linears,
+    norms,
+    one,
+    shape,
+)
+
+FUSION = "fusion_model"
+
+
+def layout(method: FlexMoE) -> Layout:
+    """Every tensor; the release has one task, and encoders go by m4's names of modalities."""
+    if len(method.data.tasks) != 1:
+        raise ConfigError(
+            f"tasks {', '.join(method.data.task_names)}: the release has one; choose it with"
+            " data.options.tasks"
+        )
+    if (method.gate, method.routing) != ("linear", "noisy_top_k"):
+        raise ConfigError(
+            f"method.gate={method.gate!r}, method.routing={method.routing!r}: the release has"
+            " 'linear' and 'noisy_top_k'"
+        )
+    num, patches, width = len(method.data.modalities), method.num_patches, method.width
+    flat = shape((1, num * patches, width), (num, patches, width))
+    entries = [
+        one("bank/cells", "missing_embeds"),
+        one("position", f"{FUSION}.pos_embed", flat),
+        *linear(f"heads/{method.data.task_names[0]}", f"{FUSION}.network.{method.depth}.network.0"),
+    ]
+    for modality in method.data.modalities:
+        at = f"encoder_dict.{modality.name}"
+        volume = modality.kind == "image"
+        entries += linear(
+            f"{modality.name}/project", f"{at}.1.projection" if volume else f"{at}.projection"
+        )
+        entries += _volume(f"{modality.name}_volume", f"{at}.0", width) if volume else []
+    copies: dict[str, str] = {}
+    for i in range(method.depth):
+        entries += _layer(i, width, copies)
+    sections = (FUSION, "encoder_dict")
+    sections += tuple(f"encoder_dict.{name}" for name in method.data.modality_names)
+    return Layout(entries, copies, sections=sections)
+
+
+def _layer(i: int, width: int, copies: dict[str, str]) -> list[Entry]:
+    """Attention, then experts in even layers and an MLP in odd ones."""
+    at = f"{FUSION}.network.{i}"
+    qkv = [f"{at}.attn.q.weight", f"{at}.attn.kv.weight"]
+    entries = [
+        *norms(f"norm_{i}_0", [f"{at}.norm1"]),
+        *norms(f"norm_{i}_1", [f"{at}.norm2"]),
+        concat(f"attention_{i}/qkv/kernel", qkv, (width, 2 * width)).then(SWAP, LEAD),
+        *linears(f"attention_{i}/out", [f"{at}.attn.proj"]),
+    ]
+    if i % 2:
+        entries += linears(f"mlp_{i}/up", [f"{at}.mlp.network.0"])
+        return entries + linears(f"mlp_{i}/down", [f"{at}.mlp.network.3"])
+    path = f"layer_{i // 2}"
+    for ours, theirs in (("gate_w", "w_gate"), ("router_noise", "w_noise")):
+        name = f"{at}.mlp.all_gates.0.{theirs}"
+        entries.append(one(f"{path}/{ours}", name, LEAD))
+        copies[f"{at}.mlp.gate.{theirs}"] = name
+    for number, theirs, codec in (("1", "htoh4", SAME), ("2", "h4toh", SWAP)):
+        entries.append(one(f"{path}/w{number}", f"{at}.mlp.experts.{theirs}.weight", codec))
+        entries.append(one(f"{path}/b{number}", f"{at}.mlp.experts.{theirs}.bias"))
+    return entries
+
+
+def _volume(path: str, at: str, width: int) -> list[Entry]:
+    """Convolutions, and an affine map: of (channel, place) there, of (place, channel) here."""
+
+    def turn(x, first):  # (first * second, out) -> (second * first, out)
+        return x.reshape(first, -1, x.shape[-1]).swapaxes(0, 1).reshape(x.shape)
+
+    places = Codec(lambda x: turn(x, width), lambda x: turn(x, x.shape[0] // width))
+    entries = [e for i in range(6) for e in conv(f"{path}/conv_{i}", f"{at}.conv{i + 1}")]
+    kernel, bias = linear(f"{path}/out", f"{at}.fc")
+    return [*entries, kernel.then(places), bias]

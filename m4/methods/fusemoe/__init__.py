@@ -1,0 +1,1 @@
+"""FuseMoE (Han et al., NeurIPS 2024)."""

@@ -1,0 +1,1 @@
+"""M3H (Bertsimas and Ma, 2024)."""

@@ -1,0 +1,1 @@
+"""M4oE (Wu et al., ICLR 2025)."""

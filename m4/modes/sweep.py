@@ -1,0 +1,150 @@
+"""Train configurations over several seeds and put their test results in one table.
+
+    python -m m4.modes.sweep --out=runs/results       # PhysioNet 2012, five methods, 3 seeds
+    python -m m4.modes.sweep --config=a.py,b.py --seeds=0,1 --task=los --metrics=mae,r2
+
+Every point (configuration, seed) is a process of its own in a folder of its own, one after the
+other. The same command goes on where it was stopped: finished points are skipped, others resume.
+The table is written after every point, so that an unfinished sweep has one, too.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from m4 import config as configs
+from m4.errors import ConfigError, Preempted, UserError
+from m4.eval.metrics import LOWER_IS_BETTER
+from m4.train.workdir import write_atomic
+
+METHODS = ("fusemoe", "flexmoe", "flexcare", "m3h", "m4oe")
+CONFIGS = ",".join(f"configs/{method}_physionet2012.py" for method in METHODS)
+
+
+class SweepError(UserError):
+    """Some points did not finish; the others are in the table."""
+
+    exit_code = 1
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is missing and writes `<out>/table.md`.
+
+    Raises ConfigError for a folder with another configuration, SweepError for points that failed.
+    """
+    parser = argparse.ArgumentParser("python -m m4.modes.sweep", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--config", default=CONFIGS, help="FILE[:VARIANT],...")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--task", default="death")
+    parser.add_argument("--metrics", default="auroc,auprc")
+    parser.add_argument("--out", type=Path, default=Path("runs/results"))
+    parser.add_argument("--table_only", action="store_true", help="train nothing")
+    args, rest = parser.parse_known_args(argv)
+    seeds, metrics = [int(seed) for seed in args.seeds.split(",")], args.metrics.split(",")
+    points = {
+        (c, seed): args.out / f"{_stem(c)}_s{seed}"
+        for c in args.config.split(",")
+        for seed in seeds
+    }
+    failed = []
+    for (config, seed), folder in points.items():
+        if not (args.table_only or finished(folder, config, seed, rest)):
+            code = subprocess.run(command(config, seed, folder, rest), check=False).returncode
+            if code == Preempted.exit_code:
+                raise Preempted(f"{folder}: stopped; the same command goes on")
+            failed += [f"{folder}: exit code {code}"] if code else []
+        text = table(points, task=args.task, metrics=metrics)
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_atomic(args.out / "table.md", text)
+    print(text)
+    if failed:
+        raise SweepError(*failed)
+
+
+def command(config: str, seed: int, folder: Path, rest: Sequence[str] = ()) -> list[str]:
+    """What trains one point; `rest` are further flags of `m4.main`."""
+    flags = [f"--config={config}", f"--config.seed={seed}", f"--workdir={folder}", *rest]
+    return [sys.executable, "-m", "m4.main", *flags]
+
+
+def finished(folder: Path, config: str, seed: int, rest: Sequence[str] = ()) -> bool:
+    """Whether the point has its test results. ConfigError if they are another configuration's."""
+    if not (folder / "results/test.json").exists():
+        return False
+    flags = configs.parse(command(config, seed, folder, rest)[3:])
+    changes = configs.diff(configs.read_json(folder / "config.json"), configs.load(flags).to_dict())
+    if changes:
+        raise ConfigError(f"{folder}: holds a run of another configuration", *changes)
+    return True
+
+
+def table(points: dict[tuple[str, int], Path], *, task: str, metrics: Sequence[str]) -> str:
+    """Markdown: mean and standard deviation over seeds, the interval of the first, references."""
+    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    for (config, seed), folder in points.items():
+        path = folder / "results/test.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text())
+        rows.setdefault(_stem(config), {})[seed] = _scores(found, task)
+        for name, tasks in (found["references"] or {}).items():
+            rows.setdefault(name, {}).setdefault(seed, tasks.get(task, {}).get("metrics", {}))
+    first = metrics[0]
+    sign = 1 if first in LOWER_IS_BETTER else -1
+    order = sorted(rows, key=lambda name: sign * _mean(rows[name], first))
+    head = ["", "seeds", *(f"{task} {metric}" for metric in metrics)]
+    lines = [head, ["---"] * len(head)]
+    for name in order:
+        seeds = ", ".join(map(str, sorted(rows[name])))
+        lines.append([name, seeds, *(_cell(rows[name], metric) for metric in metrics)])
+    missing = [
+        str(folder) for folder in points.values() if not (folder / "results/test.json").exists()
+    ]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return text + (f"\nNot finished: {', '.join(missing)}\n" if missing else "")
+
+
+def _scores(found: dict[str, Any], task: str) -> dict[str, Any]:
+    for score in found["scores"]:
+        if (score["task"], score["subset"]) == (task, "full"):
+            return score["metrics"]
+    raise ConfigError(f"--task={task}: tasks are {', '.join(found['tasks'])}")
+
+
+def _values(runs: dict[int, dict[str, Any]], metric: str) -> list[float]:
+    return [run[metric]["value"] for _, run in sorted(runs.items()) if metric in run]
+
+
+def _mean(runs, metric):
+    return statistics.fmean(_values(runs, metric) or [0.0])
+
+
+def _cell(runs: dict[int, dict[str, Any]], metric: str) -> str:
+    """`0.857 ± 0.001 [0.834, 0.880]`; the deviation needs two seeds."""
+    values = _values(runs, metric)
+    if not values:
+        return "-"
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    first = next(run[metric] for _, run in sorted(runs.items()) if metric in run)
+    interval = f" [{first['low']:.3f}, {first['high']:.3f}]" if first.get("low") is not None else ""
+    return f"{statistics.fmean(values):.3f}{deviation}{interval}"
+
+
+def _stem(config: str) -> str:
+    path, _, variant = config.partition(":")
+    return "-".join(filter(None, (Path(path).stem, variant)))
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit("\n".join(error.lines()))

@@ -1,0 +1,1 @@
+"""Everything that moves rows between tokens and experts."""

@@ -1,0 +1,385 @@
+"""Expert parallelism: `dispatch.apply_experts` on a mesh whose `expert` axis splits the experts.
+
+One `shard_map` around exchange, experts, exchange; the rest of the model stays with the
+partitioner, which must never see the dispatch (left alone it gathers all expert weights).
+Expert weights and their gradients stay where they are; tokens travel.
+
+Exchanges, equal in value and gradient:
+
+- 'all_to_all': tokens split over the axis too. Every device fills one bucket of
+  S = slack * N_local*K/p rows per destination device (not per expert: at many experts a
+  capacity per expert would be mostly padding), the buckets travel, the receiver runs its own
+  experts on the rows by `dispatch`, and the outputs travel back. What does not fit goes in further
+  rounds, whose number is known only at run time (overflow='exact'), or is dropped and counted
+  (overflow='drop').
+- 'ragged_all_to_all': the same without padding, where the backend has that collective: rows of all
+  senders share the p*S places of a receiver (`engine.exchange`). Compiled for TPUs and equal to
+  the others through a stand-in on a CPU; not yet run on an accelerator, so 'auto' does not choose
+  it.
+- 'all_gather': every device of the axis sees all tokens of its group, runs its own experts, and
+  the partial sums are scattered back. Moves less than an exchange of copies when K >= 4.
+- 'replicated': the tokens are the same along the axis; partial sums are added. What splits the
+  work over the cores of one host.
+
+With `num_replicas` = R every device also runs the R experts with most assignments, of this step
+and of all devices, on its own tokens: their rows do not travel and fill no bucket. Same result;
+the R experts' weights are fetched from their owners and their gradients summed back.
+
+Bytes per device and layer in forward + backward, with b bytes per number and p devices on the axis:
+
+    all_to_all:  4 exchanges of p*S*D*b (D = O), and one of p*S int32
+    ragged_...:  4 exchanges of the rows that there are, at most p*S; p^2 int32 of counts
+    all_gather:  (forward) gather of p*N_local*(D*b + 8K), scatter of p*N_local*O*b; the same back
+    weights:     all-reduce of the local gradient over `data`; gather and scatter over `fsdp`
+    replicas:    all-reduce of R experts' weights, of their gradients, and of E int32 loads
+
+Letters: N tokens of one device, K choices, E experts, L experts of one device, p devices on the
+axis, S rows of a bucket, D input, F hidden, O output width.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import PartitionSpec as P
+
+from m4.moe.engine import dispatch
+from m4.moe.engine import exchange as routes
+from m4.moe.engine.plan import make_plan
+from m4.moe.experts import ExpertParams
+from m4.types import Array, Routing
+
+Exchange = Literal["all_to_all", "ragged_all_to_all", "all_gather", "replicated"]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Names of the mesh axes; those that the mesh lacks count as size 1."""
+
+    expert: str | None = "expert"
+    tokens: tuple[str, ...] = ("data", "fsdp", "expert")
+    fsdp: str | None = "fsdp"  # splits the weights' D and O; gathered here, gradient scattered back
+    tensor: str | None = "tensor"  # splits F
+
+    def on(self, mesh: Mesh | AbstractMesh, params: ExpertParams) -> "Axes":
+        """Without the axes that `mesh` lacks, or that do not divide the dimension they split."""
+        _, hidden, width = params.w1.shape
+
+        def there(axis, *dims):
+            fits = axis in mesh.shape and all(d % mesh.shape[axis] == 0 for d in dims)
+            return axis if fits else None
+
+        return Axes(
+            there(self.expert),
+            tuple(filter(there, self.tokens)),
+            there(self.fsdp, width, params.w2.shape[2]),
+            there(self.tensor, hidden),
+        )
+
+    def weights(self) -> ExpertParams:
+        """Partition of every expert parameter."""
+        return ExpertParams(
+            w1=P(self.expert, self.tensor, self.fsdp),
+            b1=P(self.expert, self.tensor),
+            w2=P(self.expert, self.tensor, self.fsdp),
+            b2=P(self.expert, self.fsdp),
+        )
+
+
+@dataclass(frozen=True)
+class Local:
+    """What is static on one device."""
+
+    axes: Axes
+    mesh: Mesh | AbstractMesh
+    exchange: Exchange
+    exact: bool
+    slack: float
+    num_experts: int  # E of the whole model
+    num_replicas: int
+    options: tuple[tuple[str, object], ...]  # further arguments of dispatch.apply_experts
+
+    def size(self, axis: str | None) -> int:
+        """Devices along an axis."""
+        return self.mesh.shape[axis] if axis else 1
+
+
+def apply_experts(
+    x_ND: Array,
+    routing: Routing,
+    params: ExpertParams,
+    *,
+    mesh: Mesh | None = None,
+    axes: Axes = Axes(),  # noqa: B008 (frozen)
+    exchange: Exchange | Literal["auto"] = "auto",
+    slack: float = 1.25,
+    overflow: Literal["exact", "drop"] = "exact",
+    strategy: str = "auto",
+    capacity_factor: float | None = None,
+    num_replicas: int = 0,
+    activation: Callable[[Array], Array],
+    output: Callable[[Array], Array] | None = None,
+) -> tuple[Array, Array]:
+    """`dispatch.apply_experts`, with experts split over `axes.expert` of the mesh.
+
+    `mesh` None is the one of `jax.set_mesh`. Arrays are global: x [N, D] split over
+    `axes.tokens`, weights as `axes.weights()` says (the axis of experts out of `axes.tokens`
+    with 'replicated'). Works under `jit` and `grad`.
+
+    Tokens that do not divide over the devices are padded with tokens that name no expert.
+
+    Raises ValueError for experts that do not divide over the devices, for an unknown option, and
+    for `output` with the hidden dimension split (it needs whole outputs).
+    """
+    mesh = mesh or jax.sharding.get_abstract_mesh()
+    axes = axes.on(mesh, params)
+    devices = mesh.shape[axes.expert] if axes.expert else 1
+    if exchange == "auto":
+        exchange = choose_exchange(routing.experts.shape[1], devices, slack)
+    if exchange == "replicated":
+        axes = replace(axes, tokens=tuple(a for a in axes.tokens if a != axes.expert))
+    options = {"strategy": strategy, "capacity_factor": capacity_factor}
+    options |= {"activation": activation, "output": output}
+    num_experts = params.w1.shape[0]
+    local = Local(
+        axes=axes,
+        mesh=mesh,
+        exchange=exchange,
+        exact=overflow == "exact",
+        slack=slack,
+        num_experts=num_experts,
+        num_replicas=0 if exchange == "replicated" or devices == 1 else num_replicas,
+        options=tuple(options.items()),
+    )
+    _check(local, overflow, output)
+    tokens = P(axes.tokens)
+    rows = _pad(local, (x_ND, routing.experts, routing.weights), (0, num_experts, 0))
+    run = jax.shard_map(
+        partial(_on_device, local),
+        mesh=mesh,
+        in_specs=(tokens, tokens, tokens, axes.weights()),
+        out_specs=(tokens, P()),
+        # The custom gradients below are not typed by varying axes; one device is the test.
+        check_vma=False,
+    )
+    y_NO, dropped = run(*rows, params)
+    return y_NO[: x_ND.shape[0]], dropped
+
+
+def _pad(local, arrays, fills):
+    """Further rows, so that they divide over the devices."""
+    padding = -arrays[0].shape[0] % math.prod(map(local.size, local.axes.tokens))
+    if not padding:
+        return arrays
+    return tuple(
+        jnp.pad(a, ((0, padding), (0, 0)), constant_values=fill)
+        for a, fill in zip(arrays, fills, strict=True)
+    )
+
+
+def choose_exchange(k: int, num_devices: int, slack: float = 1.25) -> Exchange:
+    """What 'auto' means: the one that moves fewer bytes, p - 1 copies or slack*k*(p - 1)/p."""
+    return "all_gather" if slack * k >= num_devices else "all_to_all"
+
+
+def bucket_rows(num_tokens: int, k: int, num_devices: int, slack: float = 1.25) -> int:
+    """Rows S of a bucket from `num_tokens` tokens of one device to each of `num_devices`."""
+    rows = math.ceil(slack * num_tokens * k / num_devices)
+    return min(8 * math.ceil(rows / 8), num_tokens * k)
+
+
+def _check(local, overflow, output):
+    if local.exchange not in (exchanges := get_args(Exchange)):
+        raise ValueError(f"exchange={local.exchange!r}; choose auto or {', '.join(exchanges)}")
+    if overflow not in ("exact", "drop"):
+        raise ValueError(f"overflow={overflow!r}; choose exact or drop")
+    if not 0 <= local.num_replicas <= local.num_experts:
+        raise ValueError(
+            f"num_replicas={local.num_replicas} must be in [0, {local.num_experts}] experts"
+        )
+    devices = local.size(local.axes.expert)
+    if local.num_experts % devices:
+        raise ValueError(
+            f"{local.num_experts} experts cannot be split over {devices} devices on axis "
+            f"{local.axes.expert!r}; choose a multiple of {devices}"
+        )
+    if output is not None and local.size(local.axes.tensor) > 1:
+        raise ValueError(
+            f"output={output!r} needs whole expert outputs: set the axis "
+            f"{local.axes.tensor!r} to 1 (now {local.size(local.axes.tensor)})"
+        )
+
+
+def _on_device(local, x_ND, experts_NK, weights_NK, params):
+    """The body of the shard_map; shapes are those of one device."""
+    params = _whole_width(local, params)
+    axis = local.axes.expert
+    y_hot_NO, dropped_hot, share_hot = 0, 0, 0
+    if local.num_replicas:
+        number = jnp.maximum(jnp.sum(experts_NK < local.num_experts), 1)
+        y_hot_NO, dropped_hot, experts_NK = _replicas(local, x_ND, experts_NK, weights_NK, params)
+        share_hot = 1 - jnp.sum(experts_NK < local.num_experts) / number
+    if local.exchange in routes.EXCHANGES and local.size(axis) > 1:
+        y_NO, dropped = _exchanged(local, x_ND, experts_NK, weights_NK, params)
+    elif local.exchange == "all_gather" and local.size(axis) > 1:
+        gathered = (lax.all_gather(a, axis, tiled=True) for a in (x_ND, experts_NK, weights_NK))
+        y_PO, dropped = _own_experts(local, *gathered, params)
+        y_NO = lax.psum_scatter(y_PO, axis, tiled=True)
+    else:
+        y_NO, dropped = _own_experts(local, x_ND, experts_NK, weights_NK, params)
+        y_NO = _sum(axis, y_NO) if local.exchange == "replicated" else y_NO
+    y_NO = _sum(local.axes.tensor, y_NO + y_hot_NO)
+    dropped = dropped_hot * share_hot + dropped * (1 - share_hot)
+    # Devices have different numbers of valid assignments; the unweighted mean is for the log.
+    return y_NO, lax.pmean(dropped, tuple(local.mesh.axis_names))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum(axis, part_NO):
+    """Sum of the devices' parts, which all of them get.
+
+    The transpose of `psum` is another `psum`. It isn't needed: the cotangent of an output that is
+    equal along an axis arrives on every device as its p-th part, so p times it is the sum.
+    """
+    return lax.psum(part_NO, axis) if axis else part_NO
+
+
+_sum.defvjp(
+    lambda axis, part_NO: (_sum(axis, part_NO), None),
+    lambda axis, _, g_NO: (g_NO * lax.axis_size(axis) if axis else g_NO,),
+)
+
+
+def _whole_width(local, params):
+    """Undo the split over `fsdp`; the bias b2 enters once among the parts of a split F."""
+    if fsdp := local.axes.fsdp:
+        gather = partial(lax.all_gather, axis_name=fsdp, tiled=True)
+        params = params.replace(
+            w1=gather(params.w1, axis=2), w2=gather(params.w2, axis=2), b2=gather(params.b2, axis=1)
+        )
+    if local.size(local.axes.tensor) > 1:
+        first = lax.axis_index(local.axes.tensor) == 0
+        params = params.replace(b2=jnp.where(first, params.b2, 0))
+    return params
+
+
+def _replicas(local, x_ND, experts_NK, weights_NK, params):
+    """The most loaded experts on this device's tokens, the share dropped, what remains."""
+    axis, num_local = local.axes.expert, params.w1.shape[0]
+    load_E = jnp.zeros(local.num_experts, jnp.int32).at[experts_NK].add(1, mode="drop")
+    hot_R = lax.top_k(lax.psum(load_E, local.axes.tokens), local.num_replicas)[1]
+    index_R = hot_R - num_local * lax.axis_index(axis)
+    own_R = (index_R >= 0) & (index_R < num_local)
+
+    def fetch(p):
+        mine_R = jnp.where(own_R.reshape(-1, *[1] * (p.ndim - 1)), p[index_R % num_local], 0)
+        return lax.psum(mine_R, axis)  # whose transpose sums the gradients of all devices
+
+    replica_E = jnp.full(local.num_experts + 1, local.num_replicas, jnp.int32)
+    replica_NK = replica_E.at[hot_R].set(jnp.arange(local.num_replicas))[experts_NK]
+    hot = jax.tree.map(fetch, params)
+    # The load is not known when compiling; experts this hot are taken to have twice the mean.
+    expected = 2 * experts_NK.size * local.num_replicas // local.num_experts
+    expected = min(max(expected, 1), experts_NK.size)
+    y_NO, dropped = _run(local, x_ND, replica_NK, weights_NK, hot, expected)
+    rest_NK = jnp.where(replica_NK < local.num_replicas, local.num_experts, experts_NK)
+    return y_NO, dropped, rest_NK
+
+
+def _run(local, x_ND, experts_NK, weights_NK, params, expected):
+    """This device's experts, numbered from 0, on rows that may name none (L)."""
+    empty = jnp.zeros((x_ND.shape[0], 0))
+    routing = Routing(experts_NK, weights_NK, empty, empty, experts_NK[:, 0] >= 0)
+    return dispatch.apply_experts(
+        x_ND, routing, params, expected=expected, device=_device(local.mesh), **dict(local.options)
+    )
+
+
+def _device(mesh):
+    """A device of the mesh, which need not be of the default backend; None if it is abstract."""
+    if not isinstance(mesh, Mesh):
+        return None
+    own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    return (own or mesh.devices.flat)[0]
+
+
+def _own_experts(local, x_ND, experts_NK, weights_NK, params):
+    """Partial sums over this device's experts."""
+    devices = local.size(local.axes.expert)
+    num_local = local.num_experts // devices
+    if devices > 1:
+        experts_NK = experts_NK - num_local * lax.axis_index(local.axes.expert)
+        own_NK = (experts_NK >= 0) & (experts_NK < num_local)
+        experts_NK = jnp.where(own_NK, experts_NK, num_local)
+    return _run(local, x_ND, experts_NK, weights_NK, params, experts_NK.size // devices)
+
+
+def _exchanged(local, x_ND, experts_NK, weights_NK, params):
+    """One round of exchange, and as many more as the fullest of all devices needs."""
+    devices, axis = local.size(local.axes.expert), local.axes.expert
+    num_local = local.num_experts // devices
+    plan = make_plan(experts_NK // num_local, devices)  # expert E goes to device p: nowhere
+    travel = routes.EXCHANGES[local.exchange]
+    rows = devices * bucket_rows(*experts_NK.shape, devices, local.slack)
+    if not local.exact:
+        y_NO = _round(local, rows, plan, 0, experts_NK, x_ND, weights_NK, params)
+        return y_NO, travel.lost_share(plan, axis=axis, rows=rows)
+    number = lax.pmax(travel.rounds(plan, axis=axis, rows=rows), local.axes.tokens)
+    return _rounds(local, rows, plan, number, experts_NK, x_ND, weights_NK, params), jnp.zeros(())
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rounds(local, rows, plan, number, experts_NK, x_ND, weights_NK, params):
+    """Sum of `number` rounds, which is known only at run time (hence the hand-written gradient)."""
+    return _rounds_forward(local, rows, plan, number, experts_NK, x_ND, weights_NK, params)[0]
+
+
+def _rounds_forward(local, rows, plan, number, experts_NK, x_ND, weights_NK, params):
+    def one(i):
+        return partial(_round, local, rows, plan, i, experts_NK)
+
+    y_NO, first_vjp = jax.vjp(one(0), x_ND, weights_NK, params)
+    y_NO = _repeat(number, lambda i, y_NO: y_NO + one(i)(x_ND, weights_NK, params), y_NO)
+    return y_NO, (first_vjp, plan, number, experts_NK, x_ND, weights_NK, params)
+
+
+def _rounds_backward(local, rows, residuals, g_NO):
+    first_vjp, plan, number, experts_NK, *primals = residuals
+
+    def add(i, grads):
+        one = partial(_round, local, rows, plan, i, experts_NK)
+        return jax.tree.map(jnp.add, grads, jax.vjp(one, *primals)[1](g_NO))
+
+    return None, None, None, *_repeat(number, add, first_vjp(g_NO))
+
+
+_rounds.defvjp(_rounds_forward, _rounds_backward)
+
+
+def _repeat(number, body, carry):
+    """`body(i, carry)` for i = 1 ... number - 1."""
+
+    def step(state):
+        i, carry = state
+        return i + 1, body(i, carry)
+
+    return lax.while_loop(lambda state: state[0] < number, step, (jnp.int32(1), carry))[1]
+
+
+def _round(local, rows, plan, nth, experts_NK, x_ND, weights_NK, params):
+    """Serve the assignments that travel in round `nth`, at most R = `rows` a device."""
+    devices = local.size(local.axes.expert)
+    num_local = local.num_experts // devices
+    travel = routes.EXCHANGES[local.exchange]
+    route = travel.route(plan, nth, axis=local.axes.expert, rows=rows)
+    experts_R1 = route.label(experts_NK.T.reshape(-1) % num_local, num_local)[:, None]
+    ones_R1 = jnp.ones(experts_R1.shape, weights_NK.dtype)
+    y_RO, _ = _run(local, route.there(x_ND), experts_R1, ones_R1, params, experts_NK.size)
+    y_KNO = route.back(y_RO)
+    return jnp.sum(y_KNO * weights_NK.T[..., None].astype(y_KNO.dtype), axis=0)

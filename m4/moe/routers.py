@@ -1,0 +1,245 @@
+"""Routers: log-affinities -> which experts see which tokens, and with what weights.
+
+A router is a function `(logits_NE, valid_N, *, k, ...)`. Further arguments are inputs of the
+layer or options; those annotated with an initialiser are learned (see `m4.moe.declare`).
+
+Token-choice routers return a `Routing`: K experts per token. Invalid tokens get expert E (which
+does not exist), weight 0 and no gradient; a score of -inf forbids an expert, and a token with
+fewer than K allowed experts fills up with E. In the slot routers at the end, `expert_choice` and
+`soft`, experts own slots and tokens compete for them; `m4.moe.engine.slots` runs them.
+
+`normalise` says what the weights are, with s = exp(logits):
+- 'after':  s / sum of s over the chosen K (Shazeer et al. 2017);
+- 'before': s / sum of s over all E (GShard, Switch, V-MoE); shrinks as 1/E near uniform;
+- 'none':   s itself (sigmoid and ReLU gates);
+- 'auto':   'after', but 'before' with K = 1, where 'after' is constantly 1 and the gate would get
+  no gradient from the task. FuseMoE's release falls into that trap.
+
+Letters: N tokens, D width, E experts, K chosen experts, G groups, J experts per group, B rows,
+T tokens per row, C tokens per expert, P slots per expert.
+"""
+
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+from m4.moe import selection
+from m4.moe.engine.slots import ExpertChoice
+from m4.moe.selection import Normalise
+from m4.types import Array, Routing, SoftRouting
+
+Zeros = Annotated[Array, nn.initializers.zeros]
+
+
+def top_k(logits_NE: Array, valid_N: Array, *, k: int, normalise: Normalise = "auto") -> Routing:
+    """The K best experts of every token; ties go to the lower index."""
+    return selection.routing_to(selection.largest(logits_NE, k), logits_NE, valid_N, normalise)
+
+
+def noisy_top_k(
+    logits_NE: Array,
+    valid_N: Array,
+    *,
+    k: int,
+    x_ND: Array,
+    noise_DE: Zeros,
+    key: Array | None = None,
+    noise_NE: Array | None = None,
+    normalise: Normalise = "auto",
+    floor: float = 0.01,
+) -> Routing:
+    """Top-k of logits + sigma * eps, sigma = softplus(x N) + floor (Shazeer et al. 2017, eq. 4).
+
+    Selection and weights use the noisy logits; `load` is the smooth estimate. `noise_NE`
+    replaces the draw of eps from `key`; with neither (evaluation) there is no noise and no load.
+    FuseMoE's release adds noise at evaluation too; we do not.
+    """
+    if noise_NE is None:
+        if key is None:
+            return top_k(logits_NE, valid_N, k=k, normalise=normalise)
+        noise_NE = jax.random.normal(key, logits_NE.shape, logits_NE.dtype)
+    sigma_NE = jax.nn.softplus(jnp.matmul(x_ND, noise_DE, precision="highest")) + floor
+    noisy_NE = logits_NE + sigma_NE * noise_NE
+    experts_NK = selection.largest(noisy_NE, k)
+    routing = selection.routing_to(experts_NK, logits_NE, valid_N, normalise, scores_NE=noisy_NE)
+    load_NE = selection.smooth_load(logits_NE, noisy_NE, sigma_NE, valid_N, k=k)
+    return routing.replace(load=load_NE)
+
+
+def group_limited(
+    logits_NE: Array,
+    valid_N: Array,
+    *,
+    k: int,
+    num_groups: int,
+    groups_kept: int,
+    normalise: Normalise = "auto",
+) -> Routing:
+    """Top-k within the best groups of experts (DeepSeek-V3, arXiv 2412.19437).
+
+    A group's score is the sum of its two best affinities. Groups are contiguous blocks, as
+    experts are on the devices of a mesh, so a token visits at most `groups_kept` devices.
+    """
+    logits_NGJ = _blocks(logits_NE, num_groups)
+    if not k <= groups_kept * logits_NGJ.shape[-1] or not groups_kept <= num_groups:
+        raise ValueError(f"{k} experts cannot come from {groups_kept} of {num_groups} groups")
+    best = jax.lax.top_k(jax.lax.stop_gradient(logits_NGJ), min(2, logits_NGJ.shape[-1]))[0]
+    groups_NK = selection.largest(jax.nn.logsumexp(best, axis=-1), groups_kept)
+    kept_NG = (groups_NK[:, :, None] == jnp.arange(num_groups)).any(1)
+    within_NE = jnp.where(kept_NG[..., None], logits_NGJ, -jnp.inf).reshape(logits_NE.shape)
+    return selection.routing_to(selection.largest(within_NE, k), logits_NE, valid_N, normalise)
+
+
+def hierarchical(
+    logits_NE: Array,
+    valid_N: Array,
+    *,
+    k: int,
+    outer_NG: Array,
+    groups_kept: int = 1,
+    normalise: Normalise = "auto",
+) -> Routing:
+    """Two levels: groups by the outer gate, then K / groups_kept experts in each (HMoE).
+
+    arXiv 2410.02935: p = p_g p_{i|g}. Each level is normalised on its own, so that with 'auto' a
+    level that keeps a single entry still gets a gradient. `outer_NG` are the scores of the
+    layer's `outer_gate`.
+    """
+    logits_NGJ = _blocks(logits_NE, outer_NG.shape[-1])
+    num_inner = k // groups_kept
+    if k % groups_kept or num_inner > logits_NGJ.shape[-1] or groups_kept > outer_NG.shape[-1]:
+        raise ValueError(
+            f"k={k} experts from groups_kept={groups_kept} of {outer_NG.shape[-1]} groups of "
+            f"{logits_NGJ.shape[-1]}: k must be a multiple of groups_kept and fit"
+        )
+    groups_NK = selection.largest(outer_NG, groups_kept)
+    kept_NKJ = jnp.take_along_axis(logits_NGJ, groups_NK[..., None], axis=1)
+    inner_NKI = jax.lax.top_k(jax.lax.stop_gradient(kept_NKJ), num_inner)[1]
+    weights_NKI = selection.weigh(outer_NG, groups_NK, normalise)[..., None] * selection.weigh(
+        kept_NKJ, inner_NKI, normalise
+    )
+    allowed_NKI = jnp.take_along_axis(kept_NKJ, inner_NKI, axis=-1) != -jnp.inf
+    experts_NKI = groups_NK[..., None] * logits_NGJ.shape[-1] + inner_NKI
+    probs_NGJ = selection.softmax(outer_NG)[..., None] * selection.softmax(logits_NGJ)
+    return selection.assemble(
+        rearrange(experts_NKI, "n k i -> n (k i)"),
+        rearrange(weights_NKI, "n k i -> n (k i)"),
+        rearrange(probs_NGJ, "n g j -> n (g j)"),
+        rearrange(outer_NG[..., None] + logits_NGJ, "n g j -> n (g j)"),
+        valid_N,
+        allowed_NK=rearrange(allowed_NKI, "n k i -> n (k i)"),
+    )
+
+
+def loss_free(
+    logits_NE: Array, valid_N: Array, *, k: int, bias_E: Zeros, normalise: Normalise = "auto"
+) -> Routing:
+    """Top-k of logits + bias, weighted by the logits (loss-free balancing, arXiv 2408.15664).
+
+    The bias gets no gradient from the task; `balance.loss_free` moves it against the load.
+    Departure: the bias is added to the log-affinity, so that it means the same for every gate.
+    """
+    experts_NK = selection.largest(logits_NE + bias_E, k)
+    return selection.routing_to(experts_NK, logits_NE, valid_N, normalise)
+
+
+def sinkhorn(
+    logits_NE: Array,
+    valid_N: Array,
+    *,
+    k: int,
+    train: bool = False,
+    num_iterations: int = 8,
+    normalise: Normalise = "auto",
+) -> Routing:
+    """Training: top-k of the balanced plan, weighted by the scores; evaluation: top-k.
+
+    BASE layers (arXiv 2103.16716) solve the assignment exactly; S-BASE (arXiv 2202.01169) uses
+    Sinkhorn's iteration as here. The plan depends on the batch, hence not at evaluation.
+    """
+    plan_NE = logits_NE
+    if train:
+        plan_NE = selection.sinkhorn(logits_NE, valid_N, num_iterations=num_iterations)
+    return selection.routing_to(selection.largest(plan_NE, k), logits_NE, valid_N, normalise)
+
+
+def modality_pattern(
+    logits_NE: Array, valid_N: Array, *, k: int, pattern_N: Array, normalise: Normalise = "auto"
+) -> Routing:
+    """The expert of the row's presence pattern, then the K - 1 best others.
+
+    The assignment that Flex-MoE's S-router describes: pattern c belongs to expert c mod E. (Its
+    release only nudges the router there with `balance.pattern_cross_entropy`.) `pattern_N` is
+    an input of the layer.
+    """
+    own_NE = (pattern_N % logits_NE.shape[-1])[:, None] == jnp.arange(logits_NE.shape[-1])
+    experts_NK = selection.largest(jnp.where(own_NE, jnp.inf, logits_NE), k)
+    return selection.routing_to(experts_NK, logits_NE, valid_N, normalise)
+
+
+def expert_choice(
+    logits_NE: Array,
+    valid_N: Array,
+    *,
+    k: int,
+    num_rows: int | None = None,
+    compete: Literal["batch", "row"] = "batch",
+    normalise: Normalise = "auto",
+) -> ExpertChoice:
+    """Every expert takes its C = ceil(T K / E) best tokens (arXiv 2202.09368).
+
+    The affinity is the softmax over experts, and so is the weight ('auto', 'before'); 'none'
+    takes s instead. With compete='batch' a token's output depends on the batch around it; with
+    'row' only on its own row.
+    """
+    if normalise not in ("auto", "before", "none"):
+        raise ValueError(f"expert_choice cannot normalise {normalise!r}")
+    if compete not in ("batch", "row") or (compete == "row" and num_rows is None):
+        raise ValueError(f"compete={compete!r}: choose 'batch', or 'row' and give num_rows")
+    num_tokens, num_experts = logits_NE.shape
+    rows = num_rows if compete == "row" else 1
+    probs_NE = jnp.where(valid_N[:, None], selection.softmax(logits_NE), 0.0)
+    scores_NE = jnp.exp(logits_NE) if normalise == "none" else probs_NE
+    bids_BET = rearrange(
+        jnp.where(valid_N[:, None], probs_NE, -jnp.inf), "(b t) e -> b e t", b=rows
+    )
+    capacity = min(-(-bids_BET.shape[-1] * k // num_experts), bids_BET.shape[-1])
+    bids_BEC, taken_BEC = jax.lax.top_k(jax.lax.stop_gradient(bids_BET), capacity)
+    first_B = jnp.arange(rows) * (num_tokens // rows)
+    tokens_EC = rearrange(taken_BEC + first_B[:, None, None], "b e c -> e (b c)")
+    real_EC = rearrange(bids_BEC > -jnp.inf, "b e c -> e (b c)")
+    weights_EC = jnp.take_along_axis(scores_NE.T, tokens_EC, axis=-1)
+    return ExpertChoice(
+        tokens=jnp.where(real_EC, tokens_EC, num_tokens).astype(jnp.int32),
+        weights=jnp.where(real_EC, weights_EC, 0.0),
+        probs=probs_NE,
+        logits=logits_NE,
+        valid=valid_N,
+    )
+
+
+def soft(logits_NE: Array, valid_N: Array, *, num_rows: int, num_experts: int) -> SoftRouting:
+    """Every slot is a mean of its row's tokens, every token a mean of slots (Soft-MoE).
+
+    arXiv 2308.00951: dispatch = softmax over tokens, combine = softmax over slots. The gate
+    scores E * P columns; Soft-MoE's own is `gates.perturbed_cosine` with both offsets 0.
+    Rows do not see each other.
+    """
+    logits_BTEP = rearrange(logits_NE, "(b t) (e p) -> b t e p", b=num_rows, e=num_experts)
+    valid_BT11 = rearrange(valid_N, "(b t) -> b t 1 1", b=num_rows)
+    open_BTEP = jnp.where(valid_BT11, logits_BTEP, -jnp.inf)
+    flat_BTS = rearrange(open_BTEP, "b t e p -> b t (e p)")
+    return SoftRouting(
+        dispatch=selection.softmax(open_BTEP, axis=1),
+        combine=selection.softmax(flat_BTS).reshape(open_BTEP.shape),
+        logits=logits_BTEP,
+    )
+
+
+def _blocks(logits_NE, num_groups):
+    if logits_NE.shape[-1] % num_groups:
+        raise ValueError(f"{logits_NE.shape[-1]} experts cannot form {num_groups} equal groups")
+    return rearrange(logits_NE, "n (g j) -> n g j", g=num_groups)

@@ -1,0 +1,136 @@
+"""Encoders with weights from a safetensors file, in front of any method.
+
+The method then has vectors in the place of texts (`m4.nn.pretrained.bert`) or images
+(`m4.nn.pretrained.images`).
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from m4.nn.pretrained import safetensors
+from m4.specs import DataSpec, ModalitySpec
+from m4.types import Array, Batch, Outputs
+
+Tuning = Literal["frozen", "tuned"]
+Readers = Mapping[str, Callable[[], np.ndarray]]
+
+
+class Reader(nn.Module):
+    """`method`, made for `as_vectors(data, ...)`, behind an encoder of one kind of modality.
+
+    With tuning='frozen' the encoder has no gradient; its parameters are named so that weight
+    decay spares them, too. A subclass adds the call.
+    """
+
+    method: nn.Module
+    data: DataSpec
+    file: str
+    sizes: Any  # what the weights say about the architecture
+    tuning: Tuning
+    pooling: str
+    dropout: float
+
+    def loss(self, out: Outputs, batch: Batch, step: Array):
+        """As the method's, which sees who has what, but not the encoder's inputs."""
+        return self.method.loss(out, batch, step)
+
+    def pretrained(self, params: dict[str, Any]) -> dict[str, Any]:
+        """`params` with the file's weights; they are read by the host, not part of a program."""
+        read = self.readers()
+        shapes = traverse_util.flatten_dict(params[self.part], sep="/")
+        found = {
+            path: jax.pure_callback(read[path], jax.ShapeDtypeStruct(x.shape, jnp.float32))
+            for path, x in shapes.items()
+        }
+        params = params | {self.part: traverse_util.unflatten_dict(found, sep="/")}
+        if hasattr(self.method, "pretrained"):
+            params |= {"method": self.method.pretrained(params["method"])}
+        return params
+
+    def readers(self) -> Readers:
+        """What reads every parameter of the encoder, by path."""
+        raise NotImplementedError
+
+    @property
+    def part(self) -> str:
+        """The encoder's name among the parameters."""
+        raise NotImplementedError
+
+
+def bare(method: Any) -> Any:
+    """The method itself, without what reads texts or images for it."""
+    while isinstance(method, Reader):
+        method = method.method
+    return method
+
+
+def read(file: str) -> dict[str, np.ndarray]:
+    """Tensors by name. Raises ValueError for what is no safetensors file, OSError."""
+    if not file.endswith(".safetensors"):
+        raise ValueError(
+            f"{file}: must be a .safetensors file; convert PyTorch files once, outside"
+        )
+    return safetensors.read(file)
+
+
+def without(tensors: dict[str, np.ndarray], anchor: str, unused: str) -> dict[str, np.ndarray]:
+    """Without the prefix that the name ending in `anchor` has, and without `unused` (a pattern)."""
+    prefix = min((n for n in tensors if n.endswith(anchor)), key=len).removesuffix(anchor)
+    plain = {name.removeprefix(prefix): x for name, x in tensors.items()}
+    return {name: x for name, x in plain.items() if not re.match(unused, name)}
+
+
+def check(
+    file: str, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises ValueError with all that are missing, surplus, misshapen, empty or not finite."""
+    lines = [f"{name} is missing" for name in sorted(shapes.keys() - tensors.keys())]
+    lines += [f"{name} is surplus" for name in sorted(tensors.keys() - shapes.keys())]
+    for name in shapes:
+        if name not in tensors:
+            continue
+        x, shape = tensors[name], shapes[name]
+        if x.shape != shape or x.dtype.kind != "f":
+            lines.append(f"{name} is {x.dtype}{list(x.shape)}, expected {list(shape)}")
+        elif not x.size:
+            lines.append(f"{name} is empty")
+        elif not np.isfinite(x).all():
+            lines.append(f"{name} has numbers that are not finite")
+    if lines:
+        raise ValueError(f"{file}: " + "; ".join(lines))
+
+
+def as_readers(
+    names: Mapping[str, tuple[str, ...]],
+    tensors: Mapping[str, np.ndarray],
+    join: Callable[[str, list[np.ndarray]], np.ndarray],
+) -> Readers:
+    """By path, what makes a parameter of the tensors that are `names` in the file."""
+
+    def make(path, parts):
+        found = join(path, [np.asarray(tensors[name], np.float32) for name in parts])
+        return np.ascontiguousarray(found)
+
+    return {path: functools.partial(make, path, parts) for path, parts in names.items()}
+
+
+def as_vectors(
+    data: DataSpec, kind: str, shape: Callable[[ModalitySpec], tuple[int, int]]
+) -> DataSpec:
+    """The schema with modalities of a kind as vectors of `shape(modality)`."""
+    return dataclasses.replace(
+        data,
+        modalities=tuple(
+            ModalitySpec(m.name, "vectors", shape(m)) if m.kind == kind else m
+            for m in data.modalities
+        ),
+    )

@@ -1,0 +1,98 @@
+"""The programs of a run, compiled ahead of time: the train step and the prediction, per bucket."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from m4 import sharding, task_losses
+from m4.eval.evaluate import mask_modalities
+from m4.eval.predictions import SCORED_KINDS
+from m4.nn import segmentation
+from m4.nn.pretrained import wrapper
+from m4.run.setup import Model, like
+from m4.train.checkpoint import abstract
+from m4.types import Batch
+
+
+class ByLength:
+    """One compiled function per bucket; a call takes the one for the lengths of its batch."""
+
+    def __init__(self, compiled: Mapping[tuple[int, ...], Callable]):
+        self._compiled = dict(compiled)
+
+    def __call__(self, *args: Any) -> Any:
+        """Raises TypeError for a batch of lengths that nothing was compiled for."""
+        (batch,) = (arg for arg in args if isinstance(arg, Batch))
+        if lengths(batch) not in self._compiled:
+            raise TypeError(f"no program for lengths {lengths(batch)}: {[*self._compiled]}")
+        return self._compiled[lengths(batch)](*args)
+
+    def memory_analysis(self) -> Any:
+        """Of the function for whole batches."""
+        return [*self._compiled.values()][-1].memory_analysis()
+
+
+def lengths(batch: Batch) -> tuple[int, ...]:
+    """Positions of every modality, by name."""
+    return tuple(stream.mask.shape[1] for _, stream in sorted(batch.inputs.items()))
+
+
+def _each(compile_for: Callable[[Any], Callable], model: Model, num_rows: int) -> Callable:
+    """What `compile_for` makes of a batch of each bucket's shape, as one function."""
+    batches = [like(cut, num_rows, model.mesh) for cut in model.cuts]
+    if len(batches) == 1:
+        return compile_for(batches[0])
+    return ByLength({lengths(batch): compile_for(batch) for batch in batches})
+
+
+def compile_step(model: Model, num_rows: int):
+    """The train step for batches of `num_rows`, and a function that makes fresh totals."""
+    whole, batch = sharding.replicated(model.mesh), like(model.cuts[-1], num_rows, model.mesh)
+    shapes = jax.eval_shape(model.step.zeros, model.state, batch)
+    totals = abstract(shapes, jax.tree.map(lambda _: whole, shapes))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    placed = jax.tree.map(lambda x: x.sharding, model.state)
+    jitted = jax.jit(model.step.apply, donate_argnums=0, out_shardings=(placed, whole))
+    options = sharding.compiler_options(model.mesh)
+
+    def compile_for(batch):
+        return jitted.lower(model.state, totals, batch).compile(options)
+
+    return _each(compile_for, model, num_rows), lambda: sharding.put_whole(zeros, whole)
+
+
+def compile_predict(model: Model, num_rows: int):
+    """`(params, batch, keep_M) -> (task -> predictions, layer -> stats)`, compiled.
+
+    It takes batches of `num_rows`. The modalities with `keep_M` False are masked inside, so every
+    subset is one call.
+    """
+    method, spec = model.method, model.spec
+
+    def rngs():
+        # FuseMoE's authors leave the gate noise on in evaluation; a fixed key keeps it repeatable.
+        noisy = getattr(wrapper.bare(method), "fidelity", None) == "released"
+        return {"gate": jax.random.key(0)} if noisy else None
+
+    def predict(params, batch, keep_M):
+        batch = mask_modalities(batch, keep_M, spec)
+        out = method.apply({"params": params}, batch, train=False, rngs=rngs())
+        tasks = {
+            task.name: segmentation.scores(out.logits[task.name], batch.targets[task.name].value)
+            if task.kind == "segmentation"  # a map is scored here: it would be much to fetch
+            else task_losses.predict(task, out.logits[task.name])
+            for task in spec.tasks
+            if task.kind in SCORED_KINDS
+        }
+        return tasks, {layer: aux.stats for layer, aux in out.moe.items()}
+
+    keep = jax.ShapeDtypeStruct((len(spec.modalities),), np.bool_)
+    jitted = jax.jit(predict, out_shardings=sharding.replicated(model.mesh))
+    params, options = model.state.eval_params, sharding.compiler_options(model.mesh)
+
+    def compile_for(batch):
+        return jitted.lower(params, batch, keep).compile(options)
+
+    return _each(compile_for, model, num_rows)

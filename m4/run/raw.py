@@ -1,0 +1,72 @@
+"""Are the raw files there? Asked before JAX is imported, so that the answer comes at once."""
+
+import inspect
+import os
+from pathlib import Path
+from types import ModuleType
+
+import ml_collections
+
+from m4 import config as configs
+from m4 import resolve
+from m4.config import files, rules
+from m4.errors import ConfigError, DataError
+
+
+def folders(config: ml_collections.ConfigDict) -> tuple[Path, Path]:
+    """(root of the raw files, root of the built data sets)."""
+    raw_dir = config.data.raw_dir or os.environ.get("M4_RAW_DIR") or "raw"
+    data_dir = config.data.dir or os.environ.get("M4_DATA_DIR") or "data"
+    return Path(raw_dir).expanduser(), Path(data_dir).expanduser()
+
+
+def require(config: ml_collections.ConfigDict, source: str | None) -> None:
+    """Raises DataError if raw files are missing and ConfigError if the data set refuses options.
+
+    A data set that was built before needs no raw files; whether what is built fits is decided
+    when it is opened.
+    """
+    module, options = _module(config), config.data.options.to_dict()
+    for name, parameter in inspect.signature(module.spec).parameters.items():
+        value = options.get(name, parameter.default)
+        if isinstance(parameter.default, tuple) and not isinstance(value, tuple):
+            raise ConfigError(f"data.options.{name}={value!r}: must be a tuple of values")
+    try:
+        spec = module.spec(**options)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"data.options={options}: {error}") from error
+    problems = (
+        rules.select_problem(config.train.select, {t.name: t.kind for t in spec.tasks}),
+        rules.weight_problem(config.train.task_weights.to_dict(), spec.task_names),
+    )
+    if any(problems):
+        raise ConfigError(*filter(None, problems))
+    raw_dir, data_dir = folders(config)
+    if any(data_dir.glob(f"{_name(config)}/*/manifest.json")):
+        return
+    missing = module.missing_files(raw_dir, **options)
+    if missing:
+        where = f"{_name(config)}: {module.WHERE}; then set M4_RAW_DIR or --config.data.raw_dir"
+        if len(missing) > 3:
+            missing[2:] = [f"and {len(missing) - 2} more files"]
+        raise DataError(*missing, where, _without_files(source))
+
+
+def _name(config: ml_collections.ConfigDict) -> str:
+    return config.data.name.rpartition(".")[2]
+
+
+def _module(config: ml_collections.ConfigDict) -> ModuleType:
+    return resolve.module(config.data.name, "m4.data.sets")
+
+
+def _without_files(source: str | None) -> str:
+    """The variants of the configuration file that run without any raw file."""
+    path = (source or "").partition(":")[0]
+    free = []
+    for variant in files.variants(path) if path else ():
+        config = configs.check(files.load_file(f"{path}:{variant}"), {}, path)
+        options = config.data.options.to_dict()
+        if not _module(config).missing_files(folders(config)[0], **options):
+            free.append(f"--config={path}:{variant}")
+    return "needs no files: " + (" or ".join(free) or "--config=configs/fusemoe_mimic.py:synthetic")

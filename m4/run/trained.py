@@ -1,0 +1,152 @@
+"""What a work directory remembers of its training data, so that it can read new data without them.
+
+data.json         their manifest: schema, options (a definition's whole content), normalisers
+vocabulary.json   tokens by id of every modality whose ids were counted; absent without such
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ml_collections
+
+from m4 import config as configs
+from m4 import resolve, seal
+from m4.data import manifest as manifests
+from m4.data import normalise
+from m4.data.apply import Trained
+from m4.data.cohort import sha256
+from m4.errors import CheckpointError, ConfigError, DataError
+from m4.run import raw
+
+MANIFEST, VOCABULARY = "data.json", "vocabulary.json"
+# Where files are and who is in which split: it says nothing of how a subject's files are read.
+ELSEWHERE = ("name", "licence", "where", "folder", "splits")
+MOST = 3  # changed fields that are named
+
+
+def keep(data: Path, folder: Path) -> None:
+    """Remembers a built data set. With checkpoints of another one, that one stays remembered."""
+    known = _json(folder / MANIFEST)
+    foreign = known is not None and known.get("fingerprint") != data.name
+    if foreign and any(folder.glob("checkpoints/*/*")):
+        return  # whoever opens the checkpoints will refuse
+    for source, name in (("vocabulary.json", VOCABULARY), ("manifest.json", MANIFEST)):
+        if (data / source).is_file():
+            partial = folder / f".{name}.partial"
+            shutil.copyfile(data / source, partial)
+            partial.replace(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def read(config: ml_collections.ConfigDict, folder: Path) -> Trained:
+    """What is remembered. Raises DataError if it is absent or damaged."""
+    again = "the command that trained writes it again"
+    manifest, path = _json(folder / MANIFEST), folder / VOCABULARY
+    if not seal.intact(manifest) or not _whole(manifest):
+        raise DataError(f"{folder / MANIFEST}: no manifest of the training data; {again}")
+    wanted = manifest["files"].get("vocabulary.json")
+    words = {} if wanted is None else _json(path)
+    if words is None or not all(
+        isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
+        for tokens in words.values()
+    ):
+        raise DataError(f"{path}: no vocabulary of the training data; {again}")
+    if wanted is not None and sha256(path) != wanted:
+        raise DataError(f"{path}: is not the vocabulary of the training data; {again}")
+    return Trained(manifest, words)
+
+
+def _whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest has what is asked of it here; the store asks for more."""
+    try:
+        spec, train = manifests.spec_from(manifest["schema"]), manifest["splits"]["train"]
+        numbers = [train["rows"], *(train["present"][name] for name in spec.modality_names)]
+        scaled = {m.name: m.shape[-1] for m in spec.modalities if m.kind in normalise.KINDS}
+        sizes = {name: len(features) for name, features in manifest["normalisers"].items()}
+        fitted = [f for features in manifest["normalisers"].values() for f in features]
+        numbers += [f["count"] for f in fitted if isinstance(f["feature"], str)]
+        texts = (manifest["fingerprint"], manifest["version"])
+        return (
+            sizes == scaled
+            and all(isinstance(n, int) for n in numbers)
+            and all(isinstance(text, str) for text in texts)
+            and texts[0].isalnum()
+            and all(isinstance(manifest[key], dict) for key in ("options", "declared", "files"))
+        )
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def built(config: ml_collections.ConfigDict, fingerprint: str) -> Path:
+    """Where the training data were built; they need not be there any more."""
+    return raw.folders(config)[1] / config.data.name.rpartition(".")[2] / fingerprint
+
+
+def require(config: ml_collections.ConfigDict, folder: Path, new: Path) -> None:
+    """Refuses what can be refused without reading the new data.
+
+    Raises:
+      DataError: no such folder, nothing remembered.
+      ConfigError: a data set without a way to read new data, or one read otherwise by now.
+      CheckpointError: a cross-validation, which has one model per fold.
+    """
+    if not new.is_dir():
+        raise DataError(f"--on={new}: no such folder")
+    if (folder / "fold_0").is_dir() and not (folder / "checkpoints").is_dir():
+        raise CheckpointError(f"{folder}: holds a model per fold; choose --workdir={folder}/fold_0")
+    module = module_of(config)
+    manifest = read(config, folder).manifest
+    then, now = manifest["version"], module.VERSION
+    if then != now:
+        raise ConfigError(
+            f"data.name={config.data.name!r}: reads files as version {now} by now, the model was"
+            f" trained with version {then}; train again"
+        )
+    options = config.data.options.to_dict()
+    changes = changed(module, options, manifest["options"])
+    if changes:
+        more = f" and {len(changes) - MOST} more" if len(changes) > MOST else ""
+        raise ConfigError(
+            f"data.options={options}: changed since training: {'; '.join(changes[:MOST])}{more};"
+            " restore it, or train again"
+        )
+
+
+def module_of(config: ml_collections.ConfigDict) -> ModuleType:
+    """The data set's module. Raises ConfigError if it cannot read new data."""
+    module = resolve.module(config.data.name, "m4.data.sets")
+    if not hasattr(module, "new"):
+        raise ConfigError(
+            f"--on: data.name={config.data.name!r} reads its own files only; 'meds' and 'tables'"
+            " read new ones"
+        )
+    return module
+
+
+def changed(module: ModuleType, options: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """Fields of the resolved options that differ from those at training.
+
+    A definition that is not there any more is remembered, so nothing is.
+    """
+    try:
+        resolved = json.loads(json.dumps(module.resolved(**options)))
+    except ConfigError:
+        return []
+
+    def read(content):
+        return {k: v for k, v in content.items() if k not in ELSEWHERE}
+
+    return configs.diff(read(then), read(resolved), harmless=())
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,109 @@
+"""The table over seeds, by hand; what is finished is not run again."""
+
+import json
+import subprocess
+
+import pytest
+
+from m4 import config as configs
+from m4.errors import ConfigError, Preempted
+from m4.modes import sweep as results
+
+TOY = """
+import ml_collections
+def get_config():
+    return ml_collections.ConfigDict(dict(
+        data=dict(name='tests.toy_data'),
+        method=dict(name='tests.toy:Toy'),
+        optim=dict(lr=0.01),
+        train=dict(steps=100, batch_size=16, select='death/auroc'),
+        eval=dict(batch_size=16),
+    ))
+"""
+AUROC = {("good", 0): 0.8, ("good", 1): 0.9, ("bad", 0): 0.6, ("bad", 1): 0.6}
+
+
+def metrics(value, low=None, high=None):
+    return {"auroc": {"value": value, "low": low, "high": high}}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Two configurations, and children that only write down their results."""
+    for name in ("good", "bad"):
+        (tmp_path / f"{name}.py").write_text(TOY)
+    ran = []
+
+    def child(command, **_):
+        flags = configs.parse(command[3:])
+        config = configs.load(flags)
+        name, seed = flags.workdir.name.split("_s")
+        ran.append(flags.workdir.name)
+        if tmp_path.joinpath("code").exists():
+            return subprocess.CompletedProcess(command, int((tmp_path / "code").read_text()))
+        (flags.workdir / "results").mkdir(parents=True)
+        (flags.workdir / "config.json").write_text(configs.to_json(config))
+        value = AUROC[name, int(seed)]
+        document = {
+            "tasks": ["death"],
+            "scores": [
+                {"task": "death", "subset": "labs", "metrics": metrics(0.1)},
+                {"task": "death", "subset": "full", "metrics": metrics(value, value - 0.05, 0.95)},
+            ],
+            "references": {"boosting": {"death": {"metrics": metrics(0.7 + 0.01 * int(seed))}}},
+        }
+        (flags.workdir / "results/test.json").write_text(json.dumps(document))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", child)
+
+    def sweep(*args):
+        names = ",".join(str(tmp_path / f"{name}.py") for name in ("bad", "good"))
+        results.main([f"--config={names}", f"--out={tmp_path / 'out'}", "--metrics=auroc", *args])
+        return (tmp_path / "out/table.md").read_text()
+
+    return tmp_path, sweep, ran
+
+
+def test_table_by_hand(place):
+    # good: mean of 0.8 and 0.9 is 0.85, deviation sqrt(2 * 0.05^2) = 0.0707; the interval is that
+    # of seed 0. boosting: 0.70 and 0.71, deviation 0.0071, no interval.
+    _, sweep, _ = place
+    assert sweep("--seeds=0,1") == (
+        "|  | seeds | death auroc |\n"
+        "| --- | --- | --- |\n"
+        "| good | 0, 1 | 0.850 ± 0.071 [0.750, 0.950] |\n"
+        "| boosting | 0, 1 | 0.705 ± 0.007 |\n"
+        "| bad | 0, 1 | 0.600 ± 0.000 [0.550, 0.950] |\n"
+    )
+
+
+def test_finished_points_are_not_run_again(place):
+    _, sweep, ran = place
+    sweep("--seeds=0")
+    assert ran == ["bad_s0", "good_s0"]
+    sweep("--seeds=0,1")
+    assert ran[2:] == ["bad_s1", "good_s1"]
+    with pytest.raises(ConfigError) as error:
+        sweep("--seeds=0", "--config.optim.lr=0.02")
+    assert any("optim.lr: 0.01 -> 0.02" in line for line in error.value.lines())
+
+
+def test_a_point_that_fails_is_named_and_the_others_run(place):
+    folder, sweep, ran = place
+    sweep("--seeds=0")
+    (folder / "code").write_text("5")
+    with pytest.raises(results.SweepError, match="bad_s1: exit code 5"):
+        sweep("--seeds=0,1")
+    assert ran[2:] == ["bad_s1", "good_s1"]
+    assert f"Not finished: {folder / 'out/bad_s1'}" in (folder / "out/table.md").read_text()
+    (folder / "code").write_text("75")
+    with pytest.raises(Preempted):
+        sweep("--seeds=0,1")
+    assert ran[4:] == ["bad_s1"]
+
+
+def test_unknown_tasks_are_refused(place):
+    _, sweep, _ = place
+    with pytest.raises(ConfigError, match="tasks are death"):
+        sweep("--seeds=0", "--task=deth")
