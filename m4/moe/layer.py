@@ -6,57 +6,38 @@ modality), M modalities, B rows.
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.core import FrozenDict
 
 from m4.moe import declare, experts, share
 from m4.moe import stats as diagnostics
 from m4.moe.engine import dispatch, mesh, slots
+from m4.moe.options import MoEOptions
 from m4.resolve import resolve
 from m4.types import Array, MoeAux, Routing, SoftRouting
 
-Sharing = Literal["joint", "permod", "disjoint"]
 MAX_COACTIVATION = 512  # experts, above which [E, E] would be too much to fetch with every batch
 
 
 class MoE(nn.Module):
     """y_n = sum over the chosen experts e of weight_ne * expert_e(x_n).
 
-    `gate`, `router` and `losses` are names in `m4.moe.gates`, `.routing` and `.balance`, or
-    'package.module:name'. `sharing` is FuseMoE's router type: 'joint' has one gate, 'permod' one
+    `losses` are names in `m4.moe.losses` or 'package.module:name'. `options.share` is FuseMoE's
+    router type: 'joint' has one gate, 'permod' one
     gate per modality over the same experts, 'disjoint' one per modality over its own
     num_experts / num_modalities experts; give `modality_N` as a NumPy array then, so that every
     gate sees its own tokens alone (`m4.moe.share`). Losses are returned unweighted in
     `MoeAux.losses`. Noise comes from the rng stream 'gate', and only when training.
     """
 
-    num_experts: int
-    top_k: int
-    hidden: int
-    out: int | None = None  # output width; None: the input's
-    num_shared: int = 0  # further experts that every token visits at weight 1
-    gate: str = "laplace"
-    router: str = "top_k"
-    sharing: Sharing = "joint"
+    options: MoEOptions = MoEOptions()
     num_modalities: int = 1
-    dispatch: str = "auto"
-    capacity_factor: float | None = None
-    activation: str = "gelu"
-    output: str | None = None  # function on every expert's output before mixing
+    out: int | None = None  # output width; None: the input's
     losses: tuple[str, ...] = ()
-    rank: int = 8  # R of the low-rank gates
-    num_slots: int = 1  # P slots per expert of the 'soft' router
-    num_groups: int = 1  # groups of experts of the 'group_limited' and 'hierarchical' routers
-    outer_gate: str = "laplace"  # between groups, of the 'hierarchical' router
-    num_replicas: int = 0  # hot experts that every device of a mesh runs for its own tokens
-    gate_options: Mapping[str, Any] = FrozenDict()
-    router_options: Mapping[str, Any] = FrozenDict()
-    dtype: Any = None  # of the experts' arithmetic; None: that of the input and the parameters
     kernel_init: nn.initializers.Initializer | None = None  # of the experts; None: LeCun normal
 
     @nn.compact
@@ -94,9 +75,9 @@ class MoE(nn.Module):
             "modality_N": modality_N,
             "num_modalities": self.num_modalities,
             "num_rows": num_rows,
-            "num_groups": self.num_groups,
+            "num_groups": self.options.num_groups,
             "slot_N": jnp.arange(num_tokens) % (num_tokens // (num_rows or 1)),
-            "k": self.top_k,
+            "k": self.options.top_k,
             "train": train,
         }
         if train and inputs.get("noise_NE") is None and self._random():
@@ -112,25 +93,29 @@ class MoE(nn.Module):
 
     def _check(self, modality_N) -> int:
         """Number of gates, after refusing impossible sizes."""
-        if self.sharing not in ("joint", "permod", "disjoint"):
-            raise ValueError(f"sharing={self.sharing!r}; choose joint, permod or disjoint")
-        if self.sharing != "joint" and modality_N is None:
-            raise ValueError(f"sharing={self.sharing!r} needs modality_N")
-        if self.sharing == "disjoint" and self.num_experts % self.num_modalities:
+        if self.options.share not in ("joint", "permod", "disjoint"):
+            raise ValueError(f"share={self.options.share!r}; choose joint, permod or disjoint")
+        if self.options.share != "joint" and modality_N is None:
+            raise ValueError(f"share={self.options.share!r} needs modality_N")
+        if self.options.share == "disjoint" and self.options.num_experts % self.num_modalities:
             raise ValueError(
-                f"{self.num_experts} experts cannot be split over {self.num_modalities} "
+                f"{self.options.num_experts} experts cannot be split over {self.num_modalities} "
                 f"modalities; choose a multiple of {self.num_modalities}"
             )
-        if not 1 <= self.top_k <= self._reach():
-            raise ValueError(f"top_k={self.top_k} must be in [1, {self._reach()}] experts")
-        return 1 if self.sharing == "joint" else self.num_modalities
+        if not 1 <= self.options.top_k <= self._reach():
+            raise ValueError(f"top_k={self.options.top_k} must be in [1, {self._reach()}] experts")
+        return 1 if self.options.share == "joint" else self.num_modalities
 
     def _reach(self):
         """Number of experts that one gate chooses from."""
-        return self.num_experts // (self.num_modalities if self.sharing == "disjoint" else 1)
+        return self.options.num_experts // (
+            self.num_modalities if self.options.share == "disjoint" else 1
+        )
 
     def _functions(self):
-        return resolve(self.gate, "m4.moe.gates"), resolve(self.router, "m4.moe.routers")
+        return resolve(self.options.gate, "m4.moe.gates"), resolve(
+            self.options.router, "m4.moe.routers"
+        )
 
     def _random(self):
         """Whether the gate or the router draws random numbers when training."""
@@ -141,20 +126,24 @@ class MoE(nn.Module):
         gate, router = self._functions()
         reach = self._reach()
         inputs = inputs | {"num_experts": reach}
-        dims = {"D": inputs["x_ND"].shape[-1], "E": reach * self.num_slots, "R": self.rank}
-        dims |= {"Q": inputs["query_NQ"].shape[-1], "G": self.num_groups}
+        dims = {
+            "D": inputs["x_ND"].shape[-1],
+            "E": reach * self.options.num_slots,
+            "R": self.options.rank,
+        }
+        dims |= {"Q": inputs["query_NQ"].shape[-1], "G": self.options.num_groups}
         gate_params = self._learned(gate, "gate", dims, num_gates)
         outer, outer_params = None, {}
         if "outer_NG" in inspect.signature(router).parameters:
-            outer = resolve(self.outer_gate, "m4.moe.gates")
-            outer_dims = dims | {"E": self.num_groups}
+            outer = resolve(self.options.outer_gate, "m4.moe.gates")
+            outer_dims = dims | {"E": self.options.num_groups}
             outer_params = self._learned(outer, "outer", outer_dims, num_gates)
         router_params = self._learned(router, "router", dims, num_gates)
 
         def one_gate(params, valid_N, inputs):
             gate_params, outer_params, router_params = params
             score = lambda f, params: declare.call(  # noqa: E731
-                f, inputs["x_ND"], options=self.gate_options, **inputs, **params
+                f, inputs["x_ND"], options=self.options.gate_options, **inputs, **params
             )
             logits_NE = score(gate, gate_params)
             extra = (
@@ -163,12 +152,12 @@ class MoE(nn.Module):
                 else {**router_params, "outer_NG": score(outer, outer_params)}
             )
             routing = declare.call(
-                router, logits_NE, valid_N, options=self.router_options, **inputs, **extra
+                router, logits_NE, valid_N, options=self.options.router_options, **inputs, **extra
             )
             if num_gates > 1 and not isinstance(routing, Routing):
                 raise ValueError(
-                    f"router={self.router!r} cannot have one gate per modality; "
-                    "sharing must be 'joint'"
+                    f"router={self.options.router!r} cannot have one gate per modality; "
+                    "share must be 'joint'"
                 )
             return routing
 
@@ -177,7 +166,7 @@ class MoE(nn.Module):
             first = jax.tree.map(lambda p: p[0], params)
             return one_gate(first, valid_N, inputs), router_params
         routing = share.route_by_modality(one_gate, params, valid_N, inputs, num_gates=num_gates)
-        if reach < self.num_experts:
+        if reach < self.options.num_experts:
             routing = _widen(routing, inputs["modality_N"], num_gates)
         return routing, router_params
 
@@ -193,21 +182,29 @@ class MoE(nn.Module):
 
     def _run(self, x_ND, routing) -> tuple[Array, Array]:
         """Experts on their tokens: output [N, O] and the share of assignments dropped."""
-        shapes = experts.shapes(self.num_experts, x_ND.shape[-1], self.hidden, self.out)
+        shapes = experts.shapes(
+            self.options.num_experts, x_ND.shape[-1], self.options.hidden, self.out
+        )
         init = {name: experts.init(name, self.kernel_init) for name in shapes}
         params = experts.ExpertParams(
             **{name: self.param(name, init[name], shape) for name, shape in shapes.items()}
         )
-        if self.dtype is not None:
-            x_ND, params = jax.tree.map(lambda a: a.astype(self.dtype), (x_ND, params))
+        if self.options.dtype is not None:
+            x_ND, params = jax.tree.map(lambda a: a.astype(self.options.dtype), (x_ND, params))
         functions = {
-            "activation": resolve(self.activation, "m4.moe.experts"),
-            "output": None if self.output is None else resolve(self.output, "m4.moe.experts"),
+            "activation": resolve(self.options.activation, "m4.moe.experts"),
+            "output": None
+            if self.options.output is None
+            else resolve(self.options.output, "m4.moe.experts"),
         }
         y_NO, dropped = self._routed(x_ND, routing, params, functions)
-        if self.num_shared:
+        if self.options.num_shared:
             shared = experts.SharedExperts(
-                self.num_shared, self.hidden, y_NO.shape[-1], self.kernel_init, name="shared"
+                self.options.num_shared,
+                self.options.hidden,
+                y_NO.shape[-1],
+                self.kernel_init,
+                name="shared",
             )
             y_NO += shared(x_ND, **functions)
         return y_NO, dropped
@@ -219,19 +216,19 @@ class MoE(nn.Module):
         if isinstance(routing, slots.ExpertChoice):
             return slots.apply_choice(x_ND, routing, params, **functions), jnp.zeros(())
         options = functions | {
-            "strategy": self.dispatch,
-            "capacity_factor": self.capacity_factor,
+            "strategy": self.options.engine,
+            "capacity_factor": self.options.capacity,
         }
         # On a mesh the partitioner must not see the dispatch: it would gather all expert weights.
         if jax.sharding.get_abstract_mesh().size > 1:
-            replicas = self.num_replicas
+            replicas = self.options.replicas
             return mesh.apply_experts(x_ND, routing, params, num_replicas=replicas, **options)
         return dispatch.apply_experts(x_ND, routing, params, **options)
 
     def _losses(self, routing, num_gates, inputs) -> dict[str, Array]:
-        block_E = np.arange(self.num_experts) // self._reach()
+        block_E = np.arange(self.options.num_experts) // self._reach()
         inputs["allowed_GE"] = (block_E == np.arange(num_gates)[:, None]) | (
-            self.sharing != "disjoint"
+            self.options.share != "disjoint"
         )
         gate_N = inputs["modality_N"]
         inputs["gate_N"] = gate_N if num_gates > 1 else jnp.zeros_like(gate_N)
@@ -249,11 +246,11 @@ class MoE(nn.Module):
             stats["by_row"] = diagnostics.counts_by_row(
                 routing, modality_N, self.num_modalities, num_rows
             )
-        if by_row and chosen and self.num_experts <= MAX_COACTIVATION:
+        if by_row and chosen and self.options.num_experts <= MAX_COACTIVATION:
             stats["coactivation"] = diagnostics.coactivation(routing)
-        if chosen and self.dispatch.startswith("capacity"):
+        if chosen and self.options.engine.startswith("capacity"):
             lost = diagnostics.unserved(
-                routing, strategy=self.dispatch, capacity_factor=self.capacity_factor
+                routing, strategy=self.options.engine, capacity_factor=self.options.capacity
             )
             groups = {"modality": (modality_N, self.num_modalities)}
             if inputs.get("task_N") is not None:

@@ -235,7 +235,11 @@ def make_method(
 
     def make(data: DataSpec) -> Method:
         try:
-            return resolve(f"{module}:{attribute}", module)(data=data, **fields)
+            cls = resolve(f"{module}:{attribute}", module)
+            for name, default in ((f.name, f.default) for f in dataclasses.fields(cls)):
+                if isinstance(fields.get(name), FrozenDict) and dataclasses.is_dataclass(default):
+                    fields[name] = dataclasses.replace(default, **fields[name])
+            return cls(data=data, **fields)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"method.name={name!r}: {error}") from error
 

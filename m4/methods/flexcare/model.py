@@ -14,6 +14,7 @@ Letters: B rows, M modalities, C combinations, K tasks (of one pass), L data tok
 D width, N = B K C routed tokens, E experts.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -28,6 +29,7 @@ from m4 import task_losses
 from m4.methods.flexcare.tokens import TokenEncoder
 from m4.moe import gates
 from m4.moe.layer import MoE
+from m4.moe.options import MoEOptions
 from m4.nn.attention import SelfAttention, masked_softmax
 from m4.nn.bank import combination_index, combinations
 from m4.nn.dense import StackedLayerNorm, uniform_init
@@ -56,15 +58,7 @@ class FlexCare(nn.Module):
     data: DataSpec
     fidelity: Literal["released", "paper", "m4"] = "m4"
     mask_mode: Literal["auto", "additive_one", "strict"] = "auto"
-    gate: str = "task_additive"  # any name in m4.moe.gates
-    routing: str = "noisy_top_k"  # any name in m4.moe.routers
-    num_experts: int = 10
-    top_k: int = 2
-    hidden: int = 128  # of an expert
-    dispatch: str = "auto"
-    gate_options: Mapping = FrozenDict({})
-    routing_options: Mapping = FrozenDict({})
-    num_groups: int = 1  # of experts, for routers with groups
+    moe: MoEOptions = MoEOptions("task_additive", "noisy_top_k", num_experts=10, activation="relu")
     width: int = 128
     depth: int = 4
     num_heads: int = 2
@@ -111,7 +105,7 @@ class FlexCare(nn.Module):
         else:
             z_BKCD = jnp.broadcast_to(z_BCD[:, None], (rows, q_BKD.shape[1], *z_BCD.shape[1:]))
         counted_BC = ready_BC & (batch.weight > 0)[:, None]
-        pattern_B = combination_index(present_BM, modulo=self.num_experts)
+        pattern_B = combination_index(present_BM, modulo=self.moe.num_experts)
         y_BKCD, moe = self._route(z_BKCD, q_BKD, counted_BC, pattern_B, member_CM, train)
         fused_BKD = self._fuse(q_BKD, y_BKCD, ready_BC)
         logits = self._heads(q_BKD, fused_BKD, wide_BN, train)
@@ -202,20 +196,14 @@ class FlexCare(nn.Module):
     def _route(self, z_BKCD, q_BKD, ready_BC, pattern_B, member_CM, train) -> tuple[Array, MoeAux]:
         """Experts for the tokens of available combinations; others become 0."""
         rows, num_tasks, combined = z_BKCD.shape[:3]
-        task_additive = self.gate == "task_additive" and self.fidelity == "released"
+        options = self.moe
+        if self.moe.gate == "task_additive" and self.fidelity == "released":
+            gate = "m4.methods.flexcare.model:zero_gate"
+            options = dataclasses.replace(self.moe, gate=gate)
         y_ND, aux = MoE(
-            num_experts=self.num_experts,
-            top_k=self.top_k,
-            hidden=self.hidden,
-            gate="m4.methods.flexcare.model:zero_gate" if task_additive else self.gate,
-            router=self.routing,
-            activation="relu",
-            dispatch=self.dispatch,
+            options,
             losses=self._routed_losses(),
             num_modalities=combined,
-            gate_options=self.gate_options,
-            router_options=self.routing_options,
-            num_groups=self.num_groups,
             name="layer_0",
         )(
             rearrange(z_BKCD, "b k c d -> (b k c) d"),

@@ -13,6 +13,7 @@ Letters: B rows, M modalities, P tokens of a modality, T = M P, D width, E exper
 routed tokens, F features, N statistics in `wide_BN`.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Literal
@@ -28,6 +29,7 @@ from m4 import task_losses
 from m4.methods.flexmoe import completeness
 from m4.methods.flexmoe.flat import PatchTokens, flatten
 from m4.moe.layer import MoE
+from m4.moe.options import MoEOptions
 from m4.nn import bank
 from m4.nn.attention import SelfAttention
 from m4.nn.dense import StackedLayerNorm, uniform_init
@@ -63,15 +65,7 @@ class FlexMoE(nn.Module):
 
     data: DataSpec
     fidelity: Literal["released", "paper", "m4"] = "m4"
-    gate: str = "linear"  # any name in m4.moe.gates
-    routing: str = "noisy_top_k"  # any name in m4.moe.routers
-    num_experts: int = 16
-    top_k: int = 4
-    hidden: int = 256
-    dispatch: str = "auto"
-    gate_options: Mapping = FrozenDict({})
-    routing_options: Mapping = FrozenDict({})
-    num_groups: int = 1  # of experts, for routers with groups
+    moe: MoEOptions = MoEOptions("linear", "noisy_top_k", num_experts=16, top_k=4, hidden=256)
     width: int = 128
     depth: int = 1  # layers: sparse, dense, sparse, ...
     num_heads: int = 4
@@ -129,14 +123,14 @@ class FlexMoE(nn.Module):
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field}={getattr(self, field)!r}; choose one of {allowed}")
-        for field, low in (("depth", 1), ("num_experts", 2), ("num_patches", 1), ("bank_rank", 1)):
+        for field, low in (("depth", 1), ("num_patches", 1), ("bank_rank", 1)):
             if getattr(self, field) < low:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least {low}")
         num = len(self.data.modalities)
-        if self.fidelity != "m4" and self.num_experts < 2**num - 1:
+        if self.fidelity != "m4" and self.moe.num_experts < 2**num - 1:
             raise ValueError(
-                f"num_experts={self.num_experts} must be at least 2^{num} - 1 = {2**num - 1}: every"
-                " combination of modalities has its expert (fidelity='m4' lets them share)"
+                f"moe.num_experts={self.moe.num_experts} must be at least 2^{num} - 1 = {2**num - 1}:"
+                " every combination of modalities has its expert (fidelity='m4' lets them share)"
             )
 
     def _losses(self) -> dict[str, str]:
@@ -212,7 +206,7 @@ class FlexMoE(nn.Module):
                     f"layer_{i // 2}", x_BTD, present_BM, routable_B, train
                 )
             else:
-                mlp = MLP(self.hidden, 1, self.dropout, gelu, name=f"mlp_{i}")
+                mlp = MLP(self.moe.hidden, 1, self.dropout, gelu, name=f"mlp_{i}")
                 y_BTD = mlp(x_BTD, train=train)
             return drop[1](y_BTD)
 
@@ -230,16 +224,14 @@ class FlexMoE(nn.Module):
         rows, num = present_BM.shape
         per_modality = x_BTD.shape[1] // num
         released = self.fidelity == "released"
+        options = dataclasses.replace(
+            self.moe,
+            gate=RELEASED.get(self.moe.gate, self.moe.gate) if released else self.moe.gate,
+            router=RELEASED.get(self.moe.router, self.moe.router) if released else self.moe.router,
+            router_options=FrozenDict({**self._normalise(), **self.moe.router_options}),
+        )
         y_ND, aux = MoE(
-            num_experts=self.num_experts,
-            top_k=self.top_k,
-            hidden=self.hidden,
-            gate=RELEASED.get(self.gate, self.gate) if released else self.gate,
-            router=RELEASED.get(self.routing, self.routing) if released else self.routing,
-            router_options=FrozenDict({**self._normalise(), **self.routing_options}),
-            gate_options=self.gate_options,
-            num_groups=self.num_groups,
-            dispatch=self.dispatch,
+            options,
             losses=tuple(self._losses().values()),
             num_modalities=num,
             kernel_init=completeness.per_both if released else None,
@@ -256,12 +248,12 @@ class FlexMoE(nn.Module):
 
     def _normalise(self) -> dict[str, str]:
         """Eq. 1 of the paper: the softmax of all scores, then the largest k of it."""
-        softmax_first = self.fidelity == "paper" and self.routing in ("top_k", "noisy_top_k")
+        softmax_first = self.fidelity == "paper" and self.moe.router in ("top_k", "noisy_top_k")
         return {"normalise": "before"} if softmax_first else {}
 
     def _pattern(self, present_BM) -> Array:
         """Each row's expert: 0 if complete, else its combination's, modulo the experts but 0."""
-        others = self.num_experts - 1
+        others = self.moe.num_experts - 1
         index_B = bank.combination_index(present_BM, modulo=others)
         return jnp.where(present_BM.all(-1), 0, 1 + (index_B - 1) % others)
 

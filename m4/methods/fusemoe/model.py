@@ -13,6 +13,7 @@ Letters: B rows, M modalities (slots), Q query times, D width, E experts, N rout
 numbers of a routed unit, T tokens of a row.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
@@ -26,6 +27,7 @@ from flax.core import FrozenDict
 from m4 import task_losses
 from m4.moe import declare
 from m4.moe.layer import MoE
+from m4.moe.options import MoEOptions
 from m4.nn.bank import combination_index
 from m4.nn.dense import StackedLayerNorm, hats
 from m4.nn.encoders import mixed
@@ -50,16 +52,7 @@ class FuseMoE(nn.Module):
 
     data: DataSpec
     fidelity: Literal["released", "paper", "m4"] = "m4"
-    gate: str = "laplace"  # any name in m4.moe.gates
-    router: Literal["joint", "permod", "disjoint"] = "permod"
-    routing: str = "noisy_top_k"  # any name in m4.moe.routers
-    num_experts: int = 16
-    top_k: int = 2
-    hidden: int = 128
-    dispatch: str = "auto"
-    gate_options: Mapping = FrozenDict({})
-    routing_options: Mapping = FrozenDict({})
-    num_groups: int = 1  # of experts, for routers with groups
+    moe: MoEOptions = MoEOptions(router="noisy_top_k", share="permod")
     width: int = 64
     depth: int = 1
     num_heads: int = 4
@@ -122,25 +115,13 @@ class FuseMoE(nn.Module):
 
     def _moe(self) -> dict:
         """What a routed layer is told in every fidelity."""
-        return {
-            "num_experts": self.num_experts,
-            "top_k": self.top_k,
-            "hidden": self.hidden,
-            "gate": self.gate,
-            "router": self.routing,
-            "sharing": self.router,
-            "dispatch": self.dispatch,
-            "losses": tuple(sorted(self.aux_weights)),
-            "gate_options": self.gate_options,
-            "router_options": self.routing_options,
-            "num_groups": self.num_groups,
-        }
+        return {"options": self.moe, "losses": tuple(sorted(self.aux_weights))}
 
     # fidelity 'm4'
 
     def _fuse_tokens(self, inputs, present_BM, routable_B, train) -> tuple[Array, dict]:
         """Summary tokens s of all modalities and grid tokens x of the timed ones."""
-        pattern_B = combination_index(present_BM, modulo=self.num_experts)
+        pattern_B = combination_index(present_BM, modulo=self.moe.num_experts)
         present_BM = present_BM[:, np.array(mixed.order(self.data))]
         summary = mixed.SummaryEncoder(self.data, self.width, self.dropout, name="summary")
         s_BMD, wide_BN = summary(inputs, train=train)
@@ -212,7 +193,7 @@ class FuseMoE(nn.Module):
         x_BMQD = self._embed(inputs, present_BM, train)
         slots = x_BMQD.shape[1]
         everything = jnp.ones(x_BMQD.shape[:3], bool)  # absent modalities are attended
-        pattern_B = combination_index(present_BM, modulo=self.num_experts)
+        pattern_B = combination_index(present_BM, modulo=self.moe.num_experts)
         released = self.fidelity == "released"
         moe = {}
         for i in range(self.depth):
@@ -276,12 +257,14 @@ class PatientMoE(nn.Module):
         rows, slots, num_queries, width = u_BMQD.shape
         flatten = mixing_flatten if self.released else patient_flatten
         u_BMU = flatten(u_BMQD)
-        joint = self.layer["sharing"] == "joint"
+        joint = self.layer["options"].share == "joint"
         units = 1 if joint else slots
         cls, options = MoE, dict(self.layer)
         if self.released:  # with top_k 1 the authors' weights are constantly 1
-            options["router_options"] = FrozenDict({**AFTER, **options["router_options"]})
-            cls, options["output"] = ReleasedMoE, "softmax"
+            moe = options["options"]
+            router_options = FrozenDict({**AFTER, **moe.router_options})
+            moe = dataclasses.replace(moe, router_options=router_options, output="softmax")
+            cls, options["options"] = ReleasedMoE, moe
         y_NU, aux = cls(
             **options,
             num_modalities=units,
@@ -319,7 +302,7 @@ class ReleasedMoE(MoE):
             shape = (num_gates, *shape)
             learned[argument] = (
                 self.param(name, nn.initializers.zeros, shape)
-                if self.sharing == "joint"
+                if self.options.share == "joint"
                 else jnp.zeros(shape)
             )
         return learned
