@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import flax.linen as nn
 import numpy as np
 
-from m4.nn.dense import StackedDense
+from m4.nn.layers import StackedDense
 from m4.specs import TaskSpec
 from m4.types import Array
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from m4.nn.dense import Initializer, StackedDense, uniform_init
+from m4.nn.layers import Initializer, StackedDense, uniform_init
 from m4.types import Array
 
 

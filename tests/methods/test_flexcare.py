@@ -11,7 +11,7 @@ from flax.core import FrozenDict
 
 from m4 import task_losses
 from m4.methods.flexcare.model import FlexCare
-from m4.nn.attention import SelfAttention
+from m4.nn.transformer import SelfAttention
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
 

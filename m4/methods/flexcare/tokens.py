@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 
-from m4.nn.dense import uniform_init
 from m4.nn.encoders.series import stack_series
+from m4.nn.layers import uniform_init
 from m4.nn.time import carry_forward
 from m4.specs import ModalitySpec
 from m4.types import Array, Stream, Tokens

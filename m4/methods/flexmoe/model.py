@@ -31,12 +31,11 @@ from m4.methods.flexmoe.flat import PatchTokens, flatten
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
 from m4.nn import bank
-from m4.nn.attention import SelfAttention
-from m4.nn.dense import StackedLayerNorm, uniform_init
 from m4.nn.encoders.summary import ModalitySummary
 from m4.nn.encoders.volume import VolumeEncoder
 from m4.nn.heads import TaskHeads
-from m4.nn.transformer import MLP
+from m4.nn.layers import StackedLayerNorm, uniform_init
+from m4.nn.transformer import MLP, SelfAttention
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, MoeAux, Outputs
 

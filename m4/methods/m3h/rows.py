@@ -12,10 +12,10 @@ import numpy as np
 from einops import rearrange
 
 from m4.methods.m3h import haim
-from m4.nn.dense import StackedDense, StackedLayerNorm
 from m4.nn.encoders import mixed
 from m4.nn.encoders.codes import CodesEncoder
 from m4.nn.encoders.vectors import VectorsInput
+from m4.nn.layers import StackedDense, StackedLayerNorm
 from m4.specs import DataSpec
 from m4.types import Array, Batch
 

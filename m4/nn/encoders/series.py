@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from m4.nn.dense import StackedDense, uniform_init, xavier_init
+from m4.nn.layers import StackedDense, uniform_init, xavier_init
 from m4.nn.time import MultiTimeAttention, carry_forward
 from m4.types import Array, Stream
 

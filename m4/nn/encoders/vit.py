@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from m4.nn.dense import StackedDense, StackedLayerNorm
+from m4.nn.layers import StackedDense, StackedLayerNorm
 from m4.nn.transformer import AttentionBlock, MLPBlock
 from m4.types import Array, Stream
 

@@ -20,12 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from m4.nn.attention import SelfAttention
-from m4.nn.dense import StackedLayerNorm
-from m4.nn.dropout import Dropout
 from m4.nn.fuse import masked_mean
+from m4.nn.layers import Dropout, StackedLayerNorm
 from m4.nn.pretrained import wrapper
-from m4.nn.transformer import MLP
+from m4.nn.transformer import MLP, SelfAttention
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Batch, Outputs, Stream
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m4.nn import dense as dense_maps
-from m4.nn.dense import HAT_EDGES, StackedDense, hats
+from m4.nn import layers
+from m4.nn.layers import HAT_EDGES, StackedDense, hats
 
 
 def test_hats_by_hand():
@@ -29,7 +29,7 @@ def test_hats_cut_the_normal_into_equal_shares():
 @pytest.mark.parametrize(("stacks", "formula"), [(1, "...i,io->...o"), (3, "bmti,mio->bmto")])
 @pytest.mark.parametrize("width", [2, 7])  # narrower and wider than the input
 def test_affine_maps_and_gradients_are_those_of_an_einsum(stacks, formula, width, monkeypatch):
-    monkeypatch.setattr(dense_maps, "LARGE", 0)  # the order of operands of large inputs
+    monkeypatch.setattr(layers, "LARGE", 0)  # the order of operands of large inputs
     keys = jax.random.split(jax.random.key(0), 3)
     x_BMTi = jax.random.normal(keys[0], (2, 3, 5, 4))
     kernel = jax.random.normal(keys[1], (stacks, 4, width))
