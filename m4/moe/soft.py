@@ -1,4 +1,4 @@
-"""Soft mixtures of experts on stacks of token sequences, and the information in their routing.
+"""Soft mixtures of experts on stacks of token sequences.
 
 Every slot is a convex mix of a sequence's tokens, every token a convex mix of slot outputs
 (Puigcerver et al., arXiv 2308.00951). A stack has experts of its own, so that one call serves the
@@ -25,8 +25,6 @@ from m4.moe.engine import batched
 from m4.moe.losses import entropy_of
 from m4.resolve import resolve
 from m4.types import Array, MoeAux
-
-FAR = -1e9  # logit of a token that is not there; finite, so that its gradient is 0 and not NaN
 
 
 def _per_width(key, shape, dtype=jnp.float32):
@@ -182,52 +180,3 @@ def stats(slots: SoftSlots, modality_T: np.ndarray, num_modalities: int, *, trai
         "by_modality": by_row_BME.sum(0),
     }
     return MoeAux({}, jax.lax.stop_gradient(found if train else found | {"by_row": by_row_BME}))
-
-
-# --- information --------------------------------------------------------------------------------
-
-
-def log_joint(slots: SoftSlots, modality_T: np.ndarray, num_modalities: int) -> Array:
-    """Log P(modality, expert, task) of every row from the softmax over (T, E, P), [B, M, E, P]."""
-    logits_BTEP = jnp.where(slots.mask[:, 0, :, None, None], slots.logits[:, 0], FAR)
-    log_BTEP = logits_BTEP - jax.nn.logsumexp(logits_BTEP, (1, 2, 3), keepdims=True)
-    return _group(log_BTEP, modality_T, num_modalities)
-
-
-def log_joint_of(weights_BTEP: Array, modality_T: np.ndarray, num_modalities: int) -> Array:
-    """The same from dispatch or combine weights, normalised to sum 1 per row."""
-    positive = weights_BTEP > 0
-    log_BTEP = jnp.where(positive, jnp.log(jnp.where(positive, weights_BTEP, 1.0)), FAR)
-    log_BTEP -= jax.nn.logsumexp(log_BTEP, (1, 2, 3), keepdims=True)
-    return _group(log_BTEP, modality_T, num_modalities)
-
-
-def conditional_information(log_p_BMEP: Array) -> Array:
-    """I(modality; expert | task) in nats of every row, in log space; 0 <= I <= log min(M, E)."""
-    log_t = jax.nn.logsumexp(log_p_BMEP, (1, 2), keepdims=True)
-    log_mt = jax.nn.logsumexp(log_p_BMEP, 2, keepdims=True)
-    log_et = jax.nn.logsumexp(log_p_BMEP, 1, keepdims=True)
-    return jnp.sum(jnp.exp(log_p_BMEP) * (log_p_BMEP + log_t - log_mt - log_et), (1, 2, 3))
-
-
-def released_information(slots: SoftSlots) -> Array:
-    """I(token; task) with the experts summed out, per row: what the code of M4oE computes."""
-    logits_BTEP = jnp.where(slots.mask[:, 0, :, None, None], slots.logits[:, 0], FAR)
-    log_BTEP = logits_BTEP - jax.nn.logsumexp(logits_BTEP, (1, 2, 3), keepdims=True)
-    joint_BTP = jnp.exp(jax.nn.logsumexp(log_BTEP, 2))
-    token_BT1, task_B1P = joint_BTP.sum(2, keepdims=True), joint_BTP.sum(1, keepdims=True)
-    outer = token_BT1 * task_B1P
-    ratio = joint_BTP / jnp.where(outer > 0, outer, 1.0)
-    return jnp.sum(joint_BTP * jnp.log(ratio + 1e-10), (1, 2))
-
-
-def utilisation(log_p_BMEP: Array) -> Array:
-    """P(modality | task) of every row, [B, M, P]."""
-    log_mt = jax.nn.logsumexp(log_p_BMEP, 2)
-    return jnp.exp(log_mt - jax.nn.logsumexp(log_mt, 1, keepdims=True))
-
-
-def _group(log_BTEP, modality_T, num_modalities):
-    member_MT = modality_T == np.arange(num_modalities)[:, None]
-    own = jnp.where(member_MT[None, :, :, None, None], log_BTEP[:, None], FAR)
-    return jax.nn.logsumexp(own, 2)

@@ -6,12 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from m4.moe import soft
-from m4.moe.soft import SoftExperts, SoftSlots
+from m4.moe.soft import SoftExperts
 from m4.nn.encoders.vit import gelu
 
 B, S, T, D, E, P, F = 2, 2, 5, 4, 3, 2, 6
@@ -115,108 +113,6 @@ def test_any_gate(gate):
     module, params, x, mask = make(S, gate=gate)
     out = module.apply({"params": params}, x, mask)
     assert out.logits.shape == (B, S, T, E, P) and np.isfinite(out.tokens()).all()
-
-
-# --- information --------------------------------------------------------------------------------
-
-MODALITY = np.array([0, 0, 1, 1, 2])
-
-
-def slots_of(logits):
-    """Slots of one sequence per row with the given logits [B, T, E, P]."""
-    logits = jnp.asarray(logits, jnp.float32)[:, None]
-    mask = jnp.ones(logits.shape[:3], bool)
-    return SoftSlots(logits, logits, logits, logits, mask)
-
-
-def test_information_of_independence_and_of_a_partition():
-    flat = soft.log_joint(slots_of(np.zeros((1, 5, 6, 2))), MODALITY, 3)
-    np.testing.assert_allclose(soft.conditional_information(flat), 0.0, atol=1e-6)
-    # Every modality has two experts of its own, in both tasks, and a third of the mass.
-    logits = np.full((1, 5, 6, 2), -40.0)
-    for t, m in enumerate(MODALITY):
-        logits[0, t, 2 * m : 2 * m + 2] = -np.log((m == MODALITY).sum())
-    split = soft.log_joint(slots_of(logits), MODALITY, 3)
-    np.testing.assert_allclose(soft.conditional_information(split), np.log(3), rtol=1e-5)
-    np.testing.assert_allclose(soft.utilisation(split), 1 / 3, rtol=1e-5)
-
-
-def test_information_by_hand_and_its_bounds():
-    rng = np.random.default_rng(0)
-    logits = 3 * rng.normal(size=(4, 5, 2, 3))
-    joint = np.exp(logits)
-    joint /= joint.sum((1, 2, 3), keepdims=True)
-    p = np.stack([joint[:, m == MODALITY].sum(1) for m in range(3)], 1)
-    log_p = soft.log_joint(slots_of(logits), MODALITY, 3)
-    np.testing.assert_allclose(np.exp(log_p), p, rtol=1e-4)
-    t, mt, et = p.sum((1, 2)), p.sum(2), p.sum(1)
-    expected = p * np.log(p * t[:, None, None] / (mt[:, :, None] * et[:, None]))
-    found = soft.conditional_information(log_p)
-    np.testing.assert_allclose(found, expected.sum((1, 2, 3)), rtol=1e-4)
-    assert (found > 0).all() and (found <= np.log(2)).all()  # two experts, three modalities
-    np.testing.assert_allclose(soft.log_joint_of(joint, MODALITY, 3), log_p, rtol=1e-4, atol=1e-5)
-
-
-def test_released_information_by_hand():
-    rng = np.random.default_rng(0)
-    joint = np.exp(rng.normal(size=(2, 5, 2, 3)))
-    joint /= joint.sum((1, 2, 3), keepdims=True)
-    c = joint.sum(2)
-    ratio = c / (c.sum(2, keepdims=True) * c.sum(1, keepdims=True))
-    found = soft.released_information(slots_of(np.log(joint)))
-    np.testing.assert_allclose(found, (c * np.log(ratio)).sum((1, 2)), rtol=1e-4, atol=1e-6)
-    assert (found <= np.log(3)).all()
-
-
-@pytest.mark.parametrize("name", ["joint", "released"])
-def test_only_the_conditional_information_evens_out_modalities(name):
-    # 3 modalities of 4 tokens; a bias gives the first 95 % of the mass.
-    modality = np.repeat(np.arange(3), 4)
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(4, 12, 16)).astype(np.float32)
-    x[..., 0] = np.where(modality == 0, 3.0, 0.0)
-    phi = (0.1 * rng.normal(size=(16, 6, 2))).astype(np.float32)
-    phi[0] = 1.4
-
-    def value(phi):
-        slots = slots_of(jnp.einsum("btd,dep->btep", x, phi))
-        if name == "released":
-            return soft.released_information(slots).mean()
-        return soft.conditional_information(soft.log_joint(slots, modality, 3)).mean()
-
-    def share(phi):
-        slots = slots_of(jnp.einsum("btd,dep->btep", x, phi))
-        return soft.utilisation(soft.log_joint(slots, modality, 3)).mean((0, 2))
-
-    tx = optax.adam(0.03)
-
-    @jax.jit
-    def ascend(phi):
-        def step(carry, _):
-            phi, state = carry
-            updates, state = tx.update(-jax.grad(value)(phi), state)
-            return (optax.apply_updates(phi, updates), state), None
-
-        return share(jax.lax.scan(step, (phi, tx.init(phi)), length=400)[0][0])
-
-    assert share(phi)[0] > 0.9
-    spread = np.abs(np.asarray(ascend(phi)) - 1 / 3).max()
-    assert (spread < 0.05) == (name == "joint")
-
-
-def test_absent_tokens_carry_no_mass_and_gradients_stay_finite():
-    mask = jnp.array([[[True, True, False, False, True]]])
-
-    def value(logits):
-        slots = slots_of(logits).replace(mask=mask)
-        return soft.conditional_information(soft.log_joint(slots, MODALITY, 3)).sum()
-
-    logits = jax.random.normal(jax.random.key(0), (1, 5, 2, 2))
-    found, grad = jax.value_and_grad(value)(logits)
-    assert np.isfinite(found) and np.isfinite(grad).all()
-    assert not grad[:, 2:4].any() and grad[:, :2].any()
-    used = soft.utilisation(soft.log_joint(slots_of(logits).replace(mask=mask), MODALITY, 3))
-    np.testing.assert_allclose(used[0, 1], 0.0, atol=1e-6)
 
 
 # --- on a mesh ----------------------------------------------------------------------------------

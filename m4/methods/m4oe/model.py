@@ -25,6 +25,7 @@ from einops import rearrange
 from flax.core import FrozenDict
 
 from m4 import task_losses
+from m4.methods.m4oe import information
 from m4.methods.m4oe.grid import GridTokens, TokenGrid, modality_of_token
 from m4.moe import soft
 from m4.moe.soft import SoftExperts
@@ -96,7 +97,7 @@ class M4oE(nn.Module):
             drop = nn.Dropout(self.dropout, deterministic=not train, name="head_drop")
             wide_BPN = jnp.repeat(drop(grid.wide)[:, None], f_BPD.shape[1], axis=1)
             f_BPD = jnp.concatenate([drop(nn.gelu(f_BPD)), wide_BPN], -1)
-        extra = {"utilisation": soft.utilisation(soft.log_joint(slots, *shape)), "features": s_BMD}
+        extra = {"utilisation": information.utilisation(_joint(slots, shape)), "features": s_BMD}
         if self.weighting == "uncertainty":
             extra["sigma"] = self.param("sigma", nn.initializers.ones, (len(self.data.tasks),))
         counted_B = (present_BM.sum(-1) > 1) & (batch.weight > 0)
@@ -262,18 +263,20 @@ class M4oE(nn.Module):
         if kind == "none":
             return jnp.zeros(())
         if kind == "code":
-            return -jnp.sum(soft.released_information(slots) * counted_B)
+            return -jnp.sum(
+                information.released_information(slots.logits[:, 0], slots.mask[:, 0]) * counted_B
+            )
         if kind == "cmi_joint":
-            log_p = soft.log_joint(slots, *shape)
+            log_p = _joint(slots, shape)
         else:
             weights = slots.dispatch if kind == "cmi_dispatch" else slots.combine
-            log_p = soft.log_joint_of(weights[:, 0], *shape)
+            log_p = information.log_joint_of(weights[:, 0], *shape)
         num = jnp.maximum(counted_B.sum(), 1)
         if self.aggregate == "batch":
-            there = jnp.where(counted_B[:, None, None, None], log_p, soft.FAR)
+            there = jnp.where(counted_B[:, None, None, None], log_p, information.FAR)
             log_p = jax.nn.logsumexp(there, 0, keepdims=True) - jnp.log(num)
-            return -jnp.where(counted_B.any(), soft.conditional_information(log_p)[0], 0.0)
-        return -jnp.sum(jnp.where(counted_B, soft.conditional_information(log_p), 0.0)) / num
+            return -jnp.where(counted_B.any(), information.conditional_information(log_p)[0], 0.0)
+        return -jnp.sum(jnp.where(counted_B, information.conditional_information(log_p), 0.0)) / num
 
     def _row_loss(self, task: TaskSpec, logits: Array, target: Target) -> tuple[Array, Array]:
         """Focal loss of classes ('released', 'paper'), cross-entropy and Dice of maps."""
@@ -285,6 +288,10 @@ class M4oE(nn.Module):
             weights = jnp.array(self.class_weights.get(task.name, (1.0,) * max(task.dim, 2)))
             return focal(logits, target, weights, self.focal)
         return task_losses.row_loss(task, logits, target)
+
+
+def _joint(slots, shape):
+    return information.log_joint(slots.logits[:, 0], slots.mask[:, 0], *shape)
 
 
 def focal(logits_BC: Array, target: Target, weight_C: Array, gamma: float) -> tuple[Array, Array]:

@@ -1,0 +1,64 @@
+"""Information in the routing of a soft mixture: what M4oE regularises.
+
+The softmax of all logits of a row is a joint distribution of tokens, experts and tasks; a
+modality's share is the sum over its tokens.
+
+Letters: B rows, T tokens, E experts, P tasks, M modalities.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from m4.types import Array
+
+FAR = -1e9  # logit of a token that is not there; finite, so that its gradient is 0 and not NaN
+
+
+def log_joint(
+    logits_BTEP: Array, mask_BT: Array, modality_T: np.ndarray, num_modalities: int
+) -> Array:
+    """Log P(modality, expert, task) of every row from the softmax over (T, E, P), [B, M, E, P]."""
+    return _group(_log_softmax(logits_BTEP, mask_BT), modality_T, num_modalities)
+
+
+def log_joint_of(weights_BTEP: Array, modality_T: np.ndarray, num_modalities: int) -> Array:
+    """The same from dispatch or combine weights, normalised to sum 1 per row."""
+    positive = weights_BTEP > 0
+    log_BTEP = jnp.where(positive, jnp.log(jnp.where(positive, weights_BTEP, 1.0)), FAR)
+    log_BTEP -= jax.nn.logsumexp(log_BTEP, (1, 2, 3), keepdims=True)
+    return _group(log_BTEP, modality_T, num_modalities)
+
+
+def conditional_information(log_p_BMEP: Array) -> Array:
+    """I(modality; expert | task) in nats of every row, in log space; 0 <= I <= log min(M, E)."""
+    log_t = jax.nn.logsumexp(log_p_BMEP, (1, 2), keepdims=True)
+    log_mt = jax.nn.logsumexp(log_p_BMEP, 2, keepdims=True)
+    log_et = jax.nn.logsumexp(log_p_BMEP, 1, keepdims=True)
+    return jnp.sum(jnp.exp(log_p_BMEP) * (log_p_BMEP + log_t - log_mt - log_et), (1, 2, 3))
+
+
+def released_information(logits_BTEP: Array, mask_BT: Array) -> Array:
+    """I(token; task) with the experts summed out, per row: what the code of M4oE computes."""
+    joint_BTP = jnp.exp(jax.nn.logsumexp(_log_softmax(logits_BTEP, mask_BT), 2))
+    token_BT1, task_B1P = joint_BTP.sum(2, keepdims=True), joint_BTP.sum(1, keepdims=True)
+    outer = token_BT1 * task_B1P
+    ratio = joint_BTP / jnp.where(outer > 0, outer, 1.0)
+    return jnp.sum(joint_BTP * jnp.log(ratio + 1e-10), (1, 2))
+
+
+def utilisation(log_p_BMEP: Array) -> Array:
+    """P(modality | task) of every row, [B, M, P]."""
+    log_mt = jax.nn.logsumexp(log_p_BMEP, 2)
+    return jnp.exp(log_mt - jax.nn.logsumexp(log_mt, 1, keepdims=True))
+
+
+def _log_softmax(logits_BTEP, mask_BT):
+    logits_BTEP = jnp.where(mask_BT[..., None, None], logits_BTEP, FAR)
+    return logits_BTEP - jax.nn.logsumexp(logits_BTEP, (1, 2, 3), keepdims=True)
+
+
+def _group(log_BTEP, modality_T, num_modalities):
+    member_MT = modality_T == np.arange(num_modalities)[:, None]
+    own = jnp.where(member_MT[None, :, :, None, None], log_BTEP[:, None], FAR)
+    return jax.nn.logsumexp(own, 2)
