@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 def resolve(name: str, default_module: str) -> Any:
@@ -34,3 +34,20 @@ def public_names(name: str, kind: Callable | type = ast.FunctionDef) -> tuple[st
         raise ValueError(f"no module {name!r}")
     tree = ast.parse(Path(spec.origin).read_text())
     return tuple(n.name for n in tree.body if isinstance(n, kind) and not n.name.startswith("_"))
+
+
+def check_fields(instance: Any, **least: int) -> None:
+    """Refuses values of a dataclass that its `Literal` annotations, or `least`, do not allow.
+
+    `check_fields(self, depth=1)` raises ValueError for a depth below 1, and for a choice that is
+    none of the field's.
+    """
+    for name, hint in get_type_hints(type(instance)).items():
+        for choice in (hint, *get_args(hint)):  # also Literal[...] | None
+            allowed = get_args(choice) if get_origin(choice) is Literal else ()
+            value = getattr(instance, name) if allowed else None
+            if allowed and value not in (allowed if choice is hint else (*allowed, None)):
+                raise ValueError(f"{name}={value!r}; choose one of {allowed}")
+    for name, low in least.items():
+        if getattr(instance, name) < low:
+            raise ValueError(f"{name}={getattr(instance, name)} must be at least {low}")

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from m4.specs import DataSpec, TaskSpec
-from m4.types import Array, Batch, Mean, Target
+from m4.types import Array, Batch, Mean, Outputs, Target
 
 
 def row_loss(task: TaskSpec, logits_BC: Array, target: Target) -> tuple[Array, Array]:
@@ -157,3 +157,19 @@ def total(
     return value + sum(
         aux_weights[name] * aux_losses[name] for name in sorted(aux_losses) if aux_weights[name]
     )
+
+
+def counted(spec: DataSpec, batch: Batch) -> Batch:
+    """`batch` in which a row without any present modality has weight 0, whatever it had."""
+    return batch.replace(weight=batch.weight * batch.present(spec).any(-1))
+
+
+def objective(
+    spec: DataSpec, out: Outputs, batch: Batch, aux_weights: Mapping[str, float]
+) -> tuple[Array, dict[str, Mean]]:
+    """What a method minimises, a scalar, and the mean loss of every task over `counted` rows.
+
+    Task losses plus `aux_weights` times the auxiliary losses. Raises ValueError as `total` does.
+    """
+    terms = task_losses(spec, out.logits, counted(spec, batch))
+    return total(spec, terms, out.aux_losses, aux_weights), terms

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
-from m4.methods.flexmoe import completeness
-from m4.methods.flexmoe.flat import PatchTokens
+from m4.methods.flexmoe import bank, completeness
 from m4.methods.flexmoe.model import FlexMoE
+from m4.methods.flexmoe.patches import PatchTokens
 from m4.moe.routers import top_k
-from m4.nn import bank
+from m4.nn import presence
 from m4.nn.encoders.volume import VolumeEncoder
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Routing, Stream
@@ -73,9 +73,9 @@ def test_parameter_tree_of_the_default_configuration():
 def test_combination_index_follows_the_authors_enumeration():
     names = ["IGCB", "IGC", "IGB", "ICB", "GCB", "IG", "IC", "IB", "GC", "GB", "CB", *"IGCB"]
     bits = np.array([[letter in name for letter in "IGCB"] for name in names])
-    np.testing.assert_array_equal(bank.combination_index(bits), np.arange(15))
-    np.testing.assert_array_equal(bank.combinations(4), bits)
-    assert bank.combination_index(np.zeros((1, 4), bool)) == 15
+    np.testing.assert_array_equal(presence.combination_index(bits), np.arange(15))
+    np.testing.assert_array_equal(presence.combinations(4), bits)
+    assert presence.combination_index(np.zeros((1, 4), bool)) == 15
 
 
 def test_combination_index_of_many_modalities():
@@ -83,12 +83,12 @@ def test_combination_index_of_many_modalities():
     bits = rng.random((20, 17)) < 0.7
     table = {s.tobytes(): i for i, s in enumerate(_enumerate(17))}
     expected = np.array([table[row.tobytes()] for row in bits])
-    np.testing.assert_array_equal(bank.combination_index(bits), expected)
-    np.testing.assert_array_equal(bank.combination_index(bits, modulo=7), expected % 7)
-    many = bank.combination_index(np.ones((1, 60), bool), modulo=9)
+    np.testing.assert_array_equal(presence.combination_index(bits), expected)
+    np.testing.assert_array_equal(presence.combination_index(bits, modulo=7), expected % 7)
+    many = presence.combination_index(np.ones((1, 60), bool), modulo=9)
     assert many == 0
     with pytest.raises(ValueError, match="60 modalities have more combinations"):
-        bank.combination_index(np.ones((1, 60), bool))
+        presence.combination_index(np.ones((1, 60), bool))
 
 
 def _enumerate(num):
@@ -103,7 +103,7 @@ def _enumerate(num):
 @pytest.mark.parametrize("num", [2, 3, 4])
 def test_factorised_bank_equals_the_full_bank(num):
     cells = np.random.default_rng(num).normal(size=(2**num - 1, num, 2, 3)).astype(np.float32)
-    present = bank.combinations(num)
+    present = presence.combinations(num)
     x = np.full((len(present), num, 2, 3), 7.0, np.float32)
     full = bank.FullBank().apply({"params": {"cells": cells}}, x, present)
     factors = bank.FactorisedBank(rank=15).apply({"params": bank.factorise(cells)}, x, present)
@@ -114,7 +114,7 @@ def test_factorised_bank_equals_the_full_bank(num):
 
 
 def test_factorised_bank_starts_as_a_full_one_while_the_rank_lasts():
-    x, present = np.zeros((7, 3, 1, 2), np.float32), bank.combinations(3)
+    x, present = np.zeros((7, 3, 1, 2), np.float32), presence.combinations(3)
     params = bank.FactorisedBank(rank=7).init(jax.random.key(0), x, present)["params"]
     full = bank.FullBank().apply({"params": {"cells": params["value"]}}, x, present)
     np.testing.assert_array_equal(
@@ -224,9 +224,9 @@ def test_aux_losses_reach_the_total():
 
 def test_combinations_share_experts_in_m4_but_not_that_of_complete_rows():
     method = small(many_modalities(5), num_experts=4)
-    pattern = np.asarray(method._pattern(bank.combinations(5)))
+    pattern = np.asarray(method._pattern(presence.combinations(5)))
     assert pattern[0] == 0 and set(pattern[1:]) == {1, 2, 3}
-    enough = small(many_modalities(3), num_experts=8)._pattern(bank.combinations(3))
+    enough = small(many_modalities(3), num_experts=8)._pattern(presence.combinations(3))
     np.testing.assert_array_equal(enough, np.arange(7))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from m4.methods.flexcare.model import FlexCare
 from m4.methods.flexcare.tokens import TokenEncoder
-from m4.methods.flexmoe import flat
+from m4.methods.flexmoe import patches
 from m4.methods.flexmoe.model import FlexMoE
 from m4.methods.fusemoe.model import FuseMoE
 from m4.methods.m3h.model import M3H
@@ -69,7 +69,7 @@ class Encoders(nn.Module):
         summary = mixed.SummaryEncoder(SPEC, 4, name="summary")(inputs, train=False)
         grid = mixed.GridEncoder(4, 2, 3, 4, name="grid")(inputs, train=False)
         vitals = TokenEncoder(SPEC.modality("vitals"), 4, 3.0, name="vitals")
-        bags = [flat.flatten(m, batch.inputs[m.name], hours=48.0) for m in SPEC.modalities]
+        bags = [patches.flatten(m, batch.inputs[m.name], hours=48.0) for m in SPEC.modalities]
         return rows, summary, grid, vitals(batch.inputs["vitals"]).x, bags
 
 

@@ -30,10 +30,10 @@ from m4.methods.flexcare.tokens import TokenEncoder
 from m4.moe import gates
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
-from m4.nn.bank import combination_index, combinations
 from m4.nn.encoders.summary import ModalitySummary
 from m4.nn.heads import TaskHeads
 from m4.nn.layers import Dropout, StackedLayerNorm, uniform_init
+from m4.nn.presence import combination_index, combinations
 from m4.nn.transformer import MLP, SelfAttention, masked_softmax
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, MoeAux, Outputs

@@ -1,50 +1,16 @@
-"""Which modalities a row has, as a number, and learned tokens for those that it lacks (Flex-MoE).
-
-A combination is a non-empty set of modalities. Combinations are numbered by decreasing size, in
-lexicographic order within a size, as in Flex-MoE: of I, G, C and B, 0 is all four, 1 IGC, 2 IGB,
-3 ICB, 4 GCB, 5 IG, ... and 14 is B alone.
+"""Learned tokens for the modalities that a row lacks (Flex-MoE, section 3.2).
 
 Letters: B rows, M modalities, C combinations, R units, P tokens of a modality, D width.
 """
-
-import itertools
-import math
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from m4.nn.presence import combination_index, combinations
 from m4.types import Array
 
 FULL_LIMIT = 6  # modalities up to which 'auto' keeps one cell per combination
-
-
-def combination_index(present_BM: Array, *, modulo: int | None = None) -> Array:
-    """Number of each row's combination, i32[B], modulo `modulo`; 2^M - 1 for an empty row.
-
-    Computed from binomial coefficients, without a table of 2^M entries: with `modulo` any number
-    of modalities is possible, without it up to 30.
-    """
-    num = present_BM.shape[-1]
-    if modulo is None and num > 30:
-        raise ValueError(f"{num} modalities have more combinations than 32 bits can count")
-    shrink = lambda n: n if modulo is None else n % modulo  # noqa: E731
-    # Of sets of size k, the last one: all larger sets, and its own size, come before.
-    until_K = [sum(math.comb(num, s) for s in range(k, num + 1)) - 1 for k in range(num + 1)]
-    after_MK = [[shrink(math.comb(num - 1 - m, k)) for k in range(num + 1)] for m in range(num)]
-    here_BM = present_BM.astype(jnp.int32)
-    rest_BM = jnp.cumsum(here_BM[:, ::-1], axis=-1)[:, ::-1]  # present here and later
-    after_BM = jnp.array(after_MK, jnp.int32)[jnp.arange(num), rest_BM]
-    last_B = jnp.array([shrink(n) for n in until_K], jnp.int32)[here_BM.sum(-1)]
-    index_B = last_B - jnp.sum(after_BM * here_BM, axis=-1)
-    return index_B if modulo is None else index_B % modulo
-
-
-def combinations(num: int, *, max_size: int | None = None) -> np.ndarray:
-    """All combinations in order, bool[C, M]; with `max_size` the full set and the small ones."""
-    sizes = [num, *range(min(max_size or num, num - 1), 0, -1)]
-    sets = [chosen for size in sizes for chosen in itertools.combinations(range(num), size)]
-    return np.array([[m in chosen for m in range(num)] for chosen in sets])
 
 
 class FullBank(nn.Module):

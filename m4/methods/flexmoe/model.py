@@ -26,11 +26,11 @@ from einops import rearrange
 from flax.core import FrozenDict
 
 from m4 import task_losses
-from m4.methods.flexmoe import completeness
-from m4.methods.flexmoe.flat import PatchTokens, flatten
+from m4.methods.flexmoe import bank, completeness
+from m4.methods.flexmoe.patches import PatchTokens, flatten
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
-from m4.nn import bank
+from m4.nn import presence
 from m4.nn.encoders.summary import ModalitySummary
 from m4.nn.encoders.volume import VolumeEncoder
 from m4.nn.heads import TaskHeads
@@ -253,7 +253,7 @@ class FlexMoE(nn.Module):
     def _pattern(self, present_BM) -> Array:
         """Each row's expert: 0 if complete, else its combination's, modulo the experts but 0."""
         others = self.moe.num_experts - 1
-        index_B = bank.combination_index(present_BM, modulo=others)
+        index_B = presence.combination_index(present_BM, modulo=others)
         return jnp.where(present_BM.all(-1), 0, 1 + (index_B - 1) % others)
 
     def _read(self, x_BMPD, wide_BN, train) -> Array:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from m4.nn.encoders.series import stack_series, summary_statistics
-from m4.nn.fuse import masked_mean
 from m4.nn.layers import uniform_init
+from m4.nn.presence import masked_mean
 from m4.specs import ModalitySpec
 from m4.types import Array, Stream
 

@@ -28,11 +28,10 @@ from m4 import task_losses
 from m4.moe import declare
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
-from m4.nn.bank import combination_index
 from m4.nn.encoders import mixed
-from m4.nn.fuse import MissingIndicator
 from m4.nn.heads import TaskHeads
 from m4.nn.layers import StackedLayerNorm, hats
+from m4.nn.presence import MissingIndicator, combination_index
 from m4.nn.transformer import AttentionBlock, MLPBlock
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, MoeAux, Outputs

@@ -34,9 +34,9 @@ from m4 import task_losses
 from m4.methods.m3h import clustering
 from m4.methods.m3h.clustering import ClusterHead
 from m4.methods.m3h.rows import RowEncoder
-from m4.nn.fuse import MissingIndicator
 from m4.nn.heads import StackedHeads
 from m4.nn.layers import StackedLayerNorm
+from m4.nn.presence import MissingIndicator
 from m4.nn.transformer import masked_softmax
 from m4.specs import DataSpec, TaskSpec
 from m4.types import Array, Batch, Mean, Outputs, Target

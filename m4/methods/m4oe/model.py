@@ -30,9 +30,9 @@ from m4.methods.m4oe.grid import GridTokens, TokenGrid, modality_of_token
 from m4.moe import soft
 from m4.moe.soft import SoftExperts
 from m4.nn import segmentation
-from m4.nn.fuse import masked_mean
 from m4.nn.heads import StackedHeads
 from m4.nn.layers import StackedDense, StackedLayerNorm
+from m4.nn.presence import masked_mean
 from m4.nn.segmentation import SegHead
 from m4.nn.transformer import AttentionBlock
 from m4.specs import DataSpec, TaskSpec

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from m4.nn.fuse import masked_mean
 from m4.nn.layers import Dropout, StackedLayerNorm
+from m4.nn.presence import masked_mean
 from m4.nn.pretrained import wrapper
 from m4.nn.transformer import MLP, SelfAttention
 from m4.specs import DataSpec, ModalitySpec
