@@ -17,7 +17,7 @@ import pytest
 
 from m4.data.sets import synthetic
 from m4.main import main
-from m4.run import setup
+from m4.run.model import corruption, weighted
 from m4.train import preemption
 from tests.data import test_missing
 
@@ -239,9 +239,8 @@ def test_help_and_debug(place, capsys):
 
 def test_task_weights_reach_the_schema_and_are_refused_early(place, capsys):
     spec = synthetic.spec(tasks=("ihm48", "los"))
-    weighted = setup.weighted(spec, {"los": 0.25})
-    assert [t.weight for t in weighted.tasks] == [1.0, 0.25]
-    assert setup.weighted(spec, {}) == spec
+    assert [t.weight for t in weighted(spec, {"los": 0.25}).tasks] == [1.0, 0.25]
+    assert weighted(spec, {}) == spec
     assert run(place, "--config.train.task_weights.ihm=2.0", workdir="never") == 2
     assert "tasks are ihm48, los; did you mean ihm48?" in capsys.readouterr().err
     assert not (place / "never").exists()
@@ -250,10 +249,10 @@ def test_task_weights_reach_the_schema_and_are_refused_early(place, capsys):
 def test_corruption_chains_what_the_config_asks_for():
     spec, batch = test_missing.SPEC, test_missing.full_batch(400)
     off = {"modality_dropout": 0.0, "segment_dropout": 0.0, "segment_share": 0.5}
-    assert setup.corruption(spec, ml_collections.ConfigDict(off)) is None
+    assert corruption(spec, ml_collections.ConfigDict(off)) is None
 
     def kept(**fields):
-        corrupt = setup.corruption(spec, ml_collections.ConfigDict(off | fields))
+        corrupt = corruption(spec, ml_collections.ConfigDict(off | fields))
         inputs = corrupt(batch, np.random.default_rng(0)).inputs
         return inputs["vitals"].mask.sum(), inputs["static"].present.sum()
 

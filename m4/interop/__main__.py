@@ -22,8 +22,9 @@ from m4.methods.fusemoe import torch_layout as fusemoe
 from m4.methods.m4oe import torch_layout as m4oe
 from m4.modes import eval as eval_mode
 from m4.nn.torch_table import Layout
-from m4.run import setup as setups
 from m4.run import trained
+from m4.run.model import Setup, make_setup
+from m4.run.workspace import prepare, use_cache
 from m4.train import workdir
 from m4.train.checkpoint import Checkpoints
 
@@ -164,10 +165,10 @@ def export(config: ml_collections.ConfigDict, job: Job) -> None:
         print(f"not written: {pattern}: {why}")
 
 
-def _setup(config, job: Job) -> tuple[setups.Setup, Layout, Any]:
+def _setup(config, job: Job) -> tuple[Setup, Layout, Any]:
     """The run's objects, the release's layout and the shapes of the parameters."""
-    setups.use_cache(job.folder)
-    setup = setups.make(config, setups.prepare(config))
+    use_cache(job.folder)
+    setup = make_setup(config, prepare(config))
     return setup, LAYOUTS[job.method](setup.method), setup.state.eval_params
 
 

@@ -15,7 +15,8 @@ from m4 import sharding
 from m4.config import Flags
 from m4.errors import CheckpointError, DivergedError
 from m4.run import programs
-from m4.run import setup as setups
+from m4.run.model import context, make_setup
+from m4.run.workspace import prepare
 from m4.train.checkpoint import Checkpoints
 
 
@@ -24,12 +25,12 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     _scrub(folder)
     if flags.config is None and flags.config_json is None:
         return
-    setup = setups.make(config, setups.prepare(config))
+    setup = make_setup(config, prepare(config))
     for modality in setup.spec.modalities:
         print(f"modality {modality.name}: {modality.kind} {modality.shape}")
     for task in setup.spec.tasks:
         print(f"task     {task.name}: {task.kind} {task.dim}")
-    with setups.context(setup.mesh):
+    with context(setup.mesh):
         start = time.perf_counter()
         step, zeros = programs.compile_step(setup, config.train.batch_size)
         print(f"compiled in {time.perf_counter() - start:.1f} s")

@@ -23,7 +23,7 @@ from m4.modes import eval as eval_mode
 from m4.modes import train
 from m4.modes.eval import Evaluation
 from m4.run import meds
-from m4.run import setup as setups
+from m4.run.workspace import open_split, owned, prepare
 from m4.train import processes
 
 NUM_FOLDS = 5
@@ -39,7 +39,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
             " fold and num_folds"
         )
     number = config.data.options.get("num_folds") or NUM_FOLDS
-    with setups.owned(folder):
+    with owned(folder):
         if processes.first():
             train.claim(config, folder, force=flags.force_config)
         os.environ.setdefault("M4_CACHE", str((folder / "cache").absolute()))
@@ -48,14 +48,14 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
             print(f"fold {k} of {number}", flush=True)
             own = _fold(config, k, number)
             parts.append(train.run(own, folder / f"fold_{k}", flags))
-            data = setups.prepare(own)
+            data = prepare(own)
             keys.append(index.read(data, "test"))
         if not processes.first():
             return
         pooled = pool(parts)
         for name in ("run.json", "data.json"):
             shutil.copyfile(folder / "fold_0" / name, folder / name)
-        spec = setups.open_split(data, "test", 1).spec
+        spec = open_split(data, "test", 1).spec
         print(f"{number} folds pooled", flush=True)
         eval_mode.publish(config, spec, folder, pooled, split="crossval")
         if all(table is not None for table in keys):

@@ -17,7 +17,8 @@ from m4.eval.predictions import Predictions
 from m4.eval.report import tables
 from m4.modes import report
 from m4.run import programs
-from m4.run import setup as setups
+from m4.run.model import Model, Setup, context, make_setup
+from m4.run.workspace import open_split, owned, prepare, same_run, use_cache
 from m4.specs import DataSpec
 from m4.train import processes
 from m4.train.checkpoint import Checkpoints
@@ -40,31 +41,31 @@ class Evaluation:
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Evaluates without training. See `m4.main`."""
     del flags
-    with setups.owned(folder):
+    with owned(folder):
         setup, predict, params = restore(config, folder)
-        with setups.context(setup.mesh):
+        with context(setup.mesh):
             _evaluate(config, setup, folder, functools.partial(predict, params))
 
 
 def restore(config: ml_collections.ConfigDict, folder: Path):
     """(setup, compiled predict function, parameters of the best step)."""
-    setups.use_cache(folder)
-    setup = setups.make(config, setups.prepare(config))
+    use_cache(folder)
+    setup = make_setup(config, prepare(config))
     params = best_params(config, setup, folder)
-    setups.open_split(setup.data, "test", config.eval.batch_size)
-    with setups.context(setup.mesh):
+    open_split(setup.data, "test", config.eval.batch_size)
+    with context(setup.mesh):
         predict = programs.compile_predict(setup, config.eval.batch_size)
     return setup, predict, params
 
 
-def best_params(config: ml_collections.ConfigDict, setup: setups.Model, folder: Path):
+def best_params(config: ml_collections.ConfigDict, setup: Model, folder: Path):
     """Evaluation parameters of the best step. Raises CheckpointError without one."""
     best = Checkpoints(folder / "checkpoints/best", keep=KEEP_BEST)
     try:
         restored, note = best.restore(
             {"params": setup.state.eval_params},
-            accept=lambda note: setups.same_run(
-                note, config, setup, folder, sections=("data.", "method.")
+            accept=lambda note: same_run(
+                note, config, setup.data, folder, sections=("data.", "method.")
             ),
         )
     finally:
@@ -73,16 +74,14 @@ def best_params(config: ml_collections.ConfigDict, setup: setups.Model, folder: 
     return restored["params"]
 
 
-def finish(
-    config: ml_collections.ConfigDict, setup: setups.Setup, folder: Path, predict
-) -> Evaluation:
+def finish(config: ml_collections.ConfigDict, setup: Setup, folder: Path, predict) -> Evaluation:
     """What comes after training: evaluates the best step."""
     return _evaluate(
         config, setup, folder, functools.partial(predict, best_params(config, setup, folder))
     )
 
 
-def sweep(config, setup: setups.Model, store: Store, predict, keep_SM) -> Predictions:
+def sweep(config, setup: Model, store: Store, predict, keep_SM) -> Predictions:
     """Predictions of a split under the modality subsets `keep_SM`."""
     return evaluate.sweep(
         predict,
@@ -103,7 +102,7 @@ def columns(store: Store, *keys: str) -> dict[str, np.ndarray]:
     return {key: np.concatenate([piece[key] for piece in pieces]) for key in keys}
 
 
-def _evaluate(config, setup: setups.Setup, folder: Path, predict) -> Evaluation:
+def _evaluate(config, setup: Setup, folder: Path, predict) -> Evaluation:
     val, test = (Store(setup.data, split) for split in ("val", "test"))
     whole = np.ones((1, len(setup.spec.modalities)), bool)
     cuts = results.thresholds(sweep(config, setup, val, predict, whole), setup.spec)
@@ -135,7 +134,7 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
     report.build(folder)
 
 
-def _subsets(config, setup: setups.Setup, test: Store) -> list[subsets.Subset]:
+def _subsets(config, setup: Setup, test: Store) -> list[subsets.Subset]:
     names = setup.spec.modality_names
     found = columns(test, "patient", *(f"{name}/present" for name in names))
     present = np.stack([found[f"{name}/present"] for name in names], axis=-1)
@@ -144,7 +143,7 @@ def _subsets(config, setup: setups.Setup, test: Store) -> list[subsets.Subset]:
     return chosen if config.eval.subsets else chosen[:1]
 
 
-def _references(config, setup: setups.Setup, test: Store):
+def _references(config, setup: Setup, test: Store):
     train = setup.loader.store
     x_train, _ = aggregate.table(train)
     x_test, _ = aggregate.table(test)

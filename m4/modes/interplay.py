@@ -43,7 +43,8 @@ from m4.eval import evaluate, interplay
 from m4.modes import tim
 from m4.modes.eval import columns
 from m4.run import raw
-from m4.run import setup as setups
+from m4.run.model import Setup, context, make_setup
+from m4.run.workspace import open_split, prepare, use_cache
 from m4.train import workdir
 
 PROBED = ("binary", "multiclass")
@@ -95,15 +96,15 @@ def run(config: Any, folder: Path | None) -> None:
     if folder is None:
         raise ConfigError("--workdir: is missing; interplay.json is written there")
     folder.mkdir(parents=True, exist_ok=True)
-    setups.use_cache(folder)
-    setup = setups.make(config, setups.prepare(config))
-    with setups.context(setup.mesh):
+    use_cache(folder)
+    setup = make_setup(config, prepare(config))
+    with context(setup.mesh):
         found = analyse(config, setup)
     workdir.write_atomic(folder / "interplay.json", json.dumps(found, indent=1) + "\n")
     _print(found)
 
 
-def analyse(config: Any, setup: setups.Setup) -> dict[str, Any]:
+def analyse(config: Any, setup: Setup) -> dict[str, Any]:
     """What `interplay.json` holds; None where too few rows have the modality and the label."""
     spec, names = setup.spec, setup.spec.modality_names
     read = _reader(config, setup)
@@ -145,7 +146,7 @@ def analyse(config: Any, setup: setups.Setup) -> dict[str, Any]:
     }
 
 
-def _reader(config, setup: setups.Setup):
+def _reader(config, setup: Setup):
     """`(params, split) -> Split`; compiles once."""
 
     @jax.jit
@@ -162,7 +163,7 @@ def _reader(config, setup: setups.Setup):
     jax.eval_shape(forward, setup.state.eval_params, setup.loader.batch(0))  # or it is refused now
 
     def read(params, split):
-        store = setups.open_split(setup.data, split, config.eval.batch_size)
+        store = open_split(setup.data, split, config.eval.batch_size)
         found = []
         for batch in itertools.islice(
             eval_batches(store, config.eval.batch_size), -(-MAX_ROWS // config.eval.batch_size)
@@ -217,7 +218,7 @@ def _information(test: Split, task: str, found: dict[str, Any], names) -> dict[s
     return pairs
 
 
-def _conflict(setup: setups.Setup, params: Any) -> dict[str, float]:
+def _conflict(setup: Setup, params: Any) -> dict[str, float]:
     @jax.jit
     def cosines(params, batch):
         def task_losses(params):

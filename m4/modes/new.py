@@ -39,7 +39,8 @@ from m4.eval.report import tables
 from m4.modes import eval as eval_mode
 from m4.modes import predict as predict_mode
 from m4.run import programs, trained
-from m4.run import setup as setups
+from m4.run.model import Model, context, make_model
+from m4.run.workspace import owned, use_cache
 from m4.specs import DataSpec
 from m4.train import processes, workdir
 
@@ -51,8 +52,8 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Writes the predictions. See `m4.main`."""
     new = Path(flags.on or "")
     name = name_of(new)
-    with setups.owned(folder):
-        setups.use_cache(folder)
+    with owned(folder):
+        use_cache(folder)
         with _records(config, folder, new) as data:
             store = Store(data, apply.SPLIT)
             model, found = _predict(config, folder, store, data)
@@ -106,13 +107,13 @@ def _progress(split: str, rows: int) -> None:
 
 def _predict(
     config: ml_collections.ConfigDict, folder: Path, store: Store, data: Path
-) -> tuple[setups.Model, Predictions]:
+) -> tuple[Model, Predictions]:
     mesh = sharding.make_mesh(config.mesh.to_dict())
     first = next(eval_batches(store, config.eval.batch_size))
-    model = setups.make_model(config, data, store.spec, first, mesh)
+    model = make_model(config, data, store.spec, first, mesh)
     params = eval_mode.best_params(config, model, folder)
     whole = np.ones((1, len(model.spec.modalities)), bool)
-    with setups.context(mesh):
+    with context(mesh):
         predict = functools.partial(programs.compile_predict(model, config.eval.batch_size), params)
         return model, eval_mode.sweep(config, model, store, predict, whole)
 

@@ -22,7 +22,8 @@ from m4.data.store import Store
 from m4.eval.predictions import Predictions
 from m4.modes import eval as eval_mode
 from m4.run import meds
-from m4.run import setup as setups
+from m4.run.model import context
+from m4.run.workspace import owned
 from m4.specs import DataSpec
 from m4.train import processes
 
@@ -32,11 +33,11 @@ SPLIT = "test"
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Writes predictions/test.parquet. See `m4.main`."""
     del flags
-    with setups.owned(folder):
+    with owned(folder):
         setup, predict, params = eval_mode.restore(config, folder)
         store = Store(setup.data, SPLIT)
         whole = np.ones((1, len(setup.spec.modalities)), bool)
-        with setups.context(setup.mesh):
+        with context(setup.mesh):
             predict = functools.partial(predict, params)
             found = eval_mode.sweep(config, setup, store, predict, whole)
         if processes.first():

@@ -35,7 +35,8 @@ from m4.eval import evaluate, results, tim
 from m4.modes.eval import columns
 from m4.nn.pretrained import wrapper
 from m4.run import raw
-from m4.run import setup as setups
+from m4.run.model import Setup, context, make_optimiser, make_setup
+from m4.run.workspace import prepare, use_cache
 from m4.train import step as steps
 from m4.train import workdir
 
@@ -65,10 +66,10 @@ def run(config: Any, folder: Path | None, tasks: str, num_permutations: int) -> 
     if folder is None:
         raise ConfigError("--workdir: is missing; tim.json is written there")
     folder.mkdir(parents=True, exist_ok=True)
-    setups.use_cache(folder)
-    setup = setups.make(config, setups.prepare(config))
+    use_cache(folder)
+    setup = make_setup(config, prepare(config))
     chosen = _chosen(config, setup, tasks)
-    with setups.context(setup.mesh):
+    with context(setup.mesh):
         value = tim.cached(_trainer(config, setup, chosen), len(chosen))
         shapley = tim.shapley(value, len(chosen), num_permutations=num_permutations or None)
         single = np.array([value(frozenset({t}))[t] for t in range(len(chosen))])
@@ -86,7 +87,7 @@ def run(config: Any, folder: Path | None, tasks: str, num_permutations: int) -> 
     _print(found)
 
 
-def _chosen(config, setup: setups.Setup, tasks: str) -> list[str]:
+def _chosen(config, setup: Setup, tasks: str) -> list[str]:
     method = type(wrapper.bare(setup.method))
     if "active_T" not in inspect.signature(method.__call__).parameters:
         raise ConfigError(
@@ -116,7 +117,7 @@ class Coalition:
         return self.method.loss(out, batch[0], step)
 
 
-def fitter(config, setup: setups.Setup, method: Any, mask: np.ndarray):
+def fitter(config, setup: Setup, method: Any, mask: np.ndarray):
     """`fit(mask) -> state` after training from the same start; compiles one step for all masks.
 
     A batch of `method` is (batch, mask). Raises ConfigError for batches of several lengths.
@@ -125,7 +126,7 @@ def fitter(config, setup: setups.Setup, method: Any, mask: np.ndarray):
         raise ConfigError(
             f"train.buckets={config.train.buckets}: must be () here, where one step is compiled"
         )
-    tx, _, ema = setups.make_optimiser(config)
+    tx, _, ema = make_optimiser(config)
     step = steps.make_step(method, tx, seed=config.seed, ema=ema)
     example = sharding.put_batch(setup.loader.batch(0), setup.mesh), mask
     zeros = jax.tree.map(
@@ -146,7 +147,7 @@ def fitter(config, setup: setups.Setup, method: Any, mask: np.ndarray):
     return fit
 
 
-def _trainer(config, setup: setups.Setup, chosen: list[str]):
+def _trainer(config, setup: Setup, chosen: list[str]):
     """`train(mask of the chosen tasks) -> test scores`; compiles a step and a prediction, once."""
     place = np.array([setup.spec.task_names.index(name) for name in chosen])
     everything = np.zeros(len(setup.spec.tasks), bool)
@@ -167,7 +168,7 @@ def _trainer(config, setup: setups.Setup, chosen: list[str]):
     return train
 
 
-def _predictor(config, setup: setups.Setup):
+def _predictor(config, setup: Setup):
     """`(params, active_T) -> {'task/metric': value}` on the test split."""
     store, spec = Store(setup.data, "test"), setup.spec
     patients = columns(store, "patient")["patient"]

@@ -23,7 +23,8 @@ from m4.errors import ConfigError, SaveError
 from m4.eval import results
 from m4.modes import eval as eval_mode
 from m4.run import programs, trained
-from m4.run import setup as setups
+from m4.run.model import Setup, context, make_setup
+from m4.run.workspace import open_split, owned, prepare, same_run, use_cache
 from m4.train import guard, loop, preemption, processes, telemetry, watchdog, workdir
 from m4.train.checkpoint import Checkpoints
 from m4.train.step import State
@@ -31,15 +32,15 @@ from m4.train.step import State
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> eval_mode.Evaluation:
     """Trains, evaluates, reports. See `m4.main`."""
-    with preemption.Signals() as signals, setups.owned(folder):
+    with preemption.Signals() as signals, owned(folder):
         if processes.first():
             claim(config, folder, force=flags.force_config)
-        setups.use_cache(folder)
-        data = setups.prepare(config)
-        setup = setups.make(config, data)
+        use_cache(folder)
+        data = prepare(config)
+        setup = make_setup(config, data)
         if processes.first():
             _introduce(config, setup, folder)
-        with setups.context(setup.mesh):
+        with context(setup.mesh):
             predict = _train(config, setup, folder, flags, signals)
             signals.idle()
             return eval_mode.finish(config, setup, folder, predict)
@@ -65,7 +66,7 @@ def claim(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> No
     workdir.write_atomic(path, configs.to_json(config))
 
 
-def _introduce(config, setup: setups.Setup, folder: Path) -> None:
+def _introduce(config, setup: Setup, folder: Path) -> None:
     """First lines of the output, run.json and data.json."""
     trained.keep(setup.data, folder)
     manifest = manifests.read(setup.data)
@@ -107,13 +108,13 @@ def _git() -> str | None:
 
 def _train(
     config: ml_collections.ConfigDict,
-    setup: setups.Setup,
+    setup: Setup,
     folder: Path,
     flags: Flags,
     signals: preemption.Signals,
 ):
     """Runs the loop; returns the compiled predict function for the evaluation that follows."""
-    val = setups.open_split(setup.data, "val", config.eval.batch_size)
+    val = open_split(setup.data, "val", config.eval.batch_size)
     predict = programs.compile_predict(setup, config.eval.batch_size)
     names = {field.name for field in dataclasses.fields(loop.Plan)}
     plan = loop.Plan(**{k: v for k, v in config.train.to_dict().items() if k in names})
@@ -151,7 +152,7 @@ def _train(
     return predict
 
 
-def _savers(config, setup: setups.Setup, folder: Path, last: Checkpoints, best: Checkpoints):
+def _savers(config, setup: Setup, folder: Path, last: Checkpoints, best: Checkpoints):
     """The loop's hooks that save."""
     note = {"seed": config.seed, "data": setup.data.name, "config": config.to_dict()}
 
@@ -166,7 +167,7 @@ def _savers(config, setup: setups.Setup, folder: Path, last: Checkpoints, best: 
     return {"save": save, "save_best": save_best}
 
 
-def _require_space(setup: setups.Setup, last: Checkpoints) -> None:
+def _require_space(setup: Setup, last: Checkpoints) -> None:
     """Raises SaveError if not even one state fits on the disk: better now than hours later."""
     free, size = last.make_room(setup.state)
     if processes.first() and free < size:
@@ -176,7 +177,7 @@ def _require_space(setup: setups.Setup, last: Checkpoints) -> None:
         )
 
 
-def _explainer(setup: setups.Setup, *, rerun: bool):
+def _explainer(setup: Setup, *, rerun: bool):
     """What is known of a bad step: its rows and, if asked for, the operation that fails in it."""
 
     def explain(number: int, state: State) -> list[str]:
@@ -192,7 +193,7 @@ def _explainer(setup: setups.Setup, *, rerun: bool):
 
 
 def _evaluator(
-    config, setup: setups.Setup, val: Store, predict, signals: preemption.Signals
+    config, setup: Setup, val: Store, predict, signals: preemption.Signals
 ) -> loop.Evaluate:
     """Every metric on the validation split, all modalities kept."""
     whole = np.ones((1, len(setup.spec.modalities)), bool)
@@ -223,12 +224,12 @@ def _opened(config, folder: Path):
             best.close()
 
 
-def _restore(last: Checkpoints, config, setup: setups.Setup, folder: Path, *, force: bool):
+def _restore(last: Checkpoints, config, setup: Setup, folder: Path, *, force: bool):
     """(state, note) of the newest sound checkpoint, or a fresh state if there never was one."""
 
     def accept(note) -> None:
         sections = () if force else ("",)
-        setups.same_run(note, config, setup, folder, sections=sections)
+        same_run(note, config, setup.data, folder, sections=sections)
 
     if not last.used():
         return setup.init(), {}

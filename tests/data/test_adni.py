@@ -12,7 +12,7 @@ from m4.data.sets import adni
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 from m4.main import main
-from m4.run import setup
+from m4.run.model import make_setup
 
 pytest.importorskip("h5py", reason="h5py is not installed (extra: adni)")
 pytest.importorskip("nibabel", reason="nibabel is not installed (extra: adni)")
@@ -79,7 +79,7 @@ def test_build_and_configuration(raw, tmp_path):
     store = Store(folder, "train")
     rows = store.read(np.arange(len(store)))
     assert rows["genomic/values"].shape[1:] == (12,) and np.isfinite(rows["genomic/values"]).all()
-    made = setup.make(config, folder)  # traces the method on a batch, compiles nothing
+    made = make_setup(config, folder)  # traces the method on a batch, compiles nothing
     assert made.spec.modality_names == adni.MODALITIES
 
 

@@ -10,7 +10,7 @@ from m4.data import build
 from m4.data.sets import mfeat, views
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
-from m4.run.setup import open_split
+from m4.run.workspace import open_split
 
 
 def write(root, view, rows):

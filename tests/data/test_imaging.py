@@ -13,7 +13,7 @@ from m4.data.sets.imaging import embed
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 from m4.main import main
-from m4.run import setup
+from m4.run.model import make_setup
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed (extra: images)")
 pytest.importorskip("openpyxl", reason="openpyxl is not installed (extra: images)")
@@ -224,7 +224,7 @@ def test_the_shipped_configuration_takes_them(layout, raw, tmp_path):
     path = f"configs/m4oe_{layout}.py:tiny"
     config = configs.load(configs.parse([f"--config={path}"]))
     folder = build.prepare("imaging", raw, tmp_path, options=config.data.options.to_dict())
-    made = setup.make(config, folder)  # traces the method on a batch, compiles nothing
+    made = make_setup(config, folder)  # traces the method on a batch, compiles nothing
     assert made.spec.modality_names == imaging.LAYOUTS[layout][0]
     assert config.train.select.split("/")[0] in made.spec.task_names
 

@@ -12,7 +12,7 @@ from m4.data.sets import mosi, pam
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 from m4.main import main
-from m4.run import setup
+from m4.run.model import make_setup
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,7 +109,7 @@ def test_build_and_configuration(name, raw, tmp_path):
     folder = build.prepare(name, raw, tmp_path, options=config.data.options.to_dict())
     rows = Store(folder, "train").read(np.arange(8))
     assert all(np.isfinite(v).all() for k, v in rows.items() if k.endswith("values"))
-    made = setup.make(config, folder)  # traces the method on a batch, compiles nothing
+    made = make_setup(config, folder)  # traces the method on a batch, compiles nothing
     assert config.train.select.split("/")[0] in made.spec.task_names
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from m4 import config as configs
 from m4 import sharding
-from m4.run import setup as setups
+from m4.run.model import context, make_optimiser, make_setup
+from m4.run.workspace import prepare
 from m4.train import step as steps
 from tests.faults import config as smallest
 from tests.faults.harness import Bench, Outcome
@@ -97,10 +98,10 @@ class Rig:
 
     def __init__(self, method: str):
         config = configs.check(smallest.get_config(method), {}, "the smallest configuration")
-        self.setup = setups.make(config, setups.prepare(config))
-        tx, _, ema = setups.make_optimiser(config)
+        self.setup = make_setup(config, prepare(config))
+        tx, _, ema = make_optimiser(config)
         step = steps.make_step(Spoilt(self.setup.method), tx, seed=config.seed, ema=ema)
-        with setups.context(self.setup.mesh):
+        with context(self.setup.mesh):
             state, batch = self.setup.init(), self.batch(0)
             zeros = jax.eval_shape(step.zeros, state, batch)
             self.zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), zeros)
@@ -118,7 +119,7 @@ class Rig:
 
     def problem(self, place: str, value: float) -> str | None:
         """What a fault in the second step does that it must not."""
-        with setups.context(self.setup.mesh):
+        with context(self.setup.mesh):
             if place in ("expert", "average"):
                 return self._in_state(place, value)
             edit = {"input": _edit_input, "label": _edit_label}.get(place)

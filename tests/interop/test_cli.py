@@ -9,7 +9,8 @@ from flax import traverse_util
 from m4 import config as configs
 from m4.interop import files
 from m4.interop.__main__ import LAYOUTS, main
-from m4.run import setup as setups
+from m4.run.model import make_setup
+from m4.run.workspace import prepare
 from tests.interop import shared
 
 METHODS = {
@@ -56,7 +57,7 @@ def get_config(variant=''):
     ))
 """)
     config = configs.load(configs.parse([f"--config={tmp_path / 'c.py'}"]))
-    made = setups.make(config, setups.prepare(config))
+    made = make_setup(config, prepare(config))
     shapes = traverse_util.flatten_dict(made.state.eval_params, sep="/")
     return name, tmp_path, shared.tensors(LAYOUTS[name](made.method), shapes)
 

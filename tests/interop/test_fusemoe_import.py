@@ -17,7 +17,8 @@ from m4.interop.__main__ import main
 from m4.main import main as m4_main
 from m4.methods.fusemoe import torch_layout as fusemoe
 from m4.methods.fusemoe.model import FuseMoE
-from m4.run import setup as setups
+from m4.run.model import make_setup
+from m4.run.workspace import prepare
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests.interop import shared
 
@@ -165,7 +166,7 @@ def run(folder, command, *args):
 def tensors_of(folder):
     """Random weights of the release at the configuration's sizes."""
     config = configs.load(configs.parse([f"--config={folder / 'c.py'}"]))
-    made = setups.make(config, setups.prepare(config))
+    made = make_setup(config, prepare(config))
     shapes = traverse_util.flatten_dict(made.state.eval_params, sep="/")
     return shared.tensors(fusemoe.layout(made.method), shapes)
 

@@ -14,7 +14,7 @@ from m4.errors import ConfigError
 from m4.main import main
 from m4.methods.flexcare.model import FlexCare
 from m4.run import programs
-from m4.run import setup as setups
+from m4.run.model import like, require_any_length
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.train import loop
 
@@ -119,8 +119,8 @@ def test_a_method_that_has_parameters_per_position_is_refused():
     sizes = {"width": 8, "depth": 1, "mlp": 8, "num_experts": 3, "hidden": 8}
 
     def require(length, fidelity):
-        batches = tuple(setups.like(cut, 2, mesh) for cut in (spec.cut(length), spec))
-        setups._require_any_length(FlexCare(spec, fidelity=fidelity, **sizes), batches, mesh)
+        batches = tuple(like(cut, 2, mesh) for cut in (spec.cut(length), spec))
+        require_any_length(FlexCare(spec, fidelity=fidelity, **sizes), batches, mesh)
 
     with pytest.raises(ConfigError, match=r"notes/position has shape \(4, 8\), in shorter .*3, 8"):
         require(3, "paper")

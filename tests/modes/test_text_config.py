@@ -7,7 +7,8 @@ from flax import traverse_util
 
 from m4 import config as configs
 from m4.nn.pretrained import bert, safetensors
-from m4.run import setup as setups
+from m4.run.model import make_setup
+from m4.run.workspace import prepare
 
 CONFIG = """
 import ml_collections
@@ -34,7 +35,7 @@ def test_fresh_state_holds_the_files_weights(tmp_path, monkeypatch, devices):
     safetensors.write(weights, "model.safetensors")
     flags = configs.parse(["--config=c.py", f"--config.mesh.data={devices}"])
     config = configs.load(flags)
-    made = setups.make(config, setups.prepare(config))
+    made = make_setup(config, prepare(config))
     state = made.init()
     found = traverse_util.flatten_dict(jax.device_get(state.params["frozen_text"]), sep="/")
     _, readers = bert.load("model.safetensors", 2)

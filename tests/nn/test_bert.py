@@ -11,7 +11,7 @@ from flax import traverse_util
 from m4.errors import ConfigError
 from m4.methods.m3h.model import M3H
 from m4.nn.pretrained import bert, safetensors
-from m4.run import setup
+from m4.run.method import make_method
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.train import optim
 from m4.train.step import init_params
@@ -202,7 +202,7 @@ def make_batch(token_BT=None, present=(1, 1, 0)):
 
 def built(file, **text):
     config = {"name": "m3h", "width": 4, "task_width": 3, "dropout": 0.0}
-    return setup.make_method(config, SPEC, text={"file": file, "num_heads": 2} | text)
+    return make_method(config, SPEC, text={"file": file, "num_heads": 2} | text)
 
 
 def test_reads_in_chunks_for_any_method(file):

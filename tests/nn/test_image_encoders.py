@@ -8,7 +8,7 @@ from flax import traverse_util
 
 from m4.errors import ConfigError
 from m4.nn.pretrained import bert, images, resnet, safetensors, vit_file, wrapper
-from m4.run import setup
+from m4.run.method import make_method
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.train import optim
 from m4.train.step import init_params
@@ -54,7 +54,7 @@ def make_batch():
 
 def built(file, data=SPEC, text=None, method=None, **image):
     image = {"file": file, "num_heads": 2} | image
-    return setup.make_method(dict(method or TOY), data, text=text or {}, image=image)
+    return make_method(dict(method or TOY), data, text=text or {}, image=image)
 
 
 def params(file):

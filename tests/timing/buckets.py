@@ -21,7 +21,8 @@ from m4 import sharding
 from m4.data.buckets import WINDOW
 from m4.errors import ConfigError
 from m4.run import programs, raw
-from m4.run import setup as setups
+from m4.run.model import Setup, context, make_setup
+from m4.run.workspace import prepare
 from m4.specs import RAGGED_KINDS
 
 ROUNDS = 5
@@ -40,14 +41,14 @@ def main(argv: list[str]) -> None:
 
 def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """CPU seconds by variant: of a step, of all compiles; padded shares; ratios of each round."""
-    data = setups.prepare(config)
+    data = prepare(config)
     variants = {"whole": (), "buckets": config.train.buckets}
     runs, compiling, padded = {}, {}, {}
     for name, buckets in variants.items():
         own = config.copy_and_resolve_references()
         with own.unlocked(), own.ignore_type():
             own.train.buckets = buckets
-        setup = setups.make(own, data)
+        setup = make_setup(own, data)
         runs[name], compiling[name] = _runner(setup, config.train.batch_size)
         padded[name] = _padded(setup)
     steps = _steps(setup)
@@ -68,13 +69,13 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
     }
 
 
-def _steps(setup: setups.Setup) -> int:
+def _steps(setup: Setup) -> int:
     return min(setup.loader.steps_per_epoch, WINDOW)
 
 
-def _runner(setup: setups.Setup, batch_size: int) -> tuple[Callable[[int, int], None], float]:
+def _runner(setup: Setup, batch_size: int) -> tuple[Callable[[int, int], None], float]:
     """`run(first step, number of steps)`, warm, and the CPU seconds of compiling it."""
-    with setups.context(setup.mesh):
+    with context(setup.mesh):
         before = time.process_time()
         step, zeros = programs.compile_step(setup, batch_size)
         compiling = time.process_time() - before
@@ -92,7 +93,7 @@ def _runner(setup: setups.Setup, batch_size: int) -> tuple[Callable[[int, int], 
     return run, compiling
 
 
-def _padded(setup: setups.Setup) -> float:
+def _padded(setup: Setup) -> float:
     """Share of the positions of ragged modalities that hold nothing."""
     names = [m.name for m in setup.spec.modalities if m.kind in RAGGED_KINDS]
     real = total = 0

@@ -1,10 +1,8 @@
-"""From a configuration to the objects of a run: data, mesh, method, compiled functions."""
+"""From a configuration and built data to a model: mesh, method, optimiser, state, loader."""
 
-import contextlib
 import dataclasses
 import functools
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +11,19 @@ import jax
 import ml_collections
 import numpy as np
 import optax
-from flax.core import FrozenDict
 
-from m4 import config as configs
 from m4 import sharding
-from m4.config import schema
-from m4.data import build, missing
-from m4.data import manifest as manifests
+from m4.data import missing
 from m4.data.batch import empty
 from m4.data.buckets import ladder
 from m4.data.loader import TrainLoader
 from m4.data.store import Store
-from m4.errors import CheckpointError, ConfigError
-from m4.nn.pretrained import bert, images
-from m4.resolve import resolve
-from m4.run import raw
+from m4.errors import ConfigError
+from m4.run.method import make_method
+from m4.run.workspace import open_split
 from m4.specs import DataSpec
-from m4.train import optim, processes, workdir
-from m4.train import step as steps
+from m4.train import optim
+from m4.train import step as train_step
 from m4.train.checkpoint import abstract
 from m4.types import Batch, Method
 
@@ -44,8 +37,8 @@ class Model:
     mesh: jax.sharding.Mesh
     method: Method
     schedule: optax.Schedule
-    step: steps.Step
-    init: Callable[[], steps.State]
+    step: train_step.Step
+    init: Callable[[], train_step.State]
     state: Any  # shapes and shardings of the state
     cuts: tuple[DataSpec, ...]  # the schema in every bucket, the last is whole
 
@@ -57,52 +50,7 @@ class Setup(Model):
     loader: TrainLoader
 
 
-@contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Holds a work directory; of several processes the first does it for all."""
-    with workdir.locked(folder) if processes.first() else contextlib.nullcontext():
-        processes.barrier("workdir")
-        yield
-
-
-def use_cache(folder: Path) -> None:
-    """Keeps compiled programs in M4_CACHE or the work directory, unless JAX was told otherwise."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = Path(os.environ.get("M4_CACHE") or folder / "cache")
-        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
-
-
-def prepare(config: ml_collections.ConfigDict) -> Path:
-    """The folder of the built data set, building it if need be."""
-    raw_dir, data_dir = raw.folders(config)
-
-    def progress(split: str, rows: int) -> None:
-        print(f"building {config.data.name} {split}: {rows} records", flush=True)
-
-    return build.prepare(
-        config.data.name,
-        raw_dir,
-        data_dir,
-        seed=config.seed,
-        options=config.data.options.to_dict(),
-        progress=progress,
-        report=lambda manifest: print(
-            "cohort", *manifests.flow_lines(manifest), sep="\n", flush=True
-        ),
-    )
-
-
-def open_split(data: Path, split: str, batch_size: int) -> Store:
-    """A split that can fill at least one batch."""
-    store = Store(data, split)
-    if len(store) < (batch_size if split == "train" else 1):
-        raise ConfigError(
-            f"train.batch_size={batch_size}: the {split} split has only {len(store)} rows"
-        )
-    return store
-
-
-def make(config: ml_collections.ConfigDict, data: Path) -> Setup:
+def make_setup(config: ml_collections.ConfigDict, data: Path) -> Setup:
     """Builds everything from a built data set. Raises ConfigError for what the method refuses."""
     mesh = sharding.make_mesh(config.mesh.to_dict())
     store = open_split(data, "train", config.train.batch_size)
@@ -125,11 +73,11 @@ def make_model(
     text, image = config.text.to_dict(), config.image.to_dict()
     method = make_method(config.method.to_dict(), spec, text=text, image=image)
     tx, schedule, ema = make_optimiser(config)
-    fresh = functools.partial(steps.init_state, tx=tx, ema=ema)
+    fresh = functools.partial(train_step.init_state, tx=tx, ema=ema)
     fresh = functools.partial(fresh, spike_window=config.train.spike_window)
     init, state = _init(method, tx, first, mesh, seed=config.seed, fresh=fresh)
-    _require_any_length(method, [like(cut, len(first.uid), mesh) for cut in cuts], mesh)
-    step = steps.make_step(method, tx, seed=config.seed, ema=ema)
+    require_any_length(method, [like(cut, len(first.uid), mesh) for cut in cuts], mesh)
+    step = train_step.make_step(method, tx, seed=config.seed, ema=ema)
     return Model(data, spec, mesh, method, schedule, step, init, state, cuts)
 
 
@@ -188,75 +136,6 @@ def weighted(spec: DataSpec, weights: Mapping[str, float]) -> DataSpec:
     return dataclasses.replace(spec, tasks=tuple(tasks))
 
 
-def same_run(
-    note: Mapping[str, Any],
-    config: ml_collections.ConfigDict,
-    setup: Model,
-    folder: Path,
-    *,
-    sections: tuple[str, ...] = ("",),
-) -> None:
-    """Raises CheckpointError if a checkpoint's note names other data or another configuration.
-
-    Of the configuration only fields that begin with one of `sections` count; weights that were
-    imported have none.
-    """
-    if note.get("data") != setup.data.name:
-        raise CheckpointError(
-            f"{folder}: trained on data {note.get('data')}, but {setup.data.name} is given now;"
-            " choose another --workdir"
-        )
-    now = config.to_dict()
-    then = configs.completed(note["config"], str(folder)) if "config" in note else now
-    changes = [c for c in configs.diff(then, now) if c.startswith(sections)]
-    if changes:
-        raise CheckpointError(
-            f"{folder}: trained with another configuration; choose another --workdir, or"
-            " --force_config to go on with this one:",
-            *changes,
-        )
-
-
-def make_method(
-    config: dict[str, Any],
-    spec: DataSpec,
-    *,
-    text: Mapping[str, Any] = FrozenDict(),
-    image: Mapping[str, Any] = FrozenDict(),
-) -> Method:
-    """The method that `config['name']` names, with the other entries as its fields.
-
-    With `text['file']` a BERT reads the text modalities for it, with `image['file']` a ViT or a
-    ResNet the images.
-    """
-    name = config.pop("name")
-    module, attribute = schema.method_target(name)
-    fields = {k: FrozenDict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
-
-    def make(data: DataSpec) -> Method:
-        try:
-            cls = resolve(f"{module}:{attribute}", module)
-            for name, default in ((f.name, f.default) for f in dataclasses.fields(cls)):
-                if isinstance(fields.get(name), FrozenDict) and dataclasses.is_dataclass(default):
-                    fields[name] = dataclasses.replace(default, **fields[name])
-            return cls(data=data, **fields)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"method.name={name!r}: {error}") from error
-
-    with_images = functools.partial(_behind, "image", images.with_images, image, make)
-    return _behind("text", bert.with_text, text, with_images, spec)
-
-
-def _behind(section: str, put, options: Mapping[str, Any], make, spec: DataSpec) -> Method:
-    """What `make` makes for a schema, behind the encoder that a section names, if it does."""
-    if not options.get("file"):
-        return make(spec)
-    try:
-        return put(make, spec, **options)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{section}.file: {error}") from error
-
-
 def like(spec: DataSpec, num_rows: int, mesh: jax.sharding.Mesh) -> Any:
     """Shapes and shardings of a whole batch."""
     batch = empty(spec, num_rows)
@@ -264,13 +143,13 @@ def like(spec: DataSpec, num_rows: int, mesh: jax.sharding.Mesh) -> Any:
     return abstract(shapes, jax.tree.map(lambda _: sharding.rows(mesh), shapes))
 
 
-def _require_any_length(method: Method, batches: Sequence[Any], mesh: jax.sharding.Mesh) -> None:
+def require_any_length(method: Method, batches: Sequence[Any], mesh: jax.sharding.Mesh) -> None:
     """Raises ConfigError if the shape of a parameter depends on the length of a batch."""
     if len(batches) == 1:
         return
 
     def shapes(batch):
-        params = jax.eval_shape(functools.partial(steps.init_params, method, seed=0), batch)
+        params = jax.eval_shape(functools.partial(train_step.init_params, method, seed=0), batch)
         leaves = jax.tree_util.tree_leaves_with_path(sharding.unbox(params))
         return {jax.tree_util.keystr(p, simple=True, separator="/"): x.shape for p, x in leaves}
 
@@ -285,14 +164,14 @@ def _require_any_length(method: Method, batches: Sequence[Any], mesh: jax.shardi
                 )
 
 
-def _init(method, tx, batch: Batch, mesh, *, seed: int, fresh: Callable[[Any], steps.State]):
+def _init(method, tx, batch: Batch, mesh, *, seed: int, fresh: Callable[[Any], train_step.State]):
     """Function that makes a fresh state where it belongs, and the state's shapes.
 
     `fresh` makes a state of parameters.
     """
 
     def params():
-        return steps.init_params(method, jax.tree.map(np.asarray, batch), seed=seed)
+        return train_step.init_params(method, jax.tree.map(np.asarray, batch), seed=seed)
 
     def init():
         return fresh(sharding.unbox(params()))
@@ -305,7 +184,7 @@ def _init(method, tx, batch: Batch, mesh, *, seed: int, fresh: Callable[[Any], s
     placed = sharding.param_shardings(boxed, mesh)
     shardings = sharding.state_shardings(shapes, placed, tx, mesh)
 
-    def make() -> steps.State:
+    def make() -> train_step.State:
         # It runs once: optimising it takes three times as long as it could save.
         cpu = mesh.devices.flat[0].platform == "cpu"
         options = {"xla_backend_optimization_level": 0} if cpu else None

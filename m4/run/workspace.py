@@ -1,0 +1,92 @@
+"""Where a run lives: its locked folder, cache and built data, and whose checkpoints it holds."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from m4 import config as configs
+from m4.data import build
+from m4.data import manifest as manifests
+from m4.data.store import Store
+from m4.errors import CheckpointError, ConfigError
+from m4.run import raw
+from m4.train import processes, workdir
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Holds a work directory; of several processes the first does it for all."""
+    with workdir.locked(folder) if processes.first() else contextlib.nullcontext():
+        processes.barrier("workdir")
+        yield
+
+
+def use_cache(folder: Path) -> None:
+    """Keeps compiled programs in M4_CACHE or the work directory, unless JAX was told otherwise."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = Path(os.environ.get("M4_CACHE") or folder / "cache")
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+
+
+def prepare(config: ml_collections.ConfigDict) -> Path:
+    """The folder of the built data set, building it if need be."""
+    raw_dir, data_dir = raw.folders(config)
+
+    def progress(split: str, rows: int) -> None:
+        print(f"building {config.data.name} {split}: {rows} records", flush=True)
+
+    return build.prepare(
+        config.data.name,
+        raw_dir,
+        data_dir,
+        seed=config.seed,
+        options=config.data.options.to_dict(),
+        progress=progress,
+        report=lambda manifest: print(
+            "cohort", *manifests.flow_lines(manifest), sep="\n", flush=True
+        ),
+    )
+
+
+def open_split(data: Path, split: str, batch_size: int) -> Store:
+    """A split that can fill at least one batch."""
+    store = Store(data, split)
+    if len(store) < (batch_size if split == "train" else 1):
+        raise ConfigError(
+            f"train.batch_size={batch_size}: the {split} split has only {len(store)} rows"
+        )
+    return store
+
+
+def same_run(
+    note: Mapping[str, Any],
+    config: ml_collections.ConfigDict,
+    data: Path,
+    folder: Path,
+    *,
+    sections: tuple[str, ...] = ("",),
+) -> None:
+    """Raises CheckpointError if a checkpoint's note names other data or another configuration.
+
+    Of the configuration only fields that begin with one of `sections` count; weights that were
+    imported have none.
+    """
+    if note.get("data") != data.name:
+        raise CheckpointError(
+            f"{folder}: trained on data {note.get('data')}, but {data.name} is given now;"
+            " choose another --workdir"
+        )
+    now = config.to_dict()
+    then = configs.completed(note["config"], str(folder)) if "config" in note else now
+    changes = [c for c in configs.diff(then, now) if c.startswith(sections)]
+    if changes:
+        raise CheckpointError(
+            f"{folder}: trained with another configuration; choose another --workdir, or"
+            " --force_config to go on with this one:",
+            *changes,
+        )
