@@ -34,6 +34,7 @@ results: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

@@ -21,8 +21,7 @@ from m4.specs import DataSpec
 Array = jax.Array
 
 
-@flax.struct.dataclass
-class Stream:
+class Stream(flax.struct.PyTreeNode):
     """One modality of a batch."""
 
     values: Array  # [B, *row]
@@ -32,16 +31,14 @@ class Stream:
     observed: Array | None = None  # bool[B, T, f] (series) or bool[B, f] (table)
 
 
-@flax.struct.dataclass
-class Target:
+class Target(flax.struct.PyTreeNode):
     """Labels of one task; `mask` 0 means no label."""
 
     value: Array  # [B, *out]
     mask: Array  # f32[B], or f32[B, dim] for multilabel
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(flax.struct.PyTreeNode):
     """One step's input. All modalities and all tasks of the `DataSpec` are always there."""
 
     inputs: dict[str, Stream]
@@ -55,8 +52,7 @@ class Batch:
         return jnp.stack([self.inputs[m].present for m in spec.modality_names], axis=-1)
 
 
-@flax.struct.dataclass
-class Tokens:
+class Tokens(flax.struct.PyTreeNode):
     """What an encoder yields and a fuser takes."""
 
     x: Array  # [B, T, D]
@@ -64,8 +60,7 @@ class Tokens:
     times: Array | None = None  # f32[B, T]
 
 
-@flax.struct.dataclass
-class Routing:
+class Routing(flax.struct.PyTreeNode):
     """Sparse assignment of N tokens to K experts each.
 
     `experts` of an invalid token is E (an expert that does not exist) and its weight is 0.
@@ -79,8 +74,7 @@ class Routing:
     load: Array | None = None  # f32[N, E], smooth chance of selection where the router has one
 
 
-@flax.struct.dataclass
-class SoftRouting:
+class SoftRouting(flax.struct.PyTreeNode):
     """Every token to every slot (Soft-MoE)."""
 
     dispatch: Array  # f32[B, T, E, P]
@@ -88,16 +82,14 @@ class SoftRouting:
     logits: Array  # f32[B, T, E, P]
 
 
-@flax.struct.dataclass
-class MoeAux:
+class MoeAux(flax.struct.PyTreeNode):
     """By-products of one MoE layer. Losses are unweighted; weights live in the config."""
 
     losses: dict[str, Array]
     stats: dict[str, Array]
 
 
-@flax.struct.dataclass
-class Outputs:
+class Outputs(flax.struct.PyTreeNode):
     """What a method returns."""
 
     logits: dict[str, Array]  # per task [B, dim]
@@ -106,8 +98,7 @@ class Outputs:
     extra: dict[str, Array] = flax.struct.field(default_factory=dict)
 
 
-@flax.struct.dataclass
-class Mean:
+class Mean(flax.struct.PyTreeNode):
     """A weighted mean kept as (total, weight) so that parts merge exactly."""
 
     total: Array
@@ -129,9 +120,12 @@ class Method(Protocol):
 
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
         """Logits for every task; `batch.targets` must not influence them."""
+        ...
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """Scalar to minimise and its unweighted terms. Pure: reads no parameters."""
+        ...
 
     def apply(self, variables: Any, batch: Batch, **kwargs: Any) -> Outputs:
         """Linen's functional call."""
+        ...
