@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from m4.maths import murmur3
 from m4.types import Array
 
 
@@ -217,7 +218,7 @@ def hash(x_ND: Array, *, num_experts: int, modality_N: Array, slot_N: Array) -> 
     After hash layers (arXiv 2106.04426), whose key is the word.
     """
     token_N = (modality_N.astype(jnp.uint32) << 20) ^ slot_N.astype(jnp.uint32)
-    bits_NE = _mix(_mix(token_N)[:, None] ^ jnp.arange(num_experts, dtype=jnp.uint32))
+    bits_NE = murmur3(murmur3(token_N)[:, None] ^ jnp.arange(num_experts, dtype=jnp.uint32))
     return (bits_NE >> 8).astype(x_ND.dtype) / 2**24
 
 
@@ -273,10 +274,3 @@ def _sqrt_jvp(primals, tangents):
     root = jnp.sqrt(primals[0])
     safe = jnp.where(root > 0.0, root, 1.0)
     return root, tangents[0] * jnp.where(root > 0.0, 0.5 / safe, 0.0)
-
-
-def _mix(bits):
-    """Avalanche of 32 bits (the finaliser of MurmurHash3)."""
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
-    return bits ^ (bits >> 16)

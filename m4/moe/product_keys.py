@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
+from m4.maths import softmax
 from m4.moe.losses import entropy_of
-from m4.moe.selection import Normalise, softmax
+from m4.moe.selection import Normalise
 from m4.moe.stats import load_stats
 from m4.resolve import resolve
 from m4.types import Array, MoeAux

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
+from m4.maths import largest, softmax
 from m4.moe import selection
 from m4.moe.engine.slots import ExpertChoice
 from m4.moe.selection import Normalise
@@ -36,7 +37,7 @@ Zeros = Annotated[Array, nn.initializers.zeros]
 
 def top_k(logits_NE: Array, valid_N: Array, *, k: int, normalise: Normalise = "auto") -> Routing:
     """The K best experts of every token; ties go to the lower index."""
-    return selection.routing_to(selection.largest(logits_NE, k), logits_NE, valid_N, normalise)
+    return selection.routing_to(largest(logits_NE, k), logits_NE, valid_N, normalise)
 
 
 def noisy_top_k(
@@ -63,7 +64,7 @@ def noisy_top_k(
         noise_NE = jax.random.normal(key, logits_NE.shape, logits_NE.dtype)
     sigma_NE = jax.nn.softplus(jnp.matmul(x_ND, noise_DE, precision="highest")) + floor
     noisy_NE = logits_NE + sigma_NE * noise_NE
-    experts_NK = selection.largest(noisy_NE, k)
+    experts_NK = largest(noisy_NE, k)
     routing = selection.routing_to(experts_NK, logits_NE, valid_N, normalise, scores_NE=noisy_NE)
     load_NE = selection.smooth_load(logits_NE, noisy_NE, sigma_NE, valid_N, k=k)
     return routing.replace(load=load_NE)
@@ -87,10 +88,10 @@ def group_limited(
     if not k <= groups_kept * logits_NGJ.shape[-1] or not groups_kept <= num_groups:
         raise ValueError(f"{k} experts cannot come from {groups_kept} of {num_groups} groups")
     best = jax.lax.top_k(jax.lax.stop_gradient(logits_NGJ), min(2, logits_NGJ.shape[-1]))[0]
-    groups_NK = selection.largest(jax.nn.logsumexp(best, axis=-1), groups_kept)
+    groups_NK = largest(jax.nn.logsumexp(best, axis=-1), groups_kept)
     kept_NG = (groups_NK[:, :, None] == jnp.arange(num_groups)).any(1)
     within_NE = jnp.where(kept_NG[..., None], logits_NGJ, -jnp.inf).reshape(logits_NE.shape)
-    return selection.routing_to(selection.largest(within_NE, k), logits_NE, valid_N, normalise)
+    return selection.routing_to(largest(within_NE, k), logits_NE, valid_N, normalise)
 
 
 def hierarchical(
@@ -115,7 +116,7 @@ def hierarchical(
             f"k={k} experts from groups_kept={groups_kept} of {outer_NG.shape[-1]} groups of "
             f"{logits_NGJ.shape[-1]}: k must be a multiple of groups_kept and fit"
         )
-    groups_NK = selection.largest(outer_NG, groups_kept)
+    groups_NK = largest(outer_NG, groups_kept)
     kept_NKJ = jnp.take_along_axis(logits_NGJ, groups_NK[..., None], axis=1)
     inner_NKI = jax.lax.top_k(jax.lax.stop_gradient(kept_NKJ), num_inner)[1]
     weights_NKI = selection.weigh(outer_NG, groups_NK, normalise)[..., None] * selection.weigh(
@@ -123,7 +124,7 @@ def hierarchical(
     )
     allowed_NKI = jnp.take_along_axis(kept_NKJ, inner_NKI, axis=-1) != -jnp.inf
     experts_NKI = groups_NK[..., None] * logits_NGJ.shape[-1] + inner_NKI
-    probs_NGJ = selection.softmax(outer_NG)[..., None] * selection.softmax(logits_NGJ)
+    probs_NGJ = softmax(outer_NG)[..., None] * softmax(logits_NGJ)
     return selection.assemble(
         rearrange(experts_NKI, "n k i -> n (k i)"),
         rearrange(weights_NKI, "n k i -> n (k i)"),
@@ -142,7 +143,7 @@ def loss_free(
     The bias gets no gradient from the task; `balance.loss_free` moves it against the load.
     Departure: the bias is added to the log-affinity, so that it means the same for every gate.
     """
-    experts_NK = selection.largest(logits_NE + bias_E, k)
+    experts_NK = largest(logits_NE + bias_E, k)
     return selection.routing_to(experts_NK, logits_NE, valid_N, normalise)
 
 
@@ -163,7 +164,7 @@ def sinkhorn(
     plan_NE = logits_NE
     if train:
         plan_NE = selection.sinkhorn(logits_NE, valid_N, num_iterations=num_iterations)
-    return selection.routing_to(selection.largest(plan_NE, k), logits_NE, valid_N, normalise)
+    return selection.routing_to(largest(plan_NE, k), logits_NE, valid_N, normalise)
 
 
 def modality_pattern(
@@ -176,7 +177,7 @@ def modality_pattern(
     an input of the layer.
     """
     own_NE = (pattern_N % logits_NE.shape[-1])[:, None] == jnp.arange(logits_NE.shape[-1])
-    experts_NK = selection.largest(jnp.where(own_NE, jnp.inf, logits_NE), k)
+    experts_NK = largest(jnp.where(own_NE, jnp.inf, logits_NE), k)
     return selection.routing_to(experts_NK, logits_NE, valid_N, normalise)
 
 
@@ -201,7 +202,7 @@ def expert_choice(
         raise ValueError(f"compete={compete!r}: choose 'batch', or 'row' and give num_rows")
     num_tokens, num_experts = logits_NE.shape
     rows = num_rows if compete == "row" else 1
-    probs_NE = jnp.where(valid_N[:, None], selection.softmax(logits_NE), 0.0)
+    probs_NE = jnp.where(valid_N[:, None], softmax(logits_NE), 0.0)
     scores_NE = jnp.exp(logits_NE) if normalise == "none" else probs_NE
     bids_BET = rearrange(
         jnp.where(valid_N[:, None], probs_NE, -jnp.inf), "(b t) e -> b e t", b=rows
@@ -233,8 +234,8 @@ def soft(logits_NE: Array, valid_N: Array, *, num_rows: int, num_experts: int) -
     open_BTEP = jnp.where(valid_BT11, logits_BTEP, -jnp.inf)
     flat_BTS = rearrange(open_BTEP, "b t e p -> b t (e p)")
     return SoftRouting(
-        dispatch=selection.softmax(open_BTEP, axis=1),
-        combine=selection.softmax(flat_BTS).reshape(open_BTEP.shape),
+        dispatch=softmax(open_BTEP, axis=1),
+        combine=softmax(flat_BTS).reshape(open_BTEP.shape),
         logits=logits_BTEP,
     )
 

@@ -1,0 +1,168 @@
+"""Small formulas that several rooms need, once each.
+
+Letters: N rows, E entries of a row, K largest of them, G blocks of J entries.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+Array = jax.Array
+
+# --- activations and distributions --------------------------------------------------------------
+
+
+def gelu(x: Array) -> Array:
+    """Exact GELU (with erf), PyTorch's default; JAX's own, by erfc, takes a CPU twice as long."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
+def softmax(scores: Array, mask: Array | None = None, *, axis: int = -1) -> Array:
+    """Softmax along `axis` among `mask` (broadcastable; None: all), in at least float32.
+
+    What is masked or has a score of -inf gets 0, and so has its gradient, even where that is
+    everything.
+    """
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    # The result does not depend on the peak. Its gradient compares recomputed scores with their
+    # maximum: where rounding differs that is 0 / 0.
+    peak = jax.lax.stop_gradient(scores.max(axis, keepdims=True))
+    powers = jnp.exp(scores - jnp.where(peak == -jnp.inf, 0.0, peak))
+    total = powers.sum(axis, keepdims=True)
+    return powers / jnp.where(total == 0.0, 1.0, total)
+
+
+def entropy(probs: Array) -> Array:
+    """-sum p log p over the last dimension in nats, with 0 log 0 = 0 and gradient 0 there."""
+    safe = jnp.where(probs > 0.0, probs, 1.0)
+    return -jnp.sum(safe * jnp.log(safe), -1)
+
+
+def balance(count_E: Any) -> dict[str, Any]:
+    """How evenly counts (not all 0) lie over experts: scalars, of NumPy or JAX arrays alike.
+
+    'cv' std / mean; 'max_vio' max / mean - 1; 'min_vio' 1 - min / mean; 'gini' mean absolute
+    difference / (2 mean), from 0 (equal) to 1 - 1/E (all on one); 'dead' share of experts below
+    1 % of the mean; 'effective' exp(H), the number of evenly used experts of the same entropy H.
+    """
+    xp = jnp if isinstance(count_E, jax.Array) else np
+    num, share_E = count_E.shape[-1], count_E / count_E.sum()
+    safe_E = xp.where(share_E > 0.0, share_E, 1.0)
+    # sum_ij |x_i - x_j| = 2 sum_i (2 i - E - 1) x_(i), i counted from 1
+    rank_E = 2.0 * xp.arange(1, num + 1) - num - 1
+    return {
+        "cv": xp.std(share_E) * num,
+        "max_vio": share_E.max() * num - 1.0,
+        "min_vio": 1.0 - share_E.min() * num,
+        "gini": xp.sum(rank_E * xp.sort(share_E)) / num,
+        "dead": xp.mean(share_E < 0.01 / num),
+        "effective": xp.exp(-xp.sum(safe_E * xp.log(safe_E))),
+    }
+
+
+# --- the largest of a row -------------------------------------------------------------------------
+
+MOST_ROUNDS = 4  # largest K that XLA:CPU finds faster in rounds than by sorting
+FEW = 16  # entries of a row that XLA:CPU searches in registers
+LOWEST = jnp.iinfo(jnp.int32).min
+
+
+def largest(scores_NE: Array, k: int) -> Array:
+    """Indices i32[N, K] of the K largest scores, largest first; ties go to the lower index.
+
+    As `jax.lax.top_k`, in the same total order (NaN above infinity, 0 above -0). On a CPU, where
+    that partially sorts every row, a small K is found in K rounds of maxima instead.
+    """
+    scores_NE = jax.lax.stop_gradient(scores_NE)
+
+    def sort(scores_NE):
+        return jax.lax.top_k(scores_NE, k)[1]
+
+    if k > MOST_ROUNDS or scores_NE.dtype != jnp.float32:
+        return sort(scores_NE)
+    search = functools.partial(_in_two_stages, k=k)
+    return jax.lax.platform_dependent(scores_NE, cpu=search, default=sort)
+
+
+def _in_two_stages(scores_NE, *, k):
+    """The K blocks of entries with the largest maxima, then the K largest of their entries.
+
+    The only pass over all scores is the one for the blocks' maxima. Blocks are contiguous and
+    are searched in order of their index, so that ties still go to the lower entry.
+    """
+    num_rows, num = scores_NE.shape
+    if num <= FEW or num <= 2 * k:
+        return _in_rounds(_ordered(scores_NE), k)
+    size = min(max(num // FEW, 2), FEW)
+    num_blocks = -(-num // size)
+    padding = ((0, 0), (0, num_blocks * size - num))
+    padded_NE = jnp.pad(scores_NE, padding, constant_values=-jnp.inf)
+    scores_NGJ = rearrange(padded_NE, "n (g j) -> n g j", n=num_rows, j=size)
+    blocks_NK = _ascending(_in_rounds(_ordered(scores_NGJ).max(-1), min(k, num_blocks)))
+    within_NKJ = jnp.take_along_axis(scores_NGJ, blocks_NK[:, :, None], axis=1)
+    best_NK = _in_rounds(_ordered(rearrange(within_NKJ, "n k j -> n (k j)")), k)
+    return jnp.take_along_axis(blocks_NK, best_NK // size, axis=1) * size + best_NK % size
+
+
+def _in_rounds(keys_NE, k):
+    """Indices of the K largest integers: the first maximum, K times, each time without the last."""
+    entry_E = jnp.arange(keys_NE.shape[-1], dtype=jnp.int32)
+    chosen = []
+    for _ in range(k):
+        chosen.append(jax.lax.argmax(keys_NE, 1, jnp.int32))
+        keys_NE = jnp.where(entry_E == chosen[-1][:, None], LOWEST, keys_NE)
+    return jnp.stack(chosen, axis=-1)
+
+
+def _ascending(index_NK):
+    """Sorted rows, by exchanges: for a few columns `jnp.sort` costs as much as a search."""
+    columns = list(index_NK.T)
+    for last in range(len(columns) - 1, 0, -1):
+        for i in range(last):
+            low, high = columns[i], columns[i + 1]
+            columns[i], columns[i + 1] = jnp.minimum(low, high), jnp.maximum(low, high)
+    return jnp.stack(columns, axis=-1)
+
+
+def _ordered(scores):
+    """Integers in the total order of float32 scores, above `LOWEST`: -inf can still be chosen."""
+    bits = jax.lax.bitcast_convert_type(scores, jnp.int32)
+    return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+
+
+# --- random numbers -----------------------------------------------------------------------------
+
+
+def murmur3(bits: Array) -> Array:
+    """Avalanche of u32: the finaliser of MurmurHash3, a bijection."""
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
+
+
+def lowbias32(bits: Array) -> Array:
+    """Avalanche of u32: `lowbias32` of Wellons' hash-prospector, a bijection."""
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15)) * np.uint32(0x846CA68B)
+    return bits ^ (bits >> 16)
+
+
+def torch_uniform(fan_in: int | None = None) -> jax.nn.initializers.Initializer:
+    """U(-b, b), b = 1 / sqrt(fan_in): PyTorch's default for linear maps and convolutions.
+
+    `fan_in` None: that of the kernel's own shape; biases need it.
+    """
+    if fan_in is None:
+        return jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    bound = fan_in**-0.5
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
