@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from m4 import resolve
+from m4 import atomic, resolve
 from m4.data import manifest as manifests
 from m4.data import recording
 from m4.data.cohort import Cohort, Example
@@ -149,9 +149,7 @@ def _damage(home: Path) -> list[str]:
 
 
 def _write_stamps(folder: Path, stamps: dict[str, list[int]]) -> None:
-    fresh = folder / f"{STAMPS}.new"
-    fresh.write_text(json.dumps(stamps, indent=1) + "\n")
-    fresh.rename(folder / STAMPS)
+    atomic.write(folder / STAMPS, json.dumps(stamps, indent=1) + "\n")
 
 
 def _stamp(path: Path) -> list[int]:

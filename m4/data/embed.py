@@ -38,6 +38,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m4 import atomic
 from m4.data import wfdb
 from m4.data.cohort import patient_number
 from m4.data.sets.mimiciv import files, linked, studies
@@ -215,9 +216,8 @@ def _finite(vectors: np.ndarray) -> np.ndarray:
 
 
 def _save(path: Path, **arrays) -> None:
-    fresh = path.with_suffix(".new.npz")
-    np.savez(fresh, **arrays)
-    fresh.rename(path)
+    with atomic.replaced(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def _digest(encoder: str) -> str:

@@ -27,7 +27,6 @@ differences do not give away a cell below `min_patients`. No patient identifier 
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from m4 import atomic
 from m4.eval import bootstrap, metrics, specialisation
 from m4.eval.predictions import Predictions
 from m4.eval.scorer import Scorer
@@ -134,9 +134,7 @@ def write(results: Mapping[str, Any], workdir: Path) -> Path:
     """Write `workdir/results/<split>.json` atomically and return its path."""
     path = Path(workdir) / "results" / f"{results['split']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    atomic.write(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
     return path
 
 

@@ -13,6 +13,7 @@ import jax
 import ml_collections
 from flax import traverse_util
 
+from m4 import atomic
 from m4 import config as configs
 from m4.errors import ConfigError, UserError
 from m4.interop import convert, files
@@ -140,7 +141,7 @@ def import_(config: ml_collections.ConfigDict, job: Job) -> None:
     params = traverse_util.unflatten_dict(arrays, sep="/")
     params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, shapes)
     with workdir.locked(job.folder):
-        workdir.write_atomic(job.folder / "config.json", configs.to_json(config))
+        atomic.write(job.folder / "config.json", configs.to_json(config))
         trained.keep(setup.data, job.folder)
         best = Checkpoints(job.folder / "checkpoints/best", keep=1)
         note = {"seed": config.seed, "data": setup.data.name, "step": 0, "value": None}

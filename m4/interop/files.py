@@ -1,6 +1,5 @@
 """Tensor files: `.safetensors` without torch, anything else with torch and `weights_only`."""
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from m4 import USE
+from m4 import USE, atomic
 from m4.errors import ConfigError, DataError, SaveError
 from m4.nn.pretrained import safetensors
 
@@ -50,14 +49,13 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], *, sections: Sequence[s
     What the weights may be used for stands in the file: in the header of a `.safetensors` file, and
     where torch keeps the versions of a state dict's modules, which loaders pass over.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == SAFE:
-            safetensors.write(tensors, partial, metadata={"use": USE})
-        else:
-            _save_torch(_nest(tensors, sections), partial)
-        os.replace(partial, path)
+        with atomic.replaced(path) as partial:
+            if path.suffix == SAFE:
+                safetensors.write(tensors, partial, metadata={"use": USE})
+            else:
+                _save_torch(_nest(tensors, sections), partial)
     except OSError as error:
         raise SaveError(f"{path}: not written ({error.strerror or error})") from error
 

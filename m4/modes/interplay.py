@@ -34,8 +34,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from m4 import atomic, sharding
 from m4 import config as configs
-from m4 import sharding
 from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.errors import ConfigError, UserError
@@ -45,7 +45,6 @@ from m4.modes.eval import columns
 from m4.run import raw
 from m4.run.model import Setup, context, make_setup
 from m4.run.workspace import open_split, prepare, use_cache
-from m4.train import workdir
 
 PROBED = ("binary", "multiclass")
 MAX_ROWS = 10_000  # of a split that are read
@@ -100,7 +99,7 @@ def run(config: Any, folder: Path | None) -> None:
     setup = make_setup(config, prepare(config))
     with context(setup.mesh):
         found = analyse(config, setup)
-    workdir.write_atomic(folder / "interplay.json", json.dumps(found, indent=1) + "\n")
+    atomic.write(folder / "interplay.json", json.dumps(found, indent=1) + "\n")
     _print(found)
 
 

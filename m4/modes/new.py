@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m4 import cells, sharding
+from m4 import atomic, cells, sharding
 from m4.config import Flags
 from m4.data import apply, index
 from m4.data import manifest as manifests
@@ -42,7 +42,7 @@ from m4.run import programs, trained
 from m4.run.model import Model, context, make_model
 from m4.run.workspace import owned, use_cache
 from m4.specs import DataSpec
-from m4.train import processes, workdir
+from m4.train import processes
 
 SCRATCH = ".new"
 TAKEN = ("train", "val", "test", "crossval")  # names that belong to the data trained on
@@ -135,7 +135,7 @@ def _count(folder: Path, name: str, manifest: dict[str, Any], rows: int) -> None
         "features": manifest["features"],
     }
     path = folder / "predictions" / f"{name}.json"
-    workdir.write_atomic(path, json.dumps(document, indent=1) + "\n")
+    atomic.write(path, json.dumps(document, indent=1) + "\n")
 
 
 def _warn_of_trained(config, manifest: dict[str, Any], keys: pa.Table) -> None:

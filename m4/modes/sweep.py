@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from m4 import atomic
 from m4 import config as configs
 from m4.errors import ConfigError, Preempted, UserError
 from m4.eval.metrics import LOWER_IS_BETTER
-from m4.train.workdir import write_atomic
 
 METHODS = ("fusemoe", "flexmoe", "flexcare", "m3h", "m4oe")
 CONFIGS = ",".join(f"configs/{method}_physionet2012.py" for method in METHODS)
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
             failed += [f"{folder}: exit code {code}"] if code else []
         text = table(points, task=args.task, metrics=metrics)
         args.out.mkdir(parents=True, exist_ok=True)
-        write_atomic(args.out / "table.md", text)
+        atomic.write(args.out / "table.md", text)
     print(text)
     if failed:
         raise SweepError(*failed)

@@ -26,8 +26,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from m4 import atomic, sharding, task_losses
 from m4 import config as configs
-from m4 import sharding, task_losses
 from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError, UserError
@@ -38,7 +38,6 @@ from m4.run import raw
 from m4.run.model import Setup, context, make_optimiser, make_setup
 from m4.run.workspace import prepare, use_cache
 from m4.train import step as steps
-from m4.train import workdir
 
 METRICS = {"binary": "auroc", "multilabel": "auroc_macro", "multiclass": "auroc_macro"}
 METRICS |= {"regression": "r2"}
@@ -83,7 +82,7 @@ def run(config: Any, folder: Path | None, tasks: str, num_permutations: int) -> 
             "leave_one_out": tim.leave_one_out(value, len(chosen)).tolist(),
             "pairwise": tim.pairwise(value, len(chosen)).tolist(),
         }
-    workdir.write_atomic(folder / "tim.json", json.dumps(found, indent=1) + "\n")
+    atomic.write(folder / "tim.json", json.dumps(found, indent=1) + "\n")
     _print(found)
 
 

@@ -14,7 +14,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from m4 import __version__, sharding
+from m4 import __version__, atomic, sharding
 from m4 import config as configs
 from m4.config import Flags
 from m4.data import manifest as manifests
@@ -63,7 +63,7 @@ def claim(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> No
                 " choose another --workdir, or --force_config to go on with this one:",
                 *changes,
             )
-    workdir.write_atomic(path, configs.to_json(config))
+    atomic.write(path, configs.to_json(config))
 
 
 def _introduce(config, setup: Setup, folder: Path) -> None:
@@ -89,7 +89,7 @@ def _introduce(config, setup: Setup, folder: Path) -> None:
         "command": sys.argv[1:],
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    workdir.write_atomic(folder / "run.json", json.dumps(run, indent=2) + "\n")
+    atomic.write(folder / "run.json", json.dumps(run, indent=2) + "\n")
     print(f"m4 {__version__} ({run['git'] or 'no git'}), jax {jax.__version__}")
     print(f"devices  {run['devices']}; mesh {mesh or 'single device'}")
     print(f"data     {config.data.name} {manifest['version']} {setup.data.name}: {counts}")

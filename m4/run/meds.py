@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from m4 import atomic
 from m4.eval.predictions import Predictions
 from m4.specs import DataSpec, TaskSpec
 
@@ -52,10 +53,9 @@ def write_private(path: Path, table: pa.Table) -> None:
     """Writes a Parquet file that only its owner can read, whole or not at all."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(path.parent, 0o700)
-    partial = path.with_suffix(".partial")
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with atomic.replaced(path) as partial, open(os.open(partial, flags, 0o600), "wb") as file:
         pq.write_table(table, file)
-    os.replace(partial, path)
 
 
 def _columns(task: TaskSpec, found: Predictions) -> Iterator[tuple[str, dict, dict]]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import ml_collections
 
+from m4 import atomic, resolve, seal
 from m4 import config as configs
-from m4 import resolve, seal
 from m4.data import manifest as manifests
 from m4.data import normalise
 from m4.data.apply import Trained
@@ -36,9 +36,8 @@ def keep(data: Path, folder: Path) -> None:
         return  # whoever opens the checkpoints will refuse
     for source, name in (("vocabulary.json", VOCABULARY), ("manifest.json", MANIFEST)):
         if (data / source).is_file():
-            partial = folder / f".{name}.partial"
-            shutil.copyfile(data / source, partial)
-            partial.replace(folder / name)
+            with atomic.replaced(folder / name) as partial:
+                shutil.copyfile(data / source, partial)
         else:
             (folder / name).unlink(missing_ok=True)
 

@@ -16,6 +16,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from m4 import atomic
+
 Scalars = Mapping[str, float]
 FLUSH_EVERY = 10.0  # seconds between lines of event files that others can see
 
@@ -51,9 +53,7 @@ class JsonLines(Writer):
     def __init__(self, path: Path, *, resume: int = 0):
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if (step := _step(line)) is not None and step <= resume]
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        partial.replace(path)
+        atomic.write(path, "".join(line + "\n" for line in kept))
         self._file = open(path, "a")  # noqa: SIM115 (open for the whole run)
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:

@@ -61,13 +61,6 @@ def touch(folder: Path) -> None:
         os.utime(folder / LOCK)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replaces a file so that a reader sees the old or the new text, never half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
 def _parse(text: str) -> dict:
     try:
         owner = json.loads(text)

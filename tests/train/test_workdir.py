@@ -49,10 +49,3 @@ def test_workdir_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be used"), workdir.locked(tmp_path / "file"):
         pass
-
-
-def test_write_atomic_replaces(tmp_path):
-    workdir.write_atomic(tmp_path / "a", "one")
-    workdir.write_atomic(tmp_path / "a", "two")
-    assert (tmp_path / "a").read_text() == "two"
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]

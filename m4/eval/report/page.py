@@ -5,7 +5,6 @@ unreadable is said in its section. Needs neither JAX nor the data.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from m4 import atomic
 from m4.eval.report import history, plots, sections, tables
 from m4.eval.report.tables import print_table
 
@@ -24,9 +24,7 @@ SPLITS = ("test", "val")  # which results come first
 def write(workdir: Path) -> Path:
     """Render `workdir` and write `workdir/report.html` atomically; returns its path."""
     path = Path(workdir) / "report.html"
-    part = path.with_suffix(".html.part")
-    part.write_text(render(Path(workdir)), encoding="utf-8")
-    os.replace(part, path)
+    atomic.write(path, render(Path(workdir)))
     return path
 
 

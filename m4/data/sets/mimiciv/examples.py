@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m4 import atomic
 from m4.data.sets.mimiciv import benchmark, files, haim, linked, schema, studies
 from m4.data.sets.mimiciv.diagnoses import last_distinct
 from m4.data.sets.mimiciv.linked import NOTES
@@ -83,8 +84,7 @@ class Examples:
                         part.unlink()  # of an attempt that was interrupted
                 self._read(path, selectors, folder)
                 counts = [[s.name, dict(s.counts)] for s in selectors]
-                done.with_suffix(".part").write_text(json.dumps(counts))
-                done.with_suffix(".part").rename(done)
+                atomic.write(done, json.dumps(counts))
             for name, counts in json.loads(done.read_text()):
                 self._flow.extend((f"{name}: {step}", number) for step, number in counts.items())
         self._folder = folder

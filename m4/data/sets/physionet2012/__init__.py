@@ -28,6 +28,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from m4 import atomic
 from m4.data import split, text
 from m4.data.cohort import Cohort, Example, checksums
 from m4.data.sets.physionet2012.raw import RawSet, read_set, set_files
@@ -215,9 +216,8 @@ def fetch(raw_dir: Path | str) -> None:
         content = _download(name)
         if hashlib.sha256(content).hexdigest() != official.get(name):
             raise DataError(f"{URL}/{name}: checksum differs from SHA256SUMS.txt; try again")
-        partial = folder / f".{name}.part"
-        partial.write_bytes(content)
-        partial.rename(folder / name)
+        with atomic.replaced(folder / name) as partial:
+            partial.write_bytes(content)
 
 
 _OFFICIAL = (("set", ".tar.gz"), ("Outcomes", ".txt"))
