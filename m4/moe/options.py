@@ -45,3 +45,22 @@ class MoEOptions:
     slack: float = 1.25  # rows of a bucket that travels, over the mean
     overflow: Literal["exact", "drop"] = "exact"  # what becomes of rows that fit in no bucket
     replicas: int = 0  # hot experts that every device of a mesh runs for its own tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftOptions:
+    """The same of a soft mixture (`m4.moe.soft`): every token reaches every slot of every expert.
+
+    So there is no router, no capacity and no engine to choose.
+    """
+
+    gate: str = "m4.moe.soft:scaled_cosine"  # any gate that needs no more than the tokens
+    num_experts: int = 16
+    hidden: int = 128
+    activation: str = "gelu"
+    output: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    rank: int = 8
+    gate_options: Mapping[str, Any] = FrozenDict()
+    inputs: Literal["raw", "unit"] = "raw"  # tokens that slots mix: as they are, as Soft-MoE's
+    # authors do, or of length 1, as M4oE's release does

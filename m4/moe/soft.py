@@ -9,8 +9,7 @@ Letters: B rows, S sequences of a row, T tokens, E experts, P slots per expert, 
 modalities, N tokens.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import flax.linen as nn
 import flax.struct
@@ -18,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from flax.core import FrozenDict
 
 from m4.moe import declare, experts, routers
 from m4.moe.engine import batched
 from m4.moe.losses import entropy_of
+from m4.moe.options import SoftOptions
 from m4.resolve import resolve
 from m4.types import Array, MoeAux
 
@@ -84,20 +83,11 @@ class SoftSlots:
 
 
 class SoftExperts(nn.Module):
-    """Experts with P slots each on every sequence.
+    """Experts with P slots each on every sequence."""
 
-    `inputs='unit'` dispatches tokens of length 1, as the release of M4oE does; 'raw' as they are,
-    as Soft-MoE's authors do. `gate` is any gate that needs no more than the tokens.
-    """
-
-    num_experts: int
-    hidden: int
+    options: SoftOptions = SoftOptions()
     num_slots: int = 1
     num_stacks: int = 1
-    gate: str = "m4.moe.soft:scaled_cosine"
-    gate_options: Mapping = FrozenDict({})
-    rank: int = 8  # R of the low-rank gates
-    inputs: Literal["unit", "raw"] = "raw"
 
     @nn.compact
     def __call__(
@@ -110,27 +100,27 @@ class SoftExperts(nn.Module):
             rearrange(logits_BSTEP, "b s t e p -> (b s t) (e p)"),
             mask_BST.reshape(-1),
             num_rows=rows * stacks,
-            num_experts=self.num_experts,
+            num_experts=self.options.num_experts,
         )
         split = lambda x: rearrange(x, "(b s) t e p -> b s t e p", b=rows)  # noqa: E731
         dispatch, combine = split(soft.dispatch), split(soft.combine)
         combine = jnp.where(mask_BST[..., None, None], combine, 0.0)
-        x_BSTD = unit(x_BSTD) if self.inputs == "unit" else x_BSTD
+        x_BSTD = unit(x_BSTD) if self.options.inputs == "unit" else x_BSTD
         z_BSEPD = jnp.einsum("bstep,bstd->bsepd", dispatch, x_BSTD)
         z_BSEPD = z_BSEPD if slot_PD is None else z_BSEPD + slot_PD
         return SoftSlots(dispatch, combine, logits_BSTEP, self._run(z_BSEPD), mask_BST)
 
     def _score(self, x_BSTD) -> Array:
-        gate = resolve(self.gate, "m4.moe.gates")
-        width, columns = x_BSTD.shape[-1], self.num_experts * self.num_slots
-        dims = {"D": width, "E": columns, "R": self.rank}
+        gate = resolve(self.options.gate, "m4.moe.gates")
+        num_experts = self.options.num_experts
+        dims = {"D": x_BSTD.shape[-1], "E": num_experts * self.num_slots, "R": self.options.rank}
         learned = {}
         for argument, (shape, init) in declare.parameters(gate, dims).items():
             name = f"gate_{declare.stem(argument)}"
             learned[argument] = self.param(name, init, (self.num_stacks, *shape))
 
         def score(x_ND, params):
-            options = self.gate_options
+            options = self.options.gate_options
             return declare.call(gate, x_ND, options=options, num_experts=dims["E"], **params)
 
         x_SND = rearrange(x_BSTD, "b s t d -> s (b t) d")
@@ -140,25 +130,23 @@ class SoftExperts(nn.Module):
             logits_SNE = rearrange(logits, "(s n) e -> s n e", s=x_SND.shape[0])
         else:
             logits_SNE = jax.vmap(score)(x_SND, learned)
-        return rearrange(
-            logits_SNE, "s (b t) (e p) -> b s t e p", b=x_BSTD.shape[0], e=self.num_experts
-        )
+        return rearrange(logits_SNE, "s (b t) (e p) -> b s t e p", b=x_BSTD.shape[0], e=num_experts)
 
     def _run(self, z_BSEPD) -> Array:
-        """Every expert on its slots."""
-        rows, width = z_BSEPD.shape[0], z_BSEPD.shape[-1]
-        shapes = experts.shapes(self.num_stacks * self.num_experts, width, self.hidden)
+        """Every expert on its slots, in the dtype of the input."""
+        o, (rows, width) = self.options, (z_BSEPD.shape[0], z_BSEPD.shape[-1])
+        shapes = experts.shapes(self.num_stacks * o.num_experts, width, o.hidden)
         params = experts.ExpertParams(
             **{name: self.param(name, experts.init(name), shape) for name, shape in shapes.items()}
         )
-        if self.num_stacks == 1:
-            z_ECD = rearrange(z_BSEPD, "b s e p d -> e (b s p) d")
-            y_ECD = batched.mlp(z_ECD, params, experts.gelu)
-            sizes = {"b": rows, "s": z_BSEPD.shape[1]}
-            return rearrange(y_ECD, "e (b s p) d -> b s e p d", **sizes)
-        z_ECD = rearrange(z_BSEPD, "b s e p d -> (s e) (b p) d")
-        y_ECD = batched.mlp(z_ECD, params, experts.gelu)
-        return rearrange(y_ECD, "(s e) (b p) d -> b s e p d", b=rows, s=self.num_stacks)
+        slots, stacked = "b s e p d", "e (b s p) d" if self.num_stacks == 1 else "(s e) (b p) d"
+        z_ECD = rearrange(z_BSEPD, f"{slots} -> {stacked}")
+        if o.dtype is not None:
+            z_ECD, params = jax.tree.map(lambda a: a.astype(o.dtype), (z_ECD, params))
+        y_ECD = batched.mlp(z_ECD, params, resolve(o.activation, "m4.moe.experts"))
+        y_ECD = y_ECD if o.output is None else resolve(o.output, "m4.moe.experts")(y_ECD)
+        sizes = {"b": rows, "s": z_BSEPD.shape[1], "p": self.num_slots}
+        return rearrange(y_ECD, f"{stacked} -> {slots}", **sizes).astype(z_BSEPD.dtype)
 
 
 def stats(slots: SoftSlots, modality_T: np.ndarray, num_modalities: int, *, train: bool) -> MoeAux:

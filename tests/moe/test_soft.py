@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from m4.moe.options import SoftOptions
 from m4.moe.soft import SoftExperts
 from m4.nn.encoders.vit import gelu
 
@@ -16,7 +17,7 @@ B, S, T, D, E, P, F = 2, 2, 5, 4, 3, 2, 6
 
 
 def make(stacks, seed=0, **fields):
-    module = SoftExperts(E, F, P, stacks, **fields)
+    module = SoftExperts(SoftOptions(num_experts=E, hidden=F, **fields), P, stacks)
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(B, S, T, D)).astype(np.float32)
     mask = np.ones((B, S, T), bool)
@@ -120,7 +121,7 @@ def test_any_gate(gate):
 
 def test_experts_on_a_mesh_agree_and_pooling_cuts_their_traffic():
     mesh = jax.make_mesh((2, 4), ("data", "expert"), axis_types=(AxisType.Auto,) * 2)
-    module = SoftExperts(8, 4, 2)
+    module = SoftExperts(SoftOptions(num_experts=8, hidden=4), 2)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 1, 64, 16)).astype(np.float32)
     mask = np.ones((4, 1, 64), bool)

@@ -28,6 +28,7 @@ from m4 import task_losses
 from m4.methods.m4oe import information
 from m4.methods.m4oe.grid import GridTokens, TokenGrid, modality_of_token
 from m4.moe import soft
+from m4.moe.options import SoftOptions
 from m4.moe.soft import SoftExperts
 from m4.nn import segmentation
 from m4.nn.heads import StackedHeads
@@ -166,8 +167,8 @@ class M4oE(nn.Module):
         return self.inputs or ("raw" if self.fidelity == "m4" else "unit")
 
     def _experts(self, name, num, stacks=1, slots=1) -> SoftExperts:
-        inputs = self._inputs()
-        return SoftExperts(num, self.hidden, slots, stacks, self.gate, inputs=inputs, name=name)
+        options = SoftOptions(self.gate, num, self.hidden, inputs=self._inputs())
+        return SoftExperts(options, slots, stacks, name=name)
 
     def _attend(self, name, x, mask, stacks, train) -> Array:
         block = AttentionBlock(self.num_heads, stacks, self.dropout, EPSILON, name=name)
