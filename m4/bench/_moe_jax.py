@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from m4.bench import _moe_router, _program
 from m4.bench._moe_case import make_case
-from m4.bench._worker import serve
+from m4.bench.worker import serve
 from m4.moe import experts
 from m4.moe.engine import dispatch
 from m4.moe.engine import mesh as parallel

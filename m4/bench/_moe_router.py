@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from m4 import sharding
-from m4.bench._worker import serve
+from m4.bench.worker import serve
 from m4.moe import declare, routers
 from m4.resolve import resolve
 

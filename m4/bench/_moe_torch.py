@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from _moe_case import make_case  # noqa: E402 (a sibling file, importable only by path)
-from _worker import serve  # noqa: E402
+from worker import serve  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -33,7 +33,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from m4.bench._worker import Worker
+from m4.bench.worker import Worker
 from m4.errors import ConfigError
 
 RIVALS = ("torch_loop", "torch_sorted")
@@ -140,7 +140,8 @@ def choose_split(rows_per_expert: float, cores: int) -> int:
     return cores if rows_per_expert < FEW_ROWS else 1
 
 
-def _environment(cores, malloc="tuned"):
+def environment(cores: int, malloc: str = "tuned") -> dict[str, str]:
+    """Of a worker: `cores` host devices, and how it allocates (`MALLOC`)."""
     env = {**os.environ, **MALLOC[malloc]}
     flag = f"--xla_force_host_platform_device_count={cores}"
     env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {flag}".strip()
@@ -148,7 +149,7 @@ def _environment(cores, malloc="tuned"):
 
 
 def _start(args):
-    env = _environment(args.cores, args.malloc)
+    env = environment(args.cores, args.malloc)
     print(f"{args.cores} cores, malloc {MALLOC[args.malloc]}", file=sys.stderr)
     workers = {"jax": Worker([sys.executable, "-m", "m4.bench._moe_jax"], env, args.cores)}
     has_torch = [args.torch_python, "-c", "import torch"]
@@ -177,7 +178,7 @@ def measure(workers: dict[str, Worker], case: dict[str, Any], repeats: int) -> l
 
 def router_rows(args: argparse.Namespace) -> list[dict]:
     """One row per E and gate: gate, top-k and weights over the bound, from the same rounds."""
-    env = _environment(args.cores, args.malloc)
+    env = environment(args.cores, args.malloc)
     worker = Worker([sys.executable, "-m", "m4.bench._moe_router"], env, args.cores)
     gates = (args.gate or "linear").split(",")
     clock = "cpu" if args.cores == 1 else "wall"
@@ -278,7 +279,7 @@ def _print_rows(rows, header):
 
 
 def _in_child(module, argument, devices):
-    env = _environment(devices) | {"JAX_PLATFORMS": "cpu"}
+    env = environment(devices) | {"JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-m", module, argument], env=env, check=True)
 
 

@@ -164,7 +164,7 @@ def cases() -> Iterator[Case]:
     yield from _several()
 
 
-def _given(*args: str, text: str = GOOD) -> Callable[[Path], list[str]]:
+def given(*args: str, text: str = GOOD) -> Callable[[Path], list[str]]:
     def make(folder: Path) -> list[str]:
         path = folder / "good.py"
         path.write_text(text)
@@ -180,9 +180,9 @@ def _alone(*args: str) -> Callable[[Path], list[str]]:
 
 def _flags() -> Iterator[Case]:
     for flag, says in FLAGS.items():
-        yield Case(f"flag {flag!r}", _given(flag), 2, (says,))
+        yield Case(f"flag {flag!r}", given(flag), 2, (says,))
     twice = ("--config.optim.lr=1", "--config.optim.lr=2")
-    yield Case("a field twice", _given(*twice), 2, ("--config.optim.lr", "given twice"))
+    yield Case("a field twice", given(*twice), 2, ("--config.optim.lr", "given twice"))
     yield Case("no configuration", _alone("--workdir=/nonexistent/w"), 2, ("fusemoe_mimic.py",))
     yield Case("nothing at all", _alone(), 2, ("--config", "fusemoe_mimic.py"))
 
@@ -205,15 +205,15 @@ def _fields() -> Iterator[Case]:
         for text in wrong:
             flag = f"--config.{path}={text}"
             says = (path.rpartition(".")[2], "must be")
-            yield Case(f"{path}={text}", _given(flag), 2, says)
+            yield Case(f"{path}={text}", given(flag), 2, says)
 
 
 def _single_fields() -> Iterator[Case]:
     for text, says in FIELDS.items():
-        yield Case(f"--config.{text}", _given(f"--config.{text}"), 2, says)
+        yield Case(f"--config.{text}", given(f"--config.{text}"), 2, says)
     deep = "(" * 5000
     for field in ("data.options", "data.options.tasks", "train.task_weights"):
-        yield Case(f"{field} nested deep", _given(f"--config.{field}={deep}"), 2, (field,))
+        yield Case(f"{field} nested deep", given(f"--config.{field}={deep}"), 2, (field,))
 
 
 def _files() -> Iterator[Case]:
@@ -235,7 +235,7 @@ def _files() -> Iterator[Case]:
     values = ("object()", "{1, 2}", "lambda: 1", "b'x'", "1j", "open", "[1, None, object()]")
     for value in values:
         text = GOOD.replace("steps=8", f"steps=8, tasks={value}")
-        yield Case(f"option {value}", _given(text=text), 2, ("data.options.tasks",))
+        yield Case(f"option {value}", given(text=text), 2, ("data.options.tasks",))
     yield Case("config is a folder", lambda folder: [f"--config={folder}"], 2, ("no such config",))
     yield Case("config is text", named("x.txt", GOOD), 2, ("no such configuration file",))
     yield Case("config has NUL", _alone("--config=a\x00b.py"), 2, ("--config", "NUL"))
@@ -297,8 +297,8 @@ def _several() -> Iterator[Case]:
     """Every problem of a configuration is reported at once."""
     three = ("--config.optim.lr=-1", "--config.train.step=5", "--config.method.num_experts=x")
     says = ("optim.lr=-1", "train.step", "method.num_experts=x")
-    yield Case("three fields", _given(*three), 2, says)
+    yield Case("three fields", given(*three), 2, says)
     two = ("--config.method.top_k=9", "--config.optim.warmup_steps=101")
-    yield Case("two rules", _given(*two), 2, ("method.top_k=9", "optim.warmup_steps=101"))
+    yield Case("two rules", given(*two), 2, ("method.top_k=9", "optim.warmup_steps=101"))
     flags = ("--a=1", "--b=2", "--mode=x")
-    yield Case("three flags", _given(*flags), 2, ("--a", "--b", "--mode=x"))
+    yield Case("three flags", given(*flags), 2, ("--a", "--b", "--mode=x"))

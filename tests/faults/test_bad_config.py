@@ -12,7 +12,7 @@ from tests.faults import bad_config, catalogue
 ROOT = Path(__file__).parents[2]
 CODE = """
 import json, sys, time
-from m4.bench.reliability import bad_config, catalogue
+from tests.faults import bad_config, catalogue
 slowest, lost, tried = 0.0, {}, 0
 for case in bad_config.cases():
     start, tried = time.process_time(), tried + 1
@@ -56,7 +56,7 @@ def test_the_judge_is_content_with_a_good_end_and_a_valid_configuration_is_not_r
     assert catalogue.faults(case, catalogue.Attempt(2, "", "m4: config error: lr", 0.1)) == []
     from m4 import config
 
-    args = bad_config._given("--config.method.top_k=4")(tmp_path)
+    args = bad_config.given("--config.method.top_k=4")(tmp_path)
     assert config.load(config.parse(args)).method.top_k == 4
     (tmp_path / "x.json").write_text(json.dumps(bad_config.PLAIN))
     plain = config.load(config.parse([f"--config_json={tmp_path / 'x.json'}"]))

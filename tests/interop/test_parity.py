@@ -29,7 +29,7 @@ from tests.interop.parity import (
     tensors,
     torch,
 )
-from tests.timing._method_jax import FLEXCARE_TASKS as CARE
+from tests.timing.method_jax import FLEXCARE_TASKS as CARE
 
 ROWS = 4
 

@@ -19,7 +19,7 @@ from m4.specs import DataSpec, ModalitySpec
 from m4.types import Batch, Stream, Target
 from tests.filler import filled, state_dict
 from tests.interop import shared
-from tests.timing._method_jax import FLEXCARE_TASKS as TASKS
+from tests.timing.method_jax import FLEXCARE_TASKS as TASKS
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/flexcare.json").read_text())
 WIDTH, DEPTH, EXPERTS, ROWS = 8, 2, 5, 3

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError("train.buckets: is (); there is nothing to compare")
     raw.require(config, flags.config)
     jax.config.update("jax_enable_compilation_cache", False)
-    print(_table(measure(config)))
+    print(table(measure(config)))
 
 
 def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _padded(setup: Setup) -> float:
     return 1.0 - real / total
 
 
-def _table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> str:
     ratios = result["ratios"]
     lines = [
         f"buckets {result['lengths']} and full length, rounds of {result['steps']} steps",

@@ -26,6 +26,7 @@ from pathlib import Path
 from m4.data import build
 from m4.data.sets.mimiciv import files
 from m4.errors import DataError
+from tests.timing import environment
 
 SHIFT = 10**8  # more than any identifier of MIMIC-IV
 IDS = ("subject_id", "hadm_id", "stay_id")
@@ -57,15 +58,15 @@ def main(argv: list[str]) -> None:
         return
     root = files.find_root(args.raw_dir, demo=True) if args.raw_dir else None
     if root is None:
-        raise DataError("bench build: M4_RAW_DIR has no mimic-iv-demo-*/ folder")
+        raise DataError("timing build: M4_RAW_DIR has no mimic-iv-demo-*/ folder")
     results = []
     for times in args.times:
-        with tempfile.TemporaryDirectory(prefix="m4-bench-", dir=args.scratch) as folder:
+        with tempfile.TemporaryDirectory(prefix="m4-timing-", dir=args.scratch) as folder:
             rows = enlarge(root, Path(folder) / "mimic-iv-demo-0.0", times)
             line = [sys.executable, "-m", "tests.timing", "build", f"--one={folder}"]
-            done = subprocess.run(line, capture_output=True, text=True)
+            done = subprocess.run(line, capture_output=True, text=True, env=environment())
             if done.returncode:
-                raise DataError(f"bench build: {done.stderr.strip().splitlines()[-1]}")
+                raise DataError(f"timing build: {done.stderr.strip().splitlines()[-1]}")
             found = json.loads(done.stdout.splitlines()[-1])
             results.append({"times": times, "event_rows": rows, **found})
             if args.json:

@@ -9,7 +9,7 @@ The published configuration has 605 million weights, of which a step of two pati
 byte read: its second bound is memory, so the share of the time that copying its weights once
 takes is printed, too. Its update is plain SGD, because Adam's moments need another 5 GB.
 
-    python -m m4.bench fusemoe --only=default
+    python -m tests.timing fusemoe --only=default
 """
 
 import argparse
@@ -43,7 +43,7 @@ PUBLISHED = DataSpec(
 
 def main(argv: list[str]) -> None:
     """Parse options, measure, print a table or JSON."""
-    parser = argparse.ArgumentParser("python -m m4.bench fusemoe", description=__doc__)
+    parser = argparse.ArgumentParser("python -m tests.timing fusemoe", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--only", choices=("published", "default"), help="one configuration")
     parser.add_argument("--router", default="permod", choices=("joint", "permod", "disjoint"))
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         for case in cases(args.router, args.batch_size)
         if args.only in (None, case[0])
     ]
-    print(json.dumps(results) if args.json else _table(results))
+    print(json.dumps(results) if args.json else table(results))
 
 
 def cases(router: str, batch_size: int) -> list[tuple[str, FuseMoE, int, Any]]:
@@ -166,7 +166,7 @@ def random_batch(spec: DataSpec, rows: int) -> Batch:
     )
 
 
-def _table(results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]]) -> str:
     head = (
         f"{'':<11}{'rows':>5}{'params':>13}{'compile':>10}{'step':>11}{'examples/s':>12}"
         f"{'GFLOP':>9}{'GFLOP/s':>9}{'of matmul':>11}{'of copy':>9}"

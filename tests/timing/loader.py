@@ -25,14 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from m4.bench._worker import Worker
+from m4.bench.worker import Worker
 from m4.data import build, loader
 from m4.data.store import Store
 
 BAR = 3.0
 ROUNDS = 5
 WORKERS = 2  # of the rival
-SIZES = {"small": {"rows": 4096}, "image": {"rows": 1024, "image": True}}  # of `_loader_data`
+SIZES = {"small": {"rows": 4096}, "image": {"rows": 1024, "image": True}}  # of `loader_data`
 
 
 def main(argv: list[str]) -> None:
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     if args.torch_python and not sized:
         parser.error(f"--torch_python goes with --data={' or '.join(SIZES)}")
     options = (sized or {}) | args.options
-    name = "tests.timing._loader_data" if sized else args.data
+    name = "tests.timing.loader_data" if sized else args.data
     folder = build.prepare(name, args.raw_dir, args.data_dir, options=options)
     case = {"batch_size": args.batch_size, "steps": args.steps, "workers": WORKERS}
     rival = _rival(args.torch_python, {"image": False} | options | case)
@@ -65,13 +65,13 @@ def main(argv: list[str]) -> None:
     result |= {"data": args.data, "batch_size": args.batch_size, "step_rate": args.step_rate}
     if args.step_rate:
         result["times_the_step"] = result["memory"] / args.step_rate
-    print(json.dumps(result) if args.json else _table(result))
+    print(json.dumps(result) if args.json else table(result))
 
 
 def _rival(python: str | None, case: dict[str, Any]) -> Worker | None:
     if not python:
         return None
-    worker = Worker([python, str(Path(__file__).with_name("_loader_torch.py"))], dict(os.environ))
+    worker = Worker([python, str(Path(__file__).with_name("loader_torch.py"))], dict(os.environ))
     worker.ask(case=case)
     worker.ask(run="torch")  # starts its processes
     return worker
@@ -114,7 +114,7 @@ def measure(
     return {**result, "row_bytes": stores["memory"].row_bytes, "rows": len(stores["memory"])}
 
 
-def _table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['data']}: {result['rows']} training rows of {result['row_bytes']} bytes, "
         f"batches of {result['batch_size']}",

@@ -18,9 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from m4.bench._worker import Worker
-from m4.bench.moe import MALLOC, _environment
-from tests.timing._method_cases import CASES, LARGE, NOTES, case_of
+from m4.bench import moe
+from m4.bench.moe import MALLOC
+from m4.bench.worker import Worker
+from tests.timing import environment
+from tests.timing.method_cases import CASES, LARGE, NOTES, case_of
 
 
 def main(argv: list[str]) -> None:
@@ -37,15 +39,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", help="file for the result")
     args = parser.parse_args(argv)
     case = case_of(args.name, args.rows, args.depth) | {"cores": args.cores}
-    commands = {"m4": [sys.executable, "-m", "tests.timing._method_jax"]}
+    commands = {"m4": [sys.executable, "-m", "tests.timing.method_jax"]}
     if args.torch_python:
-        script = Path(__file__).with_name("_method_torch.py")
+        script = Path(__file__).with_name("method_torch.py")
         commands["torch"] = [args.torch_python, str(script)]
         has_torch = [args.torch_python, "-c", "import torch"]
         subprocess.run(has_torch, check=True)
     apart = args.name in LARGE
     result = measure(commands, case, args.repeats, malloc=args.malloc, apart=apart)
-    print(_table(result))
+    print(table(result))
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 
@@ -57,7 +59,8 @@ def measure(
 
     `apart` keeps one process alive at a time.
     """
-    env, about, times = _environment(case["cores"], malloc), {}, {}
+    about, times = {}, {}
+    env = moe.environment(case["cores"], malloc) | {"PYTHONPATH": environment()["PYTHONPATH"]}
     groups = [[name] for name in commands] if apart else [list(commands)]
     for group in groups:
         workers = {name: Worker(commands[name], env, case["cores"]) for name in group}
@@ -82,7 +85,7 @@ def measure(
     return result
 
 
-def _table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> str:
     case = result["case"]
     lines = [
         f"{case['name']}: {case['rows']} rows, {json.dumps(result['m4']['inputs'])}",

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from m4.bench import __main__ as bench
 from tests.modes.test_buckets_run import CONFIG
+from tests.timing import __main__ as timing
 from tests.timing import buckets
 
 
@@ -14,7 +14,7 @@ def config(tmp_path, monkeypatch):
 
 
 def test_nothing_to_compare_is_one_line(config, capsys):
-    assert bench.main(["buckets", config, "--config.train.buckets=()"]) == 2
+    assert timing.main(["buckets", config, "--config.train.buckets=()"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "train.buckets: is (); there is nothing to compare" in line
 
@@ -26,5 +26,5 @@ def test_variants_share_their_rows_and_differ_in_padding(config, monkeypatch):
     assert 0 < result["padded"]["buckets"] < result["padded"]["whole"] < 1
     whole, cut = (result["seconds"][name][0] for name in ("whole", "buckets"))
     np.testing.assert_allclose(result["ratios"], [whole / cut])
-    table = buckets._table(result)
+    table = buckets.table(result)
     assert f"{result['padded']['whole']:.1%}" in table and f"{whole / cut:.2f} x" in table

@@ -1,9 +1,9 @@
 import csv
 import gzip
 
-from m4.bench import __main__ as bench
 from m4.data.sets import mimiciv
 from tests.data import mimiciv_toy as toy
+from tests.timing import __main__ as timing
 from tests.timing import build
 
 
@@ -29,5 +29,5 @@ def test_verdict():
 
 
 def test_no_demo_is_one_line(tmp_path, capsys):
-    assert bench.main(["build", f"--raw_dir={tmp_path}"]) == 3
+    assert timing.main(["build", f"--raw_dir={tmp_path}"]) == 3
     assert len(capsys.readouterr().err.splitlines()) == 1

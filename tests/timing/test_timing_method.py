@@ -6,22 +6,22 @@ import textwrap
 import numpy as np
 import pytest
 
-from tests.timing import _method_cases, _method_jax, method
+from tests.timing import method, method_cases, method_jax
 
 TINY = {"width": 4, "task_width": 3, "dropout": 0.1}
 
 
 def test_case_of_replaces_rows_and_depth():
-    case = _method_cases.case_of("m4oe", rows=3, depth=1)
+    case = method_cases.case_of("m4oe", rows=3, depth=1)
     assert case["rows"] == 3 and case["sizes"]["vit_depth"] == 1
-    assert _method_cases.CASES["m4oe"]["sizes"]["vit_depth"] == 12
-    assert _method_cases.CASES.keys() == _method_cases.NOTES.keys()
+    assert method_cases.CASES["m4oe"]["sizes"]["vit_depth"] == 12
+    assert method_cases.CASES.keys() == method_cases.NOTES.keys()
 
 
 def test_m4_worker_trains():
-    case = _method_cases.CASES["m3h"] | {"name": "m3h", "rows": 6, "sizes": TINY}
+    case = method_cases.CASES["m3h"] | {"name": "m3h", "rows": 6, "sizes": TINY}
     case |= {"features": [2, 3], "tasks": [["binary", 1], ["multiclass", 3], ["regression", 1]]}
-    variants, facts = _method_jax.setup(case)
+    variants, facts = method_jax.setup(case)
     losses = [variants["m4"]() for _ in range(3)]
     assert np.isfinite(losses).all() and losses[2] != losses[0]
     # Encoders (2 + 1) 4 + (3 + 1) 4 + 2 (4 + 1) 4, W 3 * 8 * 3, task 3 * 3, q k v 3 * 3 * 3, heads
@@ -31,8 +31,8 @@ def test_m4_worker_trains():
 
 
 def test_release_batches_have_present_modalities():
-    case = _method_cases.case_of("flexmoe", rows=40)
-    here = _method_jax.present(case)
+    case = method_cases.case_of("flexmoe", rows=40)
+    here = method_jax.present(case)
     assert here.any(1).all() and here.any(0).all() and 0.6 < here.mean() < 0.85
 
 
@@ -42,7 +42,7 @@ def worker(tmp_path, name, seconds):
     script.write_text(
         textwrap.dedent(f"""
         import time
-        from m4.bench._worker import serve
+        from m4.bench.worker import serve
 
         def run():
             end = time.process_time() + {seconds}
@@ -59,11 +59,11 @@ def worker(tmp_path, name, seconds):
 def test_ratio_is_of_cpu_times(tmp_path, monkeypatch, apart):
     monkeypatch.setenv("PYTHONPATH", ".")
     commands = {"m4": worker(tmp_path, "m4", 0.01), "torch": worker(tmp_path, "torch", 0.04)}
-    case = _method_cases.case_of("m3h") | {"cores": 1}
+    case = method_cases.case_of("m3h") | {"cores": 1}
     found = method.measure(commands, case, 3, malloc="default", apart=apart)
     assert len(found["m4"]["cpu_ms"]) == 3 and found["together"] is not apart
     assert found["ratio"] > 2  # of CPU time burnt: 4
-    assert "CPU time of torch over m4" in method._table(found)
+    assert "CPU time of torch over m4" in method.table(found)
 
 
 @pytest.mark.parametrize("name", ["flexmoe", "flexcare", "m3h"])
@@ -73,13 +73,13 @@ def test_rival_has_as_many_parameters(name):
     import jax
 
     from tests.rivals import flexcare, flexmoe, m3h
-    from tests.timing import _method_torch
+    from tests.timing import method_torch
 
-    case = _method_cases.case_of(name, rows=4)
+    case = method_cases.case_of(name, rows=4)
     module = {"flexmoe": flexmoe, "flexcare": flexcare, "m3h": m3h}[name]
-    sizes, _ = getattr(_method_torch, f"_{name}")(case)
+    sizes, _ = getattr(method_torch, name)(case)
     theirs = sum(p.numel() for p in module.Model(**sizes).parameters())
-    built, batch = getattr(_method_jax, f"_{name}")(case)
+    built, batch = getattr(method_jax, name)(case)
     shapes = jax.eval_shape(
         lambda: built.init({"params": jax.random.key(0)}, batch, train=False)["params"]
     )

@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from m4.bench._worker import serve  # noqa: E402 (importable only by path)
+from m4.bench.worker import serve  # noqa: E402 (importable only by path)
 
 STEPS, FEATURES, WIDTH, SIZE = 48, 30, 768, 224
 
 
 class Records(Dataset):
-    """Records of the sizes of `_loader_data`, made once and kept."""
+    """Records of the sizes of `loader_data`, made once and kept."""
 
     def __init__(self, rows: int, image: bool):
         rng = np.random.default_rng(0)

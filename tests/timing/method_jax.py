@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
-from m4.bench._worker import serve
+from m4.bench.worker import serve
 from m4.methods.flexcare.model import FlexCare
 from m4.methods.flexmoe.model import FlexMoE
 from m4.methods.fusemoe.model import FuseMoE
@@ -31,7 +31,7 @@ FLEXCARE_TASKS = (
 def setup(case):
     """One variant, 'm4'; facts: parameters, shapes, versions."""
     method, batch = {
-        "fusemoe": _fusemoe, "flexmoe": _flexmoe, "flexcare": _flexcare, "m3h": _m3h, "m4oe": _m4oe,
+        "fusemoe": fusemoe, "flexmoe": flexmoe, "flexcare": flexcare, "m3h": m3h, "m4oe": m4oe,
     }[case["name"]](case)  # fmt: skip
     schedule = optim.make_schedule(1e-4, steps=1000, schedule="constant")
     tx = optim.make_optimiser("adamw", schedule, weight_decay=0.01, clip_norm=1.0)
@@ -65,7 +65,7 @@ def setup(case):
     return {"m4": run}, facts
 
 
-def _fusemoe(case):
+def fusemoe(case):
     kinds = {"ts": "series"}
     names = {"text": "notes"}
     spec = DataSpec(
@@ -80,7 +80,7 @@ def _fusemoe(case):
     return method, random_batch(spec, case["rows"])
 
 
-def _flexmoe(case):
+def flexmoe(case):
     spec = DataSpec(
         tuple(ModalitySpec(n, "table", (f,)) for n, f in case["features"].items()),
         (TaskSpec("diagnosis", "multiclass", dim=3),),
@@ -101,7 +101,7 @@ def present(case):
     return here
 
 
-def _flexcare(case):
+def flexcare(case):
     spec = DataSpec(
         (
             ModalitySpec("ehr", "vectors", (case["hours"], 76)),
@@ -115,7 +115,7 @@ def _flexcare(case):
     return method, batch.replace(task=np.zeros_like(batch.task))
 
 
-def _m3h(case):
+def m3h(case):
     spec = DataSpec(
         tuple(ModalitySpec(f"m{i}", "table", (f,)) for i, f in enumerate(case["features"])),
         tuple(TaskSpec(f"t{i}", kind, dim=dim) for i, (kind, dim) in enumerate(case["tasks"])),
@@ -123,7 +123,7 @@ def _m3h(case):
     return M3H(spec, fidelity="released", **case["sizes"]), random_batch(spec, case["rows"])
 
 
-def _m4oe(case):
+def m4oe(case):
     image = (1, case["pixels"], case["pixels"], 3)
     names = ("density", "risk", "birads")
     spec = DataSpec(

@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from m4.bench._worker import serve  # noqa: E402 (importable only by path)
+from m4.bench.worker import serve  # noqa: E402 (importable only by path)
 
 
 def setup(case):
@@ -17,7 +17,7 @@ def setup(case):
     torch.manual_seed(0)
     rival = importlib.import_module(f"tests.rivals.{case['name']}")
     sizes, batch = {
-        "fusemoe": _fusemoe, "flexmoe": _flexmoe, "flexcare": _flexcare, "m3h": _m3h, "m4oe": _m4oe,
+        "fusemoe": fusemoe, "flexmoe": flexmoe, "flexcare": flexcare, "m3h": m3h, "m4oe": m4oe,
     }[case["name"]](case)  # fmt: skip
     model = rival.Model(**sizes)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
@@ -36,7 +36,7 @@ def setup(case):
     return {"torch": run}, {"params": count, "version": f"torch {torch.__version__}"}
 
 
-def _fusemoe(case):
+def fusemoe(case):
     rows, batch = case["rows"], {"label": torch.ones(case["rows"], dtype=torch.long)}
     for role, f in case["channels"].items():
         length = case["lengths"][role]
@@ -50,7 +50,7 @@ def _fusemoe(case):
     return case["sizes"] | {"channels": case["channels"]}, batch
 
 
-def _flexmoe(case):
+def flexmoe(case):
     rows, features = case["rows"], case["features"]
     batch = {name: torch.randn(rows, f) for name, f in features.items()}
     present = torch.rand(rows, len(features)) < case["keep"]
@@ -59,7 +59,7 @@ def _flexmoe(case):
     return case["sizes"] | {"features": features}, batch
 
 
-def _flexcare(case):
+def flexcare(case):
     rows = case["rows"]
     batch = {
         "ehr": torch.randn(rows, case["hours"], 76),
@@ -74,7 +74,7 @@ def _flexcare(case):
     return case["sizes"], batch
 
 
-def _m3h(case):
+def m3h(case):
     rows = case["rows"]
     batch = {
         "values": [torch.randn(rows, f) for f in case["features"]],
@@ -87,7 +87,7 @@ def _m3h(case):
     return case["sizes"] | {"features": case["features"], "tasks": case["tasks"]}, batch
 
 
-def _m4oe(case):
+def m4oe(case):
     rows, size = case["rows"], case["pixels"]
     batch = {
         "images": [torch.randn(rows, 3, size, size) for _ in range(4)],
