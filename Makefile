@@ -29,7 +29,7 @@ reliability-short: $(VENV)/installed
 
 # Five methods, three seeds, PhysioNet 2012 below M4_RAW_DIR: two hours of one core; it resumes.
 results: $(VENV)/installed
-	$(BIN)/python -m m4.modes.sweep --out=$(RESULTS)
+	$(BIN)/python -m m4.main --mode=sweep --workdir=$(RESULTS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

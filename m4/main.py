@@ -50,7 +50,7 @@ def run(args: Sequence[str]) -> int:
         if flags.help:
             print(command_line.USAGE)
             return 0
-        config = None if flags.mode == "report" else configs.load(flags)
+        config = None if flags.mode in ("report", "sweep") else configs.load(flags)
         from m4 import modes  # everything that JAX isn't needed for has been checked by now
 
         modes.run(config, flags)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from m4.errors import ConfigError
 
-MODES = ("train", "crossval", "eval", "predict", "check", "report")
+MODES = ("train", "crossval", "eval", "predict", "check", "report", "sweep", "tim", "interplay")
+OPTIONS = {"sweep": ("seeds", "task", "metrics"), "tim": ("tasks", "permutations")}  # of one mode
 SWITCHES = ("debug", "debug_nans", "force_config", "help")
 NAMES = ("config", "config_json", "workdir", "mode", "on", *SWITCHES)
+NAMES += tuple(name for names in OPTIONS.values() for name in names)
 USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FIELD=VALUE ...]
                          [--workdir=DIR] [--mode=MODE] [--on=DIR]
 
@@ -26,6 +28,11 @@ USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FI
                   check    verify checkpoints; with --config also check configuration and
                            data, run one step, print sizes
                   report   rebuild report.html from the work directory
+                  sweep    train several configurations (--config=A,B) with several --seeds=0,1,2
+                           and put the --metrics of a --task in one table, in --workdir
+                  tim      what training --tasks=A,B beside each other is worth to each of them
+                           (Shapley values, sampled by --permutations=N)
+                  interplay  how modalities and tasks compete in training
   --on            predict for all subjects of this folder of new raw files, with or without labels,
                   read as the training data were; needs --workdir alone
   --force_config  continue a run although the configuration differs
@@ -46,6 +53,7 @@ class Flags:
     workdir: Path | None = None
     mode: str = "train"
     on: Path | None = None
+    options: dict[str, str] = dataclasses.field(default_factory=dict)  # of the mode: `OPTIONS`
     config_json: str | None = None
     debug: bool = False
     debug_nans: bool = False
@@ -91,6 +99,10 @@ def parse(args: Sequence[str]) -> Flags:
         close = difflib.get_close_matches(mode, MODES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         problems.append(f"--mode={mode}: must be one of {', '.join(MODES)}{hint}")
+    options = {name: found[name] for names in OPTIONS.values() for name in names if name in found}
+    for name in options.keys() - set(OPTIONS.get(mode, ())):
+        own = next(m for m, names in OPTIONS.items() if name in names)
+        problems.append(f"--{name}: goes with --mode={own}, not with --mode={mode}")
     if "on" in found and not {"workdir", "config", "config_json"} & {*found}:
         problems.append("--on: needs --workdir, that of the run that is to predict")
     if "on" in found and mode in MODES and mode != "predict":
@@ -104,6 +116,7 @@ def parse(args: Sequence[str]) -> Flags:
         workdir=_workdir(found),
         mode=mode,
         on=Path(found["on"]).expanduser() if "on" in found else None,
+        options=options,
         **{k: found.get(k, "false").lower() in ("true", "1") for k in SWITCHES},
     )
 
@@ -111,6 +124,8 @@ def parse(args: Sequence[str]) -> Flags:
 def _workdir(found: dict[str, str]) -> Path | None:
     if "workdir" in found:
         return Path(found["workdir"]).expanduser()
+    if found.get("mode") == "sweep":
+        return Path("runs/results")
     if "config" not in found and "config_json" not in found:
         return None
     path, _, variant = found.get("config", found.get("config_json", "")).partition(":")

@@ -18,7 +18,7 @@ def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
     """Runs the mode that `flags` name. Raises a UserError if it can't."""
     if flags.workdir is None:
         raise ConfigError("--workdir: is missing")
-    if flags.mode not in ("train", "crossval", "check") and not flags.workdir.is_dir():
+    if flags.mode in ("eval", "predict", "report") and not flags.workdir.is_dir():
         raise ConfigError(f"--workdir={flags.workdir}: no such folder; --mode=train makes it")
     without_data = flags.mode == "check" and not (flags.config or flags.config_json)
     if config is not None and flags.on is not None:

@@ -1,6 +1,6 @@
-"""How modalities and tasks compete in a method's training, as M4oE's authors analyse it.
+"""`--mode=interplay`: how modalities and tasks compete in training, as M4oE's authors analyse it.
 
-    python -m m4.modes.interplay --config=configs/m4oe_views.py --workdir=runs/interplay
+    python -m m4.main --mode=interplay --config=configs/m4oe_views.py --workdir=runs/interplay
 
 Trains the configuration once with all modalities and once with each alone (`train.steps` steps;
 the modalities kept are an input, so one compiled step trains all), prints tables and writes
@@ -22,27 +22,24 @@ Letters: B, N rows, M modalities, P tasks, D width.
 import dataclasses
 import itertools
 import json
-import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from m4 import atomic, sharding
-from m4 import config as configs
+from m4.config import Flags
 from m4.data.loader import eval_batches
 from m4.data.store import Store
-from m4.errors import ConfigError, UserError
+from m4.errors import ConfigError
 from m4.eval import evaluate, interplay
 from m4.modes import tim
 from m4.modes.eval import columns
-from m4.run import raw
 from m4.run.model import Setup, context, make_setup
 from m4.run.workspace import open_split, prepare, use_cache
 
@@ -77,30 +74,16 @@ class Kept:
         return self.method.loss(out, evaluate.mask_modalities(*batch, self.spec), step)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit code (see `m4.main`)."""
-    try:
-        flags = configs.parse(argv)
-        config = configs.load(flags)
-        raw.require(config, flags.config)
-        run(config, flags.workdir)
-    except UserError as error:
-        print(*error.lines(), sep="\n", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-def run(config: Any, folder: Path | None) -> None:
-    """Trains, analyses, prints, writes."""
-    if folder is None:
-        raise ConfigError("--workdir: is missing; interplay.json is written there")
+def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
+    """Trains, analyses, prints, writes. See `m4.main`."""
+    del flags
     folder.mkdir(parents=True, exist_ok=True)
     use_cache(folder)
     setup = make_setup(config, prepare(config))
     with context(setup.mesh):
-        found = analyse(config, setup)
-    atomic.write(folder / "interplay.json", json.dumps(found, indent=1) + "\n")
-    _print(found)
+        analyses = analyse(config, setup)
+    atomic.write(folder / "interplay.json", json.dumps(analyses, indent=1) + "\n")
+    _print(analyses)
 
 
 def analyse(config: Any, setup: Setup) -> dict[str, Any]:
@@ -178,10 +161,8 @@ def _reader(config, setup: Setup):
 def _labels(store: Store, spec, num_rows: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     names = [task.name for task in spec.tasks if task.kind in PROBED]
     found = columns(store, *(f"y/{n}" for n in names), *(f"y/{n}/mask" for n in names))
-    flat = lambda x: x[:num_rows].reshape(min(num_rows, len(x)))  # noqa: E731
-    return {
-        n: (flat(found[f"y/{n}"]).astype(np.int64), flat(found[f"y/{n}/mask"]) > 0) for n in names
-    }
+    first = {key: column[:num_rows].reshape(-1) for key, column in found.items()}
+    return {n: (first[f"y/{n}"].astype(np.int64), first[f"y/{n}/mask"] > 0) for n in names}
 
 
 def _probed(train: Split, test: Split, task: str, m: int):
@@ -233,28 +214,23 @@ def _conflict(setup: Setup, params: Any) -> dict[str, float]:
     return {" ".join(pair): float(np.mean([f[pair] for f in found])) for pair in found[0]}
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(analyses: dict[str, Any]) -> None:
     console = Console(width=None if Console().is_terminal else 100)
-    shares = Table("task", *found["modalities"], "evenness", title="utilisation")
-    for task in found["tasks"]:
-        row = [f"{x:.3f}" for x in found["utilisation"][task]]
-        shares.add_row(task, *row, f"{found['evenness'][task]:.3f}")
-    lost = Table("task", *found["modalities"], title="accuracy lost in joint training")
-    for task, row in found["competition"].items():
+    shares = Table("task", *analyses["modalities"], "evenness", title="utilisation")
+    for task in analyses["tasks"]:
+        row = [f"{x:.3f}" for x in analyses["utilisation"][task]]
+        shares.add_row(task, *row, f"{analyses['evenness'][task]:.3f}")
+    lost = Table("task", *analyses["modalities"], title="accuracy lost in joint training")
+    for task, row in analyses["competition"].items():
         lost.add_row(task, *("" if x is None else f"{x['lost']:+.3f}" for x in row.values()))
     conflict = Table("tasks", "cosine", title="gradients")
-    for pair, value in found["conflict"].items():
+    for pair, value in analyses["conflict"].items():
         conflict.add_row(pair, f"{value:+.3f}")
     bits = Table("task", "modalities", "redundant", "unique", "synergy", title="bits")
-    for task, pairs in found["information"].items():
+    for task, pairs in analyses["information"].items():
         for pair, x in pairs.items():
             if x is not None:
                 unique = " ".join(f"{u:.3f}" for u in x["unique"])
                 bits.add_row(task, pair, f"{x['redundant']:.3f}", unique, f"{x['synergy']:.3f}")
     for table in (shares, lost, conflict, bits):
         console.print(table)
-
-
-if __name__ == "__main__":
-    os.umask(0o077)  # what is derived from patients is for its owner only
-    sys.exit(main(sys.argv[1:]))

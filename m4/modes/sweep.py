@@ -1,25 +1,27 @@
-"""Train configurations over several seeds and put their test results in one table.
+"""`--mode=sweep`: configurations over several seeds, their test results in one table.
 
-    python -m m4.modes.sweep --out=runs/results       # PhysioNet 2012, five methods, 3 seeds
-    python -m m4.modes.sweep --config=a.py,b.py --seeds=0,1 --task=los --metrics=mae,r2
+    python -m m4.main --mode=sweep                # PhysioNet 2012, five methods, three seeds
+    python -m m4.main --mode=sweep --config=a.py,b.py --seeds=0,1 --task=los --metrics=mae,r2
 
 Every point (configuration, seed) is a process of its own in a folder of its own, one after the
-other. The same command goes on where it was stopped: finished points are skipped, others resume.
-The table is written after every point, so that an unfinished sweep has one, too.
+other; overrides hold for all of them. The same command goes on where it was stopped: finished
+points are skipped, others resume. `table.md` is written after every point, so that an unfinished
+sweep has one, too.
 """
 
-import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_collections
+
 from m4 import atomic
 from m4 import config as configs
+from m4.config import Flags
 from m4.errors import ConfigError, Preempted, UserError
 from m4.eval.metrics import LOWER_IS_BETTER
 
@@ -33,52 +35,50 @@ class SweepError(UserError):
     exit_code = 1
 
 
-def main(argv: list[str]) -> None:
-    """Runs what is missing and writes `<out>/table.md`.
+def run(config: ml_collections.ConfigDict | None, folder: Path, flags: Flags) -> None:
+    """Runs what is missing and writes `table.md`. See `m4.main`.
 
     Raises ConfigError for a folder with another configuration, SweepError for points that failed.
     """
-    parser = argparse.ArgumentParser("python -m m4.modes.sweep", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config", default=CONFIGS, help="FILE[:VARIANT],...")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--task", default="death")
-    parser.add_argument("--metrics", default="auroc,auprc")
-    parser.add_argument("--out", type=Path, default=Path("runs/results"))
-    parser.add_argument("--table_only", action="store_true", help="train nothing")
-    args, rest = parser.parse_known_args(argv)
-    seeds, metrics = [int(seed) for seed in args.seeds.split(",")], args.metrics.split(",")
+    del config  # each point has its own
+    given = flags.options
+    seeds = given.get("seeds", "0,1,2").split(",")
+    if not all(seed.isdecimal() for seed in seeds):
+        raise ConfigError(f"--seeds={given['seeds']}: must be numbers, as 0,1,2")
+    task, metrics = given.get("task", "death"), given.get("metrics", "auroc,auprc").split(",")
     points = {
-        (c, seed): args.out / f"{_stem(c)}_s{seed}"
-        for c in args.config.split(",")
+        (c, int(seed)): folder / f"{_stem(c)}_s{seed}"
+        for c in (flags.config or CONFIGS).split(",")
         for seed in seeds
     }
     failed = []
-    for (config, seed), folder in points.items():
-        if not (args.table_only or finished(folder, config, seed, rest)):
-            code = subprocess.run(command(config, seed, folder, rest), check=False).returncode
+    for (name, seed), point in points.items():
+        if not finished(point, name, seed, flags.overrides):
+            args = command(name, seed, point, flags.overrides)
+            code = subprocess.run(args, check=False).returncode
             if code == Preempted.exit_code:
-                raise Preempted(f"{folder}: stopped; the same command goes on")
-            failed += [f"{folder}: exit code {code}"] if code else []
-        text = table(points, task=args.task, metrics=metrics)
-        args.out.mkdir(parents=True, exist_ok=True)
-        atomic.write(args.out / "table.md", text)
+                raise Preempted(f"{point}: stopped; the same command goes on")
+            failed += [f"{point}: exit code {code}"] if code else []
+        text = table(points, task=task, metrics=metrics)
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic.write(folder / "table.md", text)
     print(text)
     if failed:
         raise SweepError(*failed)
 
 
-def command(config: str, seed: int, folder: Path, rest: Sequence[str] = ()) -> list[str]:
-    """What trains one point; `rest` are further flags of `m4.main`."""
-    flags = [f"--config={config}", f"--config.seed={seed}", f"--workdir={folder}", *rest]
-    return [sys.executable, "-m", "m4.main", *flags]
+def command(config: str, seed: int, folder: Path, overrides: Mapping[str, str]) -> list[str]:
+    """What trains one point."""
+    args = [f"--config={config}", f"--config.seed={seed}", f"--workdir={folder}"]
+    args += [f"--config.{path}={value}" for path, value in overrides.items()]
+    return [sys.executable, "-m", "m4.main", *args]
 
 
-def finished(folder: Path, config: str, seed: int, rest: Sequence[str] = ()) -> bool:
+def finished(folder: Path, config: str, seed: int, overrides: Mapping[str, str]) -> bool:
     """Whether the point has its test results. ConfigError if they are another configuration's."""
     if not (folder / "results/test.json").exists():
         return False
-    flags = configs.parse(command(config, seed, folder, rest)[3:])
+    flags = configs.parse(command(config, seed, folder, overrides)[3:])
     changes = configs.diff(configs.read_json(folder / "config.json"), configs.load(flags).to_dict())
     if changes:
         raise ConfigError(f"{folder}: holds a run of another configuration", *changes)
@@ -140,11 +140,3 @@ def _cell(runs: dict[int, dict[str, Any]], metric: str) -> str:
 def _stem(config: str) -> str:
     path, _, variant = config.partition(":")
     return "-".join(filter(None, (Path(path).stem, variant)))
-
-
-if __name__ == "__main__":
-    os.umask(0o077)
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit("\n".join(error.lines()))

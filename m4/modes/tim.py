@@ -1,40 +1,36 @@
-"""Task interaction scores by training every coalition of some tasks.
+"""`--mode=tim`: task interaction scores by training every coalition of some tasks.
 
-    python -m m4.modes.tim --config=configs/m3h_support2.py --workdir=runs/tim \
+    python -m m4.main --mode=tim --config=configs/m3h_support2.py --workdir=runs/tim \
         --tasks=hospital_death,function,los
 
-Every flag but `--tasks` and `--permutations` is that of `m4.main`. The method's call must take
-`active_T`, as M3H's does: the mask is an input, so one compiled step trains all coalitions and one
-compiled prediction scores them on the test split (`m4.eval.tim`). Prints the tables and writes
-`tim.json` into the work directory. Scores: AUROC, macro AUROC, R^2.
+The method's call must take `active_T`, as M3H's does: the mask is an input, so one compiled step
+trains all coalitions and one compiled prediction scores them on the test split (`m4.eval.tim`).
+Prints the tables and writes `tim.json` into the work directory. Scores: AUROC, macro AUROC, R^2.
+With `--permutations` the Shapley values are means over so many random orders.
 
 Letters: T tasks.
 """
 
-import argparse
 import dataclasses
 import inspect
 import json
-import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from m4 import atomic, sharding, task_losses
-from m4 import config as configs
+from m4.config import Flags
 from m4.data.loader import eval_batches
 from m4.data.store import Store
-from m4.errors import ConfigError, DataError, UserError
+from m4.errors import ConfigError, DataError
 from m4.eval import evaluate, results, tim
 from m4.modes.eval import columns
 from m4.nn.pretrained import wrapper
-from m4.run import raw
 from m4.run.model import Setup, context, make_optimiser, make_setup
 from m4.run.workspace import prepare, use_cache
 from m4.train import step as steps
@@ -43,47 +39,29 @@ METRICS = {"binary": "auroc", "multilabel": "auroc_macro", "multiclass": "auroc_
 METRICS |= {"regression": "r2"}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns its exit code (see `m4.main`)."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--tasks", default="")
-    parser.add_argument("--permutations", type=int, default=0)
-    own, rest = parser.parse_known_args(argv)
-    try:
-        flags = configs.parse(rest)
-        config = configs.load(flags)
-        raw.require(config, flags.config)
-        run(config, flags.workdir, own.tasks, own.permutations)
-    except UserError as error:
-        print(*error.lines(), sep="\n", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-def run(config: Any, folder: Path | None, tasks: str, num_permutations: int) -> None:
-    """Trains the coalitions of the comma-separated `tasks` (all scored ones if empty)."""
-    if folder is None:
-        raise ConfigError("--workdir: is missing; tim.json is written there")
+def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
+    """Trains the coalitions of `--tasks` (all scored ones without). See `m4.main`."""
+    tasks, number = flags.options.get("tasks", ""), flags.options.get("permutations", "0")
+    if not number.isdecimal():
+        raise ConfigError(f"--permutations={number}: must be a number of random orders")
     folder.mkdir(parents=True, exist_ok=True)
     use_cache(folder)
     setup = make_setup(config, prepare(config))
     chosen = _chosen(config, setup, tasks)
     with context(setup.mesh):
         value = tim.cached(_trainer(config, setup, chosen), len(chosen))
-        shapley = tim.shapley(value, len(chosen), num_permutations=num_permutations or None)
-        single = np.array([value(frozenset({t}))[t] for t in range(len(chosen))])
-        joint = value(frozenset(range(len(chosen))))
-        found = {
+        shapley = tim.shapley(value, len(chosen), num_permutations=int(number) or None)
+        scores = {
             "tasks": chosen,
             "metric": [METRICS[setup.spec.task(name).kind] for name in chosen],
-            "single": single.tolist(),
-            "joint": joint.tolist(),
+            "single": [float(value(frozenset({t}))[t]) for t in range(len(chosen))],
+            "joint": value(frozenset(range(len(chosen)))).tolist(),
             "shapley": shapley.tolist(),
             "leave_one_out": tim.leave_one_out(value, len(chosen)).tolist(),
             "pairwise": tim.pairwise(value, len(chosen)).tolist(),
         }
-    atomic.write(folder / "tim.json", json.dumps(found, indent=1) + "\n")
-    _print(found)
+    atomic.write(folder / "tim.json", json.dumps(scores, indent=1) + "\n")
+    _print(scores)
 
 
 def _chosen(config, setup: Setup, tasks: str) -> list[str]:
@@ -192,17 +170,12 @@ def _predictor(config, setup: Setup):
     return score
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(scores: dict[str, Any]) -> None:
     table = Table(title="value of row's task for column's task (Shapley), and scores")
-    for column in ("", *found["tasks"]):
+    for column in ("", *scores["tasks"]):
         table.add_column(column)
-    for name, row in zip(found["tasks"], found["shapley"], strict=True):
+    for name, row in zip(scores["tasks"], scores["shapley"], strict=True):
         table.add_row(name, *(f"{x:+.4f}" for x in row))
     for name in ("single", "joint"):
-        table.add_row(name, *(f"{x:.4f}" for x in found[name]))
+        table.add_row(name, *(f"{x:.4f}" for x in scores[name]))
     Console(width=None if Console().is_terminal else 100).print(table)
-
-
-if __name__ == "__main__":
-    os.umask(0o077)  # what is derived from patients is for its owner only
-    sys.exit(main(sys.argv[1:]))

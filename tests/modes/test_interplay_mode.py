@@ -1,10 +1,11 @@
-"""`python -m m4.modes.interplay` end to end: one compiled step, and a file that adds up."""
+"""`--mode=interplay` end to end: one compiled step, and a file that adds up."""
 
 import json
 import math
 
 import numpy as np
 
+from m4 import main
 from m4.modes import interplay
 
 CONFIG = """
@@ -34,7 +35,9 @@ def get_config(variant=''):
 
 
 def run(folder, *args):
-    return interplay.main([f"--config={folder / 'c.py'}", f"--workdir={folder / 'w'}", *args])
+    return main.main(
+        ["--mode=interplay", f"--config={folder / 'c.py'}", f"--workdir={folder / 'w'}", *args]
+    )
 
 
 def test_every_analysis_from_one_compiled_step(folder, made, capsys):

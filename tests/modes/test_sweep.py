@@ -6,8 +6,9 @@ import subprocess
 import pytest
 
 from m4 import config as configs
+from m4 import modes
 from m4.errors import ConfigError, Preempted
-from m4.modes import sweep as results
+from m4.modes.sweep import SweepError
 
 TOY = """
 import ml_collections
@@ -59,7 +60,9 @@ def place(tmp_path, monkeypatch):
 
     def sweep(*args):
         names = ",".join(str(tmp_path / f"{name}.py") for name in ("bad", "good"))
-        results.main([f"--config={names}", f"--out={tmp_path / 'out'}", "--metrics=auroc", *args])
+        own = [f"--config={names}", f"--workdir={tmp_path / 'out'}", "--metrics=auroc"]
+        flags = configs.parse(["--mode=sweep", *own, *args])
+        modes.run(None, flags)
         return (tmp_path / "out/table.md").read_text()
 
     return tmp_path, sweep, ran
@@ -93,7 +96,7 @@ def test_a_point_that_fails_is_named_and_the_others_run(place):
     folder, sweep, ran = place
     sweep("--seeds=0")
     (folder / "code").write_text("5")
-    with pytest.raises(results.SweepError, match="bad_s1: exit code 5"):
+    with pytest.raises(SweepError, match="bad_s1: exit code 5"):
         sweep("--seeds=0,1")
     assert ran[2:] == ["bad_s1", "good_s1"]
     assert f"Not finished: {folder / 'out/bad_s1'}" in (folder / "out/table.md").read_text()
@@ -107,3 +110,10 @@ def test_unknown_tasks_are_refused(place):
     _, sweep, _ = place
     with pytest.raises(ConfigError, match="tasks are death"):
         sweep("--seeds=0", "--task=deth")
+
+
+def test_flags_of_another_mode_are_refused():
+    with pytest.raises(ConfigError, match="--seeds: goes with --mode=sweep, not with --mode=tim"):
+        configs.parse(["--mode=tim", "--seeds=0"])
+    with pytest.raises(ConfigError, match="--seeds=a: must be numbers"):
+        modes.run(None, configs.parse(["--mode=sweep", "--seeds=a"]))

@@ -1,11 +1,11 @@
-"""`python -m m4.modes.tim` end to end: coalitions share one compiled step, and the file adds up."""
+"""`--mode=tim` end to end: coalitions share one compiled step, and the file adds up."""
 
 import json
 
 import numpy as np
 import pytest
 
-from m4.modes import tim
+from m4 import main
 
 CONFIG = """
 import ml_collections
@@ -21,7 +21,9 @@ def get_config(variant=''):
 
 
 def run(folder, *args):
-    return tim.main([f"--config={folder / 'c.py'}", f"--workdir={folder / 'w'}", *args])
+    return main.main(
+        ["--mode=tim", f"--config={folder / 'c.py'}", f"--workdir={folder / 'w'}", *args]
+    )
 
 
 def test_every_coalition_from_one_compiled_step(folder, made, capsys):
