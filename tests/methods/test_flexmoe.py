@@ -14,7 +14,9 @@ from flax.core import FrozenDict
 
 from m4.methods.flexmoe import bank, completeness
 from m4.methods.flexmoe.model import FlexMoE
+from m4.methods.flexmoe.paper import PaperFlexMoE
 from m4.methods.flexmoe.patches import PatchTokens
+from m4.methods.flexmoe.released import ReleasedFlexMoE
 from m4.moe.routers import top_k
 from m4.nn import presence
 from m4.nn.encoders.volume import VolumeEncoder
@@ -23,27 +25,28 @@ from m4.types import Routing, Stream
 from tests import properties
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-SIZES = {
-    "width": 8,
-    "hidden": 6,
-    "num_experts": 10,
-    "top_k": 2,
-    "num_heads": 2,
-    "num_patches": 3,
-    "dropout": 0.1,
-    "aux_weights": FrozenDict({}),
-}
+VERSIONS = {"m4": FlexMoE, "paper": PaperFlexMoE, "released": ReleasedFlexMoE}
+SIZES = {"width": 8, "num_heads": 2, "dropout": 0.1, "aux_weights": FrozenDict({})}
+MOE = {"hidden": 6, "num_experts": 10, "top_k": 2}
 THREE = DataSpec(properties.SPEC.modalities[1:4], properties.SPEC.tasks)  # table, series, vectors
 CONFIGS = {
     "m4": {},
-    "m4-factorised": {"bank": "factorised", "bank_rank": 4, "gate": "laplace", "depth": 2},
+    "m4-factorised": {
+        "bank": "factorised",
+        "bank_rank": 4,
+        "moe": {"gate": "laplace"},
+        "depth": 2,
+    },
     "paper": {"data": THREE, "fidelity": "paper"},
     "released": {"data": THREE, "fidelity": "released", "depth": 2},
 }
 
 
-def small(data=properties.SPEC, **fields):
-    return FlexMoE(data, **{**SIZES, **fields})
+def small(data=properties.SPEC, fidelity="m4", moe=None, **fields):
+    version = VERSIONS[fidelity]
+    sizes = SIZES if fidelity == "m4" else SIZES | {"num_patches": 3}
+    options = dataclasses.replace(version.moe, **(MOE | (moe or {})))
+    return version(data, moe=options, **(sizes | fields))
 
 
 @pytest.fixture(scope="module", params=CONFIGS.values(), ids=CONFIGS.keys())
@@ -139,7 +142,7 @@ def many_modalities(num):
 
 
 def test_seventeen_modalities_run():
-    method = small(many_modalities(17), num_experts=4)
+    method = small(many_modalities(17), moe={"num_experts": 4})
     probe = properties.probe(method)
     properties.every_modality_matters(probe)
     properties.every_parameter_learns(probe)
@@ -163,7 +166,7 @@ GIVEN = {"modality_N": np.zeros(4, int), "num_modalities": 1, "pattern_N": np.ar
 
 def test_router_loss_by_hand():
     # -(log 0.5 + log 0.8) / 2 = 0.458145; only tokens of the incomplete row count.
-    found = completeness.cross_entropy(
+    found = completeness.router(
         routing(EXPERTS, WEIGHTS, PROBS), pattern_N=GIVEN["pattern_N"], num_modalities=1
     )
     np.testing.assert_allclose(found, 0.458145, rtol=1e-5)
@@ -223,10 +226,9 @@ def test_aux_losses_reach_the_total():
 
 
 def test_combinations_share_experts_in_m4_but_not_that_of_complete_rows():
-    method = small(many_modalities(5), num_experts=4)
-    pattern = np.asarray(method._pattern(presence.combinations(5)))
+    pattern = np.asarray(completeness.pattern(presence.combinations(5), 4))
     assert pattern[0] == 0 and set(pattern[1:]) == {1, 2, 3}
-    enough = small(many_modalities(3), num_experts=8)._pattern(presence.combinations(3))
+    enough = completeness.pattern(presence.combinations(3), 8)
     np.testing.assert_array_equal(enough, np.arange(7))
 
 
@@ -254,9 +256,23 @@ def test_parameter_tree_of_versions():
     assert "notes/project/kernel (2, 8)" in trees["paper"]  # 5 features in 3 patches of 2
 
 
+LAYERS_WEIGHTS = "tests.methods.test_flexmoe:mean_weight"
+
+
+def mean_weight(routing):
+    return routing.weights.sum(-1).sum() / routing.valid.sum()
+
+
 def test_paper_takes_the_softmax_first():
-    paper, released = (small(THREE, fidelity=f) for f in ("paper", "released"))
-    assert paper._normalise() == {"normalise": "before"} and not released._normalise()
+    # The layer's importance, a sum of weights: 1 per token in the release, less in the paper.
+    weights = {}
+    for fidelity in ("paper", "released"):
+        method = small(THREE, fidelity, aux_weights=FrozenDict({LAYERS_WEIGHTS: 1.0}))
+        params = properties.random_params(method)
+        run = jax.jit(lambda b, m=method, p=params: m.apply({"params": p}, b, train=False))
+        weights[fidelity] = run(properties.random_batch(THREE)).aux_losses[LAYERS_WEIGHTS]
+    np.testing.assert_allclose(weights["released"], 1.0, rtol=1e-6)
+    assert weights["paper"] < 0.9
     # Of scores log 5, log 3, log 2 the two largest: 0.5 and 0.3, not 5/8 and 3/8.
     logits = np.log([[5.0, 3.0, 2.0]])
     weights = top_k(logits, np.ones(1, bool), k=2, normalise="before").weights
@@ -265,7 +281,7 @@ def test_paper_takes_the_softmax_first():
 
 def test_released_initial_values():
     # Paths that `method.init` takes; the bounds are those of the authors' fans.
-    method = small(THREE, fidelity="released", width=16, hidden=64)
+    method = small(THREE, "released", width=16, moe={"hidden": 64})
     batch, rngs = properties.random_batch(THREE), {"params": jax.random.key(0)}
     layer = jax.jit(lambda: nn.unbox(method.init(rngs, batch, train=False)))()["params"]["layer_0"]
     for name, bound in {
@@ -317,7 +333,7 @@ def test_volumes_tables_and_codes_together(fidelity):
     others = tuple(ModalitySpec(n, "table", (9,)) for n in ("genomic", "static", "biospecimen"))
     task = TaskSpec("diagnosis", "multiclass", dim=3)
     batch = with_image(properties.random_batch(DataSpec(others, (task,))))
-    method = small(DataSpec((IMAGE, *others), (task,)), fidelity=fidelity, num_experts=15)
+    method = small(DataSpec((IMAGE, *others), (task,)), fidelity=fidelity, moe={"num_experts": 15})
 
     def run():
         rngs = {name: jax.random.key(0) for name in ("params", "dropout", "gate")}
@@ -347,19 +363,23 @@ def test_statistics_have_the_shapes_that_reports_read():
         assert shapes["by_row"] == (properties.ROWS, 5, 10)
 
 
+RELEASED = {"fidelity": "released", "data": THREE}
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"fidelity": "exact"}, "fidelity='exact'; choose one of"),
-        ({"attention": "sum"}, "attention='sum'; choose one of"),
+        ({"attention": "sum", **RELEASED}, "attention='sum'; choose one of"),
+        ({"num_patches": 0, **RELEASED}, "num_patches=0 must be at least 1"),
         ({"bank": "half"}, "bank='half'; choose one of"),
         ({"depth": 0}, "depth=0 must be at least 1"),
-        ({"num_experts": 1}, "num_experts=1 must be at least 2"),
+        ({"moe": {"num_experts": 1}}, "num_experts=1 must be at least 2"),
         ({"bank_rank": 0}, "bank_rank=0 must be at least 1"),
-        ({"top_k": 11}, "top_k=11"),
-        ({"gate": "no_such_gate"}, "no_such_gate"),
+        ({"moe": {"top_k": 11}}, "top_k=11"),
+        ({"moe": {"gate": "no_such_gate"}}, "no_such_gate"),
         ({"aux_weights": FrozenDict({"balance": 1.0})}, "balance"),
-        ({"fidelity": "released"}, r"num_experts=10 must be at least 2\^5 - 1 = 31"),
+        ({"fidelity": "released"}, r"num_experts=10 must be at least 31"),
+        ({"fidelity": "paper", "data": many_modalities(1), "moe": {"num_experts": 1}}, "least 2"),
         ({"data": many_modalities(17), "bank": "full"}, "131071 rows; choose bank='factorised'"),
     ],
 )

@@ -3,6 +3,7 @@
 Letters: B rows, M modalities, P tokens of a modality, N tokens, E experts, D width.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from m4.methods.flexmoe import completeness
 from m4.methods.flexmoe import torch_layout as table
-from m4.methods.flexmoe.model import FlexMoE
+from m4.methods.flexmoe.released import ReleasedFlexMoE
 from m4.moe import gates, routers
 from m4.nn import presence
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
@@ -90,10 +91,10 @@ class Run:
     """The released model on the golden rows, compiled once for all combinations."""
 
     def __init__(self, depth):
-        method = FlexMoE(
-            SPEC, fidelity="released", num_experts=EXPERTS, top_k=2, hidden=2 * WIDTH,
-            width=WIDTH, depth=depth, num_heads=2, num_patches=PATCHES, dropout=0.0,
-            dispatch="dense",
+        moe = {"num_experts": EXPERTS, "top_k": 2, "hidden": 2 * WIDTH, "engine": "dense"}
+        method = ReleasedFlexMoE(
+            SPEC, moe=dataclasses.replace(ReleasedFlexMoE.moe, **moe), width=WIDTH, depth=depth,
+            num_heads=2, num_patches=PATCHES, dropout=0.0,
         )  # fmt: skip
         self.params = params_from(torch_state(depth), method)
 
@@ -176,7 +177,7 @@ def gate_alone(combinations, *, train):
     given = {"num_modalities": 1, "pattern_N": np.repeat(combinations, 2)}
     modality = {"modality_N": np.zeros(6, int)}
     found = {
-        "cross_entropy": completeness.cross_entropy(chosen, **given),
+        "cross_entropy": completeness.router(chosen, **given),
         "importance": completeness.importance(chosen, **given, **modality),
         "load": completeness.load(chosen, **given, **modality),
     }

@@ -1,7 +1,11 @@
 """Learned tokens for the modalities that a row lacks (Flex-MoE, section 3.2).
 
+A bank is indexed by (combination of the present modalities, absent one).
+
 Letters: B rows, M modalities, C combinations, R units, P tokens of a modality, D width.
 """
+
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,10 +15,36 @@ from m4.nn.presence import combination_index, combinations
 from m4.types import Array
 
 FULL_LIMIT = 6  # modalities up to which 'auto' keeps one cell per combination
+MOST = 12  # modalities of a full bank
+
+
+def complete(
+    x_BMPD: Array,
+    present_BM: Array,
+    *,
+    kind: Literal["auto", "full", "factorised"] = "full",
+    rank: int = 16,
+    scale: float = 1.0,
+) -> Array:
+    """`x_BMPD` with the tokens of absent modalities from a bank, whose parameters are 'bank'.
+
+    One modality alone leaves nothing to tell: it has no bank, and its absent tokens are 0. Called
+    inside a compact method. Raises ValueError for a full bank of more than 12 modalities.
+    """
+    num = present_BM.shape[-1]
+    if num == 1:
+        return jnp.where(present_BM[..., None, None], x_BMPD, 0.0)
+    if kind == "factorised" or (kind == "auto" and num > FULL_LIMIT):
+        return FactorisedBank(rank, scale, name="bank")(x_BMPD, present_BM)
+    if num > MOST:
+        raise ValueError(
+            f"bank='full' of {num} modalities has {2**num - 1} rows; choose bank='factorised'"
+        )
+    return FullBank(scale, name="bank")(x_BMPD, present_BM)
 
 
 class FullBank(nn.Module):
-    """One learned block of tokens per combination and missing modality (Flex-MoE section 3.2)."""
+    """One learned block of tokens per combination and missing modality."""
 
     scale: float = 1.0
 

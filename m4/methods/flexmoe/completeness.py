@@ -1,28 +1,54 @@
-"""What Flex-MoE asks of a router: losses that tell complete rows from incomplete ones.
+"""Complete and incomplete rows: the expert of each, and losses that tell them apart.
 
-Its "G-router" and "S-router" are one router with two losses: tokens of complete rows are to
+Flex-MoE's "G-router" and "S-router" are one router with two losses: tokens of complete rows are to
 spread over all experts, those of incomplete rows are to find the expert of their combination of
 modalities and to spread over the others. All losses are sums over the modalities, whose tokens
 the authors route in separate calls.
 
 `pattern_N` is the expert of the token's combination, 0 for a complete row.
 
-Letters: N tokens, D width, E experts, K chosen experts, A assignments, M modalities, G = 2 M
-groups (complete and incomplete tokens of every modality).
+Letters: B rows, N tokens, E experts, K chosen experts, A assignments, M modalities, G = 2 M groups
+(complete and incomplete tokens of every modality).
 """
 
-from typing import Annotated
+from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 
-from m4.moe import gates, losses
-from m4.moe import routers as routing
+from m4.moe import losses
 from m4.moe.engine.slots import assignments
+from m4.nn.presence import combination_index
 from m4.types import Array, Routing
 
+ROOM = "m4.methods.flexmoe.completeness"
+LOSSES = {name: f"{ROOM}:{name}" for name in ("router", "importance", "load")}
+PAPER_LOSSES = LOSSES | {name: f"{ROOM}:{name}_of_others" for name in ("importance", "load")}
 
-def cross_entropy(routing: Routing, *, pattern_N: Array, num_modalities: int) -> Array:
+
+def chosen(aux_weights: Mapping[str, float], own: Mapping[str, str] = LOSSES) -> dict[str, str]:
+    """Names in `aux_weights` -> functions: Flex-MoE's `own`, any other of `m4.moe.losses`."""
+    return {name: own.get(name, name) for name in sorted(aux_weights)}
+
+
+def check_experts(num_experts: int, num_modalities: int) -> None:
+    """Raises ValueError unless every combination of modalities can have an expert of its own."""
+    least = max(2, 2**num_modalities - 1)
+    if num_experts < least:
+        raise ValueError(
+            f"moe.num_experts={num_experts} must be at least {least}: every one of the"
+            f" 2^{num_modalities} - 1 combinations of modalities has its expert (fidelity='m4' lets"
+            " them share)"
+        )
+
+
+def pattern(present_BM: Array, num_experts: int) -> Array:
+    """Expert of each row, i32[B]: 0 if complete, else its combination's, modulo those but 0."""
+    others = num_experts - 1
+    index_B = combination_index(present_BM, modulo=others)
+    return jnp.where(present_BM.all(-1), 0, 1 + (index_B - 1) % others)
+
+
+def router(routing: Routing, *, pattern_N: Array, num_modalities: int) -> Array:
     """-log p(the combination's expert) of incomplete rows, from noisy logits (paper eq. 3).
 
     The paper compares the largest router probability with the target; the release takes the
@@ -86,38 +112,3 @@ def _group(modality_N, pattern_N):
 def _without_expert_0(shape):
     group_G1, expert_E = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])
     return (group_G1 % 2 == 0) | (expert_E > 0)
-
-
-# --- the release's initial values ---------------------------------------------------------------
-
-
-def per_experts(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-    """U(-1 / sqrt(E), 1 / sqrt(E)) on [D, E]: the fan is computed on the wrong dimension."""
-    bound = shape[-1] ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def per_both(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-    """U(-b, b), b = 1 / sqrt(inputs * outputs): the fan of a stack of experts' 3-D weight."""
-    bound = (shape[-1] * shape[-2]) ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def linear(x_ND: Array, w_DE: Annotated[Array, per_experts]) -> Array:
-    """`gates.linear` with the release's initial values."""
-    return gates.linear(x_ND, w_DE)
-
-
-def noisy_top_k(
-    logits_NE: Array,
-    valid_N: Array,
-    *,
-    k: int,
-    x_ND: Array,
-    noise_DE: Annotated[Array, per_experts],
-    key: Array | None = None,
-) -> Routing:
-    """`routing.noisy_top_k`, softmax over the chosen, with the release's initial noise."""
-    return routing.noisy_top_k(
-        logits_NE, valid_N, k=k, x_ND=x_ND, noise_DE=noise_DE, key=key, normalise="after"
-    )

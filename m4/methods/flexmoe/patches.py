@@ -1,6 +1,6 @@
-"""Any modality as one vector of features, cut into patches (Flex-MoE's encoder of tables).
+"""Any modality as a vector of features, cut into P patches, as in the authors' `PatchEmbeddings`.
 
-Letters: B rows, F features, P patches, p features of a patch, D model width.
+Letters: B rows, M modalities, F features, P patches, p features of a patch, D model width.
 """
 
 import flax.linen as nn
@@ -9,10 +9,29 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from m4.nn.encoders.series import stack_series, summary_statistics
+from m4.nn.encoders.volume import VolumeEncoder
 from m4.nn.layers import uniform_init
 from m4.nn.presence import masked_mean
-from m4.specs import ModalitySpec
-from m4.types import Array, Stream
+from m4.specs import DataSpec, ModalitySpec
+from m4.types import Array, Batch, Stream
+
+
+def patch_tokens(
+    data: DataSpec, batch: Batch, width: int, num_patches: int, *, train: bool
+) -> Array:
+    """[B, M, P, D]; parameters '<modality>' and, of images, '<modality>_volume'.
+
+    Called inside a compact method. Raises ValueError for kinds without an encoder.
+    """
+    tokens = []
+    for m in data.modalities:
+        stream = batch.inputs[m.name]
+        if m.kind == "image":
+            x_BF = VolumeEncoder(width, name=f"{m.name}_volume")(stream, train=train)
+        else:
+            x_BF = flatten(m, stream, hours=data.hours)
+        tokens.append(PatchTokens(width, num_patches, name=m.name)(x_BF))
+    return jnp.stack(tokens, axis=1)
 
 
 def flatten(modality: ModalitySpec, stream: Stream, *, hours: float) -> Array:

@@ -1,7 +1,7 @@
 """Flex-MoE's release (UNITES-Lab/flex-moe): bank, fusion model and encoders in one dictionary."""
 
 from m4.errors import ConfigError
-from m4.methods.flexmoe.model import FlexMoE
+from m4.methods.flexmoe.released import ReleasedFlexMoE
 from m4.nn.torch_table import (
     LEAD,
     SAME,
@@ -21,17 +21,18 @@ from m4.nn.torch_table import (
 FUSION = "fusion_model"
 
 
-def layout(method: FlexMoE) -> Layout:
+def layout(method: ReleasedFlexMoE) -> Layout:
     """Every tensor; the release has one task, and encoders go by m4's names of modalities."""
     if len(method.data.tasks) != 1:
         raise ConfigError(
             f"tasks {', '.join(method.data.task_names)}: the release has one; choose it with"
             " data.options.tasks"
         )
-    if (method.gate, method.routing) != ("linear", "noisy_top_k"):
+    gate, router = method.moe.gate, method.moe.router
+    if (gate, router) != ("linear", "noisy_top_k"):
         raise ConfigError(
-            f"method.gate={method.gate!r}, method.routing={method.routing!r}: the release has"
-            " 'linear' and 'noisy_top_k'"
+            f"method.moe.gate={gate!r}, method.moe.router={router!r}: the release has 'linear' and"
+            " 'noisy_top_k'"
         )
     num, patches, width = len(method.data.modalities), method.num_patches, method.width
     flat = shape((1, num * patches, width), (num, patches, width))
