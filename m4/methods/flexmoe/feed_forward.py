@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from m4.maths import gelu
 from m4.methods.flexmoe import completeness
-from m4.moe.experts import gelu
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
 from m4.nn.transformer import MLP

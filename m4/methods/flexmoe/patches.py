@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from m4.maths import torch_uniform
 from m4.nn.encoders.series import stack_series, summary_statistics
 from m4.nn.encoders.volume import VolumeEncoder
-from m4.nn.layers import uniform_init
 from m4.nn.presence import masked_mean
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Batch, Stream
@@ -70,5 +70,5 @@ class PatchTokens(nn.Module):
         size = -(-x_BF.shape[-1] // self.num_patches)
         x_BF = jnp.pad(x_BF, ((0, 0), (0, size * self.num_patches - x_BF.shape[-1])))
         x_BPp = rearrange(x_BF, "b (p f) -> b p f", p=self.num_patches)
-        init = uniform_init(size)
+        init = torch_uniform(size)
         return nn.Dense(self.features, kernel_init=init, bias_init=init, name="project")(x_BPp)

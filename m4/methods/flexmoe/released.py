@@ -19,6 +19,7 @@ from einops import rearrange
 from flax.core import FrozenDict
 
 from m4 import task_losses
+from m4.maths import torch_uniform
 from m4.methods.flexmoe import completeness
 from m4.methods.flexmoe.bank import complete
 from m4.methods.flexmoe.feed_forward import feed_forward
@@ -26,13 +27,11 @@ from m4.methods.flexmoe.patches import patch_tokens
 from m4.moe import gates, routers
 from m4.moe.options import MoEOptions
 from m4.nn.heads import TaskHeads
-from m4.nn.layers import StackedLayerNorm, uniform_init
+from m4.nn.layers import StackedLayerNorm
 from m4.nn.transformer import SelfAttention
 from m4.resolve import check_fields
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, MoeAux, Outputs, Routing
-
-TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class ReleasedFlexMoE(nn.Module):
@@ -77,7 +76,9 @@ class ReleasedFlexMoE(nn.Module):
 
         # The mean token of every modality.
         h_BF = rearrange(x_BTD.reshape(x_BMPD.shape).mean(2), "b m d -> b (m d)")
-        heads = TaskHeads(self.data.tasks, two_logits=True, kernel_init=TORCH, name="heads")
+        heads = TaskHeads(
+            self.data.tasks, two_logits=True, kernel_init=torch_uniform(), name="heads"
+        )
         aux = {name: sum(layer.losses[name] for layer in moe.values()) for name in self.aux_weights}
         return Outputs(heads(dict.fromkeys(self.data.task_names, h_BF)), aux, moe)
 
@@ -90,7 +91,7 @@ class ReleasedFlexMoE(nn.Module):
             nn.Dropout(self.dropout, deterministic=not train, name=f"drop_{i}_{n}")
             for n in range(3)
         ]
-        init = uniform_init(self.width)
+        init = torch_uniform(self.width)
         attend = SelfAttention(
             self.num_heads, dropout=self.dropout, kernel_init=init, qkv_bias_init=None,
             bias_init=init, name=f"attention_{i}",
