@@ -12,6 +12,19 @@ TaskKind = Literal[
     "binary", "multilabel", "multiclass", "regression", "segmentation", "cluster", "survival"
 ]
 TIMED_KINDS = ("series", "vectors")
+PROBABILITY = ("brier", "ece", "log_loss")  # of predicted probabilities
+METRICS: dict[TaskKind, tuple[str, ...]] = {  # without a threshold chosen elsewhere
+    "binary": ("auroc", "auprc", "f1", *PROBABILITY),
+    "multilabel": tuple(
+        f"{metric}_{how}" for metric in ("auroc", "auprc", "f1") for how in ("macro", "micro")
+    )
+    + PROBABILITY,
+    "multiclass": ("auroc_macro", "f1_macro", "accuracy", *PROBABILITY),
+    "regression": ("mae", "rmse", "r2", "spearman"),
+    "survival": ("c_index",),
+    "segmentation": ("dice",),
+}
+LOWER_IS_BETTER = (*PROBABILITY, "mae", "rmse")
 RAGGED_KINDS = ("series", "vectors", "codes", "text")  # of a length that differs by row
 
 

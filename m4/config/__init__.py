@@ -1,4 +1,4 @@
-"""Command line and configuration file -> one checked, locked ConfigDict. Free of JAX.
+"""Command line and configuration file -> one checked, locked ConfigDict.
 
 A configuration file is a Python program with `get_config(variant)`. Whatever it leaves out is
 filled in from the defaults in `m4.config.rules` and the method's own; whatever it or the
@@ -6,27 +6,23 @@ command line gets wrong is reported at once, one line per problem.
 """
 
 import ast
-import fnmatch
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from m4.config import rules, schema
+from m4.config import code, rules
 from m4.config.files import load_file
 from m4.config.flags import Flags, parse
 from m4.config.hints import unknown
+from m4.config.plain import diff, flatten, nested, read_json, to_json, tuples
 from m4.config.rules import REQUIRED, Rule
 from m4.errors import ConfigError
 
 __all__ = ["Flags", "check", "diff", "flatten", "load", "parse", "read_json", "stored", "to_json"]
 
-# Fields that may change between a run and its continuation: they do not touch the mathematics.
-HARMLESS = ("data.raw_dir", "data.dir", "train.*_every", "train.keep", "train.max_bad")
-HARMLESS += ("eval.*", "mesh.*")
 # What parsing a value from the command line can end in.
 _NOT_PARSED = (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError)
 
@@ -37,28 +33,43 @@ def load(flags: Flags) -> ml_collections.ConfigDict:
     Without `--config` it is the one stored in the work directory. Raises ConfigError with every
     problem found.
     """
-    stored = flags.workdir / "config.json" if flags.workdir else None
+    kept = flags.workdir / "config.json" if flags.workdir else None
     if flags.config_json is not None:
         if "://" in flags.config_json:
             raise ConfigError(f"--config_json={flags.config_json}: must be a local file")
-        plain = read_json(Path(flags.config_json))
-        return check(plain, flags.overrides, flags.config_json)
-    if flags.config is None and stored and stored.is_file():
-        return check(read_json(stored), flags.overrides, str(stored))
-    return check(load_file(flags.config), flags.overrides, flags.config)
+        found, source = read_json(Path(flags.config_json)), flags.config_json
+    elif flags.config is None and kept and kept.is_file():
+        found, source = read_json(kept), str(kept)
+    else:
+        found, source = load_file(flags.config), str(flags.config)
+    return check(found, flags.overrides, source, say=print)
 
 
 def check(
-    config: Mapping[str, Any], overrides: Mapping[str, str], source: str
+    config: Mapping[str, Any],
+    overrides: Mapping[str, str],
+    source: str,
+    *,
+    say: Callable[[str], Any] = lambda line: None,
 ) -> ml_collections.ConfigDict:
-    """Applies overrides and defaults, then checks every field and every rule between fields."""
+    """Applies overrides and defaults, then checks every field and every rule between fields.
+
+    A field that the configuration gives for another fidelity of the method than the chosen one is
+    left out, and `say` is told so; an override of one is an error, like all else that is wrong.
+    """
     _check_structure(config, source)
     config = ml_collections.ConfigDict(config, convert_dict=True)
-    fields = _fields(config, overrides)
+    fields, elsewhere = _fields(config, overrides)
     problems = []
     for path, text in overrides.items():  # here, because fields may refer to each other
-        problems += _override(config, path, text, fields)
+        problems += _override(config, path, text, fields, elsewhere)
     values = flatten(config.to_dict())
+    lacking = {p: elsewhere(p) for p in values if p not in overrides and not _rule(p, fields)}
+    lacking = {path: having for path, having in lacking.items() if having}
+    if lacking:
+        chosen, having = values.get("method.fidelity", "m4"), " or ".join(*lacking.values()[:1])
+        say(f"left out, fields of fidelity {having} that {chosen} hasn't: {', '.join(lacking)}")
+    values = {path: value for path, value in values.items() if path not in lacking}
     problems += _fill(values, fields, source)
     for path, value in values.items():
         kind = fields[path].kind if path in fields else None
@@ -66,14 +77,29 @@ def check(
             values[path] = int(value)
         elif kind is tuple and isinstance(value, list):
             values[path] = tuple(value)
-    values = flatten(_nested(values))
+    values = flatten(nested(values))
     for path, value in values.items():
         problems += _field_problems(path, value, fields)
+    problems += rules.loss_problems(values, fields)
     if not problems:
         problems = rules.cross_problems(values)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    return ml_collections.ConfigDict(_nested(values)).lock()
+    return ml_collections.ConfigDict(nested(values)).lock()
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """A work directory's configuration, `completed`."""
+    return completed(read_json(path), str(path))
+
+
+def completed(found: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A stored configuration, lists as tuples, with defaults for fields younger than it."""
+    whole = tuples(found)
+    try:
+        return check(whole, {}, name).to_dict()
+    except ConfigError:  # written by a version with other rules
+        return whole
 
 
 def _check_structure(config: Any, source: str) -> None:
@@ -94,6 +120,46 @@ def _check_structure(config: Any, source: str) -> None:
         raise ConfigError(*(f"{problem} (in {source})" for problem in problems))
 
 
+def _fields(
+    config: ml_collections.ConfigDict, overrides: Mapping[str, str]
+) -> tuple[dict[str, Rule], Callable[[str], list[str]]]:
+    """The rule of every field, given the method and data set that were chosen.
+
+    And a function that says which other fidelities of the method have a field.
+    """
+
+    def given(section: str, name: str) -> Any:
+        return overrides.get(f"{section}.{name}", config.get(section, {}).get(name))
+
+    fields, others = dict(rules.FIELDS), {}
+    method, data = given("method", "name"), given("data", "name")
+    if isinstance(method, str) and fields["method.name"].problem(method) is None:
+        known = {"m4": method} if ":" in method else code.method_modules(method)
+        chosen = given("method", "fidelity") or "m4"
+        others = {fidelity: method for fidelity in known if fidelity != chosen}
+        if ":" not in method:
+            fields["method.fidelity"] = Rule(str, "m4", names=lambda: tuple(known))
+        cls = code.method_class(method, chosen if chosen in known else "m4")
+        fields |= rules.method_rules(cls)
+    else:
+        for path in flatten({"method": config.get("method", {}).to_dict()}):
+            fields.setdefault(path, Rule(optional=True))
+    if isinstance(data, str) and fields["data.name"].problem(data) is None:
+        for name, field in (code.data_options(data) or {}).items():
+            optional = field.optional or field.kind is object
+            fields[f"data.options.{name}"] = Rule(field.kind, ..., optional=optional)
+
+    def elsewhere(path: str) -> list[str]:
+        return [
+            fidelity
+            for fidelity, name in others.items()
+            if path.startswith("method.")
+            and _rule(path, rules.method_rules(code.method_class(name, fidelity)))
+        ]
+
+    return fields, elsewhere
+
+
 def _fill(values: dict[str, Any], fields: Mapping[str, Rule], source: str) -> list[str]:
     """Adds defaults to a flat configuration; returns what is missing, in one line if much is."""
     given = {path.rsplit(".", n)[0] for path in values for n in range(path.count(".") + 1)}
@@ -107,121 +173,6 @@ def _fill(values: dict[str, Any], fields: Mapping[str, Rule], source: str) -> li
     if len(missing) > 2:
         return [f"{', '.join(missing)}: are missing from {source}"]
     return [f"{path}: is missing from {source}; it {_must(fields[path])}" for path in missing]
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mapping -> {"a.b": value}; an empty mapping is kept as a value."""
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    whole: dict[str, Any] = {}
-    for path, value in values.items():
-        *sections, name = path.split(".")
-        place = whole
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = value
-    return whole
-
-
-def to_json(config: ml_collections.ConfigDict) -> str:
-    """Canonical text of a configuration."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The inverse of `to_json` (lists are tuples again). Raises ConfigError if damaged."""
-    try:
-        found = _tuples(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        reason = f"line {error.lineno} is not JSON: {error.msg}"
-        raise ConfigError(f"{path}: cannot be read ({reason})") from None
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise ConfigError(f"{path}: cannot be read ({reason})") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: must hold an object {{...}} of sections, as in config.json")
-    return found
-
-
-def stored(path: Path) -> dict[str, Any]:
-    """A work directory's configuration, `completed`."""
-    return completed(read_json(path), str(path))
-
-
-def completed(found: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A stored configuration, lists as tuples, with defaults for fields younger than it."""
-    whole = _tuples(found)
-    try:
-        return check(whole, {}, name).to_dict()
-    except ConfigError:  # written by a version with other rules
-        return whole
-
-
-def _tuples(value: Any) -> Any:
-    """Tuples for the lists of JSON."""
-    if isinstance(value, Mapping):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-def diff(
-    old: Mapping[str, Any], new: Mapping[str, Any], *, harmless: Sequence[str] = HARMLESS
-) -> list[str]:
-    """Fields that change the mathematics and differ: "optim.lr: 0.001 -> 0.01"."""
-    old, new = flatten(old), flatten(new)
-    return [
-        f"{path}: {old.get(path, '(absent)')!r} -> {new.get(path, '(absent)')!r}"
-        for path in sorted(old.keys() | new.keys())
-        if old.get(path, REQUIRED) != new.get(path, REQUIRED)
-        and not any(fnmatch.fnmatch(path, pattern) for pattern in harmless)
-    ]
-
-
-def _fields(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> dict[str, Rule]:
-    """The rule of every field, given the method and data set that were chosen."""
-    fields = dict(rules.FIELDS)
-    method = overrides.get("method.name", config.get("method", {}).get("name"))
-    if isinstance(method, str) and fields["method.name"].problem(method) is None:
-        known = schema.method_fields(method)
-        if known is None:
-            known = {k: schema.Field(object, ..., (), True) for k in config.method}
-        for name, field in known.items():
-            fields.setdefault(f"method.{name}", _method_rule(name, field))
-    else:
-        for name in config.get("method", {}):
-            fields.setdefault(f"method.{name}", Rule(optional=True))
-    data = overrides.get("data.name", config.get("data", {}).get("name"))
-    options = schema.data_options(data) if isinstance(data, str) else None
-    if options is not None:
-        for name, field in options.items():
-            optional = field.optional or field.kind is object
-            fields[f"data.options.{name}"] = Rule(field.kind, ..., optional=optional)
-    return fields
-
-
-def _method_rule(name: str, field: schema.Field) -> Rule:
-    limits = {}
-    for pattern, limit in rules.METHOD_LIMITS.items():
-        if fnmatch.fnmatch(name, pattern):
-            limits = limit
-    if field.choices:
-        limits = {"names": lambda: field.choices}
-    kind = field.kind
-    if kind not in (int, float) and not {"low", "above"}.isdisjoint(limits):
-        limits = {}
-    if kind is not str and "names" in limits:
-        limits = {}
-    default = REQUIRED if field.default is schema.NO_DEFAULT else field.default
-    return Rule(kind, default, optional=field.optional, **limits)
 
 
 def _rule(path: str, fields: Mapping[str, Rule]) -> Rule | None:
@@ -261,9 +212,18 @@ def _plain(value: Any) -> bool:
 
 
 def _override(
-    config: ml_collections.ConfigDict, path: str, text: str, fields: Mapping[str, Rule]
+    config: ml_collections.ConfigDict,
+    path: str,
+    text: str,
+    fields: Mapping[str, Rule],
+    elsewhere: Callable[[str], list[str]],
 ) -> list[str]:
+    """Sets one field to what the command line says; returns what is wrong with it."""
     rule = _rule(path, fields)
+    if rule is None and elsewhere(path):
+        has = elsewhere(path)
+        hint = f"try --config.method.fidelity={has[0]}"
+        return [f"{path}: no such field, but fidelity {' and '.join(has)} has it; {hint}"]
     if rule is None:
         return [unknown(path, fields)]
     try:

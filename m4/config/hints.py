@@ -1,7 +1,7 @@
 """What somebody may have meant by a name that is not known."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # What the same thing is called elsewhere, for the hint about an unknown field.
 ALIASES = {
@@ -22,11 +22,21 @@ ALIASES = {
     "train.save_every": "save_steps checkpoint_every ckpt_every save_interval",
     "train.select": "metric monitor best_metric",
     "method.name": "model model_name arch architecture",
-    "method.num_experts": "experts n_experts num_expert expert_num",
-    "method.top_k": "k topk num_experts_per_tok",
+    "method.moe.gate": "gating gate_function score_func scoring",
+    "method.moe.router": "routing router_type",
+    "method.moe.share": "sharing router gate_sharing",
+    "method.moe.num_experts": "experts n_experts num_expert expert_num",
+    "method.moe.top_k": "k topk num_experts_per_tok",
+    "method.moe.hidden": "expert_hidden ffn_dim intermediate_size",
+    "method.moe.engine": "dispatch dispatcher strategy",
+    "method.moe.capacity": "capacity_factor",
+    "method.moe.replicas": "num_replicas",
+    "method.moe.num_shared": "shared_experts n_shared_experts num_shared_experts",
+    "method.moe.router_options": "routing_options",
+    "method.aux_weights": "aux_loss_weight balance losses aux_losses",
     "method.width": "hidden_size d_model hidden_dim embed_dim dim model_dim",
     "method.depth": "layers num_layers n_layers",
-    "method.heads": "num_heads n_heads nhead",
+    "method.num_heads": "heads n_heads nhead",
     "data.name": "dataset dataset_name",
     "data.raw_dir": "raw raw_path data_path root path",
     "data.dir": "data_dir cache_dir",
@@ -38,14 +48,9 @@ SECTIONS = {"model": "method", "optimizer": "optim", "optimiser": "optim", "data
 SECTIONS |= {"training": "train", "evaluation": "eval", "trainer": "train", "parallel": "mesh"}
 
 
-def alias(name: str) -> str | None:
-    """The field that `name` is an everyday word for."""
-    return next((f for f, words in ALIASES.items() if name.lower() in words.split()), None)
-
-
-def nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
     """`"; did you mean x?"`, or an empty string when nothing is near."""
-    close = difflib.get_close_matches(word.lower(), known, n=2, cutoff=0.6)
+    close = difflib.get_close_matches(word.lower(), [*dict.fromkeys(known)], n=2, cutoff=0.6)
     # "learning_rate" -> "lr": initials and prefixes that edit distance does not see.
     initials = "".join(part[:1] for part in word.split("_"))
     close += [k for k in known if k not in close and k in (initials, word.split("_")[0])]
@@ -55,18 +60,22 @@ def nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
 def unknown(path: str, fields: Iterable[str]) -> str:
     """The message about a path that is none of `fields`."""
     section, _, name = path.rpartition(".")
-    siblings = [f.rpartition(".")[2] for f in fields if f.rpartition(".")[0] == section]
-    meant = alias(name)
-    elsewhere = [f for f in fields if f.rpartition(".")[2] == name or f == meant]
+    names = {field: field.rpartition(".")[2] for field in fields}
+    siblings = [names[f] for f in names if f.rpartition(".")[0] == section]
+    meant = {field for field, words in ALIASES.items() if name.lower() in words.split()}
+    elsewhere = [field for field in names if names[field] == name or field in meant]
     if not siblings and not elsewhere:
-        known = sorted({f.partition(".")[0] for f in fields if "." in f})
+        known = sorted({f.partition(".")[0] for f in names if "." in f})
         head = path.partition(".")[0]
         also = SECTIONS.get(head)
         hint = f"; did you mean {also}?" if also else nearest(head, known)
         return f"{path}: no such section; sections: {', '.join(known)}{hint}"
     hint = nearest(name, siblings)
-    typo = difflib.get_close_matches(name, siblings, cutoff=0.85)
-    if elsewhere and not typo and (meant in elsewhere or not hint):
+    if elsewhere and not difflib.get_close_matches(name, siblings, cutoff=0.85):
         hint = f"; did you mean {' or '.join(elsewhere)}?"
+    if not hint:  # a misspelt name of another section
+        near = difflib.get_close_matches(name, [*names.values()], n=1, cutoff=0.8)
+        there = [field for field in names if names[field] in near]
+        hint = f"; did you mean {' or '.join(there)}?" if there else ""
     listed = "" if hint else f"; {section or 'the top level'} has: {', '.join(sorted(siblings))}"
     return f"{path}: no such field{hint or listed}"

@@ -1,29 +1,21 @@
-"""What a configuration may contain: one table of fields, one list of cross-field rules.
+"""What a configuration may contain: one table of fields, and what holds between them.
 
-Nothing here imports JAX, a method or a data set: fields of methods and names of gates, data
-sets and methods are read from source (`m4.config.schema`).
+A new field is a line of `FIELDS`. Its choices are read from the code that implements them, when
+it has another value than its default; nothing here imports JAX, a method or a data set before.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
 
-from m4.config import schema
+from m4.config import code
 from m4.config.hints import nearest
+from m4.resolve import resolve
+from m4.specs import METRICS, DataSpec
 
 REQUIRED = object()
-_MULTI = ("auroc", "auprc", "f1")
-_PROBABILITY = ("brier", "ece", "log_loss")
-_IMAGE = ("first", "mean", "pooler", "tokens")  # m4.nn.pretrained.images
-_ORDERS = ("shuffled", "complete_first", "complete_last", "complete_only")  # m4.data.loader
-METRICS = {  # of each task kind, as in m4.eval.metrics
-    "binary": ("auroc", "auprc", "f1", *_PROBABILITY),
-    "multilabel": tuple(f"{m}_{how}" for m in _MULTI for how in ("macro", "micro")) + _PROBABILITY,
-    "multiclass": ("auroc_macro", "f1_macro", "accuracy", *_PROBABILITY),
-    "regression": ("mae", "rmse", "r2", "spearman"),
-    "survival": ("c_index",),
-}
+KINDS = {int: "an integer", float: "a finite number", bool: "true or false"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +23,18 @@ class Rule:
     """Type, default and allowed values of one field.
 
     `low` and `high` are inclusive, `above` and `below` exclusive. `names` yields the allowed
-    names when it is called; `outside` also allows `pkg.mod:name` (or `pkg.mod` for a module) of
-    an importable module.
+    names; with `outside`, a name that is none of them is right if that call accepts it, and
+    raises ValueError or ImportError otherwise ('package.module:name').
     """
 
     kind: type = object
-    default: Any = REQUIRED
+    default: Any = REQUIRED  # ...: left out
     low: float | None = None
     high: float | None = None
     above: float | None = None
     below: float | None = None
-    names: Callable[[], tuple[str, ...]] | None = None
-    outside: bool = False
+    names: Callable[[], Sequence[str]] | None = None
+    outside: Callable[[str], Any] | None = None
     optional: bool = False
 
     def allowed(self) -> str:
@@ -50,35 +42,34 @@ class Rule:
         if self.names is not None:
             words = "one of " + ", ".join(self.names())
             return words + (" or 'package.module:name'" if self.outside else "")
-        kinds = {int: "an integer", float: "a finite number", bool: "true or false"}
-        words = kinds.get(self.kind, f"a {self.kind.__name__}")
-        bounds = (("at least", self.low), ("above", self.above))
-        bounds += (("at most", self.high), ("below", self.below))
-        limits = " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
-        return f"{words} {limits}".rstrip()
+        bounds = {"at least": self.low, "above": self.above}
+        bounds |= {"at most": self.high, "below": self.below}
+        limits = " and ".join(f"{word} {x}" for word, x in bounds.items() if x is not None)
+        return f"{KINDS.get(self.kind, f'a {self.kind.__name__}')} {limits}".rstrip()
 
     def problem(self, value: Any) -> str | None:
         """Why `value` is refused (in words that follow "field=value: "), or None."""
-        if value is None and self.optional:
+        if value is None and self.optional or self.names and value == self.default:
             return None
         if not self._right_type(value) or not self._in_range(value):
             return f"must be {self.allowed()}"
         if self.names is None or value in self.names():
             return None
-        if self.outside and schema.found(value):
-            return None
-        return f"must be {self.allowed()}{nearest(str(value), self.names())}"
+        why = ""
+        if self.outside and (":" in value or "." in value):
+            try:
+                return None if self.outside(value) else f"must be {self.allowed()}"
+            except Exception as error:  # foreign code is imported here
+                first = (str(error).splitlines() or [""])[0]
+                missing = isinstance(error, ImportError | ValueError)
+                why = "" if missing else f" ({type(error).__name__}: {first})"
+        return f"must be {self.allowed()}{why}{nearest(str(value), self.names())}"
 
     def _right_type(self, value: Any) -> bool:
-        if self.kind is object:
-            return True
-        if self.kind is dict:
-            return isinstance(value, Mapping)
-        if self.kind is float:
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        if self.kind is int:
-            return isinstance(value, int) and not isinstance(value, bool)
-        return isinstance(value, self.kind)
+        kinds = {object: object, dict: Mapping, float: int | float}
+        if isinstance(value, bool):
+            return self.kind in (bool, object)
+        return isinstance(value, kinds.get(self.kind, self.kind))
 
     def _in_range(self, value: Any) -> bool:
         if self.kind not in (int, float):
@@ -92,8 +83,14 @@ class Rule:
         )
 
 
-def _one_of(*names: str) -> Callable[[], tuple[str, ...]]:
-    return lambda: names
+def _of(target: str, *more: str) -> Callable[[], tuple[str, ...]]:
+    """Choices that a table or a Literal in the code names: 'package.module:NAME'."""
+
+    def names() -> tuple[str, ...]:
+        found = resolve(target, "")
+        return (*more, *(get_args(found) or found))
+
+    return names
 
 
 def _count(default: Any = REQUIRED, low: int = 1) -> Rule:
@@ -102,25 +99,25 @@ def _count(default: Any = REQUIRED, low: int = 1) -> Rule:
 
 FIELDS: dict[str, Rule] = {
     "seed": Rule(int, 0, low=0, below=2**31),
-    "data.name": Rule(str, names=schema.data_names, outside=True),
+    "data.name": Rule(str, names=code.data_names, outside=code.data_module),
     "data.raw_dir": Rule(str, ""),
     "data.dir": Rule(str, ""),
     "data.options": Rule(dict, {}),
-    "method.name": Rule(str, names=schema.method_names, outside=True),
+    "method.name": Rule(str, names=code.method_names, outside=code.method_class),
     "text.file": Rule(str, ""),  # safetensors of a BERT that reads all text; '': none
-    "text.tuning": Rule(str, "frozen", names=_one_of("frozen", "tuned")),
-    "text.pooling": Rule(str, "first", names=_one_of("first", "mean", "pooler", "tokens")),
+    "text.tuning": Rule(str, "frozen", names=_of("m4.nn.pretrained.wrapper:Tuning")),
+    "text.pooling": Rule(str, "first", names=_of("m4.nn.pretrained.bert:Pooling")),
     "text.num_heads": _count(0, low=0),  # 0: one per 64 of its width
     "text.dropout": Rule(float, 0.0, low=0, below=1),
     "image.file": Rule(str, ""),  # safetensors of a ViT or ResNet that reads all images; '': none
-    "image.tuning": Rule(str, "frozen", names=_one_of("frozen", "tuned")),
-    "image.pooling": Rule(str, "auto", names=_one_of("auto", *_IMAGE)),
-    "image.scale": Rule(str, "auto", names=_one_of("auto", "unit", "half", "imagenet")),
+    "image.tuning": Rule(str, "frozen", names=_of("m4.nn.pretrained.wrapper:Tuning")),
+    "image.pooling": Rule(str, "auto", names=_of("m4.nn.pretrained.bert:Pooling", "auto")),
+    "image.scale": Rule(str, "auto", names=_of("m4.nn.pretrained.images:SCALES", "auto")),
     "image.num_heads": _count(0, low=0),  # of a ViT; 0: one per 64 of its width
     "image.dropout": Rule(float, 0.0, low=0, below=1),  # of a ViT
-    "optim.name": Rule(str, "adamw", names=_one_of("adam", "adamw", "lion", "sgd")),
+    "optim.name": Rule(str, "adamw", names=_of("m4.train.optim:OPTIMISERS")),
     "optim.lr": Rule(float, above=0),
-    "optim.schedule": Rule(str, "cosine", names=_one_of("constant", "cosine", "linear")),
+    "optim.schedule": Rule(str, "cosine", names=_of("m4.train.optim:SCHEDULES")),
     "optim.warmup_steps": _count(0, low=0),
     "optim.end_fraction": Rule(float, 0.0, low=0, high=1),
     "optim.weight_decay": Rule(float, 0.0, low=0),
@@ -136,18 +133,18 @@ FIELDS: dict[str, Rule] = {
     "train.save_every": _count(500),
     "train.keep": _count(2),
     "train.keep_every": _count(0, low=0),
-    "train.watchdog": Rule(float, 60.0, low=0),
+    "train.watchdog": Rule(float, 60.0, low=0),  # seconds; 0: off
     "train.select": Rule(str),
-    "train.choose": Rule(str, "best", names=_one_of("best", "last")),
+    "train.choose": Rule(str, "best", names=lambda: ("best", "last")),
     "train.max_bad": _count(10),  # skipped steps in a row that end a run
     "train.spike_window": _count(0, low=0),  # accepted steps that a spike is judged by; 0: off
     "train.modality_dropout": Rule(float, 0.0, low=0, below=1),
     "train.segment_dropout": Rule(float, 0.0, low=0, below=1),
     "train.segment_share": Rule(float, 0.5, above=0, high=1),
     "train.task_weights": Rule(dict, {}),
-    "train.order": Rule(str, "shuffled", names=_one_of(*_ORDERS)),
+    "train.order": Rule(str, "shuffled", names=_of("m4.data.streams:ORDERS")),
     "train.order_epochs": _count(0, low=0),
-    "train.streams": Rule(str, "none", names=_one_of("none", "rows", "batches", "sequential")),
+    "train.streams": Rule(str, "none", names=_of("m4.data.streams:HOW", "none")),
     "train.stream_ratio": Rule(dict, {}),
     "train.buckets": Rule(tuple, ()),  # lengths to which batches are cut, see m4.data.buckets
     "eval.batch_size": _count(),
@@ -161,22 +158,49 @@ FIELDS: dict[str, Rule] = {
     "mesh.tensor": _count(1),
 }
 
-# Limits for method fields, whichever method has them; types come from the method's source.
-METHOD_LIMITS: dict[str, dict[str, Any]] = {
-    "gate": {"names": schema.gate_names, "outside": True},
-    "fidelity": {"names": _one_of("released", "paper", "m4")},
-    "dispatch": {"names": _one_of("auto", "dense", "capacity", "dropless")},
-    "dtype": {"names": _one_of("float32", "bfloat16", "float16")},
-    "num_*": {"low": 1},
-    "top_k*": {"low": 1},
-    "width": {"low": 1},
-    "hidden": {"low": 1},
-    "statistics_hidden": {"low": 0},
-    "depth": {"low": 1},
-    "heads": {"low": 1},
-    "*dropout*": {"low": 0, "below": 1},
-    "capacity_factor": {"above": 0},
-}
+
+def method_rules(cls: type) -> dict[str, Rule]:
+    """The rules of a method's fields, by path; fields of a nested dataclass stand each alone."""
+    rules = {}
+    for path, field in code.fields(cls):
+        limits: dict[str, Any] = {}
+        name = path.rpartition(".")[2]
+        if field.kind is int and (name.startswith(("num_", "top_k")) or name in code.SIZES):
+            limits["low"] = min(1, field.default) if isinstance(field.default, int) else 1
+        elif field.kind is float and "dropout" in name:
+            limits = {"low": 0, "below": 1}
+        elif field.kind is str and field.choices:
+            limits["names"] = lambda field=field: field.choices
+        elif field.kind is str and name in code.FUNCTIONS:
+            limits["names"] = lambda name=name: code.functions(*code.FUNCTIONS[name])
+            limits["outside"] = lambda value, name=name: code.function(value, name)
+        default = REQUIRED if field.default is dataclasses.MISSING else field.default
+        rules[f"method.{path}"] = Rule(field.kind, default, optional=field.optional, **limits)
+    return rules
+
+
+def loss_problems(values: Mapping[str, Any], fields: Mapping[str, Rule]) -> list[str]:
+    """Names in `method.aux_weights` that are no loss of the method, and weights that are none.
+
+    A method's own losses stand in the default; one with a router takes those of `m4.moe.losses`.
+    """
+    head = "method.aux_weights"
+    own = fields[head].default if head in fields else {}
+    routes = any(path.endswith(".router") for path in fields)
+    problems, weight = [], Rule(float)
+    for path, value in values.items():
+        name = path.removeprefix(f"{head}.")
+        if name == path or not isinstance(own, Mapping):
+            continue
+        more = code.functions(*code.LOSSES) if routes and name not in own else ()
+        known = tuple(dict.fromkeys((*own, *more)))
+        if name not in known and ":" not in name:
+            problems.append(
+                f"{path}: no such loss; it has: {', '.join(known)}{nearest(name, known)}"
+            )
+        elif weight.problem(value):
+            problems.append(f"{path}={value!r}: {weight.problem(value)}")
+    return problems
 
 
 def cross_problems(values: Mapping[str, Any]) -> list[str]:
@@ -204,49 +228,43 @@ def cross_problems(values: Mapping[str, Any]) -> list[str]:
             f"train.select={v['train.select']!r}: must be '<task>/<metric>' with a metric of"
             f" {', '.join(known)}{nearest(metric, known)}"
         )
-    return problems + _expert_problems(v)
+    sections = sorted({p.rpartition(".")[0] for p in v if p.endswith(".num_experts")})
+    if v["mesh.expert"] > 1 and not sections:
+        problems.append(f"mesh.expert={v['mesh.expert']}: must be 1, this method has no experts")
+    for section in sections:
+        problems += _expert_problems(section, v)
+    return problems
 
 
-def select_problem(select: str, kinds: Mapping[str, str]) -> str | None:
-    """What is wrong with `train.select`, given the kind of every task of the data set."""
-    task, _, metric = select.rpartition("/")
-    if task not in kinds:
-        listed = ", ".join(kinds)
-        return f"train.select={select!r}: tasks are {listed}{nearest(task, tuple(kinds))}"
-    if metric not in METRICS.get(kinds[task], ()):
-        listed = ", ".join(METRICS.get(kinds[task], ()))
-        return f"train.select={select!r}: a {kinds[task]} task has {listed}"
-    return None
-
-
-def weight_problem(weights: Mapping[str, Any], tasks: tuple[str, ...]) -> str | None:
-    """What is wrong with `train.task_weights`, given the names of the data set's tasks."""
-    positive = Rule(float, low=0)
-    for task, weight in weights.items():
-        if task not in tasks:
-            listed = ", ".join(tasks)
-            return f"train.task_weights.{task}: tasks are {listed}{nearest(task, tasks)}"
-        problem = positive.problem(weight)
-        if problem:
-            return f"train.task_weights.{task}={weight!r}: {problem}"
-    return None
-
-
-def _expert_problems(v: Mapping[str, Any]) -> list[str]:
-    problems = []
-    num_experts, axis = v.get("method.num_experts"), v["mesh.expert"]
-    if not isinstance(num_experts, int):
-        if axis > 1:
-            problems.append(f"mesh.expert={axis}: must be 1, this method has no experts")
-        return problems
-    top_k = v.get("method.top_k")
+def _expert_problems(section: str, v: Mapping[str, Any]) -> list[str]:
+    field, problems = f"{section}.num_experts", []
+    num_experts, top_k, axis = v[field], v.get(f"{section}.top_k"), v["mesh.expert"]
     if isinstance(top_k, int) and top_k > num_experts:
         problems.append(
-            f"method.top_k={top_k}: must be at most method.num_experts={num_experts};"
-            f" try --config.method.top_k={num_experts}"
+            f"{section}.top_k={top_k}: must be at most {field}={num_experts};"
+            f" try --config.{section}.top_k={num_experts}"
         )
     if num_experts % axis:
-        problems.append(
-            f"method.num_experts={num_experts}: must be a multiple of mesh.expert={axis}"
-        )
+        problems.append(f"{field}={num_experts}: must be a multiple of mesh.expert={axis}")
+    return problems
+
+
+def data_problems(values: Mapping[str, Any], spec: DataSpec) -> list[str]:
+    """What of a nested configuration doesn't fit the tasks of a data set."""
+    kinds, problems = {task.name: task.kind for task in spec.tasks}, []
+    tasks, listed = tuple(kinds), ", ".join(kinds)
+    select = values["train"]["select"]
+    task, _, metric = select.rpartition("/")
+    if task not in kinds:
+        problems.append(f"train.select={select!r}: tasks are {listed}{nearest(task, tasks)}")
+    elif metric not in METRICS.get(kinds[task], ()):
+        has = ", ".join(METRICS.get(kinds[task], ()))
+        problems.append(f"train.select={select!r}: a {kinds[task]} task has {has}")
+    for name, weight in values["train"]["task_weights"].items():
+        wrong = Rule(float, low=0).problem(weight)
+        if name not in tasks:
+            hint = nearest(name, tasks)
+            problems.append(f"train.task_weights.{name}: tasks are {listed}{hint}")
+        elif wrong:
+            problems.append(f"train.task_weights.{name}={weight!r}: {wrong}")
     return problems

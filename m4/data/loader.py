@@ -22,14 +22,13 @@ import numpy as np
 from m4.data import batch as batches
 from m4.data import buckets as ladders
 from m4.data.store import Store, allocate
-from m4.data.streams import Streams
+from m4.data.streams import ORDERS, Streams
 from m4.specs import DataSpec
 from m4.types import Batch
 
 Transform = Callable[[Batch, np.random.Generator], Batch]
 THREADS = 2
 PREFETCH = 4  # batches
-ORDERS = ("shuffled", "complete_first", "complete_last", "complete_only")
 _ENDLESS = 2**40  # steps
 
 

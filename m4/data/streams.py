@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 HOW = ("rows", "batches", "sequential")
+ORDERS = ("shuffled", "complete_first", "complete_last", "complete_only")  # see `m4.data.loader`
 CYCLE = 1000  # slots in which a ratio is realised
 
 

@@ -43,7 +43,6 @@ HEADLINE = {
     "survival": ("c_index",),
     "segmentation": ("dice",),
 }
-LOWER_IS_BETTER = frozenset({"brier", "ece", "log_loss", "mae", "rmse"})
 
 
 class Value(NamedTuple):

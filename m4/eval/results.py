@@ -39,7 +39,7 @@ from m4.eval import bootstrap, metrics, specialisation
 from m4.eval.predictions import Predictions
 from m4.eval.scorer import Scorer
 from m4.eval.subsets import Subset, describe, patterns
-from m4.specs import DataSpec, TaskSpec
+from m4.specs import LOWER_IS_BETTER, DataSpec, TaskSpec
 
 SCHEMA = 1
 
@@ -197,7 +197,7 @@ def _ranking(scorer: Scorer) -> dict[str, Any]:
         mask = scorer.mask(s)
         for key, mask_NL in (("drop", mask), ("drop_if_present", mask & _column(predictions, m))):
             a, b = scorer.subset(scorer.full, mask_NL), scorer.subset(s, mask_NL)
-            if name in metrics.LOWER_IS_BETTER:
+            if name in LOWER_IS_BETTER:
                 a, b = b, a
             row[key] = scorer.differences(a, b, mask_NL, [name])[name]
         rows.append(row)

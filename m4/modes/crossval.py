@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 import pyarrow as pa
 
-from m4.config import Flags, schema
+from m4.config import Flags, code
 from m4.data import index
 from m4.errors import ConfigError
 from m4.eval.predictions import Predictions
@@ -32,7 +32,7 @@ FOLD_DRAWS = 100  # of a fold's own report; the pooled one has all that were ask
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Trains and evaluates every fold, then all of them together. See `m4.main`."""
-    options = schema.data_options(config.data.name)
+    options = code.data_options(config.data.name)
     if options is not None and not {"fold", "num_folds"} <= {*options}:
         raise ConfigError(
             f"data.name={config.data.name!r}: --mode=crossval needs a data set with the options"

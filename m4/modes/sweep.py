@@ -23,7 +23,7 @@ from m4 import atomic
 from m4 import config as configs
 from m4.config import Flags
 from m4.errors import ConfigError, Preempted, UserError
-from m4.eval.metrics import LOWER_IS_BETTER
+from m4.specs import LOWER_IS_BETTER
 
 METHODS = ("fusemoe", "flexmoe", "flexcare", "m3h", "m4oe")
 CONFIGS = ",".join(f"configs/{method}_physionet2012.py" for method in METHODS)

@@ -7,37 +7,42 @@ from typing import Any
 
 from flax.core import FrozenDict
 
-from m4.config import schema
+from m4.config import code
 from m4.errors import ConfigError
 from m4.nn.pretrained import bert, images
-from m4.resolve import resolve
 from m4.specs import DataSpec
 from m4.types import Method
 
 
 def make_method(
-    config: dict[str, Any],
+    config: Mapping[str, Any],
     spec: DataSpec,
     *,
     text: Mapping[str, Any] = FrozenDict(),
     image: Mapping[str, Any] = FrozenDict(),
 ) -> Method:
-    """The method that `config['name']` names, with the other entries as its fields.
+    """The method that `config['name']` and `['fidelity']` name, the other entries as its fields.
+
+    An entry whose field is itself a dataclass replaces what it names of the field's default.
 
     With `text['file']` a BERT reads the text modalities for it, with `image['file']` a ViT or a
     ResNet the images.
     """
-    name = config.pop("name")
-    module, attribute = schema.method_target(name)
-    fields = {k: FrozenDict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    given = {k: FrozenDict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    name, fidelity = given.pop("name"), given.get("fidelity", "m4")
+    cls = code.method_class(name, fidelity)
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    if "fidelity" not in defaults:
+        given.pop("fidelity", None)
 
     def make(data: DataSpec) -> Method:
         try:
-            cls = resolve(f"{module}:{attribute}", module)
-            for name, default in ((f.name, f.default) for f in dataclasses.fields(cls)):
-                if isinstance(fields.get(name), FrozenDict) and dataclasses.is_dataclass(default):
-                    fields[name] = dataclasses.replace(default, **fields[name])
-            return cls(data=data, **fields)
+            parts = {
+                field: dataclasses.replace(defaults[field], **value)
+                for field, value in given.items()
+                if dataclasses.is_dataclass(defaults.get(field))
+            }
+            return cls(data=data, **given | parts)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"method.name={name!r}: {error}") from error
 

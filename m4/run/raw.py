@@ -35,12 +35,9 @@ def require(config: ml_collections.ConfigDict, source: str | None) -> None:
         spec = module.spec(**options)
     except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"data.options={options}: {error}") from error
-    problems = (
-        rules.select_problem(config.train.select, {t.name: t.kind for t in spec.tasks}),
-        rules.weight_problem(config.train.task_weights.to_dict(), spec.task_names),
-    )
-    if any(problems):
-        raise ConfigError(*filter(None, problems))
+    problems = rules.data_problems(config.to_dict(), spec)
+    if problems:
+        raise ConfigError(*problems)
     raw_dir, data_dir = folders(config)
     if any(data_dir.glob(f"{_name(config)}/*/manifest.json")):
         return

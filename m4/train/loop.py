@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from m4.errors import DivergedError, Preempted
+from m4.specs import LOWER_IS_BETTER
 from m4.train import guard
 from m4.train.step import State, Totals
 from m4.train.telemetry import Writer
@@ -19,7 +20,6 @@ from m4.train.watchdog import Watchdog
 from m4.types import Batch
 
 IN_FLIGHT = 4  # steps that the host may run ahead
-LOWER_IS_BETTER = ("brier", "ece", "log_loss", "mae", "rmse")
 
 Evaluate = Callable[[State], Mapping[str, float]]
 

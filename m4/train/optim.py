@@ -10,6 +10,7 @@ import optax
 from m4.types import Array
 
 OPTIMISERS = ("adam", "adamw", "lion", "sgd")
+SCHEDULES = ("constant", "cosine", "linear")
 
 
 class Gated(optax.GradientTransformationExtraArgs):
@@ -36,7 +37,7 @@ def make_schedule(
     elif schedule == "linear":
         decay = optax.linear_schedule(lr, lr * end_fraction, rest)
     else:
-        raise ValueError(f"schedule {schedule!r} is not one of constant, cosine, linear")
+        raise ValueError(f"schedule {schedule!r} is not one of {', '.join(SCHEDULES)}")
     if not warmup_steps:
         return decay
     warmup = optax.linear_schedule(0.0, lr, warmup_steps)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from m4 import cells
-from m4.eval.metrics import LOWER_IS_BETTER
+from m4.specs import LOWER_IS_BETTER
 from m4.eval.report import plots, tables
 
 MAX_LINES = 8

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from m4.eval.metrics import LOWER_IS_BETTER
+from m4.specs import LOWER_IS_BETTER
 
 FEW_PATIENTS, FEW_EVENTS = 500, 50
 _NAMES = {

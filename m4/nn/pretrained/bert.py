@@ -12,7 +12,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -183,7 +183,7 @@ def _join(path: str, parts: list[np.ndarray]) -> np.ndarray:
     return x[None] if stacked else x
 
 
-Pooling = Literal["tokens", "first", "mean", "pooler"]
+Pooling = Literal["first", "mean", "pooler", "tokens"]
 PARAMS = {"frozen": "frozen_text", "tuned": "text"}  # what is frozen is not decayed either
 
 
@@ -264,7 +264,7 @@ def with_text(
     Raises ValueError for a schema without text, with ids beyond the file's vocabulary, or for a
     file that is no BERT; OSError for one that cannot be read.
     """
-    if tuning not in PARAMS or pooling not in ("tokens", "first", "mean", "pooler"):
+    if tuning not in PARAMS or pooling not in get_args(Pooling):
         raise ValueError(f"tuning={tuning!r}, pooling={pooling!r}")
     sizes, _ = load(file, num_heads)
     if pooling == "pooler" and not sizes.pooler:
