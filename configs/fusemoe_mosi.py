@@ -2,62 +2,25 @@
 
     python -m m4.main --config=configs/fusemoe_mosi.py --workdir=runs/fusemoe_mosi
 
-| variant  | data                                        | raw files             |
-|----------|---------------------------------------------|-----------------------|
-| (none)   | CMU-MOSI, word-aligned features             | M4_RAW_DIR/cmu-mosi   |
-| `:mosei` | CMU-MOSEI                                   | M4_RAW_DIR/cmu-mosei  |
-| `:tiny`  | CMU-MOSI, six steps of a small model        | M4_RAW_DIR/cmu-mosi   |
-
-The files are pickles; docs/datasets.md says how to convert them once. The paper's numbers (Han et
-al., NeurIPS 2024) are MAE, accuracy, correlation and F1. `python -m m4.data fake mosi FOLDER`
-writes invented files.
+Variants: CMU-MOSI, word-aligned features (M4_RAW_DIR/cmu-mosi); `:mosei`, CMU-MOSEI
+(M4_RAW_DIR/cmu-mosei); `:tiny`, six steps on CMU-MOSI. The files are pickles; docs/datasets.md says
+how to convert them once; `python -m m4.data fake mosi FOLDER` writes invented ones. Cost and
+numbers: not measured; the paper (Han et al., NeurIPS 2024) has MAE, accuracy, correlation and F1.
 """
 
-import ml_collections
+import common
 
 VARIANTS = ("mosei", "tiny")
 
 
 def get_config(variant=""):
-    config = ml_collections.ConfigDict()
-    config.seed = 0
-    dataset = "mosei" if variant == "mosei" else "mosi"
-    config.data = dict(name="mosi", raw_dir="", dir="", options=dict(dataset=dataset))
-    config.method = dict(
-        name="fusemoe",
-        fidelity="m4",
-        gate="laplace",
-        router="permod",
-        num_experts=16,
-        top_k=4,
-        num_queries=8,
-        dropout=0.3,
-    )
-    config.optim = dict(
-        name="adamw",
-        lr=5e-4,
-        weight_decay=0.1,
-        warmup_steps=50,
-        schedule="cosine",
-        clip_norm=1.0,
-        ema=0.995,
-    )
-    config.train = dict(
-        steps=10_000 if dataset == "mosei" else 1000,
-        batch_size=64,
-        eval_every=100,
-        log_every=25,
-        save_every=100,
-        select="positive/auroc",
-        modality_dropout=0.1,
-    )
-    config.eval = dict(
-        batch_size=256, bootstrap=1000, subsets=True, baselines=True, min_patients=10
-    )
-    config.mesh = dict(data=1, fsdp=1, expert=1, tensor=1)
+    name = "mosei" if variant == "mosei" else "mosi"
+    method = dict(name="fusemoe", moe=dict(share="permod", num_experts=16, top_k=4))
+    method |= dict(num_queries=8, dropout=0.3)
+    optim = common.adamw(5e-4, weight_decay=0.1, warmup_steps=50, ema=0.995)
+    steps, train = 1000 if name == "mosi" else 10_000, dict(select="positive/auroc")
+    train |= dict(modality_dropout=0.1)
+    config = common.experiment("mosi", dict(dataset=name), method, optim, steps, 100, **train)
     if variant == "tiny":
-        config.method.update(num_experts=4, top_k=2, width=16, num_queries=2)
-        config.optim.warmup_steps = 2
-        config.train.update(steps=6, batch_size=8, log_every=2, eval_every=3, save_every=3)
-        config.eval.update(bootstrap=20, baselines=False)
+        common.tiny(config, width=16, num_queries=2)
     return config

@@ -2,60 +2,23 @@
 
     python -m m4.main --config=configs/fusemoe_pam.py --workdir=runs/fusemoe_pam
 
-| variant | data                                                | raw files          |
-|---------|-----------------------------------------------------|--------------------|
-| (none)  | 5,333 windows of 6 s, every sixth step              | M4_RAW_DIR/PAMdata |
-| `:tiny` | the same files, six steps of a small model          | the same           |
-
-Blocks of 20 consecutive windows are split, not single ones, which overlap by half: numbers are
-not comparable with the paper's table unless `--config.data.options.block=1`. Open data, see
-docs/datasets.md. `python -m m4.data fake pam FOLDER` writes invented files.
+5,333 windows of 6 s, every sixth step, M4_RAW_DIR/PAMdata, open data (docs/datasets.md); `:tiny` is
+six steps of a small model on them. Blocks of 20 consecutive windows are split, not single ones,
+which overlap by half: numbers are not comparable with the paper's table unless
+`--config.data.options.block=1`. `python -m m4.data fake pam FOLDER` writes invented files. Cost and
+numbers: not measured.
 """
 
-import ml_collections
+import common
 
 VARIANTS = ("tiny",)
 
 
 def get_config(variant=""):
-    config = ml_collections.ConfigDict()
-    config.seed = 0
-    config.data = dict(name="pam", raw_dir="", dir="", options=dict(every=6))
-    config.method = dict(
-        name="fusemoe",
-        fidelity="m4",
-        gate="laplace",
-        router="permod",
-        num_experts=16,
-        top_k=4,
-        num_queries=8,
-    )
-    config.optim = dict(
-        name="adamw",
-        lr=1e-3,
-        weight_decay=0.01,
-        warmup_steps=100,
-        schedule="cosine",
-        clip_norm=1.0,
-        ema=0.995,
-    )
-    config.train = dict(
-        steps=2000,
-        batch_size=64,
-        eval_every=200,
-        log_every=25,
-        save_every=200,
-        select="activity/accuracy",
-        modality_dropout=0.1,
-    )
-    config.eval = dict(
-        batch_size=256, bootstrap=1000, subsets=True, baselines=True, min_patients=10
-    )
-    config.mesh = dict(data=1, fsdp=1, expert=1, tensor=1)
+    method = dict(name="fusemoe", moe=dict(share="permod", num_experts=16, top_k=4), num_queries=8)
+    optim = common.adamw(weight_decay=0.01, ema=0.995)
+    train = dict(select="activity/accuracy", modality_dropout=0.1)
+    config = common.experiment("pam", dict(every=6), method, optim, 2000, 200, **train)
     if variant == "tiny":
-        config.data.options.every = 60
-        config.method.update(num_experts=4, top_k=2, width=16, num_queries=2)
-        config.optim.warmup_steps = 2
-        config.train.update(steps=6, batch_size=8, log_every=2, eval_every=3, save_every=3)
-        config.eval.update(bootstrap=20, baselines=False)
+        common.tiny(config, options=dict(every=60), width=16, num_queries=2)
     return config

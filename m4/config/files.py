@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import inspect
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,7 +63,9 @@ def _shipped() -> list[str]:
     folder = Path(__file__).parents[2] / "configs"
     cwd = Path.cwd()
     return sorted(
-        str(p.relative_to(cwd) if p.is_relative_to(cwd) else p) for p in folder.glob("*.py")
+        str(p.relative_to(cwd) if p.is_relative_to(cwd) else p)
+        for p in folder.glob("*.py")
+        if "def get_config" in p.read_text()
     )
 
 
@@ -88,7 +91,7 @@ def _call(path: Path, function):
     """Runs foreign code; its failure is a line about the file, not a traceback of ours."""
     try:
         late = ConfigError(f"--config={path}: does not return within {LIMIT_S:g} s")
-        with time_limit(LIMIT_S, late):
+        with time_limit(LIMIT_S, late), _beside(path):
             return function()
     except SyntaxError as error:
         raise ConfigError(f"--config={path}: line {error.lineno}: {error.msg}") from error
@@ -97,6 +100,23 @@ def _call(path: Path, function):
             raise
         line = _line(path, error)
         raise ConfigError(f"--config={path}:{line} {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """Lets a configuration file import the files beside it, and forgets them again.
+
+    So that files of one name in two folders are not mistaken for each other.
+    """
+    folder, before = str(path.parent.absolute()), {*sys.modules}
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        for name in {*sys.modules} - before:
+            if str(Path(getattr(sys.modules[name], "__file__", None) or "").parent) == folder:
+                del sys.modules[name]
 
 
 @contextlib.contextmanager
