@@ -31,5 +31,5 @@ def get_config(variant=""):
         config.train.update(eval_every=75, save_every=75, order_epochs=1)
         config.optim.lr = 1e-3
     if variant == "tiny":
-        common.tiny(config, options=dict(num_patients=120, lab_steps=4), rows=16, num_patches=2)
+        common.tiny(config, options=dict(num_patients=120, lab_steps=4), rows=16)
     return config

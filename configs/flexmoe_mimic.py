@@ -3,8 +3,9 @@
     python -m m4.main --config=configs/flexmoe_mimic.py:synthetic --workdir=runs/flexmoe_mimic
 
 Variants as in `configs/fusemoe_mimic.py`. The paper's cohort and splits are not published. Drugs
-stand for its codes (the diagnoses of a stay are written after it), 48-hour for one-year mortality. Cost and numbers: not measured here; the paper has AUC 69.87 for labs, notes
-and codes with 32 experts, top 3 (Yun et al., NeurIPS 2024, Tables 2, 6, 9 and 10).
+stand for its codes (the diagnoses of a stay are written after it), 48-hour for one-year mortality.
+Cost and numbers: not measured here; the paper has AUC 69.87 for labs, notes and codes with 32
+experts, top 3 (Yun et al., NeurIPS 2024, Tables 2, 6, 9 and 10).
 """
 
 import common

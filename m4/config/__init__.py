@@ -60,9 +60,11 @@ def check(
     _check_structure(config, source)
     config = ml_collections.ConfigDict(config, convert_dict=True)
     fields, elsewhere = _fields(config, overrides)
-    problems = []
+    problems, refused = [], set()
     for path, text in overrides.items():  # here, because fields may refer to each other
-        problems += _override(config, path, text, fields, elsewhere)
+        problem = _override(config, path, text, fields, elsewhere)
+        refused |= {path} if problem else set()
+        problems += problem
     values = flatten(config.to_dict())
     lacking = {p: elsewhere(p) for p in values if p not in overrides and not _rule(p, fields)}
     lacking = {path: having for path, having in lacking.items() if having}
@@ -79,7 +81,7 @@ def check(
             values[path] = tuple(value)
     values = flatten(nested(values))
     for path, value in values.items():
-        problems += _field_problems(path, value, fields)
+        problems += [] if path in refused else _field_problems(path, value, fields)
     problems += rules.loss_problems(values, fields)
     if not problems:
         problems = rules.cross_problems(values)

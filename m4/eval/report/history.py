@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from m4 import cells
-from m4.specs import LOWER_IS_BETTER
 from m4.eval.report import plots, tables
+from m4.specs import LOWER_IS_BETTER
 
 MAX_LINES = 8
 MAX_PATTERNS = 20

@@ -6,8 +6,8 @@ An `E` is an estimate of `m4.eval.results`: {value, low, high, note?}.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from m4.specs import LOWER_IS_BETTER
 from m4.eval.report import plots, tables
+from m4.specs import LOWER_IS_BETTER
 
 MAX_LAYERS = 8
 
