@@ -1,14 +1,16 @@
 """Flex-MoE's and FlexCare's tables: exact round trips, places, refusals."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from m4.errors import ConfigError, DataError
 from m4.interop import convert
 from m4.methods.flexcare import torch_layout as flexcare
-from m4.methods.flexcare.model import FlexCare
+from m4.methods.flexcare.released import ReleasedFlexCare
 from m4.methods.flexmoe import torch_layout as flexmoe
-from m4.methods.flexmoe.model import FlexMoE
+from m4.methods.flexmoe.released import ReleasedFlexMoE
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests.interop import shared
 
@@ -26,14 +28,15 @@ MIMIC = DataSpec(
 )
 
 
-def flex_moe(data=ADNI, **fields):
-    sizes = {"num_experts": 3, "width": 8, "hidden": 6, "num_patches": 2, "depth": 2, "top_k": 2}
-    return FlexMoE(data, fidelity="released", **(sizes | fields))
+def flex_moe(data=ADNI, **moe):
+    options = {"num_experts": 3, "hidden": 6, "top_k": 2, **moe}
+    options = dataclasses.replace(ReleasedFlexMoE.moe, **options)
+    return ReleasedFlexMoE(data, moe=options, width=8, num_patches=2, depth=2)
 
 
-def flex_care(data=MIMIC, **fields):
-    sizes = {"num_experts": 3, "width": 8, "hidden": 6, "depth": 1, "mlp": 10}
-    return FlexCare(data, fidelity="released", **(sizes | fields))
+def flex_care(data=MIMIC, **moe):
+    options = dataclasses.replace(ReleasedFlexCare.moe, num_experts=3, hidden=6, **moe)
+    return ReleasedFlexCare(data, moe=options, width=8, depth=1, mlp=10)
 
 
 def test_flexmoe_round_trip_is_exact():
@@ -100,7 +103,7 @@ OTHER = DataSpec(MIMIC.modalities, ADNI.tasks)
     [
         (lambda: flexmoe.layout(flex_moe(gate="laplace")), "gate='laplace'"),
         (lambda: flexmoe.layout(flex_moe(DataSpec(ADNI.modalities, MIMIC.tasks))), "has one"),
-        (lambda: flexcare.layout(flex_care(routing="top_k")), "routing='top_k'"),
+        (lambda: flexcare.layout(flex_care(router="top_k")), "router='top_k'"),
         (lambda: flexcare.layout(flex_care(TURNED)), "in this order"),
         (lambda: flexcare.layout(flex_care(OTHER)), "tasks diagnosis"),
     ],

@@ -1,5 +1,6 @@
 """FlexCare: the properties of every method, tasks, masks, combinations and refusals."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -10,35 +11,33 @@ import pytest
 from flax.core import FrozenDict
 
 from m4 import task_losses
+from m4.methods.flexcare.combinations import available, members
+from m4.methods.flexcare.fusion import covariance
 from m4.methods.flexcare.model import FlexCare
+from m4.methods.flexcare.paper import PaperFlexCare
+from m4.methods.flexcare.released import ReleasedFlexCare, covariance_of_all
 from m4.nn.transformer import SelfAttention
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-SIZES = {
-    "width": 8,
-    "hidden": 6,
-    "mlp": 12,
-    "depth": 1,
-    "num_experts": 5,
-    "top_k": 2,
-    "num_heads": 2,
-    "dropout": 0.1,
-    "aux_weights": FrozenDict({}),
-}
+VERSIONS = {"m4": FlexCare, "paper": PaperFlexCare, "released": ReleasedFlexCare}
+SIZES = {"width": 8, "mlp": 12, "depth": 1, "num_heads": 2, "aux_weights": FrozenDict({})}
+MOE = {"hidden": 6, "num_experts": 5, "top_k": 2}
 THREE = DataSpec(properties.SPEC.modalities[1:4], properties.SPEC.tasks, hours=4.0)
 BINARY = DataSpec(THREE.modalities[:2], (TaskSpec("death", "binary"), TaskSpec("icu", "binary")))
 CONFIGS = {
     "m4": {},
-    "m4-small-sets": {"max_size": 1, "depth": 2, "gate": "laplace"},
+    "m4-small-sets": {"max_size": 1, "depth": 2, "moe": {"gate": "laplace"}},
     "paper": {"data": THREE, "fidelity": "paper"},
     "released": {"data": THREE, "fidelity": "released"},
 }
 
 
-def small(data=properties.SPEC, **fields):
-    return FlexCare(data, **{**SIZES, **fields})
+def small(data=properties.SPEC, fidelity="m4", moe=None, **fields):
+    version = VERSIONS[fidelity]
+    options = dataclasses.replace(version.moe, **(MOE | (moe or {})))
+    return version(data, moe=options, **(SIZES | fields))
 
 
 @pytest.fixture(scope="module", params=CONFIGS.values(), ids=CONFIGS.keys())
@@ -168,14 +167,13 @@ def test_covariance_of_available_pairs_by_hand():
     # Rows centred over 2 features: (1, -1), (2, -2), (3, -3); C_01 = 4, C_02 = 6, C_12 = 12.
     z = jnp.array([[[[2.0, 0.0], [2.0, -2.0], [4.0, -2.0]]]])
     all_there, two_there = np.ones((1, 3), bool), np.array([[True, False, True]])
-    cov = lambda fidelity, ready: small(BINARY, fidelity=fidelity)._covariance(z, ready)  # noqa: E731
-    np.testing.assert_allclose(cov("m4", all_there), (16 + 36 + 144) / 3)
-    np.testing.assert_allclose(cov("m4", two_there), 36)
+    np.testing.assert_allclose(covariance(z, all_there), (16 + 36 + 144) / 3)
+    np.testing.assert_allclose(covariance(z, two_there), 36)
     # Released: 2 (16 + 36 + 144) / (3 - 1)^2, whatever is available.
     for ready in (all_there, two_there):
-        np.testing.assert_allclose(cov("released", ready), 98)
-    for fidelity in ("m4", "released"):
-        assert cov(fidelity, np.zeros((1, 3), bool)) == 0
+        np.testing.assert_allclose(covariance_of_all(z, ready), 98)
+    for loss in (covariance, covariance_of_all):
+        assert loss(z, np.zeros((1, 3), bool)) == 0
 
 
 def test_only_available_combinations_are_routed(probe):
@@ -184,9 +182,11 @@ def test_only_available_combinations_are_routed(probe):
         lambda b: method.apply({"params": probe.params}, b, train=False).moe["layer_0"].stats
     )
     present = np.asarray(probe.batch.present(method.data))
-    member = method._check()[0]
-    ready = (present[:, None] | ~member).all(-1)
-    expected = np.einsum("bc,cm->bm", ready * 1, member * 1) * method.top_k * len(method.data.tasks)
+    member = members(len(method.data.modalities), method.max_size)
+    ready = np.asarray(available(present, member))
+    assert (ready == (present[:, None] | ~member).all(-1)).all()
+    visits = method.moe.top_k * len(method.data.tasks)
+    expected = np.einsum("bc,cm->bm", ready * 1, member * 1) * visits
     np.testing.assert_allclose(run(probe.batch)["by_row"].sum(-1), expected)
 
 
@@ -237,11 +237,10 @@ def test_the_release_starts_its_gate_at_zero():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"fidelity": "exact"}, "fidelity='exact'; choose one of"),
-        ({"mask_mode": "none"}, "mask_mode='none'; choose one of"),
+        ({"fidelity": "released", "mask_mode": "none"}, "mask_mode='none'; choose one of"),
         ({"max_size": 0}, "max_size=0 must be at least 1"),
-        ({"top_k": 6}, "top_k=6"),
-        ({"gate": "no_such_gate"}, "no_such_gate"),
+        ({"moe": {"top_k": 6}}, "top_k=6"),
+        ({"moe": {"gate": "no_such_gate"}}, "no_such_gate"),
     ],
 )
 def test_impossible_fields_are_refused(fields, message):

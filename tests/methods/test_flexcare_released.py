@@ -4,6 +4,7 @@ The values have five decimals, so the tolerance is one unit of the last. Letters
 C combinations, D width, E experts.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m4.methods.flexcare import model as flexcare
 from m4.methods.flexcare import torch_layout as table
-from m4.methods.flexcare.model import FlexCare
+from m4.methods.flexcare.released import ReleasedFlexCare, covariance_of_all
+from m4.methods.flexcare.sequence import attention_bias
+from m4.nn.presence import combinations
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Batch, Stream, Target
 from tests.filler import filled, state_dict
@@ -32,9 +34,10 @@ SPEC = DataSpec(
     ),
     TASKS,
 )
-METHOD = FlexCare(
-    SPEC, fidelity="released", num_experts=EXPERTS, hidden=WIDTH, width=WIDTH, depth=DEPTH,
-    mlp=32, dropout=0.0, dispatch="dense",
+MOE = {"num_experts": EXPERTS, "hidden": WIDTH, "engine": "dense"}
+METHOD = ReleasedFlexCare(
+    SPEC, moe=dataclasses.replace(ReleasedFlexCare.moe, **MOE), width=WIDTH, depth=DEPTH, mlp=32,
+    dropout=0.0,
 )  # fmt: skip
 
 
@@ -182,16 +185,15 @@ def test_golden_losses_of_the_strict_mask(noise, monkeypatch):
 
 def test_covariance_by_formula():
     # The authors' check: 2 H(4000) as (2, 3, 4) gives 0.0767395.
-    method = FlexCare(DataSpec(SPEC.modalities[:2], TASKS[:1]), fidelity="released")
     z = jnp.asarray(filled(4000, (2, 3, 4)), jnp.float32)[:, None]
-    found = method._covariance(z, np.ones((2, 3), bool))
+    found = covariance_of_all(z, np.ones((2, 3), bool))
     np.testing.assert_allclose(found, 0.0767395, rtol=1e-5)
 
 
 def test_attention_bias_by_hand():
     # Two modalities with 1 and 2 data tokens; sequence: task, {0,1}, {0}, {1}, a, b, b.
-    member = flexcare.combinations(2)
-    found = flexcare.attention_bias(member, np.array([0, 1, 1]), 1, additive=True)
+    member = combinations(2)
+    found = attention_bias(member, np.array([0, 1, 1]), 1, additive=True)
     expected = [
         [0, 0, 0, 0, 0, 0, 0],
         [1, 0, 1, 1, 0, 0, 0],
@@ -202,5 +204,5 @@ def test_attention_bias_by_hand():
         [1, 1, 1, 1, 1, 0, 0],
     ]
     np.testing.assert_array_equal(found, expected)
-    strict = flexcare.attention_bias(member, np.array([0, 1, 1]), 1, additive=False)
+    strict = attention_bias(member, np.array([0, 1, 1]), 1, additive=False)
     np.testing.assert_array_equal(strict == -np.inf, np.array(expected) == 1)

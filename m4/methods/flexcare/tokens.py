@@ -5,16 +5,32 @@ Letters: B rows, L tokens, T positions, V views, f features, D model width.
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
+from m4.maths import torch_uniform
 from m4.nn.encoders.series import stack_series
-from m4.nn.layers import uniform_init
 from m4.nn.time import carry_forward
-from m4.specs import ModalitySpec
-from m4.types import Array, Stream, Tokens
+from m4.specs import DataSpec, ModalitySpec
+from m4.types import Array, Batch, Stream, Tokens
 
 KINDS = ("series", "vectors", "table", "codes", "text", "image")
-TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def data_tokens(
+    data: DataSpec, batch: Batch, width: int, patch: int
+) -> tuple[Array, Array, np.ndarray]:
+    """Tokens of all modalities [B, L, D], their mask, and whose they are, i[L].
+
+    Parameters are by the modalities' names; called inside a compact method.
+    """
+    parts = [
+        TokenEncoder(m, width, data.hours, patch, name=m.name)(batch.inputs[m.name])
+        for m in data.modalities
+    ]
+    owner_L = np.repeat(np.arange(len(parts)), [part.x.shape[1] for part in parts])
+    x_BLD = jnp.concatenate([part.x for part in parts], axis=1)
+    return x_BLD, jnp.concatenate([part.mask for part in parts], axis=1), owner_L
 
 
 class TokenEncoder(nn.Module):
@@ -47,7 +63,7 @@ class TokenEncoder(nn.Module):
             mask_BL = mask_BT
         else:
             x_BLf, mask_BL = self._rows(stream, mask_BT)
-            init = uniform_init(x_BLf.shape[-1])
+            init = torch_uniform(x_BLf.shape[-1])
             dense = nn.Dense(self.features, kernel_init=init, bias_init=init, name="project")
             x_BLD = dense(x_BLf)
         shape = (x_BLD.shape[1], self.features)
@@ -74,6 +90,8 @@ class TokenEncoder(nn.Module):
         x = x / 255 if values.dtype == jnp.uint8 else x
         size = tuple(min(self.patch, n) for n in x.shape[2:4])
         flat = rearrange(x, "b v h w c -> (b v) h w c")
-        conv = nn.Conv(self.features, size, size, "VALID", kernel_init=TORCH, name="project")
+        conv = nn.Conv(
+            self.features, size, size, "VALID", kernel_init=torch_uniform(), name="project"
+        )
         x_BLD = rearrange(conv(flat), "(b v) h w d -> b (v h w) d", b=x.shape[0])
         return x_BLD, jnp.repeat(mask_BV, x_BLD.shape[1] // mask_BV.shape[1], axis=1)

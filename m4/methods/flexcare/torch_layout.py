@@ -3,7 +3,7 @@
 import numpy as np
 
 from m4.errors import ConfigError
-from m4.methods.flexcare.model import FlexCare
+from m4.methods.flexcare.released import ReleasedFlexCare
 from m4.nn.torch_table import (
     LEAD,
     SAME,
@@ -41,7 +41,7 @@ SINGLE = Codec(lambda x: x[:, 0], lambda x: x[:, None])  # without a second dime
 GATES = {"gate_w": "w_gate", "gate_query": "task_gate", "router_noise": "w_noise"}
 
 
-def layout(method: FlexCare) -> Layout:
+def layout(method: ReleasedFlexCare) -> Layout:
     """Every tensor, of the modalities (ehr, cxr, note) in this order and any of the tasks.
 
     Positions beyond the data set's and embeddings of tasks that it lacks are not read.
@@ -52,16 +52,15 @@ def layout(method: FlexCare) -> Layout:
             f"modalities {', '.join(method.data.modality_names)}: the release has a series 'ehr',"
             " an image 'cxr' and notes, in this order, and all their combinations"
         )
-    if (method.gate, method.routing) != ("task_additive", "noisy_top_k"):
+    gate, router = method.moe.gate, method.moe.router
+    if (gate, router) != ("task_additive", "noisy_top_k"):
         raise ConfigError(
-            f"method.gate={method.gate!r}, method.routing={method.routing!r}: the release has"
+            f"method.moe.gate={gate!r}, method.moe.router={router!r}: the release has"
             " 'task_additive' and 'noisy_top_k'"
         )
     entries = [
         one("task", "task_embedding.weight", pick([TASKS.index(t) for t in tasks], 40)),
-        concat(
-            "combination", MEMBERS, (1, 3, 1, 1, 1), Codec(lambda x: x[:, 0], lambda x: x[:, None])
-        ),
+        concat("combination", MEMBERS, (1, 3, 1, 1, 1), SINGLE),
         *_modalities(method),
         one("choose/kernel", "mm_choose.weight", SWAP),
         one("score/kernel", "mm_choose2.weight", SWAP),
@@ -100,7 +99,7 @@ def _tasks(data: DataSpec) -> list[str]:
     return names
 
 
-def _modalities(method: FlexCare) -> list[Entry]:
+def _modalities(method: ReleasedFlexCare) -> list[Entry]:
     """One map per token and positions, which the release has for longer records."""
     ehr, cxr, note = method.data.modalities
     _, *size, _ = cxr.shape
@@ -126,12 +125,10 @@ def _modalities(method: FlexCare) -> list[Entry]:
     return entries
 
 
-def _experts(method: FlexCare) -> list[Entry]:
+def _experts(method: ReleasedFlexCare) -> list[Entry]:
     entries = [one(f"layer_0/{ours}", f"moe.{name}", LEAD) for ours, name in GATES.items()]
     for number, codec in ((1, SAME), (2, SWAP)):
-        each = lambda part, n=number: [  # noqa: E731
-            f"moe.experts.{e}.fc{n}.{part}" for e in range(method.num_experts)
-        ]
-        entries.append(stack(f"layer_0/w{number}", each("weight"), codec))
-        entries.append(stack(f"layer_0/b{number}", each("bias")))
+        layers = [f"moe.experts.{e}.fc{number}" for e in range(method.moe.num_experts)]
+        entries.append(stack(f"layer_0/w{number}", [f"{at}.weight" for at in layers], codec))
+        entries.append(stack(f"layer_0/b{number}", [f"{at}.bias" for at in layers]))
     return entries

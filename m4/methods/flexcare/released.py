@@ -1,0 +1,159 @@
+"""FlexCare as released (mhxu1998/FlexCare, commit c6a210e): what the authors' code computes.
+
+Its mask adds 1 to the scores of forbidden pairs, which favours them. All tokens then depend on the
+task, so every task needs a pass of its own: evaluation makes all, training one, for the task of
+each row. `paper.py` holds the published framework; golden numbers of the authors' modules fix this
+file (tests/methods/test_flexcare_released.py).
+
+Letters: B rows, P passes, M modalities, C combinations, K tasks (1 in a pass of one task), L data
+tokens, T = K + C + L, D width, E experts, N routed tokens, F features of a head.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax.core import FrozenDict
+
+from m4 import task_losses
+from m4.maths import torch_uniform
+from m4.methods.flexcare.combinations import available, members, route
+from m4.methods.flexcare.fusion import fuse, squared_covariances
+from m4.methods.flexcare.sequence import attention_bias, join, post_norm_layer
+from m4.methods.flexcare.tokens import data_tokens
+from m4.moe import gates
+from m4.moe.options import MoEOptions
+from m4.nn.heads import TaskHeads
+from m4.resolve import check_fields
+from m4.specs import DataSpec
+from m4.types import Array, Batch, Mean, Outputs
+
+Zeros = Annotated[Array, nn.initializers.zeros]
+
+
+class ReleasedFlexCare(nn.Module):
+    """Any number of modalities, any tasks.
+
+    Published sizes are the defaults. Of M modalities there are 2^M - 1 combinations, or with
+    `max_size` the full set and those of at most so many.
+    """
+
+    data: DataSpec
+    moe: MoEOptions = MoEOptions("task_additive", "noisy_top_k", num_experts=10, activation="relu")
+    width: int = 128
+    depth: int = 4
+    num_heads: int = 2
+    mlp: int = 512  # hidden width of the transformer
+    dropout: float = 0.1
+    temperature: float = 0.2  # of the fusion
+    max_size: int | None = None  # of a combination but the full one; None: any
+    patch: int = 16  # pixels of an image's token
+    mask_mode: Literal["additive_one", "strict"] = "additive_one"  # the release's, or -inf
+    aux_weights: Mapping[str, float] = FrozenDict(
+        {"covariance": 0.5, "importance": 0.01, "load": 0.01}
+    )
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool) -> Outputs:
+        """Logits of every task, [B, dim]. Training needs rngs 'dropout' and 'gate'.
+
+        With the additive mask training answers one task of each row, `batch.task` (a row without
+        takes that of its place in the batch); other tasks' logits mean nothing.
+        Raises ValueError for impossible fields, kinds without tokens and too many combinations.
+        """
+        check_fields(self, depth=1)
+        num_tasks, rows = len(self.data.tasks), batch.uid.shape[0]
+        member_CM = members(len(self.data.modalities), self.max_size)
+        present_BM = batch.present(self.data)
+        ready_BC = available(present_BM, member_CM)
+        combined = len(member_CM)
+        additive = self.mask_mode == "additive_one"
+
+        # Tokens.
+        x_BLD, mask_BL, owner_L = data_tokens(self.data, batch, self.width, self.patch)
+        task_KD = self.param("task", nn.initializers.normal(1.0), (num_tasks, self.width))
+        token_CD = self.param("combination", nn.initializers.zeros, (combined, self.width))
+        single_C = np.arange(combined) >= combined - len(self.data.modalities)
+        readable_BC = ready_BC | ~single_C  # only single modalities' tokens are ever masked
+
+        # One pass for all tasks, for that of each row, or one for every task.
+        task_B, passes = batch.task, 1
+        query_BKD = jnp.broadcast_to(task_KD, (rows, *task_KD.shape))
+        if additive and train:
+            task_B = jnp.where(batch.task < 0, jnp.arange(rows) % num_tasks, batch.task)
+            query_BKD = task_KD[task_B][:, None]
+        elif additive:
+            passes = num_tasks
+            query_BKD = rearrange(query_BKD, "b k d -> (b k) 1 d")
+            x_BLD, readable_BC, mask_BL = (
+                jnp.repeat(x, passes, axis=0) for x in (x_BLD, readable_BC, mask_BL)
+            )
+
+        # Transformer.
+        asked = query_BKD.shape[1]
+        x_BTD, mask_BT = join(query_BKD, token_CD, x_BLD, readable_BC, mask_BL)
+        bias_TT = attention_bias(member_CM, owner_L, asked, additive=additive)
+        for i in range(self.depth):
+            x_BTD = post_norm_layer(
+                i, x_BTD, mask_BT, bias_TT, num_heads=self.num_heads, mlp=self.mlp,
+                dropout=self.dropout, train=train,
+            )  # fmt: skip
+        q_BKD = rearrange(x_BTD[:, :asked], "(b p) k d -> b (p k) d", p=passes)
+        z_BPCD = rearrange(x_BTD[:, asked : asked + combined], "(b p) c d -> b p c d", p=passes)
+        z_BKCD = jnp.broadcast_to(z_BPCD, (*q_BKD.shape[:2], *z_BPCD.shape[2:]))
+
+        # Experts, fusion, heads.
+        counted_BC = ready_BC & (batch.weight > 0)[:, None]
+        y_BKCD, moe = route(
+            z_BKCD, q_BKD, counted_BC, present_BM, member_CM, self._initialised(), self.aux_weights,
+            train=train,
+        )  # fmt: skip
+        fused_BKD = fuse(q_BKD, y_BKCD, ready_BC, temperature=self.temperature)
+        h_BKF = jnp.concatenate([q_BKD, fused_BKD], -1)
+        own = range(num_tasks) if h_BKF.shape[1] == num_tasks else [0] * num_tasks
+        h = {name: h_BKF[:, k] for name, k in zip(self.data.task_names, own, strict=True)}
+        heads = TaskHeads(self.data.tasks, kernel_init=torch_uniform(), name="heads")
+        aux = dict(moe.losses)
+        if "covariance" in self.aux_weights:
+            aux["covariance"] = covariance_of_all(z_BKCD, counted_BC)
+        return Outputs(heads(h), aux, {"layer_0": moe}, {"task": task_B})
+
+    def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
+        """Losses of the rows' tasks plus `aux_weights` times the other losses.
+
+        The other losses are scaled by the weight of the batch's task.
+        """
+        batch = task_losses.counted(self.data, batch.replace(task=out.extra["task"]))
+        weight_K = jnp.array([task.weight for task in self.data.tasks])
+        total = jnp.sum(batch.weight * weight_K[batch.task])
+        scale = total / jnp.maximum(jnp.sum(batch.weight), 1.0)
+        out = out.replace(aux_losses={name: scale * x for name, x in out.aux_losses.items()})
+        return task_losses.objective(self.data, out, batch, self.aux_weights)
+
+    def _initialised(self) -> MoEOptions:
+        """The gate, with the release's initial values if it is the release's."""
+        if self.moe.gate != "task_additive":
+            return self.moe
+        return dataclasses.replace(self.moe, gate=f"{__name__}:zero_gate")
+
+
+def zero_gate(x_ND: Array, w_DE: Zeros, query_QE: Zeros, *, query_NQ: Array) -> Array:
+    """`gates.task_additive`, which the release starts at zero."""
+    return gates.task_additive(x_ND, w_DE, query_QE, query_NQ=query_NQ)
+
+
+def covariance_of_all(z_BKCD: Array, ready_BC: Array) -> Array:
+    """Squared covariances between all combinations' tokens, available or not, over (C - 1)^2.
+
+    Mean over the rows that have any.
+    """
+    combined = ready_BC.shape[1]
+    row_B = ready_BC.any(-1)
+    pair_BCC = row_B[:, None, None] & ~np.eye(combined, dtype=bool)
+    squared_BKCC = jnp.where(pair_BCC[:, None], squared_covariances(z_BKCD), 0.0)
+    total = squared_BKCC.sum() / z_BKCD.shape[1]
+    return total / jnp.maximum(row_B.sum() * max(combined - 1, 1) ** 2, 1)
