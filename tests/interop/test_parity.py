@@ -1,5 +1,6 @@
 """Flex-MoE, FlexCare, M4oE and M3H as released against PyTorch models of the same structure."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 from flax.core import FrozenDict
 
 from m4.methods.flexcare import torch_layout as flexcare_table
-from m4.methods.flexcare.model import FlexCare
+from m4.methods.flexcare.released import ReleasedFlexCare
 from m4.methods.flexmoe import torch_layout as flexmoe_table
-from m4.methods.flexmoe.model import FlexMoE
+from m4.methods.flexmoe.released import ReleasedFlexMoE
 from m4.methods.m3h.model import M3H
 from m4.methods.m4oe import torch_layout as m4oe_table
 from m4.methods.m4oe.model import M4oE
@@ -57,6 +58,12 @@ def labels(rng, task, rows=ROWS):
     return Target(rng.integers(0, 2, (rows, task.dim)).astype(np.float32), mask)
 
 
+def with_experts(cls, spec, **sizes):
+    """`cls(spec, ...)`, with the sizes of experts where they belong."""
+    experts = {n: sizes.pop(n) for n in ("num_experts", "top_k", "hidden") if n in sizes}
+    return cls(spec, dataclasses.replace(cls.moe, engine="dense", **experts), **sizes)
+
+
 # --- Flex-MoE -----------------------------------------------------------------------------------
 
 
@@ -84,8 +91,8 @@ def test_flexmoe(monkeypatch, names, depth, present):
     sizes |= {"num_experts": 16, "top_k": 3, "dropout": 0.0}
     model = randomise(Model(features=features, volume_dropout=0.0, **sizes))
     volume = functools.partial(VolumeEncoder, dropout=0.0)
-    monkeypatch.setattr("m4.methods.flexmoe.model.VolumeEncoder", volume)
-    method = FlexMoE(spec, fidelity="released", dispatch="dense", **sizes)
+    monkeypatch.setattr("m4.methods.flexmoe.patches.VolumeEncoder", volume)
+    method = with_experts(ReleasedFlexMoE, spec, **sizes)
     layout = flexmoe_table.layout(method)
     params = imported(method, layout, model, shared.shapes(method))
     inputs = {
@@ -137,7 +144,7 @@ def test_flexcare(monkeypatch, task):
     sizes = {"width": 8, "depth": 2, "num_heads": 2, "mlp": 12, "num_experts": 5, "top_k": 2}
     sizes |= {"dropout": 0.0, "patch": 8}
     model = randomise(Model(features=9, words=6, **sizes))
-    method = FlexCare(spec, fidelity="released", hidden=8, dispatch="dense", **sizes)
+    method = with_experts(ReleasedFlexCare, spec, hidden=8, **sizes)
     layout = flexcare_table.layout(method)
     params = imported(method, layout, model, shared.shapes(method))
     inputs, theirs = {}, {"present": torch.from_numpy(here), "task": task}

@@ -12,7 +12,8 @@ from m4 import sharding
 from m4.data.batch import empty
 from m4.errors import ConfigError
 from m4.main import main
-from m4.methods.flexcare.model import FlexCare
+from m4.methods.flexcare.paper import PaperFlexCare
+from m4.moe.options import MoEOptions
 from m4.run import programs
 from m4.run.model import like, require_any_length
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
@@ -116,15 +117,16 @@ def test_a_method_that_has_parameters_per_position_is_refused():
         hours=4.0,
     )
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "expert": 1, "tensor": 1})
-    sizes = {"width": 8, "depth": 1, "mlp": 8, "num_experts": 3, "hidden": 8}
+    moe = MoEOptions("task_additive", "noisy_top_k", num_experts=3, hidden=8)
+    method = PaperFlexCare(spec, moe, width=8, depth=1, mlp=8)
 
-    def require(length, fidelity):
+    def require(length):
         batches = tuple(like(cut, 2, mesh) for cut in (spec.cut(length), spec))
-        require_any_length(FlexCare(spec, fidelity=fidelity, **sizes), batches, mesh)
+        require_any_length(method, batches, mesh)
 
     with pytest.raises(ConfigError, match=r"notes/position has shape \(4, 8\), in shorter .*3, 8"):
-        require(3, "paper")
-    require(5, "paper")  # a token per hour of vitals, and notes are not cut
+        require(3)
+    require(5)  # a token per hour of vitals, and notes are not cut
 
 
 def test_a_batch_of_no_bucket_is_a_type_error():

@@ -1,5 +1,7 @@
 """A whole training step of m4: the worker process of `tests.timing.method`."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,8 @@ import numpy as np
 from flax.core import FrozenDict
 
 from m4.bench.worker import serve
-from m4.methods.flexcare.model import FlexCare
-from m4.methods.flexmoe.model import FlexMoE
+from m4.methods.flexcare.released import ReleasedFlexCare
+from m4.methods.flexmoe.released import ReleasedFlexMoE
 from m4.methods.fusemoe.model import FuseMoE
 from m4.methods.m3h.model import M3H
 from m4.methods.m4oe.model import M4oE
@@ -90,7 +92,13 @@ def flexmoe(case):
         stream.present[:] = present(case)[:, m]
         stream.mask[:] &= stream.present[:, None]
         stream.observed[:] = stream.present[:, None]
-    return FlexMoE(spec, fidelity="released", **case["sizes"]), batch
+    return with_experts(ReleasedFlexMoE, spec, **case["sizes"]), batch
+
+
+def with_experts(cls, spec, **sizes):
+    """`cls(spec, ...)`, with the sizes of experts where they belong."""
+    experts = {n: sizes.pop(n) for n in ("num_experts", "top_k", "hidden") if n in sizes}
+    return cls(spec, dataclasses.replace(cls.moe, **experts), **sizes)
 
 
 def present(case):
@@ -111,7 +119,8 @@ def flexcare(case):
         FLEXCARE_TASKS,
     )
     batch = random_batch(spec, case["rows"])
-    method = FlexCare(spec, fidelity="released", hidden=case["sizes"]["width"], **case["sizes"])
+    hidden = case["sizes"]["width"]
+    method = with_experts(ReleasedFlexCare, spec, hidden=hidden, **case["sizes"])
     return method, batch.replace(task=np.zeros_like(batch.task))
 
 
