@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from m4 import task_losses
-from m4.eval import metrics, weighted
+from m4.eval import metrics
 from m4.specs import TaskSpec
 from m4.types import Target
 
@@ -64,10 +64,12 @@ RISK = np.array([0.9, 0.1, 0.5, 0.2, 0.5])
 def test_c_index_by_hand():
     # Time 1: four later, all below 0.9. Each event at 3: only the last is later; 0.5 ties with
     # it (half), 0.2 is below it. (4 + 0.5 + 0) / 6.
-    found = metrics.c_index(LABEL[:, 0], LABEL[:, 1] > 0, RISK)
+    known = np.ones((5, 2), bool)
+    found = metrics.score(TASK, LABEL, known, np.repeat(RISK[:, None], 3, 1))["c_index"]
     np.testing.assert_allclose(found.value, 4.5 / 6)
-    none = metrics.c_index(np.ones(3), np.zeros(3, bool), np.ones(3))
-    assert np.isnan(none.value) and none.note
+    alike = np.stack([np.ones(5), np.arange(5) % 2], 1)
+    none = metrics.score(TASK, alike, known, np.ones((5, 3)))["c_index"]
+    assert np.isnan(none.value) and none.note == "no comparable pair"
 
 
 def test_weighted_c_index_equals_repeated_rows():
@@ -76,7 +78,7 @@ def test_weighted_c_index_equals_repeated_rows():
     chance = rng.integers(0, 5, (40, 3)) / 5
     weight = rng.integers(0, 3, (40, 4)).astype(np.float32)
     mask = np.ones((40, 2), bool)
-    found = weighted.score(TASK, label, mask, chance, weight)["c_index"]
+    found = metrics.under(TASK, label, mask, chance, weight)["c_index"]
     for b in range(4):
         rows = np.repeat(np.arange(40), weight[:, b].astype(int))
         again = metrics.score(TASK, label[rows], mask[rows], chance[rows])["c_index"]

@@ -11,7 +11,7 @@ What a run calls, in order (only `evaluate` imports JAX):
     document = results.compose(
         predictions, spec, subsets, split="test", thresholds=cuts, references=rows
     )
-    results.write(document, workdir); report.write(workdir); report.print_table(document)
+    results.write(document, workdir); page.write(workdir); words.print_table(document)
 
 During training `results.summary(predictions, spec)` gives {'task/metric': value} of one sweep
 with the full subset only, without intervals.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from m4.eval import weighted
+from m4.eval import metrics
 from m4.eval.metrics import Value
 from m4.specs import TaskSpec
 
@@ -63,7 +63,7 @@ def score(
     label, mask, prediction = label_NL[rows_N], mask_NL[rows_N], prediction_NC[rows_N]
 
     def statistic(weight_nb):
-        return weighted.score(task, label, mask, prediction, weight_nb, threshold=threshold)
+        return metrics.under(task, label, mask, prediction, weight_nb, threshold=threshold)
 
     return draws.map(statistic, rows_N)
 

@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from m4.eval.specialisation import mutual_information
 from m4.types import Array
 
 
@@ -77,23 +78,18 @@ def decompose(joint_XZY: np.ndarray, *, num_steps: int = 200) -> Information:
         for _ in range(20):
             q = q * _ratio(p_xy, q.sum(1))[:, None]
             q = q * _ratio(p_zy, q.sum(0))[None]
-    whole, least = (
-        mutual_information(p.reshape(-1, p.shape[2])),
-        mutual_information(q.reshape(-1, q.shape[2])),
-    )
-    first, second = mutual_information(p_xy), mutual_information(p_zy)
+    whole, least = (bits(joint.reshape(-1, joint.shape[2])) for joint in (p, q))
+    first, second = bits(p_xy), bits(p_zy)
     return Information(first + second - least, (least - second, least - first), whole - least)
 
 
-def mutual_information(joint_XY: np.ndarray) -> float:
-    """I(X; Y) in bits."""
-    outer = joint_XY.sum(1, keepdims=True) * joint_XY.sum(0, keepdims=True)
-    there = (joint_XY > 0) & (outer > 0)  # of a fitted table cells may be too small to multiply
-    return float(np.sum(joint_XY[there] * np.log2(joint_XY[there] / outer[there])))
+def bits(joint_XY: np.ndarray) -> float:
+    """I(X; Y) of a table of probabilities."""
+    return mutual_information(joint_XY)[0] / np.log(2)
 
 
-def _ratio(wanted, found):
-    return np.where(found > 0, wanted / np.where(found > 0, found, 1.0), 0.0)
+def _ratio(wanted: np.ndarray, present: np.ndarray) -> np.ndarray:
+    return np.where(present > 0, wanted / np.where(present > 0, present, 1.0), 0.0)
 
 
 def gradient_conflict(

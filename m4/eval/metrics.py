@@ -1,4 +1,9 @@
-"""Metrics of one task, computed by scikit-learn. Undefined values are NaN with a reason.
+"""Metrics of one task under row weights. Undefined values are NaN with a reason.
+
+A patient-bootstrap draw gives every row a multiplicity; a metric on the resampled data equals the
+metric with these weights. All draws are computed together (`under`): rank statistics by cumulative
+weights along the sorted scores, exact with ties, everything else by one matrix product. The value
+itself (`score`) is the draw in which every row counts once. Tests compare it with scikit-learn's.
 
 | kind       | metrics                                                                          |
 |------------|----------------------------------------------------------------------------------|
@@ -11,19 +16,21 @@
 | segmentation | dice, mean over rows and channels; 1 for an empty map found empty              |
 
 `f1` cuts at 0.5, `f1_val` at the threshold that maximises F1 on the validation split
-(`choose_threshold`). ECE has ten equal-mass bins (`m4.eval.calibration`); for multiclass it is
-that of the predicted class. Probabilities are clipped to [1e-7, 1 - 1e-7] in `log_loss`.
+(`choose_threshold`). ECE has ten equal-mass bins (`m4.eval.calibration`), of the original sample
+for every draw; for multiclass it is that of the predicted class. Probabilities are clipped to
+[1e-7, 1 - 1e-7] in `log_loss`.
 
-Letters: N rows, C labels, classes or values, L label columns (C, or 1 for multiclass).
+Letters: N rows, B draws, C labels, classes or values, L label columns (C, or 1 for multiclass),
+K bins.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import spearmanr
-from sklearn import metrics as sk
+from sklearn.metrics import precision_recall_curve
 
-from m4.eval.calibration import ece
+from m4.eval.calibration import NUM_BINS, bin_index
 from m4.specs import TaskSpec
 
 EPS = 1e-7
@@ -43,6 +50,7 @@ HEADLINE = {
     "survival": ("c_index",),
     "segmentation": ("dice",),
 }
+RANKS_AND_CUTS = ("auroc", "auprc", "f1", "f1_val")
 
 
 class Value(NamedTuple):
@@ -50,10 +58,6 @@ class Value(NamedTuple):
 
     value: float
     note: str = ""
-
-
-NO_ROW = Value(float("nan"), "no labelled row")
-NO_EVENT = Value(float("nan"), "no positive label")
 
 
 def score(
@@ -69,39 +73,54 @@ def score(
     `threshold` f64[C] is the cut chosen on the validation split; without it the `f1_val` metrics
     are absent. Raises ValueError for kinds without generic metrics.
     """
-    known_N = mask_NL.any(axis=1)
-    label, mask = label_NL[known_N], mask_NL[known_N]
-    prediction = np.asarray(prediction_NC, np.float64)[known_N]
-    if task.kind == "binary":
-        cut = None if threshold is None else float(np.ravel(threshold)[0])
-        return _binary(label[:, 0], prediction[:, 0], cut)
-    if task.kind == "multilabel":
-        return _multilabel(label, mask, prediction, threshold)
-    if task.kind == "multiclass":
-        return _multiclass(label[:, 0].astype(int), prediction)
-    if task.kind == "regression":
-        return _regression(label, prediction)
-    if task.kind == "survival":
-        return {"c_index": c_index(label[:, 0], label[:, 1] > 0, prediction.mean(1))}
-    if task.kind == "segmentation":  # the predictions are scores already
-        return {"dice": Value(float(prediction.mean())) if len(prediction) else NO_ROW}
+    once_N1 = np.ones((len(label_NL), 1))
+    values = under(task, label_NL, mask_NL, prediction_NC, once_N1, threshold=threshold)
+    if not mask_NL.any():
+        return dict.fromkeys(values, Value(float("nan"), "no labelled row"))
+    notes = _notes(task, label_NL, mask_NL, np.asarray(prediction_NC))
+    return {name: Value(float(value), notes.get(name, "")) for name, (value,) in values.items()}
+
+
+def under(
+    task: TaskSpec,
+    label_NL: np.ndarray,
+    mask_NL: np.ndarray,
+    prediction_NC: np.ndarray,
+    weight_NB: np.ndarray,
+    *,
+    threshold: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """The same metrics under many weights: name -> f64[B], NaN where a draw leaves it undefined.
+
+    `weight_NB` holds multiplicities (whole numbers); float32 is faster and as exact.
+    """
+    known_N, prediction_NC = mask_NL.any(axis=1), np.asarray(prediction_NC, np.float64)
+    if not known_N.any():  # one invented row tells the names
+        label_1L, prediction_1C = (np.zeros((1, x.shape[1])) for x in (label_NL, prediction_NC))
+        one = np.ones(label_1L.shape, bool), prediction_1C, np.ones((1, 1))
+        names = under(task, label_1L, *one, threshold=threshold)
+        return dict.fromkeys(names, np.full(weight_NB.shape[1], np.nan))
+    y, p, w = label_NL[known_N], prediction_NC[known_N], weight_NB[known_N]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if task.kind == "binary":
+            cut = None if threshold is None else float(np.ravel(threshold)[0])
+            return _binary(y[:, 0], p[:, 0], w, cut)
+        if task.kind == "multilabel":
+            return _multilabel(y, mask_NL[known_N], p, w, threshold)
+        if task.kind == "multiclass":
+            return _multiclass(y[:, 0].astype(int), p, w)
+        if task.kind == "regression":
+            return _regression(y, p, w)
+        if task.kind == "survival":
+            return {"c_index": c_index(y[:, 0], y[:, 1] > 0, p.mean(1), w)}
+        if task.kind == "segmentation":  # the predictions are scores already
+            return {"dice": p.mean(1) @ w / w.sum(0)}
     raise ValueError(f"task {task.name}: kind {task.kind!r} has no generic metrics")
 
 
-def c_index(time_N: np.ndarray, event_N: np.ndarray, risk_N: np.ndarray) -> Value:
-    """Share of comparable pairs in which the earlier event has the higher risk; ties count half.
-
-    A pair is comparable when the earlier of two times is an event (Harrell 1982).
-    """
-    good, pairs = 0.0, 0
-    for i in np.flatnonzero(event_N):
-        later = time_N > time_N[i]
-        pairs += int(later.sum())
-        good += np.sum(risk_N[later] < risk_N[i]) + 0.5 * np.sum(risk_N[later] == risk_N[i])
-    return Value(good / pairs) if pairs else Value(np.nan, "no comparable pair")
-
-
-def choose_threshold(label_NL: np.ndarray, mask_NL: np.ndarray, prediction_NC: np.ndarray):
+def choose_threshold(
+    label_NL: np.ndarray, mask_NL: np.ndarray, prediction_NC: np.ndarray
+) -> np.ndarray:
     """The cut per label that maximises F1, f64[C]; 0.5 where a label has only one class.
 
     Meant for the validation split. Predictions at or above the cut count as positive.
@@ -113,105 +132,240 @@ def choose_threshold(label_NL: np.ndarray, mask_NL: np.ndarray, prediction_NC: n
         if y.size == 0 or y.min() == y.max():
             cuts.append(0.5)
             continue
-        precision, recall, cut = sk.precision_recall_curve(y, p)
+        precision, recall, cut = precision_recall_curve(y, p)
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
         cuts.append(float(cut[np.argmax(f1[:-1])]))
     return np.array(cuts)
 
 
-def _binary(y: np.ndarray, p: np.ndarray, cut: float | None) -> dict[str, Value]:
-    cuts = {"f1": p >= 0.5} | ({} if cut is None else {"f1_val": p >= cut})
-    return _ranks(y, p) | _cuts(y, cuts) | _probability(y, p)
+def c_index(
+    time_N: np.ndarray, event_N: np.ndarray, risk_N: np.ndarray, w_NB: np.ndarray
+) -> np.ndarray:
+    """Harrell's C f64[B]: the share of comparable pairs in which the earlier has the higher risk.
+
+    A pair is comparable when the earlier of two times is an event (Harrell 1982); it counts
+    w_i w_j, ties in risk half. By blocks of events, so that the N x N table never exists.
+    """
+    good_B, pairs_B = np.zeros(w_NB.shape[1]), np.zeros(w_NB.shape[1])
+    for rows in np.array_split(np.flatnonzero(event_N), max(1, int(event_N.sum()) // 256)):
+        later = time_N > time_N[rows, None]
+        above = (risk_N[rows, None] > risk_N) + 0.5 * (risk_N[rows, None] == risk_N)
+        pairs_B += np.einsum("ib,ib->b", w_NB[rows], later.astype(np.float32) @ w_NB)
+        good_B += np.einsum("ib,ib->b", w_NB[rows], (later * above).astype(np.float32) @ w_NB)
+    return np.where(pairs_B > 0, good_B / pairs_B, np.nan)
 
 
-def _ranks(y: np.ndarray, p: np.ndarray) -> dict[str, Value]:
-    if y.size == 0:
-        return dict.fromkeys(("auroc", "auprc"), NO_ROW)
-    one_class = "" if y.min() != y.max() else f"every label is {int(y[0])}"
+def rank_scores(
+    y_N: np.ndarray, p_N: np.ndarray, w_NB: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC and average precision, both f64[B].
+
+    For each positive i, let n_i and t_i be the weight of the negatives below and tied with it,
+    F_i and T_i that of the negatives and positives at or above it. Then
+    AUROC = sum_i w_i (n_i + t_i / 2) / (P N) and AP = sum_i w_i T_i / (T_i + F_i) / P.
+    """
+    positive_N = y_N > 0
+    neg, pos = p_N[~positive_N], p_N[positive_N]
+    neg_rows = np.flatnonzero(~positive_N)[np.argsort(neg, kind="stable")]
+    pos_rows = np.flatnonzero(positive_N)[np.argsort(pos, kind="stable")]
+    neg, pos = p_N[neg_rows], p_N[pos_rows]
+    below_neg, below_pos = _cumulative(w_NB[neg_rows]), _cumulative(w_NB[pos_rows])
+    total_neg, total_pos = (x[-1].astype(np.float64) for x in (below_neg, below_pos))
+    first = below_neg[np.searchsorted(neg, pos, side="left")]
+    last = below_neg[np.searchsorted(neg, pos, side="right")]
+    w_pos = w_NB[pos_rows].astype(np.float64)
+    auroc = np.einsum("nb,nb->b", w_pos, first + last) / (2 * total_pos * total_neg)
+    true = total_pos - below_pos[np.searchsorted(pos, pos, side="left")]
+    precision = true / np.maximum(true + total_neg - first, 1e-300)
+    return auroc, np.einsum("nb,nb->b", w_pos, precision) / total_pos
+
+
+def _cumulative(w_NB: np.ndarray) -> np.ndarray:
+    """Weight of the first n rows, [N + 1, B]; whole numbers, hence exact in float32 up to 2^24."""
+    out = np.zeros((len(w_NB) + 1, w_NB.shape[1]), w_NB.dtype)
+    if w_NB.shape[1] == 1:
+        np.cumsum(w_NB, axis=0, out=out[1:])
+        return out
+    for n, w_B in enumerate(w_NB):  # for many draws np.cumsum takes six times as long
+        np.add(out[n], w_B, out=out[n + 1])
+    return out
+
+
+def _sums(w_NB: np.ndarray, **rows) -> dict[str, np.ndarray]:
+    """Weighted sums of named row statistics [N] or [N, C], by one product in float64."""
+    stacked = [np.reshape(x, (len(w_NB), -1)).astype(np.float64).T for x in rows.values()]
+    total = np.concatenate(stacked) @ w_NB.astype(np.float64)
+    parts = np.split(total, np.cumsum([len(x) for x in stacked])[:-1])
     return {
-        "auroc": Value(np.nan, one_class) if one_class else Value(sk.roc_auc_score(y, p)),
-        "auprc": Value(sk.average_precision_score(y, p)) if y.max() > 0 else NO_EVENT,
+        name: part if np.ndim(x) > 1 else part[0]
+        for (name, x), part in zip(rows.items(), parts, strict=True)
     }
 
 
-def _cuts(y: np.ndarray, said: dict[str, np.ndarray]) -> dict[str, Value]:
-    """F1 of every named set of positive decisions."""
-    if y.size == 0:
-        return dict.fromkeys(said, NO_ROW)
-    if y.max() == 0:
-        return dict.fromkeys(said, NO_EVENT)
-    return {name: Value(sk.f1_score(y, decision)) for name, decision in said.items()}
+def _bin_gaps(y_N: np.ndarray, p_N: np.ndarray) -> np.ndarray:
+    """What each row adds to the calibration gap of each bin, [N, K]."""
+    return (bin_index(p_N)[:, None] == np.arange(NUM_BINS)) * (y_N - p_N)[:, None]
 
 
-def _probability(y: np.ndarray, p: np.ndarray) -> dict[str, Value]:
-    if y.size == 0:
-        return dict.fromkeys(("brier", "ece", "log_loss"), NO_ROW)
-    safe = np.clip(p, EPS, 1 - EPS)
+def _f1(hit_B: np.ndarray, said_B: np.ndarray, real_B: np.ndarray) -> np.ndarray:
+    return np.where(real_B > 0, 2 * hit_B / (said_B + real_B), np.nan)
+
+
+def _probability(y_N: np.ndarray, p_N: np.ndarray, cuts: dict, w_NB: np.ndarray) -> dict:
+    """Brier score, ECE, log loss, and F1 for every named set of positive decisions bool[N]."""
+    safe_N = np.clip(p_N, EPS, 1 - EPS)
+    sums = _sums(
+        w_NB,
+        weight=np.ones_like(p_N),
+        brier=(p_N - y_N) ** 2,
+        log_loss=-(y_N * np.log(safe_N) + (1 - y_N) * np.log1p(-safe_N)),
+        gaps=_bin_gaps(y_N, p_N),
+        real=y_N,
+        **{f"said_{name}": said_N for name, said_N in cuts.items()},
+        **{f"hit_{name}": y_N * said_N for name, said_N in cuts.items()},
+    )
+    out = {name: sums[name] / sums["weight"] for name in ("brier", "log_loss")}
+    out["ece"] = np.abs(sums["gaps"]).sum(axis=0) / sums["weight"]
+    f1 = {name: _f1(sums[f"hit_{name}"], sums[f"said_{name}"], sums["real"]) for name in cuts}
+    return out | f1
+
+
+def _binary(y_N, p_N, w_NB, cut) -> dict[str, np.ndarray]:
+    auroc, auprc = rank_scores(y_N, p_N, w_NB)
+    cuts = {"f1": p_N >= 0.5} | ({} if cut is None else {"f1_val": p_N >= cut})
+    return {"auroc": auroc, "auprc": auprc} | _probability(y_N, p_N, cuts, w_NB)
+
+
+def _multilabel(y_NC, mask_NC, p_NC, w_NB, cuts) -> dict[str, np.ndarray]:
+    said = {"f1": p_NC >= 0.5} | ({} if cuts is None else {"f1_val": p_NC >= cuts})
+    real_NC = y_NC * mask_NC
+    counts = {f"said_{name}": x * mask_NC for name, x in said.items()}
+    counts |= {f"hit_{name}": x * real_NC for name, x in said.items()}
+    sums = _sums(w_NB, real=real_NC, **counts)
+    ranks = []
+    for c in range(p_NC.shape[1]):
+        keep = mask_NC[:, c]
+        ranks.append(rank_scores(y_NC[keep, c], p_NC[keep, c], w_NB[keep]))
+    auroc_CB, auprc_CB = np.swapaxes(ranks, 0, 1)
+    out = {"auroc_macro": _nanmean(auroc_CB), "auprc_macro": _nanmean(auprc_CB)}
+    for name in said:
+        out[f"{name}_macro"] = _nanmean(
+            _f1(sums[f"hit_{name}"], sums[f"said_{name}"], sums["real"])
+        )
+    row_N, _ = np.nonzero(mask_NC)
+    y, p, w = y_NC[mask_NC], p_NC[mask_NC], w_NB[row_N]
+    out["auroc_micro"], out["auprc_micro"] = rank_scores(y, p, w)
+    flat = {f"{name}_micro": x[mask_NC] for name, x in said.items()}
+    return out | _probability(y, p, flat, w)
+
+
+def _multiclass(y_N, p_NC, w_NB) -> dict[str, np.ndarray]:
+    count, said_N = p_NC.shape[1], p_NC.argmax(axis=1)
+    hot_NC, said_NC = np.eye(count)[y_N], np.eye(count)[said_N]
+    right_N = (said_N == y_N).astype(float)
+    sums = _sums(
+        w_NB,
+        weight=np.ones(len(y_N)),
+        accuracy=right_N,
+        log_loss=-np.log(np.clip(p_NC[np.arange(len(y_N)), y_N], EPS, 1.0)),
+        brier=((p_NC - hot_NC) ** 2).sum(axis=1),
+        gaps=_bin_gaps(right_N, p_NC.max(axis=1)),
+        hit=hot_NC * said_NC,
+        either=hot_NC + said_NC,
+    )
+    auroc_CB = np.stack([rank_scores(hot_NC[:, c], p_NC[:, c], w_NB)[0] for c in range(count)])
     return {
-        "brier": Value(float(np.mean((p - y) ** 2))),
-        "ece": Value(ece(y, p)),
-        "log_loss": Value(-float(np.mean(y * np.log(safe) + (1 - y) * np.log1p(-safe)))),
+        **{name: sums[name] / sums["weight"] for name in ("accuracy", "log_loss", "brier")},
+        "ece": np.abs(sums["gaps"]).sum(axis=0) / sums["weight"],
+        "f1_macro": _nanmean(2 * sums["hit"] / sums["either"]),  # NaN: neither real nor said
+        "auroc_macro": _nanmean(auroc_CB),
     }
 
 
-def _multilabel(y, mask, p, cuts) -> dict[str, Value]:
-    said = {"f1": p >= 0.5} | ({} if cuts is None else {"f1_val": p >= cuts})
-    per: dict[str, list[float]] = {}
-    for c in range(p.shape[1]):
-        rows = mask[:, c]
-        decided = {name: decision[rows, c] for name, decision in said.items()}
-        both = _ranks(y[rows, c], p[rows, c]) | _cuts(y[rows, c], decided)
-        for name, value in both.items():
-            per.setdefault(f"{name}_macro", []).append(value.value)
-    flat = _ranks(y[mask], p[mask])
-    flat |= _cuts(y[mask], {name: decision[mask] for name, decision in said.items()})
-    macro = {name: _mean(values, "labels") for name, values in per.items()}
-    micro = {f"{name}_micro": value for name, value in flat.items()}
-    return macro | micro | _probability(y[mask], p[mask])
-
-
-def _multiclass(y: np.ndarray, p: np.ndarray) -> dict[str, Value]:
-    if y.size == 0:
-        names = ("accuracy", "f1_macro", "auroc_macro", "log_loss", "brier", "ece")
-        return dict.fromkeys(names, NO_ROW)
-    said, count = p.argmax(axis=1), p.shape[1]
-    hot = np.eye(count)[y]
-    rest = [_ranks(hot[:, c], p[:, c])["auroc"].value for c in range(count)]
-    right = (said == y).astype(float)
+def _regression(y_NC, p_NC, w_NB) -> dict[str, np.ndarray]:
+    centred_NC = y_NC - y_NC.mean(axis=0)  # else the variance subtracts large numbers
+    sums = _sums(
+        w_NB,
+        weight=np.ones(len(y_NC)),
+        mae=np.abs(y_NC - p_NC),
+        mse=(y_NC - p_NC) ** 2,
+        first=centred_NC,
+        second=centred_NC**2,
+    )
+    mae, mse, first, second = (sums[n] / sums["weight"] for n in ("mae", "mse", "first", "second"))
+    variance = second - first**2
+    known = variance > 1e-12 * np.square(centred_NC).max(axis=0)[:, None]
+    spearman = [_spearman(y_NC[:, c], p_NC[:, c], w_NB) for c in range(y_NC.shape[1])]
+    # plain means: one undefined value leaves the whole metric undefined
     return {
-        "accuracy": Value(sk.accuracy_score(y, said)),
-        "f1_macro": Value(sk.f1_score(y, said, average="macro")),
-        "auroc_macro": _mean(rest, "classes"),
-        "log_loss": Value(float(-np.log(np.clip(p[np.arange(len(y)), y], EPS, 1.0)).mean())),
-        "brier": Value(float(((p - hot) ** 2).sum(axis=1).mean())),
-        "ece": Value(ece(right, p.max(axis=1))),
+        "mae": mae.mean(axis=0),
+        "rmse": np.sqrt(mse).mean(axis=0),
+        "r2": np.where(known, 1 - mse / variance, np.nan).mean(axis=0),
+        "spearman": np.mean(spearman, axis=0),
     }
 
 
-def _regression(y: np.ndarray, p: np.ndarray) -> dict[str, Value]:
-    names = ("mae", "rmse", "r2", "spearman")
-    if y.size == 0:
-        return dict.fromkeys(names, NO_ROW)
-    flat = (y.min(axis=0) == y.max(axis=0)).any()
+def _spearman(y_N, p_N, w_NB) -> np.ndarray:
+    """Pearson correlation of the average ranks that the rows have in the resampled data."""
+    w_NB = w_NB.astype(np.float64)
+    total_B = w_NB.sum(axis=0)
+    a, b = (_ranks(x_N, w_NB) - total_B / 2 for x_N in (y_N, p_N))  # the mean rank is known
+    cov, var_a, var_b = (np.einsum("nb,nb,nb->b", w_NB, *xs) for xs in ((a, b), (a, a), (b, b)))
+    scale = np.sqrt(var_a * var_b)
+    return np.where(scale > 1e-9 * total_B**2, cov / scale, np.nan)
+
+
+def _ranks(x_N: np.ndarray, w_NB: np.ndarray) -> np.ndarray:
+    """Centre of each row's tie group on the weight axis, f64[N, B] (average rank minus 1/2)."""
+    ordered = np.sort(x_N)
+    below = _cumulative(w_NB[np.argsort(x_N, kind="stable")])
+    first, last = (np.searchsorted(ordered, x_N, side=side) for side in ("left", "right"))
+    return (below[first] + below[last]) / 2
+
+
+def _nanmean(x_CB: np.ndarray) -> np.ndarray:
+    known = np.isfinite(x_CB)
+    return np.where(known, x_CB, 0.0).sum(axis=0) / known.sum(axis=0)
+
+
+def _notes(
+    task: TaskSpec, label_NL: np.ndarray, mask_NL: np.ndarray, prediction_NC: np.ndarray
+) -> dict[str, str]:
+    """Why these labels leave a metric undefined, or what was left out of its mean."""
+    known_N = mask_NL.any(axis=1)
+    y, p = label_NL[known_N], prediction_NC[known_N]
+    if task.kind == "binary":
+        return _one_class(y[:, 0])
+    if task.kind == "multilabel":
+        each = [_one_class(label_NL[mask_NL[:, c], c]) for c in range(label_NL.shape[1])]
+        notes = {f"{name}_micro": note for name, note in _one_class(label_NL[mask_NL]).items()}
+        return notes | {f"{name}_macro": _left_out(each, name, "labels") for name in RANKS_AND_CUTS}
+    if task.kind == "multiclass":
+        each = [_one_class(y[:, 0] == c) for c in range(p.shape[1])]
+        return {"auroc_macro": _left_out(each, "auroc", "classes")}
+    if task.kind == "survival":
+        comparable = (y[:, 1] > 0) & (y[:, 0] < y[:, 0].max())
+        return {} if comparable.any() else {"c_index": "no comparable pair"}
+    if task.kind != "regression":
+        return {}
+    if (y.min(axis=0) == y.max(axis=0)).any():
+        return dict.fromkeys(("r2", "spearman"), "constant labels")
     still = (p.min(axis=0) == p.max(axis=0)).any()
-    note = "constant labels" if flat else ""
-    rank_note = note or ("constant predictions" if still else "")
-    return {
-        "mae": Value(sk.mean_absolute_error(y, p)),
-        "rmse": Value(sk.root_mean_squared_error(y, p)),
-        "r2": Value(np.nan, note) if note else Value(sk.r2_score(y, p)),
-        "spearman": Value(np.nan, rank_note) if rank_note else Value(_spearman(y, p)),
-    }
+    return {"spearman": "constant predictions"} if still else {}
 
 
-def _spearman(y: np.ndarray, p: np.ndarray) -> float:
-    return float(np.mean([spearmanr(y[:, c], p[:, c])[0] for c in range(y.shape[1])]))
+def _one_class(y_N: np.ndarray) -> dict[str, str]:
+    """Reasons of a binary task's undefined metrics."""
+    if y_N.size == 0:
+        return dict.fromkeys(RANKS_AND_CUTS, "no labelled row")
+    notes = {} if y_N.min() != y_N.max() else {"auroc": f"every label is {int(y_N[0])}"}
+    none = dict.fromkeys(("auprc", "f1", "f1_val"), "no positive label")
+    return notes if y_N.max() > 0 else notes | none
 
 
-def _mean(values: list[float], what: str) -> Value:
-    """Mean over what is defined; the note counts what is not."""
-    missing = int(np.isnan(values).sum())
-    if missing == len(values):
-        return Value(np.nan, f"undefined for all {missing} {what}")
-    note = f"{missing} of {len(values)} {what} undefined and left out" if missing else ""
-    return Value(float(np.nanmean(values)), note)
+def _left_out(each: Sequence[Mapping[str, str]], name: str, what: str) -> str:
+    """How many labels or classes a mean is without."""
+    missing = sum(name in notes for notes in each)
+    if missing == len(each):
+        return f"undefined for all {missing} {what}"
+    return f"{missing} of {len(each)} {what} undefined and left out" if missing else ""

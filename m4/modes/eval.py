@@ -14,7 +14,7 @@ from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.eval import baselines, evaluate, results, subsets
 from m4.eval.predictions import Predictions
-from m4.eval.report import tables
+from m4.eval.report import words
 from m4.modes import report
 from m4.run import programs
 from m4.run.model import Model, Setup, context, make_setup
@@ -130,7 +130,7 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
         references=evaluation.references,
     )
     results.write(document, folder)
-    tables.print_table(document)
+    words.print_table(document)
     report.build(folder)
 
 

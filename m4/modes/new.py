@@ -35,7 +35,7 @@ from m4.data.store import Store
 from m4.errors import DataError
 from m4.eval import results, subsets
 from m4.eval.predictions import Predictions
-from m4.eval.report import tables
+from m4.eval.report import words
 from m4.modes import eval as eval_mode
 from m4.modes import predict as predict_mode
 from m4.run import programs, trained
@@ -169,7 +169,7 @@ def _score(config, folder: Path, name: str, found: Predictions, spec: DataSpec) 
         thresholds=_thresholds(folder, spec),
     )
     print(f"scores   {results.write(document, folder)}")
-    tables.print_table(document)
+    words.print_table(document)
 
 
 def _thresholds(folder: Path, spec: DataSpec) -> dict[str, np.ndarray]:

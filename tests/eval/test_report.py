@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from m4.eval.report import history, tables
 from m4.eval.report import page as report
+from m4.eval.report import sections, words
 from m4.eval.results import compose, write
 
 SECTIONS = ["tasks", "subsets", "ranking", "calibration", "experts", "training", "cohort", "setup"]
@@ -135,8 +135,8 @@ def test_page_says_what_matters(run):
     assert "Research use only. Not a medical device." in text
     assert text.count("How to read:") >= 8
     assert "synthetic 1.2.3 (f00d)" in text and "seed 3" in text and "abc123" in text
-    full = tables.scores(document, "ihm")["auroc"]
-    assert tables.text(full["value"]) in text and tables.interval(full) in text
+    full = words.scores(document, "ihm")["auroc"]
+    assert words.text(full["value"]) in text and words.interval(full) in text
     assert "patients prove nothing: treat every interval" in text
     assert "Selected: step 600, validation ihm/auroc = 0.800." in text
     assert "gradient boosting" in text and "logistic regression" in text
@@ -151,14 +151,14 @@ def test_page_holds_no_patient_and_no_folder(run):
 
 def test_small_cells_of_the_cohort_are_suppressed(run):
     _, text = run
-    flow = history.cohort(DATA, 10)["flow"]
+    flow = sections.cohort(DATA, 10)["flow"]
     assert flow == [
         ("stays", "3,400"),
         ("adults", "within 10 of the line above"),
         ("long stays", "3,000"),
         ("transplants", "<10"),
     ]
-    split = history.cohort(DATA, 10)["splits"][0]
+    split = sections.cohort(DATA, 10)["splits"][0]
     assert split["present"] == {"vitals": "80%", "labs": "nearly all", "ecg": "rare"}
     assert "3,397" not in text
 
@@ -169,15 +169,15 @@ def test_combinations_of_modalities_are_drawn_without_the_rare_ones():
         name: {"rows": 0, "patients": 0, "present": {}, "labels": {}, "patterns": patterns}
         for name, patterns in (("train", {"3": 1200, "1": 8, "2": 4}), ("test", {"3": 34, "1": 5}))
     }
-    svg = history.cohort({"schema": schema, "splits": splits}, 10)["presence"]
+    svg = sections.cohort({"schema": schema, "splits": splits}, 10)["presence"]
     drawn = {word for word in ("1,234", "13", "vitals", "ecg") if f">{word}<" in svg}
     assert drawn == {"1,234", "13", "vitals", "ecg"} and ">4<" not in svg
-    assert history.cohort(DATA, 10)["presence"] is None  # no modalities are known
+    assert sections.cohort(DATA, 10)["presence"] is None  # no modalities are known
 
 
 def test_verdicts_are_plain(run):
     document, text = run
-    by_name = {v["reference"]: v for v in tables.verdicts(document)}
+    by_name = {v["reference"]: v for v in words.verdicts(document)}
     # boosting has the model's own predictions: no difference, so it is not cleared
     assert not by_name["boosting"]["clears"]
     assert "ihm: the model does not clear gradient boosting (AUROC 0.000" in text.replace(
@@ -192,7 +192,7 @@ def test_worse_model_is_called_worse():
         "tasks": {"los": {"primary": "mae", "kind": "regression"}},
         "references": {"boosting": {"los": {"metrics": {}, "delta": delta}}},
     }
-    (verdict,) = tables.verdicts(results)
+    (verdict,) = words.verdicts(results)
     assert not verdict["clears"] and "is worse than gradient boosting" in verdict["text"]
 
 
@@ -230,11 +230,11 @@ def test_many_modalities_and_few_patients(fabricate, tmp_path):
 def test_terminal_table(run):
     document, _ = run
     out = io.StringIO()
-    tables.print_table(document, Console(file=out, width=80))
+    words.print_table(document, Console(file=out, width=80))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
-    full = tables.scores(document, "ihm")["auroc"]
-    assert tables.text(full["value"]) in text
+    full = words.scores(document, "ihm")["auroc"]
+    assert words.text(full["value"]) in text
     assert "does not clear gradient boosting" in text and "prove nothing" in text
 
 
@@ -243,7 +243,7 @@ def test_terminal_table(run):
     [(None, "–"), (0.84249, "0.842"), (-0.0001, "0.000"), (12.345, "12.3"), (-4321.0, "−4321")],
 )
 def test_numbers(value, expected):
-    assert tables.text(value) == expected
+    assert words.text(value) == expected
 
 
 def test_report_needs_no_jax():

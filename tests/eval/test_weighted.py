@@ -1,13 +1,14 @@
-"""The weighted metrics must equal scikit-learn's on the resampled rows."""
+"""The metrics equal scikit-learn's: of the rows themselves, and of resampled ones under weights."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m4.eval import metrics, weighted
+from m4.eval import metrics
 from m4.eval.calibration import ece
 from m4.specs import TaskSpec
+from tests.eval import by_sklearn
 
 KINDS = {"binary": 1, "multilabel": 3, "multiclass": 3, "regression": 2, "segmentation": 2}
 
@@ -42,10 +43,10 @@ def test_equals_sklearn_on_the_resampled_rows(kind, seed, rows, ties):
     cut = np.full(p.shape[1], 0.4)
     draws = 4
     w = np.stack([np.bincount(rng.integers(0, rows, rows), minlength=rows) for _ in range(draws)])
-    fast = weighted.score(task, y, mask, p, w.T.astype(np.float32), threshold=cut)
+    fast = metrics.under(task, y, mask, p, w.T.astype(np.float32), threshold=cut)
     for b in range(draws):
         rows_b = np.repeat(np.arange(rows), w[b])
-        slow = metrics.score(task, y[rows_b], mask[rows_b], p[rows_b], threshold=cut)
+        slow = by_sklearn.score(task, y[rows_b], mask[rows_b], p[rows_b], threshold=cut)
         assert set(slow) == set(fast)
         for name, value in slow.items():
             if name != "ece":  # its bins are those of the original sample
@@ -54,18 +55,31 @@ def test_equals_sklearn_on_the_resampled_rows(kind, seed, rows, ties):
                 )
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_unit_weights_give_the_point_value(kind):
-    task, y, mask, p = case(kind, np.random.default_rng(3), 60, ties=True)
-    fast = weighted.score(task, y, mask, p, np.ones((60, 1)))
-    for name, value in metrics.score(task, y, mask, p).items():
-        np.testing.assert_allclose(fast[name][0], value.value, rtol=1e-10, err_msg=name)
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 40),
+    ties=st.booleans(),
+    few=st.booleans(),
+)
+def test_values_and_reasons_equal_sklearns(kind, seed, rows, ties, few):
+    rng = np.random.default_rng(seed)
+    task, y, mask, p = case(kind, rng, rows, ties)
+    y = np.zeros_like(y) if few else y  # one class, constant labels
+    ours = metrics.score(task, y, mask, p, threshold=np.full(p.shape[1], 0.4))
+    theirs = by_sklearn.score(task, y, mask, p, threshold=np.full(p.shape[1], 0.4))
+    assert {n: v.note for n, v in ours.items()} == {n: v.note for n, v in theirs.items()}
+    for name, value in theirs.items():
+        np.testing.assert_allclose(
+            ours[name].value, value.value, rtol=1e-9, atol=1e-12, err_msg=name
+        )
 
 
 def test_ece_weights_the_original_bins():
     y, p = np.array([0.0, 1, 0, 1]), np.array([0.1, 0.3, 0.6, 0.8])
     task, one = TaskSpec("t", "binary"), np.ones((4, 1), bool)
-    out = weighted.score(task, y[:, None], one, p[:, None], np.array([[1.0, 2], [1, 0]] * 2))
+    out = metrics.under(task, y[:, None], one, p[:, None], np.array([[1.0, 2], [1, 0]] * 2))
     assert out["ece"][0] == pytest.approx(ece(y, p))
     # each row is its own bin; weights 2 0 2 0: (2 * .1 + 2 * .6) / 4
     assert out["ece"][1] == pytest.approx(0.35)
@@ -74,7 +88,7 @@ def test_ece_weights_the_original_bins():
 def test_draw_without_a_class_is_undefined():
     y, p = np.array([[0.0], [0], [1]]), np.array([[0.2], [0.4], [0.3]])
     w = np.array([[1.0, 2, 0], [1, 1, 0], [1, 0, 3]])
-    out = weighted.score(TaskSpec("t", "binary"), y, np.ones((3, 1), bool), p, w)
+    out = metrics.under(TaskSpec("t", "binary"), y, np.ones((3, 1), bool), p, w)
     assert out["auroc"][0] == 0.5
     assert np.isnan(out["auroc"][1:]).all()
     assert np.isnan(out["auprc"]).tolist() == [False, True, False]

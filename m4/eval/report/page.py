@@ -13,10 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from m4 import atomic
-from m4.eval.report import history, plots, sections, tables
-from m4.eval.report.tables import print_table
-
-__all__ = ["print_table", "render", "write"]
+from m4.eval.report import plots, sections, words
 
 SPLITS = ("test", "val")  # which results come first
 
@@ -48,29 +45,29 @@ def render(workdir: Path) -> str:
     )
     environment.filters["svg"] = Markup
     environment.globals |= {
-        "text": tables.text,
-        "interval": tables.interval,
-        "arrow": tables.arrow,
-        "metric_name": tables.metric_name,
-        "cell": tables.cell,
-        "percent": tables.percent,
+        "text": words.text,
+        "interval": words.interval,
+        "arrow": words.arrow,
+        "metric_name": words.metric_name,
+        "cell": words.cell,
+        "percent": words.percent,
     }
     css = Markup((Path(__file__).parent / "templates/report.css").read_text(encoding="utf-8"))
     return environment.get_template("report.html.j2").render(
         css=css,
-        title=history.title(config, files["data"]),
+        title=sections.title(config, files["data"]),
         run=files["run"],
-        config=history.flat(config),
-        cohort=history.cohort(files["data"], _smallest(results, config)),
-        training=history.training(log, config),
+        config=sections.flat(config),
+        cohort=sections.cohort(files["data"], _smallest(results, config)),
+        training=sections.training(log, config),
         results=results,
         colours=plots.KIND_COLOUR,
         kinds={subset["kind"] for subset in results["subsets"]} if results else set(),
         split_note=split_note,
         tasks=sections.task_tables(results) if results else None,
         cards=sections.cards(results) if results else [],
-        verdicts=tables.verdicts(results) if results else [],
-        warnings=tables.warnings(results) if results else [],
+        verdicts=words.verdicts(results) if results else [],
+        warnings=words.warnings(results) if results else [],
         subsets=sections.subset_plots(results) if results else [],
         ranking=sections.ranking(results) if results else None,
         strata=sections.strata(results) if results else [],
