@@ -22,7 +22,7 @@ from m4.moe import declare, experts, routers
 from m4.moe.engine import batched
 from m4.moe.losses import entropy_of
 from m4.moe.options import SoftOptions
-from m4.resolve import resolve
+from m4.resolve import check_fields, resolve
 from m4.types import Array, MoeAux
 
 
@@ -94,6 +94,7 @@ class SoftExperts(nn.Module):
         self, x_BSTD: Array, mask_BST: Array, *, slot_PD: Array | None = None
     ) -> SoftSlots:
         """`slot_PD` is added to the inputs of slot p of every expert."""
+        check_fields(self.options)
         logits_BSTEP = self._score(x_BSTD.astype(jnp.float32))
         rows, stacks, tokens = mask_BST.shape
         soft = routers.soft(

@@ -32,12 +32,9 @@ class TaskHeads(nn.Module):
 
         Raises ValueError for task kinds that need a head of their own method.
         """
+        _require_generic(self.tasks)
         logits = {}
         for task in self.tasks:
-            if task.kind not in GENERIC:
-                raise ValueError(
-                    f"task {task.name}: no generic head for kind {task.kind!r}; known: {GENERIC}"
-                )
             double = self.two_logits and task.kind == "binary"
             dense = nn.Dense(
                 2 * task.dim if double else task.dim, kernel_init=self.kernel_init, name=task.name
@@ -59,7 +56,11 @@ class StackedHeads(nn.Module):
 
     @nn.compact
     def __call__(self, h_BTD: Array) -> dict[str, Array]:
-        """[B, T, D] in the order of `tasks` -> task name -> [B, dim]."""
+        """[B, T, D] in the order of `tasks` -> task name -> [B, dim].
+
+        Raises ValueError for task kinds that need a head of their own method.
+        """
+        _require_generic(self.tasks)
         dims = np.array([task.dim for task in self.tasks])
         logits = {}
         for dim in np.unique(dims):
@@ -70,3 +71,11 @@ class StackedHeads(nn.Module):
             y_BTC = heads(h_BTD[:, chosen])
             logits |= {self.tasks[t].name: y_BTC[:, i] for i, t in enumerate(chosen)}
         return {task.name: logits[task.name] for task in self.tasks}
+
+
+def _require_generic(tasks):
+    for task in tasks:
+        if task.kind not in GENERIC:
+            raise ValueError(
+                f"task {task.name}: no generic head for kind {task.kind!r}; known: {GENERIC}"
+            )

@@ -1,12 +1,15 @@
 """M4oE's table: exact round trip, places, published names, refusals."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from m4.errors import ConfigError
 from m4.interop import convert
 from m4.methods.m4oe import torch_layout as m4oe
-from m4.methods.m4oe.model import M4oE
+from m4.methods.m4oe.released import ReleasedM4oE
+from m4.moe.options import SoftOptions
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests.interop import shared
 
@@ -18,9 +21,10 @@ SPEC = DataSpec(
         TaskSpec("birads", "multiclass", dim=4),
     ),
 )
-METHOD = M4oE(
-    SPEC, fidelity="released", width=8, hidden=6, num_heads=2, num_experts=3, modality_experts=2,
-    fusion_experts=2, vit_depth=1, vit_heads=2, patch=4, depth=2,
+MOE = SoftOptions(num_experts=3, hidden=6, inputs="unit")
+METHOD = ReleasedM4oE(
+    SPEC, MOE, width=8, num_heads=2, modality_experts=2, fusion_experts=2, vit_depth=1, vit_heads=2,
+    patch=4, depth=2,
 )  # fmt: skip
 
 
@@ -43,6 +47,13 @@ def test_round_trip_and_places():
 
 
 def test_other_data_are_refused():
-    two = M4oE(DataSpec(SPEC.modalities[:2], SPEC.tasks), fidelity="released")
+    two = ReleasedM4oE(DataSpec(SPEC.modalities[:2], SPEC.tasks))
     with pytest.raises(ConfigError, match="four images of one shape"):
         m4oe.layout(two)
+
+
+def test_other_gates_and_experts_are_refused():
+    for fields in ({"gate": "linear"}, {"activation": "relu"}, {"inputs": "raw"}):
+        method = METHOD.clone(moe=dataclasses.replace(MOE, **fields))
+        with pytest.raises(ConfigError, match="only num_experts, hidden and dtype can vary"):
+            m4oe.layout(method)

@@ -13,7 +13,8 @@ from m4.methods.flexmoe import torch_layout as flexmoe_table
 from m4.methods.flexmoe.released import ReleasedFlexMoE
 from m4.methods.m3h.model import M3H
 from m4.methods.m4oe import torch_layout as m4oe_table
-from m4.methods.m4oe.model import M4oE
+from m4.methods.m4oe.released import ReleasedM4oE
+from m4.moe.options import SoftOptions
 from m4.nn.encoders.volume import VolumeEncoder
 from m4.nn.torch_table import SWAP, Layout, linears, one, stack
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
@@ -202,9 +203,10 @@ def test_m4oe():
         image=8, class_weights=[torch.tensor(w).double() for w in weights.values()], **sizes
     )
     model = randomise(model)
-    method = M4oE(
-        spec, fidelity="released", dropout=0.0, class_weights=FrozenDict(weights), **sizes
+    moe = SoftOptions(
+        num_experts=sizes.pop("num_experts"), hidden=sizes.pop("hidden"), inputs="unit"
     )
+    method = ReleasedM4oE(spec, moe, dropout=0.0, class_weights=FrozenDict(weights), **sizes)
     layout = m4oe_table.layout(method)
     params = imported(method, layout, model, shared.shapes(method))
     here = np.ones(ROWS, bool)

@@ -11,18 +11,21 @@ import optax
 import pytest
 from flax.core import FrozenDict
 
-from m4.methods.m4oe import model as m4oe
 from m4.methods.m4oe.model import M4oE
+from m4.methods.m4oe.objective import focal, focal_loss, row_loss
+from m4.methods.m4oe.paper import PaperM4oE
+from m4.methods.m4oe.released import ReleasedM4oE, all_labels
+from m4.moe.options import SoftOptions
+from m4.nn.segmentation import dice
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
-from m4.types import Target
+from m4.types import Outputs, Target
 from tests import properties
 
 ROOT = Path(__file__).parents[2]
+METHODS = {"m4": M4oE, "paper": PaperM4oE, "released": ReleasedM4oE}
 SIZES = {
     "width": 8,
-    "hidden": 6,
     "num_heads": 2,
-    "num_experts": 3,
     "modality_experts": 2,
     "fusion_experts": 2,
     "vit_depth": 1,
@@ -39,7 +42,7 @@ IMAGES = DataSpec(
 CONFIGS = {
     "m4": {},
     "m4-laplace": {
-        "gate": "laplace",
+        "moe": {"gate": "laplace"},
         "timed": "summary",
         "combine_norm": "expert_per_task",
         "residual": "none",
@@ -49,8 +52,10 @@ CONFIGS = {
 }
 
 
-def small(spec=properties.SPEC, **fields):
-    return M4oE(spec, **{**SIZES, **fields})
+def small(spec=properties.SPEC, fidelity="m4", moe=(), **fields):
+    cls = METHODS[fidelity]
+    options = dataclasses.replace(cls.moe, **{"num_experts": 3, "hidden": 6, **dict(moe)})
+    return cls(spec, options, **{**SIZES, **fields})
 
 
 @pytest.fixture(scope="module", params=CONFIGS.values(), ids=CONFIGS.keys())
@@ -60,7 +65,7 @@ def probe(request):
 
 @pytest.mark.parametrize("check", properties.CHECKS, ids=lambda c: c.__name__)
 def test_property(probe, check):
-    if check is properties.empty_row_counts_nowhere and probe.method.fidelity == "released":
+    if check is properties.empty_row_counts_nowhere and isinstance(probe.method, ReleasedM4oE):
         pytest.skip("as released, absent images are zero images: an empty row is attended")
     check(probe)
 
@@ -91,14 +96,14 @@ EMBED = DataSpec(
     ),
 )
 PUBLISHED = {
-    "width": 768, "hidden": 3072, "num_heads": 8, "num_experts": 128, "modality_experts": 32,
-    "fusion_experts": 16, "depth": 2, "fusion_depth": 2, "vit_depth": 12, "vit_heads": 12,
-    "patch": 16,
+    "moe": SoftOptions(num_experts=128, hidden=3072, inputs="unit"), "width": 768, "num_heads": 8,
+    "modality_experts": 32, "fusion_experts": 16, "depth": 2, "fusion_depth": 2, "vit_depth": 12,
+    "vit_heads": 12, "patch": 16,
 }  # fmt: skip
 
 
 def test_published_sizes_have_the_closed_form_numbers_of_parameters():
-    shapes = properties.parameter_shapes(M4oE(EMBED, fidelity="released", **PUBLISHED))
+    shapes = properties.parameter_shapes(ReleasedM4oE(EMBED, **PUBLISHED))
     size = lambda tree: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))  # noqa: E731
     part = lambda *starts: size({k: v for k, v in shapes.items() if k.startswith(starts)})  # noqa: E731
     expert, attention, norms = 4_722_432, 2_362_368, 3_072
@@ -123,11 +128,11 @@ def test_focal_loss_by_hand():
     weight = jnp.array([2.0, 5.0])
 
     def loss(x):
-        return m4oe.focal(x, target, weight, 2.0)[0].sum()
+        return focal(x, target, weight, 2.0)[0].sum()
 
     np.testing.assert_allclose(loss(logits), 0.5625 * 2 * np.log(4), rtol=1e-6)
     np.testing.assert_allclose(jax.grad(loss)(logits), [[-0.84375, 0.84375]], rtol=1e-5)
-    plain = m4oe.focal(logits, target, jnp.ones(2), 0.0)[0]
+    plain = focal(logits, target, jnp.ones(2), 0.0)[0]
     cross = optax.softmax_cross_entropy_with_integer_labels(logits, target.value)
     np.testing.assert_allclose(plain, cross, rtol=1e-6)
 
@@ -137,8 +142,8 @@ def test_focal_loss_of_one_logit_is_that_of_two():
     target = Target(np.array([[1.0], [0.0]]), np.ones(2))
     two = jnp.concatenate([jnp.zeros_like(z), z], -1)
     for a, b in zip(
-        m4oe.focal(z, target, jnp.ones(2), 2.0),
-        m4oe.focal(two, target, jnp.ones(2), 2.0),
+        focal(z, target, jnp.ones(2), 2.0),
+        focal(two, target, jnp.ones(2), 2.0),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
@@ -147,15 +152,21 @@ def test_focal_loss_of_one_logit_is_that_of_two():
 def test_losses_are_focal_except_in_m4():
     task, target = IMAGES.task("grade"), Target(np.array([1]), np.ones(1))
     logits = jnp.array([[1.0, 0.5, -1.0]])
-    values = {f: float(small(IMAGES, fidelity=f)._row_loss(task, logits, target)[0][0])
-              for f in ("released", "paper", "m4")}  # fmt: skip
+    batch = properties.random_batch(IMAGES, rows=1, keep=1.0)
+    batch = batch.replace(targets={**batch.targets, "grade": target})
+    out = Outputs({"risk": jnp.zeros((1, 1)), "grade": logits}, {})
+    values = {
+        name: float(small(IMAGES, name).loss(out, batch, 0)[1]["grade"].value()) for name in METHODS
+    }
     cross = float(optax.softmax_cross_entropy_with_integer_labels(logits, target.value)[0])
-    assert values["m4"] == pytest.approx(cross)
+    assert values["m4"] == pytest.approx(cross) == float(row_loss(task, logits, target)[0][0])
     assert (
         values["paper"]
         == values["released"]
         == pytest.approx(cross * (1 - np.exp(-cross)) ** 2, rel=1e-5)
     )
+    weighed = focal_loss({"grade": (1.0, 3.0, 1.0)}, 0.0)(task, logits, target)[0]
+    np.testing.assert_allclose(weighed, 3 * cross, rtol=1e-6)
 
 
 def test_released_trains_on_rows_with_every_label_only():
@@ -164,10 +175,10 @@ def test_released_trains_on_rows_with_every_label_only():
     mask[[1, 3]] = 0
     grade = batch.targets["grade"].replace(mask=mask)
     batch = batch.replace(targets={**batch.targets, "grade": grade})
-    np.testing.assert_array_equal(m4oe.all_labels(batch), mask)
+    np.testing.assert_array_equal(all_labels(batch), mask)
     logits = {"grade": jnp.zeros((properties.ROWS, 3)), "risk": jnp.zeros((properties.ROWS, 1))}
     for fidelity, rows in (("released", 4), ("paper", 6), ("m4", 6)):
-        out = m4oe.Outputs(logits, {}, {}, {})
+        out = Outputs(logits, {}, {}, {})
         _, terms = small(IMAGES, fidelity=fidelity).loss(out, batch, 0)
         assert terms["risk"].weight == rows and terms["grade"].weight == 4
 
@@ -212,24 +223,16 @@ def test_released_information_is_a_sum_over_rows_and_another_quantity():
 
 
 def test_task_embeddings_move_their_own_branch_only():
+    # Fusion and projection pass the task's own token on: the logits are the branches.
     batch = properties.random_batch(IMAGES, keep=1.0)
-    method = small(IMAGES, residual="none", fusion_depth=1)
+    method = small(IMAGES, "paper", residual="none", fusion_depth=0)
     params = properties.random_params(method)
-
-    class Branches(M4oE):
-        def _fuse(self, g_BPD, s_BMD, present_BM, train):
-            return g_BPD
-
-        def _heads(self, f_BPD, maps):
-            return {"branches": f_BPD}
-
-    probe = Branches(IMAGES, **SIZES, residual="none")
-    run = jax.jit(lambda p: probe.apply({"params": p}, batch, train=False).logits["branches"])
+    run = jax.jit(lambda p: method.apply({"params": p}, batch, train=False).logits)
     before = run(params)
     moved = {**params, "task": params["task"] + np.array([[0.0], [1.0]], np.float32)}
     after = run(moved)
-    np.testing.assert_array_equal(after[:, 0], before[:, 0])
-    assert np.abs(after[:, 1] - before[:, 1]).min() > 0
+    np.testing.assert_array_equal(after["risk"], before["risk"])
+    assert np.abs(after["grade"] - before["grade"]).min() > 0
 
 
 def test_absent_images_are_zero_images_as_released_and_masked_otherwise():
@@ -257,7 +260,7 @@ def test_statistics_have_the_shapes_that_reports_read():
 
 
 def test_experts_read_unit_tokens_except_in_m4():
-    found = {f: small(fidelity=f)._inputs() for f in ("released", "paper", "m4")}
+    found = {name: cls(IMAGES).moe.inputs for name, cls in METHODS.items()}
     assert found == {"released": "unit", "paper": "unit", "m4": "raw"}
 
 
@@ -277,7 +280,7 @@ def test_overfits_four_images_with_a_grade_and_a_map():
         cup[b, y : y + 4, x : x + 4] = 1
     targets = {"grade": batch.targets["grade"], "cup": Target(cup, np.ones(4, np.float32))}
     batch = batch.replace(targets=targets)
-    method = M4oE(GAMMA, **{**SIZES, "width": 16, "dropout": 0.0, "segment_widths": (8, 8)})
+    method = small(GAMMA, width=16, dropout=0.0, segment_widths=(8, 8))
     params = properties.random_params(method)
     tx = optax.adam(3e-3)
 
@@ -298,8 +301,6 @@ def test_overfits_four_images_with_a_grade_and_a_map():
 
     out = train(params)
     assert out.logits["cup"].shape == (4, 8, 8, 1)
-    from m4.nn.segmentation import dice
-
     score = dice((out.logits["cup"] > 0).astype(jnp.float32), cup)
     assert score.min() > 0.9
     assert (np.argmax(out.logits["grade"], -1) == targets["grade"].value).all()
@@ -308,10 +309,11 @@ def test_overfits_four_images_with_a_grade_and_a_map():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"fidelity": "exact"}, "fidelity='exact'; choose one of"),
         ({"information": "mi"}, "information='mi'; choose one of"),
         ({"aux_weights": FrozenDict({"load": 1.0})}, "there is only 'information'"),
-        ({"gate": "no_such_gate"}, "no_such_gate"),
+        ({"moe": {"gate": "no_such_gate"}}, "no_such_gate"),
+        ({"moe": {"inputs": "long"}}, "inputs='long'; choose one of"),
+        ({"spec": GAMMA, "fidelity": "released"}, "task cup: .*segmentation"),
         ({"spec": GAMMA, "patch": 3}, "patch=3 does not tile images of 8 x 8"),
     ],
 )

@@ -13,7 +13,8 @@ from m4.methods.flexcare.released import ReleasedFlexCare
 from m4.methods.flexmoe.released import ReleasedFlexMoE
 from m4.methods.fusemoe.model import FuseMoE
 from m4.methods.m3h.model import M3H
-from m4.methods.m4oe.model import M4oE
+from m4.methods.m4oe.released import ReleasedM4oE
+from m4.moe.options import SoftOptions
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.train import optim
 from m4.train import step as steps
@@ -141,7 +142,11 @@ def m4oe(case):
             TaskSpec(n, "multiclass", dim=d) for n, d in zip(names, case["classes"], strict=True)
         ),
     )
-    method = M4oE(spec, fidelity="released", dropout=0.0, **case["sizes"])
+    sizes = dict(case["sizes"])
+    moe = SoftOptions(
+        num_experts=sizes.pop("num_experts"), hidden=sizes.pop("hidden"), inputs="unit"
+    )
+    method = ReleasedM4oE(spec, moe, dropout=0.0, **sizes)
     return method, random_batch(spec, case["rows"])
 
 

@@ -1,18 +1,62 @@
 """Information in the routing of a soft mixture: what M4oE regularises.
 
 The softmax of all logits of a row is a joint distribution of tokens, experts and tasks; a
-modality's share is the sum over its tokens.
+modality's share is the sum over its tokens. Raising I(modality; expert | task) makes experts
+specialise on modalities.
 
 Letters: B rows, T tokens, E experts, P tasks, M modalities.
 """
+
+from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from m4.moe.soft import SoftSlots
 from m4.types import Array
 
 FAR = -1e9  # logit of a token that is not there; finite, so that its gradient is 0 and not NaN
+
+
+Information = Literal["cmi_joint", "cmi_dispatch", "cmi_combine"]
+
+
+def regulariser(
+    slots: SoftSlots,
+    modality_T: np.ndarray,
+    num_modalities: int,
+    counted_B: Array,
+    *,
+    kind: Information,
+    aggregate: Literal["row", "batch"],
+) -> Array:
+    """Minus I(modality; expert | task), the mean over `counted_B` rows, or that of their mean.
+
+    `kind` says of which distribution: the softmax of all logits, dispatch or combine weights.
+    """
+    if kind == "cmi_joint":
+        log_p = log_joint(slots.logits[:, 0], slots.mask[:, 0], modality_T, num_modalities)
+    else:
+        weights = slots.dispatch if kind == "cmi_dispatch" else slots.combine
+        log_p = log_joint_of(weights[:, 0], modality_T, num_modalities)
+    num = jnp.maximum(counted_B.sum(), 1)
+    if aggregate == "batch":
+        there = jnp.where(counted_B[:, None, None, None], log_p, FAR)
+        log_p = jax.nn.logsumexp(there, 0, keepdims=True) - jnp.log(num)
+        return -jnp.where(counted_B.any(), conditional_information(log_p)[0], 0.0)
+    return -jnp.sum(jnp.where(counted_B, conditional_information(log_p), 0.0)) / num
+
+
+def as_losses(value: Array, aux_weights: Mapping[str, float]) -> dict[str, Array]:
+    """The auxiliary losses of a method that has no other; none without a weight.
+
+    Raises ValueError for a weight of anything else.
+    """
+    if {*aux_weights} - {"information"}:
+        raise ValueError(f"aux_weights {sorted(aux_weights)}; there is only 'information'")
+    return dict.fromkeys(aux_weights, value)
 
 
 def log_joint(

@@ -1,11 +1,12 @@
 """M4oE's release (tangzhengxu2001/m4oe): four images, three tasks, ViTs as in transformers 4."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from m4.errors import ConfigError
-from m4.methods.m4oe.model import M4oE
+from m4.methods.m4oe.released import ReleasedM4oE
 from m4.nn.torch_table import (
     LAST,
     LEAD,
@@ -32,21 +33,23 @@ IGNORED = {
 }
 
 
-def layout(method: M4oE) -> Layout:
+def layout(method: ReleasedM4oE) -> Layout:
     """Every tensor. The block of the MToE is not public: its names are those of timm's block."""
     images = {m.shape for m in method.data.modalities if m.kind == "image"}
-    plain = method.gate == "m4.moe.soft:scaled_cosine" and method.weighting == "uniform"
+    plain = dataclasses.replace(method.moe, num_experts=16, hidden=128, dtype=None)
     fits = len(method.data.modalities) == 4 and len(images) == 1 and len(method.data.tasks) == 3
-    if not (fits and plain and all(m.kind == "image" for m in method.data.modalities)):
+    if not fits or any(m.kind != "image" for m in method.data.modalities):
         raise ConfigError(
-            "the release has four images of one shape, three tasks, the gate 'scaled_cosine' and"
-            f" weighting 'uniform'; configured: {', '.join(method.data.modality_names)} with tasks"
+            "the release has four images of one shape and three tasks; configured:"
+            f" {', '.join(method.data.modality_names)} with tasks"
             f" {', '.join(method.data.task_names)}"
         )
+    if plain != ReleasedM4oE.moe:
+        raise ConfigError("method.moe: of the release only num_experts, hidden and dtype can vary")
     width, (image,) = method.width, images
     entries = [
         *_vits(method, "tokens/vit_" + "x".join(map(str, image)), image[-1]),
-        *_block("mtoe", ["blocks.0"], width, method.num_experts, slots=3),
+        *_block("mtoe", ["blocks.0"], width, method.moe.num_experts, slots=3),
         stack("task", [f"blocks.0.mlp.task_embedding{t}" for t in (1, 2, 3)]),
         *norms("norm", ["norm1", "norm2", "norm3"]),
         *linears("project", [f"proj{head}" for head in HEADS]),
@@ -82,7 +85,7 @@ def _block(
     ]
 
 
-def _vits(method: M4oE, path: str, channels: int) -> list[Entry]:
+def _vits(method: ReleasedM4oE, path: str, channels: int) -> list[Entry]:
     """The images' transformers, stacked."""
     patch, width = method.patch, method.width
     first = Codec(LEAD.back, LEAD.forth)
