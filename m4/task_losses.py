@@ -6,7 +6,7 @@ missing labels and micro-batches merge exactly.
 Letters: B rows, C labels, classes or values, J intervals of time.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from m4.specs import DataSpec, TaskSpec
-from m4.types import Array, Batch, Mean, Outputs, Target
+from m4.types import Array, Batch, Mean, MoeAux, Outputs, Target
 
 
 def row_loss(task: TaskSpec, logits_BC: Array, target: Target) -> tuple[Array, Array]:
@@ -153,10 +153,15 @@ def total(
         raise ValueError(
             f"aux losses {sorted(aux_losses)} but aux_weights {sorted(aux_weights)}: name each once"
         )
-    value = sum(task.weight * terms[task.name].value() for task in spec.tasks)
-    return value + sum(
-        aux_weights[name] * aux_losses[name] for name in sorted(aux_losses) if aux_weights[name]
-    )
+    values = [task.weight * terms[task.name].value() for task in spec.tasks]
+    values += [aux_weights[n] * aux_losses[n] for n in sorted(aux_losses) if aux_weights[n]]
+    return sum(values, start=jnp.zeros(()))
+
+
+def over_layers(moe: Mapping[str, MoeAux], names: Iterable[str]) -> dict[str, Array]:
+    """Losses that every layer has, summed over layers."""
+    zero = jnp.zeros(())
+    return {name: sum((layer.losses[name] for layer in moe.values()), zero) for name in names}
 
 
 def counted(spec: DataSpec, batch: Batch) -> Batch:

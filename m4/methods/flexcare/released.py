@@ -66,12 +66,11 @@ class ReleasedFlexCare(nn.Module):
         Raises ValueError for impossible fields, kinds without tokens and too many combinations.
         """
         check_fields(self, depth=1)
-        num_tasks, rows = len(self.data.tasks), batch.uid.shape[0]
+        num_tasks = len(self.data.tasks)
         member_CM = members(len(self.data.modalities), self.max_size)
         present_BM = batch.present(self.data)
         ready_BC = available(present_BM, member_CM)
         combined = len(member_CM)
-        additive = self.mask_mode == "additive_one"
 
         # Tokens.
         x_BLD, mask_BL, owner_L = data_tokens(self.data, batch, self.width, self.patch)
@@ -80,21 +79,13 @@ class ReleasedFlexCare(nn.Module):
         single_C = np.arange(combined) >= combined - len(self.data.modalities)
         readable_BC = ready_BC | ~single_C  # only single modalities' tokens are ever masked
 
-        # One pass for all tasks, for that of each row, or one for every task.
-        task_B, passes = batch.task, 1
-        query_BKD = jnp.broadcast_to(task_KD, (rows, *task_KD.shape))
-        if additive and train:
-            task_B = jnp.where(batch.task < 0, jnp.arange(rows) % num_tasks, batch.task)
-            query_BKD = task_KD[task_B][:, None]
-        elif additive:
-            passes = num_tasks
-            query_BKD = rearrange(query_BKD, "b k d -> (b k) 1 d")
+        # Transformer.
+        query_BKD, task_B, passes = self._ask(task_KD, batch, train)
+        asked, additive = query_BKD.shape[1], self.mask_mode == "additive_one"
+        if passes > 1:
             x_BLD, readable_BC, mask_BL = (
                 jnp.repeat(x, passes, axis=0) for x in (x_BLD, readable_BC, mask_BL)
             )
-
-        # Transformer.
-        asked = query_BKD.shape[1]
         x_BTD, mask_BT = join(query_BKD, token_CD, x_BLD, readable_BC, mask_BL)
         bias_TT = attention_bias(member_CM, owner_L, asked, additive=additive)
         for i in range(self.depth):
@@ -121,6 +112,21 @@ class ReleasedFlexCare(nn.Module):
         if "covariance" in self.aux_weights:
             aux["covariance"] = covariance_of_all(z_BKCD, counted_BC)
         return Outputs(heads(h), aux, {"layer_0": moe}, {"task": task_B})
+
+    def _ask(self, task_KD: Array, batch: Batch, train: bool) -> tuple[Array, Array, int]:
+        """Task tokens of every row and pass [(B P), K, D], the rows' tasks, and P.
+
+        A single pass asks for all tasks or, with the additive mask, for that of each row; to
+        evaluate with it takes a pass for every task.
+        """
+        num_tasks, rows = len(task_KD), batch.uid.shape[0]
+        query_BKD = jnp.broadcast_to(task_KD, (rows, *task_KD.shape))
+        if self.mask_mode == "strict":
+            return query_BKD, batch.task, 1
+        if not train:
+            return rearrange(query_BKD, "b k d -> (b k) 1 d"), batch.task, num_tasks
+        task_B = jnp.where(batch.task < 0, jnp.arange(rows) % num_tasks, batch.task)
+        return task_KD[task_B][:, None], task_B, 1
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """Losses of the rows' tasks plus `aux_weights` times the other losses.

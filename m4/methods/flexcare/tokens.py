@@ -58,6 +58,7 @@ class TokenEncoder(nn.Module):
         if kind == "image":
             x_BLD, mask_BL = self._patches(stream.values, mask_BT)
         elif kind in ("codes", "text"):
+            assert self.modality.vocab, f"modality {self.modality.name} has no vocab"
             code_BT = jnp.clip(jnp.where(mask_BT, stream.values, 0), 0, self.modality.vocab - 1)
             x_BLD = nn.Embed(self.modality.vocab, self.features, name="embed")(code_BT)
             mask_BL = mask_BT

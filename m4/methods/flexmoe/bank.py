@@ -98,7 +98,7 @@ def indicators(num: int) -> tuple[np.ndarray, np.ndarray]:
     return (2 * sets_CM - 1).T, 1 - sets_CM.sum(-1)
 
 
-def factorise(cells_CMPD: Array) -> dict[str, Array]:
+def factorise(cells_CMPD: Array | np.ndarray) -> dict[str, Array | np.ndarray]:
     """Parameters of a `FactorisedBank` of rank 2^M - 1 that equals this full bank exactly."""
     weight_MR, bias_R = indicators(cells_CMPD.shape[1])
     base_MPD = np.zeros(cells_CMPD.shape[1:], np.float32)

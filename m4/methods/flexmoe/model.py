@@ -81,7 +81,7 @@ class FlexMoE(nn.Module):
         h_BD = nn.Dense(self.width, name="head")(drop(rearrange(x_BTD, "b t d -> b (t d)")))
         h_BF = jnp.concatenate([drop(nn.gelu(h_BD)), drop(wide_BN)], -1)
         heads = TaskHeads(self.data.tasks, name="heads")
-        aux = {name: sum(layer.losses[name] for layer in moe.values()) for name in self.aux_weights}
+        aux = task_losses.over_layers(moe, self.aux_weights)
         return Outputs(heads(dict.fromkeys(self.data.task_names, h_BF)), aux, moe)
 
     def _layer(

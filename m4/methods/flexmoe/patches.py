@@ -50,6 +50,7 @@ def flatten(modality: ModalitySpec, stream: Stream, *, hours: float) -> Array:
     if modality.kind == "vectors":
         return masked_mean(stream.values.astype(jnp.float32), mask_BT, dim=1)
     if modality.kind in ("codes", "text"):
+        assert modality.vocab, f"modality {modality.name} has no vocab"
         code_BT = jnp.where(mask_BT, stream.values, modality.vocab)  # that one is dropped
         return jax.nn.one_hot(code_BT, modality.vocab).max(1)
     if modality.kind == "signal":

@@ -79,7 +79,7 @@ class ReleasedFlexMoE(nn.Module):
         heads = TaskHeads(
             self.data.tasks, two_logits=True, kernel_init=torch_uniform(), name="heads"
         )
-        aux = {name: sum(layer.losses[name] for layer in moe.values()) for name in self.aux_weights}
+        aux = task_losses.over_layers(moe, self.aux_weights)
         return Outputs(heads(dict.fromkeys(self.data.task_names, h_BF)), aux, moe)
 
     def _layer(
