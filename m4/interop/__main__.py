@@ -2,25 +2,23 @@
 
 import dataclasses
 import functools
+import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import ml_collections
 from flax import traverse_util
 
-from m4 import atomic
+from m4 import atomic, methods
 from m4 import config as configs
+from m4.config import code
 from m4.errors import ConfigError, UserError
 from m4.interop import convert, files
-from m4.methods.flexcare import torch_layout as flexcare
-from m4.methods.flexmoe import torch_layout as flexmoe
-from m4.methods.fusemoe import torch_layout as fusemoe
-from m4.methods.m4oe import torch_layout as m4oe
 from m4.modes import eval as eval_mode
 from m4.nn.torch_table import Layout
 from m4.run import trained
@@ -29,16 +27,11 @@ from m4.run.workspace import prepare, use_cache
 from m4.train import workdir
 from m4.train.checkpoint import Checkpoints
 
-LAYOUTS = {
-    "fusemoe": fusemoe.layout,
-    "flexmoe": flexmoe.layout,
-    "flexcare": flexcare.layout,
-    "m4oe": m4oe.layout,
-}
+FOLDER = Path(methods.__file__).parent
 USAGE = """usage: python -m m4.interop import --method=NAME --torch=FILE --config=FILE --out=DIR
        python -m m4.interop export --method=NAME --torch=FILE --workdir=DIR [--config=...]
 
-  --method        fusemoe, flexmoe, flexcare or m4oe
+  --method        {names}
   --torch         the PyTorch file: .safetensors, or anything that torch.load reads
   --config        FILE[:VARIANT] as of m4.main, with --config.a.b=v for single fields
   --out           new work directory for `m4.main --mode=eval --workdir=DIR`
@@ -64,11 +57,27 @@ class Job:
         return self.flags.workdir
 
 
+def names() -> tuple[str, ...]:
+    """The methods whose folder has a `torch_layout.py`."""
+    return tuple(sorted(path.parent.name for path in FOLDER.glob("*/torch_layout.py")))
+
+
+def layout_of(name: str) -> Callable[[Any], Layout]:
+    """The function `layout` of a method's `torch_layout.py`."""
+    return importlib.import_module(f"{methods.__name__}.{name}.torch_layout").layout
+
+
+def fidelity_of(name: str) -> str:
+    """The fidelity whose class a method's layout is for, as the annotation of its argument says."""
+    (cls,) = (hint for key, hint in get_type_hints(layout_of(name)).items() if key != "return")
+    return next(f for f in code.method_modules(name) if code.method_class(name, f) is cls)
+
+
 def main(args: Sequence[str]) -> int:
     """Runs one command and returns its exit code; a UserError becomes lines on stderr."""
     os.umask(0o077)
     if not args or "--help" in args:
-        print(USAGE)
+        print(USAGE.format(names=", ".join(names())))
         return 0 if args else 2
     try:
         job = parse(args)
@@ -98,8 +107,8 @@ def parse(args: Sequence[str]) -> Job:
         else:
             others.append(arg)
     lines = [f"--{name}: is missing, --{name}=..." for name, value in own.items() if not value]
-    if own["method"] and own["method"] not in LAYOUTS:
-        lines.append(f"--method={own['method']}: must be one of {', '.join(LAYOUTS)}")
+    if own["method"] and own["method"] not in names():
+        lines.append(f"--method={own['method']}: must be one of {', '.join(names())}")
     if lines:
         raise ConfigError(*lines)
     flags = configs.parse([*others, f"--workdir={own[folder]}"])
@@ -109,14 +118,15 @@ def parse(args: Sequence[str]) -> Job:
 
 
 def check(config: ml_collections.ConfigDict, job: Job) -> None:
-    """Raises ConfigError if the configuration is of another method, or not the released one."""
-    lines = []
+    """Raises ConfigError if the configuration is of another method, or of another fidelity."""
+    lines, fidelity = [], config.method.get("fidelity", "m4")
+    fits = fidelity_of(job.method)
     if config.method.name != job.method:
         lines.append(f"--method={job.method}: but method.name={config.method.name!r}")
-    elif config.method.fidelity != "released":
+    elif fidelity != fits:
         lines.append(
-            f"method.fidelity={config.method.fidelity!r}: the authors' weights fit 'released' only;"
-            " add --config.method.fidelity=released"
+            f"method.fidelity={fidelity!r}: the authors' weights fit {fits!r} only;"
+            f" add --config.method.fidelity={fits}"
         )
     lines += [
         f"{section}.file={config[section].file!r}: the authors' files hold no such encoder"
@@ -170,7 +180,7 @@ def _setup(config, job: Job) -> tuple[Setup, Layout, Any]:
     """The run's objects, the release's layout and the shapes of the parameters."""
     use_cache(job.folder)
     setup = make_setup(config, prepare(config))
-    return setup, LAYOUTS[job.method](setup.method), setup.state.eval_params
+    return setup, layout_of(job.method)(setup.method), setup.state.eval_params
 
 
 _flat = functools.partial(traverse_util.flatten_dict, sep="/")

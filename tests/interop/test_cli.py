@@ -8,7 +8,7 @@ from flax import traverse_util
 
 from m4 import config as configs
 from m4.interop import files
-from m4.interop.__main__ import LAYOUTS, main
+from m4.interop.__main__ import fidelity_of, layout_of, main, names
 from m4.run.model import make_setup
 from m4.run.workspace import prepare
 from tests.interop import shared
@@ -16,16 +16,16 @@ from tests.interop import shared
 METHODS = {
     "flexmoe": (
         "kind='tables'",
-        "width=8, num_heads=2, num_patches=2, hidden=6, num_experts=4, top_k=2",
+        "width=8, num_heads=2, num_patches=2, moe=dict(hidden=6, num_experts=4, top_k=2)",
     ),
     "flexcare": (
         "kind='care'",
-        "width=8, hidden=8, depth=1, num_heads=2, mlp=6, num_experts=3, top_k=2, patch=4",
+        "width=8, depth=1, num_heads=2, mlp=6, patch=4, moe=dict(hidden=8, num_experts=3, top_k=2)",
     ),
     "m4oe": (
         "size=8, num_patients=60",
-        "width=8, hidden=6, num_heads=2, num_experts=2, modality_experts=2, fusion_experts=2,"
-        " vit_depth=1, vit_heads=2, patch=4",
+        "width=8, moe=dict(hidden=6, num_experts=2), num_heads=2, modality_experts=2,"
+        " fusion_experts=2, vit_depth=1, vit_heads=2, patch=4",
     ),
 }
 SELECT = {"flexmoe": "diagnosis/auroc_macro", "flexcare": "ihm48/auroc", "m4oe": "risk/auroc"}
@@ -59,7 +59,7 @@ def get_config(variant=''):
     config = configs.load(configs.parse([f"--config={tmp_path / 'c.py'}"]))
     made = make_setup(config, prepare(config))
     shapes = traverse_util.flatten_dict(made.state.eval_params, sep="/")
-    return name, tmp_path, shared.tensors(LAYOUTS[name](made.method), shapes)
+    return name, tmp_path, shared.tensors(layout_of(name)(made.method), shapes)
 
 
 def run(name, command, *args):
@@ -101,3 +101,10 @@ def test_round_trip_and_every_misfit(job, capsys):
         "extra.weight float32[4] is surplus",
     ])  # fmt: skip
     assert not (folder / "no/checkpoints").exists()
+
+
+def test_methods_and_their_fidelities_are_found_from_their_folders(capsys):
+    assert {*METHODS, "fusemoe"} == {*names()}
+    assert main(["--help"]) == 0
+    assert ", ".join(names()) in capsys.readouterr().out
+    assert {fidelity_of(name) for name in names()} == {"released"}

@@ -43,7 +43,7 @@ def test_safetensors_need_no_torch(tmp_path, monkeypatch):
     files.write(path, {name: np.array(x, order="C") for name, x in TENSORS.items()})
     same(files.read(path))
     header = path.read_bytes()[8:]
-    assert header.startswith(b'{"__metadata__": {"use": "research use only; not a medical device"}')
+    assert header.startswith(b'{"__metadata__":{"use":"research use only; not a medical device"}')
     with pytest.raises(ConfigError, match="torch files need torch"):
         files.write(tmp_path / "x.pt", TENSORS)
     (tmp_path / "x.pt").touch()

@@ -1,44 +1,28 @@
-"""The safetensors format: 8 bytes of length, a JSON header, then raw little-endian buffers.
+"""The safetensors format, by its own library: nothing in such a file can be executed."""
 
-https://github.com/huggingface/safetensors describes it. Reading maps the file; nothing in it can be
-executed. bfloat16 becomes float32, which holds it exactly.
-"""
-
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-
-DTYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
-    "I16": "<i2", "I8": "<i1", "U8": "<u1", "BOOL": "?",
-}  # fmt: skip
-LIMIT = 100_000_000  # bytes of a header, as in the reference implementation
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 
 def read(path: Path | str) -> dict[str, np.ndarray]:
-    """Tensors by name, read when they are used. ValueError for a file that is not of this format.
+    """Tensors by name; bfloat16 becomes float32, which holds it exactly.
 
-    Raises OSError if the file cannot be opened.
+    Raises ValueError for a file that is damaged or not of this format, OSError for one that cannot
+    be opened.
     """
-    path = Path(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(size - 8, LIMIT):
-            raise ValueError(f"{path}: not a safetensors file (header of {length} bytes)")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            raise ValueError(f"{path}: not a safetensors file (header is not JSON)") from None
-    if not isinstance(header, dict):
-        raise ValueError(f"{path}: not a safetensors file (header is no dictionary)")
-    header.pop("__metadata__", None)
-    data = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else b""
-    return {name: _tensor(path, name, about, data) for name, about in header.items()}
+    try:
+        with safe_open(path, "numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a safetensors file, or damaged ({why})") from None
+    wide = np.float32
+    return {name: x.astype(wide) if x.dtype == jnp.bfloat16 else x for name, x in tensors.items()}
 
 
 def write(
@@ -47,38 +31,12 @@ def write(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes arrays by name, in order of name; `metadata` goes into the header."""
-    names = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16"}
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    arrays, end = [], 0
-    for name in sorted(tensors):
-        x = np.ascontiguousarray(tensors[name])
-        x = x.astype(x.dtype.newbyteorder("<"))
-        if x.dtype not in names:
-            raise ValueError(f"{name}: safetensors has no dtype {x.dtype}")
-        about = {"dtype": names[x.dtype], "shape": np.shape(tensors[name])}
-        header[name] = about | {"data_offsets": [end, end + x.nbytes]}
-        arrays.append(x)
-        end += x.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with Path(path).open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for x in arrays:
-            file.write(x.tobytes())
+    """Writes arrays by name; `metadata` goes into the header. Raises ValueError for other dtypes.
 
-
-def _tensor(path, name, about, data) -> np.ndarray:
-    try:
-        code, shape = about["dtype"], tuple(about["shape"])
-        start, end = about["data_offsets"]
-        dtype = np.dtype(DTYPES[code])
-        whole = math.prod(shape) * dtype.itemsize
-        if not 0 <= start <= end <= len(data) or end - start != whole:
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: {name} is damaged or of an unknown type") from None
-    if not whole:
-        return np.zeros(shape, dtype)
-    x = np.ndarray(shape, dtype, data[start:end])
-    return (x.astype(np.uint32) << 16).view(np.float32) if code == "BF16" else x
+    The library takes the bytes of an array as they lie in memory, so that they must be in order.
+    """
+    ordered = {name: np.array(x, order="C") for name, x in tensors.items()}
+    lacking = [f"{name} of dtype {x.dtype}" for name, x in ordered.items() if x.dtype.kind in "OSU"]
+    if lacking:
+        raise ValueError(f"safetensors cannot hold {', '.join(lacking)}")
+    Path(path).write_bytes(save(ordered, metadata=None if metadata is None else dict(metadata)))
