@@ -25,7 +25,7 @@ def post_norm_layer(
     i: int,
     x_BTD: Array,
     mask_BT: Array,
-    bias_TT: np.ndarray,
+    bias_TT: Array,
     *,
     num_heads: int,
     mlp: int,
@@ -43,7 +43,7 @@ def post_norm_layer(
 
 def attention_bias(
     member_CM: np.ndarray, owner_L: np.ndarray, num_tasks: int, *, additive: bool
-) -> np.ndarray:
+) -> Array:
     """f32[T, T] over [tasks | combinations | data]: 0 where a query (row) may read a key.
 
     Elsewhere -inf, or with `additive` the release's +1, which favours what it should forbid.
@@ -60,4 +60,4 @@ def attention_bias(
     allowed_TT[sets, sets] = np.eye(combined, dtype=bool)
     allowed_TT[sets, data] = member_CM[:, owner_L]
     allowed_TT[data, data] = owner_L[:, None] == owner_L
-    return np.where(allowed_TT, 0.0, 1.0 if additive else -np.inf).astype(np.float32)
+    return jnp.asarray(np.where(allowed_TT, 0.0, 1.0 if additive else -np.inf), jnp.float32)
