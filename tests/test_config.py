@@ -1,16 +1,21 @@
 """Every mistake is one line: field, value, what is allowed, nearest name; all at once."""
 
-import ast
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from m4 import config as configs
-from m4.config import files, flags, rules, schema
+from m4.config import code, files, rules
 from m4.errors import ConfigError
+from m4.eval import metrics
+from m4.run.method import make_method
+from m4.specs import METRICS, TaskSpec
+from tests import toy_data
 
 TOY = """
 import ml_collections
@@ -202,28 +207,169 @@ def test_without_config_the_stored_one_counts(toy, tmp_path):
     assert (config.seed, config.optim.lr) == (9, 0.5)
 
 
-def test_fields_of_a_class_from_source():
-    tree = ast.parse(
-        "class Base(nn.Module):\n  a: int = 1\n"
-        "class M(Base):\n  data: DataSpec\n  b: float | None = None\n"
-        "  c: Literal['x', 'y'] = 'x'\n  d: Mapping[str, float] = FrozenDict({'k': 0.1})\n"
-        "  e: str\n  f: int = compute()\n"
-        "class Foreign(lib.Base):\n  a: int = 1\n"
-    )
-    fields = schema._class_fields(tree, "M")
-    assert list(fields) == ["a", "b", "c", "d", "e", "f"]
-    assert fields["b"] == schema.Field(float, None, (), True)
+CLASSES = """
+import dataclasses
+from typing import Literal
+from collections.abc import Mapping
+import flax.linen as nn
+from flax.core import FrozenDict
+from m4.methods.fusemoe.model import FuseMoE
+from m4.specs import DataSpec
+
+class Mine(FuseMoE):
+    extra: int = 3
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    x: int = 1
+    y: Literal['a', 'b'] = 'a'
+
+class Plain(nn.Module):
+    data: DataSpec
+    e: str
+    b: float | None = None
+    c: Literal['x', 'y'] = 'x'
+    d: Mapping[str, float] = FrozenDict({'k': 0.1})
+    f: tuple = (1, 2)
+    g: object = nn.relu
+    part: Part = Part(x=5)
+    def loss(self, out, batch, step): ...
+
+def no_method(): ...
+"""
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    (tmp_path / "outside_classes.py").write_text(CLASSES)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "outside_classes"
+    sys.modules.pop("outside_classes", None)
+
+
+def test_fields_of_a_class(outside):
+    fields = dict(code.fields(code.method_class(f"{outside}:Plain")))
+    assert list(fields) == ["e", "b", "c", "d", "f", "g", "part.x", "part.y"]
+    assert fields["e"] == code.Field(str, dataclasses.MISSING, (), False)
+    assert fields["b"] == code.Field(float, None, (), True)
     assert fields["c"].choices == ("x", "y")
-    assert fields["d"] == schema.Field(dict, {"k": 0.1}, (), False)
-    assert fields["e"].default is schema.NO_DEFAULT and fields["f"].default is ...
-    assert schema._class_fields(tree, "Foreign") is None
+    assert fields["d"] == code.Field(dict, {"k": 0.1}, (), False)
+    assert fields["g"].default is ...  # no plain value
+    assert fields["part.x"] == code.Field(int, 5, (), False)
 
 
-def test_gates_are_read_from_source():
-    assert "laplace" in schema.gate_names()
+def test_a_subclass_outside_has_inherited_and_own_fields(outside, toy):
+    """`class Mine(FuseMoE): extra: int = 3` in a file of one's own."""
+    name = f"--config.method.name={outside}:Mine"
+    config = load(toy, name, "--config.method.extra=7", "--config.method.moe.gate=gaussian")
+    spec = toy_data.spec()
+    made = make_method(config.method.to_dict(), spec)
+    assert type(made).__name__ == "Mine" and (made.extra, made.width) == (7, 4)
+    assert made.moe.gate == "gaussian" and made.moe.share == "permod"  # FuseMoE's own default
+    (line,) = problems(toy, name, "--config.method.extr=7")
+    assert "method.extr: no such field; did you mean extra?" in line
+    (line,) = problems(toy, f"--config.method.name={outside}:no_method")
+    assert "must be one of" in line
 
 
-SHIPPED = sorted(Path(__file__).parents[1].glob("configs/*.py"))
+# What a file or the command line says by an old or an everyday name -> where it is now.
+OLD = {
+    "num_experts": "method.moe.num_experts",
+    "top_k": "method.moe.top_k",
+    "gate": "method.moe.gate",
+    "hidden": "method.moe.hidden",
+    "routing": "method.moe.router",
+    "router": "method.moe.router or method.moe.share",
+    "sharing": "method.moe.share",
+    "dispatch": "method.moe.engine",
+    "capacity_factor": "method.moe.capacity",
+    "num_replicas": "method.moe.replicas",
+    "routing_options": "method.moe.router_options",
+    "gate_options": "method.moe.gate_options",
+    "dtype": "method.moe.dtype",
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_old_names_are_hints(name):
+    (line,) = problems("configs/fusemoe_mimic.py:tiny", f"--config.method.{name}=1")
+    assert f"method.{name}: no such field; did you mean {OLD[name]}?" in line
+
+
+def test_a_misspelt_loss_or_weight_is_refused():
+    def line(*args):
+        return problems("configs/fusemoe_mimic.py:tiny", *args)[0]
+
+    assert "no such loss" in line("--config.method.aux_weights.laod=1")
+    assert "did you mean load?" in line("--config.method.aux_weights.laod=1")
+    assert "must be a finite number" in line("--config.method.aux_weights.load=much")
+    load("configs/fusemoe_mimic.py:tiny", "--config.method.aux_weights.switch=0.1")
+
+
+def test_fields_of_another_fidelity(tmp_path, capsys):
+    path = tmp_path / "released.py"
+    text = TOY.replace("name='tests.toy:Toy', width=4", "name='flexmoe', bank='full', width=4")
+    path.write_text(text)
+    assert load(path).method.bank == "full" and not capsys.readouterr().out
+    config = load(path, "--config.method.fidelity=released")
+    assert "bank" not in config.method and config.method.num_patches == 16
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == "left out, fields of fidelity m4 that released hasn't: method.bank"
+    (line,) = problems(path, "--config.method.num_patches=4")
+    assert "method.num_patches: no such field, but fidelity paper and released has it" in line
+    (line,) = problems(path, "--config.method.fidelity=releasd")
+    assert "method.fidelity='releasd': must be one of m4, paper, released" in line
+    (line,) = problems(toy_at(tmp_path), "--config.method.fidelity=paper")
+    assert "method.fidelity: no such field" in line  # an outside class is itself
+
+
+def toy_at(folder):
+    (folder / "toy.py").write_text(TOY)
+    return folder / "toy.py"
+
+
+def test_a_file_imports_those_beside_it_and_they_are_forgotten(tmp_path, monkeypatch):
+    for name, lr in (("a", 0.1), ("b", 0.2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "shared.py").write_text(f"LR = {lr}")
+        text = TOY.replace("import ml_collections", "import ml_collections, shared")
+        (tmp_path / name / "c.py").write_text(text.replace("lr=0.01", "lr=shared.LR"))
+    assert load(tmp_path / "a/c.py").optim.lr == 0.1
+    monkeypatch.chdir(tmp_path / "b")
+    assert load("c.py").optim.lr == 0.2
+    assert "shared" not in sys.modules and str(tmp_path / "a") not in sys.path
+
+
+def test_every_default_is_allowed_and_every_choice_comes_from_the_code():
+    for path, rule in rules.FIELDS.items():
+        assert rule.allowed(), path
+        if rule.names and rule.default is not rules.REQUIRED:
+            assert rule.default in rule.names(), path
+    for name in code.method_names():
+        for fidelity in code.method_modules(name):
+            for path, rule in rules.method_rules(code.method_class(name, fidelity)).items():
+                known = rule.default is not ... and rule.default is not rules.REQUIRED
+                fresh = dataclasses.replace(rule, default=...)
+                assert not known or fresh.problem(rule.default) is None, (name, fidelity, path)
+
+
+def test_metrics_are_those_that_are_computed():
+    rng, mask = np.random.default_rng(0), np.ones((40, 1), bool)
+    label, p = rng.integers(0, 2, (40, 1)).astype(float), rng.uniform(0.01, 0.99, (40, 1))
+    both = np.concatenate([1 - p, p], 1)
+    found = {
+        "binary": metrics.score(TaskSpec("t", "binary"), label, mask, p),
+        "multilabel": metrics.score(
+            TaskSpec("t", "multilabel", 2), np.c_[label, 1 - label], np.c_[mask, mask], both
+        ),
+        "multiclass": metrics.score(TaskSpec("t", "multiclass", 2), label, mask, both),
+        "regression": metrics.score(TaskSpec("t", "regression"), label, mask, p),
+    }
+    for kind, values in found.items():
+        assert set(values) == set(METRICS[kind]), kind
+
+
+SHIPPED = [p for p in sorted(Path(__file__).parents[1].glob("configs/*.py")) if p.stem != "common"]
 SHIPPED = [f"{p}{v and ':' + v}" for p in SHIPPED for v in ("", *files.variants(str(p)))]
 
 
@@ -233,33 +379,40 @@ def test_shipped_configurations_are_valid(target):
     assert config.train.steps > 0
 
 
-def test_refused_before_jax_is_imported(toy):
-    """In 1.5 s of process time at most: that is what keeps a typing error cheap."""
+HEAVY = {"orbax", "sklearn", "matplotlib", "tensorflow_datasets", "grain", "scipy"}
+
+
+@pytest.mark.parametrize("wrong", ["optim.lr=-1", "method.moe.router='expertchoice'"])
+def test_refused_at_once(wrong):
+    """In 1.5 s of process time, and before anything heavy is imported or JAX looks for devices."""
+    given = "--config." + wrong.replace("'", "")
     code = (
         "import sys, time; from m4 import main; code = main.main(sys.argv[1:]);"
-        "assert code == 2, code; assert 'jax' not in sys.modules; print(time.process_time())"
+        "assert code == 2, code; names = {m.split('.')[0] for m in sys.modules};"
+        "print(time.process_time(), *names);"
+        "from jax._src import xla_bridge; assert not xla_bridge._backends"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, f"--config={toy}", "--config.optim.lr=-1"],
+        [sys.executable, "-c", code, "--config=configs/flexmoe_mimic.py", given],
         capture_output=True,
         text=True,
         check=True,
         cwd=Path(__file__).parents[1],
     )
-    assert done.stderr.startswith("m4: config error: optim.lr=-1.0")
-    assert float(done.stdout) < 1.5
-
-
-def test_every_rule_can_say_what_it_allows():
-    for path, rule in rules.FIELDS.items():
-        assert rule.allowed(), path
-    assert set(flags.MODES) == {"train", "crossval", "eval", "predict", "check", "report"}
+    assert done.stderr.startswith(f"m4: config error: {wrong}")
+    seconds, *modules = done.stdout.split()
+    assert float(seconds) < 1.5 and not HEAVY & {*modules}
 
 
 def test_task_weights_name_tasks_of_the_data_set():
-    tasks = ("death", "los")
-    assert rules.weight_problem({"death": 0.0, "los": 2}, tasks) is None
-    assert "tasks are death, los; did you mean los?" in rules.weight_problem({"loss": 1.0}, tasks)
+    spec = toy_data.spec()
+
+    def problems(**weights):
+        train = {"select": "death/auroc", "task_weights": weights}
+        return rules.data_problems({"train": train}, spec)
+
+    assert problems(death=0.0, los=2) == []
+    assert "tasks are death, los; did you mean los?" in problems(loss=1.0)[0]
     for wrong in (-1.0, float("nan"), "much"):
-        problem = rules.weight_problem({"los": wrong}, tasks)
+        (problem,) = problems(los=wrong)
         assert problem.startswith("train.task_weights.los=") and "number" in problem

@@ -69,7 +69,7 @@ def check(
     lacking = {p: elsewhere(p) for p in values if p not in overrides and not _rule(p, fields)}
     lacking = {path: having for path, having in lacking.items() if having}
     if lacking:
-        chosen, having = values.get("method.fidelity", "m4"), " or ".join(*lacking.values()[:1])
+        chosen, having = values.get("method.fidelity", "m4"), " or ".join(min(lacking.values()))
         say(f"left out, fields of fidelity {having} that {chosen} hasn't: {', '.join(lacking)}")
     values = {path: value for path, value in values.items() if path not in lacking}
     problems += _fill(values, fields, source)

@@ -218,6 +218,11 @@ def cross_problems(values: Mapping[str, Any]) -> list[str]:
             f"optim.warmup_steps={v['optim.warmup_steps']}: must be at most"
             f" train.steps={v['train.steps']}"
         )
+    if v["optim.name"] == "adam" and v["optim.weight_decay"]:
+        problems.append(
+            f"optim.weight_decay={v['optim.weight_decay']}: adam has no decoupled decay;"
+            " try --config.optim.name=adamw"
+        )
     lengths, one = v["train.buckets"], Rule(int, low=1)
     if any(map(one.problem, lengths)) or [*lengths] != sorted({*lengths}):
         problems.append(f"train.buckets={lengths}: must be lengths that increase, from 1 on")

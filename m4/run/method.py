@@ -1,13 +1,19 @@
-"""A method from its section of a configuration, behind the encoders that the files bring."""
+"""A method from its section of a configuration, behind the encoders that the files bring.
+
+It is made, and tried on the schema alone, before data are built: what it refuses comes at once.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import ml_collections
 from flax.core import FrozenDict
 
 from m4.config import code
+from m4.data.batch import empty
 from m4.errors import ConfigError
 from m4.nn.pretrained import bert, images
 from m4.specs import DataSpec
@@ -48,6 +54,23 @@ def make_method(
 
     with_images = functools.partial(_behind, "image", images.with_images, image, make)
     return _behind("text", bert.with_text, text, with_images, spec)
+
+
+def require_fit(config: ml_collections.ConfigDict, spec: DataSpec) -> None:
+    """Raises ConfigError if the method cannot be applied to batches of a schema.
+
+    It is traced on a batch without values; nothing is computed.
+    """
+    method = make_method(config.method.to_dict(), spec, text=config.text, image=config.image)
+
+    def init():
+        rngs = dict.fromkeys(("params", "dropout", "gate"), jax.random.key(0))
+        return method.init(rngs, empty(spec, 2), train=False)
+
+    try:
+        jax.eval_shape(init)
+    except ValueError as error:
+        raise ConfigError(f"method: {error}") from error
 
 
 def _behind(section: str, put, options: Mapping[str, Any], make, spec: DataSpec) -> Method:

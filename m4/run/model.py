@@ -178,7 +178,8 @@ def _init(method, tx, batch: Batch, mesh, *, seed: int, fresh: Callable[[Any], t
 
     try:
         with context(mesh):
-            boxed, shapes = jax.eval_shape(params), jax.eval_shape(init)
+            boxed = jax.eval_shape(params)
+            shapes = jax.eval_shape(fresh, sharding.unbox(boxed))
     except ValueError as error:
         raise ConfigError(f"method: {error}") from error
     placed = sharding.param_shardings(boxed, mesh)

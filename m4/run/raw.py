@@ -1,4 +1,4 @@
-"""Are the raw files there? Asked before JAX is imported, so that the answer comes at once."""
+"""Are the raw files there, and does all fit the data set? Asked before anything is built."""
 
 import inspect
 import os
@@ -11,6 +11,8 @@ from m4 import config as configs
 from m4 import resolve
 from m4.config import files, rules
 from m4.errors import ConfigError, DataError
+from m4.run.method import make_method
+from m4.specs import DataSpec
 
 
 def folders(config: ml_collections.ConfigDict) -> tuple[Path, Path]:
@@ -21,32 +23,43 @@ def folders(config: ml_collections.ConfigDict) -> tuple[Path, Path]:
 
 
 def require(config: ml_collections.ConfigDict, source: str | None) -> None:
-    """Raises DataError if raw files are missing and ConfigError if the data set refuses options.
+    """Raises DataError if raw files are missing and ConfigError if something doesn't fit.
 
+    That is options that the data set refuses, and tasks and methods that are not for its schema.
     A data set that was built before needs no raw files; whether what is built fits is decided
     when it is opened.
     """
+    spec = schema(config)
+    problems = rules.data_problems(config.to_dict(), spec)
+    try:
+        make_method(config.method.to_dict(), spec, text=config.text, image=config.image)
+    except ConfigError as error:
+        problems += error.args
+    if problems:
+        raise ConfigError(*problems)
+    raw_dir, data_dir = folders(config)
+    if any(data_dir.glob(f"{_name(config)}/*/manifest.json")):
+        return
+    module = _module(config)
+    missing = module.missing_files(raw_dir, **config.data.options.to_dict())
+    if missing:
+        where = f"{_name(config)}: {module.WHERE}; then set M4_RAW_DIR or --config.data.raw_dir"
+        if len(missing) > 3:
+            missing[2:] = [f"and {len(missing) - 2} more files"]
+        raise DataError(*missing, where, _without_files(source))
+
+
+def schema(config: ml_collections.ConfigDict) -> DataSpec:
+    """What the data set says of itself. Raises ConfigError if it refuses its options."""
     module, options = _module(config), config.data.options.to_dict()
     for name, parameter in inspect.signature(module.spec).parameters.items():
         value = options.get(name, parameter.default)
         if isinstance(parameter.default, tuple) and not isinstance(value, tuple):
             raise ConfigError(f"data.options.{name}={value!r}: must be a tuple of values")
     try:
-        spec = module.spec(**options)
+        return module.spec(**options)
     except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"data.options={options}: {error}") from error
-    problems = rules.data_problems(config.to_dict(), spec)
-    if problems:
-        raise ConfigError(*problems)
-    raw_dir, data_dir = folders(config)
-    if any(data_dir.glob(f"{_name(config)}/*/manifest.json")):
-        return
-    missing = module.missing_files(raw_dir, **options)
-    if missing:
-        where = f"{_name(config)}: {module.WHERE}; then set M4_RAW_DIR or --config.data.raw_dir"
-        if len(missing) > 3:
-            missing[2:] = [f"and {len(missing) - 2} more files"]
-        raise DataError(*missing, where, _without_files(source))
 
 
 def _name(config: ml_collections.ConfigDict) -> str:

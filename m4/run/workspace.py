@@ -15,6 +15,7 @@ from m4.data import manifest as manifests
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
 from m4.run import raw
+from m4.run.method import require_fit
 from m4.train import processes, workdir
 
 
@@ -34,8 +35,12 @@ def use_cache(folder: Path) -> None:
 
 
 def prepare(config: ml_collections.ConfigDict) -> Path:
-    """The folder of the built data set, building it if need be."""
+    """The folder of the built data set, building it if need be.
+
+    Raises ConfigError before that for what the method refuses.
+    """
     raw_dir, data_dir = raw.folders(config)
+    require_fit(config, raw.schema(config))
 
     def progress(split: str, rows: int) -> None:
         print(f"building {config.data.name} {split}: {rows} records", flush=True)
