@@ -144,7 +144,7 @@ def _fields(
         cls = code.method_class(method, chosen if chosen in known else "m4")
         fields |= rules.method_rules(cls)
     else:
-        for path in flatten({"method": config.get("method", {}).to_dict()}):
+        for path in flatten({"method": config.to_dict().get("method", {})}):
             fields.setdefault(path, Rule(optional=True))
     if isinstance(data, str) and fields["data.name"].problem(data) is None:
         for name, field in (code.data_options(data) or {}).items():

@@ -1,4 +1,4 @@
-"""Bad command lines and configurations; all are refused before JAX is imported."""
+"""Bad command lines and configurations; all are refused before data are read."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ VARIANTS = ('small',)
 def get_config(variant=''):
     return ml_collections.ConfigDict(dict(
         data=dict(name='synthetic', options=dict(num_patients=120, steps=8)),
-        method=dict(name='fusemoe', num_experts=8, top_k=2),
+        method=dict(name='fusemoe', moe=dict(num_experts=8, top_k=2)),
         optim=dict(lr=0.01),
         train=dict(steps=100, batch_size=16, select='ihm48/auroc'),
         eval=dict(batch_size=16),
@@ -22,7 +22,7 @@ def get_config(variant=''):
 """
 PLAIN = {
     "data": {"name": "synthetic", "options": {"num_patients": 120, "steps": 8}},
-    "method": {"name": "fusemoe", "num_experts": 8, "top_k": 2},
+    "method": {"name": "fusemoe", "moe": {"num_experts": 8, "top_k": 2}},
     "optim": {"lr": 0.01},
     "train": {"steps": 100, "batch_size": 16, "select": "ihm48/auroc"},
     "eval": {"batch_size": 16},
@@ -73,8 +73,8 @@ FIELDS = {
     "epochs=3": ("epochs", "did you mean train.steps"),
     "model.width=8": ("model.width", "method.width"),
     "model.foo=8": ("model.foo", "did you mean method"),
-    "method.n_experts=8": ("method.n_experts", "num_experts"),
-    "method.k=8": ("method.k", "did you mean method.top_k"),
+    "method.n_experts=8": ("method.n_experts", "method.moe.num_experts"),
+    "method.k=8": ("method.k", "did you mean method.moe.top_k"),
     "dataset=mimic": ("dataset", "did you mean data.name"),
     "train.steps.more=1": ("train.steps.more", "no such"),
     "optim.lr.value=1": ("optim.lr.value", "no such"),
@@ -87,9 +87,13 @@ FIELDS = {
     "data.options.zzz=3": ("data.options.zzz", "data.options has"),
     "data.options.steps.x=3": ("data.options.steps.x", "no such"),
     # values between fields
-    "method.top_k=9": ("method.top_k=9", "method.num_experts=8", "try --config.method.top_k=8"),
-    "method.num_experts=1": ("method.top_k=2", "num_experts=1"),
-    "mesh.expert=3": ("method.num_experts=8", "mesh.expert=3"),
+    "method.moe.top_k=9": (
+        "method.moe.top_k=9",
+        "method.moe.num_experts=8",
+        "try --config.method.moe.top_k=8",
+    ),
+    "method.moe.num_experts=1": ("method.moe.top_k=2", "num_experts=1"),
+    "mesh.expert=3": ("method.moe.num_experts=8", "mesh.expert=3"),
     "mesh.data=3": ("train.batch_size=16", "multiple"),
     "mesh.fsdp=5": ("eval.batch_size=16", "multiple"),
     "optim.warmup_steps=101": ("optim.warmup_steps=101", "train.steps=100"),
@@ -106,12 +110,25 @@ FIELDS = {
     "method.name=os:system": ("method.name", "must be one of"),
     "method.name=m4.methods.fusemoe.model:Nope": ("method.name", "must be one of"),
     "method.name=nope.nope:Nope": ("method.name", "must be one of"),
-    "method.gate=laplac": ("method.gate='laplac'", "did you mean laplace"),
-    "method.gate=os:": ("method.gate", "must be one of"),
+    "method.moe.gate=laplac": ("method.moe.gate='laplac'", "did you mean laplace"),
+    "method.moe.gate=os:": ("method.moe.gate", "must be one of"),
+    "method.moe.router=expertchoice": ("method.moe.router", "did you mean expert_choice"),
+    "method.moe.router=lab.routers:none": ("method.moe.router", "package.module"),
+    "method.moe.outer_gate=laplac": ("method.moe.outer_gate", "did you mean laplace"),
+    "method.moe.activation=gelo": ("method.moe.activation", "did you mean gelu"),
+    "method.moe.share=permode": ("method.moe.share", "did you mean permod"),
+    "method.moe.engine=droples": ("method.moe.engine", "did you mean dropless"),
+    "method.moe.gat=laplace": ("method.moe.gat", "did you mean gate"),
+    "method.aux_weights.laod=1": ("method.aux_weights.laod", "did you mean load"),
+    "method.aux_weights.load=x": ("method.aux_weights.load", "a finite number"),
+    "method.router=joint": ("method.router", "method.moe.share"),
+    "method.routing=top_k": ("method.routing", "method.moe.router"),
+    "method.dispatch=dense": ("method.dispatch", "method.moe.engine"),
+    "method.capacity_factor=2": ("method.capacity_factor", "method.moe.capacity"),
     "method.fidelity=papre": ("method.fidelity='papre'", "did you mean paper"),
-    "method.num_experts=-3": ("method.num_experts=-3", "at least 1"),
-    "method.num_experts=2.5": ("method.num_experts=2.5", "an integer"),
-    "method.num_experts=many": ("method.num_experts=many", "an integer"),
+    "method.moe.num_experts=-3": ("method.moe.num_experts=-3", "at least 1"),
+    "method.moe.num_experts=2.5": ("method.moe.num_experts=2.5", "an integer"),
+    "method.moe.num_experts=many": ("method.moe.num_experts=many", "an integer"),
     "method.width=0": ("method.width=0", "at least 1"),
     "method.dropout=1.0": ("method.dropout=1.0", "below 1"),
     "method.dropout=-0.1": ("method.dropout=-0.1", "at least 0"),
@@ -295,10 +312,10 @@ def _plain() -> Iterator[Case]:
 
 def _several() -> Iterator[Case]:
     """Every problem of a configuration is reported at once."""
-    three = ("--config.optim.lr=-1", "--config.train.step=5", "--config.method.num_experts=x")
-    says = ("optim.lr=-1", "train.step", "method.num_experts=x")
+    three = ("--config.optim.lr=-1", "--config.train.step=5", "--config.method.moe.top_k=x")
+    says = ("optim.lr=-1", "train.step", "method.moe.top_k=x")
     yield Case("three fields", given(*three), 2, says)
-    two = ("--config.method.top_k=9", "--config.optim.warmup_steps=101")
-    yield Case("two rules", given(*two), 2, ("method.top_k=9", "optim.warmup_steps=101"))
+    two = ("--config.method.moe.top_k=9", "--config.optim.warmup_steps=101")
+    yield Case("two rules", given(*two), 2, ("method.moe.top_k=9", "optim.warmup_steps=101"))
     flags = ("--a=1", "--b=2", "--mode=x")
     yield Case("three flags", given(*flags), 2, ("--a", "--b", "--mode=x"))

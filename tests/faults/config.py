@@ -4,14 +4,14 @@ import ml_collections
 
 METHODS = ("fusemoe", "flexmoe", "flexcare", "m3h", "m4oe")
 VARIANTS = METHODS
-SPARSE = {"num_experts": 4, "top_k": 2, "width": 8, "hidden": 8, "num_heads": 2}
-SOFT = {"num_experts": 4, "modality_experts": 2, "fusion_experts": 2, "width": 8, "hidden": 8}
+SPARSE = {"moe": {"num_experts": 4, "top_k": 2, "hidden": 8}, "width": 8, "num_heads": 2}
+SOFT = {"moe": {"num_experts": 4, "hidden": 8}, "modality_experts": 2, "fusion_experts": 2}
 FIELDS = {
     "fusemoe": SPARSE | {"num_queries": 2, "embed_time": 4, "statistics_hidden": 8},
     "flexmoe": SPARSE | {"bank_rank": 2},
     "flexcare": SPARSE | {"mlp": 8, "depth": 1},
     "m3h": {"width": 8, "task_width": 8},
-    "m4oe": SOFT | {"num_heads": 2, "num_queries": 2},
+    "m4oe": SOFT | {"width": 8, "num_heads": 2, "num_queries": 2},
 }
 
 

@@ -136,7 +136,7 @@ def scramble(rng: random.Random, data: bytes) -> bytes:
 def _config(rng: random.Random) -> None:
     overrides = {}
     if rng.random() < 0.5:
-        field = rng.choice(("train.steps", "optim.lr", "data.options.steps", "method.top_k"))
+        field = rng.choice(("train.steps", "optim.lr", "data.options.steps", "method.moe.top_k"))
         field = _misspelt(rng, field) if rng.random() < 0.5 else field
         overrides[field] = str(rng.choice(VALUES))
     configs.check(change(rng, PLAIN, VALUES), overrides, "x.json")
