@@ -177,8 +177,12 @@ class MoE(nn.Module):
         learned = {}
         for argument, (shape, init) in declare.parameters(function, dims).items():
             name = f"{prefix}_{declare.stem(argument)}"
-            learned[argument] = self.param(name, _per_gate(init), (num_gates, *shape))
+            learned[argument] = self.gate_array(name, _per_gate(init), (num_gates, *shape))
         return learned
+
+    def gate_array(self, name: str, init: Callable, shape: tuple[int, ...]) -> Array:
+        """One array of the gates or routers, a parameter; subclasses may hold it otherwise."""
+        return self.param(name, init, shape)
 
     def _run(self, x_ND, routing) -> tuple[Array, Array]:
         """Experts on their tokens: output [N, O] and the share of assignments dropped."""

@@ -1,6 +1,6 @@
 """FuseMoE's release through the command line: import, evaluation, export, refusals.
 
-Letters as in `m4.methods.fusemoe.model`.
+Letters as in `m4.methods.fusemoe.released`.
 """
 
 import json
@@ -16,7 +16,8 @@ from m4.interop import convert
 from m4.interop.__main__ import main
 from m4.main import main as m4_main
 from m4.methods.fusemoe import torch_layout as fusemoe
-from m4.methods.fusemoe.model import FuseMoE
+from m4.methods.fusemoe.released import ReleasedFuseMoE
+from m4.moe.options import MoEOptions
 from m4.run.model import make_setup
 from m4.run.workspace import prepare
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
@@ -29,10 +30,7 @@ MODALITIES = {
     "cxr": ModalitySpec("cxr", "vectors", (2, 4)),
     "ecg": ModalitySpec("ecg", "vectors", (2, 3)),
 }
-SIZES = {
-    "width": 8, "hidden": 6, "depth": 2, "num_experts": 12, "top_k": 2, "num_queries": 3,
-    "embed_time": 4, "num_heads": 2,
-}  # fmt: skip
+SIZES = {"width": 8, "depth": 2, "num_queries": 3, "embed_time": 4, "num_heads": 2}
 CONFIG = """
 import ml_collections
 def get_config(variant=''):
@@ -40,8 +38,8 @@ def get_config(variant=''):
         data=dict(name='synthetic', options=dict(
             modalities=('vitals', 'notes', 'cxr', 'ecg'), tasks=('ihm48',), num_patients=120,
             steps=8, dims=dict(notes=4, cxr=4, ecg=4))),
-        method=dict(name='fusemoe', fidelity='released', router='joint', width=8, hidden=6,
-                    num_experts=3, top_k=2, num_queries=3, embed_time=4, num_heads=2),
+        method=dict(name='fusemoe', fidelity='released', width=8, num_queries=3, embed_time=4,
+                    num_heads=2, moe=dict(share='joint', hidden=6, num_experts=3, top_k=2)),
         optim=dict(lr=0.01),
         train=dict(steps=6, batch_size=16, select='ihm48/auroc'),
         eval=dict(batch_size=16, bootstrap=10, baselines=False, subsets=False),
@@ -49,15 +47,16 @@ def get_config(variant=''):
 """
 
 
-def method(*roles, **fields):
+def method(*roles, depth=2, **moe):
     data = DataSpec(tuple(MODALITIES[r] for r in roles), TASK)
-    return FuseMoE(data, fidelity="released", **(SIZES | fields))
+    moe = {"router": "noisy_top_k", "hidden": 6, "num_experts": 12} | moe
+    return ReleasedFuseMoE(data, moe=MoEOptions(**moe), **(SIZES | {"depth": depth}))
 
 
-@pytest.mark.parametrize("router", ["joint", "permod", "disjoint"])
+@pytest.mark.parametrize("share", ["joint", "permod", "disjoint"])
 @pytest.mark.parametrize("roles", [("ts", "text"), ("cxr", "ts"), ("ts", "text", "cxr", "ecg")])
-def test_round_trip_is_exact(roles, router):
-    m = method(*roles, router=router)
+def test_round_trip_is_exact(roles, share):
+    m = method(*roles, share=share)
     shared.round_trip(fusemoe.layout(m), shared.shapes(m))
 
 
@@ -72,10 +71,10 @@ def test_published_names_and_shapes():
         ),
         TASK,
     )
-    m = FuseMoE(
-        data, fidelity="released", router="joint", num_experts=2, top_k=1, hidden=64, width=128,
-        depth=1, num_heads=8, num_queries=48, embed_time=64, utde="batch",
-    )  # fmt: skip
+    moe = MoEOptions(router="noisy_top_k", num_experts=2, top_k=1, hidden=64)
+    m = ReleasedFuseMoE(
+        data, moe, width=128, depth=1, num_heads=8, num_queries=48, embed_time=64, utde="batch"
+    )
     found = convert.expected(fusemoe.layout(m), shared.shapes(m))
     layer = "trans_self_cross_ts_txt.layers.0"
     for name, shape in {
@@ -103,7 +102,7 @@ def test_published_names_and_shapes():
 
 def test_modalities_go_to_their_places():
     """The release fuses (ts, cxr, text) and numbers types (ts, text, cxr); here cxr is first."""
-    m = method("cxr", "ts", "text", router="joint", num_experts=3, depth=1)
+    m = method("cxr", "ts", "text", num_experts=3, depth=1)
     layout, shapes = fusemoe.layout(m), shared.shapes(m)
     tensors = shared.tensors(layout, shapes)
     got = convert.to_m4(layout, tensors, shapes, "x")

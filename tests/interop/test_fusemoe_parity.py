@@ -5,7 +5,8 @@ import pytest
 from flax.core import FrozenDict
 
 from m4.methods.fusemoe import torch_layout as table
-from m4.methods.fusemoe.model import FuseMoE
+from m4.methods.fusemoe.released import ReleasedFuseMoE
+from m4.moe.options import MoEOptions
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, Stream, Target
 from tests.interop import shared
@@ -20,7 +21,7 @@ from tests.interop.parity import (
     torch_noise,
 )
 
-SIZES = {"width": 8, "num_heads": 2, "num_queries": 48, "embed_time": 4, "hidden": 6}
+SIZES = {"width": 8, "num_heads": 2, "num_queries": 48, "embed_time": 4}
 CHANNELS = {"ts": 3, "text": 5, "cxr": 4, "ecg": 3}
 NAMES = {"ts": "vitals", "text": "notes", "cxr": "cxr", "ecg": "ecg"}
 ROWS, LENGTH, TIMES = 3, 6, 2
@@ -78,21 +79,23 @@ def batches(roles, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("roles", "fields"),
+    ("roles", "fields", "moe"),
     [
-        (("ts", "text", "cxr"), {"router": "joint", "gate": "laplace", "depth": 2}),
-        (("text", "ts"), {"router": "joint", "gate": "gaussian"}),
-        (("cxr", "ts"), {"router": "permod", "gate": "linear", "utde": "batch_seq_feature"}),
-        (("ts", "text", "ecg", "cxr"), {"router": "disjoint", "gate": "laplace", "top_k": 1}),
+        (("ts", "text", "cxr"), {"depth": 2}, {"share": "joint", "gate": "laplace"}),
+        (("text", "ts"), {}, {"share": "joint", "gate": "gaussian"}),
+        (("cxr", "ts"), {"utde": "batch_seq_feature"}, {"share": "permod", "gate": "linear"}),
+        (("ts", "text", "ecg", "cxr"), {}, {"share": "disjoint", "gate": "laplace", "top_k": 1}),
     ],
     ids=lambda x: "-".join(map(str, x.values() if isinstance(x, dict) else x)),
 )
 @pytest.mark.usefixtures("same_noise")
-def test_forward_losses_and_gradients(roles, fields):
+def test_forward_losses_and_gradients(roles, fields, moe):
     from tests.rivals.fusemoe import Model
 
-    fields = SIZES | {"depth": 1, "num_experts": 8, "top_k": 2, "utde": "batch"} | fields
-    model = randomise(Model(channels={r: CHANNELS[r] for r in roles}, dropout=0.0, **fields))
+    fields = SIZES | {"depth": 1, "utde": "batch", "dropout": 0.0} | fields
+    moe = {"num_experts": 8, "top_k": 2, "hidden": 6} | moe
+    theirs = {"router" if name == "share" else name: value for name, value in moe.items()}
+    model = randomise(Model(channels={r: CHANNELS[r] for r in roles}, **fields, **theirs))
     for layer in model.trans_self_cross_ts_txt.layers:
         layer.moe.randn = torch_noise
     shapes = {"ts": LENGTH}
@@ -106,9 +109,8 @@ def test_forward_losses_and_gradients(roles, fields):
         (TaskSpec("death", "binary"),),
     )
     weights = FrozenDict({"importance": 0.0, "load": 0.0})  # as released: computed, never added
-    method = FuseMoE(
-        spec, fidelity="released", dropout=0.0, dispatch="dense", aux_weights=weights, **fields
-    )
+    options = MoEOptions(router="noisy_top_k", engine="dense", **moe)
+    method = ReleasedFuseMoE(spec, options, aux_weights=weights, **fields)
     layout = table.layout(method)
     params = imported(method, layout, model, shared.shapes(method))
     batch, theirs = batches(roles)

@@ -10,8 +10,13 @@ from flax.core import FrozenDict
 from m4.methods.flexcare import torch_layout as flexcare_table
 from m4.methods.flexcare.released import ReleasedFlexCare
 from m4.methods.flexmoe import torch_layout as flexmoe_table
+<<<<<<< HEAD
 from m4.methods.flexmoe.released import ReleasedFlexMoE
 from m4.methods.m3h.model import M3H
+=======
+from m4.methods.flexmoe.model import FlexMoE
+from m4.methods.m3h.released import ReleasedM3H
+>>>>>>> 441076d (Give FuseMoE and M3H a file for each of their three models)
 from m4.methods.m4oe import torch_layout as m4oe_table
 from m4.methods.m4oe.released import ReleasedM4oE
 from m4.moe.options import SoftOptions
@@ -246,7 +251,7 @@ def test_m3h():
     spec = DataSpec(tuple(ModalitySpec(f"m{i}", "table", (f,)) for i, f in enumerate(sizes)), tasks)
     fields = {"width": 8, "task_width": 6, "dropout": 0.0}
     model = randomise(Model(features=sizes, tasks=kinds, **fields))
-    method = M3H(spec, fidelity="released", **fields)
+    method = ReleasedM3H(spec, **fields)
     entries = [
         stack("cross_task/projection", [f"project.{t}.weight" for t in range(4)], SWAP),
         one("cross_task/task", "task.weight", SWAP),

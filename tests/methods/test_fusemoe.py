@@ -10,16 +10,17 @@ import pytest
 from flax.core import FrozenDict
 
 from m4.methods.fusemoe.model import FuseMoE
+from m4.methods.fusemoe.paper import PaperFuseMoE
+from m4.methods.fusemoe.released import ReleasedFuseMoE
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+VERSIONS = {"m4": FuseMoE, "paper": PaperFuseMoE, "released": ReleasedFuseMoE}
+MOE = {"hidden": 6, "num_experts": 10, "top_k": 2}
 SIZES = {
     "width": 8,
-    "hidden": 6,
     "depth": 1,
-    "num_experts": 10,
-    "top_k": 2,
     "num_queries": 3,
     "embed_time": 4,
     "num_heads": 2,
@@ -28,15 +29,17 @@ SIZES = {
 }
 CONFIGS = {
     "m4-permod": {},
-    "m4-joint": {"router": "joint", "mix": "none", "gate": "linear"},
-    "m4-disjoint": {"router": "disjoint", "gate": "gaussian", "depth": 2},
+    "m4-joint": {"mix": "none", "moe": {"share": "joint", "gate": "linear"}},
+    "m4-disjoint": {"depth": 2, "moe": {"share": "disjoint", "gate": "gaussian"}},
     "paper-permod": {"fidelity": "paper"},
-    "paper-joint": {"fidelity": "paper", "router": "joint", "utde": "batch"},
+    "paper-joint": {"fidelity": "paper", "utde": "batch", "moe": {"share": "joint"}},
 }
 
 
-def small(spec=properties.SPEC, **fields):
-    return FuseMoE(spec, **{**SIZES, **fields})
+def small(data=properties.SPEC, fidelity="m4", moe=None, **fields):
+    version = VERSIONS[fidelity]
+    options = dataclasses.replace(version.moe, **(MOE | (moe or {})))
+    return version(data, moe=options, **(SIZES | fields))
 
 
 @pytest.fixture(scope="module", params=CONFIGS.values(), ids=CONFIGS.keys())
@@ -46,20 +49,21 @@ def probe(request):
 
 @pytest.mark.parametrize("check", properties.CHECKS, ids=lambda c: c.__name__)
 def test_property(probe, check):
-    if check is properties.every_modality_matters and probe.method.fidelity == "paper":
+    if check is properties.every_modality_matters and isinstance(probe.method, PaperFuseMoE):
         pytest.skip("absent modalities are attended: all rows' Z is read, by design of the paper")
     check(probe)
 
 
-@pytest.mark.parametrize("router", ["joint", "permod"])
-def test_eight_devices_equal_one(router):
+@pytest.mark.parametrize("share", ["joint", "permod"])
+def test_eight_devices_equal_one(share):
     aux = FrozenDict({"importance": 0.01, "load": 0.01})
-    properties.same_on_eight_devices(small(router=router, aux_weights=aux))
+    properties.same_on_eight_devices(small(moe={"share": share}, aux_weights=aux))
 
 
 def test_parameter_tree_of_the_default_configuration():
     # A checkpoint's schema. Regenerate on purpose only: the test prints the tree it found.
-    found = properties.parameter_tree(FuseMoE(properties.SPEC, num_experts=10))
+    moe = dataclasses.replace(FuseMoE.moe, num_experts=10)
+    found = properties.parameter_tree(FuseMoE(properties.SPEC, moe=moe))
     assert found == (GOLDEN / "fusemoe_params.txt").read_text(), found
 
 
@@ -114,7 +118,7 @@ def test_series_of_different_lengths_keep_their_presence():
 
 def test_aux_losses_reach_the_total():
     weights = {"importance": 0.5, "load": 2.0, "entropy": 3.0}
-    method = small(SERIES_ONLY, depth=2, num_experts=4, aux_weights=FrozenDict(weights))
+    method = small(SERIES_ONLY, depth=2, moe={"num_experts": 4}, aux_weights=FrozenDict(weights))
     batch = properties.random_batch(SERIES_ONLY)
     params = properties.random_params(method)
 
@@ -136,22 +140,22 @@ def test_aux_losses_reach_the_total():
     np.testing.assert_allclose(total, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("router", ["joint", "permod"])
+@pytest.mark.parametrize("share", ["joint", "permod"])
 @pytest.mark.parametrize("fidelity", ["m4", "paper"])
-def test_statistics_have_the_shapes_that_reports_read(fidelity, router):
-    method = small(fidelity=fidelity, router=router)
+def test_statistics_have_the_shapes_that_reports_read(fidelity, share):
+    method = small(fidelity=fidelity, moe={"share": share})
     batch = properties.random_batch(method.data)
     params = properties.parameter_shapes(method)
     out = jax.eval_shape(lambda p: method.apply({"params": p}, batch, train=False), params)
     shapes = {name: x.shape for name, x in out.moe["layer_0"].stats.items()}
-    modalities, experts = len(method.data.modalities), method.num_experts
+    modalities, experts = len(method.data.modalities), method.moe.num_experts
     assert shapes["load"] == shapes["importance"] == (experts,)
     assert shapes["by_modality"] == (modalities, experts)
     assert shapes["by_row"] == (properties.ROWS, modalities, experts)
 
 
 def test_absent_modalities_are_not_routed(probe):
-    if probe.method.fidelity != "m4":
+    if not isinstance(probe.method, FuseMoE):
         pytest.skip("the paper routes the learned indicator of an absent modality")
     run = jax.jit(
         lambda b: probe.method.apply({"params": probe.params}, b, train=False).moe["layer_0"].stats
@@ -159,20 +163,23 @@ def test_absent_modalities_are_not_routed(probe):
     present = np.asarray(probe.batch.present(probe.method.data))
     timed = [m.kind in ("series", "vectors") for m in probe.method.data.modalities]
     tokens = np.where(timed, 1 + SIZES["num_queries"], 1)  # one summary, and the grid
-    expected = present * tokens * SIZES["top_k"]
+    expected = present * tokens * MOE["top_k"]
     np.testing.assert_array_equal(run(probe.batch)["by_row"].sum(-1), expected)
 
 
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"fidelity": "exact"}, "fidelity='exact'; choose one of"),
         ({"mix": "sum"}, "mix='sum'; choose one of"),
         ({"depth": 0}, "depth=0 must be at least 1"),
-        ({"top_k": 11}, "top_k=11"),
-        ({"num_experts": 7, "router": "disjoint"}, "7 experts"),
+        ({"fidelity": "paper", "depth": 0}, "depth=0 must be at least 1"),
+        ({"fidelity": "released", "depth": 0}, "depth=0 must be at least 1"),
+        ({"fidelity": "released", "moe": {"output": "relu"}}, "output='relu'"),
+        ({"utde": "row"}, "utde='row'; choose one of"),
+        ({"moe": {"top_k": 11}}, "top_k=11"),
+        ({"moe": {"num_experts": 7, "share": "disjoint"}}, "7 experts"),
         ({"num_heads": 3}, "3 heads"),
-        ({"gate": "no_such_gate"}, "no_such_gate"),
+        ({"moe": {"gate": "no_such_gate"}}, "no_such_gate"),
     ],
 )
 def test_impossible_fields_are_refused(fields, message):

@@ -4,32 +4,31 @@ Reference vectors: 3 patients, width 4, 4 experts with 5 hidden units, top 2, no
 noise. `det` fills every array deterministically.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.core import FrozenDict
 
-from m4.methods.fusemoe import model as fusemoe
-from m4.methods.fusemoe import torch_layout as fusemoe_table
-from m4.methods.fusemoe.model import PatientMoE, mixing_flatten, mixing_unflatten
+from m4.methods.fusemoe import released as fusemoe
+from m4.methods.fusemoe import torch_layout
+from m4.methods.fusemoe.authors import PatientMoE
+from m4.methods.fusemoe.released import impute_released, mixing_flatten, mixing_unflatten
 from m4.moe.layer import MoE
+from m4.moe.options import MoEOptions
+from m4.nn.encoders.streams import gather
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
 from tests.methods.test_fusemoe import small
+from tests.nn.test_query_tokens import GOLDEN_M, GOLDEN_T, GOLDEN_X, stack
 
-LAYER = {
-    "num_experts": 4,
-    "top_k": 2,
-    "hidden": 5,
-    "gate": "laplace",
-    "router": "noisy_top_k",
-    "sharing": "joint",
-    "dispatch": "dense",
-    "losses": ("importance", "load"),
-    "router_options": FrozenDict(),
-}
+options = functools.partial(
+    MoEOptions, num_experts=4, top_k=2, hidden=5, router="noisy_top_k", engine="dense"
+)
+released_layer = functools.partial(fusemoe.released_layer, name=None)
+LOSSES = ("importance", "load")
 PATTERNS = jnp.zeros(3, jnp.int32)  # of three rows; only routers by pattern look at them
 
 
@@ -38,10 +37,9 @@ def det(shape, phase, scale):
     return (scale * np.sin(1.7 * n + phase)).reshape(shape).astype(np.float32)
 
 
-def golden_params(inputs, outputs, gates, experts_per_gate, sharing="joint"):
+def golden_params(inputs, outputs, gates, experts_per_gate, share="joint"):
     """The authors' tensors through their table; it has no untrained gates, so those are added."""
-    layout = {"num_experts": 4, "router": sharing, "gate": "laplace"}
-    entries = fusemoe_table.experts("moe", "moe", list(range(gates)), **layout)
+    entries = torch_layout.experts("moe", "moe", list(range(gates)), share, 4, "laplace")
     names = [entry.names for entry in entries[:4]]
     state = {}
     for e in range(4):
@@ -64,12 +62,14 @@ def run_golden(monkeypatch, u_BMQD, params, *, noise, **layer):
         return jnp.asarray(noise) if shape == noise.shape else jnp.zeros(shape)
 
     monkeypatch.setattr(jax.random, "normal", normal)
-    module = PatientMoE(FrozenDict({**LAYER, **layer}), released=True)
+    module = released_layer(options(**layer), LOSSES)
     stem = "gate_w" if layer.get("gate") == "linear" else "gate_centre"
     params = {stem if name == "gate" else name: x for name, x in params.items()}
     rows = jnp.ones(u_BMQD.shape[0], bool)
     patterns, rngs = jnp.zeros(len(u_BMQD), jnp.int32), {"gate": jax.random.key(0)}
-    return module.apply({"params": {"moe": params}}, u_BMQD, rows, patterns, train=True, rngs=rngs)
+    u_BMU, variables = mixing_flatten(u_BMQD), {"params": {"moe": params}}
+    y_BMU, aux = module.apply(variables, u_BMU, rows, patterns, train=True, rngs=rngs)
+    return mixing_unflatten(y_BMU, u_BMQD.shape[2]), aux
 
 
 X = det((3, 4), 0.5, 1.0)
@@ -122,7 +122,7 @@ TWO = np.stack([X, det((3, 4), 4.5, 1.0)], axis=1)[:, :, None]  # B M Q D
 def test_permod_router_golden_vector(monkeypatch):
     # Every modality's gate draws for its own units; both see the same noise.
     params, noise = golden_params(4, 8, 2, 4, "permod"), NOISE
-    y_BMQD, aux = run_golden(monkeypatch, TWO, params, noise=noise, sharing="permod")
+    y_BMQD, aux = run_golden(monkeypatch, TWO, params, noise=noise, share="permod")
     expected = [
         -4.167168, -4.421358, -3.849445, -4.095094, -4.564632, -3.892851, -4.011136, -4.461858,
     ]  # fmt: skip
@@ -132,7 +132,7 @@ def test_permod_router_golden_vector(monkeypatch):
 
 def test_disjoint_router_golden_vector(monkeypatch):
     params, noise = golden_params(4, 8, 2, 2, "disjoint"), det((3, 2), 3.3, 1.0)
-    y_BMQD, aux = run_golden(monkeypatch, TWO, params, noise=noise, sharing="disjoint", top_k=1)
+    y_BMQD, aux = run_golden(monkeypatch, TWO, params, noise=noise, share="disjoint", top_k=1)
     expected = [
         -3.719207, -4.960048, -3.856046, -3.841114, -4.863641, -3.776390, -4.129161, -4.645640,
     ]  # fmt: skip
@@ -150,7 +150,7 @@ def test_mixing_flatten_by_hand():
 
 def test_mixing_flatten_is_right_for_one_patient():
     x = np.arange(24.0).reshape(1, 2, 4, 3)
-    np.testing.assert_array_equal(mixing_flatten(x), fusemoe.patient_flatten(x))
+    np.testing.assert_array_equal(mixing_flatten(x), x.reshape(1, 2, 12))  # all times of a modality
 
 
 SPEC = DataSpec(
@@ -166,7 +166,7 @@ SPEC = DataSpec(
 
 @pytest.fixture(scope="module")
 def released():
-    method = small(SPEC, fidelity="released", router="joint")
+    method = small(SPEC, fidelity="released", moe={"share": "joint"})
     return properties.probe(method, predict_rngs={"gate": jax.random.key(5)})
 
 
@@ -178,7 +178,7 @@ def test_released_mixes_patients_of_a_batch(released):
 
 
 def test_paper_does_not_mix_patients():
-    method = small(SPEC, fidelity="paper", router="joint")
+    method = small(SPEC, fidelity="paper", moe={"share": "joint"})
     properties.batch_composition_invariance(properties.probe(method))
 
 
@@ -194,18 +194,27 @@ def test_released_draws_noise_in_evaluation(released):
     np.testing.assert_array_equal(one, run(jax.random.key(0)))
 
 
-@pytest.mark.parametrize("router", ["joint", "permod", "disjoint"])
-def test_released_routers_of_permod_and_disjoint_are_no_parameters(router):
-    method = small(SPEC, fidelity="released", router=router, num_experts=12)
+@pytest.mark.parametrize("share", ["joint", "permod", "disjoint"])
+def test_released_routers_of_permod_and_disjoint_are_no_parameters(share):
+    method = small(SPEC, fidelity="released", moe={"share": share, "num_experts": 12})
     tree = properties.parameter_tree(method)
-    assert ("gate_centre" in tree) == (router == "joint")
-    assert ("router_noise" in tree) == (router == "joint")
+    assert ("gate_centre" in tree) == (share == "joint")
+    assert ("router_noise" in tree) == (share == "joint")
+
+
+def test_released_gates_have_the_layer_s_names():
+    def names(fidelity):
+        moe = {"share": "joint", "gate": "cosine"}
+        tree = properties.parameter_tree(small(SPEC, fidelity=fidelity, moe=moe))
+        return {line.split()[0] for line in tree.splitlines() if "/gate_" in line}
+
+    assert names("released") == names("paper") and len(names("paper")) > 1
 
 
 def test_released_joint_router_starts_at_zero():
-    module = PatientMoE(FrozenDict(LAYER), released=True)
-    rngs = {"params": jax.random.key(0), "gate": jax.random.key(1)}
-    init = jax.jit(lambda: module.init(rngs, TWO, jnp.ones(3, bool), PATTERNS, train=True))
+    module = released_layer(options(), LOSSES)
+    rngs, u_BMU = {"params": jax.random.key(0), "gate": jax.random.key(1)}, mixing_flatten(TWO)
+    init = jax.jit(lambda: module.init(rngs, u_BMU, jnp.ones(3, bool), PATTERNS, train=True))
     params = nn.unbox(init())["params"]["moe"]
     assert not params["gate_centre"].any() and not params["router_noise"].any()
     assert params["w1"].any()
@@ -214,13 +223,13 @@ def test_released_joint_router_starts_at_zero():
 @pytest.mark.parametrize("released", [False, True])
 def test_paper_mixture_is_linear_in_the_experts(released):
     # Twice the last layer of every expert gives twice the output; not so after a softmax.
-    module = PatientMoE(FrozenDict({**LAYER, "router": "top_k", "losses": ()}), released=released)
-    rows = jnp.ones(3, bool)
-    init = jax.jit(lambda: module.init(jax.random.key(0), TWO, rows, PATTERNS, train=False))
+    module = (released_layer if released else PatientMoE)(options(router="top_k"), ())
+    rows, u_BMU = jnp.ones(3, bool), TWO[:, :, 0]
+    init = jax.jit(lambda: module.init(jax.random.key(0), u_BMU, rows, PATTERNS, train=False))
     params = nn.unbox(init())["params"]["moe"]
     double = params | {name: 2 * params[name] for name in ("w2", "b2")}
     one, two = (
-        module.apply({"params": {"moe": p}}, TWO, rows, PATTERNS, train=False)[0]
+        module.apply({"params": {"moe": p}}, u_BMU, rows, PATTERNS, train=False)[0]
         for p in (params, double)
     )
     assert np.allclose(two, 2 * one, atol=1e-6) == (not released)
@@ -235,20 +244,37 @@ def test_released_types_of_ecg():
     types = np.arange(8.0).reshape(4, 2)
     all_there, one_missing = np.ones((3, 4), bool), np.ones((3, 4), bool)
     one_missing[1, 3] = False
-    np.testing.assert_array_equal(fusemoe._released_types(SPEC, types, all_there), types)
+    np.testing.assert_array_equal(fusemoe.released_types(SPEC, types, all_there), types)
     expected = types[[0, 1, 2, 1]]
-    np.testing.assert_array_equal(fusemoe._released_types(SPEC, types, one_missing), expected)
+    np.testing.assert_array_equal(fusemoe.released_types(SPEC, types, one_missing), expected)
 
 
 def test_released_time_units():
-    inputs = fusemoe.mixed.gather(SPEC, properties.random_batch(SPEC))
-    times = fusemoe._released_times(inputs.vectors, SPEC.hours)
-    share = inputs.vectors["notes"].times
+    vectors = gather(SPEC, properties.random_batch(SPEC)).vectors
+    times = fusemoe.released_times(vectors, SPEC.hours)
+    share = vectors["notes"].times
     np.testing.assert_allclose(times["notes"].times, 1.0 - share, rtol=1e-6)
-    np.testing.assert_allclose(times["ecg"].times, 48.0 * inputs.vectors["ecg"].times, rtol=1e-6)
+    np.testing.assert_allclose(times["ecg"].times, 48.0 * vectors["ecg"].times, rtol=1e-6)
 
 
 def test_released_zeroes_absent_modalities_and_paper_learns_them():
     names = {f: properties.parameter_tree(small(SPEC, fidelity=f)) for f in ("released", "paper")}
     assert "missing/embedding" not in names["released"]
     assert "missing/embedding" in names["paper"]
+
+
+def test_released_imputation_golden_case():
+    # The observed 2 of hour 1 is lost to the later row of the same hour; hour 2 has no row.
+    series = stack(GOLDEN_X, GOLDEN_M, GOLDEN_T, np.ones(4, bool), bins=5)
+    got = jnp.concatenate(impute_released(series, num_bins=5), -1)[0, 0]
+    expected = [[1, 5, 1, 1], [1, 6, 1, 1], [0, 0, 0, 0], [3, 0, 1, 0], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_released_imputation_of_bin_0_reads_the_last_bin():
+    # Rows at hours 4.5 and 0.5 (out of order, as the loop allows): the second row does not
+    # observe the feature and takes the last bin's 7. Its flag stays 0.
+    series = stack([[7.0], [0.0]], [[True], [False]], [4.5, 0.5], [True, True], bins=5)
+    value, flag = impute_released(series, num_bins=5)
+    np.testing.assert_array_equal(value[0, 0, :, 0], [7, 0, 0, 0, 7])
+    np.testing.assert_array_equal(flag[0, 0, :, 0], [0, 0, 0, 0, 1])

@@ -8,12 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m4.methods.m3h.model import M3H, CrossTask, normalise, task_attention, task_weights
+from m4.methods.m3h.cross_task import CrossTask, normalise, task_attention
+from m4.methods.m3h.model import M3H
+from m4.methods.m3h.paper import PaperM3H
+from m4.methods.m3h.released import ReleasedM3H
+from m4.methods.m3h.tasks import task_weights
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
-from m4.types import Target
+from m4.types import Outputs, Target
 from tests import properties
 
 ROOT = Path(__file__).parents[2]
+VERSIONS = {"m4": M3H, "paper": PaperM3H, "released": ReleasedM3H}
 SIZES = {"width": 6, "task_width": 5, "dropout": 0.1}
 CONFIGS = {
     "m4": {},
@@ -23,8 +28,8 @@ CONFIGS = {
 }
 
 
-def small(spec=properties.SPEC, **fields):
-    return M3H(spec, **{**SIZES, **fields})
+def small(data=properties.SPEC, fidelity="m4", **fields):
+    return VERSIONS[fidelity](data, **(SIZES | fields))
 
 
 @pytest.fixture(scope="module", params=CONFIGS.values(), ids=CONFIGS.keys())
@@ -290,17 +295,16 @@ def test_uncertainty_weighting_by_hand():
 
 def test_regression_is_squared_in_paper_and_huber_in_m4():
     # Standardised target (7 - 1) / 2 = 3, prediction 1: 4 squared, 2 - 0.5 = 1.5 with Huber.
-    task = TaskSpec("stay", "regression", loc=1.0, scale=2.0)
-    target = Target(np.array([[7.0]], np.float32), np.ones(1, np.float32))
-    found = {
-        f: float(small(fidelity=f)._row_loss(np.ones(1), task, jnp.ones((1, 1)), target)[0][0])
-        for f in ("released", "paper", "m4")
-    }
+    spec = DataSpec(ALL.modalities, (TaskSpec("stay", "regression", loc=1.0, scale=2.0),))
+    target = Target(np.full((2, 1), 7.0, np.float32), np.ones(2, np.float32))
+    batch = properties.random_batch(spec, rows=2).replace(targets={"stay": target})
+    out = Outputs({"stay": jnp.ones((2, 1))}, {}, {}, {"active": jnp.ones(1, bool)})
+    found = {f: float(small(spec, f).loss(out, batch, 0)[0]) for f in VERSIONS}
     assert found == {"released": 4.0, "paper": 4.0, "m4": 1.5}
 
 
 def test_absent_modalities_are_zeros_as_released_and_learned_otherwise():
-    trees = {f: properties.parameter_tree(small(fidelity=f)) for f in CONFIGS if "-" not in f}
+    trees = {f: properties.parameter_tree(small(fidelity=f)) for f in VERSIONS}
     assert [f for f, tree in trees.items() if "missing/embedding" in tree] == ["m4", "paper"]
 
 
@@ -315,9 +319,9 @@ def test_heads_read_statistics_only_in_m4():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"fidelity": "exact"}, "fidelity='exact'; choose one of"),
         ({"norm": "l2"}, "norm='l2'; choose one of"),
         ({"cluster": "gmm"}, "cluster='gmm'; choose one of"),
+        ({"fidelity": "paper", "identity": "sum"}, "identity='sum'; choose one of"),
     ],
 )
 def test_impossible_fields_are_refused(fields, message):

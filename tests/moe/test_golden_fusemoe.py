@@ -15,6 +15,7 @@ from flax.core import FrozenDict
 
 from m4.moe import gates, routers
 from m4.moe.layer import MoE
+from m4.moe.options import MoEOptions
 
 
 def det(shape, phi, c):
@@ -31,19 +32,19 @@ def expert_params(num_experts, width_out):
     }
 
 
-def run(gate, x, gate_w, noise_w, eps, **fields):
-    fields = {"num_experts": 4, "top_k": 2, "out": 4} | fields
-    layer = MoE(
-        hidden=5,
+def run(gate, x, gate_w, noise_w, eps, *, out=4, num_modalities=1, **fields):
+    options = MoEOptions(
         gate=gate,
+        num_experts=4,
+        hidden=5,
         router="noisy_top_k",
-        output="softmax",
-        losses=("importance", "load"),
         router_options=FrozenDict(normalise="after"),
-        dispatch="dense",
+        output="softmax",
+        engine="dense",
         **fields,
     )
-    params = expert_params(fields["num_experts"], fields["out"])
+    layer = MoE(options, num_modalities=num_modalities, out=out, losses=("importance", "load"))
+    params = expert_params(4, out)
     params[{"linear": "gate_w"}.get(gate, "gate_centre")] = gate_w
     params["router_noise"] = noise_w
     modality = np.repeat(np.arange(len(x) // 3), 3)
@@ -126,7 +127,7 @@ def test_permod():
     w = np.stack([det((4, 4), 0.2 + m, 0.8) for m in range(2)])
     n = np.stack([det((4, 4), 2.2 + m, 0.3) for m in range(2)])
     eps = np.tile(det((3, 4), 3.3, 1), (2, 1))
-    y, loss, _ = run("laplace", x, w, n, eps, sharing="permod", num_modalities=2, out=8)
+    y, loss, _ = run("laplace", x, w, n, eps, share="permod", num_modalities=2, out=8)
     want = [-4.167168, -4.421358, -3.849445, -4.095094, -4.564632, -3.892851, -4.011136, -4.461858]
     np.testing.assert_allclose(jnp.log(y[0]) + jnp.log(y[3]), want, atol=1e-5)
     np.testing.assert_allclose(loss, 0.02218427, atol=1e-6)
@@ -137,7 +138,7 @@ def test_disjoint():
     w = np.stack([det((4, 2), 0.2 + m, 0.8) for m in range(2)])
     n = np.stack([det((4, 2), 2.2 + m, 0.3) for m in range(2)])
     eps = np.tile(det((3, 2), 3.3, 1), (2, 1))
-    fields = {"sharing": "disjoint", "num_modalities": 2, "out": 8, "top_k": 1}
+    fields = {"share": "disjoint", "num_modalities": 2, "out": 8, "top_k": 1}
     y, loss, aux = run("laplace", x, w, n, eps, **fields)
     # the release's gates are [1, 0], [0, 1], [0, 1] for both modalities
     np.testing.assert_array_equal(aux.stats["by_modality"], [[1, 2, 0, 0], [0, 0, 1, 2]])

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from scipy.signal import find_peaks
 
-from m4.methods.m3h import haim, rows
-from m4.nn.encoders.series import SeriesStack
-from m4.nn.encoders.vectors import VectorsInput
+from m4.methods.m3h import haim
+from m4.nn.encoders.streams import SeriesStack, Vectors
 
 
 def stack(values, observed):
@@ -74,6 +73,6 @@ def test_embeddings_are_weighted_by_hour_as_released():
     values = np.array([[[8.0], [2.0], [6.0]], [[8.0], [0.0], [0.0]]], np.float32)
     mask = np.array([[True, True, True], [True, False, False]])
     times = np.array([[0.0, 1.0, 3.0], [0.0, 0.0, 0.0]], np.float32) / 48
-    x = VectorsInput(values, mask, times)
-    np.testing.assert_allclose(rows.mean_by_hour(x), [[5.0], [0.0]], rtol=1e-6)
-    np.testing.assert_allclose(rows.mean(x), [[16 / 3], [8.0]], rtol=1e-6)
+    x = Vectors(values, mask, times)
+    np.testing.assert_allclose(haim.mean_by_hour(x), [[5.0], [0.0]], rtol=1e-6)
+    np.testing.assert_allclose(haim.mean(x), [[16 / 3], [8.0]], rtol=1e-6)

@@ -5,15 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m4.nn.encoders.series import SeriesStack, impute, impute_released
-from m4.nn.time import (
+from m4.nn.encoders.query_tokens import (
+    UTDE,
     MultiTimeAttention,
     TimeEmbedding,
     carry_forward,
     channel_attention,
     frequency_init,
+    impute,
     query_times,
 )
+from m4.nn.encoders.streams import SeriesStack
+from tests.nn.test_summary_tokens import one_feature
 
 
 def det(shape, phase, scale):
@@ -128,23 +131,6 @@ def stack(values, observed, times, mask, *, bins):
     )
 
 
-def test_released_imputation_golden_case():
-    # The observed 2 of hour 1 is lost to the later row of the same hour; hour 2 has no row.
-    series = stack(GOLDEN_X, GOLDEN_M, GOLDEN_T, np.ones(4, bool), bins=5)
-    got = jnp.concatenate(impute_released(series, num_bins=5), -1)[0, 0]
-    expected = [[1, 5, 1, 1], [1, 6, 1, 1], [0, 0, 0, 0], [3, 0, 1, 0], [0, 0, 0, 0]]
-    np.testing.assert_array_equal(got, expected)
-
-
-def test_released_imputation_of_bin_0_reads_the_last_bin():
-    # Rows at hours 4.5 and 0.5 (out of order, as the loop allows): the second row does not
-    # observe the feature and takes the last bin's 7. Its flag stays 0.
-    series = stack([[7.0], [0.0]], [[True], [False]], [4.5, 0.5], [True, True], bins=5)
-    value, flag = impute_released(series, num_bins=5)
-    np.testing.assert_array_equal(value[0, 0, :, 0], [7, 0, 0, 0, 7])
-    np.testing.assert_array_equal(flag[0, 0, :, 0], [0, 0, 0, 0, 1])
-
-
 def test_imputation_carries_the_last_observation_forward():
     # Same case by the paper's rule: hour 1 keeps 2 and 6, hours 2 to 4 carry on.
     series = stack(GOLDEN_X, GOLDEN_M, GOLDEN_T, np.ones(4, bool), bins=5)
@@ -177,3 +163,62 @@ def test_heads_must_divide_the_time_embedding():
     x = jnp.ones((1, 1, 2, 4))
     with pytest.raises(ValueError, match="3 heads cannot split a time embedding of 4"):
         module.init(jax.random.key(0), x[0, 0], x, x, x > 0, train=False)
+
+
+@pytest.mark.parametrize("level", ["batch", "batch_seq", "batch_seq_feature"])
+def test_utde_gate_mixes_both_encodings(level):
+    # With the gate's output kernel 0 and its bias b, g = sigmoid(b) everywhere.
+    rng = np.random.default_rng(0)
+    series = one_feature(rng.normal(size=4), [0.5, 2, 4, 9])
+    query, key = rng.normal(size=(3, 4)), rng.normal(size=(1, 1, 4, 4))
+    module = UTDE(features=6, num_heads=2, num_stacks=1, level=level)
+    params = jax.jit(lambda: module.init(jax.random.key(0), series, query, key, train=False))()
+    params = params["params"]
+    assert params["gate_out"]["kernel"].shape == (1, 6, 6 if level == "batch_seq_feature" else 1)
+    run = jax.jit(lambda p: module.apply({"params": p}, series, query, key, train=False))
+
+    def with_bias(bias):
+        gate = {
+            "kernel": jnp.zeros_like(params["gate_out"]["kernel"]),
+            "bias": jnp.full_like(params["gate_out"]["bias"], bias),
+        }
+        return run({**params, "gate_out": gate})
+
+    irregular, regular, half = with_bias(50.0), with_bias(-50.0), with_bias(0.0)
+    assert np.abs(irregular - regular).max() > 1e-3
+    np.testing.assert_allclose(half, (irregular + regular) / 2, atol=1e-6)
+
+
+def test_unknown_level_is_refused():
+    series = one_feature([1.0], [0.0])
+    with pytest.raises(ValueError, match="level 'row' is not one of"):
+        UTDE(6, 2, 1, level="row").init(
+            jax.random.key(0), series, jnp.ones((2, 4)), jnp.ones((1, 1, 1, 4)), train=False
+        )
+
+
+def test_modalities_of_a_stack_do_not_share_parameters_or_data():
+    rng = np.random.default_rng(1)
+    two = SeriesStack(
+        values=rng.normal(size=(1, 2, 3, 2)).astype(np.float32),
+        observed=np.ones((1, 2, 3, 2), bool),
+        times=rng.uniform(size=(1, 2, 3)).astype(np.float32),
+        mask=np.ones((1, 2, 3), bool),
+        present=np.ones((1, 2), bool),
+    )
+    query, key = jnp.ones((3, 4)), jnp.asarray(rng.normal(size=(1, 2, 3, 4)))
+    module = UTDE(features=4, num_heads=1, num_stacks=2)
+    params = jax.jit(lambda: module.init(jax.random.key(0), two, query, key, train=False))()
+
+    def first(params, series, key):
+        alone = UTDE(features=4, num_heads=1, num_stacks=1)
+        return alone.apply(
+            jax.tree.map(lambda x: x[:1], params),
+            jax.tree.map(lambda x: x[:, :1], series),
+            query,
+            key[:, :1],
+            train=False,
+        )
+
+    both = module.apply(params, two, query, key, train=False)
+    np.testing.assert_allclose(both[:, :1], first(params, two, key), atol=1e-6)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from m4.nn.encoders import mixed
+from m4.nn.encoders.streams import gather, stack_series
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.types import Stream
 from tests import properties
 
 SPEC = DataSpec(
@@ -22,13 +23,14 @@ SPEC = DataSpec(
 
 def test_order_is_series_by_length_then_vectors_then_tables():
     # Limits: labs 16; gas and vitals 64 (16 < 17, 64 <= 64); monitor 256.
-    names = [SPEC.modality_names[m] for m in mixed.order(SPEC)]
-    assert names == ["labs", "gas", "vitals", "monitor", "notes", "static"]
+    streams = gather(SPEC, properties.random_batch(SPEC))
+    assert streams.names == ("labs", "gas", "vitals", "monitor", "notes", "static")
+    assert streams.modality == (3, 4, 5, 1, 2, 0)
 
 
 def test_gather_stacks_series_of_similar_length():
     batch = properties.random_batch(SPEC)
-    inputs = mixed.gather(SPEC, batch)
+    inputs = gather(SPEC, batch)
     shapes = {limit: stack.values.shape for limit, stack in inputs.series.items()}
     rows = properties.ROWS
     assert shapes == {16: (rows, 1, 16, 3), 64: (rows, 2, 64, 1), 256: (rows, 1, 70, 2)}
@@ -43,4 +45,21 @@ def test_unknown_kinds_are_refused():
     image = ModalitySpec("cxr", "image", (1, 8, 8, 1))
     spec = DataSpec((image,), (TaskSpec("death", "binary"),))
     with pytest.raises(ValueError, match="modality cxr: no encoder for kind 'image'"):
-        mixed.order(spec)
+        gather(spec, properties.random_batch(spec))
+
+
+def test_stacking_pads_length_and_width_and_cleans():
+    def stream(steps, width, present):
+        return Stream(
+            values=np.full((1, steps, width), np.nan, np.float32),
+            mask=np.ones((1, steps), bool),
+            present=np.array([present]),
+            times=np.full((1, steps), 24.0, np.float32),
+            observed=np.zeros((1, steps, width), bool),
+        )
+
+    stack = stack_series([stream(2, 3, True), stream(4, 1, False)], hours=48.0)
+    assert stack.values.shape == (1, 2, 4, 3)
+    assert not stack.values.any() and not stack.observed.any()
+    np.testing.assert_array_equal(stack.mask[0], [[1, 1, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(stack.times[0], [[0.5, 0.5, 0, 0], [0, 0, 0, 0]])

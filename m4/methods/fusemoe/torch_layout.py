@@ -3,8 +3,8 @@
 import numpy as np
 
 from m4.errors import ConfigError
-from m4.methods.fusemoe.model import NOTES, FuseMoE
-from m4.nn.encoders.mixed import length_limit
+from m4.methods.fusemoe.released import NOTES, ReleasedFuseMoE
+from m4.nn.encoders.streams import length_limit
 from m4.nn.torch_table import (
     LAST,
     LEAD,
@@ -36,7 +36,7 @@ IGNORED = {
 }
 
 
-def layout(method: FuseMoE) -> Layout:
+def layout(method: ReleasedFuseMoE) -> Layout:
     """Every tensor; the release has one series, one task and four sets of modalities.
 
     Routers of 'permod' and 'disjoint' are in no file: the release neither trains nor saves them.
@@ -51,10 +51,10 @@ def layout(method: FuseMoE) -> Layout:
         )
     if "ecg" in roles and roles[1] != "text":
         raise ConfigError("modalities: notes must come second, as in the release's type table")
-    if method.gate not in GATES or method.routing != "noisy_top_k":
+    if method.moe.gate not in GATES or method.moe.router != "noisy_top_k":
         raise ConfigError(
-            f"method.gate={method.gate!r}, method.routing={method.routing!r}: the release has"
-            f" gates {', '.join(GATES)} and routing 'noisy_top_k'"
+            f"method.moe.gate={method.moe.gate!r}, method.moe.router={method.moe.router!r}: the"
+            f" release has gates {', '.join(GATES)} and router 'noisy_top_k'"
         )
     order = [fusion.index(role) for role in roles]  # of the release, per slot of m4
     types = sorted(roles, key=TYPES.index)
@@ -99,7 +99,7 @@ def _task(data: DataSpec) -> str:
     return data.task_names[0]
 
 
-def _embedding(method: FuseMoE, roles: list[str]) -> list[Entry]:
+def _embedding(method: ReleasedFuseMoE, roles: list[str]) -> list[Entry]:
     """Time embedding, mTAND of every modality, UTDE of the series."""
     sizes = (1, method.embed_time - 1)
     entries = [
@@ -118,16 +118,19 @@ def _embedding(method: FuseMoE, roles: list[str]) -> list[Entry]:
     return entries
 
 
-def _layer(method: FuseMoE, i: int, order: list[int]) -> list[Entry]:
+def _layer(method: ReleasedFuseMoE, i: int, order: list[int]) -> list[Entry]:
     """Self-attention, experts and MLP; everything but the experts per modality."""
     at = f"{TRANSFORMER}.layers.{i}"
-    each = lambda name: [f"{at}.{name}.{a}" for a in order]  # noqa: E731
-    sizes = {"router": method.router, "num_experts": method.num_experts, "gate": method.gate}
+    moe = method.moe
+
+    def each(name: str) -> list[str]:
+        return [f"{at}.{name}.{a}" for a in order]
+
     return [
         *norms(f"time_{i}/norm", each("pre_self_attn_layer_norm")),
         *packed(f"time_{i}/attention", each("self_attns")),
         *norms(f"norm_{i}", each("pre_encoder_attn_layer_norm")),
-        *experts(f"layer_{i}/moe", f"{at}.moe", order, **sizes),
+        *experts(f"layer_{i}/moe", f"{at}.moe", order, moe.share, moe.num_experts, moe.gate),
         *norms(f"mlp_{i}/norm", each("pre_ffn_layer_norm")),
         *linears(f"mlp_{i}/mlp/up", each("fc1")),
         *linears(f"mlp_{i}/mlp/down", each("fc2")),
@@ -135,14 +138,17 @@ def _layer(method: FuseMoE, i: int, order: list[int]) -> list[Entry]:
 
 
 def experts(
-    path: str, at: str, order: list[int], *, router: str, num_experts: int, gate: str
+    path: str, at: str, order: list[int], share: str, num_experts: int, gate: str
 ) -> list[Entry]:
     """Experts write to all modalities, 'joint' ones also read all: blocks in m4's order."""
-    joint, own = router == "joint", num_experts // len(order)
+    joint, own = share == "joint", num_experts // len(order)
     names = [f"{at}.experts.{e}" for e in range(num_experts)]
-    if router == "disjoint":
+    if share == "disjoint":
         names = [f"{at}.experts.{a}.{e}" for a in order for e in range(own)]
-    each = lambda name: [f"{expert}.{name}" for expert in names]  # noqa: E731
+
+    def each(name: str) -> list[str]:
+        return [f"{expert}.{name}" for expert in names]
+
     reads = blocks(order) if joint else SAME
     reads_w1 = blocks(order, 1) if joint else SAME
     entries = [

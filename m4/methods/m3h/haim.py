@@ -1,21 +1,85 @@
-"""Eleven statistics per signal, as HAIM-MIMIC-MM made them (Soenksen et al. 2022).
+"""One vector per modality from what HAIM-MIMIC-MM gives its models (Soenksen et al. 2022).
 
-Source: lrsoenksen/HAIM, commit 691b883. A signal is the sequence of its observations in order of
-time; times themselves do not count.
+Eleven statistics per signal, mean embeddings, table values. Source: lrsoenksen/HAIM, commit
+691b883. A signal is the sequence of its observations in order of time; times themselves do not
+count.
 
-Letters: B rows, M series modalities, L observations, f features, S statistics.
+Letters: B rows, M modalities (of a kind), L observations, p width of an embedding, f features,
+S statistics, N numbers of a modality, D width.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
-from m4.nn.encoders.series import SeriesStack
-from m4.types import Array
+from m4.nn.encoders.streams import SeriesStack, Vectors, clean_table, gather
+from m4.nn.encoders.summary_tokens import CodesEncoder
+from m4.nn.layers import StackedDense, StackedLayerNorm
+from m4.specs import DataSpec
+from m4.types import Array, Batch
 
 STATISTICS = (
     "max", "min", "mean", "variance", "mean_diff", "mean_abs_diff", "max_abs_diff",
     "sum_abs_diff", "last_minus_first", "num_peaks", "slope",
 )  # fmt: skip
+
+
+class HaimVectors(nn.Module):
+    """Vectors of all modalities in the spec's order; what absent ones hold means nothing.
+
+    `zero_row` and `by_hour` are the authors' quirks, see `statistics` and `mean_by_hour`.
+    """
+
+    data: DataSpec
+    width: int
+    dropout: float = 0.0
+    zero_row: bool = False
+    by_hour: bool = False
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool) -> Array:
+        """[B, M, D]. Raises ValueError for modality kinds without an encoder."""
+        streams, tokens = gather(self.data, batch), []
+        for limit, series in streams.series.items():
+            x_BMfS = statistics(series, zero_row=self.zero_row)
+            x_BMN = rearrange(x_BMfS, "b m f s -> b m (f s)")
+            tokens.append(self._embed(f"series_{limit}", x_BMN, train))
+        for name, x in streams.vectors.items():
+            mean_Bp = mean_by_hour(x) if self.by_hour else mean(x)
+            tokens.append(self._embed(name, mean_Bp[:, None], train))
+        for name, stream in streams.tables.items():
+            x_Bf, _ = clean_table(stream)
+            tokens.append(self._embed(name, x_Bf[:, None], train, norm=False))
+        for name, stream in streams.codes.items():
+            vocab = self.data.modality(name).vocab
+            tokens.append(CodesEncoder(vocab, self.width, name=name)(stream)[:, None])
+        vectors = streams.by_name(jnp.concatenate(tokens, 1))
+        return jnp.stack([vectors[name] for name in self.data.modality_names], 1)
+
+    def _embed(self, name: str, x_BMN: Array, train: bool, norm: bool = True) -> Array:
+        """Layer norm, affine, GELU, dropout, affine; parameters per modality of the stack."""
+        num = x_BMN.shape[1]
+        if norm:  # not for tables: a single value would be normalised away
+            x_BMN = StackedLayerNorm(num, name=f"{name}_norm")(x_BMN)
+        h = nn.gelu(StackedDense(self.width, num, name=f"{name}_up")(x_BMN))
+        h = nn.Dropout(self.dropout, deterministic=not train, name=f"{name}_drop")(h)
+        return StackedDense(self.width, num, name=f"{name}_down")(h)
+
+
+def mean(x: Vectors) -> Array:
+    """Mean vector, [B, p]; 0 without any."""
+    return x.values.sum(1) / jnp.maximum(x.mask.sum(1), 1)[:, None]
+
+
+def mean_by_hour(x: Vectors) -> Array:
+    """Mean weighted by the time since the start of the window, [B, p].
+
+    As released: a vector at time 0 does not count, and if there is no other the mean is 0.
+    """
+    weight_BL = jnp.where(x.mask, x.times, 0.0)
+    total_B1 = weight_BL.sum(1, keepdims=True)
+    return jnp.einsum("blp,bl->bp", x.values, weight_BL) / jnp.where(total_B1 > 0, total_B1, 1.0)
 
 
 def statistics(series: SeriesStack, *, zero_row: bool) -> Array:

@@ -1,108 +1,95 @@
-"""Every modality of a row as one vector, whatever its kind.
+"""What M3H makes of each kind of task: its logits, its loss, its weight.
 
-Letters: B rows, M modalities, L observations, D width, N columns, f features, S statistics.
+Letters: B rows, T tasks, d task width, D width that affine heads read, N columns of statistics,
+C outputs of a task.
 """
 
-import dataclasses
+from collections import Counter
+from collections.abc import Sequence
 from typing import Literal
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
+import optax
 
-from m4.methods.m3h import haim
-from m4.nn.encoders import mixed
-from m4.nn.encoders.codes import CodesEncoder
-from m4.nn.encoders.vectors import VectorsInput
-from m4.nn.layers import StackedDense, StackedLayerNorm
-from m4.specs import DataSpec
-from m4.types import Array, Batch
+from m4 import task_losses
+from m4.methods.m3h import clustering
+from m4.nn.heads import StackedHeads
+from m4.specs import DataSpec, TaskSpec
+from m4.types import Array, Batch, Mean, Outputs, Target
 
-Features = Literal["summary", "haim", "haim_released"]
+Cluster = Literal["dec", "mi", "kmeans"]
+Weighting = Literal["class", "uniform", "uncertainty"]
+CLUSTER_LOSSES = {
+    "dec": clustering.dec,
+    "mi": clustering.mutual_information,
+    "kmeans": clustering.kmeans,
+}
 
 
-class RowEncoder(nn.Module):
-    """Vectors of all modalities in the spec's order; what absent ones hold means nothing.
+def affine(tasks: Sequence[TaskSpec]) -> np.ndarray:
+    """Indices of the tasks with an affine head: all but clustering."""
+    return np.array([t for t, task in enumerate(tasks) if task.kind != "cluster"], int)
 
-    `features='summary'` reads everything that `mixed.SummaryEncoder` does. 'haim' reads what
-    HAIM-MIMIC-MM gives its models: eleven statistics per signal, mean embeddings, table values;
-    'haim_released' with the authors' appended zeros and hours as weights of embeddings.
+
+def task_logits(tasks: Sequence[TaskSpec], o_BTd: Array, h_BTD: Array) -> dict[str, Array]:
+    """Affine heads on `h_BTD` of the `affine` tasks; those of clustering are centroids among `o`.
+
+    Parameters 'heads' and 'cluster_<task>' belong to the module that calls.
     """
-
-    data: DataSpec
-    width: int
-    dropout: float = 0.0
-    features: Features = "summary"
-
-    @nn.compact
-    def __call__(self, batch: Batch, *, train: bool) -> tuple[Array, Array]:
-        """Vectors [B, M, D], and for the heads the columns [B, N] of series and tables.
-
-        Raises ValueError for modality kinds without an encoder.
-        """
-        names, tokens, wide_BN = [], [], jnp.zeros((batch.weight.shape[0], 0))
-        mixable = tuple(m for m in self.data.modalities if m.kind != "text")
-        if mixable:
-            data = dataclasses.replace(self.data, modalities=mixable)
-            encode = self._summary if self.features == "summary" else self._haim
-            x_BMD, wide_BN = encode(data, mixed.gather(data, batch), train)
-            names = [data.modality_names[i] for i in mixed.order(data)]
-            tokens = [x_BMD]
-        for m in self.data.modalities:
-            if m.kind == "text":
-                tokens.append(
-                    CodesEncoder(m.vocab, self.width, name=m.name)(batch.inputs[m.name])[:, None]
-                )
-                names.append(m.name)
-        place = np.array([names.index(name) for name in self.data.modality_names])
-        return jnp.concatenate(tokens, 1)[:, place], wide_BN
-
-    def _summary(self, data, inputs, train):
-        return mixed.SummaryEncoder(data, self.width, self.dropout, name="summary")(
-            inputs, train=train
-        )
-
-    def _haim(self, data, inputs, train):
-        released = self.features == "haim_released"
-        tokens = []
-        for limit, series in inputs.series.items():
-            statistics = haim.statistics(series, zero_row=released)
-            x_BMN = rearrange(statistics, "b m f s -> b m (f s)")
-            tokens.append(self._embed(f"series_{limit}", x_BMN, train))
-        for name, x in inputs.vectors.items():
-            mean_BD = mean_by_hour(x) if released else mean(x)
-            tokens.append(self._embed(name, mean_BD[:, None], train))
-        for name, stream in inputs.tables.items():
-            seen = stream.observed & stream.present[:, None]
-            x_B1f = jnp.where(seen, stream.values, 0.0)[:, None]
-            tokens.append(self._embed(name, x_B1f, train, norm=False))
-        for name, stream in inputs.codes.items():
-            vocab = data.modality(name).vocab
-            tokens.append(CodesEncoder(vocab, self.width, name=name)(stream)[:, None])
-        x_BMD = jnp.concatenate(tokens, 1)
-        return x_BMD, jnp.zeros((x_BMD.shape[0], 0))
-
-    def _embed(self, name, x_BMN, train, norm=True):
-        """Layer norm, affine, GELU, dropout, affine; parameters per modality of the stack."""
-        stacks = x_BMN.shape[1]
-        if norm:  # not for tables: a single value would be normalised away
-            x_BMN = StackedLayerNorm(stacks, name=f"{name}_norm")(x_BMN)
-        h = nn.gelu(StackedDense(self.width, stacks, name=f"{name}_up")(x_BMN))
-        h = nn.Dropout(self.dropout, deterministic=not train, name=f"{name}_drop")(h)
-        return StackedDense(self.width, stacks, name=f"{name}_down")(h)
+    plain = [tasks[t] for t in affine(tasks)]
+    logits = StackedHeads(plain, name="heads")(h_BTD) if plain else {}
+    for t, task in enumerate(tasks):
+        if task.kind == "cluster":
+            head = clustering.ClusterHead(task.dim, name=f"cluster_{task.name}")
+            logits[task.name] = head(o_BTd[:, t])
+    return logits
 
 
-def mean(x: VectorsInput) -> Array:
-    """Mean vector, [B, p]; 0 without any."""
-    return x.values.sum(1) / jnp.maximum(x.mask.sum(1), 1)[:, None]
+def objective(
+    data: DataSpec,
+    out: Outputs,
+    batch: Batch,
+    *,
+    weighting: Weighting,
+    cluster: Cluster = "dec",
+    squares: bool = True,
+) -> tuple[Array, dict[str, Mean]]:
+    """Weighted mean of the active tasks' losses. Rows with nothing present count nowhere.
 
-
-def mean_by_hour(x: VectorsInput) -> Array:
-    """Mean weighted by the time since the start of the window, [B, p].
-
-    As released: a vector at time 0 does not count, and if there is no other the mean is 0.
+    'uncertainty' weighs by the learned `out.extra['sigma']`; see `task_weights` and `row_loss`.
     """
-    weight_BL = jnp.where(x.mask, x.times, 0.0)
-    total_B1 = weight_BL.sum(1, keepdims=True)
-    return jnp.einsum("blp,bl->bp", x.values, weight_BL) / jnp.where(total_B1 > 0, total_B1, 1.0)
+    batch = task_losses.counted(data, batch)
+
+    def of_rows(task: TaskSpec, logits_BC: Array, target: Target) -> tuple[Array, Array]:
+        if task.kind == "cluster":
+            loss_B = CLUSTER_LOSSES[cluster](logits_BC, batch.weight)
+            return loss_B, jnp.ones_like(batch.weight)
+        return row_loss(task, logits_BC, target, squares=squares)
+
+    terms = task_losses.task_losses(data, out.logits, batch, row_loss=of_rows)
+    weight_T = task_weights(data.tasks, weighting) * out.extra["active"]
+    loss_T = jnp.stack([terms[name].value() for name in data.task_names])
+    if weighting == "uncertainty":
+        known_T = jnp.stack([terms[name].weight > 0 for name in data.task_names])
+        loss_T = jnp.where(known_T, task_losses.uncertainty(loss_T, out.extra["sigma"]), 0.0)
+    return jnp.sum(weight_T * loss_T) / jnp.maximum(weight_T.sum(), 1e-6), terms
+
+
+def row_loss(
+    task: TaskSpec, logits_BC: Array, target: Target, *, squares: bool
+) -> tuple[Array, Array]:
+    """As `task_losses.row_loss`, but squares of a regression where `squares`, not Huber."""
+    if task.kind != "regression" or not squares:
+        return task_losses.row_loss(task, logits_BC, target)
+    mask_B = target.mask.astype(jnp.float32)
+    value_BC = task_losses.standardise(task, target.value.reshape(logits_BC.shape))
+    value_BC = jnp.where(mask_B[:, None] > 0, value_BC, 0.0)
+    return 2 * optax.l2_loss(logits_BC, value_BC).mean(-1), mask_B
+
+
+def task_weights(tasks: Sequence[TaskSpec], weighting: Weighting) -> np.ndarray:
+    """f32[T]: the tasks' own weights, with 'class' over the number of tasks of their kind."""
+    count = Counter(task.kind for task in tasks)
+    share = [1.0 / count[t.kind] if weighting == "class" else 1.0 for t in tasks]
+    return np.array([t.weight for t in tasks], np.float32) * np.array(share, np.float32)

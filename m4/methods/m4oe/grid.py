@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from m4.nn.encoders import mixed
-from m4.nn.encoders.codes import CodesEncoder
+from m4.nn.encoders.query_tokens import QueryTokens
+from m4.nn.encoders.streams import gather
+from m4.nn.encoders.summary_tokens import CodesEncoder, SummaryTokens
 from m4.nn.encoders.vit import ViT, clean_images
 from m4.specs import DataSpec
 from m4.types import Array, Batch
@@ -68,22 +69,22 @@ class GridTokens(nn.Module):
         return TokenGrid(x_BMTD, jnp.stack([pad(mask) for _, mask in ordered], 1), wide_BN)
 
     def _mixed(self, data, batch, parts, train) -> Array:
-        inputs = mixed.gather(data, batch)
-        summary = mixed.SummaryEncoder(data, self.width, self.dropout, name="summary")
-        s_BMD, wide_BN = summary(inputs, train=train)
+        streams = gather(data, batch)
+        summary = SummaryTokens(data, self.width, self.dropout, name="summary")
+        s_BMD, wide_BN = summary(streams, train=train)
         x_BMTD = s_BMD[:, :, None]
-        timed = inputs.num_timed if self.timed == "grid" else 0
+        timed = streams.num_timed if self.timed == "grid" else 0
         if timed:
-            grid = mixed.GridEncoder(
+            grid = QueryTokens(
                 self.width, self.num_heads, self.num_queries, self.embed_time, name="grid"
             )
             init = nn.initializers.normal(0.02)
             position_QD = self.param("position", init, (self.num_queries, self.width))
-            grid_BMQD = grid(inputs, train=train) + position_QD
+            grid_BMQD = grid(streams, train=train) + position_QD
             timed_BMTD = jnp.concatenate([x_BMTD[:, :timed], grid_BMQD], 2)
-        for slot, m in enumerate(mixed.order(data)):
-            x_BTD = timed_BMTD[:, slot] if slot < timed else x_BMTD[:, slot]
-            parts[data.modality_names[m]] = x_BTD, jnp.ones(x_BTD.shape[:2], bool)
+        for i, name in enumerate(streams.names):
+            x_BTD = timed_BMTD[:, i] if i < timed else x_BMTD[:, i]
+            parts[name] = x_BTD, jnp.ones(x_BTD.shape[:2], bool)
         return wide_BN
 
     def _images(self, batch, parts, train):

@@ -1,31 +1,158 @@
-"""Continuous time: embedding, multi-time attention (mTAND), imputation on a grid.
+"""Irregular modalities -> tokens at common query times.
+
+Vectors go through multi-time attention (mTAND, Shukla and Marlin 2021). A series is encoded twice,
+by multi-time attention over its observations and by imputation on a regular grid, and a learned
+gate mixes both (UTDE: Zhang et al. 2023, FuseMoE section 3.1).
 
 Times are hours divided by the length of the window, so queries lie in [0, 1].
 
 Letters: B rows, M modalities, L observations, Q query points, H heads, c width of a head,
-P value channels, f features, K time-embedding width, D model width.
+P value channels, p width of a vector, f features, K time-embedding width, D model width.
 """
 
 import math
+from typing import Literal, Protocol, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from m4.nn.layers import Initializer, StackedDense, uniform_init
+from m4.nn.encoders.streams import SeriesStack, Streams, Vectors
+from m4.nn.layers import Initializer, StackedDense, uniform_init, xavier_init
 from m4.types import Array
 
-
-def query_times(num: int) -> Array:
-    """`num` equally spaced query points from 0 to 1 inclusive."""
-    return jnp.linspace(0.0, 1.0, num)
+Level = Literal["batch", "batch_seq", "batch_seq_feature"]
 
 
-def time_features(times: Array, weight_K: Array, bias_K: Array) -> Array:
-    """[...] -> [..., K]: one linear coordinate first, then K - 1 sines of affine maps."""
-    affine = times[..., None] * weight_K + bias_K
-    return jnp.concatenate([affine[..., :1], jnp.sin(affine[..., 1:])], axis=-1)
+class Impute(Protocol):
+    """Fills a regular grid: values and flags "observed within the bin", [B, M, num_bins, f]."""
+
+    def __call__(self, series: SeriesStack, *, num_bins: int) -> tuple[Array, Array]: ...
+
+
+def impute(series: SeriesStack, *, num_bins: int) -> tuple[Array, Array]:
+    """Last observed value, else the global mean (0 after z-scoring); flags of the bin."""
+    return carry_forward(
+        series.values, series.observed, series.times, series.mask, num_bins=num_bins
+    )
+
+
+class QueryTokens(nn.Module):
+    """Timed modalities -> tokens at `num_queries` times from 0 to 1: series first, then vectors.
+
+    What FuseMoE's authors do otherwise are fields: `dropout` in the attention, the first
+    `frequencies` of phi (None: `frequency_init`), raw vectors (`project=False`), and `impute`.
+    """
+
+    width: int
+    num_heads: int
+    num_queries: int
+    embed_time: int
+    utde: Level = "batch"
+    dropout: float = 0.0
+    frequencies: Initializer | None = None
+    project: bool = True
+    impute: Impute = impute
+
+    @nn.compact
+    def __call__(self, streams: Streams, *, train: bool) -> Array:
+        """[B, M, Q, D] of the timed modalities in the order of `streams`."""
+        init = self.frequencies or frequency_init(self.num_queries)
+        embed = TimeEmbedding(self.embed_time, init, name="time")
+        query_QK = embed(query_times(self.num_queries))
+        tokens = []
+        for limit, series in streams.series.items():
+            utde = UTDE(
+                self.width,
+                self.num_heads,
+                series.mask.shape[1],
+                self.utde,
+                self.dropout,
+                self.impute,
+                name=f"series_{limit}",
+            )
+            tokens.append(utde(series, query_QK, embed(series.times), train=train))
+        for name, x in streams.vectors.items():
+            encoder = VectorsEncoder(
+                self.width, self.num_heads, self.dropout, self.project, name=name
+            )
+            tokens.append(encoder(x, query_QK, embed(x.times), train=train)[:, None])
+        return jnp.concatenate(tokens, axis=1)
+
+
+class UTDE(nn.Module):
+    """g * mTAND(observations) + (1 - g) * linear(imputed grid), FuseMoE section 3.1.
+
+    `level` says what g depends on: `batch` one number per row from the maxima over time,
+    `batch_seq` one per query, `batch_seq_feature` one per query and channel.
+    """
+
+    features: int
+    num_heads: int
+    num_stacks: int
+    level: Level = "batch"
+    dropout: float = 0.0
+    impute: Impute = impute
+
+    @nn.compact
+    def __call__(
+        self, series: SeriesStack, query_QK: Array, key_BMLK: Array, *, train: bool
+    ) -> Array:
+        """[B, M, Q, features]; parameters per modality."""
+        if self.level not in get_args(Level):
+            raise ValueError(f"utde level {self.level!r} is not one of {get_args(Level)}")
+        mtand = MultiTimeAttention(
+            self.features,
+            self.num_heads,
+            self.num_stacks,
+            self.dropout,
+            append_flags=True,
+            name="mtand",
+        )
+        irregular = mtand(query_QK, key_BMLK, series.values, series.observed, train=train)
+        grid = jnp.concatenate(self.impute(series, num_bins=query_QK.shape[0]), -1)
+        init = uniform_init(grid.shape[-1])
+        dense = StackedDense(self.features, self.num_stacks, init, bias_init=None, name="imputed")
+        regular = dense(grid)
+        gate = self._gate(irregular, regular, train)
+        return gate * irregular + (1.0 - gate) * regular
+
+    def _gate(self, irregular, regular, train):
+        both = jnp.concatenate([irregular, regular], -1)
+        if self.level == "batch":
+            both = both.max(-2, keepdims=True)
+        both = nn.Dropout(self.dropout, deterministic=not train, name="gate_drop")(both)
+        out = self.features if self.level == "batch_seq_feature" else 1
+        init, biases = xavier_init("normal"), uniform_init(both.shape[-1])
+        up = StackedDense(self.features, self.num_stacks, init, biases, name="gate_up")
+        biases = uniform_init(self.features)
+        down = StackedDense(out, self.num_stacks, init, biases, name="gate_out")
+        return nn.sigmoid(down(nn.relu(up(both))))
+
+
+class VectorsEncoder(nn.Module):
+    """mTAND over the vectors; with `project`, of their projection to the model width.
+
+    FuseMoE attends to the raw vectors and maps H * p channels to D afterwards (786,000 weights
+    for a note). Attention weights sum to 1, so projecting first loses only what heads could
+    read differently, and costs p * D.
+    """
+
+    features: int
+    num_heads: int
+    dropout: float = 0.0
+    project: bool = True
+
+    @nn.compact
+    def __call__(self, x: Vectors, query_QK: Array, key_BLK: Array, *, train: bool) -> Array:
+        """[B, Q, D]."""
+        values = nn.Dense(self.features, name="project")(x.values) if self.project else x.values
+        mask = jnp.broadcast_to(x.mask[..., None], values.shape)
+        mtand = MultiTimeAttention(self.features, self.num_heads, 1, self.dropout, name="mtand")
+        return mtand(
+            query_QK, key_BLK[:, None], values[:, None], mask[:, None], train=train
+        )[:, 0]
 
 
 def frequency_init(num_queries: int) -> Initializer:
@@ -43,8 +170,16 @@ def frequency_init(num_queries: int) -> Initializer:
     return init
 
 
+def query_times(num: int) -> Array:
+    """`num` equally spaced query points from 0 to 1 inclusive."""
+    return jnp.linspace(0.0, 1.0, num)
+
+
 class TimeEmbedding(nn.Module):
-    """phi(t), shared by all modalities and by the queries (section 2.1 of the mTAND paper)."""
+    """phi(t): one linear coordinate, then sines of affine maps (mTAND, section 2.1).
+
+    Shared by all modalities and by the queries.
+    """
 
     features: int
     weight_init: Initializer = uniform_init(1)
@@ -54,7 +189,8 @@ class TimeEmbedding(nn.Module):
         """[...] in windows -> [..., features]."""
         weight_K = self.param("weight", self.weight_init, (self.features,))
         bias_K = self.param("bias", uniform_init(1), (self.features,))
-        return time_features(times, weight_K, bias_K)
+        affine = times[..., None] * weight_K + bias_K
+        return jnp.concatenate([affine[..., :1], jnp.sin(affine[..., 1:])], axis=-1)
 
 
 def channel_attention(scores_BMHQL: Array, values_BMLP: Array, mask_BMLP: Array, drop) -> Array:

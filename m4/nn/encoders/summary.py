@@ -8,14 +8,15 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from m4.nn.encoders import mixed
+from m4.nn.encoders.streams import gather
+from m4.nn.encoders.summary_tokens import SummaryTokens
 from m4.nn.encoders.volume import VolumeEncoder
 from m4.specs import DataSpec
 from m4.types import Array, Batch
 
 
 class ModalitySummary(nn.Module):
-    """`mixed.SummaryEncoder` in the spec's order, with images through a small volume encoder."""
+    """`SummaryTokens` in the spec's order, with images through a small volume encoder."""
 
     data: DataSpec
     width: int
@@ -29,9 +30,10 @@ class ModalitySummary(nn.Module):
         tokens, wide_BN = {}, jnp.zeros((batch.uid.shape[0], 0))
         if others:
             spec = dataclasses.replace(self.data, modalities=others)
-            encoder = mixed.SummaryEncoder(spec, self.width, self.dropout, name="mixed")
-            x_BMD, wide_BN = encoder(mixed.gather(spec, batch), train=train)
-            tokens = {spec.modality_names[i]: x_BMD[:, m] for m, i in enumerate(mixed.order(spec))}
+            encoder = SummaryTokens(spec, self.width, self.dropout, name="mixed")
+            streams = gather(spec, batch)
+            x_BMD, wide_BN = encoder(streams, train=train)
+            tokens = streams.by_name(x_BMD)
         for m in images:
             encoder = VolumeEncoder(self.width, (8, 16, 32), self.dropout, name=m.name)
             tokens[m.name] = encoder(batch.inputs[m.name], train=train)

@@ -1,190 +1,69 @@
-"""Irregular time series -> tokens: UTDE and summary statistics.
+"""One token per modality, whatever its kind, and statistics of irregular series.
 
-UTDE (Zhang et al. 2023, used by FuseMoE section 3.1) encodes a series twice, by multi-time
-attention over the raw observations and by imputation on a regular grid, and mixes both with
-a learned gate.
-
-Letters: B rows, M series modalities, L observations, f features, Q query points, K width of
-the time embedding, D model width, S statistics.
+Letters: B rows, M modalities, L observations, f features, S statistics, N columns, T codes, D width.
 """
 
-from collections.abc import Sequence
-
 import flax.linen as nn
-import flax.struct
-import jax
 import jax.numpy as jnp
+from einops import rearrange
 
-from m4.nn.layers import StackedDense, uniform_init, xavier_init
-from m4.nn.time import MultiTimeAttention, carry_forward
+from m4.nn.encoders.streams import SeriesStack, Streams, Vectors, clean_table
+from m4.nn.layers import StackedDense
+from m4.specs import DataSpec
 from m4.types import Array, Stream
 
 STATISTICS = (
     "last", "first", "mean", "min", "max", "std", "slope", "count", "since_last", "observed",
 )  # fmt: skip
-UTDE_LEVELS = ("batch", "batch_seq", "batch_seq_feature")
 
 
-@flax.struct.dataclass
-class SeriesStack:
-    """Series modalities padded to common lengths. Unobserved values and padded times are 0."""
+class SummaryTokens(nn.Module):
+    """A token of every modality, timed ones from statistics, and those statistics themselves."""
 
-    values: Array  # f32[B, M, L, f]
-    observed: Array  # bool[B, M, L, f]
-    times: Array  # f32[B, M, L], windows
-    mask: Array  # bool[B, M, L]
-    present: Array  # bool[B, M]
-
-
-def stack_series(streams: Sequence[Stream], *, hours: float) -> SeriesStack:
-    """Pads to the longest and widest modality; whatever is not observed is replaced by 0.
-
-    Replaced, not multiplied: NaN and infinity in unobserved entries must not survive.
-    """
-    length = max(s.values.shape[1] for s in streams)
-    width = max(s.values.shape[2] for s in streams)
-
-    def pad(x):
-        widths = [(0, 0), (0, length - x.shape[1])]
-        widths += [(0, width - x.shape[2])] if x.ndim == 3 else []
-        return jnp.pad(x, widths)
-
-    mask = [s.mask & s.present[:, None] for s in streams]
-    observed = [s.observed & m[..., None] for s, m in zip(streams, mask, strict=True)]
-    values = [jnp.where(o, s.values, 0) for s, o in zip(streams, observed, strict=True)]
-    times = [jnp.where(m, s.times, 0) / hours for s, m in zip(streams, mask, strict=True)]
-    stack = lambda xs: jnp.stack([pad(x) for x in xs], axis=1)  # noqa: E731
-    return SeriesStack(
-        values=stack(values).astype(jnp.float32),
-        observed=stack(observed),
-        times=stack(times).astype(jnp.float32),
-        mask=stack(mask),
-        present=jnp.stack([s.present for s in streams], axis=1),
-    )
-
-
-def summary_statistics(series: SeriesStack) -> Array:
-    """[B, M, f, S] in the order of `STATISTICS`; 0 for a feature never observed.
-
-    The slope is per window, ridge-shrunk so that two neighbouring points give no huge value;
-    count is log1p(n) / 3; `since_last` is in windows before the end, 1 if never observed.
-    """
-    seen = series.observed
-    x = series.values
-    t = series.times[..., None]
-    count = seen.sum(-2).astype(jnp.float32)
-    some = count > 0
-    per = 1.0 / jnp.maximum(count, 1.0)
-    mean = x.sum(-2) * per
-    centred = jnp.where(seen, x - mean[..., None, :], 0.0)
-    mean_time = jnp.where(seen, t, 0.0).sum(-2) * per
-    offset = jnp.where(seen, t - mean_time[..., None, :], 0.0)
-    slope = (offset * centred).sum(-2) * per / (jnp.square(offset).sum(-2) * per + 0.01)
-    row = jnp.arange(x.shape[-2])[:, None]
-    newest = jnp.where(seen, row, -1).max(-2, keepdims=True)
-    oldest = jnp.where(seen, row, x.shape[-2]).min(-2, keepdims=True)
-    pick = lambda values, index: jnp.where(seen & (row == index), values, 0.0).sum(-2)  # noqa: E731
-    columns = (
-        pick(x, newest),
-        pick(x, oldest),
-        mean,
-        jnp.where(some, jnp.where(seen, x, jnp.inf).min(-2), 0.0),
-        jnp.where(some, jnp.where(seen, x, -jnp.inf).max(-2), 0.0),
-        jnp.sqrt(jnp.square(centred).sum(-2) * per),
-        slope,
-        jnp.log1p(count) / 3.0,
-        1.0 - jnp.clip(pick(t, newest), 0.0, 1.0),
-        some,
-    )
-    return jnp.stack([jnp.broadcast_to(c, mean.shape).astype(jnp.float32) for c in columns], -1)
-
-
-def impute_released(series: SeriesStack, *, num_bins: int) -> tuple[Array, Array]:
-    """The authors' hourly imputation with its three defects (kept for `fidelity='released'`).
-
-    A bin without a row stays 0 and breaks the chain; a later row of the same bin in which a
-    feature is unobserved overwrites the bin's value by the previous bin's; bin 0 reads the last
-    bin. Returns values and observed flags, [B, M, num_bins, f].
-    """
-    bins = jnp.floor(series.times * num_bins).astype(jnp.int32)
-
-    def row(carry, inputs):
-        value, flag = carry
-        x, seen, index, valid = inputs
-        here = valid & (index < num_bins)
-        before = value[(index - 1) % num_bins]
-        now = jnp.where(seen, x, jnp.where(before != 0, before, value[index]))
-        value = value.at[index].set(jnp.where(here, now, value[index]))
-        flag = flag.at[index].set(jnp.where(here & seen, 1.0, flag[index]))
-        return (value, flag), None
-
-    def one(x, seen, index, valid):
-        empty = jnp.zeros((num_bins, x.shape[-1]))
-        return jax.lax.scan(row, (empty, empty), (x, seen, index, valid))[0]
-
-    return jax.vmap(jax.vmap(one))(series.values, series.observed, bins, series.mask)
-
-
-def impute(series: SeriesStack, *, num_bins: int) -> tuple[Array, Array]:
-    """Last observed value, else the global mean (0 after z-scoring); flags of the bin."""
-    return carry_forward(
-        series.values, series.observed, series.times, series.mask, num_bins=num_bins
-    )
-
-
-class UTDE(nn.Module):
-    """g * mTAND(observations) + (1 - g) * linear(imputed grid), FuseMoE section 3.1.
-
-    `level` says what g depends on: `batch` one number per row from the maxima over time,
-    `batch_seq` one per query, `batch_seq_feature` one per query and channel.
-    """
-
-    features: int
-    num_heads: int
-    num_stacks: int
-    level: str = "batch"
+    data: DataSpec
+    width: int
     dropout: float = 0.0
-    released_imputation: bool = False
 
     @nn.compact
-    def __call__(self, series: SeriesStack, query_QK: Array, key_BMLK: Array, *, train) -> Array:
-        """[B, M, Q, features]; parameters per modality."""
-        if self.level not in UTDE_LEVELS:
-            raise ValueError(f"utde level {self.level!r} is not one of {UTDE_LEVELS}")
-        irregular = MultiTimeAttention(
-            self.features,
-            self.num_heads,
-            self.num_stacks,
-            self.dropout,
-            append_flags=True,
-            name="mtand",
-        )(query_QK, key_BMLK, series.values, series.observed, train=train)
-        fill = impute_released if self.released_imputation else impute
-        grid = jnp.concatenate(fill(series, num_bins=query_QK.shape[0]), -1)
-        regular = StackedDense(
-            self.features,
-            self.num_stacks,
-            uniform_init(grid.shape[-1]),
-            bias_init=None,
-            name="imputed",
-        )(grid)
-        gate = self._gate(irregular, regular, train)
-        return gate * irregular + (1.0 - gate) * regular
+    def __call__(self, streams: Streams, *, train: bool) -> tuple[Array, Array]:
+        """Tokens [B, M, D] in the order of `streams`; of series and tables, columns [B, N]."""
+        tokens, columns = [], []
+        for limit, series in streams.series.items():
+            statistics = jnp.clip(summary_statistics(series), -6.0, 6.0)
+            x_BMN = rearrange(statistics, "b m f s -> b m (f s)")
+            name = f"series_{limit}"
+            encoder = SeriesSummary(self.width, x_BMN.shape[1], self.dropout, name=name)
+            tokens.append(encoder(x_BMN, train=train))
+            columns.append(rearrange(x_BMN, "b m n -> b (m n)"))
+        for name, x in streams.vectors.items():
+            tokens.append(VectorsSummary(self.width, name=name)(x)[:, None])
+        for stream in streams.tables.values():
+            values, seen = clean_table(stream)
+            columns += [values, seen.astype(jnp.float32)]
+        static = StaticTokens(self.data, self.width, self.dropout, name="static")
+        tokens += [x_BD[:, None] for x_BD in static(streams, train=train)]
+        rows = tokens[0].shape[0]
+        return jnp.concatenate(tokens, 1), jnp.concatenate([jnp.zeros((rows, 0)), *columns], -1)
 
-    def _gate(self, irregular, regular, train):
-        both = jnp.concatenate([irregular, regular], -1)
-        if self.level == "batch":
-            both = both.max(-2, keepdims=True)
-        both = nn.Dropout(self.dropout, deterministic=not train, name="gate_drop")(both)
-        out = self.features if self.level == "batch_seq_feature" else 1
-        init = xavier_init("normal")
-        h = StackedDense(
-            self.features, self.num_stacks, init, uniform_init(both.shape[-1]), name="gate_up"
-        )(both)
-        g = StackedDense(out, self.num_stacks, init, uniform_init(self.features), name="gate_out")(
-            nn.relu(h)
-        )
-        return nn.sigmoid(g)
+
+class StaticTokens(nn.Module):
+    """Tables, then codes, then text -> one token each."""
+
+    data: DataSpec
+    width: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, streams: Streams, *, train: bool) -> list[Array]:
+        """[B, D] per modality without times."""
+        tokens = [
+            TableEncoder(self.width, self.dropout, name=name)(stream, train=train)
+            for name, stream in streams.tables.items()
+        ]
+        for name, stream in streams.codes.items():
+            vocab = self.data.modality(name).vocab
+            tokens.append(CodesEncoder(vocab, self.width, name=name)(stream))
+        return tokens
 
 
 class SeriesSummary(nn.Module):
@@ -200,3 +79,95 @@ class SeriesSummary(nn.Module):
         h = nn.gelu(StackedDense(2 * self.features, self.num_stacks, name="up")(statistics_BMN))
         h = nn.Dropout(self.dropout, deterministic=not train, name="drop")(h)
         return StackedDense(self.features, self.num_stacks, name="down")(h)
+
+
+class VectorsSummary(nn.Module):
+    """Mean and newest vector, the log of their number and the newest time -> one token."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Vectors) -> Array:
+        """[B, D]."""
+        count_B1 = x.mask.sum(-1, keepdims=True).astype(jnp.float32)
+        newest_BL = x.mask & (jnp.cumsum(x.mask[:, ::-1], 1)[:, ::-1] == 1)
+        parts = (
+            x.values.sum(1) / jnp.maximum(count_B1, 1.0),
+            jnp.where(newest_BL[..., None], x.values, 0).sum(1),
+            jnp.log1p(count_B1),
+            jnp.where(newest_BL, x.times, 0).sum(1, keepdims=True),
+        )
+        h = nn.gelu(nn.Dense(self.features, name="up")(jnp.concatenate(parts, -1)))
+        return nn.Dense(self.features, name="down")(h)
+
+
+class TableEncoder(nn.Module):
+    """Two-layer MLP of a row's values and observation flags -> one token."""
+
+    features: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, stream: Stream, *, train: bool) -> Array:
+        """[B, f] -> [B, D]."""
+        values, seen = clean_table(stream)
+        x = jnp.concatenate([values, seen.astype(jnp.float32)], -1)
+        h = nn.gelu(nn.Dense(self.features, name="up")(x))
+        h = nn.Dropout(self.dropout, deterministic=not train, name="drop")(h)
+        return nn.Dense(self.features, name="down")(h)
+
+
+class CodesEncoder(nn.Module):
+    """Mean embedding of the codes of a row and the log of their number, then an affine map."""
+
+    vocab: int
+    features: int
+
+    @nn.compact
+    def __call__(self, stream: Stream) -> Array:
+        """i32[B, T] -> [B, D]; zeros enter the last map where a row has no code."""
+        mask_BT = stream.mask & stream.present[:, None]
+        code_BT = jnp.clip(jnp.where(mask_BT, stream.values, 0), 0, self.vocab - 1)
+        x_BTD = nn.Embed(self.vocab, self.features, name="embed")(code_BT)
+        count_B1 = mask_BT.sum(-1, keepdims=True).astype(jnp.float32)
+        mean_BD = jnp.where(mask_BT[..., None], x_BTD, 0).sum(1) / jnp.maximum(count_B1, 1.0)
+        return nn.Dense(self.features, name="out")(
+            jnp.concatenate([mean_BD, jnp.log1p(count_B1)], -1)
+        )
+
+
+def summary_statistics(series: SeriesStack) -> Array:
+    """[B, M, f, S] in the order of `STATISTICS`; 0 for a feature never observed.
+
+    The slope is per window, ridge-shrunk so that two neighbouring points give no huge value;
+    count is log1p(n) / 3; `since_last` is in windows before the end, 1 if never observed.
+    """
+    seen, x, t = series.observed, series.values, series.times[..., None]
+    count = seen.sum(-2).astype(jnp.float32)
+    some = count > 0
+    per = 1.0 / jnp.maximum(count, 1.0)
+    mean = x.sum(-2) * per
+    centred = jnp.where(seen, x - mean[..., None, :], 0.0)
+    mean_time = jnp.where(seen, t, 0.0).sum(-2) * per
+    offset = jnp.where(seen, t - mean_time[..., None, :], 0.0)
+    slope = (offset * centred).sum(-2) * per / (jnp.square(offset).sum(-2) * per + 0.01)
+    row = jnp.arange(x.shape[-2])[:, None]
+    newest = jnp.where(seen, row, -1).max(-2, keepdims=True)
+    oldest = jnp.where(seen, row, x.shape[-2]).min(-2, keepdims=True)
+
+    def pick(values, index):
+        return jnp.where(seen & (row == index), values, 0.0).sum(-2)
+
+    columns = (
+        pick(x, newest),
+        pick(x, oldest),
+        mean,
+        jnp.where(some, jnp.where(seen, x, jnp.inf).min(-2), 0.0),
+        jnp.where(some, jnp.where(seen, x, -jnp.inf).max(-2), 0.0),
+        jnp.sqrt(jnp.square(centred).sum(-2) * per),
+        slope,
+        jnp.log1p(count) / 3.0,
+        1.0 - jnp.clip(pick(t, newest), 0.0, 1.0),
+        some,
+    )
+    return jnp.stack([jnp.broadcast_to(c, mean.shape).astype(jnp.float32) for c in columns], -1)
