@@ -10,13 +10,8 @@ from flax.core import FrozenDict
 from m4.methods.flexcare import torch_layout as flexcare_table
 from m4.methods.flexcare.released import ReleasedFlexCare
 from m4.methods.flexmoe import torch_layout as flexmoe_table
-<<<<<<< HEAD
 from m4.methods.flexmoe.released import ReleasedFlexMoE
-from m4.methods.m3h.model import M3H
-=======
-from m4.methods.flexmoe.model import FlexMoE
 from m4.methods.m3h.released import ReleasedM3H
->>>>>>> 441076d (Give FuseMoE and M3H a file for each of their three models)
 from m4.methods.m4oe import torch_layout as m4oe_table
 from m4.methods.m4oe.released import ReleasedM4oE
 from m4.moe.options import SoftOptions

@@ -13,13 +13,14 @@ from m4.methods.flexcare.model import FlexCare
 from m4.methods.flexcare.tokens import TokenEncoder
 from m4.methods.flexmoe import patches
 from m4.methods.flexmoe.model import FlexMoE
-from m4.methods.fusemoe.model import FuseMoE
-from m4.methods.m3h.model import M3H
-from m4.methods.m3h.rows import RowEncoder
+from m4.methods.m3h.haim import HaimVectors
 from m4.methods.m4oe.model import M4oE
-from m4.nn.encoders import mixed
+from m4.nn.encoders.query_tokens import QueryTokens
+from m4.nn.encoders.streams import gather
+from m4.nn.encoders.summary_tokens import SummaryTokens
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
+from tests.methods import test_fusemoe, test_m3h
 
 SPEC = DataSpec(
     modalities=(
@@ -64,13 +65,13 @@ class Encoders(nn.Module):
 
     @nn.compact
     def __call__(self, batch):
-        inputs = mixed.gather(SPEC, batch)
-        rows = RowEncoder(SPEC, 4, features="haim", name="rows")(batch, train=False)
-        summary = mixed.SummaryEncoder(SPEC, 4, name="summary")(inputs, train=False)
-        grid = mixed.GridEncoder(4, 2, 3, 4, name="grid")(inputs, train=False)
+        streams = gather(SPEC, batch)
+        haim = HaimVectors(SPEC, 4, name="haim")(batch, train=False)
+        summary = SummaryTokens(SPEC, 4, name="summary")(streams, train=False)
+        grid = QueryTokens(4, 2, 3, 4, name="grid")(streams, train=False)
         vitals = TokenEncoder(SPEC.modality("vitals"), 4, 3.0, name="vitals")
         bags = [patches.flatten(m, batch.inputs[m.name], hours=48.0) for m in SPEC.modalities]
-        return rows, summary, grid, vitals(batch.inputs["vitals"]).x, bags
+        return haim, summary, grid, vitals(batch.inputs["vitals"]).x, bags
 
 
 def test_what_encoders_say_does_not_depend_on_the_padding():
@@ -81,8 +82,8 @@ def test_what_encoders_say_does_not_depend_on_the_padding():
 
 
 METHODS = {
-    "fusemoe": lambda fidelity: FuseMoE(
-        SPEC, fidelity=fidelity, num_queries=4, embed_time=8, depth=1, num_experts=3, **EXPERTS
+    "fusemoe": lambda fidelity: test_fusemoe.small(
+        SPEC, fidelity, {"num_experts": 5, "hidden": 8}, num_queries=4, embed_time=8, dropout=0.0
     ),
     "flexmoe": lambda fidelity: FlexMoE(
         SPEC, fidelity=fidelity, num_patches=2, num_experts=31, **EXPERTS
@@ -91,7 +92,7 @@ METHODS = {
         SPEC if fidelity == "m4" else SERIES,
         fidelity=fidelity, depth=1, num_experts=3, mlp=8, max_size=1, **EXPERTS,
     ),
-    "m3h": lambda fidelity: M3H(SPEC, fidelity=fidelity, task_width=8, **SMALL),
+    "m3h": lambda fidelity: test_m3h.small(SPEC, fidelity, **SMALL),
     "m4oe": lambda fidelity: M4oE(
         SPEC, fidelity=fidelity, num_heads=2, vit_heads=2, num_experts=3, modality_experts=2,
         fusion_experts=2, hidden=8, num_queries=3, **SMALL,

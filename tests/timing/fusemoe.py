@@ -13,6 +13,7 @@ takes is printed, too. Its update is plain SGD, because Adam's moments need anot
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
@@ -27,8 +28,10 @@ from flax.core import FrozenDict
 
 from m4.data.sets import physionet2012
 from m4.methods.fusemoe.model import FuseMoE
+from m4.methods.fusemoe.paper import PaperFuseMoE
+from m4.moe.options import MoEOptions
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
-from m4.types import Batch, Stream, Target
+from m4.types import Batch, Method, Stream, Target
 
 SIDE = 2048
 PUBLISHED = DataSpec(
@@ -46,28 +49,25 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("python -m tests.timing fusemoe", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--only", choices=("published", "default"), help="one configuration")
-    parser.add_argument("--router", default="permod", choices=("joint", "permod", "disjoint"))
+    parser.add_argument("--share", default="permod", choices=("joint", "permod", "disjoint"))
     parser.add_argument("--batch_size", type=int, default=64, help="of the default configuration")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     results = [
         measure(*case, repeats=args.repeats)
-        for case in cases(args.router, args.batch_size)
+        for case in cases(args.share, args.batch_size)
         if args.only in (None, case[0])
     ]
     print(json.dumps(results) if args.json else table(results))
 
 
-def cases(router: str, batch_size: int) -> list[tuple[str, FuseMoE, int, Any]]:
+def cases(share: Any, batch_size: int) -> list[tuple[str, Method, int, Any]]:
     """Name, method, rows and optimiser of each configuration."""
-    published = FuseMoE(
+    top_k = 2 if share == "disjoint" else 4
+    published = PaperFuseMoE(
         PUBLISHED,
-        fidelity="paper",
-        router=router,
-        num_experts=16,
-        top_k=2 if router == "disjoint" else 4,
-        hidden=512,
+        MoEOptions(router="noisy_top_k", share=share, num_experts=16, top_k=top_k, hidden=512),
         width=128,
         depth=3,
         num_heads=8,
@@ -77,14 +77,14 @@ def cases(router: str, batch_size: int) -> list[tuple[str, FuseMoE, int, Any]]:
         utde="batch",
         aux_weights=FrozenDict({"importance": 0.01, "load": 0.01, "entropy": 0.01}),
     )
-    default = FuseMoE(physionet2012.spec(), router=router)
+    default = FuseMoE(physionet2012.spec(), dataclasses.replace(FuseMoE.moe, share=share))
     return [
         ("published", published, 2, optax.sgd(1e-3)),
         ("default", default, batch_size, optax.adamw(1e-3)),
     ]
 
 
-def measure(name: str, method: FuseMoE, rows: int, tx: Any, *, repeats: int) -> dict[str, Any]:
+def measure(name: str, method: Method, rows: int, tx: Any, *, repeats: int) -> dict[str, Any]:
     """Medians over `repeats` rounds, each of one step and one matrix product."""
     batch = random_batch(method.data, rows)
     rngs = {n: jax.random.key(i) for i, n in enumerate(("params", "dropout", "gate"))}

@@ -11,8 +11,8 @@ from flax.core import FrozenDict
 from m4.bench.worker import serve
 from m4.methods.flexcare.released import ReleasedFlexCare
 from m4.methods.flexmoe.released import ReleasedFlexMoE
-from m4.methods.fusemoe.model import FuseMoE
-from m4.methods.m3h.model import M3H
+from m4.methods.fusemoe.released import ReleasedFuseMoE
+from m4.methods.m3h.released import ReleasedM3H
 from m4.methods.m4oe.released import ReleasedM4oE
 from m4.moe.options import SoftOptions
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
@@ -79,7 +79,9 @@ def fusemoe(case):
         (TaskSpec("ihm", "binary"),),
     )
     weights = FrozenDict({"importance": 0.0, "load": 0.0})  # as released: computed and dropped
-    method = FuseMoE(spec, fidelity="released", aux_weights=weights, **case["sizes"])
+    sizes = dict(case["sizes"])
+    share = sizes.pop("router")  # the authors' name of it
+    method = with_experts(ReleasedFuseMoE, spec, share=share, aux_weights=weights, **sizes)
     return method, random_batch(spec, case["rows"])
 
 
@@ -98,7 +100,8 @@ def flexmoe(case):
 
 def with_experts(cls, spec, **sizes):
     """`cls(spec, ...)`, with the sizes of experts where they belong."""
-    experts = {n: sizes.pop(n) for n in ("num_experts", "top_k", "hidden") if n in sizes}
+    names = ("num_experts", "top_k", "hidden", "gate", "share")
+    experts = {n: sizes.pop(n) for n in names if n in sizes}
     return cls(spec, dataclasses.replace(cls.moe, **experts), **sizes)
 
 
@@ -130,7 +133,7 @@ def m3h(case):
         tuple(ModalitySpec(f"m{i}", "table", (f,)) for i, f in enumerate(case["features"])),
         tuple(TaskSpec(f"t{i}", kind, dim=dim) for i, (kind, dim) in enumerate(case["tasks"])),
     )
-    return M3H(spec, fidelity="released", **case["sizes"]), random_batch(spec, case["rows"])
+    return ReleasedM3H(spec, **case["sizes"]), random_batch(spec, case["rows"])
 
 
 def m4oe(case):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from m4.maths import torch_uniform
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
 from m4.nn.encoders.query_tokens import QueryTokens
@@ -18,8 +19,6 @@ from m4.nn.encoders.streams import Streams
 from m4.nn.encoders.summary_tokens import StaticTokens
 from m4.nn.layers import StackedLayerNorm
 from m4.types import Array, MoeAux
-
-TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def on_query_times(
@@ -78,6 +77,6 @@ def read_out(x_BMQD: Array, *, dropout: float, train: bool) -> Array:
     """
     last_BMD = StackedLayerNorm(x_BMQD.shape[1], name="norm")(x_BMQD)[:, :, -1]
     h_BD = rearrange(last_BMD, "b m d -> b (m d)")
-    hidden_BD = nn.relu(nn.Dense(h_BD.shape[-1], kernel_init=TORCH, name="head_up")(h_BD))
+    hidden_BD = nn.relu(nn.Dense(h_BD.shape[-1], kernel_init=torch_uniform(), name="head_up")(h_BD))
     hidden_BD = nn.Dropout(dropout, deterministic=not train, name="head_drop")(hidden_BD)
-    return h_BD + nn.Dense(h_BD.shape[-1], kernel_init=TORCH, name="head_down")(hidden_BD)
+    return h_BD + nn.Dense(h_BD.shape[-1], kernel_init=torch_uniform(), name="head_down")(hidden_BD)

@@ -15,12 +15,13 @@ from flax.core import FrozenDict
 
 from m4 import task_losses
 from m4.methods.fusemoe.authors import PatientMoE, on_query_times, read_out
+from m4.maths import torch_uniform
 from m4.moe.options import MoEOptions
 from m4.nn.encoders.query_tokens import Level, QueryTokens
 from m4.nn.encoders.streams import gather
 from m4.nn.encoders.summary_tokens import StaticTokens
 from m4.nn.heads import TaskHeads
-from m4.nn.layers import StackedLayerNorm, uniform_init
+from m4.nn.layers import StackedLayerNorm
 from m4.nn.presence import MissingIndicator, combination_index
 from m4.nn.transformer import AttentionBlock, MLPBlock
 from m4.resolve import check_fields
@@ -78,7 +79,7 @@ class PaperFuseMoE(nn.Module):
             self.embed_time,
             self.utde,
             self.dropout,
-            frequencies=uniform_init(1),
+            frequencies=torch_uniform(1),
             project=False,
             name="grid",
         )

@@ -18,13 +18,14 @@ from flax.core import FrozenDict
 
 from m4 import task_losses
 from m4.methods.fusemoe.authors import PatientMoE, on_query_times, read_out
+from m4.maths import torch_uniform
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
 from m4.nn.encoders.query_tokens import Level, QueryTokens
 from m4.nn.encoders.streams import SeriesStack, Vectors, gather
 from m4.nn.encoders.summary_tokens import StaticTokens
 from m4.nn.heads import TaskHeads
-from m4.nn.layers import StackedLayerNorm, uniform_init
+from m4.nn.layers import StackedLayerNorm
 from m4.nn.presence import combination_index
 from m4.nn.transformer import AttentionBlock, MLPBlock
 from m4.resolve import check_fields
@@ -88,7 +89,7 @@ class ReleasedFuseMoE(nn.Module):
             self.embed_time,
             self.utde,
             self.dropout,
-            frequencies=uniform_init(1),
+            frequencies=torch_uniform(1),
             project=False,
             impute=impute_released,
             name="grid",

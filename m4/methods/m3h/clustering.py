@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from m4.maths import entropy
 from m4.types import Array
 
 
@@ -50,7 +51,7 @@ def mutual_information(logits_BK: Array, weight_B: Array) -> Array:
     """H(q_i) - H(mean_i q_i) per row: its mean is minus the information of row and cluster."""
     q_BK = jax.nn.softmax(logits_BK.astype(jnp.float32))
     mean_K = jnp.einsum("bk,b->k", q_BK, weight_B) / jnp.maximum(weight_B.sum(), 1e-6)
-    return _entropy(q_BK) - _entropy(mean_K)
+    return entropy(q_BK) - entropy(mean_K)
 
 
 def kmeans(logits_BK: Array, weight_B: Array) -> Array:
@@ -60,8 +61,3 @@ def kmeans(logits_BK: Array, weight_B: Array) -> Array:
     """
     del weight_B
     return jnp.expm1(-logits_BK.astype(jnp.float32)).min(-1)
-
-
-def _entropy(p):
-    safe = jnp.where(p > 0, p, 1.0)
-    return -jnp.sum(safe * jnp.log(safe), -1)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from m4.maths import softmax
 from m4.nn.layers import StackedLayerNorm
-from m4.nn.transformer import masked_softmax
 from m4.types import Array
 
 EPS = 1e-8  # of the third party's division
@@ -107,7 +107,7 @@ def task_attention(
     """
     eye_TU = jnp.eye(s_BTU.shape[-1])
     if mix is not None:
-        return mix * eye_TU + (1 - mix) * masked_softmax(alpha * s_BTU, active_T)
+        return mix * eye_TU + (1 - mix) * softmax(alpha * s_BTU, active_T)
     if beta is None:
         beta = 1.0 + jnp.log(jnp.maximum(active_T.sum() - 1, 1).astype(jnp.float32))
-    return masked_softmax(beta * eye_TU + alpha * s_BTU, active_T)
+    return softmax(beta * eye_TU + alpha * s_BTU, active_T)

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from m4.maths import torch_uniform
 from m4.nn.encoders.streams import SeriesStack, Streams, Vectors
-from m4.nn.layers import Initializer, StackedDense, uniform_init, xavier_init
+from m4.nn.layers import Initializer, StackedDense, xavier_init
 from m4.types import Array
 
 Level = Literal["batch", "batch_seq", "batch_seq_feature"]
@@ -112,7 +113,7 @@ class UTDE(nn.Module):
         )
         irregular = mtand(query_QK, key_BMLK, series.values, series.observed, train=train)
         grid = jnp.concatenate(self.impute(series, num_bins=query_QK.shape[0]), -1)
-        init = uniform_init(grid.shape[-1])
+        init = torch_uniform(grid.shape[-1])
         dense = StackedDense(self.features, self.num_stacks, init, bias_init=None, name="imputed")
         regular = dense(grid)
         gate = self._gate(irregular, regular, train)
@@ -124,9 +125,9 @@ class UTDE(nn.Module):
             both = both.max(-2, keepdims=True)
         both = nn.Dropout(self.dropout, deterministic=not train, name="gate_drop")(both)
         out = self.features if self.level == "batch_seq_feature" else 1
-        init, biases = xavier_init("normal"), uniform_init(both.shape[-1])
+        init, biases = xavier_init("normal"), torch_uniform(both.shape[-1])
         up = StackedDense(self.features, self.num_stacks, init, biases, name="gate_up")
-        biases = uniform_init(self.features)
+        biases = torch_uniform(self.features)
         down = StackedDense(out, self.num_stacks, init, biases, name="gate_out")
         return nn.sigmoid(down(nn.relu(up(both))))
 
@@ -150,9 +151,7 @@ class VectorsEncoder(nn.Module):
         values = nn.Dense(self.features, name="project")(x.values) if self.project else x.values
         mask = jnp.broadcast_to(x.mask[..., None], values.shape)
         mtand = MultiTimeAttention(self.features, self.num_heads, 1, self.dropout, name="mtand")
-        return mtand(
-            query_QK, key_BLK[:, None], values[:, None], mask[:, None], train=train
-        )[:, 0]
+        return mtand(query_QK, key_BLK[:, None], values[:, None], mask[:, None], train=train)[:, 0]
 
 
 def frequency_init(num_queries: int) -> Initializer:
@@ -182,13 +181,13 @@ class TimeEmbedding(nn.Module):
     """
 
     features: int
-    weight_init: Initializer = uniform_init(1)
+    weight_init: Initializer = torch_uniform(1)
 
     @nn.compact
     def __call__(self, times: Array) -> Array:
         """[...] in windows -> [..., features]."""
         weight_K = self.param("weight", self.weight_init, (self.features,))
-        bias_K = self.param("bias", uniform_init(1), (self.features,))
+        bias_K = self.param("bias", torch_uniform(1), (self.features,))
         affine = times[..., None] * weight_K + bias_K
         return jnp.concatenate([affine[..., :1], jnp.sin(affine[..., 1:])], axis=-1)
 
@@ -240,7 +239,7 @@ class MultiTimeAttention(nn.Module):
             raise ValueError(f"{self.num_heads} heads cannot split a time embedding of {width}")
 
         def project(x, name):
-            init = uniform_init(width)
+            init = torch_uniform(width)
             y = StackedDense(width, self.num_stacks, init, init, name=name)(x)
             return rearrange(y, "b m l (h c) -> b m l h c", h=self.num_heads)
 
@@ -253,7 +252,7 @@ class MultiTimeAttention(nn.Module):
             flags = mask_BMLP.any(-2).astype(x.dtype)[:, :, None, None]
             x = jnp.concatenate([x, jnp.broadcast_to(flags, x.shape)], -1)
         x = rearrange(x, "b m q h p -> b m q (h p)")
-        init = uniform_init(x.shape[-1])
+        init = torch_uniform(x.shape[-1])
         return StackedDense(self.features, self.num_stacks, init, init, name="out")(x)
 
 
