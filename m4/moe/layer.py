@@ -46,7 +46,7 @@ class MoE(nn.Module):
         x_ND: Array,
         *,
         valid_N: Array,
-        modality_N: Array | None = None,
+        modality_N: Array | np.ndarray | None = None,
         num_rows: int | None = None,
         train: bool,
         **inputs: Any,

@@ -81,7 +81,7 @@ class FuseMoE(nn.Module):
             s_BMD, x_BMQD, moe[f"layer_{i}"] = self._route(i, s_BMD, x_BMQD, routing, train)
         h_BD = self._read(s_BMD, x_BMQD, columns_BC, present_BM, train)
         logits = TaskHeads(self.data.tasks, name="heads")(dict.fromkeys(self.data.task_names, h_BD))
-        aux = {name: sum(layer.losses[name] for layer in moe.values()) for name in self.aux_weights}
+        aux = task_losses.over_layers(moe, self.aux_weights)
         return Outputs(logits, aux, moe)
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:

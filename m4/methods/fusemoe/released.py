@@ -17,8 +17,8 @@ from einops import rearrange
 from flax.core import FrozenDict
 
 from m4 import task_losses
-from m4.methods.fusemoe.authors import PatientMoE, on_query_times, read_out
 from m4.maths import torch_uniform
+from m4.methods.fusemoe.authors import PatientMoE, on_query_times, read_out
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
 from m4.nn.encoders.query_tokens import Level, QueryTokens
@@ -70,7 +70,7 @@ class ReleasedFuseMoE(nn.Module):
             x_BMQD, moe[f"layer_{i}"] = self._route(i, x_BMQD, batch, present_BM, train)
         h_BD = read_out(x_BMQD, dropout=self.dropout, train=train)
         heads = TaskHeads(self.data.tasks, two_logits=True, name="heads")
-        aux = {name: sum(layer.losses[name] for layer in moe.values()) for name in self.aux_weights}
+        aux = task_losses.over_layers(moe, self.aux_weights)
         return Outputs(heads(dict.fromkeys(self.data.task_names, h_BD)), aux, moe)
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:

@@ -27,9 +27,11 @@ Level = Literal["batch", "batch_seq", "batch_seq_feature"]
 
 
 class Impute(Protocol):
-    """Fills a regular grid: values and flags "observed within the bin", [B, M, num_bins, f]."""
+    """Fills a regular grid."""
 
-    def __call__(self, series: SeriesStack, *, num_bins: int) -> tuple[Array, Array]: ...
+    def __call__(self, series: SeriesStack, *, num_bins: int) -> tuple[Array, Array]:
+        """Values and flags "observed within the bin", both [B, M, num_bins, f]."""
+        ...
 
 
 def impute(series: SeriesStack, *, num_bins: int) -> tuple[Array, Array]:

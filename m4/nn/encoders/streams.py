@@ -11,6 +11,7 @@ Letters: B rows, M modalities, L observations, f features, p width of a vector.
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import flax.struct
 import jax.numpy as jnp
@@ -18,11 +19,11 @@ import jax.numpy as jnp
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Batch, Stream
 
+T = TypeVar("T")
 KINDS = ("series", "vectors", "table", "codes", "text")
 
 
-@flax.struct.dataclass
-class SeriesStack:
+class SeriesStack(flax.struct.PyTreeNode):
     """Series modalities padded to common lengths. Unobserved values and padded times are 0."""
 
     values: Array  # f32[B, M, L, f]
@@ -32,8 +33,7 @@ class SeriesStack:
     present: Array  # bool[B, M]
 
 
-@flax.struct.dataclass
-class Vectors:
+class Vectors(flax.struct.PyTreeNode):
     """Time-stamped embeddings (notes, images, ECGs): zeros outside the mask."""
 
     values: Array  # f32[B, L, p]
@@ -41,8 +41,7 @@ class Vectors:
     times: Array  # f32[B, L], windows
 
 
-@flax.struct.dataclass
-class Streams:
+class Streams(flax.struct.PyTreeNode):
     """Cleaned modalities of a batch by kind, in the order of these fields.
 
     Series of similar length are stacked and encoded as one: as many graphs to compile as there are
@@ -68,7 +67,7 @@ class Streams:
 
 
 def gather(data: DataSpec, batch: Batch) -> Streams:
-    """Groups and cleans the modalities of `data`. Raises ValueError for kinds without an encoder."""
+    """The modalities of `data`. Raises ValueError for kinds without an encoder."""
     for m in data.modalities:
         if m.kind not in KINDS:
             raise ValueError(
@@ -114,9 +113,13 @@ def stack_series(streams: Sequence[Stream], *, hours: float) -> SeriesStack:
         return jnp.stack([jnp.pad(x, w) for x, w in zip(xs, widths, strict=True)], axis=1)
 
     mask = [s.mask & s.present[:, None] for s in streams]
-    observed = [s.observed & m[..., None] for s, m in zip(streams, mask, strict=True)]
+    observed = [
+        known(s.observed, "observed") & m[..., None] for s, m in zip(streams, mask, strict=True)
+    ]
     values = [jnp.where(o, s.values, 0) for s, o in zip(streams, observed, strict=True)]
-    times = [jnp.where(m, s.times, 0) / hours for s, m in zip(streams, mask, strict=True)]
+    times = [
+        jnp.where(m, known(s.times, "times"), 0) / hours for s, m in zip(streams, mask, strict=True)
+    ]
     return SeriesStack(
         values=stack(values).astype(jnp.float32),
         observed=stack(observed),
@@ -132,11 +135,18 @@ def clean_vectors(stream: Stream, *, hours: float) -> Vectors:
     return Vectors(
         values=jnp.where(mask[..., None], stream.values, 0).astype(jnp.float32),
         mask=mask,
-        times=(jnp.where(mask, stream.times, 0) / hours).astype(jnp.float32),
+        times=(jnp.where(mask, known(stream.times, "times"), 0) / hours).astype(jnp.float32),
     )
 
 
 def clean_table(stream: Stream) -> tuple[Array, Array]:
     """f32[B, f] with 0 (the mean) where unobserved, and bool[B, f] of what was observed."""
-    seen_Bf = stream.observed & stream.present[:, None]
+    seen_Bf = known(stream.observed, "observed") & stream.present[:, None]
     return jnp.where(seen_Bf, stream.values, 0).astype(jnp.float32), seen_Bf
+
+
+def known(part: T | None, name: str) -> T:
+    """`part`; raises ValueError where a modality lacks what its kind has."""
+    if part is None:
+        raise ValueError(f"a modality lacks {name!r}, which its kind needs")
+    return part

@@ -1,13 +1,14 @@
 """One token per modality, whatever its kind, and statistics of irregular series.
 
-Letters: B rows, M modalities, L observations, f features, S statistics, N columns, T codes, D width.
+Letters: B rows, M modalities, L observations, f features, S statistics, N columns, T codes,
+D width.
 """
 
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 
-from m4.nn.encoders.streams import SeriesStack, Streams, Vectors, clean_table
+from m4.nn.encoders.streams import SeriesStack, Streams, Vectors, clean_table, known
 from m4.nn.layers import StackedDense
 from m4.specs import DataSpec
 from m4.types import Array, Stream
@@ -120,15 +121,16 @@ class TableEncoder(nn.Module):
 class CodesEncoder(nn.Module):
     """Mean embedding of the codes of a row and the log of their number, then an affine map."""
 
-    vocab: int
+    vocab: int | None  # as a modality has it
     features: int
 
     @nn.compact
     def __call__(self, stream: Stream) -> Array:
         """i32[B, T] -> [B, D]; zeros enter the last map where a row has no code."""
         mask_BT = stream.mask & stream.present[:, None]
-        code_BT = jnp.clip(jnp.where(mask_BT, stream.values, 0), 0, self.vocab - 1)
-        x_BTD = nn.Embed(self.vocab, self.features, name="embed")(code_BT)
+        vocab = known(self.vocab, "vocab")
+        code_BT = jnp.clip(jnp.where(mask_BT, stream.values, 0), 0, vocab - 1)
+        x_BTD = nn.Embed(vocab, self.features, name="embed")(code_BT)
         count_B1 = mask_BT.sum(-1, keepdims=True).astype(jnp.float32)
         mean_BD = jnp.where(mask_BT[..., None], x_BTD, 0).sum(1) / jnp.maximum(count_B1, 1.0)
         return nn.Dense(self.features, name="out")(
