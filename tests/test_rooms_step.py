@@ -36,7 +36,11 @@ def entered(function) -> list[str]:
     def note(frame, event, arg):
         del arg
         code = frame.f_code
-        if event == "call" and code.co_name != "<module>" and code.co_filename.startswith(str(root)):
+        if (
+            event == "call"
+            and code.co_name != "<module>"
+            and code.co_filename.startswith(str(root))
+        ):
             files.setdefault(Path(code.co_filename).relative_to(root).as_posix())
 
     before = sys.getprofile()

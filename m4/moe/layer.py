@@ -39,6 +39,8 @@ class MoE(nn.Module):
     out: int | None = None  # output width; None: the input's
     losses: tuple[str, ...] = ()
     kernel_init: nn.initializers.Initializer | None = None  # of the experts; None: LeCun normal
+    gate_init: nn.initializers.Initializer | None = None  # of gate and router; None: their own
+    fixed_gates: bool = False  # gate and router are no parameters and stay as `gate_init` has them
 
     @nn.compact
     def __call__(
@@ -177,12 +179,12 @@ class MoE(nn.Module):
         learned = {}
         for argument, (shape, init) in declare.parameters(function, dims).items():
             name = f"{prefix}_{declare.stem(argument)}"
-            learned[argument] = self.gate_array(name, _per_gate(init), (num_gates, *shape))
+            shape, init = (num_gates, *shape), _per_gate(self.gate_init or init)
+            fixed = self.fixed_gates
+            learned[argument] = (
+                init(jax.random.key(0), shape) if fixed else self.param(name, init, shape)
+            )
         return learned
-
-    def gate_array(self, name: str, init: Callable, shape: tuple[int, ...]) -> Array:
-        """One array of the gates or routers, a parameter; subclasses may hold it otherwise."""
-        return self.param(name, init, shape)
 
     def _run(self, x_ND, routing) -> tuple[Array, Array]:
         """Experts on their tokens: output [N, O] and the share of assignments dropped."""

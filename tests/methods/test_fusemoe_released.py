@@ -16,7 +16,6 @@ from m4.methods.fusemoe import released as fusemoe
 from m4.methods.fusemoe import torch_layout
 from m4.methods.fusemoe.authors import PatientMoE
 from m4.methods.fusemoe.released import impute_released, mixing_flatten, mixing_unflatten
-from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
 from m4.nn.encoders.streams import gather
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
@@ -56,13 +55,12 @@ def golden_params(inputs, outputs, gates, experts_per_gate, share="joint"):
 
 def run_golden(monkeypatch, u_BMQD, params, *, noise, **layer):
     """The released layer with the given noise per unit of a gate; routers as parameters."""
-    monkeypatch.setattr(fusemoe, "ReleasedMoE", MoE)
 
     def normal(key, shape, *_):  # shapes of initial values are asked for, too
         return jnp.asarray(noise) if shape == noise.shape else jnp.zeros(shape)
 
     monkeypatch.setattr(jax.random, "normal", normal)
-    module = released_layer(options(**layer), LOSSES)
+    module = released_layer(options(**layer), LOSSES).clone(fixed_gates=False)
     stem = "gate_w" if layer.get("gate") == "linear" else "gate_centre"
     params = {stem if name == "gate" else name: x for name, x in params.items()}
     rows = jnp.ones(u_BMQD.shape[0], bool)

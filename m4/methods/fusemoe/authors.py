@@ -40,7 +40,8 @@ class PatientMoE(nn.Module):
 
     options: MoEOptions
     losses: tuple[str, ...]
-    layer: type[MoE] = MoE
+    gate_init: nn.initializers.Initializer | None = None  # see `MoE`
+    fixed_gates: bool = False
     mixed: Callable[[Array], Array] | None = None  # function of every unit's mixture
 
     @nn.compact
@@ -51,8 +52,14 @@ class PatientMoE(nn.Module):
         rows, num, size = u_BMU.shape
         joint = self.options.share == "joint"
         units = 1 if joint else num
-        layer = self.layer(
-            self.options, num_modalities=units, out=num * size, losses=self.losses, name="moe"
+        layer = MoE(
+            self.options,
+            num_modalities=units,
+            out=num * size,
+            losses=self.losses,
+            gate_init=self.gate_init,
+            fixed_gates=self.fixed_gates,
+            name="moe",
         )
         y_NO, aux = layer(
             u_BMU.reshape(rows * units, -1),

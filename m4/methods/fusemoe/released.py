@@ -19,7 +19,6 @@ from flax.core import FrozenDict
 from m4 import task_losses
 from m4.maths import torch_uniform
 from m4.methods.fusemoe.authors import PatientMoE, on_query_times, read_out
-from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
 from m4.nn.encoders.query_tokens import Level, QueryTokens
 from m4.nn.encoders.streams import SeriesStack, Vectors, gather
@@ -32,7 +31,7 @@ from m4.resolve import check_fields
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, Outputs
 
-NOTES = ("notes", "text")  # modalities whose times run backwards
+NOTES: tuple[str, ...] = ("notes", "text")  # modalities whose times run backwards
 
 
 class ReleasedFuseMoE(nn.Module):
@@ -132,31 +131,21 @@ class ReleasedFuseMoE(nn.Module):
 def released_layer(options: MoEOptions, losses: tuple[str, ...], *, name: str) -> PatientMoE:
     """Experts end in a softmax, mixtures are taken to log space; top_k 1 has constant weight 1.
 
-    Raises ValueError for another `options.output`.
+    Routers start at zero, and those of 'permod' and 'disjoint' stay there: the authors keep them in
+    a Python list, outside the module's parameters, so they are neither trained nor saved, and
+    routing is random. Raises ValueError for another `options.output`.
     """
     if options.output not in (None, "softmax"):
         raise ValueError(f"output={options.output!r}: released experts end in 'softmax'")
     router_options = FrozenDict({"normalise": "after", **options.router_options})
     options = dataclasses.replace(options, output="softmax", router_options=router_options)
-    return PatientMoE(options, losses, ReleasedMoE, log_mixture, name=name)
+    fixed = options.share != "joint"
+    return PatientMoE(options, losses, nn.initializers.zeros, fixed, log_mixture, name=name)
 
 
 def log_mixture(y_NO: Array) -> Array:
     """Logarithm of a mixture of softmax outputs, with the authors' floor."""
     return jnp.log(jnp.where(y_NO == 0, 2.2e-16, y_NO))
-
-
-class ReleasedMoE(MoE):
-    """Routers start at zero, and those of 'permod' and 'disjoint' stay there.
-
-    The authors keep those in a Python list, outside the module's parameters: they are neither
-    trained nor saved, and routing is random.
-    """
-
-    def gate_array(self, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]):
-        """Zeros instead of `init`."""
-        joint = self.options.share == "joint"
-        return self.param(name, nn.initializers.zeros, shape) if joint else jnp.zeros(shape)
 
 
 def mixing_flatten(x_BMQD: Array) -> Array:

@@ -82,7 +82,7 @@ def layout(method: ReleasedFuseMoE) -> Layout:
 
 def _roles(data: DataSpec) -> list[str]:
     """The release's name of every modality; others keep theirs and fit no fusion."""
-    known: dict[str, str] = {name: "text" for name in NOTES}
+    known: dict[str, str] = dict.fromkeys(NOTES, "text")
     kinds = {"series": "ts"}
     return [
         known.get(m.name, m.name) if m.kind == "vectors" else kinds.get(m.kind, m.kind)
