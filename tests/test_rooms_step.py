@@ -31,17 +31,13 @@ def entered(function) -> list[str]:
 
     Module bodies and class bodies do not count, nor do the methods that dataclasses write.
     """
-    root, files = Path(m4.__file__).parent, {}
+    root, files = f"{Path(m4.__file__).parent}/", {}
 
     def note(frame, event, arg):
         del arg
-        code = frame.f_code
-        if (
-            event == "call"
-            and code.co_name != "<module>"
-            and code.co_filename.startswith(str(root))
-        ):
-            files.setdefault(Path(code.co_filename).relative_to(root).as_posix())
+        name, file = frame.f_code.co_name, frame.f_code.co_filename
+        if event == "call" and name != "<module>" and file.startswith(root):
+            files.setdefault(file.removeprefix(root))
 
     before = sys.getprofile()
     sys.setprofile(note)
