@@ -20,9 +20,8 @@ from m4 import task_losses
 from m4.maths import torch_uniform
 from m4.methods.fusemoe.authors import PatientMoE, on_query_times, read_out
 from m4.moe.options import MoEOptions
+from m4.nn.encoders.modalities import SeriesStack, StaticTokens, Vectors, gather
 from m4.nn.encoders.query_tokens import Level, QueryTokens
-from m4.nn.encoders.streams import SeriesStack, Vectors, gather
-from m4.nn.encoders.summary_tokens import StaticTokens
 from m4.nn.heads import TaskHeads
 from m4.nn.layers import StackedLayerNorm
 from m4.nn.presence import combination_index

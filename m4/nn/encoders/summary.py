@@ -8,8 +8,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from m4.nn.encoders.streams import gather
-from m4.nn.encoders.summary_tokens import SummaryTokens
+from m4.nn.encoders.modalities import SummaryTokens, gather
 from m4.nn.encoders.volume import VolumeEncoder
 from m4.specs import DataSpec
 from m4.types import Array, Batch
