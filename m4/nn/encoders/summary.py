@@ -15,7 +15,7 @@ from m4.types import Array, Batch
 
 
 class ModalitySummary(nn.Module):
-    """`SummaryTokens` in the spec's order, with images through a small volume encoder."""
+    """`SummaryTokens` of everything but images, a small volume encoder of those."""
 
     data: DataSpec
     width: int
