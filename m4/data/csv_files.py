@@ -1,16 +1,22 @@
-"""Comma-separated tables of a few thousand rows, read strictly.
+"""Comma-separated files: `rows` of small ones, strictly; a `stream` of large ones.
 
-A row of another length, a field beyond `MAX_FIELD` and bytes that are not UTF-8 are refused, with
-the file and line and nothing of the content.
+Of a small one a row of another length, a field beyond `MAX_FIELD` and bytes that are not UTF-8 are
+refused, with the file and line and nothing of the content. A large one comes in record batches of
+Arrow, which is imported with the first of them.
 """
 
 import csv
+import gzip
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 from m4.errors import DataError
 
 MAX_FIELD = 100_000  # characters
+BLOCK_BYTES = 1 << 20  # of a stream; pyarrow reads up to 32 blocks ahead
+NEVER = -(1 << 53)  # stands for an unknown time
 
 
 def rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -49,3 +55,64 @@ def number(text: str, *, where: str) -> float:
     if value in (float("inf"), float("-inf")):
         raise DataError(f"{where} is infinite")
     return value
+
+
+def header(path: Path) -> list[str]:
+    """The columns of a csv file. Raises DataError for a file that cannot be read."""
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as handle:
+            return next(csv.reader(handle), [])
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+def stream(path: Path, columns: dict[str, str]) -> Iterator:
+    """Record batches of some columns of a csv file, in order, in bounded memory.
+
+    Args:
+      path: the file; `.gz` is decompressed on the way.
+      columns: name -> "int", "float", "time" (microseconds: some tables carry fractions of a
+        second) or "text". An empty field is null, in a text column the empty string.
+
+    Raises:
+      DataError: a file that is unreadable, cut short, or lacks a column. The message names the
+        file and the place but quotes nothing of its content.
+    """
+    import pyarrow as pa
+    from pyarrow import csv as arrow
+
+    types = {
+        "int": pa.int64(),
+        "float": pa.float64(),
+        "time": pa.timestamp("us"),
+        "text": pa.utf8(),
+    }
+    rows = 0
+    try:
+        reader = arrow.open_csv(
+            path,
+            read_options=arrow.ReadOptions(block_size=BLOCK_BYTES),
+            parse_options=arrow.ParseOptions(newlines_in_values=True),
+            convert_options=arrow.ConvertOptions(
+                include_columns=list(columns),
+                column_types={name: types[kind] for name, kind in columns.items()},
+                strings_can_be_null=False,
+            ),
+        )
+        for batch in reader:
+            rows += batch.num_rows
+            yield batch
+    except (pa.ArrowKeyError, KeyError):
+        raise DataError(f"{path}: needs the columns {', '.join(columns)}; one is missing") from None
+    except (pa.ArrowException, OSError, EOFError) as error:
+        kind = "cut short or corrupt" if isinstance(error, OSError | EOFError) else "malformed"
+        raise DataError(
+            f"{path}: {kind} after {rows} rows ({type(error).__name__}); download it again"
+        ) from None
+
+
+def seconds(column):
+    """A time column as whole seconds since 1970, int64, `NEVER` where it is null."""
+    known = column.is_valid().to_numpy(zero_copy_only=False)
+    micro = column.cast("int64").fill_null(0).to_numpy(zero_copy_only=False)
+    return np.where(known, micro // 1_000_000, NEVER)

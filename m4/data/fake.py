@@ -8,23 +8,20 @@ person: numbers come from a generator, and a label shifts them a little so that 
 to learn. Results on them mean nothing.
 """
 
-import importlib
-from collections.abc import Callable
+import argparse
 from pathlib import Path
 
+from m4.data import data_sets
 from m4.errors import ConfigError
 
-WRITERS = {
-    "embed": "mammography:embed",
-    "rsna": "mammography:rsna",
-    "vindr": "mammography:vindr",
-    "gamma": "eyes:gamma",
-    "adni": "adni:adni",
-    "pam": "signals:pam",
-    "mosi": "signals:mosi",
-    "mosei": "signals:mosei",
-    "mimic-linked": "mimic:linked",
-}
+
+def invented() -> dict[str, tuple[str, dict]]:
+    """Name of some files -> the data set that invents them, and its options."""
+    found = {}
+    for name in data_sets.names():
+        for files, options in getattr(data_sets.find(name), "INVENTED", {}).items():
+            found[files] = name, options
+    return found
 
 
 def write(name: str, folder: Path | str, *, patients: int = 40, seed: int = 0) -> Path:
@@ -32,13 +29,13 @@ def write(name: str, folder: Path | str, *, patients: int = 40, seed: int = 0) -
 
     Raises ConfigError for an unknown name, too few patients, or a folder with files of that name.
     """
-    if name not in WRITERS:
-        raise ConfigError(f"fake: {name!r} is none of {', '.join(WRITERS)}")
+    known = invented()
+    if name not in known:
+        raise ConfigError(f"fake: {name!r} is none of {', '.join(known)}")
     if patients < 1:
         raise ConfigError(f"fake: patients={patients} must be at least 1")
-    module, _, function = WRITERS[name].partition(":")
-    writer: Callable = getattr(importlib.import_module(f"m4.data.fake.{module}"), function)
-    return writer(Path(folder), patients=patients, seed=seed)
+    data_set, options = known[name]
+    return data_sets.find(data_set).invent(Path(folder), patients=patients, seed=seed, **options)
 
 
 def fresh(folder: Path) -> Path:
@@ -47,3 +44,17 @@ def fresh(folder: Path) -> Path:
         raise ConfigError(f"fake: {folder} is not empty; real files are never overwritten")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def main(argv: list[str]) -> int:
+    """Write the files that a command asks for; returns the exit code."""
+    parser = argparse.ArgumentParser("python -m m4.data fake", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("name", choices=[*invented()])
+    parser.add_argument("folder", help="a raw folder; the data set gets its own folder in it")
+    parser.add_argument("--patients", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    root = write(args.name, args.folder, patients=args.patients, seed=args.seed)
+    print(f"{root}: invented {args.name} files of {args.patients} patients")
+    return 0

@@ -1,4 +1,4 @@
-"""Examples <-> records on disk.
+"""One example <-> one record: checked, encoded, written, read back and decoded.
 
 A record is an `m4.data.cohort.Example` with every modality and every task present: an absent
 modality has no rows (a table: NaN everywhere), a missing label is NaN. Series and other ragged
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
-from m4.data import numbers
 from m4.data.cohort import Example
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
@@ -113,7 +114,7 @@ def _payload(modality: ModalitySpec, payload: dict, *, where: str) -> dict[str, 
         raise DataError(f"{where}: must be a dict of {', '.join(sorted(wanted))}")
     if {*payload} != wanted:
         raise DataError(f"{where}: has {sorted(payload)}, expected {sorted(wanted)}")
-    values = numbers.array(payload["values"], modality.dtype, where=where)
+    values = numbers(payload["values"], modality.dtype, where=where)
     shape = modality.shape if modality.kind == "table" else modality.shape[1:]
     found = values.shape if modality.kind == "table" else values.shape[1:]
     if found != shape or (modality.kind != "table" and values.ndim != len(shape) + 1):
@@ -127,7 +128,7 @@ def _payload(modality: ModalitySpec, payload: dict, *, where: str) -> dict[str, 
             raise DataError(f"{where}: {int(wrong.sum())} values are not finite")
     if not modality.timed:
         return {"values": values}
-    times_t = numbers.array(payload["times"], np.float32, where=f"{where}, times")
+    times_t = numbers(payload["times"], np.float32, where=f"{where}, times")
     if times_t.shape != values.shape[:1]:
         raise DataError(f"{where}: {times_t.shape} times for {len(values)} rows")
     if not np.isfinite(times_t).all():
@@ -139,7 +140,7 @@ def _payload(modality: ModalitySpec, payload: dict, *, where: str) -> dict[str, 
 def _target(task: TaskSpec, shape: tuple[int, ...], value: Any, *, where: str) -> np.ndarray:
     if value is None:
         return np.full(shape, np.nan, np.float32)
-    array = numbers.array(value, np.float32, where=where)
+    array = numbers(value, np.float32, where=where)
     if array.size != int(np.prod(shape)):
         raise DataError(f"{where}: a label of shape {array.shape}, expected {shape}")
     known = array[~np.isnan(array)]
@@ -155,14 +156,58 @@ def _target(task: TaskSpec, shape: tuple[int, ...], value: Any, *, where: str) -
     return array.reshape(shape)
 
 
+def numbers(value: Any, dtype: Any, *, where: str) -> np.ndarray:
+    """`value` as an array of `dtype` that holds the same numbers.
+
+    None counts as NaN. Raises DataError, with `where` in front, for text and other things that
+    are no numbers, lists of different lengths, and numbers that `dtype` cannot hold.
+    """
+    wanted = np.dtype(dtype)
+    try:
+        found = np.asarray(value)
+        if found.dtype.kind == "O":
+            flat = found.ravel().tolist()
+            if not all(x is None or isinstance(x, int | float | np.number) for x in flat):
+                raise TypeError
+            found = found.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"{where}: not an array of numbers") from None
+    if found.dtype.kind not in "biuf":
+        raise DataError(f"{where}: {_KINDS.get(found.dtype.kind, 'something else')}, not numbers")
+    if found.dtype == wanted:
+        return found
+    return _whole(found, wanted, where) if wanted.kind in "iu" else _real(found, wanted, where)
+
+
+_KINDS = {"U": "text", "S": "bytes", "c": "complex numbers", "M": "dates", "m": "durations"}
+
+
+def _whole(found: np.ndarray, wanted: np.dtype, where: str) -> np.ndarray:
+    limits = np.iinfo(wanted)
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise DataError(f"{where}: {int((~np.isfinite(found)).sum())} values are not finite")
+    if found.size and not limits.min <= found.min() <= found.max() <= limits.max:
+        raise DataError(f"{where}: values outside {limits.min}..{limits.max} ({wanted})")
+    if found.dtype.kind == "f" and (found != np.floor(found)).any():
+        raise DataError(f"{where}: values that are not whole numbers")
+    return found.astype(wanted)
+
+
+def _real(found: np.ndarray, wanted: np.dtype, where: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        cast = found.astype(wanted)
+    lost = np.isinf(cast) & np.isfinite(found)
+    if lost.any():
+        raise DataError(f"{where}: {int(lost.sum())} values are too large for {wanted}")
+    return cast
+
+
 def write(
     folder: Path, spec: DataSpec, splits: dict[str, Callable[[], Iterator[Example]]], notes: str
 ) -> None:
     """Write encoded records, one ArrayRecord split after the other, in the order given."""
-    import tensorflow_datasets as tfds  # heavy, and only the builder and the store need it
-
     tfds.disable_progress_bar()
-    features = tfds.features.FeaturesDict(_features(spec, tfds.features))
+    features = tfds.features.FeaturesDict(_features(spec))
 
     class Info(tfds.core.DatasetInfo):
         def initialize_from_bucket(self):
@@ -199,8 +244,6 @@ class Source:
 
     def __init__(self, folder: Path, split: str, spec: DataSpec):
         """Open what `write` wrote into `folder`."""
-        import tensorflow_datasets as tfds
-
         found = sorted(folder.glob("*/*/features.json"))
         if not found:
             raise DataError(f"{folder}: no records; delete the data set's folder to rebuild")
@@ -222,8 +265,6 @@ def decode(spec: DataSpec, raw: bytes) -> Example:
 
     Equal to what tensorflow-datasets decodes, several times faster: the layout is known here.
     """
-    from tensorflow_datasets.proto import tf_example_pb2
-
     features = tf_example_pb2.Example.FromString(raw).features.feature
 
     def tensor(key, dtype, shape):
@@ -249,12 +290,12 @@ def decode(spec: DataSpec, raw: bytes) -> Example:
     return {"patient": patient, "inputs": inputs, "targets": targets}
 
 
-def _features(spec: DataSpec, tf: Any) -> dict[str, Any]:
+def _features(spec: DataSpec) -> dict[str, Any]:
     def tensor(shape, dtype):
-        encoding = tf.Encoding.BYTES
         if shape == ():
-            return tf.Scalar(np.dtype(dtype))
-        return tf.Tensor(shape=shape, dtype=np.dtype(dtype), encoding=encoding)
+            return tfds.features.Scalar(np.dtype(dtype))
+        encoding = tfds.features.Encoding.BYTES
+        return tfds.features.Tensor(shape=shape, dtype=np.dtype(dtype), encoding=encoding)
 
     inputs = {}
     for modality in spec.modalities:

@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+
 HOW = ("rows", "batches", "sequential")
-ORDERS = ("shuffled", "complete_first", "complete_last", "complete_only")  # see `m4.data.loader`
 CYCLE = 1000  # slots in which a ratio is realised
 
 
-class Streams:
+class TaskStreams:
     """Which rows a step takes, and for which task."""
 
     def __init__(

@@ -1,5 +1,7 @@
 """ADNI in Flex-MoE's layout: diagnosis from image, genome, clinical tables and biospecimens.
 
+**Layout only**: read on invented files, never yet on the real ones.
+
 The Alzheimer's Disease Neuroimaging Initiative gives its files to approved researchers. Flex-MoE
 (Yun et al., NeurIPS 2024) merges them by its own scripts into
 
@@ -21,7 +23,6 @@ in training subjects are kept, not all.
 Letters: n subjects or scans, f features, v voxels inside the mask.
 """
 
-import csv
 import datetime
 import importlib.util
 import json
@@ -30,8 +31,9 @@ from pathlib import Path
 
 import numpy as np
 
-from m4.data import split
+from m4.data import csv_files, split
 from m4.data.cohort import Cohort, Example, checksums, patient_number
+from m4.data.sets.adni.invented import invent  # noqa: F401
 from m4.errors import ConfigError, DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
@@ -39,6 +41,7 @@ VERSION = "1"
 LICENCE = "ADNI Data Use Agreement"
 WHERE = "ADNI needs an approved application, https://adni.loni.usc.edu; see docs/datasets.md"
 FOLDER = "adni"
+INVENTED = {"adni": {}}
 DIAGNOSES = ("normal", "impaired", "dementia")
 MODALITIES = ("image", "genomic", "clinical", "biospecimen")  # Flex-MoE's order
 FILES = {
@@ -157,7 +160,7 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
 
 def _labels(path: Path) -> dict[str, int]:
     found = {}
-    for line, row in _rows(path, ("PTID", "DIAGNOSIS")):
+    for line, row in csv_files.rows(path, ("PTID", "DIAGNOSIS")):
         try:
             found[row["PTID"]] = (1, 2, 3).index(float(row["DIAGNOSIS"]))
         except ValueError:
@@ -188,23 +191,21 @@ def _table(root: Path, name: str, train: set[str], variants: int):
     path = root / FILES[name]
     if name == "genomic":
         return *_genome(path, train, variants), [path]
-    with open(path, newline="") as handle:
-        header = next(csv.reader(handle), [])
+    header = csv_files.header(path)
     names = tuple(c for c in header[1:] if not c.upper().startswith(LEAKS))
     table = {}
-    for line, row in _rows(path, (header[0], *names) if header else ()):
+    for line, row in csv_files.rows(path, (*header[:1], *names)):
         table[row[header[0]]] = _numbers([row[n] for n in names], f"{path}: line {line}")
     return table, names, [path]
 
 
 def _freesurfer(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """The latest volumes, thicknesses and areas of every subject."""
-    with open(path, newline="") as handle:
-        header = next(csv.reader(handle), [])
+    header = csv_files.header(path)
     names = tuple(c for c in header if c.startswith("ST") and c.endswith(("CV", "TA", "SV")))
     latest: dict[str, str] = {}
     table = {}
-    for line, row in _rows(path, ("PTID", "update_stamp", *names)):
+    for line, row in csv_files.rows(path, ("PTID", "update_stamp", *names)):
         who, stamp = row["PTID"], _stamp(row["update_stamp"])
         if stamp >= latest.get(who, ""):
             latest[who] = stamp
@@ -295,20 +296,6 @@ def _volumes(folder: Path, shape: tuple[int, ...], train: set[str]):
     std = np.sqrt(np.mean([((v - mean) ** 2).mean() for v in ours])) if ours else 1.0
     files = [mask_file, folder / "ADNI_G.npy", folder / "ADNI_subj.txt"]
     return _Volumes(scans, number_of, mask, mean, max(std, 1e-6), shape), files
-
-
-def _rows(path: Path, columns: Sequence[str]):
-    """(line, row) of a csv file; DataError for one that is unreadable or lacks a column."""
-    try:
-        with open(path, newline="", encoding="utf-8") as handle:
-            reader = csv.DictReader(handle)
-            lack = {*columns} - {*(reader.fieldnames or ())}
-            if lack or not columns:
-                raise DataError(f"{path}: no column {', '.join(sorted(lack)) or 'at all'}")
-            for row in reader:
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
 
 
 def _numbers(cells: Sequence[str | None], where: str) -> np.ndarray:

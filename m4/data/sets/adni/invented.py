@@ -12,7 +12,7 @@ SHAPE = (6, 5, 4)
 VARIANTS = 12
 
 
-def adni(folder: Path, *, patients: int, seed: int) -> Path:
+def invent(folder: Path, *, patients: int, seed: int) -> Path:
     """`adni/`: every file, about a fifth of the subjects without each modality."""
     import h5py
     import nibabel

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from m4.data.sets.meds import files
-from m4.data.sets.meds.definition import Definition, Task, find
-from m4.data.sets.meds.points import KEY, SPLITS, Flow, Labels, Points, join
+from m4.data.sets.declared import arrow_files
+from m4.data.sets.declared.definition import Definition, Task, find
+from m4.data.sets.declared.points import KEY, SPLITS, Flow, Labels, Points, join, unknown
 from m4.errors import DataError
 
 FILE = "points.*"
@@ -23,12 +23,12 @@ def read(definition: Definition, root: Path, *, flow: Flow) -> Points:
     ids: dict[int | str, int] = {}
     given = {}
     if find(root, FILE):
-        given[FILE] = _Asked(definition.tasks[0], root, ids, flow)
-    for task in definition.tasks:
+        given[FILE] = _Asked(definition.labelled[0], root, ids, flow)
+    for task in definition.labelled:
         if find(root, task.files):
             given[task.spec.name] = _Known(task, root, ids, flow)
     if not given:
-        wanted = ", ".join(dict.fromkeys(task.files for task in definition.tasks))
+        wanted = ", ".join(dict.fromkeys(task.files for task in definition.labelled))
         inside = root / definition.folder
         hint = f"; try {inside}" if inside != root and inside.is_dir() else ""
         raise DataError(
@@ -44,8 +44,7 @@ def read(definition: Definition, root: Path, *, flow: Flow) -> Points:
     if not len(key_P):
         raise DataError(f"{root}: no row of the {'points' if FILE in given else 'label'} files")
     for task in definition.tasks:
-        empty = np.full((len(key_P), max(1, len(task.columns))), np.nan, np.float32)
-        targets.setdefault(task.spec.name, empty)
+        targets.setdefault(task.spec.name, unknown(task, len(key_P)))
     split_P = np.full(len(key_P), SPLITS.index("new"), np.int8)
     return Points([*ids], key_P["subject"], key_P["time"], split_P, targets)
 
@@ -61,21 +60,21 @@ class _Known(Labels):
     def _none_known(self, path: Path) -> None:
         del path
 
-    def _values(self, table: files.Columns) -> np.ndarray:
+    def _values(self, table: arrow_files.Columns) -> np.ndarray:
         value_NC = super()._values(table)
         if self._task.spec.kind == "survival":  # half a label is none
             value_NC[np.isnan(value_NC).any(axis=1)] = np.nan
         return value_NC
 
-    def _numbers(self, table: files.Columns, name: str) -> np.ndarray:
+    def _numbers(self, table: arrow_files.Columns, name: str) -> np.ndarray:
         return super()._numbers(table, name) if table.has(name) else self._absent(table, name)
 
-    def _class_index(self, table: files.Columns, name: str) -> np.ndarray:
+    def _class_index(self, table: arrow_files.Columns, name: str) -> np.ndarray:
         if table.has(name):
             return super()._class_index(table, name)
         return self._absent(table, name)[:, None].astype(np.float32)
 
-    def _absent(self, table: files.Columns, name: str) -> np.ndarray:
+    def _absent(self, table: arrow_files.Columns, name: str) -> np.ndarray:
         self._flow[f"{self._name}: label rows without a column {name}"] += len(table)
         return np.full(len(table), np.nan)
 
@@ -87,5 +86,5 @@ class _Asked(_Known):
         spec = dataclasses.replace(task.spec, name="points file")
         super().__init__(dataclasses.replace(task, spec=spec, files=FILE), root, ids, flow)
 
-    def _values(self, table: files.Columns) -> np.ndarray:
+    def _values(self, table: arrow_files.Columns) -> np.ndarray:
         return np.zeros((len(table), 1), np.float32)

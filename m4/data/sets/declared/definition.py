@@ -14,13 +14,14 @@ from typing import Any
 from m4.errors import ConfigError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
-SHIPPED = Path(__file__).parents[1] / "declared"
+SHIPPED = Path(__file__).parent
 ENDINGS = (".parquet", ".csv", ".csv.gz")
 KINDS = ("series", "table", "codes", "text")
 TAKES = {  # how the events of one feature become one number
     "series": ("last", "first", "mean", "min", "max", "sum"),
     "table": ("last", "first", "mean", "min", "max", "sum", "count", "any", "is", "years_since"),
 }
+TASK_KINDS = ("binary", "multiclass", "regression", "multilabel", "survival", "cluster")
 TOKENS = {"codes": ("code", "words"), "text": ("words", "phrases")}
 TASK_COLUMN = {  # of the MEDS label schema
     "binary": "boolean_value",
@@ -84,7 +85,7 @@ class Modality:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One task and where its labels are."""
+    """One task and where its labels are; a cluster task has none."""
 
     spec: TaskSpec
     files: str
@@ -120,6 +121,11 @@ class Definition:
     modalities: tuple[Modality, ...]
     tasks: tuple[Task, ...]
     splits: Splits
+
+    @property
+    def labelled(self) -> tuple[Task, ...]:
+        """The tasks with labels."""
+        return tuple(task for task in self.tasks if task.columns)
 
     def data_spec(self) -> DataSpec:
         """The schema of the records."""

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m4.data.sets.meds import files
-from m4.data.sets.meds.definition import Definition, Source, find
-from m4.data.sets.meds.match import TEXT, Matcher
-from m4.data.sets.meds.points import SPLITS, Flow, Points, known_ids
+from m4.data.sets.declared import arrow_files
+from m4.data.sets.declared.definition import Definition, Source, find
+from m4.data.sets.declared.match import TEXT, Matcher
+from m4.data.sets.declared.points import SPLITS, Flow, Points, known_ids
 from m4.errors import DataError
 
 EVENT = np.dtype(
@@ -61,9 +61,9 @@ class Events:
     def _read(self, path: Path, source: Source) -> None:
         wanted = (source.subject, source.time, source.code, source.value, source.text)
         only = [name for name in wanted if name] if source.code else None
-        for table in files.tables(path, header=source.header, only=only):
+        for table in arrow_files.tables(path, header=source.header, only=only):
             subject_N = self._subjects(table, source)
-            time_N = np.full(len(table), files.NEVER)
+            time_N = np.full(len(table), arrow_files.NEVER)
             if source.time:
                 time_N = table.times(source.time, up=True)
             if source.code:
@@ -71,7 +71,7 @@ class Events:
             else:
                 self._wide(table, source, subject_N, time_N)
 
-    def _subjects(self, table: files.Columns, source: Source) -> np.ndarray:
+    def _subjects(self, table: arrow_files.Columns, source: Source) -> np.ndarray:
         if source.number:
             rows = range(table.first, table.first + len(table))
             subject_N = np.array([self._ids.get(i, -1) for i in rows], np.int32)
@@ -148,7 +148,7 @@ class Events:
         names, matcher = self._matcher.names, self._matcher
         finite = np.isfinite(value)
         inside = (value >= matcher.low[slot]) & (value <= matcher.high[slot])
-        untimed = np.array(matcher.timed)[slot] & (events["time"] == files.NEVER)
+        untimed = np.array(matcher.timed)[slot] & (events["time"] == arrow_files.NEVER)
         for reason, wrong in (
             ("uses without a finite number", ~finite),
             ("uses outside the allowed range", finite & ~inside),
@@ -197,6 +197,6 @@ def _blocks(points: Points) -> np.ndarray:
     return block
 
 
-def _named(table: files.Columns, name: str) -> bool:
+def _named(table: arrow_files.Columns, name: str) -> bool:
     """Whether there is a column to read: those that MEDS leaves out at will may be missing."""
     return bool(name) and (name not in OPTIONAL or table.has(name))

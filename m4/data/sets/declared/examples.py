@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from m4.data.cohort import Example
-from m4.data.sets.meds import asked, files
-from m4.data.sets.meds.definition import Definition, Modality, find
-from m4.data.sets.meds.events import Events
-from m4.data.sets.meds.match import Matcher
-from m4.data.sets.meds.points import ALWAYS, Flow, Points, patient, read
+from m4.data.sets.declared import arrow_files, asked
+from m4.data.sets.declared.definition import Definition, Modality, find
+from m4.data.sets.declared.events import Events
+from m4.data.sets.declared.match import Matcher
+from m4.data.sets.declared.points import ALWAYS, Flow, Points, patient, read
 from m4.errors import DataError
 
 HOUR = 3_600_000_000
@@ -91,7 +91,7 @@ class Examples:
         marks = events["time"][events["slot"] == self._matcher.zero]
         if len(marks):
             return int(marks[-1])
-        timed = events["time"][events["time"] != files.NEVER]
+        timed = events["time"][events["time"] != arrow_files.NEVER]
         if now == ALWAYS:  # no prediction time: hours since the first event
             return int(timed[0]) if len(timed) else 0
         return int(now) - round(self._definition.hours * HOUR)
@@ -186,7 +186,7 @@ def _inside(events: np.ndarray, modality: Modality, now: int) -> np.ndarray:
     if math.isinf(modality.lookback) or now == ALWAYS:
         return events
     first = now - round(modality.lookback * HOUR)
-    return events[(events["time"] >= first) | (events["time"] == files.NEVER)]
+    return events[(events["time"] >= first) | (events["time"] == arrow_files.NEVER)]
 
 
 def _series(events: np.ndarray, modality: Modality, first_slot: int, zero: int) -> dict:
@@ -236,7 +236,7 @@ def _table(events: np.ndarray, modality: Modality, first_slot: int, now: int) ->
         elif feature.take == "any":
             values_f[f] = len(own) > 0
         elif feature.take == "years_since":
-            timed = own["time"][own["time"] != files.NEVER]
+            timed = own["time"][own["time"] != arrow_files.NEVER]
             known = len(timed) and now != ALWAYS
             values_f[f] = (now - int(timed[-1])) / YEAR if known else np.nan
         elif len(own):

@@ -88,7 +88,7 @@ class Keys:
         return tuple(value)
 
     def patterns(self, key: str, prefix: str = "") -> tuple[str, ...]:
-        """Code patterns (see `m4.data.sets.meds.match`) with a prefix in front."""
+        """Code patterns (see `m4.data.sets.declared.match`) with a prefix in front."""
         found = tuple(p if p.startswith("re:") else prefix + p for p in self.words(key))
         for text in found:
             try:

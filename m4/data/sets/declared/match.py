@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from m4.data.cohort import hash64
-from m4.data.sets.meds.definition import Definition, Modality
+from m4.data.sets.declared.definition import Definition, Modality
 
 NO_TOKEN, TEXT = -1, -2  # in place of a token: a number is wanted, the event's text is wanted
 WITHOUT_NUMBER = ("count", "any", "is", "years_since")

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from m4.data.sets.meds.definition import (
+from m4.data.sets.declared.definition import (
     KINDS,
     MEDS_EVENTS,
     MEDS_LABELS,
     TAKES,
     TASK_COLUMN,
+    TASK_KINDS,
     TOKENS,
     Definition,
     Feature,
@@ -20,7 +21,7 @@ from m4.data.sets.meds.definition import (
     Splits,
     Task,
 )
-from m4.data.sets.meds.keys import Keys
+from m4.data.sets.declared.keys import Keys
 from m4.errors import ConfigError
 from m4.specs import ModalitySpec, TaskSpec
 
@@ -93,6 +94,7 @@ def _modality(name: str, keys: Keys, lookback: float, hours: float, zero) -> Mod
     if keys.has("lookback"):
         values["lookback"] = keys.hours("lookback", hours)
     prefix = keys.text("prefix")
+    keys.flag("on_request")  # heeded before, see `m4.data.sets.declared.dataset`
     if kind in TAKES:
         features = _features(keys, kind, prefix)
         names = tuple(feature.name for feature in features)
@@ -179,9 +181,8 @@ def _tasks(root: Keys, *, meds: bool) -> tuple[Task, ...]:
     default = MEDS_LABELS if meds else {}
     found = []
     for name, keys in root.sections("tasks"):
-        kind = keys.choice(
-            "kind", "", ("binary", "multiclass", "regression", "multilabel", "survival")
-        )
+        kind = keys.choice("kind", "", TASK_KINDS)
+        keys.flag("on_request")
         files = keys.text("labels", shared["files"])
         columns = keys.words("column") or (
             (TASK_COLUMN[kind],) if meds and kind in TASK_COLUMN else ()
@@ -190,9 +191,9 @@ def _tasks(root: Keys, *, meds: bool) -> tuple[Task, ...]:
         time = keys.text("time", shared["time"] or default.get("time", ""))
         spec = _task_spec(name, kind, keys, columns)
         keys.finish()
-        if not files:
+        if not files and kind != "cluster":
             keys.problem("labels", "is missing: a file, a folder or a pattern")
-        if not columns:
+        if not columns and kind != "cluster":
             keys.problem("column", "is missing")
         if spec is not None:
             found.append(Task(spec, files, columns, subject, time, header))
@@ -206,7 +207,9 @@ def _task_spec(name: str, kind: str, keys: Keys, columns: tuple[str, ...]) -> Ta
     transform = keys.choice("transform", "none", ("none", "log1p"))
     weight = keys.number("weight", 1.0)
     auxiliary = keys.flag("auxiliary")
-    one = {"binary": 1, "multiclass": 1, "regression": 1, "survival": 2}.get(kind, len(columns))
+    one = {"binary": 1, "multiclass": 1, "regression": 1, "survival": 2, "cluster": 0}.get(
+        kind, len(columns)
+    )
     if columns and len(columns) != one:
         keys.problem("column", f"a {kind} task has {one} of them, here are {len(columns)}")
     labels, dim = (), 1
@@ -222,6 +225,8 @@ def _task_spec(name: str, kind: str, keys: Keys, columns: tuple[str, ...]) -> Ta
             keys.problem("days", "must list the right ends of the time intervals")
             return None
         labels, dim = tuple(f"{n:g}" for n in numbers), len(numbers)
+    elif kind == "cluster":
+        dim = keys.count("clusters", 0, low=2)
     elif not kind:
         return None
     return TaskSpec(

@@ -14,18 +14,13 @@ import pyarrow.compute as pc
 
 from m4.data import split
 from m4.data.cohort import hash64
-from m4.data.sets.meds import files
-from m4.data.sets.meds.definition import Definition, Splits, Task, find
+from m4.data.sets.declared import arrow_files
+from m4.data.sets.declared.definition import Definition, Splits, Task, find
 from m4.errors import DataError
 
 ALWAYS = np.iinfo(np.int64).max  # prediction time of labels without one: every event counts
 SPLIT_FILE = "metadata/subject_splits.parquet"
-SPLITS = (
-    "train",
-    "val",
-    "test",
-    "new",
-)  # new: what a trained model is asked, `m4.data.sets.meds.asked`
+SPLITS = ("train", "val", "test", "new")  # new: what a trained model is asked, see `asked.py`
 OTHER_COLUMNS = {  # where the MEDS label schema may keep the same kind of label
     "boolean_value": ("integer_value",),
     "float_value": ("integer_value",),
@@ -50,11 +45,13 @@ class Points:
 def read(definition: Definition, root: Path, *, seed: int, flow: Flow) -> Points:
     """All label files, joined and split. Raises DataError for files that can't be used."""
     ids: dict[int | str, int] = {}
-    key_P, targets = join({t.spec.name: Labels(t, root, ids, flow) for t in definition.tasks})
+    key_P, targets = join({t.spec.name: Labels(t, root, ids, flow) for t in definition.labelled})
     flow["prediction points"] = len(key_P)
     if not len(key_P):
         raise DataError(f"{root}: the label files have no rows")
     names = list(ids)
+    for task in definition.tasks:
+        targets.setdefault(task.spec.name, unknown(task, len(key_P)))
     places = assign(names, definition.splits, root, seed=seed, flow=flow)
     split_P = places[key_P["subject"]]
     flow["points of subjects in no split"] = int((split_P < 0).sum())
@@ -81,6 +78,11 @@ def join(found: Mapping[str, "Labels"]) -> tuple[np.ndarray, dict[str, np.ndarra
         values[own] = labels.value_NC
         targets[name] = values
     return key_P, targets
+
+
+def unknown(task: Task, count: int) -> np.ndarray:
+    """f32[count, C] of a task without labels."""
+    return np.full((count, max(1, len(task.columns))), np.nan, np.float32)
 
 
 def patient(subject: int | str) -> int:
@@ -116,7 +118,7 @@ class Labels:
             raise DataError(f"{root / task.files}: no label files of task {self._name}")
         keys, values, places = [], [], []
         for number, path in enumerate(paths):
-            for table in files.tables(path, header=task.header):
+            for table in arrow_files.tables(path, header=task.header):
                 subject_N, time_N = self._keys(table, ids)
                 value_NC = self._values(table)
                 use = subject_N >= 0
@@ -165,7 +167,7 @@ class Labels:
         labels = self._task.spec.labels
         return f"; classes are {', '.join(labels)}" if self._task.spec.kind == "multiclass" else ""
 
-    def _keys(self, table: files.Columns, ids: dict) -> tuple[np.ndarray, np.ndarray]:
+    def _keys(self, table: arrow_files.Columns, ids: dict) -> tuple[np.ndarray, np.ndarray]:
         count = len(table)
         if self._task.subject:
             column = table.subjects(self._task.subject)
@@ -179,9 +181,9 @@ class Labels:
         if not self._task.time:
             return subject_N, np.full(count, ALWAYS)
         time_N = table.times(self._task.time, up=False)
-        return np.where(time_N == files.NEVER, -1, subject_N), time_N
+        return np.where(time_N == arrow_files.NEVER, -1, subject_N), time_N
 
-    def _values(self, table: files.Columns) -> np.ndarray:
+    def _values(self, table: arrow_files.Columns) -> np.ndarray:
         kind, spec = self._task.spec.kind, self._task.spec
         names = [self._column(table, name) for name in self._task.columns]
         if kind == "multiclass":
@@ -200,22 +202,24 @@ class Labels:
             raise DataError(f"{table.path}, row {table.first + row + 1}: an infinite label")
         return value_NC.astype(np.float32)
 
-    def _column(self, table: files.Columns, name: str) -> str:
+    def _column(self, table: arrow_files.Columns, name: str) -> str:
         choices = (name, *OTHER_COLUMNS.get(name, ()))
         return next((n for n in choices if table.has(n)), name)
 
-    def _numbers(self, table: files.Columns, name: str) -> np.ndarray:
+    def _numbers(self, table: arrow_files.Columns, name: str) -> np.ndarray:
         array = table.raw(name)
-        if self._task.spec.kind not in ("binary", "multilabel") or not files.is_text(array.type):
+        if self._task.spec.kind not in ("binary", "multilabel") or not arrow_files.is_text(
+            array.type
+        ):
             return table.numbers(name)
         text = pc.utf8_lower(pc.utf8_trim_whitespace(array.cast(pa.large_string())))
         for words, number in ((TRUE, "1"), (FALSE, "0")):
             given = pc.is_in(text, value_set=pa.array(words, pa.large_string()))
             text = pc.if_else(given, pa.scalar(number, pa.large_string()), text)
         batch = pa.record_batch([text], names=[name])
-        return files.Columns(batch, table.path, table.first).numbers(name)
+        return arrow_files.Columns(batch, table.path, table.first).numbers(name)
 
-    def _class_index(self, table: files.Columns, name: str) -> np.ndarray:
+    def _class_index(self, table: arrow_files.Columns, name: str) -> np.ndarray:
         array = table.raw(name)
         if pa.types.is_floating(array.type):
             array = array.cast(pa.int64(), safe=False)
@@ -259,7 +263,7 @@ def _published(path: Path, splits: Splits, ids: list, *, seed: int) -> list[str 
     if not path.is_file():
         raise DataError(f"{path}: is missing; splits.from = 'hash' or 'folds' does without")
     own, found = {name: part for part, name in splits.names}, {}
-    for table in files.tables(path):
+    for table in arrow_files.tables(path):
         subjects, names = table.subjects("subject_id").to_pylist(), table.strings("split")
         for row, (subject, name) in enumerate(zip(subjects, names.to_pylist(), strict=True)):
             part = own.get(name)

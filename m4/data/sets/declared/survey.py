@@ -14,9 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m4.data.sets.meds import files
-from m4.data.sets.meds.definition import TASK_COLUMN, find
-from m4.data.sets.meds.points import SPLIT_FILE
+from m4.data.sets.declared import arrow_files
+from m4.data.sets.declared.definition import TASK_COLUMN, find
+from m4.data.sets.declared.points import SPLIT_FILE
 from m4.errors import DataError
 
 INTEGER = "integer_value"
@@ -52,7 +52,7 @@ def read(root: Path) -> tuple[dict[str, Code], dict[str, int]]:
     found: dict[str, Code] = defaultdict(Code)
     subjects: dict[str, int] = defaultdict(int)
     for path in paths:
-        for table in files.tables(path, only=COLUMNS):
+        for table in arrow_files.tables(path, only=COLUMNS):
             part = {"code": table.strings("code"), "subject": table.subjects("subject_id")}
             part["group"] = _groups(part["code"])
             for key, name in (("number", "numeric_value"), ("text", "text_value")):
@@ -130,7 +130,7 @@ def labels(root: Path) -> dict[str, tuple[str, str]]:
             whole = place.parent.parent
         name = re.sub(r"\W+", "_", "_".join(parts) or path.stem).strip("_")
         counts = found.setdefault(name, (whole.as_posix(), dict.fromkeys(columns, 0)))[1]
-        for table in files.tables(path, only=[c for c in columns if c in names]):
+        for table in arrow_files.tables(path, only=[c for c in columns if c in names]):
             for column in names & {*columns}:
                 counts[column] += len(table) - table.raw(column).null_count
     return {  # of the four columns of the schema one is filled
@@ -173,7 +173,7 @@ def _task(root: Path, path: str, column: str) -> list[str]:
     values: set = set()
     if column in ("categorical_value", INTEGER):
         for file in find(root, path):
-            for table in files.tables(file, only=[column]):
+            for table in arrow_files.tables(file, only=[column]):
                 values |= {*table.strings(column).drop_null().unique().to_pylist()}
     kind = "binary" if values and values <= {"0", "1"} else kinds.get(column, "regression")
     out = [f'kind = "{kind}"']

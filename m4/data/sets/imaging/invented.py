@@ -1,4 +1,7 @@
-"""Invented mammograms: EMBED, RSNA 2022 and VinDr-Mammo. Letters: h rows, w columns."""
+"""Invented images in the layouts of EMBED, RSNA 2022, VinDr-Mammo and GAMMA.
+
+Letters: h rows, w columns.
+"""
 
 import csv
 from pathlib import Path
@@ -9,6 +12,13 @@ from m4.data.fake import fresh
 
 HEIGHT, WIDTH = 64, 48
 VIEWS = ("CC", "MLO")
+SCANS = 8  # of 256 of an OCT volume
+
+
+def invent(folder: Path, *, patients: int, seed: int, layout: str) -> Path:
+    """The files of one layout."""
+    writer = {"embed": embed, "rsna": rsna, "vindr": vindr, "gamma": gamma}[layout]
+    return writer(folder, patients=patients, seed=seed)
 
 
 def breast(rng, *, side: str, density: int, suspicious: bool) -> np.ndarray:
@@ -168,6 +178,36 @@ def _embed_images(root, rng, exam, side, density, sick):
                 "spot_mag": "",
                 "anon_dicom_path": f"/mnt/dicom/cohort_1/extracted-images/{place}",
             }
+
+
+def gamma(folder: Path, *, patients: int, seed: int) -> Path:
+    """`gamma/`: a cup that grows with the grade, in the photograph and in its mask."""
+    from openpyxl import Workbook
+    from PIL import Image
+
+    root, rng = fresh(folder / "gamma"), np.random.default_rng(seed)
+    grading = root / "Glaucoma_grading" / "training"
+    masks = root / "Disc_Cup_Segmentation" / "training" / "Disc_Cup_Mask"
+    masks.mkdir(parents=True)
+    book = Workbook()
+    book.active.append(["data", "non", "early", "mid_advanced"])
+    y, x = np.mgrid[0:48, 0:64]
+    distance = np.hypot(y - 24, x - 32)
+    for number in range(1, patients + 1):
+        name, grade = f"{number:04d}", int(rng.integers(3))
+        scans = grading / "multi-modality_images" / name / name
+        scans.mkdir(parents=True)
+        cup, disc = distance < 4 + 3 * grade, distance < 14
+        mask = np.where(cup, 0, np.where(disc, 128, 255)).astype(np.uint8)
+        photo = np.stack([60 + 60 * disc + 100 * cup] * 3, -1) + rng.integers(0, 20, (48, 64, 3))
+        Image.fromarray(photo.astype(np.uint8)).save(scans.parent / f"{name}.jpg")
+        Image.fromarray(mask).save(masks / f"{name}.png")
+        for scan in range(SCANS):
+            layer = 200 * scan * (y > 20 + 4 * grade) // SCANS + rng.integers(0, 20, y.shape)
+            Image.fromarray(layer.astype(np.uint8)).save(scans / f"{scan}_image.jpg")
+        book.active.append([number, *(int(grade == g) for g in range(3))])
+    book.save(grading / "glaucoma_grading_training_GT.xlsx")
+    return root
 
 
 def _write_csv(path: Path, table: list[dict]) -> None:

@@ -19,21 +19,12 @@ Letters: e values of a signal in the order of their times, f features.
 
 import numpy as np
 
-from m4.data.sets.mimiciv.schema import LABS, VITALS
+from m4.data.sets.mimiciv.features import LABS, VITALS
 
 STATISTICS = (
-    "max",
-    "min",
-    "mean",
-    "variance",
-    "mean_difference",
-    "mean_abs_difference",
-    "max_abs_difference",
-    "sum_abs_difference",
-    "last_minus_first",
-    "peaks",
-    "slope",
-)
+    "max", "min", "mean", "variance", "mean_difference", "mean_abs_difference",
+    "max_abs_difference", "sum_abs_difference", "last_minus_first", "peaks", "slope",
+)  # fmt: skip
 CHART = tuple(f for f in VITALS if f.name != "temperature")
 PROCEDURES = {
     229351: "foley",

@@ -11,22 +11,23 @@ from pathlib import Path
 
 import numpy as np
 
-from m4.data import wfdb
+from m4.data import csv_files
 from m4.data.fake import fresh
-from m4.data.sets.mimiciv import files, schema
+from m4.data.sets.mimiciv import catalogue, release, wfdb
 from m4.errors import ConfigError
 
 WORDS = ("no", "acute", "change", "in", "the", "lungs", "effusion", "edema", "line", "tube")
 HOUR = datetime.timedelta(hours=1)
 
 
-def linked(folder: Path, *, patients: int, seed: int) -> Path:
+def invent(folder: Path, *, patients: int, seed: int) -> Path:
     """Note, CXR-JPG and ECG folders beside the MIMIC-IV files (or the demo) of `folder`."""
-    root = files.find_root(folder, demo=True) or files.find_root(folder, demo=False)
+    root = release.find_root(folder, demo=True) or release.find_root(folder, demo=False)
     if root is None:
         raise ConfigError(f"fake: {folder} has no MIMIC-IV folder whose stays could be used")
     columns = {"subject_id": "int", "hadm_id": "int", "intime": "time", "outtime": "time"}
-    stays = files.read(root, "icustays", columns).to_pylist()[:patients]
+    batches = csv_files.stream(release.table(root, "icustays"), columns)
+    stays = [row for batch in batches for row in batch.to_pylist()][:patients]
     rng = np.random.default_rng(seed)
     write_notes(fresh(folder / "mimic-iv-note-2.2"), stays, rng)
     write_images(fresh(folder / "mimic-cxr-jpg-2.0.0"), stays, rng)
@@ -60,7 +61,7 @@ def write_images(root: Path, stays: list[dict], rng) -> None:
 
     header = ["dicom_id", "subject_id", "study_id", "ViewPosition", "Rows", "Columns"]
     images = [[*header, "StudyDate", "StudyTime"]]
-    titles = [name.replace("_", " ").title() for name in schema.CHEXPERT]
+    titles = [name.replace("_", " ").title() for name in catalogue.CHEXPERT]
     findings = [["subject_id", "study_id", *titles]]
     for number, stay in enumerate(stays):
         for k in range(0 if number % 3 == 2 else rng.integers(1, 4)):
@@ -82,7 +83,7 @@ def write_images(root: Path, stays: list[dict], rng) -> None:
 def write_ecgs(root: Path, stays: list[dict], rng) -> None:
     """An ECG in half of the stays: its waveform, record and machine's measurements."""
     records = [["subject_id", "study_id", "file_name", "ecg_time", "path"]]
-    measures = [["subject_id", "study_id", "ecg_time", "report_0", *schema.ECG_MEASURES]]
+    measures = [["subject_id", "study_id", "ecg_time", "report_0", *catalogue.ECG_MEASURES]]
     for number, stay in enumerate(stays[::2]):
         who, study = stay["subject_id"], 40_000_000 + number
         when = stay["intime"] + rng.integers(1, 30) * HOUR
@@ -90,7 +91,7 @@ def write_ecgs(root: Path, stays: list[dict], rng) -> None:
         records.append([who, study, study, when, path])
         beats_CT = np.cumsum(rng.normal(0, 0.02, (len(wfdb.LEADS), 5000)), axis=1)
         wfdb.write(root / f"{path}.hea", beats_CT, rate=500, leads=wfdb.LEADS)
-        values = rng.integers(0, 900, len(schema.ECG_MEASURES))
+        values = rng.integers(0, 900, len(catalogue.ECG_MEASURES))
         measures.append([who, study, when, "Sinus rhythm", *values])
     _table(root / "record_list.csv", records)
     _table(root / "machine_measurements.csv", measures)

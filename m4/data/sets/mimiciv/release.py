@@ -1,14 +1,11 @@
-"""Where MIMIC-IV's tables lie, which version they are, and reading them as a stream.
+"""Where MIMIC-IV's tables lie, and which release they are."""
 
-Only the standard library is imported here; pyarrow comes in with the first table.
-"""
-
-import csv
-import gzip
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
+from m4.data import csv_files
 from m4.errors import DataError
 
 FOLDERS = ("hosp", "icu", "core")  # version 1 keeps admissions and patients in core
@@ -19,8 +16,6 @@ HOME = {
     "inputevents": "icu",
     "procedureevents": "icu",
 }
-BLOCK_BYTES = 1 << 20  # pyarrow reads up to 32 blocks ahead
-NEVER = -(1 << 53)  # stands for an unknown time
 # What tells releases apart whose folder and papers do not: files that came with them.
 SIGNS = {
     "1.x": ("core",),
@@ -88,78 +83,25 @@ def table(root: Path, name: str) -> Path | None:
     return None
 
 
-def header(path: Path) -> list[str]:
-    """The columns of a csv file. Raises DataError for a file that cannot be read."""
-    try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as handle:
-            return next(csv.reader(handle), [])
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+def read(root: Path, name: str, columns: dict[str, str]) -> dict[str, np.ndarray]:
+    """Columns (as for `csv_files.stream`) of a small table as arrays.
 
-
-def stream(path: Path, columns: dict[str, str]) -> Iterator:
-    """Record batches of some columns of a csv file, in order, in bounded memory.
-
-    Args:
-      path: the file; `.gz` is decompressed on the way.
-      columns: name -> "int", "float", "time" (microseconds: some tables carry fractions of a
-        second) or "text". An empty field is null, in a text column the empty string.
-
-    Raises:
-      DataError: a file that is unreadable, cut short, or lacks a column. The message names the
-        file and the place but quotes nothing of its content.
+    A null is -1 for a whole number and `csv_files.NEVER` for a time, which is in seconds since
+    1970. Raises DataError when the file is missing or has no rows.
     """
-    import pyarrow as pa
-    from pyarrow import csv as arrow
-
-    types = {
-        "int": pa.int64(),
-        "float": pa.float64(),
-        "time": pa.timestamp("us"),
-        "text": pa.utf8(),
-    }
-    rows = 0
-    try:
-        reader = arrow.open_csv(
-            path,
-            read_options=arrow.ReadOptions(block_size=BLOCK_BYTES),
-            parse_options=arrow.ParseOptions(newlines_in_values=True),
-            convert_options=arrow.ConvertOptions(
-                include_columns=list(columns),
-                column_types={name: types[kind] for name, kind in columns.items()},
-                strings_can_be_null=False,
-            ),
-        )
-        for batch in reader:
-            rows += batch.num_rows
-            yield batch
-    except (pa.ArrowKeyError, KeyError):
-        raise DataError(f"{path}: needs the columns {', '.join(columns)}; one is missing") from None
-    except (pa.ArrowException, OSError, EOFError) as error:
-        kind = "cut short or corrupt" if isinstance(error, OSError | EOFError) else "malformed"
-        raise DataError(
-            f"{path}: {kind} after {rows} rows ({type(error).__name__}); download it again"
-        ) from None
-
-
-def seconds(column):
-    """A time column as whole seconds since 1970, int64, `NEVER` where it is null."""
-    import numpy as np
-    import pyarrow as pa
-
-    known = column.is_valid().to_numpy(zero_copy_only=False)
-    micro = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-    return np.where(known, micro // 1_000_000, NEVER)
-
-
-def read(root: Path, name: str, columns: dict[str, str]):
-    """A small table as a pyarrow Table; DataError when its file is missing."""
-    import pyarrow as pa
-
     path = table(root, name)
     if path is None:
         raise DataError(f"{root}: no file {name}.csv.gz")
-    batches = list(stream(path, columns))
+    batches = list(csv_files.stream(path, columns))
     if not batches:
         raise DataError(f"{path}: no rows")
-    return pa.Table.from_batches(batches)
+    arrays = {}
+    for column, kind in columns.items():
+        parts = [batch[column] for batch in batches]
+        if kind == "time":
+            parts = [csv_files.seconds(part) for part in parts]
+        else:
+            parts = [part.fill_null(-1) if kind == "int" else part for part in parts]
+            parts = [part.to_numpy(zero_copy_only=False) for part in parts]
+        arrays[column] = np.concatenate(parts)
+    return arrays

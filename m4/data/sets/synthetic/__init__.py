@@ -2,7 +2,7 @@
 
 Six latent factors per patient drive both labels and streams. A modality reports a factor with
 readout noise, a task depends on factors, so what each modality is worth follows from the
-construction (`m4.data.sets.planted`) and `truth(**options)` computes it:
+construction (`factors.py`) and `truth(**options)` computes it (`truth.py`):
 
 - `vitals`, `notes` and `cxr` each carry a factor of their own;
 - `labs` and `medications` are **redundant**: both report `organ`;
@@ -23,9 +23,11 @@ from statistics import NormalDist
 import numpy as np
 
 from m4.data.cohort import Cohort
-from m4.data.sets import planted
-from m4.data.sets.mimiciv import schema
-from m4.data.sets.planted import MODALITIES
+from m4.data.sets.mimiciv import catalogue
+from m4.data.sets.mimiciv.features import LABS, VITALS
+from m4.data.sets.synthetic import factors as planted
+from m4.data.sets.synthetic.factors import MODALITIES
+from m4.data.sets.synthetic.truth import truth as worth
 from m4.data.split import assign
 from m4.errors import ConfigError
 
@@ -77,7 +79,7 @@ def spec(
     *,
     num_patients: int = 3000,
     modalities=MODALITIES,
-    tasks=schema.TASKS,
+    tasks=catalogue.TASKS,
     missing: str = "mcar",
     presence=None,
     label_missing: float = 0.05,
@@ -92,7 +94,7 @@ def spec(
     Args:
       num_patients: a tenth of them have a second stay.
       modalities: names of `MODALITIES`.
-      tasks: names of `schema.TASKS`.
+      tasks: names of `catalogue.TASKS`.
       missing: "mcar", "mar" or "mnar": how the absence of notes, X-ray and ECG comes about.
       presence: modality -> rate, over those of `planted.PRESENCE`.
       label_missing: share of labels withheld.
@@ -109,10 +111,10 @@ def spec(
     _check(
         known={
             "modalities": (modalities, MODALITIES),
-            "tasks": (tasks, schema.TASKS),
+            "tasks": (tasks, catalogue.TASKS),
             "missing": ((missing,), planted.MECHANISMS),
             "presence": (presence, MODALITIES),
-            "dims": (dims, tuple(schema.VECTORS)),
+            "dims": (dims, tuple(catalogue.VECTORS)),
         },
         least={"num_patients": (num_patients, 10), "vocab": (vocab, GRADES + 1)}
         | {"steps": (steps, 1), "lab_steps": (lab_steps, 1), "rows_per_hour": (rows_per_hour, 0)}
@@ -123,7 +125,7 @@ def spec(
     shapes = {"vitals": {"steps": steps}, "labs": {"steps": lab_steps}}
     shapes |= {"medications": {"vocab": vocab}}
     shapes |= {name: {"dim": width} for name, width in dims.items()}
-    return schema.data_spec(modalities, tasks, **shapes)
+    return catalogue.data_spec(modalities, tasks, **shapes)
 
 
 def _check(*, known, least, shares):
@@ -183,11 +185,9 @@ def cohort(raw_dir=None, *, seed: int, **options) -> Cohort:
 
 
 def truth(**options):
-    """What each modality is worth by construction: see `planted.truth`. Options as for `cohort`."""
+    """What each modality is worth by construction: see `truth.py`. Options as for `cohort`."""
     spec(**options)
-    return planted.truth(
-        **{k: options[k] for k in ("modalities", "missing", "presence") if k in options}
-    )
+    return worth(**{k: options[k] for k in ("modalities", "missing", "presence") if k in options})
 
 
 class _Stays:
@@ -248,12 +248,12 @@ def _stream(rng, modality, signals, rows_per_hour):
 def _series(rng, features, signal, rate):
     """Irregular rows: Poisson count, uniform times; level and drift of loaded columns = signal."""
     mean, sd, loading, share = np.array([PROFILES[f] for f in features]).T
-    t = max(1, rng.poisson(rate * schema.HOURS))
-    times = np.sort(rng.uniform(0, schema.HOURS, t))
+    t = max(1, rng.poisson(rate * catalogue.HOURS))
+    times = np.sort(rng.uniform(0, catalogue.HOURS, t))
     level = loading * signal + 0.3 * rng.standard_normal(len(features))
-    drift = np.outer(times / schema.HOURS - 0.5, 0.5 * loading * signal)
+    drift = np.outer(times / catalogue.HOURS - 0.5, 0.5 * loading * signal)
     values = mean + sd * (level + drift + 0.6 * rng.standard_normal((t, len(features))))
-    ranges = {f.name: (f.low, f.high) for f in schema.VITALS + schema.LABS}
+    ranges = {f.name: (f.low, f.high) for f in VITALS + LABS}
     values = np.clip(values, *np.array([ranges[f] for f in features]).T)
     scores = [f.startswith("gcs") for f in features]
     values[:, scores] = np.round(values[:, scores])
@@ -271,7 +271,7 @@ def _vectors(rng, modality, signals):
     weights = np.concatenate([signals, 0.6 * rng.standard_normal(8)])
     n = min(1 + rng.poisson(1.2), limit)
     values = offset + weights @ np.array(directions) + 0.5 * rng.standard_normal((n, d))
-    times = np.sort(rng.uniform(0, schema.HOURS, n))
+    times = np.sort(rng.uniform(0, catalogue.HOURS, n))
     return {"values": values.astype(np.float32), "times": times.astype(np.float32)}
 
 
@@ -286,10 +286,10 @@ def _static(rng):
     """The static table, unrelated to everything."""
     blocks = [[np.clip(rng.normal(63, 16), 18, 91), rng.integers(2), rng.exponential(20)]]
     for names in (
-        schema.ADMISSION_TYPES,
-        schema.ADMISSION_LOCATIONS,
-        schema.INSURANCES,
-        schema.CARE_UNITS,
+        catalogue.ADMISSION_TYPES,
+        catalogue.ADMISSION_LOCATIONS,
+        catalogue.INSURANCES,
+        catalogue.CARE_UNITS,
     ):
         blocks.append(np.eye(len(names) + 1)[rng.integers(len(names) + 1)][:-1])
     return np.concatenate(blocks).astype(np.float32)

@@ -1,52 +1,15 @@
-"""Notes, X-rays and ECGs -> vectors of a frozen encoder, once, before training.
+"""The back ends of encoders: what turns texts, images or ECGs into vectors.
 
-    python -m m4.data embed notes RAW OUT --backend=transformers --encoder=FOLDER --pooling=mean
-    python -m m4.data embed cxr   RAW OUT --backend=onnx --encoder=MODEL.onnx --scale=xrv
-    python -m m4.data embed ecg   RAW OUT --backend=bands
-    python -m m4.main --config=... --config.data.options.embeddings.notes=OUT
-
-Only this command needs an encoder's library, and only the backend that is asked for is imported:
-
-| backend | for | needs | encoder is |
-|---|---|---|---|
-| `transformers` | notes | torch, transformers | folder of a saved model (nothing is downloaded) |
-| `onnx` | all | onnxruntime; tokenizers for notes | .onnx file; tokenizer.json beside it |
-| `torchscript` | cxr, ecg | torch | .pt file |
-| `hashing` | notes | nothing more | - (signed hashed words; to try the path) |
-| `bands` | ecg | nothing more | - (power of every lead by frequency) |
-
-An encoder of ECGs takes millivolts [n, 12, 5000]: 10 s of the leads of `m4.data.wfdb`.
-
-OUT gets `vectors.npy` (float16), `ids.npy` (sorted numbers of the identifiers) and `embed.json`
-with encoder, revision, pooling and digests. Notes longer than `--max_tokens` are cut into pieces
-whose vectors are averaged by their length. Only patients with an ICU stay are encoded. Every
-`PART` items are saved, so that a second start goes on after the last part.
-
-Letters: n items, d width, L tokens.
+Only the one that is asked for is imported. Letters: n items, d width, L tokens.
 """
 
-import argparse
 import dataclasses
-import hashlib
 import itertools
-import json
-import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from m4 import atomic
-from m4.data import wfdb
-from m4.data.cohort import patient_number
-from m4.data.sets.mimiciv import files, linked, studies
-from m4.errors import ConfigError, DataError, UserError
-
-PART = 1024
-FILE = "embed.json"
-PARTS = ".parts"
 SCALES = {  # grey 0..1 -> what an encoder was trained on
     "unit": lambda x: x,
     "xrv": lambda x: (2 * x - 1) * 1024,  # torchxrayvision
@@ -70,169 +33,19 @@ class Plan:
     scale: str = "unit"
 
 
-def main(argv: list[str]) -> int:
-    """Parse options and write the vectors; returns the exit code."""
-    parser = argparse.ArgumentParser("python -m m4.data embed", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("what", choices=["notes", "cxr", "ecg"])
-    parser.add_argument("raw_dir", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--backend", choices=[*BACKENDS], required=True)
-    parser.add_argument("--encoder", default="", help="file or folder of the model")
-    parser.add_argument("--revision", default="", help="noted; default: digest of the model")
-    parser.add_argument("--pooling", choices=["mean", "cls", "pooler"], default="mean")
-    parser.add_argument("--max_tokens", type=int, default=512)
-    parser.add_argument("--scale", choices=[*SCALES], default="unit")
-    parser.add_argument("--batch_size", type=int, default=16)
-    args = vars(parser.parse_args(argv))
-    raw_dir, out, size = args.pop("raw_dir"), args.pop("out"), args.pop("batch_size")
-    try:
-        args["revision"] = args["revision"] or _digest(args["encoder"])
-        plan = Plan(**args)
-        if plan.what not in READS[plan.backend]:
-            reads = " and ".join(READS[plan.backend])
-            raise ConfigError(f"embed: --backend={plan.backend} reads {reads}, not {plan.what}")
-        number = write(out, plan, items(plan, raw_dir), BACKENDS[plan.backend](plan), size)
-    except UserError as error:
-        print("\n".join(error.lines()), file=sys.stderr)
-        return error.exit_code
-    print(f"{out}: {number} vectors")
-    return 0
+class Hashing:
+    """Vectors of texts without any encoder, in the place of `Embeddings`."""
 
+    def __init__(self, width: int):
+        from sklearn.feature_extraction.text import HashingVectorizer
 
-def write(out: Path, plan: Plan, stream: Iterator, encode: Encode, batch_size: int) -> int:
-    """Encode (identifier, item) pairs into `out`, going on where an earlier start stopped.
+        self._encode = HashingVectorizer(n_features=width, ngram_range=(1, 2)).transform
 
-    Raises ConfigError if `out` is complete or was begun with another plan.
-    """
-    if (out / FILE).exists():
-        raise ConfigError(f"embed: {out} is complete; choose another folder")
-    parts, begun = out / PARTS, dataclasses.asdict(plan)
-    parts.mkdir(parents=True, exist_ok=True, mode=0o700)
-    out.chmod(0o700)
-    note = parts / "plan.json"
-    if note.exists() and json.loads(note.read_text()) != begun:
-        raise ConfigError(f"embed: {out} was begun with other options: {note.read_text()}")
-    note.write_text(json.dumps(begun))
-    number = 0
-    while chunk := [*itertools.islice(stream, PART)]:
-        path = parts / f"{number:06d}.npz"
-        if not path.exists():
-            ids = [patient_number(identifier) for identifier, _ in chunk]
-            batches = [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
-            vectors = [encode([_load(item) for _, item in batch]) for batch in batches]
-            _save(path, ids=np.array(ids, np.int64), vectors=_finite(np.concatenate(vectors)))
-        number += 1
-    paths = sorted(parts.glob("*.npz"))[:number]
-    if not paths:
-        raise DataError(f"embed: no {plan.what} of a patient with an ICU stay")
-    ids, vectors = _join(paths, out)
-    facts = {**begun, "count": len(ids), "width": int(vectors.shape[1])}
-    with open(out / "vectors.npy", "rb") as handle:
-        facts["sha256"] = hashlib.file_digest(handle, "sha256").hexdigest()
-    (out / FILE).write_text(json.dumps(facts, indent=1) + "\n")  # last: now it is complete
-    shutil.rmtree(parts)
-    return len(ids)
-
-
-def _join(paths: list[Path], out: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All parts as ids.npy and vectors.npy in the order of the ids, part by part in memory."""
-    every = np.concatenate([_part(path)["ids"] for path in paths])
-    ids, first = np.unique(every, return_index=True)
-    target = np.full(len(every), -1)
-    target[first] = np.arange(len(ids))
-    width = _part(paths[0])["vectors"].shape[1]
-    shape = (len(ids), width)
-    vectors = np.lib.format.open_memmap(out / "vectors.npy", "w+", np.float16, shape)
-    start = 0
-    for path in paths:
-        part = _part(path)["vectors"]
-        place = target[start : start + len(part)]
-        vectors[place[place >= 0]] = part[place >= 0]
-        start += len(part)
-    vectors.flush()
-    np.save(out / "ids.npy", ids)
-    return ids, vectors
-
-
-def _part(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-def items(plan: Plan, raw_dir: Path) -> Iterator[tuple[str, object]]:
-    """(identifier, text or image file) of all patients with an ICU stay, in a fixed order."""
-    kind = linked.KIND[plan.what]
-    root = linked.find(raw_dir, kind)
-    mimic = files.find_root(raw_dir, demo=False) or files.find_root(raw_dir, demo=True)
-    if root is None or mimic is None:
-        raise DataError(f"embed: {raw_dir} has no MIMIC-IV or no {linked.TITLE[kind]} folder")
-    stays = files.read(mimic, "icustays", {"subject_id": "int"})
-    ours = {*stays["subject_id"].to_pylist()}
-    return {"notes": _notes, "cxr": _images, "ecg": _ecgs}[plan.what](root, ours)
-
-
-def _notes(root: Path, ours: set[int]) -> Iterator[tuple[str, str]]:
-    columns = {"note_id": "text", "subject_id": "int", "text": "text"}
-    for name in dict.fromkeys(linked.NOTES.values()):
-        path = linked.table(root, f"note/{name}")
-        for batch in files.stream(path, columns) if path else ():
-            for row in batch.to_pylist():
-                if row["subject_id"] in ours:
-                    yield row["note_id"], row["text"]
-
-
-def _images(root: Path, ours: set[int]) -> Iterator[tuple[str, Path]]:
-    columns = {"dicom_id": "text", "subject_id": "int", "study_id": "int", "ViewPosition": "text"}
-    for batch in files.stream(linked.table(root, f"{linked.CXR_FILE}metadata"), columns):
-        for row in batch.to_pylist():
-            if row["subject_id"] in ours and row["ViewPosition"].strip() in studies.FRONTAL:
-                path = studies.image_path(root, row["subject_id"], row["study_id"], row["dicom_id"])
-                if path.exists():
-                    yield row["dicom_id"], path
-
-
-def _ecgs(root: Path, ours: set[int]) -> Iterator[tuple[str, Path]]:
-    columns = {"subject_id": "int", "study_id": "text", "path": "text"}
-    for batch in files.stream(linked.table(root, "record_list"), columns):
-        for row in batch.to_pylist():
-            header = (root / row["path"]).with_suffix(".hea")
-            if row["subject_id"] in ours and header.exists():
-                yield row["study_id"], header
-
-
-def _load(item):
-    """A text as it is; an image file as f32[h, w] in 0..1; an ECG as f32[12, t] in mV."""
-    if isinstance(item, Path) and item.suffix == ".hea":
-        return wfdb.twelve_leads(item, **ECG)
-    return studies.grey_square(item) / np.float32(255) if isinstance(item, Path) else item
-
-
-def _finite(vectors: np.ndarray) -> np.ndarray:
-    wrong = ~(np.abs(vectors) <= np.finfo(np.float16).max)
-    if wrong.any():
-        raise DataError(f"embed: the encoder gave {int(wrong.sum())} numbers beyond float16")
-    return vectors.astype(np.float16)
-
-
-def _save(path: Path, **arrays) -> None:
-    with atomic.replaced(path) as partial, open(partial, "wb") as file:
-        np.savez(file, **arrays)
-
-
-def _digest(encoder: str) -> str:
-    """First digits of the SHA-256 of a model's files, in the order of their names."""
-    path, digest = Path(encoder), hashlib.sha256()
-    if encoder and not path.exists():
-        raise ConfigError(f"embed: --encoder={encoder}: no such file or folder")
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        if file.is_file():
-            with open(file, "rb") as handle:
-                digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()[:16] if encoder else ""
-
-
-# --- backends -----------------------------------------------------------------------------------
+    def __call__(self, texts) -> tuple[np.ndarray, np.ndarray]:
+        """All positions, and their vectors."""
+        if not len(texts):
+            return np.zeros(0, int), np.zeros((0, 1), np.float16)
+        return np.arange(len(texts)), self._encode(texts).toarray().astype(np.float16)
 
 
 def pieces(ids: list[int], limit: int, first: int, last: int) -> list[list[int]]:
@@ -271,7 +84,7 @@ def by_pieces(tokenize, run, limit: int) -> Encode:
 
 
 def _hashing(plan: Plan) -> Encode:
-    encode = linked.Hashing(768)
+    encode = Hashing(768)
     return lambda texts: encode(texts)[1]
 
 
@@ -375,7 +188,3 @@ READS = {
     "hashing": ("notes",),
     "bands": ("ecg",),
 }
-
-if __name__ == "__main__":
-    os.umask(0o077)  # what is derived from patients is for its owner only
-    sys.exit(main(sys.argv[1:]))

@@ -5,6 +5,7 @@ row (counted from 1, without the header), and never quotes a value.
 """
 
 import codecs
+import csv
 import gzip
 import io
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import csv
+from pyarrow import csv as arrow_csv
 
 from m4.errors import DataError
 
@@ -46,17 +47,6 @@ def batches(
         raise DataError(
             f"{path}: cut short, corrupt or malformed after row {rows} ({type(error).__name__})"
         ) from None
-
-
-def columns(path: Path, *, header: str = "names") -> list[str]:
-    """Names of a file's columns. Raises DataError if it can't be read."""
-    try:
-        if path.name.endswith(".parquet"):
-            return pq.read_schema(path).names
-        first = next(iter(batches(path, header=header)), None)
-        return [] if first is None else first.schema.names
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: is no readable file ({type(error).__name__})") from None
 
 
 class Columns:
@@ -205,13 +195,15 @@ def _csv(path: Path, header: str) -> Iterator[pa.RecordBatch]:
 
     with Checked(path) as stream:
         try:
-            yield from csv.open_csv(
+            yield from arrow_csv.open_csv(
                 stream,
-                read_options=csv.ReadOptions(
+                read_options=arrow_csv.ReadOptions(
                     use_threads=False, block_size=BLOCK, column_names=names, skip_rows=1
                 ),
-                parse_options=csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse),
-                convert_options=csv.ConvertOptions(
+                parse_options=arrow_csv.ParseOptions(
+                    newlines_in_values=True, invalid_row_handler=refuse
+                ),
+                convert_options=arrow_csv.ConvertOptions(
                     column_types=dict.fromkeys(names, pa.large_string()),
                     strings_can_be_null=False,
                 ),
@@ -225,13 +217,11 @@ def _csv(path: Path, header: str) -> Iterator[pa.RecordBatch]:
 
 
 def _header(path: Path) -> list[str]:
-    import csv as standard
-
     with Checked(path) as stream:
         first = io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig").readline()
     if not first.strip():
         raise DataError(f"{path}: is empty")
-    return [name.strip() for name in next(standard.reader([first]))]
+    return [name.strip() for name in next(csv.reader([first]))]
 
 
 class Checked(io.RawIOBase):
@@ -280,12 +270,10 @@ class Checked(io.RawIOBase):
 
     def _cut_in_quotes(self) -> bool:
         """Whether a quoted cell never ends, which Arrow takes for its end; 5" is a cell, too."""
-        import csv as standard
-
         with io.TextIOWrapper(self._open(), encoding="utf-8", newline="") as file:
             try:
-                return any(False for _ in standard.reader(file, strict=True))
-            except standard.Error as error:
+                return any(False for _ in csv.reader(file, strict=True))
+            except csv.Error as error:
                 return "expected after" not in str(error)
 
     def close(self) -> None:

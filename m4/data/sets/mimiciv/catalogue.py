@@ -1,95 +1,14 @@
 """Modalities and tasks of the MIMIC-IV cohort; shared with its synthetic twin.
 
-Standard library only, so that a configuration can be checked without loading arrays. `Feature`
-says which raw items a column merges, the range outside which a value is discarded as an
-artefact, and how the item's unit becomes the column's.
+Which raw items the columns of vitals and labs merge is said in `features.py`.
 """
 
-import dataclasses
-
+from m4.data.sets.mimiciv import benchmark, diseases, haim_blocks, phenotypes
+from m4.data.sets.mimiciv.features import features
 from m4.errors import ConfigError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 HOURS = 48.0
-PHENOTYPES = (
-    "septicemia",
-    "diabetes_without_complication",
-    "diabetes_with_complications",
-    "lipid_disorders",
-    "fluid_electrolyte_disorders",
-    "essential_hypertension",
-    "hypertension_with_complications",
-    "acute_myocardial_infarction",
-    "coronary_atherosclerosis",
-    "conduction_disorders",
-    "cardiac_dysrhythmias",
-    "congestive_heart_failure",
-    "acute_cerebrovascular_disease",
-    "pneumonia",
-    "copd_bronchiectasis",
-    "pleurisy_pneumothorax_collapse",
-    "respiratory_failure",
-    "other_lower_respiratory",
-    "other_upper_respiratory",
-    "other_liver_diseases",
-    "gastrointestinal_haemorrhage",
-    "acute_renal_failure",
-    "chronic_kidney_disease",
-    "surgical_complications",
-    "shock",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Feature:
-    """One column of a series. `fahrenheit` lists items to convert to degrees Celsius."""
-
-    name: str
-    items: tuple[int, ...]
-    low: float
-    high: float
-    fahrenheit: tuple[int, ...] = ()
-
-
-# Non-invasive and arterial pressures are merged; items are of icu/chartevents.
-VITALS = (
-    Feature("heart_rate", (220045,), 10, 300),
-    Feature("systolic_bp", (220179, 220050, 225309), 20, 320),
-    Feature("diastolic_bp", (220180, 220051, 225310), 5, 250),
-    Feature("mean_bp", (220181, 220052, 225312), 10, 280),
-    Feature("respiratory_rate", (220210, 224690), 1, 100),
-    Feature("spo2", (220277,), 20, 100),
-    Feature("temperature", (223762, 223761), 25, 45, fahrenheit=(223761,)),
-    Feature("gcs_verbal", (223900,), 1, 5),
-    Feature("gcs_eye", (220739,), 1, 4),
-    Feature("gcs_motor", (223901,), 1, 6),
-)
-# Items are of hosp/labevents, blood only; whole-blood analysers and the two white-cell items are
-# merged with the laboratory's.
-LABS = (
-    Feature("potassium", (50971, 50822), 0.5, 15),
-    Feature("sodium", (50983, 50824), 80, 220),
-    Feature("chloride", (50902, 50806), 50, 180),
-    Feature("creatinine", (50912,), 0, 60),
-    Feature("urea_nitrogen", (51006,), 0, 400),
-    Feature("bicarbonate", (50882,), 0, 80),
-    Feature("anion_gap", (50868,), -20, 80),
-    Feature("haemoglobin", (51222, 50811), 0, 30),
-    Feature("haematocrit", (51221, 50810), 0, 80),
-    Feature("magnesium", (50960,), 0, 20),
-    Feature("platelets", (51265,), 0, 3000),
-    Feature("phosphate", (50970,), 0, 30),
-    Feature("white_cells", (51301, 51300), 0, 1000),
-    Feature("calcium", (50893,), 0, 30),
-    Feature("mch", (51248,), 5, 80),
-    Feature("red_cells", (51279,), 0, 12),
-    Feature("mchc", (51249,), 10, 60),
-    Feature("mcv", (51250,), 30, 180),
-    Feature("rdw", (51277,), 5, 60),
-    Feature("neutrophils", (51256,), 0, 100),
-    Feature("vancomycin", (51009,), 0, 200),
-    Feature("glucose", (50931, 50809), 0, 2500),
-)
 # Known when the patient reaches the ICU. Insurance and the admission's own route are written at
 # registration; language, race and marital status are left out on purpose.
 ADMISSION_TYPES = ("emergency", "urgent", "elective", "observation")
@@ -114,23 +33,15 @@ VOCAB = 1024
 WORDS, WORD_VOCAB = 512, 8192  # of `note_words`
 IMAGE = (1, 224, 224, 3)
 ECG_MEASURES = (
-    "rr_interval",
-    "p_onset",
-    "p_end",
-    "qrs_onset",
-    "qrs_end",
-    "t_end",
-    "p_axis",
-    "qrs_axis",
+    "rr_interval", "p_onset", "p_end", "qrs_onset", "qrs_end", "t_end", "p_axis", "qrs_axis",
     "t_axis",
-)
+)  # fmt: skip
 # What other files than hosp/ and icu/ give; see `linked.py`.
 LINKED = (*VECTORS, EARLIER, "note_words", "cxr_image", "ecg_measures")
-# Published sets of variables; see `benchmark.py` and `haim.py`.
+# Published sets of variables; see `benchmark.py` and `haim_blocks.py`.
 HAIM = ("haim_chart", "haim_labs", "haim_procedures", "haim_demographics")
 MODALITIES = ("vitals", "labs", "static", *CODES, *LINKED, "benchmark", "flexcare", *HAIM)
 TASKS = ("ihm48", "los", "los_under_96h", "phe")
-FUSEMOE_DROPS = ("temperature", "glucose")  # of the 32 variables; its 30 are without these
 # By window of input: tasks asked for by default, and others that make sense.
 WINDOWS = {
     "48h": (TASKS, ("readmission", "mortality_1y", "diseases", "disposition", "drg")),
@@ -143,29 +54,12 @@ WINDOWS = {
 }
 DISPOSITIONS = ("home", "home_health", "facility", "hospice_or_died", "other")
 CHEXPERT = (
-    "atelectasis",
-    "cardiomegaly",
-    "consolidation",
-    "edema",
-    "enlarged_cardiomediastinum",
-    "fracture",
-    "lung_lesion",
-    "lung_opacity",
-    "no_finding",
-    "pleural_effusion",
-    "pleural_other",
-    "pneumonia",
-    "pneumothorax",
-    "support_devices",
-)
+    "atelectasis", "cardiomegaly", "consolidation", "edema", "enlarged_cardiomediastinum",
+    "fracture", "lung_lesion", "lung_opacity", "no_finding", "pleural_effusion", "pleural_other",
+    "pneumonia", "pneumothorax", "support_devices",
+)  # fmt: skip
 DAYS = ("0", "1", "2", "3", "4", "5", "6", "7", "8-13", "14+")  # bins of `los_remaining`
 DRG_CLASSES = 769
-
-
-def features(name: str, variables: str = "m4") -> tuple[Feature, ...]:
-    """The columns of "vitals" or "labs"; `variables` "fusemoe" leaves its 30 of the 32."""
-    every = VITALS if name == "vitals" else LABS
-    return tuple(f for f in every if variables == "m4" or f.name not in FUSEMOE_DROPS)
 
 
 def modality(
@@ -194,15 +88,11 @@ def modality(
     if name == "ecg_measures":
         return ModalitySpec(name, "table", (len(ECG_MEASURES),), features=ECG_MEASURES)
     if name in ("benchmark", "flexcare"):
-        from m4.data.sets.mimiciv import benchmark
-
         names = benchmark.NAMES if name == "benchmark" else benchmark.COLUMNS
         steps = steps if name == "benchmark" else int(HOURS)
         return ModalitySpec(name, "series", (steps, len(names)), features=names)
     if name in HAIM:
-        from m4.data.sets.mimiciv import haim
-
-        names = haim.columns(name)
+        names = haim_blocks.columns(name)
         return ModalitySpec(name, "table", (len(names),), features=names)
     raise ConfigError(f"data.options.modalities: {name!r} is none of {', '.join(MODALITIES)}")
 
@@ -214,12 +104,10 @@ def task(name: str) -> TaskSpec:
     if name in ("los", "los_after_cxr"):
         return TaskSpec(name, "regression", transform="log1p")
     if name == "phe":
-        return TaskSpec(name, "multilabel", dim=len(PHENOTYPES), labels=PHENOTYPES)
+        return TaskSpec(name, "multilabel", dim=len(phenotypes.NAMES), labels=phenotypes.NAMES)
     if name == "chexpert":
         return TaskSpec(name, "multilabel", dim=len(CHEXPERT), labels=CHEXPERT)
     if name == "diseases":
-        from m4.data.sets.mimiciv import diseases
-
         return TaskSpec(name, "multilabel", dim=len(diseases.NAMES), labels=diseases.NAMES)
     if name == "los_remaining":
         return TaskSpec(name, "multiclass", dim=len(DAYS), labels=DAYS)
@@ -232,14 +120,9 @@ def task(name: str) -> TaskSpec:
 
 ALL_TASKS = tuple(dict.fromkeys(name for both in WINDOWS.values() for name in both[0] + both[1]))
 BINARY = (
-    "ihm48",
-    "los_under_96h",
-    "readmission",
-    "mortality_1y",
-    "decompensation",
-    "mortality_48h",
+    "ihm48", "los_under_96h", "readmission", "mortality_1y", "decompensation", "mortality_48h",
     "los_under_48h",
-)
+)  # fmt: skip
 
 
 def data_spec(modalities, tasks, **shapes) -> DataSpec:
