@@ -79,7 +79,7 @@ class Bucketed:
         *,
         mixed: bool,
     ):
-        """`stream` and `store` as in `m4.data.sampling`; `mixed`: batches hold rows of several tasks."""
+        """`mixed`: batches of the `stream` (see `m4.data.sampling`) hold rows of several tasks."""
         self._stream, self._store, self._lengths = stream, store, lengths
         self._batch_size, self._seed, self._mixed = batch_size, seed, mixed
         self.specs = ladder(store.spec, lengths)  # one per bucket, the last is the whole

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-
 HOW = ("rows", "batches", "sequential")
 CYCLE = 1000  # slots in which a ratio is realised
 

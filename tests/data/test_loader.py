@@ -122,7 +122,9 @@ def num_present(train):
 
 
 def test_complete_rows_come_first_while_the_order_lasts(train):
-    loader = TrainLoader(train, 8, seed=1, sampling=Sampling(order="complete_first", order_epochs=2))
+    loader = TrainLoader(
+        train, 8, seed=1, sampling=Sampling(order="complete_first", order_epochs=2)
+    )
     first, second, third = (loader.indices(s).tolist() for s in (0, 5, 10))  # 5 steps an epoch
     epoch = np.concatenate([loader.indices(step) for step in range(5)])
     assert sorted(epoch) == [*range(40)]

@@ -52,30 +52,35 @@ def read(definition: Definition, root: Path, *, flow: Flow) -> Points:
 class _Known(Labels):
     """Labels of which none need be known; a column that is absent has none."""
 
-    def _nothing(self, path: Path) -> None:
+    def nothing(self, path: Path) -> None:
+        """No rows."""
         del path
         self.key_N = np.empty(0, KEY)
-        self.value_NC = np.empty((0, max(1, len(self._task.columns))), np.float32)
+        self.value_NC = np.empty((0, max(1, len(self.task.columns))), np.float32)
 
-    def _none_known(self, path: Path) -> None:
+    def none_known(self, path: Path) -> None:
+        """None need be known."""
         del path
 
-    def _values(self, table: arrow_files.Columns) -> np.ndarray:
-        value_NC = super()._values(table)
-        if self._task.spec.kind == "survival":  # half a label is none
+    def values(self, table: arrow_files.Columns) -> np.ndarray:
+        """See `Labels`."""
+        value_NC = super().values(table)
+        if self.task.spec.kind == "survival":  # half a label is none
             value_NC[np.isnan(value_NC).any(axis=1)] = np.nan
         return value_NC
 
-    def _numbers(self, table: arrow_files.Columns, name: str) -> np.ndarray:
-        return super()._numbers(table, name) if table.has(name) else self._absent(table, name)
+    def numbers(self, table: arrow_files.Columns, name: str) -> np.ndarray:
+        """See `Labels`."""
+        return super().numbers(table, name) if table.has(name) else self._absent(table, name)
 
-    def _class_index(self, table: arrow_files.Columns, name: str) -> np.ndarray:
+    def class_index(self, table: arrow_files.Columns, name: str) -> np.ndarray:
+        """See `Labels`."""
         if table.has(name):
-            return super()._class_index(table, name)
+            return super().class_index(table, name)
         return self._absent(table, name)[:, None].astype(np.float32)
 
     def _absent(self, table: arrow_files.Columns, name: str) -> np.ndarray:
-        self._flow[f"{self._name}: label rows without a column {name}"] += len(table)
+        self.flow[f"{self.name}: label rows without a column {name}"] += len(table)
         return np.full(len(table), np.nan)
 
 
@@ -86,5 +91,6 @@ class _Asked(_Known):
         spec = dataclasses.replace(task.spec, name="points file")
         super().__init__(dataclasses.replace(task, spec=spec, files=FILE), root, ids, flow)
 
-    def _values(self, table: arrow_files.Columns) -> np.ndarray:
+    def values(self, table: arrow_files.Columns) -> np.ndarray:
+        """See `Labels`."""
         return np.zeros((len(table), 1), np.float32)

@@ -103,6 +103,10 @@ class Keys:
         path = ".".join(filter(None, (self._path, key)))
         return Keys(self._content.get(key, {}), self._file, path, self._problems)
 
+    def inside(self, name: str, content: Any) -> "Keys":
+        """A table that stands in for the value of a key."""
+        return Keys(content, self._file, f"{self._path}.{name}", self._problems)
+
     def sections(self, key: str) -> list[tuple[str, "Keys"]]:
         """The tables inside a table."""
         inner = self.section(key)

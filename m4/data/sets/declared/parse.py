@@ -145,9 +145,7 @@ def _features(keys: Keys, kind: str, prefix: str) -> tuple[Feature, ...]:
     found = []
     inner = keys.section("features") if isinstance(keys.raw("features"), Mapping) else keys
     for name, value in given.items():
-        if not isinstance(value, Mapping):
-            value = {"codes": value}
-        own = Keys(value, inner._file, f"{inner._path}.{name}", inner._problems)
+        own = inner.inside(name, value if isinstance(value, Mapping) else {"codes": value})
         found += _feature(name, own, kind, prefix, take)
     return tuple(found)
 

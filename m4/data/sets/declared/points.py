@@ -112,18 +112,18 @@ class Labels:
 
     def __init__(self, task: Task, root: Path, ids: dict, flow: Flow):
         """Reads the files; `ids` takes in their subjects. DataError for files of no use."""
-        self._task, self._name, self._flow = task, task.spec.name, flow
+        self.task, self.name, self.flow = task, task.spec.name, flow
         paths = find(root, task.files)
         if not paths:
-            raise DataError(f"{root / task.files}: no label files of task {self._name}")
+            raise DataError(f"{root / task.files}: no label files of task {self.name}")
         keys, values, places = [], [], []
         for number, path in enumerate(paths):
             for table in arrow_files.tables(path, header=task.header):
                 subject_N, time_N = self._keys(table, ids)
-                value_NC = self._values(table)
+                value_NC = self.values(table)
                 use = subject_N >= 0
-                flow[f"{self._name}: label rows"] += len(use)
-                flow[f"{self._name}: label rows without a subject or time"] += int((~use).sum())
+                flow[f"{self.name}: label rows"] += len(use)
+                flow[f"{self.name}: label rows without a subject or time"] += int((~use).sum())
                 key_N = np.empty(len(use), KEY)
                 key_N["subject"], key_N["time"] = subject_N, time_N
                 place_N = np.stack([np.full(len(use), number), table.first + np.arange(len(use))])
@@ -133,9 +133,10 @@ class Labels:
         if keys:
             self._unique(np.concatenate(keys), np.concatenate(values), np.hstack(places), paths)
         else:
-            self._nothing(paths[0])
+            self.nothing(paths[0])
 
-    def _nothing(self, path: Path) -> None:
+    def nothing(self, path: Path) -> None:
+        """What to do when no file has rows."""
         raise DataError(f"{path}: has no rows")
 
     def _unique(self, key_N, value_NC, place_2N, paths) -> None:
@@ -147,30 +148,31 @@ class Labels:
         for row in np.flatnonzero(again_N[1:] & ~same):
             file, line = place_2N[:, order[row + 1]]
             raise DataError(
-                f"{paths[file]}, row {line + 1}: a second, different label of task {self._name}"
+                f"{paths[file]}, row {line + 1}: a second, different label of task {self.name}"
                 " for the same subject and prediction time"
             )
-        self._flow[f"{self._name}: duplicate label rows"] = int(again_N.sum())
+        self.flow[f"{self.name}: duplicate label rows"] = int(again_N.sum())
         self.key_N, self.value_NC = key_N[~again_N], value_NC[~again_N]
         unknown = np.isnan(self.value_NC).all(axis=1)
-        self._flow[f"{self._name}: points without a label value"] = int(unknown.sum())
+        self.flow[f"{self.name}: points without a label value"] = int(unknown.sum())
         if unknown.all():
-            self._none_known(paths[0])
+            self.none_known(paths[0])
 
-    def _none_known(self, path: Path) -> None:
+    def none_known(self, path: Path) -> None:
+        """What to do when no row has a value."""
         raise DataError(
-            f"{path}: column {', '.join(self._task.columns)} has no usable label of task"
-            f" {self._name}" + self._classes()
+            f"{path}: column {', '.join(self.task.columns)} has no usable label of task"
+            f" {self.name}" + self._classes()
         )
 
     def _classes(self) -> str:
-        labels = self._task.spec.labels
-        return f"; classes are {', '.join(labels)}" if self._task.spec.kind == "multiclass" else ""
+        labels = self.task.spec.labels
+        return f"; classes are {', '.join(labels)}" if self.task.spec.kind == "multiclass" else ""
 
     def _keys(self, table: arrow_files.Columns, ids: dict) -> tuple[np.ndarray, np.ndarray]:
         count = len(table)
-        if self._task.subject:
-            column = table.subjects(self._task.subject)
+        if self.task.subject:
+            column = table.subjects(self.task.subject)
             for value in pc.unique(column).to_pylist():
                 if value is not None and value != "":
                     ids.setdefault(as_id(value), len(ids))
@@ -178,17 +180,18 @@ class Labels:
         else:
             rows = range(table.first, table.first + count)
             subject_N = np.array([ids.setdefault(i, len(ids)) for i in rows], np.int32)
-        if not self._task.time:
+        if not self.task.time:
             return subject_N, np.full(count, ALWAYS)
-        time_N = table.times(self._task.time, up=False)
+        time_N = table.times(self.task.time, up=False)
         return np.where(time_N == arrow_files.NEVER, -1, subject_N), time_N
 
-    def _values(self, table: arrow_files.Columns) -> np.ndarray:
-        kind, spec = self._task.spec.kind, self._task.spec
-        names = [self._column(table, name) for name in self._task.columns]
+    def values(self, table: arrow_files.Columns) -> np.ndarray:
+        """f32[N, C] of a batch of rows, NaN where unknown."""
+        kind, spec = self.task.spec.kind, self.task.spec
+        names = [self._column(table, name) for name in self.task.columns]
         if kind == "multiclass":
-            return self._class_index(table, names[0])
-        value_NC = np.stack([self._numbers(table, name) for name in names], axis=1)
+            return self.class_index(table, names[0])
+        value_NC = np.stack([self.numbers(table, name) for name in names], axis=1)
         if kind in ("binary", "multilabel"):
             wrong = ~np.isnan(value_NC) & (value_NC != 0) & (value_NC != 1)
             if wrong.any():
@@ -206,9 +209,10 @@ class Labels:
         choices = (name, *OTHER_COLUMNS.get(name, ()))
         return next((n for n in choices if table.has(n)), name)
 
-    def _numbers(self, table: arrow_files.Columns, name: str) -> np.ndarray:
+    def numbers(self, table: arrow_files.Columns, name: str) -> np.ndarray:
+        """f64[N] of a column; words for yes and no count where the task is binary."""
         array = table.raw(name)
-        if self._task.spec.kind not in ("binary", "multilabel") or not arrow_files.is_text(
+        if self.task.spec.kind not in ("binary", "multilabel") or not arrow_files.is_text(
             array.type
         ):
             return table.numbers(name)
@@ -219,16 +223,17 @@ class Labels:
         batch = pa.record_batch([text], names=[name])
         return arrow_files.Columns(batch, table.path, table.first).numbers(name)
 
-    def _class_index(self, table: arrow_files.Columns, name: str) -> np.ndarray:
+    def class_index(self, table: arrow_files.Columns, name: str) -> np.ndarray:
+        """f32[N, 1] of a column of classes."""
         array = table.raw(name)
         if pa.types.is_floating(array.type):
             array = array.cast(pa.int64(), safe=False)
         text = pc.utf8_trim_whitespace(array.cast(pa.large_string()))
         text = pc.replace_substring_regex(text, r"^(-?\d+)\.0+$", r"\1")  # 3.0 is class 3
-        classes = pa.array(self._task.spec.labels, pa.large_string())
+        classes = pa.array(self.task.spec.labels, pa.large_string())
         index = pc.fill_null(pc.index_in(text, value_set=classes).cast(pa.float32()), np.nan)
         outside = pc.and_(pc.not_equal(text, ""), pc.is_null(pc.index_in(text, value_set=classes)))
-        self._flow[f"{self._name}: labels of no listed class"] += pc.sum(outside).as_py() or 0
+        self.flow[f"{self.name}: labels of no listed class"] += pc.sum(outside).as_py() or 0
         return index.to_numpy(zero_copy_only=False)[:, None].astype(np.float32)
 
 

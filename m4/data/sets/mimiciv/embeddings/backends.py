@@ -136,7 +136,7 @@ def _onnx(plan: Plan) -> Encode:
         return lambda signals: session.run(None, {names[0]: np.stack(signals)})[0]
     if plan.what == "cxr":
         channels = session.get_inputs()[0].shape[1]
-        return lambda images: session.run(None, {names[0]: _images_in(images, channels, plan)})[0]
+        return lambda images: session.run(None, {names[0]: images_in(images, channels, plan)})[0]
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(plan.encoder).with_name("tokenizer.json")))
@@ -161,13 +161,13 @@ def _torchscript(plan: Plan) -> Encode:
 
     def encode(images: list) -> np.ndarray:
         with torch.inference_mode():
-            whole = np.stack(images) if plan.what == "ecg" else _images_in(images, 1, plan)
+            whole = np.stack(images) if plan.what == "ecg" else images_in(images, 1, plan)
             return model(torch.from_numpy(whole)).float().numpy()
 
     return encode
 
 
-def _images_in(images: list, channels: int, plan: Plan) -> np.ndarray:
+def images_in(images: list, channels: int, plan: Plan) -> np.ndarray:
     """f32[n, channels, h, w]."""
     stacked = SCALES[plan.scale](np.stack(images).astype(np.float32))[:, None]
     return np.repeat(stacked, channels, axis=1).astype(np.float32)
