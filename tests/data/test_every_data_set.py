@@ -4,6 +4,7 @@ Data sets are found, not listed. The files come from the data set itself (`INVEN
 `write_<name>` of tests/raw_files.py, or, where the data are generated, from nowhere.
 """
 
+import functools
 import inspect
 from collections import Counter
 
