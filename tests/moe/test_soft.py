@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from m4.maths import gelu
 from m4.moe.options import SoftOptions
 from m4.moe.soft import SoftExperts
-from m4.nn.encoders.vit import gelu
 
 B, S, T, D, E, P, F = 2, 2, 5, 4, 3, 2, 6
 

@@ -1,0 +1,175 @@
+"""One token per modality, whatever its kind, and statistics of irregular series.
+
+Letters: B rows, M modalities, L observations, f features, S statistics, N columns, T codes,
+D width.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+
+from m4.nn.encoders.streams import SeriesStack, Streams, Vectors, clean_table, known
+from m4.nn.layers import StackedDense
+from m4.specs import DataSpec
+from m4.types import Array, Stream
+
+STATISTICS = (
+    "last", "first", "mean", "min", "max", "std", "slope", "count", "since_last", "observed",
+)  # fmt: skip
+
+
+class SummaryTokens(nn.Module):
+    """A token of every modality, timed ones from statistics, and those statistics themselves."""
+
+    data: DataSpec
+    width: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, streams: Streams, *, train: bool) -> tuple[Array, Array]:
+        """Tokens [B, M, D] in the order of `streams`; of series and tables, columns [B, N]."""
+        tokens, columns = [], []
+        for limit, series in streams.series.items():
+            statistics = jnp.clip(summary_statistics(series), -6.0, 6.0)
+            x_BMN = rearrange(statistics, "b m f s -> b m (f s)")
+            name = f"series_{limit}"
+            encoder = SeriesSummary(self.width, x_BMN.shape[1], self.dropout, name=name)
+            tokens.append(encoder(x_BMN, train=train))
+            columns.append(rearrange(x_BMN, "b m n -> b (m n)"))
+        for name, x in streams.vectors.items():
+            tokens.append(VectorsSummary(self.width, name=name)(x)[:, None])
+        for stream in streams.tables.values():
+            values, seen = clean_table(stream)
+            columns += [values, seen.astype(jnp.float32)]
+        static = StaticTokens(self.data, self.width, self.dropout, name="static")
+        tokens += [x_BD[:, None] for x_BD in static(streams, train=train)]
+        rows = tokens[0].shape[0]
+        return jnp.concatenate(tokens, 1), jnp.concatenate([jnp.zeros((rows, 0)), *columns], -1)
+
+
+class StaticTokens(nn.Module):
+    """Tables, then codes, then text -> one token each."""
+
+    data: DataSpec
+    width: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, streams: Streams, *, train: bool) -> list[Array]:
+        """[B, D] per modality without times."""
+        tokens = [
+            TableEncoder(self.width, self.dropout, name=name)(stream, train=train)
+            for name, stream in streams.tables.items()
+        ]
+        for name, stream in streams.codes.items():
+            vocab = self.data.modality(name).vocab
+            tokens.append(CodesEncoder(vocab, self.width, name=name)(stream))
+        return tokens
+
+
+class SeriesSummary(nn.Module):
+    """Two-layer MLP of the summary statistics -> one token per modality."""
+
+    features: int
+    num_stacks: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, statistics_BMN: Array, *, train: bool) -> Array:
+        """[B, M, N] -> [B, M, features]; parameters per modality."""
+        h = nn.gelu(StackedDense(2 * self.features, self.num_stacks, name="up")(statistics_BMN))
+        h = nn.Dropout(self.dropout, deterministic=not train, name="drop")(h)
+        return StackedDense(self.features, self.num_stacks, name="down")(h)
+
+
+class VectorsSummary(nn.Module):
+    """Mean and newest vector, the log of their number and the newest time -> one token."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Vectors) -> Array:
+        """[B, D]."""
+        count_B1 = x.mask.sum(-1, keepdims=True).astype(jnp.float32)
+        newest_BL = x.mask & (jnp.cumsum(x.mask[:, ::-1], 1)[:, ::-1] == 1)
+        parts = (
+            x.values.sum(1) / jnp.maximum(count_B1, 1.0),
+            jnp.where(newest_BL[..., None], x.values, 0).sum(1),
+            jnp.log1p(count_B1),
+            jnp.where(newest_BL, x.times, 0).sum(1, keepdims=True),
+        )
+        h = nn.gelu(nn.Dense(self.features, name="up")(jnp.concatenate(parts, -1)))
+        return nn.Dense(self.features, name="down")(h)
+
+
+class TableEncoder(nn.Module):
+    """Two-layer MLP of a row's values and observation flags -> one token."""
+
+    features: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, stream: Stream, *, train: bool) -> Array:
+        """[B, f] -> [B, D]."""
+        values, seen = clean_table(stream)
+        x = jnp.concatenate([values, seen.astype(jnp.float32)], -1)
+        h = nn.gelu(nn.Dense(self.features, name="up")(x))
+        h = nn.Dropout(self.dropout, deterministic=not train, name="drop")(h)
+        return nn.Dense(self.features, name="down")(h)
+
+
+class CodesEncoder(nn.Module):
+    """Mean embedding of the codes of a row and the log of their number, then an affine map."""
+
+    vocab: int | None  # as a modality has it
+    features: int
+
+    @nn.compact
+    def __call__(self, stream: Stream) -> Array:
+        """i32[B, T] -> [B, D]; zeros enter the last map where a row has no code."""
+        mask_BT = stream.mask & stream.present[:, None]
+        vocab = known(self.vocab, "vocab")
+        code_BT = jnp.clip(jnp.where(mask_BT, stream.values, 0), 0, vocab - 1)
+        x_BTD = nn.Embed(vocab, self.features, name="embed")(code_BT)
+        count_B1 = mask_BT.sum(-1, keepdims=True).astype(jnp.float32)
+        mean_BD = jnp.where(mask_BT[..., None], x_BTD, 0).sum(1) / jnp.maximum(count_B1, 1.0)
+        return nn.Dense(self.features, name="out")(
+            jnp.concatenate([mean_BD, jnp.log1p(count_B1)], -1)
+        )
+
+
+def summary_statistics(series: SeriesStack) -> Array:
+    """[B, M, f, S] in the order of `STATISTICS`; 0 for a feature never observed.
+
+    The slope is per window, ridge-shrunk so that two neighbouring points give no huge value;
+    count is log1p(n) / 3; `since_last` is in windows before the end, 1 if never observed.
+    """
+    seen, x, t = series.observed, series.values, series.times[..., None]
+    count = seen.sum(-2).astype(jnp.float32)
+    some = count > 0
+    per = 1.0 / jnp.maximum(count, 1.0)
+    mean = x.sum(-2) * per
+    centred = jnp.where(seen, x - mean[..., None, :], 0.0)
+    mean_time = jnp.where(seen, t, 0.0).sum(-2) * per
+    offset = jnp.where(seen, t - mean_time[..., None, :], 0.0)
+    slope = (offset * centred).sum(-2) * per / (jnp.square(offset).sum(-2) * per + 0.01)
+    row = jnp.arange(x.shape[-2])[:, None]
+    newest = jnp.where(seen, row, -1).max(-2, keepdims=True)
+    oldest = jnp.where(seen, row, x.shape[-2]).min(-2, keepdims=True)
+
+    def pick(values, index):
+        return jnp.where(seen & (row == index), values, 0.0).sum(-2)
+
+    columns = (
+        pick(x, newest),
+        pick(x, oldest),
+        mean,
+        jnp.where(some, jnp.where(seen, x, jnp.inf).min(-2), 0.0),
+        jnp.where(some, jnp.where(seen, x, -jnp.inf).max(-2), 0.0),
+        jnp.sqrt(jnp.square(centred).sum(-2) * per),
+        slope,
+        jnp.log1p(count) / 3.0,
+        1.0 - jnp.clip(pick(t, newest), 0.0, 1.0),
+        some,
+    )
+    return jnp.stack([jnp.broadcast_to(c, mean.shape).astype(jnp.float32) for c in columns], -1)
