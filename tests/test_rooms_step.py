@@ -23,7 +23,7 @@ SPEC = DataSpec(
     ),
     tasks=(TaskSpec("death", "binary"),),
 )
-LIMIT = 29
+LIMIT = 30
 
 
 def entered(function) -> list[str]:

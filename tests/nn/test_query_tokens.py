@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m4.nn.encoders.modalities import SeriesStack
 from m4.nn.encoders.query_tokens import (
     UTDE,
     MultiTimeAttention,
@@ -16,7 +15,8 @@ from m4.nn.encoders.query_tokens import (
     impute,
     query_times,
 )
-from tests.nn.test_summary_statistics import one_feature
+from m4.nn.encoders.streams import SeriesStack
+from tests.nn.test_summary_tokens import one_feature
 
 
 def det(shape, phase, scale):

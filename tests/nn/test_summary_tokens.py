@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from m4.nn.encoders.modalities import STATISTICS, stack_series, summary_statistics
+from m4.nn.encoders.streams import stack_series
+from m4.nn.encoders.summary_tokens import STATISTICS, summary_statistics
 from m4.types import Stream
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from m4.nn.encoders.modalities import gather, stack_series
+from m4.nn.encoders.streams import gather, stack_series
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Stream
 from tests import properties
