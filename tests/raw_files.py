@@ -12,16 +12,25 @@ def write_all(root: Path) -> Path:
     """PhysioNet 2012, SUPPORT2 and UCI digits below `root`."""
     rng = np.random.default_rng(0)
     root.mkdir(exist_ok=True)
-    write_physionet2012(root / physionet2012.FOLDER, rng)
-    test_support2.write(root, [support2_row(i, rng) for i in range(80)])
-    for view, size in mfeat.VIEWS.items():
-        rows = [[*rng.integers(0, 7, size), i % 10] for i in range(60)]
-        test_images.write(root, view, rows)
+    for write in (write_physionet2012, write_support2, write_mfeat):
+        write(root, rng)
     return root
 
 
-def write_physionet2012(folder: Path, rng) -> None:
+def write_support2(root: Path, rng) -> None:
+    """80 patients."""
+    test_support2.write(root, [support2_row(i, rng) for i in range(80)])
+
+
+def write_mfeat(root: Path, rng) -> None:
+    """60 digits."""
+    for view, size in mfeat.VIEWS.items():
+        test_images.write(root, view, [[*rng.integers(0, 7, size), i % 10] for i in range(60)])
+
+
+def write_physionet2012(root: Path, rng) -> None:
     """80 stays in set A, 20 in B; each of the variables in half of them, twice."""
+    folder = root / physionet2012.FOLDER
     folder.mkdir()
     variables = [name for _, names in physionet2012.GROUPS.values() for name in names]
     for letter, first, number in (("a", 100, 80), ("b", 500, 20)):

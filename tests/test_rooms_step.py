@@ -23,7 +23,7 @@ SPEC = DataSpec(
     ),
     tasks=(TaskSpec("death", "binary"),),
 )
-LIMIT = 30
+LIMIT = 29
 
 
 def entered(function) -> list[str]:

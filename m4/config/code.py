@@ -11,12 +11,12 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from m4 import resolve
+from m4.data import data_sets
 
-METHODS, DATA = "m4.methods", "m4.data.sets"
+METHODS = "m4.methods"
 FILES = {"m4": "model", "paper": "paper", "released": "released"}  # fidelity -> file of a method
 SIZES = ("width", "hidden", "depth", "heads", "patch", "rank")  # beside num_* and top_k*
 # Field of a method or a layer -> module of the functions that it names, their first arguments.
@@ -95,16 +95,13 @@ def _require_method(name: str, found: Any) -> type:
 
 
 def data_names() -> tuple[str, ...]:
-    """The data sets in `m4.data.sets`: modules with a function `cohort`."""
-    folder = Path(importlib.import_module(DATA).__file__ or "").parent
-    names = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/*.py")}
-    found = sorted(names - {"__init__", DATA.rpartition(".")[2]})
-    return tuple(n for n in found if "cohort" in resolve.public_names(f"{DATA}.{n}"))
+    """The data sets of `m4/data/sets`."""
+    return data_sets.names()
 
 
-def data_module(name: str) -> ModuleType:
-    """A data set's module. Raises ImportError or ValueError if there is none."""
-    module = resolve.module(name, DATA)
+def data_module(name: str) -> Any:
+    """A data set (see `m4.data.cohort`). Raises ImportError or ValueError if there is none."""
+    module = data_sets.find(name)
     if not hasattr(module, "spec"):
         raise ValueError(f"{name} has no function spec")
     return module

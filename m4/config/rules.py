@@ -142,9 +142,9 @@ FIELDS: dict[str, Rule] = {
     "train.segment_dropout": Rule(float, 0.0, low=0, below=1),
     "train.segment_share": Rule(float, 0.5, above=0, high=1),
     "train.task_weights": Rule(dict, {}),
-    "train.order": Rule(str, "shuffled", names=_of("m4.data.streams:ORDERS")),
+    "train.order": Rule(str, "shuffled", names=_of("m4.data.sampling:ORDERS")),
     "train.order_epochs": _count(0, low=0),
-    "train.streams": Rule(str, "none", names=_of("m4.data.streams:HOW", "none")),
+    "train.streams": Rule(str, "none", names=_of("m4.data.task_streams:HOW", "none")),
     "train.stream_ratio": Rule(dict, {}),
     "train.buckets": Rule(tuple, ()),  # lengths to which batches are cut, see m4.data.buckets
     "eval.batch_size": _count(),

@@ -1,12 +1,15 @@
-"""`python -m m4.data describe FOLDER` and `python -m m4.data draft FOLDER`.
+"""Commands on data, `python -m m4.data COMMAND ...`.
 
-describe   a built data set (or every one below FOLDER), or a MEDS data set: what is in it
-draft      prints a first definition of a MEDS data set, to be checked and completed by hand
+describe FOLDER        a built data set (or every one below FOLDER), or a MEDS data set: what is
+                       in it
+draft FOLDER           prints a first definition of a MEDS data set, to be checked and completed
+                       by hand
+download NAME RAW_DIR  the raw files of an open data set, verified; NAME is {downloads}
 
 `python -m m4.data embed --help` and `python -m m4.data fake --help` say more on these two:
 
-embed      vectors of a frozen encoder for MIMIC-IV's notes, X-rays and ECGs
-fake       invented raw files in the layout of a data set that cannot be passed on
+embed                  vectors of a frozen encoder for MIMIC-IV's notes, X-rays and ECGs
+fake                   invented raw files in the layout of a data set that cannot be passed on
 """
 
 import importlib
@@ -15,41 +18,55 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from m4.data import manifest
+from m4.data import data_sets
 from m4.errors import ConfigError, DataError, UserError
 
-OWN = {"embed": "embed", "fake": "fake.__main__"}  # with options of their own
+OWN = {"embed": "sets.mimiciv.embeddings.command", "fake": "fake"}  # with options of their own
+USAGE = (
+    "usage: python -m m4.data describe|draft FOLDER, download NAME RAW_DIR, or embed|fake --help"
+)
 
 
 def main(args: Sequence[str]) -> int:
     """Runs one command and returns its exit code (see `m4.main`)."""
     try:
         if [*args] in (["-h"], ["--help"]):
-            print(__doc__)
+            print(__doc__.format(downloads=" or ".join(downloads())))
             return 0
         if args and args[0] in OWN:
             return importlib.import_module(f"m4.data.{OWN[args[0]]}").main([*args[1:]])
-        if len(args) != 2 or args[0] not in ("describe", "draft"):
-            raise ConfigError(
-                "usage: python -m m4.data describe|draft FOLDER, or embed|fake --help"
-            )
-        command, place = args[0], Path(args[1]).expanduser()
-        if not place.is_dir():
-            raise DataError(f"{place}: no such folder")
-        print("\n".join(_lines(command, place)))
+        if any(arg.startswith("-") for arg in args):
+            raise ConfigError(USAGE)
+        match [*args]:
+            case ["describe" | "draft" as command, folder]:
+                place = Path(folder).expanduser()
+                if not place.is_dir():
+                    raise DataError(f"{place}: no such folder")
+                print("\n".join(_lines(command, place)))
+            case ["download", name, raw_dir]:
+                if name not in downloads():
+                    known = " or ".join(downloads())
+                    raise ConfigError(f"download: {name!r} is not {known}, which can be downloaded")
+                data_sets.find(name).download(Path(raw_dir).expanduser())
+            case _:
+                raise ConfigError(USAGE)
     except UserError as error:
         print(*error.lines(), sep="\n", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def _lines(command: str, place: Path) -> list[str]:
-    from m4.data import describe  # heavy
-    from m4.data.sets.meds import survey
+def downloads() -> list[str]:
+    """The data sets that can be downloaded without an application."""
+    return [name for name in data_sets.names() if hasattr(data_sets.find(name), "download")]
 
+
+def _lines(command: str, place: Path) -> list[str]:
+    survey = importlib.import_module("m4.data.sets.declared.survey")
+    describe = importlib.import_module("m4.data.describe")
     if command == "draft":
         return survey.draft(place)
-    if not any(place.rglob(manifest.FILE)) and any((place / "data").rglob("*.parquet")):
+    if not describe.is_built(place) and any((place / "data").rglob("*.parquet")):
         return survey.lines(place)
     found = [describe.lines(folder) for folder in describe.folders(place)]
     return [line for part in found for line in [*part, ""]]

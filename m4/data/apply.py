@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from m4 import cells
+from m4.data import build, normalise
 from m4.data import manifest as manifests
-from m4.data import normalise, recording
 from m4.data.cohort import Example
 from m4.errors import DataError
 from m4.specs import DataSpec
@@ -43,7 +43,7 @@ def write(
     module: ModuleType,
     trained: Trained,
     *,
-    progress: recording.Progress | None = None,
+    progress: build.Progress | None = None,
 ) -> dict[str, Any]:
     """Writes the records of new data into `target`; returns their manifest.
 
@@ -53,7 +53,7 @@ def write(
     Raises:
       DataError: files that cannot be used, no record, another schema than the model's.
     """
-    with recording.foreign(str(folder)):
+    with build.foreign(str(folder)):
         cohort = module.new(folder, trained.manifest["options"], trained.vocabularies)
     if manifests.schema(cohort.spec) != trained.manifest["declared"]:
         raise DataError(f"{folder}: is read into another schema than the model was trained on")
@@ -65,11 +65,11 @@ def write(
         summary.add(record)
         features.add(record)
 
-    cuts = recording.write(target, cohort, seen, progress=progress)
+    cuts = build.write_records(target, cohort, seen, progress=progress)
     manifest = {
         **trained.manifest,
         "sources": cohort.sources,
-        "flow": recording.flow(cohort, cuts),
+        "flow": build.flow(cohort, cuts),
         "splits": {SPLIT: summary.result()},
         "features": features.result(),
     }

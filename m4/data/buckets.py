@@ -15,7 +15,9 @@ step; those that mix tasks in a batch keep their ratio in every window, no longe
 Letters: N rows of a split, R = W G rows of a window, W batches of G rows.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -62,3 +64,40 @@ def arrange(
     order_WG = np.empty_like(batch_WG)
     order_WG[place_W] = batch_WG
     return order_WG
+
+
+class Bucketed:
+    """Batches of rows of similar length, window by window of a stream; see the module."""
+
+    def __init__(
+        self,
+        stream: Any,
+        store: Any,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        *,
+        mixed: bool,
+    ):
+        """`mixed`: batches of the `stream` (see `m4.data.sampling`) hold rows of several tasks."""
+        self._stream, self._store, self._lengths = stream, store, lengths
+        self._batch_size, self._seed, self._mixed = batch_size, seed, mixed
+        self.specs = ladder(store.spec, lengths)  # one per bucket, the last is the whole
+        self._steps = min(len(store) // batch_size, WINDOW)  # of a window
+        self._window = functools.lru_cache(maxsize=4)(self._arranged)
+
+    def take(self, step: int, own: slice) -> tuple[np.ndarray, np.ndarray, DataSpec]:
+        """Rows and tasks of the `own` part of a step's batch, and the schema it is cut to."""
+        window, number = divmod(step, self._steps)
+        uid_WG, task_WG, bucket_W = self._window(window)
+        return uid_WG[number, own], task_WG[number, own], self.specs[bucket_W[number]]
+
+    def _arranged(self, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows and tasks [W, G] and buckets [W] of the global batches of a window."""
+        size = self._steps * self._batch_size
+        uid_R, task_R = self._stream.take(np.arange(window * size, (window + 1) * size))
+        bucket_R = assign(self._lengths, self._store.longest[uid_R])
+        rng = np.random.default_rng((self._seed, window, 0, 1))  # no other draw has this key
+        kind_R = np.full_like(task_R, -1) if self._mixed else task_R
+        order_WG = arrange(bucket_R, kind_R, self._batch_size, rng)
+        return uid_R[order_WG], task_R[order_WG], bucket_R[order_WG].max(-1)

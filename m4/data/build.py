@@ -14,25 +14,32 @@ killed build leaves nothing that looks finished and two processes never build th
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from m4 import atomic, resolve
+from m4 import atomic
+from m4.data import data_sets, index
 from m4.data import manifest as manifests
-from m4.data import recording
+from m4.data import record as records
 from m4.data.cohort import Cohort, Example
-from m4.data.recording import CANNOT_WRITE, Progress, foreign
-from m4.errors import DataError, SaveError
+from m4.errors import DataError, SaveError, UserError, place
 
+Progress = Callable[[str, int], None]  # called with the split and its records so far
 Report = Callable[[dict[str, Any]], None]  # called with the manifest of what was just built
+REPORT_EVERY = 200
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 STAMPS = "stamps.json"
 VOCABULARY = "vocabulary.json"
+_END = object()
 SCRATCH = ".scratch"  # intermediate files of a data set, kept until its build is complete
 
 
@@ -49,7 +56,7 @@ def prepare(
     """The folder with the records of a data set, built if there is none for these inputs.
 
     Args:
-      name: module in `m4.data`, or any importable module ('mylab.data').
+      name: one of `m4.data.sets`, or any importable module ('mylab.data').
       raw_dir: root of the raw files; the data set has its own folder in it.
       data_dir: where built data sets live.
       seed: key of the split.
@@ -68,7 +75,7 @@ def prepare(
       SaveError: `data_dir` cannot be written or is full.
     """
     raw_dir, options = Path(raw_dir), dict(options or {})
-    module = resolve.module(name, "m4.data.sets")
+    module = data_sets.find(name)
     home = Path(data_dir) / name.rpartition(".")[2]
     identity = _identity(module, name, seed=seed, options=options)
     ready = _unchanged(home, identity, raw_dir)
@@ -89,8 +96,8 @@ def prepare(
                 return _build(home, identity, cohort, raw_dir=raw_dir, **told)
     except OSError as error:
         if error.errno in CANNOT_WRITE:
-            place = error.filename or home
-            raise SaveError(f"{place}: {error.strerror} (building records in {home})") from error
+            where = error.filename or home
+            raise SaveError(f"{where}: {error.strerror} (building records in {home})") from error
         raise
 
 
@@ -217,7 +224,7 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
         if split == "train":
             fitter.add(record)
 
-    cuts = recording.write(folder, cohort, seen, progress=progress)
+    cuts = write_records(folder, cohort, seen, progress=progress)
     if cohort.vocabularies:
         text = json.dumps(cohort.vocabularies, ensure_ascii=False, indent=1)
         (folder / VOCABULARY).write_text(text + "\n", encoding="utf-8")
@@ -230,7 +237,7 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
         "notes": cohort.notes,
         "sources": cohort.sources,
         "schema": manifests.schema(fitter.spec()),
-        "flow": recording.flow(cohort, cuts),
+        "flow": flow(cohort, cuts),
         "splits": {split: summary.result() for split, summary in summaries.items()},
         "normalisers": fitter.normalisers(),
     }
@@ -250,3 +257,71 @@ def _check_disjoint(patients: dict[str, set[int]]) -> None:
             both = len(patients[first] & patients[second])
             if both:
                 raise DataError(f"splits: {both} patients are in both {first} and {second}")
+
+
+def write_records(
+    folder: Path,
+    cohort: Cohort,
+    seen: Callable[[str, Example], None],
+    *,
+    progress: Progress | None = None,
+) -> Counter[str]:
+    """Writes the records and keys of every split; returns how many payloads were cut.
+
+    `seen` is called with the split and every record on its way.
+    """
+    cuts: Counter[str] = Counter()
+    keys: dict[str, list[index.Key]] = {split: [] for split in cohort.splits}
+
+    def encoded(split: str) -> Iterator[Example]:
+        number = 0
+        for number, example in enumerate(_examples(cohort, split), start=1):
+            where = f"split {split}, record {number}"
+            record = records.encode(cohort.spec, example, where=where, flow=cuts)
+            seen(split, record)
+            if "key" in example:
+                keys[split].append(example["key"])
+            if progress and number % REPORT_EVERY == 0:
+                progress(split, number)
+            yield record
+        if number == 0:
+            raise DataError(f"split {split} has no records")
+        if progress:
+            progress(split, number)
+
+    starts = {split: lambda split=split: encoded(split) for split in cohort.splits}
+    records.write(folder / "records", cohort.spec, starts, cohort.notes)
+    for split, found in keys.items():
+        if found:
+            index.write(folder, split, found)
+    return cuts
+
+
+def flow(cohort: Cohort, cuts: Counter[str]) -> list[list[Any]]:
+    """[step, count] of everything that was kept, dropped or cut."""
+    return [[step, int(count)] for step, count in [*cohort.flow, *sorted(cuts.items())]]
+
+
+def _examples(cohort: Cohort, split: str) -> Iterator[Example]:
+    """The examples of a split; what its module raises is told by the record, not by its text."""
+    with foreign(f"split {split}, record 1"):
+        examples = iter(cohort.splits[split]())
+    for number in itertools.count(1):
+        with foreign(f"split {split}, record {number}"):
+            example = next(examples, _END)
+        if example is _END:
+            return
+        yield example
+
+
+@contextlib.contextmanager
+def foreign(where: str) -> Iterator[None]:
+    """Code of a data set module: its failure is a DataError that quotes nothing of the data."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+            raise
+        raise DataError(f"{where}: {place(error)}; --debug prints more") from error

@@ -1,6 +1,6 @@
 """What a data set module hands to the builder.
 
-A data set module `m4/data/<name>.py` (or any importable module) provides
+A data set, a module of `m4/data/sets` (or any importable one), provides
 
     VERSION: str; LICENCE: str; WHERE: str                  # WHERE: one line, where to get it
     def spec(**options) -> DataSpec
@@ -9,6 +9,9 @@ A data set module `m4/data/<name>.py` (or any importable module) provides
     def resolved(**options) -> dict                         # optional: what the options stand for,
                                                             # in JSON types (content of a file)
     def new(folder, resolved, vocabularies) -> Cohort       # optional: see `m4.data.apply`
+    def download(raw_dir)                                   # optional: of open data, verified
+    INVENTED: dict                                          # optional: name -> options of
+    def invent(folder, *, patients, seed, **options)        # small files, see `m4.data.fake`
 
 One record is an `Example`, ragged and NumPy only:
 

@@ -28,6 +28,11 @@ SHIFT = 0.3  # difference of a modality's share between two splits
 MAX_LINES = 10
 
 
+def is_built(place: Path) -> bool:
+    """Whether there is a built folder at or below `place`."""
+    return any(place.rglob(manifests.FILE))
+
+
 def folders(place: Path) -> list[Path]:
     """The built folders at or below `place`. Raises DataError if there is none."""
     found = sorted(p.parent for p in place.rglob(manifests.FILE) if ".partial" not in str(p))

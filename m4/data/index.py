@@ -6,7 +6,9 @@ Written for data sets whose examples carry `key`: (subject, prediction time in m
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 Key = tuple[int | str, int | None]
 FOLDER = "index"
@@ -14,9 +16,6 @@ FOLDER = "index"
 
 def write(folder: Path, split: str, keys: Sequence[Key]) -> None:
     """Writes the keys of a split, one per record."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     subjects = [subject for subject, _ in keys]
     whole = all(isinstance(subject, int) for subject in subjects)
     table = pa.table(
@@ -31,9 +30,7 @@ def write(folder: Path, split: str, keys: Sequence[Key]) -> None:
     pq.write_table(table, folder / FOLDER / f"{split}.parquet")
 
 
-def read(folder: Path, split: str) -> Any | None:
+def read(folder: Path, split: str) -> pa.Table | None:
     """The pyarrow table of a split, None for a data set without an index."""
-    import pyarrow.parquet as pq
-
     path = folder / FOLDER / f"{split}.parquet"
     return pq.read_table(path) if path.is_file() else None

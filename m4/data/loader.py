@@ -4,26 +4,19 @@ The position in the training data is the step, nothing else: global batch s hold
 s*G .. s*G + G - 1 of an endless stream that is one fresh permutation of the split per epoch, and
 process p of P takes the p-th of P equal blocks of it. So the order is a function of (seed, step)
 alone, whatever the number of processes or of restarts, and to resume is to name the step.
-
-`order` rules the first `order_epochs` epochs (Flex-MoE's warm-up): 'complete_first' sorts rows by
-the number of present modalities, most first, and 'complete_last' the other way round;
-'complete_only' draws complete rows alone, again and again. With `streams` every row is there for
-one task (`m4.data.streams`), and epochs are those of each task. With `buckets` rows of similar
-length travel together (`m4.data.buckets`).
+Which elements those are is said by `m4.data.sampling`.
 """
 
-import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 
 from m4.data import batch as batches
 from m4.data import buckets as ladders
+from m4.data.sampling import Sampling
 from m4.data.store import Store, allocate
-from m4.data.streams import ORDERS, Streams
-from m4.specs import DataSpec
 from m4.types import Batch
 
 Transform = Callable[[Batch, np.random.Generator], Batch]
@@ -41,14 +34,10 @@ class TrainLoader:
         batch_size: int,
         seed: int,
         *,
+        sampling: Sampling | None = None,
+        transform: Transform | None = None,
         process_index: int = 0,
         process_count: int = 1,
-        transform: Transform | None = None,
-        order: str = "shuffled",
-        order_epochs: int = 0,
-        streams: str = "none",
-        stream_ratio: Mapping[str, float] | None = None,
-        buckets: Sequence[int] = (),
     ):
         """Set up the order; nothing is read before `iter`.
 
@@ -56,19 +45,15 @@ class TrainLoader:
           store: the split.
           batch_size: rows of the global batch.
           seed: key of the order and of the transforms.
-          process_index: this process.
-          process_count: processes that share the global batch; must divide `batch_size`.
+          sampling: which rows are drawn when; shuffled ones by default.
           transform: applied to every batch with a generator that depends on (seed, step) alone
             (see `m4.data.missing`).
-          order: one of `ORDERS`, for the first `order_epochs` epochs.
-          order_epochs: their number.
-          streams: 'none', or how `m4.data.streams` deals rows to tasks.
-          stream_ratio: relative shares of the tasks.
-          buckets: lengths to which batches are cut, see `m4.data.buckets`.
+          process_index: this process.
+          process_count: processes that share the global batch; must divide `batch_size`.
 
         Raises:
-          ValueError: a batch that is larger than the split or cannot be divided, an unknown
-            order, no complete row where only such are asked for, impossible streams or buckets.
+          ValueError: a batch that is larger than the split or cannot be divided, impossible
+            sampling.
         """
         if not 0 < batch_size <= len(store):
             raise ValueError(f"batch_size={batch_size} must be within 1..{len(store)} (the split)")
@@ -83,72 +68,18 @@ class TrainLoader:
         self.input_wait = 0.0  # seconds that the consumer has waited, since construction
         self._seed = seed
         self._transform = transform
-        self._block = batch_size // process_count
-        self._offset = process_index * self._block
-        self._epoch = functools.lru_cache(maxsize=4)(self._permutation)
-        self._streams = _streams(store, batch_size, seed, how=streams, ratio=stream_ratio)
-        self._mixed = streams in ("none", "rows")  # a batch may hold rows of several tasks
-        self.specs = ladders.ladder(store.spec, buckets)  # one per bucket, the last is the whole
-        self._buckets = tuple(buckets)
-        self._window_steps = min(self.steps_per_epoch, ladders.WINDOW)
-        self._window = functools.lru_cache(maxsize=4)(self._arranged)
-        self._set_order(order, order_epochs)
-
-    def _set_order(self, order: str, epochs: int) -> None:
-        self._order, self._order_epochs = order, epochs
-        if order not in ORDERS:
-            raise ValueError(f"order={order!r}; choose one of {', '.join(ORDERS)}")
-        if self._buckets and epochs and order in ("complete_first", "complete_last"):
-            raise ValueError(f"order={order!r} sorts rows, buckets={self._buckets} do too")
-        self._missing_N = _num_missing(self.store) if order != "shuffled" and epochs else None
-        if order == "complete_only" and epochs and self._missing_N.all():
-            raise ValueError("order='complete_only': no training row has all modalities")
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        shuffled = np.random.default_rng((self._seed, epoch)).permutation(len(self.store))
-        if self._missing_N is None or epoch >= self._order_epochs:
-            return shuffled
-        if self._order == "complete_only":
-            return np.resize(shuffled[self._missing_N[shuffled] == 0], len(shuffled))
-        sign = 1 if self._order == "complete_first" else -1
-        return np.argsort(sign * self._missing_N, kind="stable")
-
-    def _drawn(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows i64 and tasks i32 (-1: all) of `count` elements of the endless stream."""
-        place = np.arange(start, start + count)
-        if self._streams is not None:
-            return self._streams.take(place)
-        epoch, position = divmod(place, len(self.store))
-        rows = [self._epoch(int(e))[position[epoch == e]] for e in np.unique(epoch)]
-        return np.concatenate(rows), np.full(count, -1, np.int32)
-
-    def _arranged(self, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows and tasks [W, G] and buckets [W] of the global batches of a window."""
-        size = self._window_steps * self.batch_size
-        uid, task = self._drawn(window * size, size)
-        bucket = ladders.assign(self._buckets, self.store.longest[uid])
-        rng = np.random.default_rng((self._seed, window, 0, 1))  # no other draw has this key
-        kind = np.full_like(task, -1) if self._mixed else task
-        order = ladders.arrange(bucket, kind, self.batch_size, rng)
-        return uid[order], task[order], bucket[order].max(-1)
-
-    def _take(self, step: int) -> tuple[np.ndarray, np.ndarray, DataSpec]:
-        """Rows and tasks of this process at `step`, and the schema they are cut to."""
-        if not self._buckets:
-            start = step * self.batch_size + self._offset
-            return *self._drawn(start, self._block), self.store.spec
-        window, number = divmod(step, self._window_steps)
-        uid, task, bucket = self._window(window)
-        own = slice(self._offset, self._offset + self._block)
-        return uid[number, own], task[number, own], self.specs[bucket[number]]
+        block = batch_size // process_count
+        self._own = slice(process_index * block, (process_index + 1) * block)
+        self._sampler = (sampling or Sampling()).over(store, batch_size, seed)
+        self.specs = self._sampler.specs  # of the batches: one per bucket, the last is the whole
 
     def indices(self, step: int) -> np.ndarray:
         """int64 rows of the split that this process takes at `step`."""
-        return self._take(step)[0]
+        return self._sampler.take(step, self._own)[0]
 
     def batch(self, step: int) -> Batch:
         """The batch of one step; any step, in any order."""
-        uid, task, spec = self._take(step)
+        uid, task, spec = self._sampler.take(step, self._own)
         rows = self.store.read(uid, spec)
         batch = batches.assemble(spec, rows, uid, np.ones(len(uid)))
         batch = batch.replace(task=task)
@@ -198,26 +129,3 @@ def eval_batches(
             rows = {key: np.concatenate([array, filler[key]]) for key, array in rows.items()}
         uid = np.append(uid, np.full(lacking, -1))
         yield batches.assemble(spec, rows, uid, uid >= 0)
-
-
-def _num_missing(store: Store) -> np.ndarray:
-    """Absent modalities of every row."""
-    columns = store.columns([f"{name}/present" for name in store.spec.modality_names])
-    return len(columns) - np.sum([*columns.values()], axis=0)
-
-
-def _streams(store: Store, batch_size: int, seed: int, *, how: str, ratio) -> Streams | None:
-    if how == "none":
-        return None
-    names, labelled_KN = store.spec.task_names, _labelled(store)
-    return Streams(names, labelled_KN, batch_size, seed, how=how, ratio=ratio)
-
-
-def _labelled(store: Store) -> np.ndarray:
-    """bool[K, N]: the row carries a label of the task, and the modalities that the task needs."""
-    masks = store.columns([f"y/{task.name}/mask" for task in store.spec.tasks])
-    known = [mask.reshape(len(store), -1).any(-1) for mask in masks.values()]
-    for number, task in enumerate(store.spec.tasks):
-        for present in store.columns([f"{name}/present" for name in task.needs]).values():
-            known[number] = known[number] & present
-    return np.stack(known)

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from m4 import cells, seal
-from m4.data import normalise, records
+from m4.data import normalise
+from m4.data import record as records
 from m4.data.cohort import Example, sha256
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec

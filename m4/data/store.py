@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from m4.data import manifest as manifests
-from m4.data import mapped, records
+from m4.data import mapped
+from m4.data import record as records
 from m4.data.cohort import Example
 from m4.data.normalise import Normaliser
 from m4.errors import DataError, place

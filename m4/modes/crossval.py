@@ -22,7 +22,7 @@ from m4.eval.subsets import Subset
 from m4.modes import eval as eval_mode
 from m4.modes import train
 from m4.modes.eval import Evaluation
-from m4.run import meds
+from m4.run import meds_predictions as meds
 from m4.run.workspace import open_split, owned, prepare
 from m4.train import processes
 

@@ -1,7 +1,7 @@
 """`--mode=predict`: predictions of the test split as Parquet, patients as keyed hashes.
 
 Of a data set whose records have a subject and a prediction time of their own (`m4.data.index`),
-they are written in the MEDS prediction and label schemas too: `m4.run.meds`. With `--on` the
+they are written in the MEDS prediction and label schemas too: `m4.run.meds_predictions`. With `--on` the
 predictions are those of new data: `m4.modes.new`.
 """
 
@@ -21,7 +21,7 @@ from m4.data import index
 from m4.data.store import Store
 from m4.eval.predictions import Predictions
 from m4.modes import eval as eval_mode
-from m4.run import meds
+from m4.run import meds_predictions as meds
 from m4.run.model import context
 from m4.run.workspace import owned
 from m4.specs import DataSpec

@@ -17,6 +17,7 @@ from m4.data import missing
 from m4.data.batch import empty
 from m4.data.buckets import ladder
 from m4.data.loader import TrainLoader
+from m4.data.sampling import Sampling
 from m4.data.store import Store
 from m4.errors import ConfigError
 from m4.run.method import make_method
@@ -90,19 +91,22 @@ def _loader(
     buckets: tuple[int, ...] | None = None,
 ) -> TrainLoader:
     train = config.train
+    sampling = Sampling(
+        order=train.order,
+        order_epochs=train.order_epochs,
+        streams=train.streams,
+        stream_ratio=train.stream_ratio.to_dict(),
+        buckets=train.buckets if buckets is None else buckets,
+    )
     try:
         return TrainLoader(
             store,
             train.batch_size,
             config.seed,
+            sampling=sampling,
+            transform=corruption(store.spec, train),
             process_index=index,
             process_count=count,
-            transform=corruption(store.spec, train),
-            order=train.order,
-            order_epochs=train.order_epochs,
-            streams=train.streams,
-            stream_ratio=train.stream_ratio.to_dict(),
-            buckets=train.buckets if buckets is None else buckets,
         )
     except ValueError as error:
         raise ConfigError(f"train: {error}") from error

@@ -8,8 +8,8 @@ from types import ModuleType
 import ml_collections
 
 from m4 import config as configs
-from m4 import resolve
 from m4.config import files, rules
+from m4.data import data_sets
 from m4.errors import ConfigError, DataError
 from m4.run.method import make_method
 from m4.specs import DataSpec
@@ -67,7 +67,7 @@ def _name(config: ml_collections.ConfigDict) -> str:
 
 
 def _module(config: ml_collections.ConfigDict) -> ModuleType:
-    return resolve.module(config.data.name, "m4.data.sets")
+    return data_sets.find(config.data.name)
 
 
 def _without_files(source: str | None) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 
 import ml_collections
 
-from m4 import atomic, resolve, seal
+from m4 import atomic, seal
 from m4 import config as configs
+from m4.data import data_sets, normalise
 from m4.data import manifest as manifests
-from m4.data import normalise
 from m4.data.apply import Trained
 from m4.data.cohort import sha256
 from m4.errors import CheckpointError, ConfigError, DataError
@@ -118,7 +118,7 @@ def require(config: ml_collections.ConfigDict, folder: Path, new: Path) -> None:
 
 def module_of(config: ml_collections.ConfigDict) -> ModuleType:
     """The data set's module. Raises ConfigError if it cannot read new data."""
-    module = resolve.module(config.data.name, "m4.data.sets")
+    module = data_sets.find(config.data.name)
     if not hasattr(module, "new"):
         raise ConfigError(
             f"--on: data.name={config.data.name!r} reads its own files only; 'meds' and 'tables'"

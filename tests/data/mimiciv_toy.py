@@ -2,8 +2,8 @@
 
 import gzip
 
+from m4.data import split
 from m4.data.sets import mimiciv
-from m4.data.sets.mimiciv import stays
 
 # Patient 1: stay 11 (4 days, survived), then stay 12 in a second admission (3 days, died).
 # Patient 2: stay 21 (1 day, too short). Patient 3: stay 31 (exactly 48 h, survived).
@@ -105,4 +105,4 @@ def raw_folder(tmp_path):
 
 
 def all_splits(raw, seed):
-    return len({stays.assign(s, mimiciv.FRACTIONS, seed) for s in (11, 12, 31)}) == 3
+    return len({split.assign(s, mimiciv.FRACTIONS, seed) for s in (11, 12, 31)}) == 3

@@ -11,8 +11,9 @@ import pytest
 from m4.data import apply, build, index
 from m4.data import manifest as manifests
 from m4.data.sets import meds, tables
-from m4.data.sets.meds import asked, parse
-from m4.data.sets.meds.points import Flow
+from m4.data.sets.declared import asked, parse
+from m4.data.sets.declared import definition as definitions
+from m4.data.sets.declared.points import Flow
 from m4.data.store import Store
 from m4.errors import DataError
 from tests.data import meds_folder as mf
@@ -250,7 +251,7 @@ def test_another_schema_is_refused(study, tmp_path):
 )
 def test_bad_points_are_named_with_the_row(tmp_path, points, says):
     (tmp_path / "points.csv").write_text(points)
-    definition = parse.parse(meds.definitions.load(mf.write(tmp_path, {})), "x", meds=True)
+    definition = parse.parse(definitions.load(mf.write(tmp_path, {})), "x", meds=True)
     with pytest.raises(DataError, match=says) as error:
         asked.read(definition, tmp_path, flow=Flow())
     assert len(error.value.args) == 1 and "noon" not in str(error.value)
@@ -259,7 +260,7 @@ def test_bad_points_are_named_with_the_row(tmp_path, points, says):
 def test_points_may_repeat_and_drop_out(tmp_path):
     rows = ["subject_id,prediction_time", *["7,2100-01-01 04:00"] * 2, ",2100-01-01 04:00", "8,"]
     (tmp_path / "points.csv").write_text(lines(*rows))
-    definition = parse.parse(meds.definitions.load(mf.write(tmp_path, {})), "x", meds=True)
+    definition = parse.parse(definitions.load(mf.write(tmp_path, {})), "x", meds=True)
     flow = Flow()
     found = asked.read(definition, tmp_path, flow=flow)
     assert [found.ids[s] for s in found.subject_P] == [7]

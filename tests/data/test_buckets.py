@@ -1,5 +1,7 @@
 """Batches cut to buckets: which row goes where, in what order, and that nothing is lost."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from m4.data import batch as batches
 from m4.data import buckets, mapped, missing
 from m4.data.loader import TrainLoader, eval_batches
+from m4.data.sampling import Sampling
 from m4.data.store import Store
 from m4.specs import DataSpec
 from tests.data.toy_cohort import SPEC
@@ -15,7 +18,10 @@ LENGTHS = (1, 3)  # of at most 4 positions, those of vitals
 
 
 def loader(store, **options):
-    return TrainLoader(store, 8, **{"seed": 1, "buckets": LENGTHS} | options)  # 5 steps an epoch
+    names = {field.name for field in dataclasses.fields(Sampling)}
+    drawn = {"buckets": LENGTHS} | {k: v for k, v in options.items() if k in names}
+    rest = {"seed": 1} | {k: v for k, v in options.items() if k not in names}
+    return TrainLoader(store, 8, sampling=Sampling(**drawn), **rest)  # 5 steps an epoch
 
 
 def assert_same(first, second):
@@ -86,7 +92,7 @@ def test_a_window_by_hand():
 
 @pytest.mark.parametrize("streams", ["none", "rows", "batches", "sequential"])
 def test_every_window_holds_the_rows_that_it_would_hold_without(train, streams):
-    ratio = {"death": 3.0, "los": 1.0} if streams in ("rows", "batches") else None
+    ratio = {"death": 3.0, "los": 1.0} if streams in ("rows", "batches") else {}
     options = {"streams": streams, "stream_ratio": ratio}
     cut, plain = loader(train, **options), loader(train, buckets=(), **options)
     for first in (0, 5, 35):

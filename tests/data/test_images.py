@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from m4.data import build
-from m4.data.sets import mfeat, views
+from m4.data.sets import mfeat, synthetic_images
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 from m4.run.workspace import open_split
@@ -66,7 +66,9 @@ def test_the_real_digits():
 
 
 def test_views_build_and_read_back(tmp_path):
-    folder = build.prepare("views", tmp_path, tmp_path, options={"num_patients": 30, "size": 8})
+    folder = build.prepare(
+        "synthetic_images", tmp_path, tmp_path, options={"num_patients": 30, "size": 8}
+    )
     store = Store(folder, "train")
     rows = store.read(np.arange(len(store)))
     assert rows["cview_cc/values"].shape[1:] == (1, 8, 8, 3)
@@ -76,14 +78,14 @@ def test_views_build_and_read_back(tmp_path):
 
 
 def test_views_plant_what_they_say():
-    found = views.labels(0.3, np.array([1.0, -0.5, 0.7, 0.0]))
+    found = synthetic_images.labels(0.3, np.array([1.0, -0.5, 0.7, 0.0]))
     assert found == {"density": 2, "risk": 0.0, "finding": 1.0}
     one, other = (
-        list(start()) for start in (views.cohort(seed=s, num_patients=40, size=4)
+        list(start()) for start in (synthetic_images.cohort(seed=s, num_patients=40, size=4)
         .splits["train"] for s in (1, 1))
     )  # fmt: skip
     np.testing.assert_array_equal(
         one[0]["inputs"]["cview_cc"]["values"], other[0]["inputs"]["cview_cc"]["values"]
     )
     with pytest.raises(ConfigError, match="presence"):
-        views.spec(presence=0.0)
+        synthetic_images.spec(presence=0.0)

@@ -18,7 +18,7 @@ from m4.run.model import make_setup
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed (extra: images)")
 pytest.importorskip("openpyxl", reason="openpyxl is not installed (extra: images)")
 
-from m4.data.fake import mammography  # noqa: E402
+from m4.data.sets.imaging import invented as mammography  # noqa: E402
 from m4.data.sets.imaging import pixels  # noqa: E402
 
 

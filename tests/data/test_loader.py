@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 
 from m4.data import batch as batches
-from m4.data import loader as loader_module
+from m4.data import sampling
 from m4.data.loader import TrainLoader, eval_batches
+from m4.data.sampling import Sampling
 from m4.data.store import Store
 from tests.data.toy_cohort import SPEC
 
@@ -121,28 +122,30 @@ def num_present(train):
 
 
 def test_complete_rows_come_first_while_the_order_lasts(train):
-    loader = TrainLoader(train, 8, seed=1, order="complete_first", order_epochs=2)
+    loader = TrainLoader(
+        train, 8, seed=1, sampling=Sampling(order="complete_first", order_epochs=2)
+    )
     first, second, third = (loader.indices(s).tolist() for s in (0, 5, 10))  # 5 steps an epoch
     epoch = np.concatenate([loader.indices(step) for step in range(5)])
     assert sorted(epoch) == [*range(40)]
     assert (np.diff(num_present(train)[epoch]) <= 0).all()
     assert first == second  # the same order in every ordered epoch
     assert third == TrainLoader(train, 8, seed=1).indices(10).tolist()
-    last = TrainLoader(train, 8, seed=1, order="complete_last", order_epochs=1)
+    last = TrainLoader(train, 8, seed=1, sampling=Sampling(order="complete_last", order_epochs=1))
     assert num_present(train)[last.indices(0)].max() <= num_present(train)[last.indices(4)].min()
 
 
 def test_only_complete_rows_while_the_order_lasts(train, monkeypatch):
     with pytest.raises(ValueError, match="no training row has all modalities"):
-        TrainLoader(train, 8, seed=1, order="complete_only", order_epochs=1)
-    monkeypatch.setattr(loader_module, "_num_missing", lambda store: np.arange(40) % 3)
-    loader = TrainLoader(train, 8, seed=1, order="complete_only", order_epochs=1)
+        TrainLoader(train, 8, seed=1, sampling=Sampling(order="complete_only", order_epochs=1))
+    monkeypatch.setattr(sampling, "num_missing", lambda store: np.arange(40) % 3)
+    loader = TrainLoader(train, 8, seed=1, sampling=Sampling(order="complete_only", order_epochs=1))
     epoch = np.concatenate([loader.indices(step) for step in range(5)])
     assert (epoch % 3 == 0).all()
     assert set(epoch) == {*range(0, 40, 3)}  # all 14 of them, again and again
     assert sorted(np.concatenate([loader.indices(step) for step in range(5, 10)])) == [*range(40)]
     with pytest.raises(ValueError, match="order='sorted'; choose one of shuffled"):
-        TrainLoader(train, 8, seed=1, order="sorted", order_epochs=1)
+        TrainLoader(train, 8, seed=1, sampling=Sampling(order="sorted", order_epochs=1))
 
 
 def labelled(train, task):
@@ -152,7 +155,7 @@ def labelled(train, task):
 @pytest.mark.parametrize("streams", ["rows", "batches"])
 def test_streams_deal_tasks_in_the_given_ratio(train, streams):
     ratio = {"death": 3.0, "los": 1.0}
-    loader = TrainLoader(train, 8, seed=1, streams=streams, stream_ratio=ratio)
+    loader = TrainLoader(train, 8, seed=1, sampling=Sampling(streams=streams, stream_ratio=ratio))
     drawn = [loader.batch(step) for step in range(40)]
     task = np.stack([batch.task for batch in drawn])
     assert np.bincount(task.ravel()).tolist() == [240, 80]  # 3 : 1 of 320
@@ -166,7 +169,7 @@ def test_streams_deal_tasks_in_the_given_ratio(train, streams):
 
 
 def test_sequential_streams_pass_through_one_task_after_the_other(train):
-    loader = TrainLoader(train, 8, seed=1, streams="sequential")
+    loader = TrainLoader(train, 8, seed=1, sampling=Sampling(streams="sequential"))
     passes = [int(labelled(train, name).sum() // 8) for name in SPEC.task_names]
     task = [int(loader.batch(step).task[0]) for step in range(2 * sum(passes))]
     assert task == [*np.repeat(range(4), passes)] * 2
@@ -174,7 +177,7 @@ def test_sequential_streams_pass_through_one_task_after_the_other(train):
 
 def test_streams_are_stateless_and_shared_by_processes(train):
     def make(**kw):
-        return TrainLoader(train, 8, seed=4, streams="rows", **kw)
+        return TrainLoader(train, 8, seed=4, sampling=Sampling(streams="rows"), **kw)
 
     assert_same(make().batch(123), make().batch(123))
     parts = [make(process_index=p, process_count=2).batch(7) for p in range(2)]
@@ -189,6 +192,6 @@ def test_impossible_streams_are_refused(train):
         ({"death": 0.0}, "one above"),
     ):
         with pytest.raises(ValueError, match=message):
-            TrainLoader(train, 8, seed=0, streams="rows", stream_ratio=ratio)
+            TrainLoader(train, 8, seed=0, sampling=Sampling(streams="rows", stream_ratio=ratio))
     with pytest.raises(ValueError, match="streams='task'; choose one of rows"):
-        TrainLoader(train, 8, seed=0, streams="task")
+        TrainLoader(train, 8, seed=0, sampling=Sampling(streams="task"))

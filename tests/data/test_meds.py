@@ -241,8 +241,8 @@ def test_vocabularies_are_kept_with_the_records(tmp_path):
 )
 @hypothesis.settings(max_examples=15, deadline=None)
 def test_folds_part_any_subjects_once(ids, seed, num_folds):
-    from m4.data.sets.meds.definition import Splits
-    from m4.data.sets.meds.points import Flow, assign
+    from m4.data.sets.declared.definition import Splits
+    from m4.data.sets.declared.points import Flow, assign
 
     ids = [*dict.fromkeys(ids)]
     tested = np.zeros(len(ids), int)

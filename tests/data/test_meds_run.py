@@ -13,7 +13,7 @@ from m4.eval.subsets import Subset
 from m4.main import main
 from m4.modes import crossval
 from m4.modes.eval import Evaluation
-from m4.run import meds
+from m4.run import meds_predictions as meds
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests.data import meds_folder as mf
 

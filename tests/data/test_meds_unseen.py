@@ -7,7 +7,7 @@ import pytest
 
 from m4.data import index
 from m4.data.__main__ import main as data_main
-from m4.data.sets.meds import survey
+from m4.data.sets.declared import survey
 from m4.main import main
 from tests.data import hostile_meds
 

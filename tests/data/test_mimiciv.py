@@ -5,7 +5,7 @@ import pytest
 
 from m4.data.build import prepare
 from m4.data.sets import mimiciv
-from m4.data.sets.mimiciv import diagnoses, schema
+from m4.data.sets.mimiciv import catalogue, diagnoses, phenotypes
 from m4.data.store import Store
 from m4.errors import ConfigError
 from tests.data.mimiciv_toy import ALL, all_splits, examples, patch, raw_folder
@@ -33,8 +33,8 @@ def test_labels(raw):
     # below 96 h and alive: 96 h is not below, the 72 h stay died, the 48 h stay counts
     assert [targets[k]["los_under_96h"] for k in ((1, 4.0), (1, 3.0), (3, 2.0))] == [0, 0, 1]
     phe = {k: None if t["phe"] is None else np.flatnonzero(t["phe"]) for k, t in targets.items()}
-    assert [schema.PHENOTYPES[j] for j in phe[1, 4.0]] == ["septicemia", "essential_hypertension"]
-    assert [schema.PHENOTYPES[j] for j in phe[1, 3.0]] == ["acute_renal_failure"]
+    assert [phenotypes.NAMES[j] for j in phe[1, 4.0]] == ["septicemia", "essential_hypertension"]
+    assert [phenotypes.NAMES[j] for j in phe[1, 3.0]] == ["acute_renal_failure"]
     assert phe[3, 2.0] is None  # an admission without diagnoses has no label
 
 
@@ -78,7 +78,7 @@ def test_labs_find_their_stay_without_an_admission_id(raw):
 def test_static(raw):
     found, cohort = examples(raw)
     static = dict(
-        zip(schema.STATIC, found[1, 4.0]["inputs"]["static"]["values"].tolist(), strict=True)
+        zip(catalogue.STATIC, found[1, 4.0]["inputs"]["static"]["values"].tolist(), strict=True)
     )
     on = {name for name, value in static.items() if value == 1}
     assert static["age"] == 62  # 60 in 2148, so 62 in 2150
@@ -93,7 +93,7 @@ def test_codes(raw):
     inputs = found[1, 4.0]["inputs"]
 
     def ids(*codes):
-        return [diagnoses.hashed(code, schema.VOCAB) for code in codes]
+        return [diagnoses.hashed(code, catalogue.VOCAB) for code in codes]
 
     # distinct, by last time: 225158 at 1 h, 225798 at 2 h and again at 4 h; 221906 on day 3 is late
     assert inputs["medications"]["values"].tolist() == ids("225158", "225798")
@@ -147,7 +147,7 @@ def test_future_values_change_nothing(raw):
 def test_blocks_hold_the_same_examples(raw, monkeypatch):
     whole, _ = examples(raw, modalities=ALL)
     monkeypatch.setattr("m4.data.sets.mimiciv.examples.ROWS", 1)
-    monkeypatch.setattr("m4.data.sets.mimiciv.files.BLOCK_BYTES", 400)
+    monkeypatch.setattr("m4.data.csv_files.BLOCK_BYTES", 400)
     single, _ = examples(raw, modalities=ALL)
     assert whole.keys() == single.keys()
     for key in whole:

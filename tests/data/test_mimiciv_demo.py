@@ -12,7 +12,7 @@ import pytest
 
 from m4.data.build import prepare
 from m4.data.sets import mimiciv
-from m4.data.sets.mimiciv import phenotypes, schema
+from m4.data.sets.mimiciv import features, phenotypes
 from m4.data.store import Store
 
 ALL = ("vitals", "labs", "static", "medications", "prescriptions", "procedures", "history")
@@ -132,8 +132,8 @@ def series(raw, table, features, by_stay, *, key):
 @pytest.mark.parametrize(
     ("name", "table", "features", "key"),
     [
-        ("vitals", "icu/chartevents", schema.VITALS, "stay_id"),
-        ("labs", "hosp/labevents", schema.LABS, "subject_id"),
+        ("vitals", "icu/chartevents", features.VITALS, "stay_id"),
+        ("labs", "hosp/labevents", features.LABS, "subject_id"),
     ],
 )
 def test_series_of_every_stay(raw, by_stay, name, table, features, key):
@@ -166,7 +166,7 @@ def test_items_are_what_their_feature_says(raw):
         "temperature": "temperature", "gcs_verbal": "verbal", "gcs_eye": "eye",
         "gcs_motor": "motor",
     }  # fmt: skip
-    for feature in schema.VITALS:
+    for feature in features.VITALS:
         for item in feature.items:
             assert words[feature.name] in labels[str(item)]
             assert ("fahrenheit" in labels[str(item)]) == (item in feature.fahrenheit)
@@ -176,7 +176,7 @@ def test_items_are_what_their_feature_says(raw):
         "anion_gap": "anion gap",
     }  # fmt: skip
     labs = {row["itemid"]: row for row in rows(raw, "hosp/d_labitems")}
-    for feature in schema.LABS:
+    for feature in features.LABS:
         for item in feature.items:
             row = labs[str(item)]
             assert row["label"].lower().startswith(american.get(feature.name, feature.name))

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m4.data import fake
+from m4.data import csv_files, fake
 from m4.data.cohort import patient_number
 from m4.data.sets import mimiciv
-from m4.data.sets.mimiciv import benchmark, diseases, files, haim, labels, schema
+from m4.data.sets.mimiciv import benchmark, catalogue, diseases, haim_blocks, labels, life
 from m4.data.sets.mimiciv.diagnoses import hashed
 from m4.errors import ConfigError, DataError
 from tests.data import mimiciv_toy as toy
@@ -41,7 +41,7 @@ d,1,502,AP,21500104,100000
 e,3,503,AP,21520101,030000
 """
 FINDINGS = "subject_id,study_id," + ",".join(
-    name.replace("_", " ").title() for name in schema.CHEXPERT
+    name.replace("_", " ").title() for name in catalogue.CHEXPERT
 )
 
 
@@ -60,7 +60,7 @@ def raw(tmp_path):
         path.write_bytes(gzip.compress(text.encode()))
     ecg = root / "mimic-iv-ecg-1.0"
     ecg.mkdir()
-    names = ",".join(schema.ECG_MEASURES)
+    names = ",".join(catalogue.ECG_MEASURES)
     (ecg / "machine_measurements.csv").write_text(
         f"subject_id,study_id,ecg_time,{names}\n"
         "1,70,2150-01-01 11:00:00,800,1,2,3,4,5,6,7,8\n"
@@ -83,7 +83,7 @@ def test_notes_count_when_stored_and_only_of_the_stay(raw):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
     assert vectors[0] @ vectors[1] > 0.05  # both speak of an effusion
     words = ["no", "effusion.", "heart", "size", "normal.", "effusion", "resolved"]
-    expected = [hashed(word, schema.WORD_VOCAB) for word in words]
+    expected = [hashed(word, catalogue.WORD_VOCAB) for word in words]
     assert first["note_words"]["values"].tolist() == expected
     assert "earlier_notes" not in first  # its own summary is written at discharge
     later = found[1, 3.0]["inputs"]["earlier_notes"]
@@ -198,20 +198,24 @@ H = 3600
 
 
 def test_labels_by_hand():
-    never = files.NEVER
+    never = csv_files.NEVER
     # four stays from hour 0: 100 h survived; 60 h, died at 70 h in hospital; died in the ICU at
     # 30 h of 40; 30 h, unknown.
-    icu = arrays(intime=[0] * 4, outtime=[100 * H, 60 * H, 40 * H, 30 * H])
-    adm = arrays(
-        hospital_expire_flag=[0, 1, 1, -1],
-        deathtime=[never, 70 * H, 30 * H, never],
-        dischtime=[120 * H, 70 * H, 30 * H, never],
-        admittime=[0, 0, 0, 0],
-        subject_id=[1, 2, 3, 4],
-        discharge_location=["REHAB", "DIED", "HOSPICE", "AGAINST ADVICE"],
-    )
-    pat = arrays(dod=[120 * H + 20 * 24 * H, 3 * 24 * H, 24 * H, never])
     nan = np.nan
+    columns = arrays(
+        intime=[0] * 4,
+        outtime=[100 * H, 60 * H, 40 * H, 30 * H],
+        died=[0, 1, 1, nan],
+        death=[never, 70 * H, 30 * H, never],
+        discharge=[120 * H, 70 * H, 30 * H, never],
+        admit=[0, 0, 0, 0],
+        subject=[1, 2, 3, 4],
+        stay=[1, 2, 3, 4],
+        hadm=[1, 2, 3, 4],
+        death_date=[120 * H + 20 * 24 * H, 3 * 24 * H, 24 * H, never],
+    )
+    places = np.array(["REHAB", "DIED", "HOSPICE", "AGAINST ADVICE"])
+    stays = life.Life(**columns, facts={"discharge_location": places})
     at = np.full(4, 25.0)
     expected = {
         "ihm48": [0, 1, 1, nan],
@@ -225,18 +229,18 @@ def test_labels_by_hand():
         "mortality_1y": [1, nan, nan, nan],
     }
     for name, value in expected.items():
-        found = labels.simple(name, icu, adm, pat, at)
+        found = labels.simple(name, stays, at)
         np.testing.assert_array_equal(found, value, err_msg=name)
-    assert labels.simple("phe", icu, adm, pat, at) is None
+    assert labels.simple("phe", stays, at) is None
     # 1: dead 20 days after discharge; 2: died after the ICU; 3: in it; 4: unknown
     everyone = arrays(subject_id=[1, 2, 3, 4], admittime=[0, 0, 0, 0])
-    np.testing.assert_array_equal(labels.readmission(icu, adm, pat, everyone), [1, 1, nan, nan])
-    pat["dod"][0] = never
-    np.testing.assert_array_equal(labels.readmission(icu, adm, pat, everyone), [0, 1, nan, nan])
+    np.testing.assert_array_equal(labels.readmission(stays, everyone), [1, 1, nan, nan])
+    stays.death_date[0] = never
+    np.testing.assert_array_equal(labels.readmission(stays, everyone), [0, 1, nan, nan])
     back = arrays(subject_id=[1, 1, 2, 3, 4], admittime=[0, 120 * H + 29 * 24 * H, 0, 0, 0])
-    np.testing.assert_array_equal(labels.readmission(icu, adm, pat, back), [1, 1, nan, nan])
+    np.testing.assert_array_equal(labels.readmission(stays, back), [1, 1, nan, nan])
     back["admittime"][1] += 24 * H + 1  # thirty days are over
-    assert labels.readmission(icu, adm, pat, back)[0] == 0
+    assert labels.readmission(stays, back)[0] == 0
 
 
 def test_diseases_by_prefix():
@@ -254,17 +258,19 @@ def test_diseases_by_prefix():
 
 def test_haim_statistics_by_hand():
     # 2, 6, 4, 4: differences 4, -2, 0; one peak; slope over 0..3: sum(n - 1.5)(x) / 5
-    found = dict(zip(haim.STATISTICS, haim.statistics(np.array([2.0, 6, 4, 4])), strict=True))
+    found = dict(
+        zip(haim_blocks.STATISTICS, haim_blocks.statistics(np.array([2.0, 6, 4, 4])), strict=True)
+    )
     slope = (-1.5 * 2 - 0.5 * 6 + 0.5 * 4 + 1.5 * 4) / 5
     assert found == {
         "max": 6, "min": 2, "mean": 4, "variance": 2, "mean_difference": 2 / 3,
         "mean_abs_difference": 2, "max_abs_difference": 4, "sum_abs_difference": 6,
         "last_minus_first": 2, "peaks": 1, "slope": pytest.approx(slope),
     }  # fmt: skip
-    assert haim.statistics(np.array([3.0])).tolist() == [3, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0]
-    widths = [len(haim.columns(name)) for name in schema.HAIM]
+    assert haim_blocks.statistics(np.array([3.0])).tolist() == [3, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0]
+    widths = [len(haim_blocks.columns(name)) for name in catalogue.HAIM]
     assert widths == [99, 242, 110, 6]
-    block = haim.block(np.array([1, 1]), np.array([2.0, 1.0]), np.array([5.0, 3.0]), 2)
+    block = haim_blocks.block(np.array([1, 1]), np.array([2.0, 1.0]), np.array([5.0, 3.0]), 2)
     assert np.isnan(block[:11]).all() and block[11 + 8] == 2  # last minus first, in time
 
 
@@ -272,7 +278,7 @@ def test_haim_and_benchmark_of_a_stay(raw):
     toy.patch(raw, "hosp/admissions", "insurance,", "insurance,language,marital_status,race,")
     for payer in ("Medicare", "Other", "Medicaid"):
         toy.patch(raw, "hosp/admissions", f",{payer},", f",{payer},ENGLISH,SINGLE,WHITE,")
-    names = (*schema.HAIM[:1], "haim_labs", "haim_demographics", "benchmark", "flexcare")
+    names = (*catalogue.HAIM[:1], "haim_labs", "haim_demographics", "benchmark", "flexcare")
     found, cohort = toy.examples(raw, modalities=names)
     inputs = found[1, 4.0]["inputs"]
     column = dict(zip(cohort.spec.modality("haim_chart").features, range(99), strict=True))
@@ -357,7 +363,7 @@ def test_invented_notes_images_and_ecgs_join_the_demo(demo):
 
 
 def test_every_task_of_the_demo(demo):
-    for window, (default, others) in schema.WINDOWS.items():
+    for window, (default, others) in catalogue.WINDOWS.items():
         cohort = mimiciv.cohort(
             demo, seed=0, demo=True, window=window, modalities=("static",), tasks=default + others
         )

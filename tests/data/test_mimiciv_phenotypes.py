@@ -3,7 +3,7 @@
 import pytest
 
 from m4.data.sets.mimiciv import phenotypes
-from m4.data.sets.mimiciv.schema import PHENOTYPES
+from m4.data.sets.mimiciv.phenotypes import NAMES as PHENOTYPES
 from m4.errors import DataError
 
 

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
+from m4.data import csv_files
 from m4.data.build import prepare
 from m4.data.sets import mimiciv
-from m4.data.sets.mimiciv import files
+from m4.data.sets.mimiciv import release
 from m4.data.store import Store
 from m4.errors import DataError
 from tests.data.mimiciv_toy import all_splits, examples, patch, raw_folder, write
@@ -23,24 +24,24 @@ def raw(tmp_path):
 
 def test_layouts(tmp_path):
     """Folder names seen in the wild, plain csv, and the highest version wins."""
-    assert files.find_root(tmp_path, demo=False) is None
+    assert release.find_root(tmp_path, demo=False) is None
     plain = write(tmp_path / "a", compress=False)  # hosp/ and icu/ directly under raw_dir
-    assert files.find_root(plain, demo=False) == plain
-    assert files.version(plain) == "unknown"
+    assert release.find_root(plain, demo=False) == plain
+    assert release.version(plain) == "unknown"
     (plain / "CHANGELOG.txt").write_text("# MIMIC-IV changelog\n\n## MIMIC-IV v3.1\n")
-    assert files.version(plain) == "3.1"
+    assert release.version(plain) == "3.1"
     both = tmp_path / "b"
     write(both / "mimiciv" / "2.2")
     newer = write(both / "mimiciv" / "3.1")
-    assert files.find_root(both, demo=False) == newer and files.version(newer) == "3.1"
+    assert release.find_root(both, demo=False) == newer and release.version(newer) == "3.1"
     flat = write(tmp_path / "c" / "mimic-iv-2.0")
-    assert files.find_root(tmp_path / "c", demo=False) == flat and files.version(flat) == "2.0"
-    assert files.version(write(tmp_path / "e" / "mimiciv")) == "unknown"
+    assert release.find_root(tmp_path / "c", demo=False) == flat and release.version(flat) == "2.0"
+    assert release.version(write(tmp_path / "e" / "mimiciv")) == "unknown"
     (tmp_path / "e" / "mimiciv" / "hosp" / "provider.csv.gz").touch()
-    assert files.version(tmp_path / "e" / "mimiciv") == "2.2 or later"
+    assert release.version(tmp_path / "e" / "mimiciv") == "2.2 or later"
     old = write(tmp_path / "d" / "mimiciv" / "latest")
     (old / "core").mkdir()
-    assert files.version(old) == "1.x"
+    assert release.version(old) == "1.x"
     (old / "hosp" / "admissions.csv.gz").rename(old / "core" / "admissions.csv.gz")
     assert mimiciv.missing_files(tmp_path / "d") == []
 
@@ -67,10 +68,12 @@ def test_missing_files_are_listed_one_a_line(raw):
         mimiciv.cohort(raw, seed=0)
 
 
-def test_missing_files_needs_only_the_standard_library():
+def test_missing_files_needs_nothing_heavy():
     code = (
-        "import sys; from m4.data import mimiciv; mimiciv.spec(); mimiciv.missing_files('/no');"
-        "print(sorted({'jax', 'numpy', 'pyarrow'} & set(sys.modules)))"
+        "import sys; from m4.data.sets import mimiciv;"
+        "mimiciv.spec(); mimiciv.missing_files('/no');"
+        "heavy = {'jax', 'pyarrow', 'tensorflow_datasets', 'sklearn', 'scipy', 'grain'};"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
@@ -131,7 +134,7 @@ def test_an_interrupted_build_goes_on_with_the_tables_it_has_read(raw, tmp_path,
     options = {"split_by": "stay"}
     whole = prepare("mimiciv", raw, tmp_path / "a", seed=seed, options=options)
     read = []
-    stream = files.stream
+    stream = csv_files.stream
 
     def counted(path, columns):
         read.append(path.name)
@@ -139,7 +142,7 @@ def test_an_interrupted_build_goes_on_with_the_tables_it_has_read(raw, tmp_path,
         if path.name == "labevents.csv.gz" and read.count(path.name) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "stream", counted)
+    monkeypatch.setattr(csv_files, "stream", counted)
     with pytest.raises(KeyboardInterrupt):
         prepare("mimiciv", raw, tmp_path / "b", seed=seed, options=options)
     scratch = tmp_path / "b" / "mimiciv" / ".scratch"
@@ -155,7 +158,7 @@ def test_an_interrupted_build_goes_on_with_the_tables_it_has_read(raw, tmp_path,
 
 PEAK = """
 import re, sys
-from m4.data import mimiciv
+from m4.data.sets import mimiciv
 cohort = mimiciv.cohort(sys.argv[1], seed=0, modalities=("vitals",), tasks=("ihm48",))
 print(sum(1 for split in cohort.splits.values() for _ in split()))
 # Not ru_maxrss, which a process inherits from the one that started it.

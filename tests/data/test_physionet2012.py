@@ -10,7 +10,7 @@ import pytest
 
 from m4.data import aggregate, build
 from m4.data.sets import physionet2012
-from m4.data.sets.physionet2012 import raw
+from m4.data.sets.physionet2012.archive import STATICS
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 
@@ -197,21 +197,21 @@ def test_fetch_verifies_and_leaves_complete_files_alone(tmp_path, monkeypatch):
         listing = "".join(f"{value} {key}\n" for key, value in sums.items())
         return listing.encode() if name == "SHA256SUMS.txt" else online[name]
 
-    monkeypatch.setattr(physionet2012, "_download", download)
+    monkeypatch.setattr(physionet2012, "_get", download)
     folder = tmp_path / "physionet2012"
     folder.mkdir()
     (folder / "set-a.tar.gz").write_bytes(b"mine")
     sums["Outcomes-b.txt"] = "0" * 64
     with pytest.raises(DataError, match="Outcomes-b.txt: checksum differs"):
-        physionet2012.fetch(tmp_path)
+        physionet2012.download(tmp_path)
     assert not (folder / "Outcomes-b.txt").exists()
     sums["Outcomes-b.txt"] = hashlib.sha256(online["Outcomes-b.txt"]).hexdigest()
-    physionet2012.fetch(tmp_path)
+    physionet2012.download(tmp_path)
     assert (folder / "set-a.tar.gz").read_bytes() == b"mine" and "set-a.tar.gz" not in asked
     assert (folder / "Outcomes-b.txt").read_bytes() == online["Outcomes-b.txt"]
     assert not physionet2012.missing_files(tmp_path)
     asked.clear()
-    physionet2012.fetch(tmp_path)
+    physionet2012.download(tmp_path)
     assert not asked
 
 
@@ -307,6 +307,6 @@ def test_aggregates_rank_deaths(physionet):
 
 def test_every_range_holds_a_known_variable():
     variables = {v for _, names in physionet2012.GROUPS.values() for v in names}
-    assert {*physionet2012.RANGES} == variables | {*raw.STATICS}
+    assert {*physionet2012.RANGES} == variables | {*STATICS}
     assert len(variables) == 36
     assert build.fingerprint({"a": 1}, {}) != build.fingerprint({"a": 2}, {})

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from m4.data import manifest as manifests
-from m4.data import mapped, records
+from m4.data import mapped
+from m4.data import record as records
 from m4.data.normalise import Normaliser
 from m4.data.store import Store
 from m4.errors import DataError

@@ -1,4 +1,4 @@
-"""SUPPORT2: reading by hand-made rows, splits, refusals, and the real file where it is."""
+"""SUPPORT2, a shipped definition: hand-made rows, splits, refusals, the real file where it is."""
 
 import csv
 import os
@@ -7,17 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m4.data.sets import support2
+from m4.data.data_sets import find
+from m4.data.sets.declared import definition
 from m4.errors import ConfigError, DataError
 
+SET, CONTENT = find("support2"), definition.load("support2")
+OUTCOMES = ("hospdead", "sfdm2", "slos", "charges", "d.time", "death")
 LEAKS = ("avtisst", "dnr", "dnrday", "slos", "charges", "totcst", "totmcst", "adlsc")
-BLANK = dict.fromkeys((*support2.COLUMNS, *(c for g in support2.GROUPS.values() for c in g)), "")
+GROUPS = {name: [*m["features"]] for name, m in CONTENT["modalities"].items()}  # columns
+COLUMNS = ("sno", *OUTCOMES, *(column for group in GROUPS.values() for column in group))
+BLANK = dict.fromkeys(COLUMNS, "")
 ROW = BLANK | {
     "sno": "7", "age": " 62.5", "sex": "male", "race": "", "income": "$25-$50k", "edu": "11",
     "dzgroup": "Coma", "ca": "no", "num.co": "0", "diabetes": "0", "dementia": "1", "hday": "3",
     "hospdead": "1", "sfdm2": "SIP>=30", "slos": "5", "charges": "", "d.time": "40", "death": "1",
     "pafi": "388", "prg2m": "0.5",
 }  # fmt: skip
+
+OTHER = ROW | {"sno": "8", "charges": "1000"}  # a label of which no row knows anything is refused
 
 
 def write(folder, rows):
@@ -30,13 +37,13 @@ def write(folder, rows):
 
 
 def read(folder, **options):
-    found = support2.cohort(folder, seed=0, **options)
+    found = SET.cohort(folder, seed=0, **options)
     return {name: list(start()) for name, start in found.splits.items()}
 
 
 def test_a_row_by_hand(tmp_path):
-    (example,) = sum(read(write(tmp_path, [ROW])).values(), [])
-    assert example["patient"] == 7
+    found = sum(read(write(tmp_path, [ROW, OTHER])).values(), [])
+    (example,) = (e for e in found if e["patient"] == 7)
     tables = {k: np.array(v["values"]) for k, v in example["inputs"].items()}
     nan = np.nan
     expected = [62.5, 0, 11, 0, 0, 1, 0, *[nan] * 5]  # age, female, education, income, race
@@ -44,23 +51,37 @@ def test_a_row_by_hand(tmp_path):
     disease = [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0, 3]
     np.testing.assert_array_equal(tables["disease"], disease)
     np.testing.assert_array_equal(tables["blood_gas"], [388, nan])
-    assert np.isnan(tables["liver"]).all()
+    assert "liver" not in tables  # nothing of it is known
     assert "prognosis" not in tables
     assert example["targets"]["hospital_death"] == 1.0 and example["targets"]["function"] == 2
     assert example["targets"]["los"] == 5.0 and example["targets"]["charges"] is None
-    assert example["targets"]["survival"] == [40.0, 1.0]
+    assert [*example["targets"]["survival"]] == [40.0, 1.0]
+
+
+def test_what_has_to_be_asked_for(tmp_path):
+    options = {"modalities": ("vitals", "prognosis"), "tasks": ("hospital_death", "phenotype")}
+    spec = SET.spec(**options)
+    assert spec.modality_names == ("vitals", "prognosis")
+    assert [(t.name, t.kind, t.dim) for t in spec.tasks][1] == ("phenotype", "cluster", 5)
+    (example,) = sum(read(write(tmp_path, [ROW]), **options).values(), [])
+    np.testing.assert_array_equal(
+        example["inputs"]["prognosis"]["values"], [*[np.nan] * 4, 0.5, np.nan]
+    )
+    assert example["targets"]["phenotype"] is None and example["targets"]["hospital_death"] == 1
+    assert SET.missing_files(tmp_path, **options) == []
 
 
 def test_outcomes_and_later_knowledge_are_no_inputs():
-    used = {column for name in support2.GROUPS for column in support2.GROUPS[name]}
-    assert not used & {*LEAKS, "hospdead", "death", "d.time", "sfdm2"}
+    used = {column for group in GROUPS.values() for column in group}
+    assert not used & {*LEAKS, *OUTCOMES}
     scores = {"sps", "aps", "surv2m", "surv6m", "prg2m", "prg6m"}
-    default = {c for name in support2.DEFAULT for c in support2.GROUPS[name]}
-    assert not default & scores and {*support2.GROUPS["prognosis"]} == scores
+    default = {column for name in SET.spec().modality_names for column in GROUPS[name]}
+    assert not default & scores and {*GROUPS["prognosis"]} == scores
+    assert not {*SET.spec().task_names} & {"phenotype"}
 
 
 def test_every_patient_is_tested_once_over_the_folds(tmp_path):
-    folder = write(tmp_path, [{**ROW, "sno": str(i)} for i in range(200)])
+    folder = write(tmp_path, [{**OTHER, "sno": str(i)} for i in range(200)])
     tested = []
     for fold in range(5):
         splits = read(folder, fold=fold)
@@ -76,29 +97,32 @@ def test_every_patient_is_tested_once_over_the_folds(tmp_path):
     [
         ({"tasks": ("death",)}, "death"),
         ({"modalities": ("scores",)}, "scores"),
-        ({"fold": 5}, "fold: 5 is not one of"),
-        ({"val_fraction": 0.0}, "between 0 and 1"),
+        ({"fold": 5}, "splits.fold: must be below num_folds=5"),
+        ({"val_fraction": 0.0}, "splits.val_fraction: must be a number above 0"),
+        ({"val_fraction": 1.0}, "splits.val_fraction: must be below 1"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        support2.spec(**options)
+        SET.spec(**options)
 
 
 def test_damaged_files_are_named_without_their_values(tmp_path):
-    with pytest.raises(DataError, match="line 2: age is not a number") as error:
-        read(write(tmp_path, [{**ROW, "age": "SECRET"}]))
+    with pytest.raises(DataError, match="row 1: 'age' is not a number") as error:
+        read(write(tmp_path, [{**OTHER, "age": "SECRET"}]))
     assert "SECRET" not in str(error.value)
+    with pytest.raises(DataError, match="row 2: a second, different label"):
+        read(write(tmp_path, [OTHER, {**OTHER, "slos": "6"}]))
     (tmp_path / "support2/support2.csv").write_text("sno,age\n1,50\n")
-    with pytest.raises(DataError, match="no column"):
+    with pytest.raises(DataError, match="has no column"):
         read(tmp_path)
-    assert support2.missing_files(tmp_path / "no") and not support2.missing_files(tmp_path)
+    assert SET.missing_files(tmp_path / "no") and not SET.missing_files(tmp_path)
 
 
 @pytest.mark.skipif(not os.environ.get("M4_RAW_DIR"), reason="M4_RAW_DIR is not set")
 def test_the_real_file():
     folder = Path(os.environ["M4_RAW_DIR"])
-    if support2.missing_files(folder):
+    if SET.missing_files(folder):
         pytest.skip("no SUPPORT2 in M4_RAW_DIR")
     splits = read(folder)
     every = sum(splits.values(), [])

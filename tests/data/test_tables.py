@@ -1,7 +1,6 @@
 """Tables in: long and wide files by hand, bad rows, and the shipped examples."""
 
 import gzip
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from m4.data import records
-from m4.data.sets import mfeat, support2, tables
+from m4.data import data_sets
+from m4.data.sets import tables
 from m4.errors import DataError
-from tests.data import test_images, test_support2
+from tests.data import test_support2
 
 LONG = """
 [[events]]
@@ -155,61 +154,14 @@ def test_bad_labels_are_named_with_the_row(tmp_path, labels, message):
         read(tmp_path, write(tmp_path, **{"labels.csv": labels}))
 
 
-def encoded(cohort):
-    return {
-        name: [records.encode(cohort.spec, e, where="", flow=Counter()) for e in start()]
-        for name, start in cohort.splits.items()
-    }
-
-
-def assert_same_records(a, b):
-    for name, found in a.items():
-        assert len(found) == len(b[name])
-        for one, two in zip(found, b[name], strict=True):
-            assert one["patient"] == two["patient"]
-            for modality, payload in one["inputs"].items():
-                expected = two["inputs"][modality]["values"]
-                np.testing.assert_array_equal(payload["values"], expected, err_msg=modality)
-            for task, value in one["targets"].items():
-                np.testing.assert_array_equal(value, two["targets"][task], err_msg=task)
-
-
-def test_the_shipped_support2_reads_what_the_module_reads(tmp_path):
-    rng, rows = np.random.default_rng(0), []
-    for number in range(60):
-        row = test_support2.ROW | {
-            "sno": str(number),
-            "sex": rng.choice(["male", "female", "", "unknown"]),
-            "race": rng.choice([*support2.CHOICES["race"], "", "unknown"]),
-            "income": rng.choice([*support2.CHOICES["income"], ""]),
-            "dzgroup": rng.choice(support2.DISEASES),
-            "ca": rng.choice(["no", "yes", "metastatic"]),
-            "sfdm2": rng.choice([*support2.FUNCTIONS, "", "other"]),
-            "hospdead": str(number % 2),
-            "ph": rng.choice(["", " 7.39990234"]),
-            "charges": rng.choice(["", "1000.5"]),
-        }
-        rows.append(row)
-    test_support2.write(tmp_path, rows)
-    ours = tables.cohort(tmp_path, seed=3, file="support2", fold=1, num_folds=5)
-    expected = support2.cohort(tmp_path, seed=3, fold=1)
-    assert ours.spec == expected.spec
-    assert_same_records(encoded(ours), encoded(expected))
-
-
-def test_the_shipped_mfeat_reads_what_the_module_reads(tmp_path):
-    views = tuple(mfeat.VIEWS)
-    rng, digits = np.random.default_rng(0), np.arange(30) % 10
-    for view, size in mfeat.VIEWS.items():
-        values = rng.integers(0, 7, (30, size)) if view == "pix" else rng.normal(size=(30, size))
-        test_images.write(tmp_path, view, np.column_stack([values, digits]).tolist())
-    ours = tables.cohort(tmp_path, seed=0, file="mfeat")
-    expected = mfeat.cohort(tmp_path, seed=0, views=views)
-    wanted = encoded(expected)
-    for record in (r for found in wanted.values() for r in found):
-        square = record["inputs"]["pix"]["values"][0, :, :-1, 0]  # in [-1, 1], padded by a column
-        record["inputs"]["pix"]["values"] = np.rint((square + 1) * 3).reshape(-1)
-    assert_same_records(encoded(ours), wanted)
+def test_a_shipped_definition_is_a_data_set_by_its_name(tmp_path):
+    test_support2.write(tmp_path, [test_support2.OTHER | {"sno": str(i)} for i in range(60)])
+    ours = tables.cohort(tmp_path, seed=3, file="support2", fold=1)
+    named = data_sets.find("support2").cohort(tmp_path, seed=3, fold=1)
+    assert ours.spec == named.spec and ours.sources == named.sources
+    for name, start in ours.splits.items():
+        one, two = [*start()], [*named.splits[name]()]
+        assert len(one) > 0 and [e["patient"] for e in one] == [e["patient"] for e in two]
 
 
 def test_an_odd_quote_within_a_cell_and_optional_columns_are_taken(tmp_path):

@@ -5,7 +5,9 @@ import struct
 import numpy as np
 import pytest
 
-from m4.data import embed, wfdb
+from m4.data import __main__ as data_main
+from m4.data.sets.mimiciv import wfdb
+from m4.data.sets.mimiciv.embeddings import backends
 from m4.errors import DataError
 from tests.data import test_mimiciv_linked as toy
 
@@ -74,12 +76,12 @@ def test_from_waveforms_to_a_modality(raw, tmp_path, capsys):
     place = raw / "mimic-iv-ecg-1.0/files/x/70.hea"
     wfdb.write(place, np.tile(lead_T, (12, 1)), rate=500, leads=wfdb.LEADS)
     out = tmp_path / "vectors"
-    assert embed.main(["ecg", str(raw), str(out), "--backend=bands"]) == 0
+    assert data_main.main(["embed", "ecg", str(raw), str(out), "--backend=bands"]) == 0
     found, _ = toy.toy.examples(raw, modalities=("static", "ecg"), embeddings={"ecg": str(out)})
     (vector,) = (e["inputs"]["ecg"]["values"][0] for e in found.values() if "ecg" in e["inputs"])
     assert vector.shape == (12 * 21,)
     strongest = vector.reshape(12, 21)[0, :-1].argmax()
-    assert embed.BANDS[strongest] <= 10 < embed.BANDS[strongest + 1]
+    assert backends.BANDS[strongest] <= 10 < backends.BANDS[strongest + 1]
     assert vector.reshape(12, 21)[0, -1] == pytest.approx(np.log1p(5000 / 4), rel=1e-3)
-    assert embed.main(["cxr", str(raw), str(out), "--backend=bands"]) == 2
+    assert data_main.main(["embed", "cxr", str(raw), str(out), "--backend=bands"]) == 2
     assert "--backend=bands reads ecg, not cxr" in capsys.readouterr().err

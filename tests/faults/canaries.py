@@ -4,8 +4,8 @@ Each of 250 invented patients has four canaries, unique and never a part of anyt
 identifier, a word in a note, a measured value and a date. The data are built, trained on,
 evaluated, predicted (as new data too), described, reported and refused; then every file and
 everything printed is searched, as it is and inside Parquet, zip, gzip and Zstandard. By contract
-(`m4.run.meds`, `m4.data.index`) identifiers and dates stand in `predictions/meds/` and in
-`index/` of the built data set; that they are found there, and everything in the raw files, shows
+(`m4.run.meds_predictions`, `m4.data.index`) identifiers and dates stand in `predictions/meds/` and
+in `index/` of the built data set; that they are found there, and everything in the raw files, shows
 that the search sees.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m4.data.sets.meds.points import patient as hashed
+from m4.data.sets.declared.points import patient as hashed
 from tests.faults import runs
 from tests.faults.harness import Bench, Outcome
 

@@ -20,9 +20,11 @@ from typing import Any
 from m4 import config as configs
 from m4 import seal
 from m4.config.files import time_limit
-from m4.data import build, records
-from m4.data.sets import physionet2012, support2
-from m4.data.sets.physionet2012 import raw
+from m4.data import build
+from m4.data import record as records
+from m4.data.data_sets import find
+from m4.data.sets import physionet2012
+from m4.data.sets.physionet2012 import archive
 from m4.data.store import Store
 from m4.errors import UserError
 from tests.faults import raw_files
@@ -144,8 +146,9 @@ def _config(rng: random.Random) -> None:
 
 def _support(folder: Path) -> Read:
     raw_files.support(folder)
-    path = folder / support2.FOLDER / "support2.csv"
+    path = folder / "support2/support2.csv"
     rows = path.read_bytes().splitlines(keepends=True)[:5]
+    support2 = find("support2")
     spec = support2.spec()
 
     def read(rng: random.Random) -> None:
@@ -165,7 +168,7 @@ def _physionet(folder: Path) -> Read:
 
     def read(rng: random.Random) -> None:
         (home / "100.txt").write_bytes(scramble(rng, good))
-        raw.read_set(home.parent, "a", groups=groups, ranges=physionet2012.RANGES)
+        archive.read_set(home.parent, "a", groups=groups, ranges=physionet2012.RANGES)
 
     return read
 

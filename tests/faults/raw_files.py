@@ -7,7 +7,8 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from m4.data.sets import mfeat, physionet2012, support2
+from m4.data.sets import mfeat, physionet2012
+from tests.data import test_support2
 
 STAYS = {"a": range(100, 140), "b": range(500, 506)}
 
@@ -40,11 +41,11 @@ def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def support(folder: Path) -> None:
     """Eighty patients."""
-    (folder / support2.FOLDER).mkdir(parents=True)
-    columns = [*support2.COLUMNS, *(c for group in support2.GROUPS.values() for c in group)]
+    (folder / "support2").mkdir(parents=True)
+    columns = test_support2.COLUMNS
     known = {"sex": "male", "race": "white", "income": ">$50k", "dzgroup": "Coma", "ca": "no"}
     known |= {"sfdm2": "SIP>=30", "hospdead": "1", "death": "1"}
-    with open(folder / support2.FOLDER / "support2.csv", "w", newline="") as file:
+    with open(folder / "support2/support2.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for i in range(80):

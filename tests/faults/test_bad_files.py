@@ -4,7 +4,8 @@ import gzip
 
 import pytest
 
-from m4.data.sets import mfeat, mimiciv, physionet2012, support2
+from m4.data.data_sets import find
+from m4.data.sets import physionet2012
 from tests.faults import bad_files, bad_layouts, bad_meds, bad_work, catalogue
 
 FILES = [*bad_files.cases()]
@@ -44,8 +45,7 @@ def test_each_unusable_place_ends_as_it_should(tmp_path):
 
 @pytest.mark.parametrize("source", bad_files.SOURCES[:4], ids=lambda s: s.name)
 def test_the_files_are_right_before_they_are_damaged(source, tmp_path):
-    modules = {"mfeat": mfeat, "mimiciv": mimiciv, "physionet2012": physionet2012}
-    module = (modules | {"support2": support2})[source.name]
+    module = find(source.name)
     source.write(tmp_path)
     assert module.missing_files(tmp_path, **source.options) == []
     cohort = module.cohort(tmp_path, seed=0, **source.options)

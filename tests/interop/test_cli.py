@@ -44,7 +44,7 @@ def job(request, tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "M4_DATA_DIR", str(tmp_path / "data"))
     name = request.param
     options, fields = METHODS[name]
-    data = "views" if name == "m4oe" else "tests.interop.cli_data"
+    data = "synthetic_images" if name == "m4oe" else "tests.interop.cli_data"
     (tmp_path / "c.py").write_text(f"""
 import ml_collections
 def get_config(variant=''):

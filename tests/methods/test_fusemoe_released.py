@@ -17,7 +17,7 @@ from m4.methods.fusemoe import torch_layout
 from m4.methods.fusemoe.authors import PatientMoE
 from m4.methods.fusemoe.released import impute_released, mixing_flatten, mixing_unflatten
 from m4.moe.options import MoEOptions
-from m4.nn.encoders.streams import gather
+from m4.nn.encoders.modalities import gather
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
 from tests.methods.test_fusemoe import small

@@ -15,9 +15,8 @@ from m4.methods.flexmoe import patches
 from m4.methods.flexmoe.model import FlexMoE
 from m4.methods.m3h.haim import HaimVectors
 from m4.methods.m4oe.model import M4oE
+from m4.nn.encoders.modalities import SummaryTokens, gather
 from m4.nn.encoders.query_tokens import QueryTokens
-from m4.nn.encoders.streams import gather
-from m4.nn.encoders.summary_tokens import SummaryTokens
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
 from tests.methods import test_fusemoe, test_m3h

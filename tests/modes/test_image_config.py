@@ -19,7 +19,8 @@ TOY = """
 import ml_collections
 def get_config(variant=''):
     return ml_collections.ConfigDict(dict(
-        data=dict(name='views', options=dict(num_patients=60, size=16, tasks=('finding',))),
+        data=dict(name='synthetic_images',
+                  options=dict(num_patients=60, size=16, tasks=('finding',))),
         method=dict(name='tests.toy:Toy', width=4),
         optim=dict(lr=0.01),
         train=dict(steps=2, batch_size=8, save_every=2, eval_every=2, select='finding/auroc'),

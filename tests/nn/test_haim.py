@@ -5,7 +5,7 @@ import pytest
 from scipy.signal import find_peaks
 
 from m4.methods.m3h import haim
-from m4.nn.encoders.streams import SeriesStack, Vectors
+from m4.nn.encoders.modalities import SeriesStack, Vectors
 
 
 def stack(values, observed):

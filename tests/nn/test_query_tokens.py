@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from m4.nn.encoders.modalities import SeriesStack
 from m4.nn.encoders.query_tokens import (
     UTDE,
     MultiTimeAttention,
@@ -15,8 +16,7 @@ from m4.nn.encoders.query_tokens import (
     impute,
     query_times,
 )
-from m4.nn.encoders.streams import SeriesStack
-from tests.nn.test_summary_tokens import one_feature
+from tests.nn.test_summary_statistics import one_feature
 
 
 def det(shape, phase, scale):

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from m4.data import build
-from m4.data.sets.mimiciv import files
+from m4.data.sets.mimiciv import release
 from m4.errors import DataError
 from tests.timing import environment
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     if args.one:
         print(json.dumps(_build(Path(args.one))))
         return
-    root = files.find_root(args.raw_dir, demo=True) if args.raw_dir else None
+    root = release.find_root(args.raw_dir, demo=True) if args.raw_dir else None
     if root is None:
         raise DataError("timing build: M4_RAW_DIR has no mimic-iv-demo-*/ folder")
     results = []
@@ -79,7 +79,7 @@ def enlarge(root: Path, target: Path, times: int) -> int:
     """Copy the tables `times` over with shifted identifiers; returns the rows of event tables."""
     rows = 0
     for name in TABLES:
-        source = files.table(root, name)
+        source = release.table(root, name)
         path = target / source.parent.name / f"{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         with gzip.open(source, "rt", newline="") as handle:

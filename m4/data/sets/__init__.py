@@ -1,1 +1,1 @@
-"""The data sets: one module or package each, with `spec` and `cohort`."""
+"""The data sets: one module, package or definition each, found by `m4.data.data_sets`."""

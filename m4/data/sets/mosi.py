@@ -1,5 +1,7 @@
 """CMU-MOSI and CMU-MOSEI: sentiment of video segments from words, voice and face.
 
+**Layout only**: read on invented files, never yet on the real ones.
+
 Zadeh et al. 2016 and 2018, as word-aligned features of 50 positions. They are passed around as
 Python pickles, which can run any code when read; m4 reads none. `docs/datasets.md` has the lines
 that turn one, once, into
@@ -18,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from m4.data.cohort import Cohort, Example, checksums, patient_number
+from m4.data.fake import fresh
 from m4.errors import ConfigError, DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
@@ -28,6 +31,8 @@ FOLDERS = {"mosi": "cmu-mosi", "mosei": "cmu-mosei"}
 MODALITIES = ("text", "audio", "vision")
 PARTS = {"train": "train", "val": "valid", "test": "test"}
 POSITIONS = 50
+INVENTED = {"mosi": {}, "mosei": {"dataset": "mosei"}}
+SEGMENTS = 3  # of an invented video
 
 
 def spec(*, dataset: str = "mosi", positions: int = POSITIONS) -> DataSpec:
@@ -129,3 +134,25 @@ def _video(name) -> str:
     text = np.atleast_1d(name)[0]
     text = text.decode() if isinstance(text, bytes) else str(text)
     return text.partition("$_$")[0].partition("[")[0]
+
+
+def invent(folder: Path, *, patients: int, seed: int, dataset: str = "mosi") -> Path:
+    """Sentences of 1 to 50 words, padded in front; some without voice or face."""
+    root, rng = fresh(folder / FOLDERS[dataset]), np.random.default_rng(seed)
+    video = 0
+    for part, share in (("train", 0.6), ("valid", 0.2), ("test", 0.2)):
+        number = max(int(share * patients), 1) * SEGMENTS
+        labels = rng.uniform(-3, 3, number)
+        arrays = {"labels": labels[:, None, None]}
+        length = rng.integers(1, 51, number)
+        word = np.arange(50) >= 50 - length[:, None]
+        for modality, width in (("text", 300), ("audio", 74), ("vision", 35)):
+            values = rng.normal(labels[:, None, None] * (np.arange(width) < 4), 1)
+            values = values + rng.normal(0, 0.1, (number, 50, width))
+            there = (rng.random(number) < 0.85) | (modality == "text")
+            arrays[modality] = values * word[..., None] * there[:, None, None]
+        arrays["audio"][0, -1, 0] = -np.inf
+        arrays["id"] = np.array([f"video{video + k // SEGMENTS}$_${k}" for k in range(number)])
+        video += number // SEGMENTS
+        np.savez(root / f"{part}.npz", **arrays)
+    return root

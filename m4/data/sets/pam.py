@@ -1,5 +1,7 @@
 """PAM: eight daily activities from wearable sensors, as prepared by Raindrop.
 
+**Layout only**: read on invented files, never yet on the real ones.
+
 Reiss and Stricker: *PAMAP2* (2012); Zhang et al.: *Raindrop* (ICLR 2022) cut it into 5,333
 windows of 600 steps (6 s at 100 Hz, half overlapping) of 17 sensors; FuseMoE takes every sensor as
 a modality.
@@ -20,6 +22,7 @@ import numpy as np
 
 from m4.data import split
 from m4.data.cohort import Cohort, Example, checksums
+from m4.data.fake import fresh
 from m4.errors import ConfigError, DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
@@ -29,6 +32,7 @@ WHERE = "download PAM from https://doi.org/10.6084/m9.figshare.19514347 and unpa
 FOLDER = "PAMdata/processed_data"
 VALUES, CLASSES = "PTdict_list.npy", "arr_outcomes.npy"
 SENSORS, STEPS, RATE = 17, 600, 100.0  # RATE in Hz
+INVENTED = {"pam": {}}
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
@@ -104,3 +108,17 @@ def _load(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: no array of plain numbers ({type(error).__name__})") from None
+
+
+def invent(folder: Path, *, patients: int, seed: int) -> Path:
+    """`PAMdata/`: sensor s swings faster for higher classes; some sensors are silent."""
+    root, rng = fresh(folder / "PAMdata"), np.random.default_rng(seed)
+    label_n = rng.integers(0, 8, 10 * patients)
+    steps_T = np.arange(600) / 100
+    phase = rng.uniform(0, 6, (len(label_n), 1, 17))
+    waves = np.sin((1 + label_n)[:, None, None] * steps_T[:, None] + phase)
+    waves *= rng.random((len(label_n), 1, 17)) < 0.9
+    (root / "processed_data").mkdir()
+    np.save(root / "processed_data" / "PTdict_list.npy", waves)
+    np.save(root / "processed_data" / "arr_outcomes.npy", label_n[:, None].astype(float))
+    return root

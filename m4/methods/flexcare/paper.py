@@ -21,7 +21,7 @@ from m4 import task_losses
 from m4.maths import torch_uniform
 from m4.methods.flexcare.combinations import available, members, route
 from m4.methods.flexcare.fusion import covariance, fuse
-from m4.methods.flexcare.sequence import attention_bias, join, post_norm_layer
+from m4.methods.flexcare.sequence import attention_bias, encode
 from m4.methods.flexcare.tokens import data_tokens
 from m4.moe.options import MoEOptions
 from m4.nn.heads import TaskHeads
@@ -47,9 +47,7 @@ class PaperFlexCare(nn.Module):
     temperature: float = 0.2  # of the fusion
     max_size: int | None = None  # of a combination but the full one; None: any
     patch: int = 16  # pixels of an image's token
-    aux_weights: Mapping[str, float] = FrozenDict(
-        {"covariance": 0.5, "importance": 0.01, "load": 0.01}
-    )
+    aux_weights: Mapping[str, float] = FrozenDict(covariance=0.5, importance=0.01, load=0.01)
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
@@ -62,24 +60,20 @@ class PaperFlexCare(nn.Module):
         member_CM = members(len(self.data.modalities), self.max_size)
         present_BM = batch.present(self.data)
         ready_BC = available(present_BM, member_CM)
-        combined = len(member_CM)
 
         # Tokens.
         x_BLD, mask_BL, owner_L = data_tokens(self.data, batch, self.width, self.patch)
         small, unit = nn.initializers.normal(0.02), nn.initializers.normal(1.0)
         task_KD = self.param("task", unit, (num_tasks, self.width))
-        token_CD = self.param("combination", small, (combined, self.width))
+        token_CD = self.param("combination", small, (len(member_CM), self.width))
 
         # Transformer.
         query_BKD = jnp.broadcast_to(task_KD, (rows, *task_KD.shape))
-        x_BTD, mask_BT = join(query_BKD, token_CD, x_BLD, ready_BC, mask_BL)
         bias_TT = attention_bias(member_CM, owner_L, num_tasks, additive=False)
-        for i in range(self.depth):
-            x_BTD = post_norm_layer(
-                i, x_BTD, mask_BT, bias_TT, num_heads=self.num_heads, mlp=self.mlp,
-                dropout=self.dropout, train=train,
-            )  # fmt: skip
-        q_BKD, z_BCD = x_BTD[:, :num_tasks], x_BTD[:, num_tasks : num_tasks + combined]
+        q_BKD, z_BCD = encode(
+            query_BKD, token_CD, x_BLD, ready_BC, mask_BL, bias_TT, depth=self.depth,
+            num_heads=self.num_heads, mlp=self.mlp, dropout=self.dropout, train=train,
+        )  # fmt: skip
         z_BKCD = jnp.broadcast_to(z_BCD[:, None], (rows, num_tasks, *z_BCD.shape[1:]))
 
         # Experts, fusion, heads.

@@ -23,7 +23,7 @@ from m4 import task_losses
 from m4.maths import torch_uniform
 from m4.methods.flexcare.combinations import available, members, route
 from m4.methods.flexcare.fusion import fuse, squared_covariances
-from m4.methods.flexcare.sequence import attention_bias, join, post_norm_layer
+from m4.methods.flexcare.sequence import attention_bias, encode
 from m4.methods.flexcare.tokens import data_tokens
 from m4.moe import gates
 from m4.moe.options import MoEOptions
@@ -53,9 +53,7 @@ class ReleasedFlexCare(nn.Module):
     max_size: int | None = None  # of a combination but the full one; None: any
     patch: int = 16  # pixels of an image's token
     mask_mode: Literal["additive_one", "strict"] = "additive_one"  # the release's, or -inf
-    aux_weights: Mapping[str, float] = FrozenDict(
-        {"covariance": 0.5, "importance": 0.01, "load": 0.01}
-    )
+    aux_weights: Mapping[str, float] = FrozenDict(covariance=0.5, importance=0.01, load=0.01)
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
@@ -70,31 +68,28 @@ class ReleasedFlexCare(nn.Module):
         member_CM = members(len(self.data.modalities), self.max_size)
         present_BM = batch.present(self.data)
         ready_BC = available(present_BM, member_CM)
-        combined = len(member_CM)
 
         # Tokens.
         x_BLD, mask_BL, owner_L = data_tokens(self.data, batch, self.width, self.patch)
         task_KD = self.param("task", nn.initializers.normal(1.0), (num_tasks, self.width))
-        token_CD = self.param("combination", nn.initializers.zeros, (combined, self.width))
-        single_C = np.arange(combined) >= combined - len(self.data.modalities)
+        token_CD = self.param("combination", nn.initializers.zeros, (len(member_CM), self.width))
+        single_C = member_CM.sum(-1) == 1
         readable_BC = ready_BC | ~single_C  # only single modalities' tokens are ever masked
 
         # Transformer.
         query_BKD, task_B, passes = self._ask(task_KD, batch, train)
-        asked, additive = query_BKD.shape[1], self.mask_mode == "additive_one"
         if passes > 1:
             x_BLD, readable_BC, mask_BL = (
                 jnp.repeat(x, passes, axis=0) for x in (x_BLD, readable_BC, mask_BL)
             )
-        x_BTD, mask_BT = join(query_BKD, token_CD, x_BLD, readable_BC, mask_BL)
-        bias_TT = attention_bias(member_CM, owner_L, asked, additive=additive)
-        for i in range(self.depth):
-            x_BTD = post_norm_layer(
-                i, x_BTD, mask_BT, bias_TT, num_heads=self.num_heads, mlp=self.mlp,
-                dropout=self.dropout, train=train,
-            )  # fmt: skip
-        q_BKD = rearrange(x_BTD[:, :asked], "(b p) k d -> b (p k) d", p=passes)
-        z_BPCD = rearrange(x_BTD[:, asked : asked + combined], "(b p) c d -> b p c d", p=passes)
+        additive = self.mask_mode == "additive_one"
+        bias_TT = attention_bias(member_CM, owner_L, query_BKD.shape[1], additive=additive)
+        q_BKD, z_BCD = encode(
+            query_BKD, token_CD, x_BLD, readable_BC, mask_BL, bias_TT, depth=self.depth,
+            num_heads=self.num_heads, mlp=self.mlp, dropout=self.dropout, train=train,
+        )  # fmt: skip
+        q_BKD = rearrange(q_BKD, "(b p) k d -> b (p k) d", p=passes)
+        z_BPCD = rearrange(z_BCD, "(b p) c d -> b p c d", p=passes)
         z_BKCD = jnp.broadcast_to(z_BPCD, (*q_BKD.shape[:2], *z_BPCD.shape[2:]))
 
         # Experts, fusion, heads.

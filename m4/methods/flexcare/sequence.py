@@ -1,4 +1,4 @@
-"""The sequence [tasks | combinations | data]: who may read whom, and a layer that reads.
+"""The sequence [tasks | combinations | data]: who may read whom, and the transformer that reads.
 
 Letters: B rows, M modalities, C combinations, K tasks, L data tokens, T = K + C + L, D width.
 """
@@ -11,34 +11,38 @@ from m4.nn.transformer import MLP, SelfAttention
 from m4.types import Array
 
 
-def join(
-    query_BKD: Array, token_CD: Array, x_BLD: Array, readable_BC: Array, mask_BL: Array
-) -> tuple[Array, Array]:
-    """The sequence [B, T, D] and which of its tokens may be read at all, bool[B, T]."""
-    rows, num_tasks = query_BKD.shape[:2]
-    token_BCD = jnp.broadcast_to(token_CD, (rows, *token_CD.shape))
-    x_BTD = jnp.concatenate([query_BKD, token_BCD, x_BLD], axis=1)
-    return x_BTD, jnp.concatenate([jnp.ones((rows, num_tasks), bool), readable_BC, mask_BL], axis=1)
-
-
-def post_norm_layer(
-    i: int,
-    x_BTD: Array,
-    mask_BT: Array,
+def encode(
+    query_BKD: Array,
+    token_CD: Array,
+    x_BLD: Array,
+    readable_BC: Array,
+    mask_BL: Array,
     bias_TT: Array,
     *,
+    depth: int,
     num_heads: int,
     mlp: int,
     dropout: float,
     train: bool,
-) -> Array:
-    """H = LN(x + drop(Attn x)); LN(h + drop(MLP h)). Called inside a compact method."""
-    drop = Dropout(dropout, deterministic=not train, name=f"drop_{i}")
-    attend = SelfAttention(num_heads, dropout=dropout, name=f"attention_{i}")
-    a_BTD = attend(x_BTD[:, None], mask_BT[:, None], train=train, bias_TT=bias_TT)[:, 0]
-    h_BTD = StackedLayerNorm(name=f"norm_{i}_0")(x_BTD + drop(a_BTD))
-    y_BTD = MLP(mlp, dropout=dropout, name=f"mlp_{i}")(h_BTD, train=train)
-    return StackedLayerNorm(name=f"norm_{i}_1")(h_BTD + drop(y_BTD))
+) -> tuple[Array, Array]:
+    """Post-norm layers over the sequence; returns the tasks' [B, K, D] and combinations' [B, C, D].
+
+    h = LN(x + drop(Attn x)), then LN(h + drop(MLP h)); nobody reads a token outside `readable_BC`
+    and `mask_BL`. Called inside a compact method.
+    """
+    rows, num_tasks, combined = *query_BKD.shape[:2], len(token_CD)
+    token_BCD = jnp.broadcast_to(token_CD, (rows, *token_CD.shape))
+    x_BTD = jnp.concatenate([query_BKD, token_BCD, x_BLD], axis=1)
+    every_BK = jnp.ones((rows, num_tasks), bool)
+    mask_BT = jnp.concatenate([every_BK, readable_BC, mask_BL], axis=1)
+    for i in range(depth):
+        drop = Dropout(dropout, deterministic=not train, name=f"drop_{i}")
+        attend = SelfAttention(num_heads, dropout=dropout, name=f"attention_{i}")
+        a_BTD = attend(x_BTD[:, None], mask_BT[:, None], train=train, bias_TT=bias_TT)[:, 0]
+        x_BTD = StackedLayerNorm(name=f"norm_{i}_0")(x_BTD + drop(a_BTD))
+        y_BTD = MLP(mlp, dropout=dropout, name=f"mlp_{i}")(x_BTD, train=train)
+        x_BTD = StackedLayerNorm(name=f"norm_{i}_1")(x_BTD + drop(y_BTD))
+    return x_BTD[:, :num_tasks], x_BTD[:, num_tasks : num_tasks + combined]
 
 
 def attention_bias(

@@ -9,8 +9,8 @@ import numpy as np
 from einops import rearrange
 
 from m4.maths import torch_uniform
+from m4.nn.encoders.modalities import stack_series
 from m4.nn.encoders.query_tokens import carry_forward
-from m4.nn.encoders.streams import stack_series
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Batch, Stream, Tokens
 

@@ -47,9 +47,7 @@ class FlexMoE(nn.Module):
     dropout: float = 0.5
     bank: Literal["auto", "full", "factorised"] = "auto"  # full up to 6 modalities
     bank_rank: int = 16  # of the factorised bank
-    aux_weights: Mapping[str, float] = FrozenDict(
-        {"router": 0.01, "importance": 0.01, "load": 0.01}
-    )
+    aux_weights: Mapping[str, float] = FrozenDict(router=0.01, importance=0.01, load=0.01)
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:

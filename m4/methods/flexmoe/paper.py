@@ -45,9 +45,7 @@ class PaperFlexMoE(nn.Module):
     num_heads: int = 4
     num_patches: int = 16  # tokens of a modality
     dropout: float = 0.5
-    aux_weights: Mapping[str, float] = FrozenDict(
-        {"router": 0.01, "importance": 0.01, "load": 0.01}
-    )
+    aux_weights: Mapping[str, float] = FrozenDict(router=0.01, importance=0.01, load=0.01)
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from m4.maths import torch_uniform
-from m4.nn.encoders.streams import stack_series
-from m4.nn.encoders.summary_tokens import summary_statistics
+from m4.nn.encoders.modalities import stack_series, summary_statistics
 from m4.nn.encoders.volume import VolumeEncoder
 from m4.nn.presence import masked_mean
 from m4.specs import DataSpec, ModalitySpec

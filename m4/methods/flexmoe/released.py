@@ -48,9 +48,7 @@ class ReleasedFlexMoE(nn.Module):
     num_patches: int = 16  # tokens of a modality
     dropout: float = 0.5
     attention: Literal["doubled", "residual"] = "doubled"  # the release's, or a skip connection
-    aux_weights: Mapping[str, float] = FrozenDict(
-        {"router": 0.01, "importance": 0.01, "load": 0.01}
-    )
+    aux_weights: Mapping[str, float] = FrozenDict(router=0.01, importance=0.01, load=0.01)
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:

@@ -14,9 +14,8 @@ from einops import rearrange
 from m4.maths import torch_uniform
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
+from m4.nn.encoders.modalities import StaticTokens, Streams
 from m4.nn.encoders.query_tokens import QueryTokens
-from m4.nn.encoders.streams import Streams
-from m4.nn.encoders.summary_tokens import StaticTokens
 from m4.nn.layers import StackedLayerNorm
 from m4.types import Array, MoeAux
 

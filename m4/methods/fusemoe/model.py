@@ -24,9 +24,8 @@ from flax.core import FrozenDict
 from m4 import task_losses
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
+from m4.nn.encoders.modalities import Streams, SummaryTokens, gather
 from m4.nn.encoders.query_tokens import Level, QueryTokens
-from m4.nn.encoders.streams import Streams, gather
-from m4.nn.encoders.summary_tokens import SummaryTokens
 from m4.nn.heads import TaskHeads
 from m4.nn.layers import StackedLayerNorm, hats
 from m4.nn.presence import MissingIndicator, combination_index

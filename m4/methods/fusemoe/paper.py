@@ -17,9 +17,8 @@ from m4 import task_losses
 from m4.maths import torch_uniform
 from m4.methods.fusemoe.authors import PatientMoE, on_query_times, read_out
 from m4.moe.options import MoEOptions
+from m4.nn.encoders.modalities import StaticTokens, gather
 from m4.nn.encoders.query_tokens import Level, QueryTokens
-from m4.nn.encoders.streams import gather
-from m4.nn.encoders.summary_tokens import StaticTokens
 from m4.nn.heads import TaskHeads
 from m4.nn.layers import StackedLayerNorm
 from m4.nn.presence import MissingIndicator, combination_index
@@ -57,8 +56,10 @@ class PaperFuseMoE(nn.Module):
         check_fields(self, depth=1)
         present_BM, moe = batch.present(self.data), {}
         x_BMQD = self._embed(batch, present_BM, train)
+        every_BMQ = jnp.ones(x_BMQD.shape[:3], bool)  # absent modalities are attended, too
         for i in range(self.depth):
-            x_BMQD = self._attend(i, x_BMQD, train)
+            block = AttentionBlock(self.num_heads, x_BMQD.shape[1], self.dropout, name=f"time_{i}")
+            x_BMQD = block(x_BMQD, every_BMQ, train=train)
             x_BMQD, moe[f"layer_{i}"] = self._route(i, x_BMQD, batch, present_BM, train)
         h_BD = read_out(x_BMQD, dropout=self.dropout, train=train)  # appendix E.2
         heads = TaskHeads(self.data.tasks, two_logits=True, name="heads")
@@ -72,14 +73,12 @@ class PaperFuseMoE(nn.Module):
 
     def _embed(self, batch: Batch, present_BM: Array, train: bool) -> Array:
         """Section 3.1: UTDE and mTAND at the query times; Z_m stands for an absent modality."""
+        sizes = self.width, self.num_heads, self.num_queries, self.embed_time
         timed = QueryTokens(
-            self.width,
-            self.num_heads,
-            self.num_queries,
-            self.embed_time,
+            *sizes,
             self.utde,
             self.dropout,
-            frequencies=torch_uniform(1),
+            torch_uniform(1),
             project=False,
             name="grid",
         )
@@ -91,12 +90,6 @@ class PaperFuseMoE(nn.Module):
         x_BMQD = MissingIndicator(num, name="missing")(x_BMQD + type_MD[:, None], present_BM)
         drop = nn.Dropout(self.dropout, deterministic=not train, name="embed_drop")
         return drop(width**0.5 * x_BMQD + position_QD)
-
-    def _attend(self, i: int, x_BMQD: Array, train: bool) -> Array:
-        """Self-attention over the query times of each modality, absent ones included."""
-        every_BMQ = jnp.ones(x_BMQD.shape[:3], bool)
-        block = AttentionBlock(self.num_heads, x_BMQD.shape[1], self.dropout, name=f"time_{i}")
-        return block(x_BMQD, every_BMQ, train=train)
 
     def _route(self, i: int, x_BMQD: Array, batch: Batch, present_BM: Array, train: bool):
         """Section 3.2: x + MoE(norm x) with patients as units, then x + FFN_m(norm x)."""

@@ -20,9 +20,8 @@ from m4 import task_losses
 from m4.maths import torch_uniform
 from m4.methods.fusemoe.authors import PatientMoE, on_query_times, read_out
 from m4.moe.options import MoEOptions
+from m4.nn.encoders.modalities import SeriesStack, StaticTokens, Vectors, gather
 from m4.nn.encoders.query_tokens import Level, QueryTokens
-from m4.nn.encoders.streams import SeriesStack, Vectors, gather
-from m4.nn.encoders.summary_tokens import StaticTokens
 from m4.nn.heads import TaskHeads
 from m4.nn.layers import StackedLayerNorm
 from m4.nn.presence import combination_index
@@ -64,8 +63,10 @@ class ReleasedFuseMoE(nn.Module):
         check_fields(self, depth=1)
         present_BM, moe = batch.present(self.data), {}
         x_BMQD = self._embed(batch, present_BM, train)
+        every_BMQ = jnp.ones(x_BMQD.shape[:3], bool)  # absent modalities are attended, too
         for i in range(self.depth):
-            x_BMQD = self._attend(i, x_BMQD, train)
+            block = AttentionBlock(self.num_heads, x_BMQD.shape[1], self.dropout, name=f"time_{i}")
+            x_BMQD = block(x_BMQD, every_BMQ, train=train)
             x_BMQD, moe[f"layer_{i}"] = self._route(i, x_BMQD, batch, present_BM, train)
         h_BD = read_out(x_BMQD, dropout=self.dropout, train=train)
         heads = TaskHeads(self.data.tasks, two_logits=True, name="heads")
@@ -81,14 +82,12 @@ class ReleasedFuseMoE(nn.Module):
         """All modalities at the query times, absent ones zeros (`module.py`)."""
         streams = gather(self.data, batch)
         streams = streams.replace(vectors=released_times(streams.vectors, self.data.hours))
+        sizes = self.width, self.num_heads, self.num_queries, self.embed_time
         timed = QueryTokens(
-            self.width,
-            self.num_heads,
-            self.num_queries,
-            self.embed_time,
+            *sizes,
             self.utde,
             self.dropout,
-            frequencies=torch_uniform(1),
+            torch_uniform(1),
             project=False,
             impute=impute_released,
             name="grid",
@@ -105,12 +104,6 @@ class ReleasedFuseMoE(nn.Module):
         position_QD = jnp.where(first, jax.lax.stop_gradient(position_QD), position_QD)
         drop = nn.Dropout(self.dropout, deterministic=not train, name="embed_drop")
         return drop(width**0.5 * x_BMQD + position_QD)
-
-    def _attend(self, i: int, x_BMQD: Array, train: bool) -> Array:
-        """Self-attention over the query times of each modality, absent ones included."""
-        every_BMQ = jnp.ones(x_BMQD.shape[:3], bool)
-        block = AttentionBlock(self.num_heads, x_BMQD.shape[1], self.dropout, name=f"time_{i}")
-        return block(x_BMQD, every_BMQ, train=train)
 
     def _route(self, i: int, x_BMQD: Array, batch: Batch, present_BM: Array, train: bool):
         """X + MoE(norm x) with rows that mix patients, then x + FFN_m(norm x)."""

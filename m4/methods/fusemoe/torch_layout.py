@@ -4,7 +4,7 @@ import numpy as np
 
 from m4.errors import ConfigError
 from m4.methods.fusemoe.released import NOTES, ReleasedFuseMoE
-from m4.nn.encoders.streams import length_limit
+from m4.nn.encoders.modalities import length_limit
 from m4.nn.torch_table import (
     LAST,
     LEAD,

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from m4.nn.encoders.streams import SeriesStack, Vectors, clean_table, gather
-from m4.nn.encoders.summary_tokens import CodesEncoder
+from m4.nn.encoders.modalities import CodesEncoder, SeriesStack, Vectors, clean_table, gather
 from m4.nn.layers import StackedDense, StackedLayerNorm
 from m4.specs import DataSpec
 from m4.types import Array, Batch

@@ -22,8 +22,7 @@ from einops import rearrange
 
 from m4.methods.m3h.cross_task import Balance, CrossTask, Identity, Norm
 from m4.methods.m3h.tasks import Cluster, Weighting, affine, objective, task_logits
-from m4.nn.encoders.streams import gather
-from m4.nn.encoders.summary_tokens import CodesEncoder, SummaryTokens
+from m4.nn.encoders.modalities import CodesEncoder, SummaryTokens, gather
 from m4.nn.presence import MissingIndicator
 from m4.resolve import check_fields
 from m4.specs import DataSpec
@@ -65,18 +64,9 @@ class M3H(nn.Module):
         x_BMD, columns_BC = encoder(batch, train=train)
         x_BMD = MissingIndicator(x_BMD.shape[1], name="missing")(x_BMD, batch.present(self.data))
         drop = nn.Dropout(self.dropout, deterministic=not train, name="drop")
-        o_BTd, a_BTU = CrossTask(
-            len(tasks),
-            self.task_width,
-            form="residual",
-            norm=self.norm,
-            identity=self.identity,
-            alpha=self.alpha,
-            beta=self.beta,
-            mix=self.mix,
-            balance=self.balance,
-            name="cross_task",
-        )(drop(rearrange(x_BMD, "b m d -> b (m d)")), active_T)
+        attention = self.norm, self.identity, self.alpha, self.beta, self.mix, self.balance
+        cross = CrossTask(len(tasks), self.task_width, "residual", *attention, name="cross_task")
+        o_BTd, a_BTU = cross(drop(rearrange(x_BMD, "b m d -> b (m d)")), active_T)
         drop = nn.Dropout(self.dropout, deterministic=not train, name="head_drop")
         plain = affine(tasks)
         columns_BTC = jnp.repeat(drop(columns_BC)[:, None], len(plain), axis=1)
@@ -89,14 +79,8 @@ class M3H(nn.Module):
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """Weighted mean of the active tasks' losses, regression by Huber; see `tasks.objective`."""
         del step
-        return objective(
-            self.data,
-            out,
-            batch,
-            weighting=self.task_weighting,
-            cluster=self.cluster,
-            squares=False,
-        )
+        args = self.data, out, batch, self.task_weighting, self.cluster
+        return objective(*args, squares=False)
 
 
 class SummaryVectors(nn.Module):

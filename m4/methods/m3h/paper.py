@@ -47,17 +47,8 @@ class PaperM3H(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not train, name="drop")
         x_BN = drop(rearrange(x_BMD, "b m d -> b (m d)"))
         # e_t = W_t x; A = softmax_u(beta I + alpha S / max |S|); o_t = sum_u A_tu W_V e_u
-        cross = CrossTask(
-            len(tasks),
-            self.task_width,
-            norm=self.norm,
-            identity=self.identity,
-            alpha=self.alpha,
-            beta=self.beta,
-            mix=self.mix,
-            balance=self.balance,
-            name="cross_task",
-        )
+        attention = self.norm, self.identity, self.alpha, self.beta, self.mix, self.balance
+        cross = CrossTask(len(tasks), self.task_width, "linear", *attention, name="cross_task")
         o_BTd, a_BTU = cross(x_BN, active_T)
         extra = {"active": active_T, "task_attention": a_BTU}
         if self.task_weighting == "uncertainty":
@@ -68,5 +59,4 @@ class PaperM3H(nn.Module):
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """Weighted mean of the active tasks' losses, regression by squares."""
         del step
-        weighting, cluster = self.task_weighting, self.cluster
-        return objective(self.data, out, batch, weighting=weighting, cluster=cluster)
+        return objective(self.data, out, batch, self.task_weighting, self.cluster)

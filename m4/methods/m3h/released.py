@@ -47,4 +47,4 @@ class ReleasedM3H(nn.Module):
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """Mean of the active tasks' losses, regression by squares."""
         del step
-        return objective(self.data, out, batch, weighting="uniform")
+        return objective(self.data, out, batch, "uniform")

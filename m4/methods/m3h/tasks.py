@@ -50,9 +50,9 @@ def objective(
     data: DataSpec,
     out: Outputs,
     batch: Batch,
-    *,
     weighting: Weighting,
     cluster: Cluster = "dec",
+    *,
     squares: bool = True,
 ) -> tuple[Array, dict[str, Mean]]:
     """Weighted mean of the active tasks' losses. Rows with nothing present count nowhere.

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from m4.nn.encoders.modalities import CodesEncoder, SummaryTokens, gather
 from m4.nn.encoders.query_tokens import QueryTokens
-from m4.nn.encoders.streams import gather
-from m4.nn.encoders.summary_tokens import CodesEncoder, SummaryTokens
 from m4.nn.encoders.vit import ViT, clean_images
 from m4.specs import DataSpec
 from m4.types import Array, Batch

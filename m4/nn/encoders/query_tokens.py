@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from m4.maths import torch_uniform
-from m4.nn.encoders.streams import SeriesStack, Streams, Vectors
+from m4.nn.encoders.modalities import SeriesStack, Streams, Vectors
 from m4.nn.layers import Initializer, StackedDense, xavier_init
 from m4.types import Array
 

@@ -8,15 +8,14 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from m4.nn.encoders.streams import gather
-from m4.nn.encoders.summary_tokens import SummaryTokens
+from m4.nn.encoders.modalities import SummaryTokens, gather
 from m4.nn.encoders.volume import VolumeEncoder
 from m4.specs import DataSpec
 from m4.types import Array, Batch
 
 
 class ModalitySummary(nn.Module):
-    """`SummaryTokens` in the spec's order, with images through a small volume encoder."""
+    """`SummaryTokens` of everything but images, a small volume encoder of those."""
 
     data: DataSpec
     width: int

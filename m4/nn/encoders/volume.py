@@ -6,9 +6,9 @@ Letters: B rows, V slices, h and w pixels, c channels, D model width.
 import flax.linen as nn
 import jax.numpy as jnp
 
+from m4.maths import torch_uniform
 from m4.types import Array, Stream
 
-TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 POOLS = (2, 3, 4)
 
 
@@ -29,14 +29,15 @@ class VolumeEncoder(nn.Module):
         mask_BV = stream.mask & stream.present[:, None]
         x = jnp.where(mask_BV[..., None, None, None], stream.values, 0).astype(jnp.float32)
         x = x / 255 if stream.values.dtype == jnp.uint8 else x
+        init = torch_uniform()
         outs = (*self.channels[:2], self.features)
         for i, (first, second) in enumerate(zip(self.channels, outs, strict=True)):
             for j, channels in enumerate((first, second)):
-                conv = nn.Conv(channels, (3, 3, 3), kernel_init=TORCH, name=f"conv_{2 * i + j}")
+                conv = nn.Conv(channels, (3, 3, 3), kernel_init=init, name=f"conv_{2 * i + j}")
                 x = nn.relu(conv(x))
             window = tuple(min(POOLS[i], size) for size in x.shape[1:4])
             x = nn.max_pool(x, window, window)
             drop = nn.Dropout(self.dropout, (1, 2, 3), deterministic=not train, name=f"drop_{i}")
             x = drop(x)
         x = x.reshape(x.shape[0], -1)
-        return nn.Dense(self.features, kernel_init=TORCH, name="out")(x)
+        return nn.Dense(self.features, kernel_init=init, name="out")(x)

@@ -1,5 +1,7 @@
 """Published image cohorts of M4oE: EMBED, RSNA 2022, VinDr-Mammo and GAMMA.
 
+**Layout only**: read on invented files, never yet on the real ones.
+
 | layout | record | images, each a modality | tasks |
 |---|---|---|---|
 | `embed` | breast of an exam | synthetic 2-D, full-field; CC, MLO | density, BI-RADS, `risk_1y` |
@@ -18,7 +20,6 @@ decoded stops the build with its table's row (`unreadable="skip"` counts it as a
 """
 
 import functools
-import importlib
 import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,9 @@ from pathlib import Path
 
 from m4.data import split as splits
 from m4.data.cohort import Cohort, Example, checksums
+from m4.data.sets.imaging import embed, gamma, pixels, rsna, vindr
+from m4.data.sets.imaging.invented import invent  # noqa: F401
+from m4.data.workers import ordered
 from m4.errors import ConfigError, DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
@@ -55,6 +59,8 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], tuple[TaskSpec, ...]]] = {
         ),
     ),
 }
+READERS = {"embed": embed, "rsna": rsna, "vindr": vindr, "gamma": gamma}
+INVENTED = {layout: {"layout": layout} for layout in LAYOUTS}
 ON_REQUEST = ("cancer",)
 CHOICES = {"record": ("breast", "exam"), "fit": ("pad", "stretch"), "unreadable": ("stop", "skip")}
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -137,9 +143,6 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     parts = {name: [e for e in exams if assign(e) == name] for name in FRACTIONS}
 
     def examples(name: str) -> Iterator[Example]:
-        from m4.data.sets.imaging import pixels
-        from m4.data.workers import ordered
-
         lost: Counter[str] = Counter()
         read = functools.partial(
             pixels.example,
@@ -164,7 +167,7 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
 
 
 def _reader(options):
-    return importlib.import_module(f"m4.data.sets.imaging.{options.get('layout', 'embed')}")
+    return READERS[options.get("layout", "embed")]
 
 
 def _assign(exam, *, seed: int, fold: int) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from m4.data.sets.mimiciv import files
+from m4.data import csv_files
 
 DENSITIES = {"A": 0, "B": 1, "C": 2, "D": 3}
 
@@ -32,9 +32,9 @@ class Exam:
 
 
 def rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of a csv file as texts, empty where a field is; DataError as `files.stream`."""
+    """The rows of a csv file as texts, empty where a field is; DataError as `csv_files.stream`."""
     found = []
-    for batch in files.stream(path, dict.fromkeys(columns, "text")):
+    for batch in csv_files.stream(path, dict.fromkeys(columns, "text")):
         found += batch.to_pylist()
     return found
 

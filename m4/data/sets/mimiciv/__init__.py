@@ -4,7 +4,7 @@ Johnson et al., MIMIC-IV, a freely accessible electronic health record dataset (
 Tasks and cohort follow FuseMoE (Han et al., NeurIPS 2024, section 4 and data appendix): time zero
 is ICU admission, events before it are dropped.
 
-| `window` | stays | input ends | tasks by default (others: `schema.WINDOWS`) |
+| `window` | stays | input ends | tasks by default (others: `catalogue.WINDOWS`) |
 |---|---|---|---|
 | `48h` | of at least 48 h | after 48 h | `ihm48`, `los`, `los_under_96h`, `phe` |
 | `stay` | all | with the stay | `phe` |
@@ -15,9 +15,9 @@ What each task means is said in `labels.py`. Draws are keyed by stay and seed.
 
 Modalities: `vitals`, `labs`, `static`; bags of hashed codes `medications` (ICU inputs),
 `prescriptions`, `procedures`, `history` (diagnoses of earlier admissions); notes, X-rays and ECGs
-(`linked.py`); `benchmark` and `flexcare` (`benchmark.py`); HAIM's blocks (`haim.py`). Diagnoses of
-the same admission are written at discharge and are never an input. In the demo, which has no
-notes, images and ECGs, such a modality is absent; in the full data it must be there.
+(`linked.py`); `benchmark` and `flexcare` (`benchmark.py`); HAIM's blocks (`haim_blocks.py`).
+Diagnoses of the same admission are written at discharge and are never an input. In the demo, which
+has no notes, images and ECGs, such a modality is absent; in the full data it must be there.
 
 Where m4 departs from the authors' preprocessing, and why:
 - split by patient, not by stay (`split_by="stay"` for theirs, which also makes the stay the unit of
@@ -32,7 +32,11 @@ Where m4 departs from the authors' preprocessing, and why:
 
 from pathlib import Path
 
-from m4.data.sets.mimiciv import files, schema
+from m4.data.cohort import Cohort, checksums
+from m4.data.sets.mimiciv import catalogue, linked, population, release
+from m4.data.sets.mimiciv.embeddings import folder
+from m4.data.sets.mimiciv.examples import Examples
+from m4.data.sets.mimiciv.invented import invent  # noqa: F401
 from m4.errors import ConfigError, DataError
 from m4.specs import DataSpec
 
@@ -49,8 +53,9 @@ WHERE = (
 )
 DEFAULT = ("vitals", "labs", "static", "medications")
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
+INVENTED = {"mimic-linked": {}}  # notes, images and ECGs for the stays of files that are there
 CHOICES = {
-    "window": tuple(schema.WINDOWS),
+    "window": tuple(catalogue.WINDOWS),
     "variables": ("m4", "fusemoe"),
     "split_by": ("subject", "stay"),
     "available": ("stored", "charted"),
@@ -97,7 +102,7 @@ def spec(
     available: str = "stored",
     steps: int = 256,
     lab_steps: int = 64,
-    vocab: int = schema.VOCAB,
+    vocab: int = catalogue.VOCAB,
     variables: str = "m4",
     dims=None,
     embeddings=None,
@@ -108,34 +113,34 @@ def spec(
     Args:
       demo: read the open demo of 100 patients instead of the full data.
       window: "48h", "stay", "hour" or "cxr".
-      modalities: names of `schema.MODALITIES`.
-      tasks: names of `schema.ALL_TASKS` that the window allows.
+      modalities: names of `catalogue.MODALITIES`.
+      tasks: names of `catalogue.ALL_TASKS` that the window allows.
       split_by: "subject", or "stay" as the authors.
       available: "stored" or "charted", see the module.
       steps: rows of vitals kept.
       lab_steps: rows of labs kept.
       vocab: codes are hashed into this many ids.
       variables: "m4", all 32 vitals and laboratory values, or "fusemoe", the paper's 30.
-      dims: modality of vectors -> width, if not that of `schema.VECTORS`.
+      dims: modality of vectors -> width, if not that of `catalogue.VECTORS`.
       embeddings: "notes", "cxr" or "ecg" -> folder written by `python -m m4.data embed`.
       phenotype_file: csv of codes that replaces the built-in phenotypes.
 
     Raises:
       ConfigError: one line per wrong option.
     """
-    dims, vectors = dict(dims or {}), (*schema.VECTORS, schema.EARLIER)
-    default, others = schema.WINDOWS.get(window, ((), ()))
-    allowed = (*default, *others) or schema.ALL_TASKS
+    dims, vectors = dict(dims or {}), (*catalogue.VECTORS, catalogue.EARLIER)
+    default, others = catalogue.WINDOWS.get(window, ((), ()))
+    allowed = (*default, *others) or catalogue.ALL_TASKS
     tasks = (default or allowed) if tasks is None else tasks
     chosen = {"window": window, "split_by": split_by, "available": available}
     _check(
         chosen={**chosen, "variables": variables},
         numbers={"steps": steps, "lab_steps": lab_steps, "vocab": vocab},
         lists={
-            "modalities": (modalities, schema.MODALITIES),
+            "modalities": (modalities, catalogue.MODALITIES),
             "tasks": (tasks, allowed),
             "dims": (dims or vectors, vectors),
-            "embeddings": (embeddings or schema.VECTORS, schema.VECTORS),
+            "embeddings": (embeddings or catalogue.VECTORS, catalogue.VECTORS),
         },
     )
     shapes = {
@@ -143,9 +148,9 @@ def spec(
         "labs": {"steps": lab_steps, "variables": variables},
         "benchmark": {"steps": steps},
     }
-    shapes |= {name: {"vocab": vocab} for name in schema.CODES}
+    shapes |= {name: {"vocab": vocab} for name in catalogue.CODES}
     shapes |= {name: {"dim": width} for name, width in dims.items()}
-    return schema.data_spec(modalities, tasks, **shapes)
+    return catalogue.data_spec(modalities, tasks, **shapes)
 
 
 def _check(*, chosen, numbers, lists) -> None:
@@ -177,29 +182,27 @@ def tables(data: DataSpec) -> list[str]:
 def missing_files(raw_dir, **options) -> list[str]:
     """One line per file that is not there; standard library only."""
     demo = options.get("demo", False)
-    root = files.find_root(raw_dir, demo=demo)
+    root = release.find_root(raw_dir, demo=demo)
     if root is None:
         what = "mimic-iv-demo-*/" if demo else "mimiciv/ or mimic-iv-*/"
-        other = files.find_root(raw_dir, demo=not demo)
+        other = release.find_root(raw_dir, demo=not demo)
         hint = f"; {other} is the {'full data' if demo else 'demo'}" if other else ""
         return [f"{raw_dir}: no {what} folder with hosp/ and icu/ in it{hint}"]
     data = spec(**options)
     missing = [
-        f"{root / files.HOME.get(name, 'hosp') / name}.csv.gz: missing ({CONTENT[name]})"
+        f"{root / release.HOME.get(name, 'hosp') / name}.csv.gz: missing ({CONTENT[name]})"
         for name in tables(data)
-        if files.table(root, name) is None
+        if release.table(root, name) is None
     ]
-    wanted = [name for name in data.modality_names if name in schema.LINKED]
+    wanted = [name for name in data.modality_names if name in catalogue.LINKED]
     if options.get("window") == "cxr":
         wanted.append("cxr_image")
     if wanted and not demo or options.get("window") == "cxr":
-        from m4.data.sets.mimiciv import linked
-
         missing += linked.missing(raw_dir, wanted, options.get("embeddings") or {})
     return missing
 
 
-def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options):
+def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options) -> Cohort:
     """The cohort of the raw files under `raw_dir`.
 
     Small tables are read at once (about 0.5 GB for the full data). Event tables are streamed
@@ -210,18 +213,14 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options):
     Raises:
       DataError: no files; while iterating, a damaged one, named.
     """
-    from m4.data.cohort import Cohort
-    from m4.data.sets.mimiciv.examples import Examples
-    from m4.data.sets.mimiciv.stays import load_stays
-
     data = spec(**options)
     missing = missing_files(raw_dir, **options)
     if missing:
         raise DataError(*missing)
     raw_dir = Path(raw_dir)
-    root = files.find_root(raw_dir, demo=options.get("demo", False))
+    root = release.find_root(raw_dir, demo=options.get("demo", False))
     flow: list[tuple[str, int]] = []
-    stays = load_stays(
+    stays = population.load(
         root,
         data,
         seed=seed,
@@ -256,18 +255,14 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options):
 
 def _sources(root: Path, raw_dir: Path, data: DataSpec, options) -> tuple[dict, list[str]]:
     """Checksums of all that is read, and the releases and encoders that it comes from."""
-    from m4.data.cohort import checksums
-
-    found = [files.table(root, name) for name in tables(data)]
-    versions = [f"MIMIC-IV {'demo ' if options.get('demo') else ''}{files.version(root)}"]
+    found = [release.table(root, name) for name in tables(data)]
+    versions = [f"MIMIC-IV {'demo ' if options.get('demo') else ''}{release.version(root)}"]
     wanted = (*data.modality_names, *(("cxr_image",) if options.get("window") == "cxr" else ()))
     embeddings, extra = dict(options.get("embeddings") or {}), {}
-    if {*wanted} & {*schema.LINKED}:
-        from m4.data.sets.mimiciv import linked
-
+    if {*wanted} & {*catalogue.LINKED}:
         linked_files, linked_versions = linked.sources(raw_dir, wanted)
         found, versions = [*found, *linked_files], [*versions, *linked_versions]
-        for name, facts in linked.encoders(embeddings).items():
+        for name, facts in folder.facts_of(embeddings).items():
             size = {"bytes": 2 * facts["count"] * facts["width"], "sha256": facts["sha256"]}
             extra[f"embeddings of {name}"] = size
             encoder = Path(facts["encoder"]).name or facts["backend"]

@@ -18,7 +18,7 @@ Letters: e events, T bins, c columns.
 
 import numpy as np
 
-from m4.data.sets.mimiciv.schema import Feature
+from m4.data.sets.mimiciv.features import Feature
 
 FEATURES = (  # in the order of the benchmark, which is the alphabet's
     Feature("capillary_refill", (), 0, 1),

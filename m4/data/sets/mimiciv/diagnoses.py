@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from m4.data import csv_files
 from m4.data.cohort import hash64
-from m4.data.sets.mimiciv import diseases, files, phenotypes, schema
+from m4.data.sets.mimiciv import catalogue, diseases, phenotypes, release
+from m4.data.sets.mimiciv.life import Life
 
 
 class Diagnoses:
@@ -18,7 +20,7 @@ class Diagnoses:
         self._vocab = data.modality("history").vocab if "history" in self._wanted else 1
         mapping = phenotypes.load(phenotype_file) if phenotype_file else phenotypes.builtin()
         hadm, code_of, groups, ids = [], [], {"phe": [], "diseases": []}, {}
-        for batch in files.stream(files.table(root, "diagnoses_icd"), columns):
+        for batch in csv_files.stream(release.table(root, "diagnoses_icd"), columns):
             hadm.append(batch["hadm_id"].fill_null(-1).to_numpy(zero_copy_only=False))
             versions = batch["icd_version"].fill_null(-1).to_pylist()
             for key in zip(versions, batch["icd_code"].to_pylist(), strict=True):
@@ -38,7 +40,7 @@ class Diagnoses:
 
     def labels(self, hadm_n, task):
         """f64[n, 25 or 40]; a row of NaN for an admission without diagnoses."""
-        found = np.full((len(hadm_n), schema.task(task).dim), np.nan)
+        found = np.full((len(hadm_n), catalogue.task(task).dim), np.nan)
         for row, hadm in zip(found, hadm_n, strict=True):
             codes = self._codes(hadm)
             if len(codes):
@@ -46,17 +48,16 @@ class Diagnoses:
                 row[[j for code in codes for j in self._groups[task][code]]] = 1
         return found
 
-    def history(self, adm, everyone):
+    def history(self, life: Life, admissions: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Per stay the three-character codes of admissions that ended before this one began."""
-        order = np.lexsort((everyone["dischtime"], everyone["subject_id"]))
-        subject = everyone["subject_id"][order]
+        end = admissions["dischtime"]
+        order = np.lexsort((end, admissions["subject_id"]))
+        subject = admissions["subject_id"][order]
         found = []
-        for who, begin in zip(adm["subject_id"], adm["admittime"], strict=True):
+        for who, begin in zip(life.subject, life.admit, strict=True):
             first, last = np.searchsorted(subject, [who, who + 1])
-            earlier = [
-                i for i in order[first:last] if files.NEVER < everyone["dischtime"][i] <= begin
-            ]
-            codes = [self._hashes[self._codes(everyone["hadm_id"][i])] for i in earlier]
+            earlier = [i for i in order[first:last] if csv_files.NEVER < end[i] <= begin]
+            codes = [self._hashes[self._codes(admissions["hadm_id"][i])] for i in earlier]
             found.append(last_distinct(np.concatenate(codes) if codes else np.zeros(0, int)))
         return found
 

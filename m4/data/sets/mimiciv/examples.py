@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from m4 import atomic
-from m4.data.sets.mimiciv import benchmark, files, haim, linked, schema, studies
+from m4.data import csv_files
+from m4.data.sets.mimiciv import benchmark, catalogue, haim_blocks, linked, release, studies
 from m4.data.sets.mimiciv.diagnoses import last_distinct
 from m4.data.sets.mimiciv.linked import NOTES
 from m4.data.sets.mimiciv.selector import EVENT, SOURCES, Selector, measured
@@ -91,7 +92,7 @@ class Examples:
 
     def _read(self, path, selectors, folder):
         columns = {name: kind for s in selectors for name, kind in s.columns.items()}
-        for batch in files.stream(path, columns):
+        for batch in csv_files.stream(path, columns):
             for selector in selectors:
                 self._append(folder, f"{selector.name}-{path.name.partition('.')[0]}",
                              selector(batch))  # fmt: skip
@@ -101,7 +102,7 @@ class Examples:
         found: dict[Path, list] = {}
         for name in self._data.modality_names:
             for source in SOURCES.get(name, ()):
-                path = files.table(self._root, source.table)
+                path = release.table(self._root, source.table)
                 selector = Selector(name, source, self._data, self._stays, stored=self._stored)
                 found.setdefault(path, []).append(selector)
             root = linked.find(self._raw_dir, "note") if name in NOTES else None
@@ -122,7 +123,7 @@ class Examples:
         """Of the events: which stays and windows, which modalities, from which files."""
         digest = hashlib.blake2b(digest_size=8)
         digest.update(repr((self._data, self._stored, self._embeddings)).encode())
-        for array in (self._stays.stay, self._stays.limit, self._stays.split):
+        for array in (self._stays.life.stay, self._stays.limit, self._stays.split):
             digest.update(np.ascontiguousarray(array).tobytes())
         for path in self._tables():
             status = path.stat()
@@ -179,9 +180,9 @@ class Examples:
             num_bins = self._data.modality(name).length
             return benchmark.grid(events, hours=hours, num_bins=num_bins)
         features = measured(self._data, name)
-        if name in schema.HAIM:
+        if name in catalogue.HAIM:
             columns = events["feature"], events["time"], events["value"]
-            return {"values": haim.block(*columns, len(features))}
+            return {"values": haim_blocks.block(*columns, len(features))}
         if features:
             return pivot(events, len(features))
         events = events[np.argsort(events["time"], kind="stable")]

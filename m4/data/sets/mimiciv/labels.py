@@ -22,16 +22,19 @@ No label: unknown death, an admission without a code, `readmission` of who died 
 `mortality_1y` of who died in hospital, a DRG that training does not have. FlexCare sees
 readmissions among its filtered stays only; here any admission of the hospital counts.
 
-All arrays are over n stays; times are seconds, `files.NEVER` if unknown; NaN is no label.
+All arrays are over n stays, whose times are those of `life.py`; NaN is no label.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
-from m4.data.sets.mimiciv import files, schema
+from m4.data import csv_files
+from m4.data.sets.mimiciv import catalogue, linked, release
+from m4.data.sets.mimiciv.diagnoses import Diagnoses
+from m4.data.sets.mimiciv.life import DAY, Life
 
-HOUR, DAY = 3600.0, 86400.0
 PLACES = (  # disposition, words in the discharge location; the first that fits
     (3, ("HOSPICE", "DIED")),
     (1, ("HOME HEALTH",)),
@@ -40,37 +43,54 @@ PLACES = (  # disposition, words in the discharge location; the first that fits
 )
 
 
-def simple(name: str, icu, adm, pat, limit_n) -> np.ndarray | None:
-    """f64[n] of one task that needs nothing but stays, admissions and patients; else None.
+@dataclasses.dataclass
+class Labels:
+    """Labels of a task, f64[n] or f64[n, labels]."""
+
+    root: Path
+    raw_dir: Path
+    life: Life
+    limit: np.ndarray  # f64[n], end of the input
+    train: np.ndarray  # bool[n]
+    admissions: dict[str, np.ndarray]  # all of the hospital, see `life.read`
+    diagnoses: Diagnoses
+    studies: list[str]  # of the images that end the inputs
+
+    def __call__(self, name: str) -> np.ndarray:
+        """The labels of the task `name`."""
+        if name in ("phe", "diseases"):
+            return self.diagnoses.labels(self.life.hadm, name)
+        if name == "readmission":
+            return readmission(self.life, self.admissions)
+        if name == "drg":
+            return drg(self.root, self.life.hadm, self.train)
+        if name == "chexpert":
+            return chexpert(self.raw_dir, self.studies)
+        return simple(name, self.life, self.limit)
+
+
+def simple(name: str, life: Life, limit_n: np.ndarray) -> np.ndarray | None:
+    """f64[n] of one task that needs nothing but the life of the stays; else None.
 
     `limit_n`: end of the input, hours since ICU admission.
     """
-    hours = (icu["outtime"] - icu["intime"]) / HOUR
-    died = adm["hospital_expire_flag"].astype(float)
-    died[died < 0] = np.nan
-    to_death = np.where(
-        adm["deathtime"] > files.NEVER, (adm["deathtime"] - icu["intime"]) / HOUR, np.inf
-    )
-    to_discharge = np.where(
-        adm["dischtime"] > files.NEVER, (adm["dischtime"] - icu["intime"]) / HOUR, np.nan
-    )
-    after = to_discharge - limit_n
-    unknown = np.isnan(died)
+    died, unknown = life.died, np.isnan(life.died)
+    after = life.hours_to_discharge - limit_n
     if name == "ihm48":
         return died
     if name == "los":
-        return hours / 24
+        return life.hours / 24
     if name == "los_under_96h":
-        return np.where(unknown, np.nan, (hours < 96) & (died == 0))
+        return np.where(unknown, np.nan, (life.hours < 96) & (died == 0))
     if name == "decompensation":
-        return np.where(unknown, np.nan, (died == 1) & (to_death - limit_n < 24))
+        return np.where(unknown, np.nan, (died == 1) & (life.hours_to_death - limit_n < 24))
     if name == "los_remaining":
-        days = np.maximum(hours - limit_n, 0) / 24
+        days = np.maximum(life.hours - limit_n, 0) / 24
         return np.searchsorted([1, 2, 3, 4, 5, 6, 7, 8, 14], days, side="right").astype(float)
     if name == "disposition":
-        return np.array([_place(text) for text in adm["discharge_location"]])
+        return np.array([_place(text) for text in life.facts["discharge_location"]])
     if name == "mortality_1y":
-        days = _days_to_death(adm, pat)
+        days = life.days_to_death
         return np.where(unknown | (died == 1), np.nan, (days >= 0) & (days <= 365))
     if name == "los_after_cxr":
         return np.where(after >= 0, after, np.nan)
@@ -82,61 +102,53 @@ def simple(name: str, icu, adm, pat, limit_n) -> np.ndarray | None:
     return None
 
 
-def readmission(icu, adm, pat, everyone) -> np.ndarray:
-    """f64[n], see the module; `everyone` is the table of all admissions."""
-    died = adm["hospital_expire_flag"] == 1
-    in_icu = died & (adm["deathtime"] > files.NEVER) & (adm["deathtime"] <= icu["outtime"])
-    order = np.lexsort((everyone["admittime"], everyone["subject_id"]))
-    subject, begin = everyone["subject_id"][order], everyone["admittime"][order]
-    days = _days_to_death(adm, pat)
+def readmission(life: Life, admissions: dict[str, np.ndarray]) -> np.ndarray:
+    """f64[n], see the module."""
+    died = life.died == 1
+    in_icu = died & (life.death > csv_files.NEVER) & (life.death <= life.outtime)
+    order = np.lexsort((admissions["admittime"], admissions["subject_id"]))
+    subject, begin = admissions["subject_id"][order], admissions["admittime"][order]
+    days = life.days_to_death
     out = np.zeros(len(died))
-    for i, (who, end) in enumerate(zip(adm["subject_id"], adm["dischtime"], strict=True)):
+    for i, (who, end) in enumerate(zip(life.subject, life.discharge, strict=True)):
         first, last = np.searchsorted(subject, [who, who + 1])
         mine = begin[first:last]
-        back = mine[mine > adm["admittime"][i]]
+        back = mine[mine > life.admit[i]]
         gap = (back.min() - end) / DAY if len(back) else np.inf
         out[i] = died[i] or gap < 30 or 0 <= days[i] < 30
-    return np.where(in_icu | (adm["hospital_expire_flag"] < 0), np.nan, out)
+    return np.where(in_icu | np.isnan(life.died), np.nan, out)
 
 
 def drg(root: Path, hadm_n: np.ndarray, train_n: np.ndarray) -> np.ndarray:
     """f64[n]: class of an admission's HCFA group (MS-DRG in the hospital's naming)."""
     columns = {"hadm_id": "int", "drg_type": "text", "drg_code": "text"}
     code_of = {}
-    for batch in files.stream(files.table(root, "drgcodes"), columns):
+    for batch in csv_files.stream(release.table(root, "drgcodes"), columns):
         for row in batch.to_pylist():
             if row["drg_type"] == "HCFA":
                 code_of.setdefault(row["hadm_id"], row["drg_code"].strip())
     codes = [code_of.get(int(hadm)) for hadm in hadm_n]
     known = {code for code, train in zip(codes, train_n, strict=True) if train and code}
-    classes = {code: k for k, code in enumerate(sorted(known)[: schema.DRG_CLASSES])}
+    classes = {code: k for k, code in enumerate(sorted(known)[: catalogue.DRG_CLASSES])}
     return np.array([classes.get(code, np.nan) for code in codes], float)
 
 
 def chexpert(raw_dir: Path, studies: list[str]) -> np.ndarray:
     """f64[n, 14] of one study per stay, NaN where a finding is uncertain or not mentioned."""
-    from m4.data.sets.mimiciv import linked
-
     root = linked.find(raw_dir, "cxr")
     path = linked.table(root, f"{linked.CXR_FILE}chexpert")
-    titles = [name.replace("_", " ").title() for name in schema.CHEXPERT]
+    titles = [name.replace("_", " ").title() for name in catalogue.CHEXPERT]
     columns = {"study_id": "text"} | dict.fromkeys(titles, "float")
     row_of: dict[str, list[int]] = {}
     for row, study in enumerate(studies):
         row_of.setdefault(study, []).append(row)
     out = np.full((len(studies), len(titles)), np.nan)
-    for batch in files.stream(path, columns):
+    for batch in csv_files.stream(path, columns):
         for i, study in enumerate(batch["study_id"].to_pylist()):
             if study in row_of:
                 found = np.array([batch[t][i].as_py() for t in titles], float)
                 out[row_of[study]] = np.where(np.isin(found, (0, 1)), found, np.nan)
     return out
-
-
-def _days_to_death(adm, pat) -> np.ndarray:
-    """Days from discharge to the date of death, infinite without one."""
-    days = np.floor((pat["dod"] - adm["dischtime"]) / DAY) + 1  # `dod` is a date: its midnight
-    return np.where(pat["dod"] > files.NEVER, np.maximum(days, 0), np.inf)
 
 
 def _place(text: str) -> float:

@@ -21,18 +21,17 @@ unit length.
 Letters: n stays, d width of a vector.
 """
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from m4.data.cohort import patient_number
-from m4.data.sets.mimiciv import files, schema
+from m4.data import csv_files
+from m4.data.sets.mimiciv import catalogue, release
 from m4.data.sets.mimiciv.diagnoses import hashed
-from m4.data.sets.mimiciv.stays import SECONDS, Stays
-from m4.data.sets.mimiciv.windows import Finder
-from m4.errors import DataError
+from m4.data.sets.mimiciv.embeddings.backends import Hashing
+from m4.data.sets.mimiciv.embeddings.folder import Embeddings
+from m4.data.sets.mimiciv.stays import Finder, Stays
 
 PLACES = {  # kind -> folders under the raw one, a file that is in it
     "note": (("mimic-iv-note*", "mimic-iv-note*/*", "mimiciv*/*", "mimiciv*"), "note/radiology"),
@@ -42,13 +41,13 @@ PLACES = {  # kind -> folders under the raw one, a file that is in it
 KIND = {
     "notes": "note",
     "note_words": "note",
-    schema.EARLIER: "note",
+    catalogue.EARLIER: "note",
     "cxr": "cxr",
     "cxr_image": "cxr",
     "ecg": "ecg",
     "ecg_measures": "ecg",
 }
-NOTES = {"notes": "radiology", "note_words": "radiology", schema.EARLIER: "discharge"}
+NOTES = {"notes": "radiology", "note_words": "radiology", catalogue.EARLIER: "discharge"}
 TITLE = {"note": "MIMIC-IV-Note", "cxr": "MIMIC-CXR-JPG", "ecg": "MIMIC-IV-ECG"}
 TABLES = {
     "cxr": ("mimic-cxr-2.0.0-metadata",),
@@ -63,13 +62,13 @@ def find(raw_dir, kind: str) -> Path | None:
     """The folder of one of the linked data sets, the last in the order of names."""
     patterns, holds = PLACES[kind]
     found = [place for pattern in patterns for place in sorted(Path(raw_dir).glob(pattern))]
-    there = [p for p in found if any((p / f"{holds}{e}").is_file() for e in files.ENDINGS)]
+    there = [p for p in found if any((p / f"{holds}{e}").is_file() for e in release.ENDINGS)]
     return there[-1] if there else None
 
 
 def table(root: Path, name: str) -> Path | None:
     """The file of a table of a linked data set."""
-    return next((p for e in files.ENDINGS if (p := root / f"{name}{e}").is_file()), None)
+    return next((p for e in release.ENDINGS if (p := root / f"{name}{e}").is_file()), None)
 
 
 def missing(raw_dir, names, embeddings) -> list[str]:
@@ -98,60 +97,12 @@ def sources(raw_dir, names) -> tuple[list[Path], list[str]]:
         if root is None:
             versions.append(f"no {TITLE[kind]}")
             continue
-        versions.append(f"{TITLE[kind]} {files.version(root)}")
+        versions.append(f"{TITLE[kind]} {release.version(root)}")
         for name in names:
             if KIND.get(name) == kind:
                 wanted = (f"note/{NOTES[name]}",) if name in NOTES else TABLES[name]
                 found |= dict.fromkeys(p for t in wanted if (p := table(root, t)))
     return [*found], versions
-
-
-def encoders(embeddings: dict[str, str]) -> dict[str, dict]:
-    """What `embed.json` says of a modality's vectors; their digests belong to the sources."""
-    facts = {}
-    for name, folder in embeddings.items():
-        path = Path(folder).expanduser() / "embed.json"
-        try:
-            facts[name] = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: no embeddings ({error})") from None
-    return facts
-
-
-class Embeddings:
-    """Vectors by identifier, from a folder with ids.npy (sorted numbers) and vectors.npy."""
-
-    def __init__(self, folder):
-        folder = Path(folder).expanduser()
-        try:
-            self.ids = np.load(folder / "ids.npy", allow_pickle=False)
-            self.vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{folder}: no embeddings ({error})") from None
-        if self.vectors.shape[:1] != self.ids.shape or (np.diff(self.ids) <= 0).any():
-            raise DataError(f"{folder}: ids.npy must be sorted and as long as vectors.npy")
-
-    def __call__(self, identifiers) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of those that are there among `identifiers`, and their vectors."""
-        wanted = np.array([patient_number(str(i)) for i in identifiers], np.int64)
-        at = np.searchsorted(self.ids, wanted).clip(max=max(len(self.ids) - 1, 0))
-        there = np.flatnonzero(self.ids[at] == wanted) if len(self.ids) else np.zeros(0, int)
-        return there, np.asarray(self.vectors[at[there]], np.float16)
-
-
-class Hashing:
-    """Vectors of texts without any encoder, in the place of `Embeddings`."""
-
-    def __init__(self, width: int):
-        from sklearn.feature_extraction.text import HashingVectorizer
-
-        self._encode = HashingVectorizer(n_features=width, ngram_range=(1, 2)).transform
-
-    def __call__(self, texts) -> tuple[np.ndarray, np.ndarray]:
-        """All positions, and their vectors."""
-        if not len(texts):
-            return np.zeros(0, int), np.zeros((0, 1), np.float16)
-        return np.arange(len(texts)), self._encode(texts).toarray().astype(np.float16)
 
 
 class Notes:
@@ -160,7 +111,7 @@ class Notes:
     def __init__(self, name: str, path: Path, data, stays: Stays, *, stored: bool, embeddings):
         self.name, self.path, self._stays, self._stored = name, path, stays, stored
         self.counts: Counter[str] = Counter()
-        self._find = Finder(stays.subject, stays.intime)
+        self._find = Finder(stays.life.subject, stays.life.intime)
         self.columns = {
             "note_id": "text",
             "subject_id": "int",
@@ -179,27 +130,25 @@ class Notes:
 
     def __call__(self, batch):
         """The events of a batch, any order."""
-        import pyarrow as pa
-
         self.counts["rows read"] += batch.num_rows
         subject = batch["subject_id"].fill_null(-1).to_numpy(zero_copy_only=False)
         ours = np.flatnonzero(self._find.known(subject))
-        batch, subject = batch.take(pa.array(ours)), subject[ours]
-        time = files.seconds(batch["charttime"])
-        known = np.maximum(time, files.seconds(batch["storetime"])) if self._stored else time
-        place = self._earlier if self.name == schema.EARLIER else self._during
+        batch, subject = batch.take(ours), subject[ours]
+        time = csv_files.seconds(batch["charttime"])
+        known = np.maximum(time, csv_files.seconds(batch["storetime"])) if self._stored else time
+        place = self._earlier if self.name == catalogue.EARLIER else self._during
         note, row = place(batch, subject, time, known)
-        texts = batch["text"].take(pa.array(note)).to_pylist()
+        texts = batch["text"].take(note).to_pylist()
         if self.name == "note_words":
             kept, values, length = self._words(texts)
         else:
-            ids = batch["note_id"].take(pa.array(note)).to_pylist()
+            ids = batch["note_id"].take(note).to_pylist()
             kept, values = self._encode(ids if self._by_id else texts)
             length = np.zeros(len(kept), int)
             self.counts["dropped, no embedding"] += len(note) - len(kept)
         events = np.zeros(len(kept), self.dtype)
         events["row"], events["length"] = row[kept], length
-        events["time"] = (time[note] - self._stays.intime[row])[kept] / SECONDS
+        events["time"] = self._stays.life.hour_of(row, time[note])[kept]
         if len(kept):
             events["value"] = values
         self.counts["notes kept"] += len(events)
@@ -208,9 +157,9 @@ class Notes:
     def _during(self, batch, subject, time, known):
         """Notes charted in a stay's window and available by its end, with their stays."""
         row = self._find(subject, time)
-        begin, limit = self._stays.intime[row], self._stays.limit[row]
-        inside = ((time - begin) / SECONDS >= 0) & ((time - begin) / SECONDS <= limit)
-        late = (known - begin) / SECONDS > limit
+        hour, limit = self._stays.life.hour_of(row, time), self._stays.limit[row]
+        inside = (hour >= 0) & (hour <= limit)
+        late = self._stays.life.hour_of(row, known) > limit
         self.counts["dropped, recorded after the window"] += int((inside & late).sum())
         note = np.flatnonzero(inside & ~late)
         return note, row[note]
@@ -222,20 +171,20 @@ class Notes:
             (i, row)
             for i, who in enumerate(subject)
             for row in self._find.rows(who)
-            if known[i] > files.NEVER
-            and hadm[i] != self._stays.hadm[row]
-            and known[i] <= self._stays.admit[row]
+            if known[i] > csv_files.NEVER
+            and hadm[i] != self._stays.life.hadm[row]
+            and known[i] <= self._stays.life.admit[row]
         ]
         found = np.array(pairs, int).reshape(-1, 2)
         return found[:, 0], found[:, 1]
 
     def _words(self, texts):
-        values = np.zeros((len(texts), schema.WORDS), np.int32)
+        values = np.zeros((len(texts), catalogue.WORDS), np.int32)
         length = np.zeros(len(texts), int)
         for i, text in enumerate(texts):
-            words = text.lower().split()[-schema.WORDS :]
+            words = text.lower().split()[-catalogue.WORDS :]
             for word in {*words} - self._ids.keys():
-                self._ids[word] = hashed(word, schema.WORD_VOCAB)
+                self._ids[word] = hashed(word, catalogue.WORD_VOCAB)
             length[i] = len(words)
             values[i, : len(words)] = [self._ids[word] for word in words]
         return np.flatnonzero(length), values[length > 0], length[length > 0]
@@ -245,7 +194,7 @@ def dtype(name: str, data) -> np.dtype:
     """Of the events of a modality of notes."""
     part = ("value", "f2", data.modality(name).shape[-1:])
     if name == "note_words":
-        part = ("value", "i4", (schema.WORDS,))
+        part = ("value", "i4", (catalogue.WORDS,))
     return np.dtype([("row", "i4"), ("time", "f4"), ("length", "i4"), part])
 
 

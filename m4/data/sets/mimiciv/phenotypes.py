@@ -6,7 +6,7 @@ ICD-10-CM: **m4's own mapping**. The FuseMoE release carries ICD-10 back through
 equivalence map and keeps a code when its ICD-9 image is in a category; the prefixes below aim at
 the same diagnoses, but counts will differ in detail. `load(path)` takes the mapping from a file
 instead: a csv with header `icd_version,icd_code,phenotype`, one exact code a line, phenotypes
-named as in `schema.PHENOTYPES`.
+named as in `NAMES`.
 
 Notation: in ICD-9, `410*` is every code beginning with 410 and `4019` that code alone. In ICD-10
 every entry is a prefix. `-` in front takes codes out again. The longest match decides.
@@ -15,7 +15,6 @@ every entry is a prefix. `-` in front takes codes out again. The longest match d
 import csv
 from pathlib import Path
 
-from m4.data.sets.mimiciv.schema import PHENOTYPES
 from m4.errors import DataError
 
 ICD9 = {
@@ -104,6 +103,7 @@ ICD10 = {
     "T879 T88",
     "shock": "R57 R6521",
 }
+NAMES = tuple(ICD9)
 
 
 class Phenotypes:
@@ -113,9 +113,9 @@ class Phenotypes:
         self._exact, self._prefixes = exact, prefixes
 
     def __call__(self, icd_version: int, code: str) -> tuple[int, ...]:
-        """Indices into `schema.PHENOTYPES`; dots and blanks in the code do not matter."""
+        """Indices into `NAMES`; dots and blanks in the code do not matter."""
         code = code.replace(".", "").strip().upper()
-        return tuple(j for j in range(len(PHENOTYPES)) if self._member(j, int(icd_version), code))
+        return tuple(j for j in range(len(NAMES)) if self._member(j, int(icd_version), code))
 
     def _member(self, j, icd_version, code):
         if (icd_version, code) in self._exact[j]:
@@ -129,7 +129,7 @@ class Phenotypes:
 def builtin() -> Phenotypes:
     """The tables of this module."""
     exact, prefixes = [], []
-    for name in PHENOTYPES:
+    for name in NAMES:
         exact.append({})
         prefixes.append({})
         for entry in ICD9[name].split():
@@ -142,18 +142,18 @@ def builtin() -> Phenotypes:
 
 def load(path) -> Phenotypes:
     """A mapping from a csv file; see the module's docstring. DataError names a wrong line."""
-    exact = [{} for _ in PHENOTYPES]
+    exact = [{} for _ in NAMES]
     try:
         with Path(path).open(newline="") as handle:
             for number, line in enumerate(csv.DictReader(handle), start=2):
                 try:
                     key = int(line["icd_version"]), line["icd_code"].replace(".", "").upper()
-                    exact[PHENOTYPES.index(line["phenotype"])][key] = True
+                    exact[NAMES.index(line["phenotype"])][key] = True
                 except (KeyError, ValueError, TypeError, AttributeError):
                     raise DataError(
                         f"{path}: line {number}: expected icd_version (9 or 10), icd_code and one "
-                        f"of the phenotypes {', '.join(PHENOTYPES)}"
+                        f"of the phenotypes {', '.join(NAMES)}"
                     ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    return Phenotypes(exact, [{} for _ in PHENOTYPES])
+    return Phenotypes(exact, [{} for _ in NAMES])

@@ -8,10 +8,10 @@ from collections import Counter
 
 import numpy as np
 
-from m4.data.sets.mimiciv import benchmark, files, haim, schema
+from m4.data import csv_files
+from m4.data.sets.mimiciv import benchmark, features, haim_blocks
 from m4.data.sets.mimiciv.diagnoses import hashed
-from m4.data.sets.mimiciv.stays import SECONDS
-from m4.data.sets.mimiciv.windows import Finder
+from m4.data.sets.mimiciv.stays import Finder
 from m4.specs import DataSpec
 
 EVENT = np.dtype([("row", "i4"), ("feature", "i4"), ("time", "f4"), ("value", "f4")])
@@ -47,17 +47,18 @@ SOURCES = {
 }
 
 
-def measured(data: DataSpec, name: str) -> tuple[schema.Feature, ...]:
+def measured(data: DataSpec, name: str) -> tuple[features.Feature, ...]:
     """The features of a modality of numbers; none for a bag of codes."""
     if name in ("vitals", "labs"):
-        every = schema.features(name)
+        every = features.features(name)
         return tuple(f for f in every if f.name in data.modality(name).features)
     if name in ("benchmark", "flexcare"):
         return benchmark.FEATURES
     procedures = (
-        schema.Feature(title, (item,), -np.inf, np.inf) for item, title in haim.PROCEDURES.items()
+        features.Feature(title, (item,), -np.inf, np.inf)
+        for item, title in haim_blocks.PROCEDURES.items()
     )
-    known = {"haim_chart": haim.CHART, "haim_labs": schema.LABS}
+    known = {"haim_chart": haim_blocks.CHART, "haim_labs": features.LABS}
     return tuple(procedures) if name == "haim_procedures" else known.get(name, ())
 
 
@@ -77,8 +78,8 @@ class Selector:
             self._items()
         else:
             self._vocab, self._ids = data.modality(name).vocab, {}
-        keys = stays.stay if source.key == "stay_id" else stays.subject
-        self._find = Finder(keys, stays.intime)
+        keys = stays.life.stay if source.key == "stay_id" else stays.life.subject
+        self._find = Finder(keys, stays.life.intime)
 
     def _items(self):
         """Tables by item: feature index (-1: not wanted), whether in Fahrenheit."""
@@ -93,25 +94,23 @@ class Selector:
 
     def __call__(self, batch):
         """`EVENT`s of a batch, any order."""
-        import pyarrow as pa
-
         self.counts["rows read"] += batch.num_rows
         if self._features:  # early and cheap: most rows of chartevents are other items
             item = batch[self.source.code].fill_null(0).to_numpy(zero_copy_only=False)
             inside = (item >= 0) & (item < len(self._feature))
             wanted = np.flatnonzero(self._feature[np.where(inside, item, 0)] >= 0)
             wanted = wanted[inside[wanted]]
-            batch = batch.take(pa.array(wanted))
+            batch = batch.take(wanted)
         key = batch[self.source.key].fill_null(-1).to_numpy(zero_copy_only=False)
         ours = np.flatnonzero(self._find.known(key))
-        batch, key = batch.take(pa.array(ours)), key[ours]
-        time = files.seconds(batch[self.source.time])
+        batch, key = batch.take(ours), key[ours]
+        time = csv_files.seconds(batch[self.source.time])
         row = self._find(key, time)
-        hours = (time - self.stays.intime[row]) / SECONDS
+        hours = self.stays.life.hour_of(row, time)
         keep = (hours >= 0) & (hours <= self.stays.limit[row])
         if self._stored:
-            stored = files.seconds(batch[self.source.stored])  # unknown counts as early
-            late = (stored - self.stays.intime[row]) / SECONDS > self.stays.limit[row]
+            stored = csv_files.seconds(batch[self.source.stored])  # unknown counts as early
+            late = self.stays.life.hour_of(row, stored) > self.stays.limit[row]
             self.counts["dropped, recorded after the window"] += int((keep & late).sum())
             keep &= ~late
         events = np.zeros(len(row), EVENT)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from m4.data.sets.mimiciv import files, schema
-from m4.data.sets.mimiciv.linked import CXR_FILE, KIND, Embeddings, find, table
-from m4.data.sets.mimiciv.stays import SECONDS, Stays
-from m4.data.sets.mimiciv.windows import Finder
+from m4.data import csv_files
+from m4.data.sets.mimiciv import catalogue
+from m4.data.sets.mimiciv.embeddings.folder import Embeddings
+from m4.data.sets.mimiciv.linked import CXR_FILE, KIND, find, table
+from m4.data.sets.mimiciv.stays import Stays
 from m4.errors import DataError
 
 FRONTAL = ("AP", "PA")
@@ -44,8 +45,8 @@ class Studies:
         else:
             columns = {"subject_id": "int", "study_id": "text", "ecg_time": "time"}
             keys = []
-            for batch in files.stream(table(root, "record_list"), columns):
-                found = place(self._stays, batch["subject_id"], files.seconds(batch["ecg_time"]))
+            for batch in csv_files.stream(table(root, "record_list"), columns):
+                found = self._stays.place(batch["subject_id"], csv_files.seconds(batch["ecg_time"]))
                 study = batch["study_id"].to_pylist()
                 keys += [(row, hour, study[i]) for i, row, hour in found]
         return self._vectors(name, keys)
@@ -67,14 +68,14 @@ class Studies:
         }
 
     def _measures(self, root):
-        names = schema.ECG_MEASURES
+        names = catalogue.ECG_MEASURES
         columns = {"subject_id": "int", "ecg_time": "time"} | dict.fromkeys(names, "float")
         last: dict[int, tuple] = {}
-        for batch in files.stream(table(root, "machine_measurements"), columns):
+        for batch in csv_files.stream(table(root, "machine_measurements"), columns):
             values = np.stack([batch[n].to_numpy(zero_copy_only=False) for n in names], axis=1)
             values = np.where(np.abs(values) >= 29_999, np.nan, values)  # the machine's "unknown"
-            when = files.seconds(batch["ecg_time"])
-            for i, row, hour in place(self._stays, batch["subject_id"], when):
+            when = csv_files.seconds(batch["ecg_time"])
+            for i, row, hour in self._stays.place(batch["subject_id"], when):
                 if hour >= last.get(row, (-1.0,))[0]:
                     last[row] = (hour, values[i])
         return {row: {"values": values} for row, (_, values) in last.items()}
@@ -86,13 +87,13 @@ class Studies:
 
 
 def grey_square(path: Path) -> np.ndarray:
-    """uint8 [h, w]: the central square of an image file, at the size of `schema.IMAGE`.
+    """uint8 [h, w]: the central square of an image file, at the size of `catalogue.IMAGE`.
 
     Raises DataError for a damaged file, without its name: it holds the patient's number.
     """
     from PIL import Image
 
-    size = schema.IMAGE[1]
+    size = catalogue.IMAGE[1]
     try:
         with Image.open(path) as picture:
             picture.draft("L", (2 * size, 2 * size))  # decode at a fraction of the size
@@ -111,17 +112,6 @@ def image_path(root: Path, subject: int, study: int, dicom: str) -> Path:
     return root / "files" / f"p{str(subject)[:2]}" / f"p{subject}" / f"s{study}" / f"{dicom}.jpg"
 
 
-def place(stays: Stays, subject, time) -> list[tuple[int, int, float]]:
-    """(position, row, hour) of the records that lie in a stay's window."""
-    subject = subject.fill_null(-1).to_numpy(zero_copy_only=False)
-    find_row = Finder(stays.subject, stays.intime)
-    ours = np.flatnonzero(find_row.known(subject) & (time > files.NEVER))
-    row = find_row(subject[ours], time[ours])
-    hour = (time[ours] - stays.intime[row]) / SECONDS
-    keep = (hour >= 0) & (hour <= stays.limit[row])
-    return [*zip(ours[keep].tolist(), row[keep].tolist(), hour[keep].tolist(), strict=True)]
-
-
 def frontal(root: Path, stays: Stays) -> list[tuple[int, float, str, Path]]:
     """(row, hour, dicom_id, file) of the frontal images in a stay's window."""
     columns = {
@@ -133,10 +123,10 @@ def frontal(root: Path, stays: Stays) -> list[tuple[int, float, str, Path]]:
         "StudyTime": "text",
     }
     found = []
-    for batch in files.stream(table(root, f"{CXR_FILE}metadata"), columns):
+    for batch in csv_files.stream(table(root, f"{CXR_FILE}metadata"), columns):
         rows = batch.to_pylist()
         time = np.array([study_seconds(r["StudyDate"], r["StudyTime"]) for r in rows], np.int64)
-        for i, row, hour in place(stays, batch["subject_id"], time):
+        for i, row, hour in stays.place(batch["subject_id"], time):
             if rows[i]["ViewPosition"].strip() in FRONTAL:
                 dicom = rows[i]["dicom_id"]
                 path = image_path(root, rows[i]["subject_id"], rows[i]["study_id"], dicom)
@@ -145,10 +135,10 @@ def frontal(root: Path, stays: Stays) -> list[tuple[int, float, str, Path]]:
 
 
 def study_seconds(date: str, time: str) -> int:
-    """Seconds since 1970 of '21800506', '213014.531'; `files.NEVER` for anything else."""
+    """Seconds since 1970 of '21800506', '213014.531'; `csv_files.NEVER` for anything else."""
     clock = time.partition(".")[0].strip().zfill(6)
     try:
         text = f"{date[:4]}-{date[4:6]}-{date[6:8]}T{clock[:2]}:{clock[2:4]}:{clock[4:6]}"
         return int(np.datetime64(text, "s").astype(np.int64))
     except ValueError:
-        return files.NEVER
+        return csv_files.NEVER

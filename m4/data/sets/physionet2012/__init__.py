@@ -29,16 +29,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from m4 import atomic
-from m4.data import split, text
+from m4.data import csv_files, split
 from m4.data.cohort import Cohort, Example, checksums
-from m4.data.sets.physionet2012.raw import RawSet, read_set, set_files
+from m4.data.sets.physionet2012.archive import RawSet, read_set, set_files
 from m4.errors import ConfigError, DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 VERSION = "1.0.0-1"  # of the source, and of this reading of it
 LICENCE = "Open Data Commons Attribution License (ODC-BY) 1.0; cite Silva et al. 2012"
 URL = "https://physionet.org/files/challenge-2012/1.0.0"
-WHERE = f"`python -m m4.data.sets.physionet2012 RAW_DIR` downloads them from {URL}/ (open access)"
+WHERE = f"`python -m m4.data download physionet2012 RAW_DIR` gets them from {URL}/ (open access)"
 FOLDER = "physionet2012"
 HOURS = 48.0
 
@@ -187,9 +187,9 @@ def read_outcomes(path: Path) -> dict[int, dict[str, float]]:
     """Record id -> outcome columns. Raises DataError naming the file and line."""
     columns = ("RecordID", "SOFA", "Length_of_stay", "In-hospital_death")
     found: dict[int, dict[str, float]] = {}
-    for line, row in text.rows(path, columns):
+    for line, row in csv_files.rows(path, columns):
         where = f"{path}, line {line}"
-        values = {c: text.number(row[c], where=f"{where}: {c}") for c in columns}
+        values = {c: csv_files.number(row[c], where=f"{where}: {c}") for c in columns}
         stay = values.pop("RecordID")
         if not stay.is_integer():
             raise DataError(f"{where}: RecordID is not a whole number")
@@ -199,7 +199,7 @@ def read_outcomes(path: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def fetch(raw_dir: Path | str) -> None:
+def download(raw_dir: Path | str) -> None:
     """Download the four files from PhysioNet and verify them against its SHA256SUMS.txt.
 
     Files already there are left alone. Raises DataError on a failed download or checksum.
@@ -210,10 +210,10 @@ def fetch(raw_dir: Path | str) -> None:
     wanted = [name for name in wanted if not (folder / name).exists()]
     if not wanted:
         return
-    listing = _download("SHA256SUMS.txt").decode().split("\n")
+    listing = _get("SHA256SUMS.txt").decode().split("\n")
     official = {line.split()[-1]: line.split()[0] for line in listing if line.strip()}
     for name in wanted:
-        content = _download(name)
+        content = _get(name)
         if hashlib.sha256(content).hexdigest() != official.get(name):
             raise DataError(f"{URL}/{name}: checksum differs from SHA256SUMS.txt; try again")
         with atomic.replaced(folder / name) as partial:
@@ -223,7 +223,7 @@ def fetch(raw_dir: Path | str) -> None:
 _OFFICIAL = (("set", ".tar.gz"), ("Outcomes", ".txt"))
 
 
-def _download(name: str) -> bytes:
+def _get(name: str) -> bytes:
     try:
         with urllib.request.urlopen(f"{URL}/{name}", timeout=60) as reply:
             return reply.read()

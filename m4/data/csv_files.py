@@ -1,0 +1,118 @@
+"""Comma-separated files: `rows` of small ones, strictly; a `stream` of large ones.
+
+Of a small one a row of another length, a field beyond `MAX_FIELD` and bytes that are not UTF-8 are
+refused, with the file and line and nothing of the content. A large one comes in record batches of
+Arrow, which is imported with the first of them.
+"""
+
+import csv
+import gzip
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from m4.errors import DataError
+
+MAX_FIELD = 100_000  # characters
+BLOCK_BYTES = 1 << 20  # of a stream; pyarrow reads up to 32 blocks ahead
+NEVER = -(1 << 53)  # stands for an unknown time
+
+
+def rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, column -> text without blanks around it) of a file with a header line.
+
+    Raises:
+      DataError: a file that cannot be read, lacks one of `columns`, or has a broken row.
+    """
+    reader = None
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            missing = {*columns} - {*(reader.fieldnames or ())}
+            if missing:
+                raise DataError(f"{path}: no column {', '.join(sorted(missing))}")
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DataError(f"{path}, line {reader.line_num}: not as long as the header")
+                if max(map(len, row.values())) > MAX_FIELD:
+                    raise DataError(f"{path}, line {reader.line_num}: a field is too long")
+                yield reader.line_num, {key: value.strip() for key, value in row.items()}
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        line = f", after line {reader.line_num}" if reader else ""
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise DataError(f"{path}{line}: cannot be read ({reason})") from None
+
+
+def number(text: str, *, where: str) -> float:
+    """A finite number, NaN for an empty field. Raises DataError that names `where`."""
+    if not text:
+        return float("nan")
+    try:
+        value = float(text)
+    except ValueError:
+        raise DataError(f"{where} is not a number") from None
+    if value in (float("inf"), float("-inf")):
+        raise DataError(f"{where} is infinite")
+    return value
+
+
+def header(path: Path) -> list[str]:
+    """The columns of a csv file. Raises DataError for a file that cannot be read."""
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as handle:
+            return next(csv.reader(handle), [])
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+def stream(path: Path, columns: dict[str, str]) -> Iterator:
+    """Record batches of some columns of a csv file, in order, in bounded memory.
+
+    Args:
+      path: the file; `.gz` is decompressed on the way.
+      columns: name -> "int", "float", "time" (microseconds: some tables carry fractions of a
+        second) or "text". An empty field is null, in a text column the empty string.
+
+    Raises:
+      DataError: a file that is unreadable, cut short, or lacks a column. The message names the
+        file and the place but quotes nothing of its content.
+    """
+    import pyarrow as pa
+    from pyarrow import csv as arrow
+
+    types = {
+        "int": pa.int64(),
+        "float": pa.float64(),
+        "time": pa.timestamp("us"),
+        "text": pa.utf8(),
+    }
+    rows = 0
+    try:
+        reader = arrow.open_csv(
+            path,
+            read_options=arrow.ReadOptions(block_size=BLOCK_BYTES),
+            parse_options=arrow.ParseOptions(newlines_in_values=True),
+            convert_options=arrow.ConvertOptions(
+                include_columns=list(columns),
+                column_types={name: types[kind] for name, kind in columns.items()},
+                strings_can_be_null=False,
+            ),
+        )
+        for batch in reader:
+            rows += batch.num_rows
+            yield batch
+    except (pa.ArrowKeyError, KeyError):
+        raise DataError(f"{path}: needs the columns {', '.join(columns)}; one is missing") from None
+    except (pa.ArrowException, OSError, EOFError) as error:
+        kind = "cut short or corrupt" if isinstance(error, OSError | EOFError) else "malformed"
+        raise DataError(
+            f"{path}: {kind} after {rows} rows ({type(error).__name__}); download it again"
+        ) from None
+
+
+def seconds(column):
+    """A time column as whole seconds since 1970, int64, `NEVER` where it is null."""
+    known = column.is_valid().to_numpy(zero_copy_only=False)
+    micro = column.cast("int64").fill_null(0).to_numpy(zero_copy_only=False)
+    return np.where(known, micro // 1_000_000, NEVER)

@@ -1,0 +1,285 @@
+"""Parquet and CSV files in batches, and their columns as NumPy, whatever types they came in.
+
+A wrong file ends in one DataError that names the file, the column and, where there is one, the
+row (counted from 1, without the header), and never quotes a value.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import csv as arrow_csv
+
+from m4.errors import DataError
+
+BATCH = 1 << 16  # rows
+BLOCK = 1 << 20  # bytes of CSV
+NEVER = np.iinfo(np.int64).min  # stands for no time
+MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+MISSING = ("", "NA", "NaN", "nan", "null", "NULL", "None")  # of CSV numbers and times
+
+
+def batches(
+    path: Path, *, header: str = "names", only: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """A file in batches of bounded size; columns of a CSV file are strings.
+
+    Of a Parquet file the columns in `only` are read, as far as it has them.
+
+    Raises:
+      DataError: a file that is unreadable, cut short or malformed.
+    """
+    rows = 0
+    try:
+        parquet = path.name.endswith(".parquet")
+        for batch in _parquet(path, only) if parquet else _csv(path, header):
+            rows += batch.num_rows
+            yield batch
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise DataError(
+            f"{path}: cut short, corrupt or malformed after row {rows} ({type(error).__name__})"
+        ) from None
+
+
+class Columns:
+    """The columns of one batch by name, with errors that name the file and row."""
+
+    def __init__(self, batch: pa.RecordBatch, path: Path, first_row: int):
+        """`first_row`: rows of the file before this batch."""
+        self._batch, self.path, self.first = batch, path, first_row
+
+    def __len__(self) -> int:
+        return self._batch.num_rows
+
+    def names(self) -> list[str]:
+        """All columns."""
+        return self._batch.schema.names
+
+    def has(self, name: str) -> bool:
+        """Whether the file has the column."""
+        return bool(name) and name in self._batch.schema.names
+
+    def raw(self, name: str) -> pa.Array:
+        """The column, decoded if it is dictionary-encoded. DataError if absent or not UTF-8."""
+        if not self.has(name):
+            raise DataError(f"{self.path}: has no column {name!r}")
+        array = self._batch.column(name)
+        try:
+            array.validate(full=True)  # Parquet does not promise that its strings are UTF-8
+        except pa.ArrowInvalid:
+            raise DataError(
+                f"{self.path}: column {name!r} is not UTF-8 after row {self.first}"
+            ) from None
+        return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+    def numbers(self, name: str) -> np.ndarray:
+        """float64[n], NaN where null."""
+        array = self.raw(name)
+        kind = array.type
+        if is_text(kind):
+            array = self._parse(array, name, pa.float64(), "a number")
+        elif pa.types.is_null(kind):
+            array = array.cast(pa.float64())
+        elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            array = array.cast(pa.float64(), safe=False)
+        elif pa.types.is_decimal(kind):
+            array = array.cast(pa.float64())
+        else:
+            raise DataError(f"{self.path}: column {name!r} holds {kind}, expected numbers")
+        return pc.fill_null(array, np.nan).to_numpy(zero_copy_only=False)
+
+    def times(self, name: str, *, up: bool) -> np.ndarray:
+        """Microseconds since 1970, int64[n], `NEVER` where null; nanoseconds are rounded `up`.
+
+        A time with a zone is taken as UTC, like one without.
+        """
+        array = self.raw(name)
+        kind = array.type
+        if is_text(kind):
+            array = self._parse(array, name, pa.timestamp("us"), "a time")
+        elif pa.types.is_date(kind) or pa.types.is_null(kind):
+            array = array.cast(pa.timestamp("us"))
+        elif not pa.types.is_timestamp(kind):
+            raise DataError(f"{self.path}: column {name!r} holds {kind}, expected a timestamp")
+        unit = array.type.unit
+        valid = array.is_valid().to_numpy(zero_copy_only=False)
+        ticks = pc.fill_null(array.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+        if unit == "ns":
+            micro = -(-ticks // 1000) if up else ticks // 1000
+        else:
+            micro = ticks * MICROSECONDS[unit]
+        return np.where(valid, micro, NEVER)
+
+    def strings(self, name: str) -> pa.Array:
+        """The column as strings, of whatever type it was; null stays null."""
+        array = self.raw(name)
+        if not is_text(array.type) and pa.types.is_nested(array.type):
+            raise DataError(f"{self.path}: column {name!r} holds {array.type}, expected strings")
+        return array.cast(pa.large_string())
+
+    def subjects(self, name: str) -> pa.Array:
+        """Identifiers: integers as int64, everything else as strings."""
+        array = self.raw(name)
+        if pa.types.is_integer(array.type):
+            return array.cast(pa.int64(), safe=False)
+        if pa.types.is_floating(array.type):
+            return self._guarded(array, name, pa.int64(), "a whole number")
+        if is_text(array.type):
+            return pc.utf8_trim_whitespace(array.cast(pa.large_string()))
+        raise DataError(f"{self.path}: column {name!r} holds {array.type}, expected identifiers")
+
+    def _parse(self, array: pa.Array, name: str, kind: pa.DataType, what: str) -> pa.Array:
+        text = pc.utf8_trim_whitespace(array.cast(pa.large_string()))
+        known = pc.invert(pc.is_in(text, value_set=pa.array(MISSING, pa.large_string())))
+        return self._guarded(pc.if_else(known, text, None), name, kind, what)
+
+    def _guarded(self, array: pa.Array, name: str, kind: pa.DataType, what: str) -> pa.Array:
+        try:
+            return array.cast(kind)
+        except pa.ArrowInvalid:
+            row = next(i for i, one in enumerate(array) if not _castable(one, kind))
+            raise DataError(
+                f"{self.path}, row {self.first + row + 1}: {name!r} is not {what}"
+            ) from None
+
+
+def tables(
+    path: Path, *, header: str = "names", only: Sequence[str] | None = None
+) -> Iterator[Columns]:
+    """`batches` of a file as `Columns`."""
+    rows = 0
+    for batch in batches(path, header=header, only=only):
+        yield Columns(batch, path, rows)
+        rows += batch.num_rows
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds strings."""
+    view = getattr(pa.types, "is_string_view", lambda _: False)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or view(kind)
+
+
+def _castable(value: pa.Scalar, kind: pa.DataType) -> bool:
+    try:
+        value.cast(kind)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _parquet(path: Path, only: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        names = [n for n in file.schema_arrow.names if only is None or n in only]
+        yield from file.iter_batches(batch_size=BATCH, columns=names)
+
+
+def _csv(path: Path, header: str) -> Iterator[pa.RecordBatch]:
+    names = _header(path)
+    if header == "positions":
+        names = [str(i) for i in range(len(names))]
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: two columns have the same name")
+    rows: list[int] = []
+
+    def refuse(row: Any) -> str:
+        rows.append(row.number)
+        return "error"
+
+    with Checked(path) as stream:
+        try:
+            yield from arrow_csv.open_csv(
+                stream,
+                read_options=arrow_csv.ReadOptions(
+                    use_threads=False, block_size=BLOCK, column_names=names, skip_rows=1
+                ),
+                parse_options=arrow_csv.ParseOptions(
+                    newlines_in_values=True, invalid_row_handler=refuse
+                ),
+                convert_options=arrow_csv.ConvertOptions(
+                    column_types=dict.fromkeys(names, pa.large_string()),
+                    strings_can_be_null=False,
+                ),
+            )
+        except pa.ArrowInvalid:
+            if rows and rows[0]:
+                raise DataError(
+                    f"{path}, line {rows[0]}: not {len(names)} columns like the header"
+                ) from None
+            raise
+
+
+def _header(path: Path) -> list[str]:
+    with Checked(path) as stream:
+        first = io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig").readline()
+    if not first.strip():
+        raise DataError(f"{path}: is empty")
+    return [name.strip() for name in next(csv.reader([first]))]
+
+
+class Checked(io.RawIOBase):
+    """The decompressed bytes of a file; NUL bytes and wrong UTF-8 raise DataError with the line."""
+
+    def __init__(self, path: Path):
+        opener = gzip.open if path.name.endswith(".gz") else open
+        self._path, self._line, self._quotes = path, 1, 0
+        self._open = lambda: opener(path, "rb")
+        self._file = self._open()
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer) -> int:
+        """Fills the buffer."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        try:
+            data = self._file.read(size)
+        except (OSError, EOFError) as error:
+            raise DataError(
+                f"{self._path}: cut short or corrupt after line {self._line}"
+                f" ({type(error).__name__})"
+            ) from None
+        if (position := data.find(b"\0")) >= 0:
+            raise DataError(f"{self._path}, line {self._at(data, position)}: has a NUL byte")
+        try:
+            self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            line = self._at(data, max(0, error.start))
+            raise DataError(f"{self._path}, line {line}: is not UTF-8") from None
+        self._line += data.count(b"\n")
+        self._quotes += data.count(b'"')
+        if not data and size and self._quotes % 2 and self._cut_in_quotes():
+            raise DataError(
+                f"{self._path}: ends within quotes: cut short, or a quote is not closed"
+            )
+        return data
+
+    def _cut_in_quotes(self) -> bool:
+        """Whether a quoted cell never ends, which Arrow takes for its end; 5" is a cell, too."""
+        with io.TextIOWrapper(self._open(), encoding="utf-8", newline="") as file:
+            try:
+                return any(False for _ in csv.reader(file, strict=True))
+            except csv.Error as error:
+                return "expected after" not in str(error)
+
+    def close(self) -> None:
+        """Closes the file below."""
+        self._file.close()
+        super().close()
+
+    def _at(self, data: bytes, position: int) -> int:
+        return self._line + data[:position].count(b"\n")

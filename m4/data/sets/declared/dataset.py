@@ -1,0 +1,204 @@
+"""A definition as a data set: options, missing files, cohort, and new data for a trained model."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from m4.data.cohort import Cohort, Example, checksums
+from m4.data.sets.declared import definition as definitions
+from m4.data.sets.declared import examples, parse
+from m4.data.sets.declared.definition import Definition
+from m4.errors import ConfigError, DataError
+from m4.specs import DataSpec
+
+VERSION = "1"
+LICENCE = "as the definition says"
+WHERE = "see `where` and `folder` of the definition"
+
+
+class Declared:
+    """What `m4.data.cohort` asks of a data set module, for any definition or for the one `file`."""
+
+    VERSION, LICENCE, WHERE = VERSION, LICENCE, WHERE
+
+    def __init__(self, *, meds: bool, file: str = ""):
+        """`meds`: whether MEDS files are the default."""
+        self._meds, self._file = meds, file
+
+    def resolved(
+        self,
+        *,
+        file: str = "",
+        folder: str = "",
+        split: str = "",
+        fold: int = 0,
+        num_folds: int = 0,
+        val_fraction: float | None = None,
+        modalities: Sequence[str] = (),
+        tasks: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """The definition's content with the options put in: what identifies a build.
+
+        Args:
+          file: path of the definition, or the name of a shipped one.
+          folder: where the files are below the raw folder, if not where the definition says.
+          split: 'meds', 'hash' or 'folds' instead of the definition's.
+          fold: which of `num_folds` is tested.
+          num_folds: of cross-validation by subject; 0 for the definition's number. A number means
+            split='folds' unless `split` says otherwise.
+          val_fraction: share of the subjects that are left for training, for validation.
+          modalities: those to keep; empty for all that are not `on_request`.
+          tasks: those to keep, in the same way.
+
+        Raises ConfigError for a file that can't be read and for names that it does not have.
+        """
+        content = dict(definitions.load(file or self._file))
+        content["meds"] = self._meds
+        if folder:
+            content["folder"] = folder
+        splits = dict(content.get("splits", {}))
+        if split or num_folds:
+            splits["from"] = split or "folds"
+        if num_folds:
+            splits["num_folds"] = num_folds
+        if fold or num_folds:
+            splits["fold"] = fold
+        if val_fraction is not None:
+            splits["val_fraction"] = val_fraction
+        if splits:
+            content["splits"] = splits
+        return _chosen(content, modalities=modalities, tasks=tasks)
+
+    def read_definition(self, **options: Any) -> Definition:
+        """The checked definition. Raises ConfigError with one line per problem."""
+        content = self.resolved(**options)
+        meds = content.pop("meds")
+        found = parse.parse(content, str(options.get("file") or self._file), meds=meds)
+        if Path(found.folder).is_absolute():
+            raise ConfigError(
+                f"folder={found.folder!r}: must be a path below --config.data.raw_dir"
+            )
+        return found
+
+    def spec(
+        self,
+        *,
+        file: str = "",
+        folder: str = "",
+        split: str = "",
+        fold: int = 0,
+        num_folds: int = 0,
+        val_fraction: float | None = None,
+        modalities: Sequence[str] = (),
+        tasks: Sequence[str] = (),
+    ) -> DataSpec:
+        """The schema that the definition declares; options as in `resolved`."""
+        options = {"file": file, "folder": folder, "split": split, "fold": fold}
+        options |= {"num_folds": num_folds, "val_fraction": val_fraction}
+        return self.read_definition(**options, modalities=modalities, tasks=tasks).data_spec()
+
+    def missing_files(self, raw_dir: Path | str, **options: Any) -> list[str]:
+        """One line per source of events and per task without files."""
+        found = self.read_definition(**options)
+        root = Path(raw_dir) / found.folder
+        wanted = {source.files: "events" for source in found.sources}
+        wanted |= {task.files: f"labels of {task.spec.name}" for task in found.labelled}
+        lines = [
+            f"{root / pattern} is missing ({what})"
+            for pattern, what in wanted.items()
+            if not definitions.find(root, pattern)
+        ]
+        return lines + ([f"{found.name}: {found.where}"] if lines else [])
+
+    def cohort(self, raw_dir: Path | str, *, seed: int, **options: Any) -> Cohort:
+        """One example per labelled (subject, prediction time).
+
+        Raises:
+          ConfigError: a definition with errors.
+          DataError: files that can't be used, when they are read: at the first example.
+        """
+        found = self.read_definition(**options)
+        root = Path(raw_dir) / found.folder
+        paths = _paths(found, root, "metadata/subject_splits.parquet")
+        sources = checksums(Path(raw_dir), paths)
+        prepared = functools.partial(examples.prepare, found, root, seed=seed)
+        return _cohort(found, sources, prepared, ("train", "val", "test"))
+
+    def new(
+        self, folder: Path, resolved: Mapping[str, Any], vocabularies: Mapping[str, Sequence[str]]
+    ) -> Cohort:
+        """What a trained model is asked about new files of the same kind, as the split 'new'.
+
+        Args:
+          folder: where the files are, in place of the definition's.
+          resolved: what `resolved` said when the model was trained.
+          vocabularies: those that were counted then; a modality without is a DataError.
+        """
+        content = dict(resolved)
+        meds = content.pop("meds", True)
+        found = parse.parse(content, "definition", meds=meds)
+        for modality in found.modalities:
+            name, size = modality.spec.name, modality.spec.vocab or 0
+            if modality.tokens and modality.vocabulary == "train":
+                if name not in vocabularies:
+                    raise DataError(f"the vocabulary of {name} is not known")
+                if len(vocabularies[name]) >= size:
+                    raise DataError(f"the vocabulary of {name} is larger than the model's")
+        sources = checksums(folder, _paths(found, folder, "points.*"))
+        reading = functools.partial(examples.prepare_new, found, folder)
+        prepared = functools.partial(reading, vocabularies=vocabularies)
+        return _cohort(found, sources, prepared, ("new",))
+
+
+def shipped(name: str) -> Declared:
+    """The shipped definition `name` as a data set; one that names no tables is of MEDS files."""
+    content = definitions.load(name)
+    found = Declared(meds=not {"events", "rows"} & {*content}, file=name)
+    found.LICENCE, found.WHERE = content["licence"], content["where"]
+    return found
+
+
+def _chosen(content: dict[str, Any], **chosen: Sequence[str]) -> dict[str, Any]:
+    """The content with the modalities and tasks that are asked for."""
+    problems = []
+    for key, names in chosen.items():
+        declared = content.get(key)
+        if not isinstance(declared, Mapping):
+            continue  # `parse` says what is wrong with it
+        if unknown := sorted({*names} - {*declared}):
+            problems.append(f"data.options.{key}: {unknown} not in {', '.join(declared)}")
+        asked = {
+            n for n, v in declared.items() if not (isinstance(v, Mapping) and v.get("on_request"))
+        }
+        content[key] = {n: v for n, v in declared.items() if n in (names or asked)}
+    if problems:
+        raise ConfigError(*problems)
+    return content
+
+
+def _paths(found: Definition, root: Path, *others: str) -> set[Path]:
+    """Every file that is read."""
+    patterns = [s.files for s in found.sources] + [t.files for t in found.labelled]
+    return {path for pattern in (*patterns, *others) for path in definitions.find(root, pattern)}
+
+
+def _cohort(found: Definition, sources: dict, prepare: Callable, splits: Sequence[str]) -> Cohort:
+    result = Cohort(
+        spec=found.data_spec(),
+        splits={},
+        sources=sources,
+        licence=found.licence,
+        version=VERSION,
+        notes=f"{found.name}; one record per subject and prediction time.",
+    )
+    prepared = functools.cache(prepare)
+
+    def split(name: str) -> Iterator[Example]:
+        made, flow = prepared()
+        yield from made.split(name)
+        result.vocabularies.update(made.vocabularies)
+        result.flow[:] = [(step, count) for step, count in flow.items() if count]
+
+    result.splits = {name: lambda name=name: split(name) for name in splits}
+    return result

@@ -1,0 +1,173 @@
+"""A data set declared in one TOML or JSON file: which events are which modality, and the tasks.
+
+The language is described, key by key, in `docs/data.md`. Reading it needs the standard library
+only, so a wrong file is refused before anything else is imported.
+"""
+
+import dataclasses
+import json
+import math
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from m4.errors import ConfigError
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+
+SHIPPED = Path(__file__).parent
+ENDINGS = (".parquet", ".csv", ".csv.gz")
+KINDS = ("series", "table", "codes", "text")
+TAKES = {  # how the events of one feature become one number
+    "series": ("last", "first", "mean", "min", "max", "sum"),
+    "table": ("last", "first", "mean", "min", "max", "sum", "count", "any", "is", "years_since"),
+}
+TASK_KINDS = ("binary", "multiclass", "regression", "multilabel", "survival", "cluster")
+TOKENS = {"codes": ("code", "words"), "text": ("words", "phrases")}
+TASK_COLUMN = {  # of the MEDS label schema
+    "binary": "boolean_value",
+    "regression": "float_value",
+    "multiclass": "categorical_value",
+}
+SPLIT_NAMES = {"train": "train", "val": "tuning", "test": "held_out"}
+MEDS_EVENTS = {
+    "files": "data",
+    "subject": "subject_id",
+    "time": "time",
+    "code": "code",
+    "value": "numeric_value",
+    "text": "text_value",
+}
+MEDS_LABELS = {"subject": "subject_id", "time": "prediction_time"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Files of events, or (`code` empty) of wide rows: a row is one event per column."""
+
+    files: str
+    subject: str
+    time: str = ""
+    code: str = ""
+    value: str = ""
+    text: str = ""
+    prefix: str = ""
+    header: str = "names"  # 'positions': columns are called 0, 1, ..., a first line is skipped
+    number: bool = False  # wide rows without an identifier: the subject is the row's number
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One column of a series or table."""
+
+    name: str
+    codes: tuple[str, ...]
+    take: str
+    among: tuple[str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Modality:
+    """One modality and the events that it is made of; hours count back from the prediction."""
+
+    spec: ModalitySpec
+    features: tuple[Feature, ...] = ()
+    codes: tuple[str, ...] = ()
+    lookback: float = math.inf
+    every: float = 0.0
+    tokens: str = ""
+    vocabulary: str = "train"
+    min_subjects: int = 10
+    levels: str = ""
+    repeat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task and where its labels are; a cluster task has none."""
+
+    spec: TaskSpec
+    files: str
+    columns: tuple[str, ...]
+    subject: str
+    time: str
+    header: str = "names"
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Who is in which split."""
+
+    source: str = "auto"  # 'auto', 'meds', 'hash', 'folds'
+    names: tuple[tuple[str, str], ...] = tuple(SPLIT_NAMES.items())
+    fractions: tuple[tuple[str, float], ...] = (("train", 0.7), ("val", 0.15), ("test", 0.15))
+    val_fraction: float = 0.1
+    fold: int = 0
+    num_folds: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """A whole file."""
+
+    name: str
+    licence: str
+    where: str
+    folder: str
+    hours: float
+    zero: tuple[str, ...]
+    sources: tuple[Source, ...]
+    modalities: tuple[Modality, ...]
+    tasks: tuple[Task, ...]
+    splits: Splits
+
+    @property
+    def labelled(self) -> tuple[Task, ...]:
+        """The tasks with labels."""
+        return tuple(task for task in self.tasks if task.columns)
+
+    def data_spec(self) -> DataSpec:
+        """The schema of the records."""
+        return DataSpec(
+            tuple(m.spec for m in self.modalities), tuple(t.spec for t in self.tasks), self.hours
+        )
+
+
+def locate(file: str) -> Path:
+    """The file itself, or the shipped definition of that name. ConfigError if there is none."""
+    path = Path(file).expanduser()
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for p in sorted(SHIPPED.glob("*.toml"))}
+    if file in shipped:
+        return shipped[file]
+    hint = ", ".join(shipped) or "none"
+    raise ConfigError(f"data.options.file={file!r}: no such file; shipped definitions: {hint}")
+
+
+def load(file: str) -> dict[str, Any]:
+    """The content of a definition. Raises ConfigError if it is neither TOML nor JSON."""
+    path = locate(file)
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise ConfigError(f"{path}: is no readable {kind} file: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: must be a table of keys")
+    return found
+
+
+def find(root: Path, pattern: str) -> list[Path]:
+    """The files below `root` that a file name, a folder (searched whole) or a glob stands for."""
+    path = root / pattern
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        places = path.rglob("*")
+    else:
+        places = root.glob(pattern)
+    inside = (p for p in places if not any(x.startswith(".") for x in p.relative_to(root).parts))
+    return sorted(p for p in inside if p.is_file() and p.name.endswith(ENDINGS))

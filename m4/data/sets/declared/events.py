@@ -1,0 +1,202 @@
+"""Event files -> blocks of a few hundred subjects on disk, so that memory stays bounded.
+
+Files may come in any order: sorted by subject or not, a subject in one shard or in many. What no
+label asks for and no modality uses is dropped on the way, counted by reason.
+
+Letters: N events of a batch, n uses of them.
+"""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from m4.data.sets.declared import arrow_files
+from m4.data.sets.declared.definition import Definition, Source, find
+from m4.data.sets.declared.match import TEXT, Matcher
+from m4.data.sets.declared.points import SPLITS, Flow, Points, known_ids
+from m4.errors import DataError
+
+EVENT = np.dtype(
+    [("subject", "<i4"), ("slot", "<i4"), ("time", "<i8"), ("token", "<i4"), ("value", "<f4")]
+)
+SUBJECTS = 512  # of one split in one block
+OPTIONAL = ("numeric_value", "text_value")  # in MEDS; a column of another name must be there
+
+
+class Events:
+    """All events that the points may see, on disk; the folder goes with the object."""
+
+    def __init__(
+        self, definition: Definition, root: Path, points: Points, matcher: Matcher, flow: Flow
+    ):
+        """Reads every source once. Raises DataError for files that can't be used."""
+        self._matcher, self._flow, self._points = matcher, flow, points
+        self._ids = {subject: i for i, subject in enumerate(points.ids)}
+        self._block = _blocks(points)
+        self._folder = Path(tempfile.mkdtemp(prefix="m4-meds-"))  # mode 0700
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # also at exit
+        for source in definition.sources:
+            paths = find(root, source.files)
+            if not paths:
+                raise DataError(f"{root / source.files}: no event files")
+            for path in paths:
+                self._read(path, source)
+
+    def blocks(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(indices of points, their subjects' events by subject and time) of a split."""
+        rows = np.flatnonzero(self._points.split_P == SPLITS.index(split))
+        block_P = self._block[self._points.subject_P[rows]]
+        for block in np.unique(block_P):
+            path = self._folder / str(block)
+            events = np.fromfile(path, EVENT) if path.exists() else np.empty(0, EVENT)
+            order = np.lexsort((events["time"], events["subject"]))
+            yield rows[block_P == block], events[order]
+
+    def _read(self, path: Path, source: Source) -> None:
+        wanted = (source.subject, source.time, source.code, source.value, source.text)
+        only = [name for name in wanted if name] if source.code else None
+        for table in arrow_files.tables(path, header=source.header, only=only):
+            subject_N = self._subjects(table, source)
+            time_N = np.full(len(table), arrow_files.NEVER)
+            if source.time:
+                time_N = table.times(source.time, up=True)
+            if source.code:
+                self._long(table, source, subject_N, time_N)
+            else:
+                self._wide(table, source, subject_N, time_N)
+
+    def _subjects(self, table: arrow_files.Columns, source: Source) -> np.ndarray:
+        if source.number:
+            rows = range(table.first, table.first + len(table))
+            subject_N = np.array([self._ids.get(i, -1) for i in rows], np.int32)
+        else:
+            column = table.subjects(source.subject)
+            self._flow["events without a subject"] += column.null_count
+            subject_N = known_ids(column, self._ids)
+        known = (subject_N >= 0) & (self._block[subject_N] >= 0)
+        self._flow["events"] += len(known)
+        self._flow["events of subjects without a point"] += int((~known).sum())
+        return np.where(known, subject_N, -1)
+
+    def _long(self, table, source: Source, subject_N, time_N) -> None:
+        codes = table.strings(source.code)
+        self._flow["events without a code"] += codes.null_count
+        keep = np.flatnonzero((subject_N >= 0) & codes.is_valid().to_numpy(zero_copy_only=False))
+        encoded = codes.take(pa.array(keep)).dictionary_encode()
+        names = [source.prefix + name for name in encoded.dictionary.to_pylist()]
+        index = encoded.indices.to_numpy(zero_copy_only=False)
+        value_N = table.numbers(source.value)[keep] if _named(table, source.value) else None
+        text = table.strings(source.text) if _named(table, source.text) else None
+        text_N = None if text is None else text.take(pa.array(keep))
+        self._add(subject_N[keep], time_N[keep], names, index, value_N, text_N)
+
+    def _wide(self, table, source: Source, subject_N, time_N) -> None:
+        keep = np.flatnonzero(subject_N >= 0)
+        for name in table.names():
+            if name in (source.subject, source.time):
+                continue
+            code, rows = source.prefix + name, pa.array(keep)
+            uses = self._matcher(code)
+            cells = pc.utf8_trim_whitespace(table.strings(name)).take(rows)
+            filled = pc.fill_null(pc.not_equal(cells, ""), False).to_numpy(zero_copy_only=False)
+            part, zeros = keep[filled], np.zeros(int(filled.sum()), np.int64)
+            cells = cells.filter(pa.array(filled))
+            if uses:
+                numeric = any(np.isnan(use.value) for use in uses)
+                value_N = table.numbers(name)[part] if numeric else None
+                self._add(subject_N[part], time_N[part], [code], zeros, value_N, cells)
+            if not self._matcher.may_follow(f"{code}//"):
+                continue
+            encoded = cells.dictionary_encode()
+            names = [f"{code}//{value}" for value in encoded.dictionary.to_pylist()]
+            if any(map(self._matcher, names)):
+                index = encoded.indices.to_numpy(zero_copy_only=False)
+                self._add(subject_N[part], time_N[part], names, index, None, None)
+
+    def _add(self, subject_N, time_N, names, index_N, value_N, text_N) -> None:
+        """Stores every use of a batch of events with codes `names[index_N]`."""
+        uses = [self._matcher(name) for name in names]
+        count_N = np.array([len(u) for u in uses], np.int64)[index_N]
+        self._flow["events with a code of no modality"] += int((count_N == 0).sum())
+        flat = [entry for u in uses for entry in u]
+        if not count_N.sum():
+            return
+        start = np.cumsum([0, *map(len, uses)])[:-1]
+        row_n = np.repeat(np.arange(len(count_N)), count_N)
+        within_n = np.arange(len(row_n)) - np.repeat(np.cumsum(count_N) - count_N, count_N)
+        entry_n = start[index_N][row_n] + within_n
+        events = np.empty(len(row_n), EVENT)
+        events["subject"], events["time"] = subject_N[row_n], time_N[row_n]
+        events["slot"] = np.array([entry.slot for entry in flat])[entry_n]
+        events["token"] = np.array([entry.token for entry in flat])[entry_n]
+        value_n = np.array([entry.value for entry in flat])[entry_n]
+        own = np.nan if value_N is None else value_N[row_n]
+        events["value"] = np.where(np.isnan(value_n), own, value_n)
+        self._append(self._numbers(events[events["token"] != TEXT]))
+        is_text = events["token"] == TEXT
+        if is_text.any():
+            self._append(self._words(events[is_text], text_N, row_n[is_text]))
+
+    def _numbers(self, events: np.ndarray) -> np.ndarray:
+        slot, value = events["slot"], events["value"]
+        names, matcher = self._matcher.names, self._matcher
+        finite = np.isfinite(value)
+        inside = (value >= matcher.low[slot]) & (value <= matcher.high[slot])
+        untimed = np.array(matcher.timed)[slot] & (events["time"] == arrow_files.NEVER)
+        for reason, wrong in (
+            ("uses without a finite number", ~finite),
+            ("uses outside the allowed range", finite & ~inside),
+            ("uses in a series without a time", finite & inside & untimed),
+        ):
+            for number, count in zip(*np.unique(slot[wrong], return_counts=True), strict=True):
+                self._flow[f"{names[number]}: {reason}"] += int(count)
+        return events[finite & inside & ~untimed]
+
+    def _words(self, events: np.ndarray, text_N, row_n) -> np.ndarray:
+        names = self._matcher.names
+        if text_N is None:
+            text_N = pa.nulls(int(row_n.max()) + 1, pa.large_string())
+        encoded = text_N.take(pa.array(row_n)).dictionary_encode()
+        texts = encoded.dictionary.to_pylist()
+        index_n = pc.fill_null(encoded.indices, len(texts)).to_numpy(zero_copy_only=False)
+        parts = []
+        for slot in np.unique(events["slot"]):
+            lexicon, own = self._matcher.lexicons[int(slot)], events["slot"] == slot
+            words = [*map(lexicon.words, texts), []]
+            count_n = np.array([len(w) for w in words])[index_n[own]]
+            self._flow[f"{names[slot]}: events without text"] += int((count_n == 0).sum())
+            found = np.repeat(events[own], count_n)
+            tokens = [words[i] for i in index_n[own]]
+            found["token"] = np.fromiter((t for w in tokens for t in w), np.int32, len(found))
+            parts.append(found)
+        return np.concatenate(parts)
+
+    def _append(self, events: np.ndarray) -> None:
+        block = self._block[events["subject"]]
+        order = np.argsort(block, kind="stable")
+        for part in np.split(events[order], np.flatnonzero(np.diff(block[order])) + 1):
+            if len(part):
+                with open(self._folder / str(self._block[part["subject"][0]]), "ab") as handle:
+                    part.tofile(handle)
+
+
+def _blocks(points: Points) -> np.ndarray:
+    """Block of every subject, -1 where it has no point; one more -1 at the end."""
+    block = np.full(len(points.ids) + 1, -1)
+    number = 0
+    for split in range(len(SPLITS)):
+        own = np.unique(points.subject_P[points.split_P == split])
+        block[own] = number + np.arange(len(own)) // SUBJECTS
+        number += -(-len(own) // SUBJECTS)
+    return block
+
+
+def _named(table: arrow_files.Columns, name: str) -> bool:
+    """Whether there is a column to read: those that MEDS leaves out at will may be missing."""
+    return bool(name) and (name not in OPTIONAL or table.has(name))

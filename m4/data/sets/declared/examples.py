@@ -1,0 +1,244 @@
+"""Points and their events -> examples.
+
+An event enters the record of a point when its time is not after the prediction time and not more
+than the modality's `lookback` before it; an event without a time always does (in a series, never).
+Times of a series are hours since time zero: the prediction time minus `window.hours`, or the last
+event matching `window.zero` up to the prediction time. With `every`, a row is one cell of that many
+hours, stamped with its end.
+
+Letters: n events of one point, f features, t rows.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from m4.data.cohort import Example
+from m4.data.sets.declared import arrow_files, asked
+from m4.data.sets.declared.definition import Definition, Modality, find
+from m4.data.sets.declared.events import Events
+from m4.data.sets.declared.match import Matcher
+from m4.data.sets.declared.points import ALWAYS, Flow, Points, patient, read
+from m4.errors import DataError
+
+HOUR = 3_600_000_000
+YEAR = 365.25 * 24 * HOUR
+
+
+class Examples:
+    """Makes the examples of every split; vocabularies are fitted on training points first.
+
+    With `given` vocabularies nothing is fitted, and tokens outside them are counted.
+    """
+
+    def __init__(
+        self,
+        definition: Definition,
+        points: Points,
+        events: Events,
+        matcher: Matcher,
+        flow: Flow,
+        *,
+        given: Mapping[str, Sequence[str]] | None = None,
+    ):
+        self._definition, self._points, self._events = definition, points, events
+        self._matcher, self._flow = matcher, flow
+        self._counted: set[str] = set()
+        counted = [x for x in matcher.lexicons.values() if x.modality.vocabulary == "train"]
+        self._adopted = given is not None
+        if given is not None:
+            for lexicon in counted:
+                lexicon.adopt(given[lexicon.modality.spec.name])
+        elif counted:
+            self._fit()
+
+    @property
+    def vocabularies(self) -> dict[str, list[str]]:
+        """Tokens from id 1 on, of every modality whose ids were counted."""
+        lexicons = self._matcher.lexicons.values()
+        counted = [x for x in lexicons if x.modality.vocabulary == "train"]
+        return {x.modality.spec.name: x.tokens for x in counted}
+
+    def split(self, name: str) -> Iterator[Example]:
+        """The examples of a split, by subject and time."""
+        for part in self._windows(name, count=name not in self._counted):
+            yield self._example(*part)
+        self._counted.add(name)
+
+    def _windows(self, split: str, *, count: bool = False):
+        """(point, time zero, its events up to the prediction time), point by point."""
+        points = self._points
+        for rows, events in self._events.blocks(split):
+            used = np.zeros(len(events), bool)
+            edges = np.searchsorted(events["subject"], points.subject_P[rows])
+            stops = np.searchsorted(events["subject"], points.subject_P[rows], side="right")
+            for row, start, stop in zip(rows, edges, stops, strict=True):
+                now = points.time_P[row]
+                own = events[start:stop]
+                own = own[: np.searchsorted(own["time"], now, side="right")]
+                used[start : start + len(own)] = True
+                if count:
+                    self._flow["points of subjects without any event"] += int(start == stop)
+                    self._flow["points without an event up to the prediction time"] += not len(own)
+                yield row, self._zero(own, now), own
+            if count:
+                self._flow["uses after the last prediction time"] += int((~used).sum())
+
+    def _zero(self, events: np.ndarray, now: int) -> int:
+        marks = events["time"][events["slot"] == self._matcher.zero]
+        if len(marks):
+            return int(marks[-1])
+        timed = events["time"][events["time"] != arrow_files.NEVER]
+        if now == ALWAYS:  # no prediction time: hours since the first event
+            return int(timed[0]) if len(timed) else 0
+        return int(now) - round(self._definition.hours * HOUR)
+
+    def _fit(self) -> None:
+        """Counts the training subjects that each token occurs in, within their windows."""
+        seen = {slot: np.zeros(0, np.int64) for slot in self._matcher.lexicons}
+        last = {slot: np.full(0, -1) for slot in seen}
+        for row, _, events in self._windows("train"):
+            now, subject = self._points.time_P[row], self._points.subject_P[row]
+            for slot, lexicon in self._matcher.lexicons.items():
+                inside = _inside(events[events["slot"] == slot], lexicon.modality, now)
+                tokens = np.unique(inside["token"])
+                grow = len(lexicon) - len(seen[slot])
+                if grow:
+                    seen[slot] = np.pad(seen[slot], (0, grow))
+                    last[slot] = np.pad(last[slot], (0, grow), constant_values=-1)
+                if len(lexicon) and lexicon.modality.vocabulary == "train":
+                    new = tokens[last[slot][tokens] != subject]  # a subject's points come together
+                    seen[slot][new] += 1
+                    last[slot][new] = subject
+        for slot, lexicon in self._matcher.lexicons.items():
+            lexicon.fit(np.pad(seen[slot], (0, len(lexicon) - len(seen[slot]))))
+
+    def _example(self, row: int, zero: int, events: np.ndarray) -> Example:
+        points, inputs = self._points, {}
+        now = int(points.time_P[row])
+        for modality, slots in zip(self._definition.modalities, self._matcher.slots, strict=True):
+            own = events[(events["slot"] >= slots.start) & (events["slot"] < slots.stop)]
+            own = _inside(own, modality, now)
+            if not len(own):
+                continue
+            if modality.spec.kind == "series":
+                inputs[modality.spec.name] = _series(own, modality, slots.start, zero)
+            elif modality.spec.kind == "table":
+                inputs[modality.spec.name] = _table(own, modality, slots.start, now)
+            else:
+                inputs[modality.spec.name] = self._tokens(own, slots.start)
+        subject = points.ids[points.subject_P[row]]
+        targets = {}
+        for task, value_PC in points.targets.items():
+            known = ~np.isnan(value_PC[row])
+            targets[task] = value_PC[row] if known.any() else None
+        return {
+            "patient": patient(subject),
+            "inputs": inputs,
+            "targets": targets,
+            "key": (subject, None if now == ALWAYS else now),
+        }
+
+    def _tokens(self, events: np.ndarray, slot: int) -> dict:
+        lexicon = self._matcher.lexicons[slot]
+        ids_n = lexicon.ids(events["token"])
+        if self._adopted:
+            name = lexicon.modality.spec.name
+            self._flow[f"{name}: tokens"] += len(ids_n)
+            self._flow[f"{name}: tokens outside the vocabulary"] += int((ids_n == 0).sum())
+        if not lexicon.modality.repeat:  # distinct ones, in the order of their last appearance
+            _, from_end = np.unique(ids_n[::-1], return_index=True)
+            ids_n = ids_n[::-1][np.sort(from_end)][::-1]
+        return {"values": ids_n.astype(np.int32)}
+
+
+def prepare(definition: Definition, root: Path, *, seed: int) -> tuple[Examples, Flow]:
+    """Reads labels and events; the examples, and counts that go on while they are made."""
+    flow = Flow()
+    points = read(definition, root, seed=seed, flow=flow)
+    matcher = Matcher(definition)
+    events = Events(definition, root, points, matcher, flow)
+    return Examples(definition, points, events, matcher, flow), flow
+
+
+def prepare_new(
+    definition: Definition, root: Path, *, vocabularies: Mapping[str, Sequence[str]]
+) -> tuple[Examples, Flow]:
+    """Like `prepare` for new data, all in the split 'new'; files of some events may be absent."""
+    flow = Flow()
+    points = asked.read(definition, root, flow=flow)
+    sources = [source for source in definition.sources if find(root, source.files)]
+    if not sources:
+        wanted = ", ".join(source.files for source in definition.sources)
+        raise DataError(f"{root}: no event files ({wanted})")
+    for absent in {source.files for source in definition.sources if source not in sources}:
+        flow[f"event files that are absent: {absent}"] += 1
+    definition = dataclasses.replace(definition, sources=tuple(sources))
+    matcher = Matcher(definition)
+    events = Events(definition, root, points, matcher, flow)
+    return Examples(definition, points, events, matcher, flow, given=vocabularies), flow
+
+
+def _inside(events: np.ndarray, modality: Modality, now: int) -> np.ndarray:
+    if math.isinf(modality.lookback) or now == ALWAYS:
+        return events
+    first = now - round(modality.lookback * HOUR)
+    return events[(events["time"] >= first) | (events["time"] == arrow_files.NEVER)]
+
+
+def _series(events: np.ndarray, modality: Modality, first_slot: int, zero: int) -> dict:
+    hours_n = (events["time"] - zero) / HOUR
+    if modality.every:
+        cell_n = np.maximum(np.ceil(hours_n / modality.every), 1 if hours_n[0] >= 0 else -np.inf)
+        hours_n = cell_n * modality.every
+    times_t, row_n = np.unique(hours_n, return_inverse=True)
+    values_tf = np.full((len(times_t), len(modality.features)), np.nan, np.float32)
+    column_n = events["slot"] - first_slot
+    for f, feature in enumerate(modality.features):
+        own = column_n == f
+        if own.any():
+            values_tf[:, f] = _reduce(events["value"][own], row_n[own], len(times_t), feature.take)
+    return {"values": values_tf, "times": times_t.astype(np.float32)}
+
+
+def _reduce(value_n: np.ndarray, row_n: np.ndarray, num_rows: int, take: str) -> np.ndarray:
+    """One number per row from its values in order of time, NaN where there is none."""
+    out = np.full(num_rows, np.nan)
+    if take == "last":
+        out[row_n] = value_n  # of several assignments to one place the last one stays
+    elif take == "first":
+        out[row_n[::-1]] = value_n[::-1]
+    elif take in ("min", "max"):
+        ufunc = np.fmin if take == "min" else np.fmax
+        ufunc.at(out, row_n, value_n)
+    else:
+        count = np.bincount(row_n, minlength=num_rows)
+        total = np.bincount(row_n, weights=value_n, minlength=num_rows)
+        if take == "mean":
+            total = total / np.maximum(count, 1)
+        out = np.where(count > 0, total, np.nan)
+    return out
+
+
+def _table(events: np.ndarray, modality: Modality, first_slot: int, now: int) -> dict:
+    values_f = np.full(len(modality.features), np.nan, np.float32)
+    column_n = events["slot"] - first_slot
+    values_f[column_n] = events["value"]  # in order of time: the last one stays
+    for f, feature in enumerate(modality.features):
+        if feature.take in ("last", "is"):
+            continue
+        own = events[column_n == f]
+        if feature.take == "count":
+            values_f[f] = len(own)
+        elif feature.take == "any":
+            values_f[f] = len(own) > 0
+        elif feature.take == "years_since":
+            timed = own["time"][own["time"] != arrow_files.NEVER]
+            known = len(timed) and now != ALWAYS
+            values_f[f] = (now - int(timed[-1])) / YEAR if known else np.nan
+        elif len(own):
+            values_f[f] = _reduce(own["value"], np.zeros(len(own), int), 1, feature.take)[0]
+    return {"values": values_f}

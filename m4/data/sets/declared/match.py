@@ -1,0 +1,173 @@
+"""Codes -> features and tokens, decided once per distinct code.
+
+A pattern is matched against the whole code, upper and lower case apart: `*` stands for any text,
+`?` for one character, nothing else is special; `re:` in front makes it a regular expression.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from m4.data.cohort import hash64
+from m4.data.sets.declared.definition import Definition, Modality
+
+NO_TOKEN, TEXT = -1, -2  # in place of a token: a number is wanted, the event's text is wanted
+WITHOUT_NUMBER = ("count", "any", "is", "years_since")
+WORD = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One use of a code: `value` NaN means the event's own number."""
+
+    slot: int
+    value: float
+    token: int
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """The compiled pattern."""
+    if not text.startswith("re:"):
+        text = "re:" + re.escape(text).replace(r"\*", ".*").replace(r"\?", ".")
+    return re.compile(text[3:], re.DOTALL)
+
+
+class Lexicon:
+    """Tokens of one modality -> ids: hashed at once, or counted over training subjects later.
+
+    Id 0 stands for every token outside the vocabulary.
+    """
+
+    def __init__(self, modality: Modality):
+        self.modality = modality
+        self._size = modality.spec.vocab or 1
+        self._hashed = modality.vocabulary == "hashed"
+        self._raw: dict[str, int] = {}
+        self._id_of_raw: np.ndarray | None = None
+        self.tokens: list[str] = []  # those with an id of their own, from id 1 on
+
+    def raw(self, token: str) -> int:
+        """A number for the token, its id if it is hashed."""
+        found = self._raw.get(token)
+        if found is None:
+            found = self._raw[token] = self._hash(token) if self._hashed else len(self._raw)
+        return found
+
+    def fit(self, subjects_of_raw: np.ndarray) -> None:
+        """Chooses the vocabulary: tokens of most training subjects first, then by name."""
+        if self._hashed:
+            return
+        known = zip(subjects_of_raw.tolist(), self._raw, strict=True)
+        least = self.modality.min_subjects
+        ranked = sorted((-count, token) for count, token in known if count >= least)
+        self._id_of_raw = np.zeros(len(self._raw), np.int32)
+        self.tokens = [token for _, token in ranked[: self._size - 1]]
+        for number, token in enumerate(self.tokens, start=1):
+            self._id_of_raw[self._raw[token]] = number
+
+    def adopt(self, tokens: Sequence[str]) -> None:
+        """Takes over a vocabulary, in the order of its ids; every other token is outside it."""
+        self.tokens = [*tokens]
+        self._id_of_raw = np.zeros(len(self._raw), np.int32)
+        for number, token in enumerate(self.tokens, start=1):
+            if token in self._raw:
+                self._id_of_raw[self._raw[token]] = number
+
+    def ids(self, raw: np.ndarray) -> np.ndarray:
+        """Ids of raw numbers; a token unseen when the vocabulary was fitted is 0."""
+        return raw if self._id_of_raw is None else self._id_of_raw[raw]
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def words(self, text: str) -> list[int]:
+        """Raw numbers of the tokens of a text."""
+        if self.modality.tokens == "phrases":
+            phrase = " ".join(text.lower().split())
+            return [self.raw(phrase)] if phrase else []
+        return [self.raw(word) for word in WORD.findall(text.lower())]
+
+    def _hash(self, token: str) -> int:
+        return 1 + hash64(token) % (self._size - 1)
+
+
+class Matcher:
+    """What each code is used for. Slots number all features; codes and text have one slot each."""
+
+    def __init__(self, definition: Definition):
+        self._rules: list[tuple[int, float, int]] = []  # slot, value, token; later ones win
+        self._patterns: list[tuple[re.Pattern[str], int]] = []  # with the number of their rule
+        self._literal: dict[str, list[int]] = {}
+        self._starts: set[str] = set()  # what patterns begin with
+        self.lexicons: dict[int, Lexicon] = {}  # by slot
+        self.slots: list[range] = []  # per modality
+        self.names: list[str] = []  # per slot
+        low, high, self.timed = [], [], []
+        for modality in definition.modalities:
+            start, name = len(self.names), modality.spec.name
+            for slot, feature in enumerate(modality.features, start=start):
+                nan = 1.0 if feature.take in WITHOUT_NUMBER else math.nan
+                if feature.take == "is":
+                    self._rule(feature.among, slot, 0.0, NO_TOKEN)
+                self._rule(feature.codes, slot, nan, NO_TOKEN)
+                low.append(feature.low)
+                high.append(feature.high)
+            if not modality.features:
+                self.lexicons[start] = Lexicon(modality)
+                self._rule(modality.codes, start, 1.0, TEXT)
+                low.append(-math.inf)
+                high.append(math.inf)
+            stop = start + max(1, len(modality.features))
+            self.slots.append(range(start, stop))
+            self.names += [f"{name}/{f.name}" for f in modality.features] or [name]
+            self.timed += [modality.spec.kind == "series"] * (stop - start)
+        self.zero = len(self.names)
+        self.names.append("window.zero")
+        self._rule(definition.zero, self.zero, 1.0, NO_TOKEN)
+        self.low = np.array([*low, -math.inf])
+        self.high = np.array([*high, math.inf])
+        self.timed.append(True)
+        self._known: dict[str, tuple[Entry, ...]] = {}
+
+    def __call__(self, code: str) -> tuple[Entry, ...]:
+        """Every use of a code; none for most."""
+        found = self._known.get(code)
+        if found is None:
+            by_slot: dict[int, list[Entry]] = {}
+            hits = [i for p, i in self._patterns if p.fullmatch(code)]
+            for i in sorted({*hits, *self._literal.get(code, ())}):
+                slot, value, token = self._rules[i]
+                by_slot[slot] = self._entries(code, slot, value, token)
+            found = tuple(entry for entries in by_slot.values() for entry in entries)
+            self._known[code] = found
+        return found
+
+    def may_follow(self, code: str) -> bool:
+        """Whether some pattern could match a code that goes on after `code`."""
+        return any(code.startswith(start) or start.startswith(code) for start in self._starts)
+
+    def _rule(self, patterns: Sequence[str], slot: int, value: float, token: int) -> None:
+        if patterns:
+            self._rules.append((slot, value, token))
+        for text in patterns:
+            start = "" if text.startswith("re:") else re.split(r"[*?]", text)[0]
+            self._starts.add(start)
+            if start == text:
+                self._literal.setdefault(text, []).append(len(self._rules) - 1)
+            else:
+                self._patterns.append((pattern(text), len(self._rules) - 1))
+
+    def _entries(self, code: str, slot: int, value: float, token: int) -> list[Entry]:
+        lexicon = self.lexicons.get(slot)
+        if lexicon is None or lexicon.modality.spec.kind == "text":
+            return [Entry(slot, value, token)]
+        if lexicon.modality.tokens == "words":
+            words = lexicon.words(code.partition("//")[2] or code)
+            return [Entry(slot, value, raw) for raw in dict.fromkeys(words)]
+        mark = lexicon.modality.levels
+        parts = code.split(mark) if mark else [code]
+        names = [(mark or "").join(parts[: i + 1]) for i in range(len(parts))]
+        return [Entry(slot, value, lexicon.raw(name)) for name in names]

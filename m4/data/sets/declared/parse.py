@@ -1,0 +1,258 @@
+"""The content of a definition -> a checked `Definition`."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from m4.data.sets.declared.definition import (
+    KINDS,
+    MEDS_EVENTS,
+    MEDS_LABELS,
+    TAKES,
+    TASK_COLUMN,
+    TASK_KINDS,
+    TOKENS,
+    Definition,
+    Feature,
+    Modality,
+    Source,
+    Splits,
+    Task,
+)
+from m4.data.sets.declared.keys import Keys
+from m4.errors import ConfigError
+from m4.specs import ModalitySpec, TaskSpec
+
+
+def parse(content: Mapping[str, Any], file: str, *, meds: bool) -> Definition:
+    """Checks a definition and gives it its defaults; `meds` adds those of the MEDS schemas.
+
+    Raises ConfigError with one line per problem, each naming the key.
+    """
+    problems: list[str] = []
+    root = Keys(content, file, "", problems)
+    window = root.section("window")
+    hours = window.number("hours", 24.0)
+    lookback = window.hours("lookback", hours)
+    zero = window.patterns("zero")
+    window.finish()
+    found = Definition(
+        name=root.text("name", Path(file).stem),
+        licence=root.text("licence", "as granted by the owner of the source data"),
+        where=root.text("where", "put the files there, or set folder in the definition"),
+        folder=root.text("folder", "."),
+        hours=hours,
+        zero=zero,
+        sources=_sources(root, meds=meds),
+        modalities=tuple(
+            _modality(name, keys, lookback, hours, zero)
+            for name, keys in root.sections("modalities")
+        ),
+        tasks=_tasks(root, meds=meds),
+        splits=_splits(root.section("splits")),
+    )
+    root.finish()
+    for what, items in (("modalities", found.modalities), ("tasks", found.tasks)):
+        if not items:
+            problems.append(f"{file}: has no [{what}.<name>]")
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    try:
+        found.data_spec()
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    return found
+
+
+def _sources(root: Keys, *, meds: bool) -> tuple[Source, ...]:
+    found, default = [], MEDS_EVENTS if meds else {}
+    tables = root.several("events")
+    for keys in tables or ([Keys({}, "", "", [])] if meds else []):
+        values = {key: keys.text(key, default.get(key, "")) for key in (*MEDS_EVENTS, "prefix")}
+        keys.finish()
+        for key in ("files", "subject", "code"):
+            if not values[key]:
+                keys.problem(key, "is missing")
+        found.append(Source(**values))
+    for keys in root.several("rows"):
+        values = {key: keys.text(key) for key in ("files", "subject", "time", "prefix")}
+        header = keys.choice("header", "names", ("names", "positions"))
+        keys.finish()
+        if not values["files"]:
+            keys.problem("files", "is missing")
+        found.append(Source(**values, header=header, number=not values["subject"]))
+    if not found:
+        root.problem("events", "is missing: [[events]] for long files, [[rows]] for wide ones")
+    return tuple(found)
+
+
+def _modality(name: str, keys: Keys, lookback: float, hours: float, zero) -> Modality:
+    kind = keys.choice("kind", "", KINDS)
+    values: dict[str, Any] = {"lookback": math.inf if kind == "table" else lookback}
+    if keys.has("lookback"):
+        values["lookback"] = keys.hours("lookback", hours)
+    prefix = keys.text("prefix")
+    keys.flag("on_request")  # heeded before, see `m4.data.sets.declared.dataset`
+    if kind in TAKES:
+        features = _features(keys, kind, prefix)
+        names = tuple(feature.name for feature in features)
+        if kind == "table":
+            spec = ModalitySpec(name, "table", (len(names),), names)
+        else:
+            every = values["every"] = keys.number("every", 1.0) if keys.has("every") else 0.0
+            length = 128
+            if every and math.isfinite(values["lookback"]):
+                length = max(1, math.ceil(values["lookback"] / every))
+            spec = ModalitySpec(name, "series", (keys.count("length", length), len(names)), names)
+        keys.finish()
+        return Modality(spec, features, **values)
+    if kind not in TOKENS:
+        return Modality(ModalitySpec(name, "codes", (1,), dtype="int32", vocab=1))
+    codes = keys.patterns("codes", prefix)
+    if not codes:
+        keys.problem("codes", "is missing")
+    spec = ModalitySpec(
+        name,
+        kind,
+        (keys.count("length", 128 if kind == "codes" else 256),),
+        dtype="int32",
+        vocab=keys.count("vocab", 1024, low=2),
+    )
+    values["tokens"] = keys.choice("tokens", TOKENS[kind][0], TOKENS[kind])
+    values["vocabulary"] = keys.choice("vocabulary", "train", ("train", "hashed"))
+    values["min_subjects"] = keys.count("min_subjects", 10)
+    values["repeat"] = keys.flag("repeat", kind == "text")
+    values["levels"] = keys.text("levels") if kind == "codes" else ""
+    keys.finish()
+    return Modality(spec, (), codes, **values)
+
+
+def _features(keys: Keys, kind: str, prefix: str) -> tuple[Feature, ...]:
+    given = keys.raw("features")
+    take = keys.choice("take", "last", TAKES[kind])
+    if isinstance(given, str) and (span := re.fullmatch(r"(\d+)\.\.(\d+)", given)):
+        given = [str(i) for i in range(int(span[1]), int(span[2]) + 1)]  # '0..75'
+    if isinstance(given, list) and all(isinstance(name, str) for name in given):
+        twice = sorted({name for name in given if given.count(name) > 1})
+        if twice:
+            keys.problem("features", f"names {', '.join(twice)} twice")
+        given = {name: name for name in given}
+    if not isinstance(given, Mapping) or not given:
+        keys.problem("features", "must be a list of names or a table name = code pattern")
+        return (Feature("missing", ("missing",), take),)
+    found = []
+    inner = keys.section("features") if isinstance(keys.raw("features"), Mapping) else keys
+    for name, value in given.items():
+        own = inner.inside(name, value if isinstance(value, Mapping) else {"codes": value})
+        found += _feature(name, own, kind, prefix, take)
+    return tuple(found)
+
+
+def _feature(name: str, own: Keys, kind: str, prefix: str, take: str) -> list[Feature]:
+    """One feature, or one 0/1 feature per entry of `values`: code//value."""
+    chosen = own.choice("take", take, TAKES[kind])
+    codes, among = own.patterns("codes", prefix), own.patterns("among", prefix)
+    low, high = own.limit("low", -math.inf), own.limit("high", math.inf)
+    values = own.words("values") if kind == "table" else ()
+    known = own.words("known") or values
+    own.finish()
+    if not codes:
+        own.problem("codes", "is missing")
+    if values:
+        every = tuple(f"{code}//{value}" for code in codes for value in known)
+        return [
+            Feature(f"{name}={v}", tuple(f"{code}//{v}" for code in codes), "is", every)
+            for v in values
+        ]
+    if (chosen == "is") != bool(among):
+        own.problem("among", "goes with take = 'is', and only with it")
+    return [Feature(name, codes, chosen, among, low, high)]
+
+
+def _tasks(root: Keys, *, meds: bool) -> tuple[Task, ...]:
+    common = root.section("labels")
+    shared = {key: common.text(key) for key in ("files", "subject", "time")}
+    header = common.choice("header", "names", ("names", "positions"))
+    common.finish()
+    default = MEDS_LABELS if meds else {}
+    found = []
+    for name, keys in root.sections("tasks"):
+        kind = keys.choice("kind", "", TASK_KINDS)
+        keys.flag("on_request")
+        files = keys.text("labels", shared["files"])
+        columns = keys.words("column") or (
+            (TASK_COLUMN[kind],) if meds and kind in TASK_COLUMN else ()
+        )
+        subject = keys.text("subject", shared["subject"] or default.get("subject", ""))
+        time = keys.text("time", shared["time"] or default.get("time", ""))
+        spec = _task_spec(name, kind, keys, columns)
+        keys.finish()
+        if not files and kind != "cluster":
+            keys.problem("labels", "is missing: a file, a folder or a pattern")
+        if not columns and kind != "cluster":
+            keys.problem("column", "is missing")
+        if spec is not None:
+            found.append(Task(spec, files, columns, subject, time, header))
+    return tuple(found)
+
+
+def _task_spec(name: str, kind: str, keys: Keys, columns: tuple[str, ...]) -> TaskSpec | None:
+    given = keys.raw("classes")
+    classes = tuple(map(str, given)) if isinstance(given, list) else ()
+    numbers = keys.raw("days")
+    transform = keys.choice("transform", "none", ("none", "log1p"))
+    weight = keys.number("weight", 1.0)
+    auxiliary = keys.flag("auxiliary")
+    one = {"binary": 1, "multiclass": 1, "regression": 1, "survival": 2, "cluster": 0}.get(
+        kind, len(columns)
+    )
+    if columns and len(columns) != one:
+        keys.problem("column", f"a {kind} task has {one} of them, here are {len(columns)}")
+    labels, dim = (), 1
+    if kind == "multiclass":
+        labels, dim = classes, len(classes)
+        if len(set(classes)) < 2:
+            keys.problem("classes", "must list at least two different values")
+            return None
+    elif kind == "multilabel":
+        labels, dim = columns, max(1, len(columns))
+    elif kind == "survival":
+        if not isinstance(numbers, list) or not numbers:
+            keys.problem("days", "must list the right ends of the time intervals")
+            return None
+        labels, dim = tuple(f"{n:g}" for n in numbers), len(numbers)
+    elif kind == "cluster":
+        dim = keys.count("clusters", 0, low=2)
+    elif not kind:
+        return None
+    return TaskSpec(
+        name, kind, dim=dim, labels=labels, transform=transform, weight=weight, auxiliary=auxiliary
+    )
+
+
+def _splits(keys: Keys) -> Splits:
+    base = Splits()
+    names = keys.section("names")
+    chosen = tuple((split, names.text(split, value)) for split, value in base.names)
+    names.finish()
+    parts = keys.section("fractions")
+    fractions = tuple((split, parts.limit(split, value)) for split, value in base.fractions)
+    parts.finish()
+    if min(f for _, f in fractions) <= 0 or not math.isclose(sum(f for _, f in fractions), 1.0):
+        keys.problem("fractions", "must be above 0 and sum to 1")
+    found = Splits(
+        keys.choice("from", base.source, ("auto", "meds", "hash", "folds")),
+        chosen,
+        fractions,
+        keys.number("val_fraction", base.val_fraction),
+        keys.count("fold", 0, low=0),
+        keys.count("num_folds", base.num_folds, low=2),
+    )
+    keys.finish()
+    if found.val_fraction >= 1:
+        keys.problem("val_fraction", "must be below 1")
+    if found.fold >= found.num_folds:
+        keys.problem("fold", f"must be below num_folds={found.num_folds}")
+    return found

@@ -1,0 +1,286 @@
+"""Who is asked what, when: the label files of all tasks and the splits, as one table of points.
+
+A point is one (subject, prediction time) and becomes one record. Letters: P points, N label rows.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from m4.data import split
+from m4.data.cohort import hash64
+from m4.data.sets.declared import arrow_files
+from m4.data.sets.declared.definition import Definition, Splits, Task, find
+from m4.errors import DataError
+
+ALWAYS = np.iinfo(np.int64).max  # prediction time of labels without one: every event counts
+SPLIT_FILE = "metadata/subject_splits.parquet"
+SPLITS = ("train", "val", "test", "new")  # new: what a trained model is asked, see `asked.py`
+OTHER_COLUMNS = {  # where the MEDS label schema may keep the same kind of label
+    "boolean_value": ("integer_value",),
+    "float_value": ("integer_value",),
+    "categorical_value": ("integer_value", "boolean_value"),
+}
+TRUE, FALSE = ("true", "yes", "t", "y"), ("false", "no", "f", "n")
+KEY = [("subject", np.int32), ("time", np.int64)]
+Flow = Counter[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Points:
+    """Sorted by split, subject and time."""
+
+    ids: list[int | str]  # of the subjects
+    subject_P: np.ndarray  # i32, index into `ids`
+    time_P: np.ndarray  # i64 microseconds, ALWAYS without a prediction time
+    split_P: np.ndarray  # i8, index into `SPLITS`
+    targets: dict[str, np.ndarray]  # task -> f32[P, C], NaN where unknown
+
+
+def read(definition: Definition, root: Path, *, seed: int, flow: Flow) -> Points:
+    """All label files, joined and split. Raises DataError for files that can't be used."""
+    ids: dict[int | str, int] = {}
+    key_P, targets = join({t.spec.name: Labels(t, root, ids, flow) for t in definition.labelled})
+    flow["prediction points"] = len(key_P)
+    if not len(key_P):
+        raise DataError(f"{root}: the label files have no rows")
+    names = list(ids)
+    for task in definition.tasks:
+        targets.setdefault(task.spec.name, unknown(task, len(key_P)))
+    places = assign(names, definition.splits, root, seed=seed, flow=flow)
+    split_P = places[key_P["subject"]]
+    flow["points of subjects in no split"] = int((split_P < 0).sum())
+    order = np.lexsort((key_P["time"], key_P["subject"], split_P))
+    order = order[split_P[order] >= 0]
+    return Points(
+        names,
+        key_P["subject"][order],
+        key_P["time"][order],
+        split_P[order],
+        {name: values[order] for name, values in targets.items()},
+    )
+
+
+def join(found: Mapping[str, "Labels"]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Every key of some label files once, sorted, and each file's values there, f32[P, C]."""
+    key_N = np.concatenate([labels.key_N for labels in found.values()])
+    key_P, point_N = np.unique(key_N, return_inverse=True)
+    targets, start = {}, 0
+    for name, labels in found.items():
+        values = np.full((len(key_P), labels.value_NC.shape[1]), np.nan, np.float32)
+        own = point_N[start : start + len(labels.key_N)]
+        start += len(own)
+        values[own] = labels.value_NC
+        targets[name] = values
+    return key_P, targets
+
+
+def unknown(task: Task, count: int) -> np.ndarray:
+    """f32[count, C] of a task without labels."""
+    return np.full((count, max(1, len(task.columns))), np.nan, np.float32)
+
+
+def patient(subject: int | str) -> int:
+    """The subject as the integer that a record holds; text is hashed."""
+    if isinstance(subject, int):
+        return subject
+    return hash64(subject) >> 1
+
+
+def known_ids(column: pa.Array, ids: dict[int | str, int]) -> np.ndarray:
+    """Index of every identifier, i32[n], -1 where unknown or null. 7 and "7" are the same."""
+    distinct = pc.unique(column)
+    index = pc.index_in(column, value_set=distinct).to_numpy(zero_copy_only=False)
+    values = np.array([ids.get(as_id(v), -1) for v in distinct.to_pylist()], np.int32)
+    return values[index.astype(np.int64)] if len(values) else np.zeros(0, np.int32)
+
+
+def as_id(value: int | str | None) -> int | str | None:
+    """Identifiers that are whole numbers are numbers, whatever type the file gave them."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and str(int(value)) == value:
+        return int(value)
+    return value
+
+
+class Labels:
+    """The rows of one task: key (subject, time) and values; duplicates are gone."""
+
+    def __init__(self, task: Task, root: Path, ids: dict, flow: Flow):
+        """Reads the files; `ids` takes in their subjects. DataError for files of no use."""
+        self.task, self.name, self.flow = task, task.spec.name, flow
+        paths = find(root, task.files)
+        if not paths:
+            raise DataError(f"{root / task.files}: no label files of task {self.name}")
+        keys, values, places = [], [], []
+        for number, path in enumerate(paths):
+            for table in arrow_files.tables(path, header=task.header):
+                subject_N, time_N = self._keys(table, ids)
+                value_NC = self.values(table)
+                use = subject_N >= 0
+                flow[f"{self.name}: label rows"] += len(use)
+                flow[f"{self.name}: label rows without a subject or time"] += int((~use).sum())
+                key_N = np.empty(len(use), KEY)
+                key_N["subject"], key_N["time"] = subject_N, time_N
+                place_N = np.stack([np.full(len(use), number), table.first + np.arange(len(use))])
+                keys.append(key_N[use])
+                values.append(value_NC[use])
+                places.append(place_N[:, use])
+        if keys:
+            self._unique(np.concatenate(keys), np.concatenate(values), np.hstack(places), paths)
+        else:
+            self.nothing(paths[0])
+
+    def nothing(self, path: Path) -> None:
+        """What to do when no file has rows."""
+        raise DataError(f"{path}: has no rows")
+
+    def _unique(self, key_N, value_NC, place_2N, paths) -> None:
+        order = np.argsort(key_N, order=("subject", "time"), kind="stable")
+        key_N, value_NC = key_N[order], value_NC[order]
+        again_N = np.zeros(len(order), bool)
+        again_N[1:] = key_N[1:] == key_N[:-1]
+        same = np.isclose(value_NC[1:], value_NC[:-1], rtol=0, equal_nan=True).all(axis=1)
+        for row in np.flatnonzero(again_N[1:] & ~same):
+            file, line = place_2N[:, order[row + 1]]
+            raise DataError(
+                f"{paths[file]}, row {line + 1}: a second, different label of task {self.name}"
+                " for the same subject and prediction time"
+            )
+        self.flow[f"{self.name}: duplicate label rows"] = int(again_N.sum())
+        self.key_N, self.value_NC = key_N[~again_N], value_NC[~again_N]
+        unknown = np.isnan(self.value_NC).all(axis=1)
+        self.flow[f"{self.name}: points without a label value"] = int(unknown.sum())
+        if unknown.all():
+            self.none_known(paths[0])
+
+    def none_known(self, path: Path) -> None:
+        """What to do when no row has a value."""
+        raise DataError(
+            f"{path}: column {', '.join(self.task.columns)} has no usable label of task"
+            f" {self.name}" + self._classes()
+        )
+
+    def _classes(self) -> str:
+        labels = self.task.spec.labels
+        return f"; classes are {', '.join(labels)}" if self.task.spec.kind == "multiclass" else ""
+
+    def _keys(self, table: arrow_files.Columns, ids: dict) -> tuple[np.ndarray, np.ndarray]:
+        count = len(table)
+        if self.task.subject:
+            column = table.subjects(self.task.subject)
+            for value in pc.unique(column).to_pylist():
+                if value is not None and value != "":
+                    ids.setdefault(as_id(value), len(ids))
+            subject_N = known_ids(column, ids)
+        else:
+            rows = range(table.first, table.first + count)
+            subject_N = np.array([ids.setdefault(i, len(ids)) for i in rows], np.int32)
+        if not self.task.time:
+            return subject_N, np.full(count, ALWAYS)
+        time_N = table.times(self.task.time, up=False)
+        return np.where(time_N == arrow_files.NEVER, -1, subject_N), time_N
+
+    def values(self, table: arrow_files.Columns) -> np.ndarray:
+        """f32[N, C] of a batch of rows, NaN where unknown."""
+        kind, spec = self.task.spec.kind, self.task.spec
+        names = [self._column(table, name) for name in self.task.columns]
+        if kind == "multiclass":
+            return self.class_index(table, names[0])
+        value_NC = np.stack([self.numbers(table, name) for name in names], axis=1)
+        if kind in ("binary", "multilabel"):
+            wrong = ~np.isnan(value_NC) & (value_NC != 0) & (value_NC != 1)
+            if wrong.any():
+                row = int(np.flatnonzero(wrong.any(axis=1))[0])
+                raise DataError(
+                    f"{table.path}, row {table.first + row + 1}: a label of task {spec.name} is"
+                    " neither 0 nor 1"
+                )
+        elif np.isinf(value_NC).any():
+            row = int(np.flatnonzero(np.isinf(value_NC).any(axis=1))[0])
+            raise DataError(f"{table.path}, row {table.first + row + 1}: an infinite label")
+        return value_NC.astype(np.float32)
+
+    def _column(self, table: arrow_files.Columns, name: str) -> str:
+        choices = (name, *OTHER_COLUMNS.get(name, ()))
+        return next((n for n in choices if table.has(n)), name)
+
+    def numbers(self, table: arrow_files.Columns, name: str) -> np.ndarray:
+        """f64[N] of a column; words for yes and no count where the task is binary."""
+        array = table.raw(name)
+        if self.task.spec.kind not in ("binary", "multilabel") or not arrow_files.is_text(
+            array.type
+        ):
+            return table.numbers(name)
+        text = pc.utf8_lower(pc.utf8_trim_whitespace(array.cast(pa.large_string())))
+        for words, number in ((TRUE, "1"), (FALSE, "0")):
+            given = pc.is_in(text, value_set=pa.array(words, pa.large_string()))
+            text = pc.if_else(given, pa.scalar(number, pa.large_string()), text)
+        batch = pa.record_batch([text], names=[name])
+        return arrow_files.Columns(batch, table.path, table.first).numbers(name)
+
+    def class_index(self, table: arrow_files.Columns, name: str) -> np.ndarray:
+        """f32[N, 1] of a column of classes."""
+        array = table.raw(name)
+        if pa.types.is_floating(array.type):
+            array = array.cast(pa.int64(), safe=False)
+        text = pc.utf8_trim_whitespace(array.cast(pa.large_string()))
+        text = pc.replace_substring_regex(text, r"^(-?\d+)\.0+$", r"\1")  # 3.0 is class 3
+        classes = pa.array(self.task.spec.labels, pa.large_string())
+        index = pc.fill_null(pc.index_in(text, value_set=classes).cast(pa.float32()), np.nan)
+        outside = pc.and_(pc.not_equal(text, ""), pc.is_null(pc.index_in(text, value_set=classes)))
+        self.flow[f"{self.name}: labels of no listed class"] += pc.sum(outside).as_py() or 0
+        return index.to_numpy(zero_copy_only=False)[:, None].astype(np.float32)
+
+
+def assign(
+    ids: list[int | str], splits: Splits, root: Path, *, seed: int, flow: Flow
+) -> np.ndarray:
+    """Per subject the index of its split in `SPLITS`, -1 for none; i8[subjects]."""
+    path = root / SPLIT_FILE
+    source = splits.source
+    if source == "auto":
+        source = "meds" if path.exists() or path.is_symlink() else "hash"
+        if source == "hash":
+            flow[f"no {SPLIT_FILE}: subjects split by a keyed hash"] = len(ids)
+    if source == "meds":
+        names = _published(path, splits, ids, seed=seed)
+    elif source == "hash":
+        names = [split.assign(i, dict(splits.fractions), seed) for i in ids]
+    else:
+        folds = {str(k): 1 / splits.num_folds for k in range(splits.num_folds)}
+        tested = [split.assign(i, folds, seed) == str(splits.fold) for i in ids]
+        names = ["test" if t else _rest(i, splits, seed) for i, t in zip(ids, tested, strict=True)]
+    return np.array([SPLITS.index(name) if name else -1 for name in names], np.int8)
+
+
+def _rest(subject: int | str, splits: Splits, seed: int) -> str:
+    parts = {"train": 1 - splits.val_fraction, "val": splits.val_fraction}
+    return split.assign(f"{subject} of the rest", parts, seed)
+
+
+def _published(path: Path, splits: Splits, ids: list, *, seed: int) -> list[str | None]:
+    """Splits of a MEDS data set; without validation subjects some training subjects become them."""
+    if not path.is_file():
+        raise DataError(f"{path}: is missing; splits.from = 'hash' or 'folds' does without")
+    own, found = {name: part for part, name in splits.names}, {}
+    for table in arrow_files.tables(path):
+        subjects, names = table.subjects("subject_id").to_pylist(), table.strings("split")
+        for row, (subject, name) in enumerate(zip(subjects, names.to_pylist(), strict=True)):
+            part = own.get(name)
+            if found.setdefault(as_id(subject), part) != part:
+                raise DataError(f"{path}, row {table.first + row + 1}: a subject in two splits")
+    names = [found.get(i) for i in ids]
+    if "val" not in names:
+        names = [
+            _rest(i, splits, seed) if part == "train" else part
+            for i, part in zip(ids, names, strict=True)
+        ]
+    for part, name in splits.names:
+        if part not in names:
+            raise DataError(f"{path}: no labelled subject is in split {name!r} (for {part})")
+    return names

@@ -1,0 +1,134 @@
+"""Modalities and tasks of the MIMIC-IV cohort; shared with its synthetic twin.
+
+Which raw items the columns of vitals and labs merge is said in `features.py`.
+"""
+
+from m4.data.sets.mimiciv import benchmark, diseases, haim_blocks, phenotypes
+from m4.data.sets.mimiciv.features import features
+from m4.errors import ConfigError
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+
+HOURS = 48.0
+# Known when the patient reaches the ICU. Insurance and the admission's own route are written at
+# registration; language, race and marital status are left out on purpose.
+ADMISSION_TYPES = ("emergency", "urgent", "elective", "observation")
+ADMISSION_LOCATIONS = ("emergency_room", "transfer", "referral", "procedure")
+INSURANCES = ("medicare", "medicaid")
+CARE_UNITS = ("medical", "surgical", "cardiac", "neuro")
+STATIC = (
+    "age",
+    "female",
+    "hours_before_icu",
+    *(f"type_{name}" for name in ADMISSION_TYPES),
+    *(f"from_{name}" for name in ADMISSION_LOCATIONS),
+    *(f"insurance_{name}" for name in INSURANCES),
+    *(f"unit_{name}" for name in CARE_UNITS),
+)
+CODES = ("medications", "prescriptions", "procedures", "history")
+VECTORS = {"notes": 768, "cxr": 1024, "ecg": 256}
+EARLIER = "earlier_notes"  # discharge summaries of admissions that had ended; as wide as `notes`
+MAX_VECTORS = 5
+MAX_CODES = 64
+VOCAB = 1024
+WORDS, WORD_VOCAB = 512, 8192  # of `note_words`
+IMAGE = (1, 224, 224, 3)
+ECG_MEASURES = (
+    "rr_interval", "p_onset", "p_end", "qrs_onset", "qrs_end", "t_end", "p_axis", "qrs_axis",
+    "t_axis",
+)  # fmt: skip
+# What other files than hosp/ and icu/ give; see `linked.py`.
+LINKED = (*VECTORS, EARLIER, "note_words", "cxr_image", "ecg_measures")
+# Published sets of variables; see `benchmark.py` and `haim_blocks.py`.
+HAIM = ("haim_chart", "haim_labs", "haim_procedures", "haim_demographics")
+MODALITIES = ("vitals", "labs", "static", *CODES, *LINKED, "benchmark", "flexcare", *HAIM)
+TASKS = ("ihm48", "los", "los_under_96h", "phe")
+# By window of input: tasks asked for by default, and others that make sense.
+WINDOWS = {
+    "48h": (TASKS, ("readmission", "mortality_1y", "diseases", "disposition", "drg")),
+    "stay": (("phe",), ("readmission", "mortality_1y", "diseases", "disposition", "drg")),
+    "hour": (("decompensation", "los_remaining"), ()),
+    "cxr": (
+        ("diseases", "los_after_cxr", "mortality_48h", "disposition"),
+        ("chexpert", "los_under_48h", "phe"),
+    ),
+}
+DISPOSITIONS = ("home", "home_health", "facility", "hospice_or_died", "other")
+CHEXPERT = (
+    "atelectasis", "cardiomegaly", "consolidation", "edema", "enlarged_cardiomediastinum",
+    "fracture", "lung_lesion", "lung_opacity", "no_finding", "pleural_effusion", "pleural_other",
+    "pneumonia", "pneumothorax", "support_devices",
+)  # fmt: skip
+DAYS = ("0", "1", "2", "3", "4", "5", "6", "7", "8-13", "14+")  # bins of `los_remaining`
+DRG_CLASSES = 769
+
+
+def modality(
+    name: str,
+    *,
+    steps: int = 256,
+    dim: int | None = None,
+    vocab: int = VOCAB,
+    variables: str = "m4",
+):
+    """The ModalitySpec called `name`; `steps` rows of a series, `dim` features of a vector."""
+    if name in ("vitals", "labs"):
+        names = tuple(f.name for f in features(name, variables))
+        return ModalitySpec(name, "series", (steps, len(names)), features=names)
+    if name == "static":
+        return ModalitySpec(name, "table", (len(STATIC),), features=STATIC)
+    if name in CODES:
+        return ModalitySpec(name, "codes", (MAX_CODES,), dtype="int32", vocab=vocab)
+    if name in VECTORS or name == EARLIER:
+        width = dim or VECTORS.get(name, VECTORS["notes"])
+        return ModalitySpec(name, "vectors", (MAX_VECTORS, width))
+    if name == "note_words":
+        return ModalitySpec(name, "text", (WORDS,), dtype="int32", vocab=WORD_VOCAB)
+    if name == "cxr_image":
+        return ModalitySpec(name, "image", IMAGE, dtype="uint8")
+    if name == "ecg_measures":
+        return ModalitySpec(name, "table", (len(ECG_MEASURES),), features=ECG_MEASURES)
+    if name in ("benchmark", "flexcare"):
+        names = benchmark.NAMES if name == "benchmark" else benchmark.COLUMNS
+        steps = steps if name == "benchmark" else int(HOURS)
+        return ModalitySpec(name, "series", (steps, len(names)), features=names)
+    if name in HAIM:
+        names = haim_blocks.columns(name)
+        return ModalitySpec(name, "table", (len(names),), features=names)
+    raise ConfigError(f"data.options.modalities: {name!r} is none of {', '.join(MODALITIES)}")
+
+
+def task(name: str) -> TaskSpec:
+    """The TaskSpec called `name`; what each means is said in `labels.py`."""
+    if name in BINARY:
+        return TaskSpec(name, "binary")
+    if name in ("los", "los_after_cxr"):
+        return TaskSpec(name, "regression", transform="log1p")
+    if name == "phe":
+        return TaskSpec(name, "multilabel", dim=len(phenotypes.NAMES), labels=phenotypes.NAMES)
+    if name == "chexpert":
+        return TaskSpec(name, "multilabel", dim=len(CHEXPERT), labels=CHEXPERT)
+    if name == "diseases":
+        return TaskSpec(name, "multilabel", dim=len(diseases.NAMES), labels=diseases.NAMES)
+    if name == "los_remaining":
+        return TaskSpec(name, "multiclass", dim=len(DAYS), labels=DAYS)
+    if name == "disposition":
+        return TaskSpec(name, "multiclass", dim=len(DISPOSITIONS), labels=DISPOSITIONS)
+    if name == "drg":
+        return TaskSpec(name, "multiclass", dim=DRG_CLASSES)
+    raise ConfigError(f"data.options.tasks: {name!r} is none of {', '.join(ALL_TASKS)}")
+
+
+ALL_TASKS = tuple(dict.fromkeys(name for both in WINDOWS.values() for name in both[0] + both[1]))
+BINARY = (
+    "ihm48", "los_under_96h", "readmission", "mortality_1y", "decompensation", "mortality_48h",
+    "los_under_48h",
+)  # fmt: skip
+
+
+def data_spec(modalities, tasks, **shapes) -> DataSpec:
+    """A DataSpec of the named modalities and tasks; `shapes` maps a modality to its arguments."""
+    return DataSpec(
+        tuple(modality(name, **shapes.get(name, {})) for name in modalities),
+        tuple(task(name) for name in tasks),
+        hours=HOURS,
+    )

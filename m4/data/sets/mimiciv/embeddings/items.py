@@ -1,0 +1,58 @@
+"""The notes, X-rays and ECGs of MIMIC-IV that an encoder is shown, one after the other."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from m4.data import csv_files
+from m4.data.sets.mimiciv import linked, release, studies, wfdb
+from m4.data.sets.mimiciv.embeddings.backends import ECG
+from m4.data.sets.mimiciv.embeddings.folder import Item
+from m4.errors import DataError
+
+
+def read(what: str, raw_dir: Path) -> Iterator[Item]:
+    """The notes, X-rays ("cxr") or ECGs of all patients with an ICU stay, in a fixed order."""
+    kind = linked.KIND[what]
+    root = linked.find(raw_dir, kind)
+    mimic = release.find_root(raw_dir, demo=False) or release.find_root(raw_dir, demo=True)
+    if root is None or mimic is None:
+        raise DataError(f"embed: {raw_dir} has no MIMIC-IV or no {linked.TITLE[kind]} folder")
+    ours = {*release.read(mimic, "icustays", {"subject_id": "int"})["subject_id"].tolist()}
+    return {"notes": _notes, "cxr": _images, "ecg": _ecgs}[what](root, ours)
+
+
+def _notes(root: Path, ours: set[int]) -> Iterator[Item]:
+    columns = {"note_id": "text", "subject_id": "int", "text": "text"}
+    for name in dict.fromkeys(linked.NOTES.values()):
+        path = linked.table(root, f"note/{name}")
+        for batch in csv_files.stream(path, columns) if path else ():
+            for row in batch.to_pylist():
+                if row["subject_id"] in ours:
+                    yield row["note_id"], functools.partial(str, row["text"])
+
+
+def _images(root: Path, ours: set[int]) -> Iterator[Item]:
+    columns = {"dicom_id": "text", "subject_id": "int", "study_id": "int", "ViewPosition": "text"}
+    for batch in csv_files.stream(linked.table(root, f"{linked.CXR_FILE}metadata"), columns):
+        for row in batch.to_pylist():
+            if row["subject_id"] in ours and row["ViewPosition"].strip() in studies.FRONTAL:
+                path = studies.image_path(root, row["subject_id"], row["study_id"], row["dicom_id"])
+                if path.exists():
+                    yield row["dicom_id"], functools.partial(_grey, path)
+
+
+def _ecgs(root: Path, ours: set[int]) -> Iterator[Item]:
+    columns = {"subject_id": "int", "study_id": "text", "path": "text"}
+    for batch in csv_files.stream(linked.table(root, "record_list"), columns):
+        for row in batch.to_pylist():
+            header = (root / row["path"]).with_suffix(".hea")
+            if row["subject_id"] in ours and header.exists():
+                yield row["study_id"], functools.partial(wfdb.twelve_leads, header, **ECG)
+
+
+def _grey(path: Path) -> np.ndarray:
+    """f32[h, w] in 0..1."""
+    return studies.grey_square(path) / np.float32(255)

@@ -1,0 +1,56 @@
+"""What is known of a patient when the stay begins: the static table, and HAIM's demographics."""
+
+from pathlib import Path
+
+import numpy as np
+
+from m4.data import csv_files
+from m4.data.sets.mimiciv import catalogue, haim_blocks, release
+from m4.data.sets.mimiciv.life import HOUR, Life, lookup
+
+
+def demographics(root: Path, life: Life, age_n: np.ndarray) -> np.ndarray:
+    """f32[n, 6], HAIM's columns; the race is called ethnicity in version 1."""
+    race = "race" if "race" in csv_files.header(release.table(root, "admissions")) else "ethnicity"
+    words = (race, "marital_status", "language", "insurance")
+    adm = release.read(root, "admissions", {"hadm_id": "int"} | dict.fromkeys(words, "text"))
+    row, _ = lookup(adm["hadm_id"], life.hadm)
+    return haim_blocks.demographics(age_n, [life.facts["gender"], *(adm[w][row] for w in words)])
+
+
+def static(life: Life) -> np.ndarray:
+    """f32[n, f]: the columns of `catalogue.STATIC`; NaN where unknown."""
+
+    def holds(column, *words):
+        text = np.char.lower(life.facts[column].astype(str))
+        return np.any([np.char.find(text, word) >= 0 for word in words], axis=0)
+
+    year = life.intime.astype("datetime64[s]").astype("datetime64[Y]").astype(int) + 1970
+    kind, place, payer, unit = (
+        "admission_type",
+        "admission_location",
+        "insurance",
+        "first_careunit",
+    )
+    age, gender = life.facts["anchor_age"], life.facts["gender"]
+    before = (life.intime - life.admit) / HOUR
+    columns = {
+        "age": np.where(age < 0, np.nan, age + year - life.facts["anchor_year"]),
+        "female": np.where(gender == "", np.nan, gender == "F"),
+        "hours_before_icu": np.where(life.admit > csv_files.NEVER, before, np.nan),
+        "type_emergency": holds(kind, "emer"),
+        "type_urgent": holds(kind, "urgent"),
+        "type_elective": holds(kind, "elective", "surgical same day"),
+        "type_observation": holds(kind, "observation"),
+        "from_emergency_room": holds(place, "emergency"),
+        "from_transfer": holds(place, "transfer"),
+        "from_referral": holds(place, "referral"),
+        "from_procedure": holds(place, "procedure", "pacu"),
+        "insurance_medicare": holds(payer, "medicare"),
+        "insurance_medicaid": holds(payer, "medicaid"),
+        "unit_medical": holds(unit, "medical"),
+        "unit_surgical": holds(unit, "surgical", "sicu"),
+        "unit_cardiac": holds(unit, "cardiac", "coronary"),
+        "unit_neuro": holds(unit, "neuro"),
+    }
+    return np.stack([columns[name] for name in catalogue.STATIC], axis=1).astype(np.float32)
