@@ -71,14 +71,13 @@ def compile_predict(model: Model, num_rows: int):
     """
     method, spec = model.method, model.spec
 
-    def rngs():
-        # FuseMoE's authors leave the gate noise on in evaluation; a fixed key keeps it repeatable.
-        noisy = getattr(wrapper.bare(method), "fidelity", None) == "released"
-        return {"gate": jax.random.key(0)} if noisy else None
+    # What some releases draw in evaluation too; a fixed key keeps it repeatable.
+    noisy = getattr(wrapper.bare(method), "eval_rngs", ())
 
     def predict(params, batch, keep_M):
         batch = mask_modalities(batch, keep_M, spec)
-        out = method.apply({"params": params}, batch, train=False, rngs=rngs())
+        rngs = {name: jax.random.key(0) for name in noisy}
+        out = method.apply({"params": params}, batch, train=False, rngs=rngs)
         tasks = {
             task.name: segmentation.scores(out.logits[task.name], batch.targets[task.name].value)
             if task.kind == "segmentation"  # a map is scored here: it would be much to fetch
