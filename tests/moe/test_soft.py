@@ -109,6 +109,15 @@ def test_slot_inputs_are_added(routed):
     )
 
 
+def test_a_slot_embedding_reaches_only_its_slot(routed):
+    module, params, x, mask, plain = routed
+    second = jnp.zeros((P, D)).at[1].set(1.0)
+    moved = jax.jit(module.apply)({"params": params}, x, mask, slot_PD=second)
+    by_slot, by_slot_moved = plain.by_slot(), moved.by_slot()
+    np.testing.assert_array_equal(by_slot[..., 0, :], by_slot_moved[..., 0, :])
+    assert np.abs(np.asarray(by_slot - by_slot_moved)[..., 1, :])[mask].min() > 0
+
+
 @pytest.mark.parametrize("gate", ["linear", "laplace", "gaussian"])
 def test_any_gate(gate):
     module, params, x, mask = make(S, gate=gate)
