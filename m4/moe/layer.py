@@ -17,6 +17,7 @@ from m4.moe import experts, route
 from m4.moe.engine import dispatch, mesh, slots
 from m4.moe.losses import statistics
 from m4.moe.options import MoEOptions
+from m4.moe.product_keys import ProductKeys
 from m4.types import Array, MoeAux, Routing
 
 
@@ -64,6 +65,9 @@ class MoE(nn.Module):
         Raises ValueError for impossible sizes, for inputs that a function needs and lacks, and for
         arrays whose name does not spell their shape.
         """
+        if self.options.router == "product_keys":  # in the place of gate, router and engine
+            keys = ProductKeys.of(self.options, self.losses, self.num_modalities, self.out)
+            return keys(x_ND, valid_N, modality_N)
         parts = self._parts()
         x_ND = jnp.where(valid_N[:, None], x_ND, 0)
         known = self._inputs(parts, x_ND, modality_N, num_rows, train, inputs)

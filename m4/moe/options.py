@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from m4.moe import route
+from m4.moe.product_keys import ProductKeys
 from m4.resolve import resolve
 
 
@@ -29,7 +30,7 @@ class MoEOptions:
     """
 
     gate: str = "laplace"  # scores
-    router: str = "top_k"  # choice
+    router: str = "top_k"  # choice; 'product_keys' has experts of its own (`.product_keys`)
     share: Literal["joint", "permod", "disjoint"] = "joint"  # of one gate, or one per modality
     num_experts: int = 16
     top_k: int = 2  # experts that a token visits
@@ -172,12 +173,14 @@ def _names(options, losses) -> Iterator[str]:
     """Names of nothing."""
     named = [(f, getattr(options, f, None)) for f in ROOMS if f != "losses"]
     for field, name in named + [("losses", name) for name in losses]:
-        if name is None:
+        if name is None or (field, name) == ("router", "product_keys"):
             continue
         try:
             resolve(name, f"m4.moe.{ROOMS[field][0]}")
         except (ValueError, ImportError) as error:
-            hint = str(error) if ":" in name else f"unknown; {_nearest(name, known(field))}"
+            more = ("product_keys",) if field == "router" else ()
+            hint = f"unknown; {_nearest(name, known(field) + more)}"
+            hint = str(error) if ":" in name else hint
             yield f"{field}={name!r}: {hint}"
 
 
@@ -193,6 +196,10 @@ def _positional(function) -> tuple[str, ...]:
 
 def _trace(options, num_modalities, losses):
     """Gate, router and losses on arrays without values, for what they raise."""
+    if options.router == "product_keys":
+        keys, x_ND = ProductKeys.of(options, losses), jnp.ones((8, 4))
+        jax.eval_shape(lambda: keys.init(jax.random.key(0), x_ND, jnp.ones(8, bool)))
+        return
     own = (num_modalities or 1) if options.share == "disjoint" else 1
     num, width, reach = 8, 4, route.reach(options.num_experts, options.top_k, own)
     parts = route.Parts.of(

@@ -64,7 +64,7 @@ OTHER = {
         {"gate": "student_t", "gate_options": {"nu": 9.0}},
     ),
     "router_options": {"router_options": {"normalise": "none"}},
-    "engine": {"engine": "capacity"},
+    "engine": ({"capacity": 0.4}, {"engine": "capacity", "capacity": 0.4}),
     "capacity": ({"engine": "capacity"}, {"engine": "capacity", "capacity": 0.4}),
 }
 ON_A_MESH = {"exchange", "slack", "overflow", "replicas"}

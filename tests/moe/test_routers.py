@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -263,3 +264,9 @@ def test_top_k_is_the_best_subset():
     for row, chosen in zip(np.exp(logits), np.asarray(got.experts), strict=True):
         assert row[chosen].sum() == max(sum(p) for p in itertools.combinations(row, 2))
     np.testing.assert_array_equal(jnp.sum(got.weights, -1).round(5), 1.0)
+
+
+def test_every_router_has_hand_computed_numbers():
+    """Each is called by name in a test above, which says how its numbers come about."""
+    text = Path(__file__).read_text()
+    assert not [name for name in known("router") if f"routing.{name}(" not in text]
