@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.core import meta
@@ -109,6 +110,24 @@ def put_whole(tree: Any, sharding: NamedSharding) -> Any:
         lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda i: np.asarray(x)[i]),
         tree,
     )
+
+
+def micro_batches(batch: Any, number: int) -> Any:
+    """A batch [B, ...], inside a program, as [number, B / number, ...].
+
+    Each has rows of every device, which stay where they are.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = math.prod(dict(mesh.shape).get(axis, 1) for axis in ROWS)
+
+    def cut(x):
+        x = jnp.reshape(x, (parts, number, -1, *x.shape[1:])).swapaxes(0, 1)
+        x = x.reshape(number, -1, *x.shape[3:])
+        if parts == 1:
+            return x
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(None, ROWS))
+
+    return jax.tree.map(cut, batch)
 
 
 def unbox(tree: Any) -> Any:

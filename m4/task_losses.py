@@ -128,7 +128,8 @@ def task_losses(
         weight_B = known_B * batch.weight * ((batch.task < 0) | (batch.task == index))
         for modality in task.needs:
             weight_B = weight_B * batch.inputs[modality].present
-        terms[task.name] = Mean(jnp.sum(loss_B * weight_B), jnp.sum(weight_B))
+        weight = jnp.sum(weight_B) if batch.labels is None else batch.labels[task.name]
+        terms[task.name] = Mean(jnp.sum(loss_B * weight_B), weight)
     return terms
 
 

@@ -128,6 +128,9 @@ FIELDS: dict[str, Rule] = {
     "optim.ema": Rule(float, 0.0, low=0, below=1),
     "train.steps": _count(),
     "train.batch_size": _count(),
+    "train.precision": Rule(str, "float32", names=_of("m4.train.precision:Precision")),
+    "train.remat": Rule(str, "none", names=_of("m4.train.remat:Remat")),  # computed again
+    "train.accumulate": _count(1),  # micro-batches that a batch is taken in
     "train.log_every": _count(50),
     "train.eval_every": _count(500),
     "train.save_every": _count(500),
@@ -213,6 +216,11 @@ def cross_problems(values: Mapping[str, Any]) -> list[str]:
             problems.append(
                 f"{field}={v[field]}: must be a multiple of mesh.data*fsdp*expert={rows}"
             )
+    if v["train.accumulate"] > 1 and v["train.batch_size"] % (rows * v["train.accumulate"]):
+        problems.append(
+            f"train.accumulate={v['train.accumulate']}: must cut train.batch_size="
+            f"{v['train.batch_size']} into multiples of mesh.data*fsdp*expert={rows}"
+        )
     if v["optim.warmup_steps"] > v["train.steps"]:
         problems.append(
             f"optim.warmup_steps={v['optim.warmup_steps']}: must be at most"

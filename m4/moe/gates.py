@@ -256,7 +256,7 @@ def _squared_distance(x_ND, w_DE):
     """
     shrink = 1.0 - 4.0 * jnp.finfo(x_ND.dtype).eps
     # Scaled before they meet: every operation saved here is one on all of [N, E].
-    norm_N = shrink * jnp.einsum("nd,nd->n", x_ND, x_ND)
+    norm_N = shrink * jnp.einsum("nd,nd->n", x_ND, x_ND, precision="highest")
     norm_E = shrink * jnp.sum(w_DE**2, 0)
     # Fused with the product, XLA:CPU sums the squares more slowly.
     norm_N, norm_E = jax.lax.optimization_barrier((norm_N, norm_E))

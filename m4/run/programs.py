@@ -11,8 +11,9 @@ from m4.eval.evaluate import mask_modalities
 from m4.eval.predictions import SCORED_KINDS
 from m4.nn import segmentation
 from m4.nn.pretrained import wrapper
-from m4.run.setup import Model, like
+from m4.run.model import Model, like
 from m4.train.checkpoint import abstract
+from m4.train.precision import in_precision
 from m4.types import Batch
 
 
@@ -88,6 +89,8 @@ def compile_predict(model: Model, num_rows: int):
         return tasks, {layer: aux.stats for layer, aux in out.moe.items()}
 
     keep = jax.ShapeDtypeStruct((len(spec.modalities),), np.bool_)
+    platform = model.mesh.devices.flat[0].platform
+    predict = in_precision(model.precision, predict, platform=platform)
     jitted = jax.jit(predict, out_shardings=sharding.replicated(model.mesh))
     params, options = model.state.eval_params, sharding.compiler_options(model.mesh)
 

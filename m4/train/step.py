@@ -5,6 +5,7 @@ ahead of time, once for each length of batches (`m4.data.buckets`), so a batch o
 dtype is a TypeError, not one more compile.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from m4 import sharding
 from m4.train import guard, optim
+from m4.train.precision import Precision, in_precision
+from m4.train.remat import Remat, rematerialised
 from m4.types import Array, Batch, Mean, Method, Outputs
 
 Params = Any
@@ -80,7 +84,15 @@ def init_state(
 
 
 def make_step(
-    method: Method, tx: optax.GradientTransformation, *, seed: int, ema: float = 0.0
+    method: Method,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema: float = 0.0,
+    precision: Precision = "float32",
+    remat: Remat = "none",
+    accumulate: int = 1,
+    platform: str | None = None,
 ) -> Step:
     """The train step of `method` under optimiser `tx`.
 
@@ -90,77 +102,133 @@ def make_step(
     that fails) are reported in `Totals.damaged`: such a state must not be saved. The average
     decays by `min(ema, (1 + t) / (10 + t))`, so that a short run isn't dominated by its initial
     values.
+
+    Args:
+      method, tx: what is trained, and the optimiser.
+      seed: key of dropout and gate noise.
+      ema: decay of the average; 0 = off.
+      precision: of matrix products (`m4.train.precision`).
+      remat: what the backward pass computes again (`m4.train.remat`).
+      accumulate: micro-batches in which a batch is taken, see `_accumulated`.
+      platform: that it will run on, such as 'cpu'; None: JAX's default.
     """
-    tx = optim.gated(tx)
-
-    @jax.jit  # its trace is shared by `apply` and `zeros`
-    def gradient(params, batch, step):
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
-        rngs = dict(zip(("dropout", "gate"), keys, strict=True))
-
-        def objective(params):
-            out = method.apply({"params": params}, batch, train=True, rngs=rngs)
-            loss, terms = method.loss(out, batch, step)
-            return loss, _means(out, terms)
-
-        (loss, means), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        norm = optax.tree.norm(grads)
-        return grads, {"loss": _one(loss), "grad_norm": _one(norm)} | means
+    platform = platform or jax.default_backend()
+    gradient = _gradient(method, seed, remat, accumulate)
+    gradient = jax.jit(in_precision(precision, gradient, platform=platform))  # traced once
 
     def apply(state, totals, batch):
         grads, means = gradient(state.params, batch, state.step)
         loss, norm = means["loss"].total, means["grad_norm"].total
         ok, spike, history = guard.accept(state.history, loss, norm)
-        updates, opt = tx.update(grads, state.opt, state.params, ok=ok)
-        params = _where(ok, optax.apply_updates(state.params, updates), state.params)
-        average = None
-        if state.ema is not None:
-            decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-            average = optax.incremental_update(params, state.ema, 1.0 - decay)
-            average = _where(ok, average, state.ema)
-        bad = jnp.where(ok, 0, state.bad + 1)
-        totals = _add(totals, means, ok)
-        parts = {"params": params, "opt": opt, "ema": average}
-        totals = totals.replace(
+
+        def update(grads, old):
+            updates, opt = tx.update(grads, old["opt"], old["params"])
+            params, average = optax.apply_updates(old["params"], updates), None
+            if old["ema"] is not None:
+                decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+                average = optax.incremental_update(params, old["ema"], 1.0 - decay)
+            return {"params": params, "opt": opt, "ema": average}
+
+        old = {"params": state.params, "opt": state.opt, "ema": state.ema}
+        parts = optim.accept(ok, update, grads, old, platform=platform)
+        bad, skipped = jnp.where(ok, 0, state.bad + 1), state.skipped + ~ok
+        totals = _add(totals, means, ok).replace(
             damaged={k: totals.damaged[k] + ~guard.all_finite(v) for k, v in parts.items()},
             spikes=totals.spikes + spike,
             bad=jnp.maximum(totals.bad, bad),
             last_bad=jnp.where(ok, totals.last_bad, state.step + 1),
         )
-        skipped = state.skipped + ~ok
-        return State(state.step + 1, params, opt, average, bad, skipped, history), totals
+        counts = {"bad": bad, "skipped": skipped, "history": history}
+        return State(state.step + 1, **counts, **parts), totals
 
-    def zeros(state, batch):
-        means = jax.eval_shape(gradient, state.params, batch, state.step)[1]
-        means = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), means)
-        zero = jnp.zeros((), jnp.int32)
-        counts = {name: jnp.copy(zero) for name in means}
-        damaged = {name: jnp.copy(zero) for name in ("params", "opt", "ema")}
-        return Totals(means, counts, damaged, zero, jnp.copy(zero), jnp.copy(zero))
-
-    return Step(apply, zeros, gradient)
+    return Step(apply, functools.partial(_zeros, gradient), gradient)
 
 
-def _means(out: Outputs, terms: dict[str, Mean]) -> dict[str, Mean]:
-    """What is worth logging of one step."""
-    means = {f"task/{name}": term for name, term in terms.items()}
-    means |= {f"aux/{name}": _one(loss) for name, loss in out.aux_losses.items()}
+def _zeros(gradient: Callable, state: State, batch: Batch) -> Totals:
+    means = jax.eval_shape(gradient, state.params, batch, state.step)[1]
+    means = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), means)
+    zero = jnp.zeros((), jnp.int32)
+    counts = {name: jnp.copy(zero) for name in means}
+    damaged = {name: jnp.copy(zero) for name in ("params", "opt", "ema")}
+    return Totals(means, counts, damaged, zero, jnp.copy(zero), jnp.copy(zero))
+
+
+def _gradient(method: Method, seed: int, remat: Remat, accumulate: int) -> Callable:
+    """`(params, batch, step) -> (gradient, what is worth logging)`."""
+
+    def forward(params, batch, rngs):
+        return method.apply({"params": params}, batch, train=True, rngs=rngs)
+
+    forward = rematerialised(remat, forward)
+
+    def objective(params, batch, key, step):
+        rngs = dict(zip(("dropout", "gate"), jax.random.split(key), strict=True))
+        out = forward(params, batch, rngs)
+        with jax.default_matmul_precision("highest"):
+            loss, terms = method.loss(out, batch, step)
+        return loss, (terms, {"loss": loss} | _logged(out))
+
+    def gradient(params, batch, step):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        if accumulate > 1:
+            parts = sharding.micro_batches(batch, accumulate), jax.random.split(key, accumulate)
+            grads, terms, means = _accumulated(objective, params, parts, step)
+        else:
+            take = jax.value_and_grad(objective, has_aux=True)
+            (_, (terms, means)), grads = take(params, batch, key, step)
+        means["grad_norm"] = optax.tree.norm(grads)
+        found = {f"task/{name}": term for name, term in terms.items()}
+        return grads, jax.lax.stop_gradient(found | jax.tree.map(_one, means))
+
+    return gradient
+
+
+def _accumulated(objective: Callable, params: Params, parts: Any, step: Array) -> Any:
+    """(gradient, task terms, other means) of a batch whose micro-batches are taken in turn.
+
+    `parts` are the micro-batches and a key for each, stacked. The task losses of every part are
+    divided by the label weight of the whole batch: their sum and its gradient are those of one
+    batch, however labels are spread. All else that a loss or statistic is made of (balance losses,
+    load) is computed within a part, and the parts' mean is taken.
+    """
+    number = len(parts[1])
+
+    def weights(part):  # compiled without the forward pass, of which they don't need a number
+        terms = objective(params, *part, step)[1][0]
+        return {name: term.weight for name, term in terms.items()}
+
+    weight_parts = jax.lax.map(weights, parts)
+    labels = jax.tree.map(lambda weight_K: weight_K.sum() / number, weight_parts)
+
+    def add(total, part):
+        batch, key = part[0].replace(labels=labels), part[1]
+        (_, found), grads = jax.value_and_grad(objective, has_aux=True)(params, batch, key, step)
+        return jax.tree.map(jnp.add, total, (grads, *found)), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(lambda part: objective(params, *part, step)[1], first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(add, (jax.tree.map(jnp.zeros_like, params), *zeros), parts)
+    grads, terms, means = total
+    grads, means = jax.tree.map(lambda x: x / number, (grads, means))
+    return grads, terms, means
+
+
+def _logged(out: Outputs) -> dict[str, Array]:
+    """What is worth logging of one step, besides its task losses."""
+    means = {f"aux/{name}": loss for name, loss in out.aux_losses.items()}
     for layer, aux in out.moe.items():
         stats = {name: aux.stats[name] for name in LAYER_STATS if name in aux.stats}
-        means |= {f"moe/{layer}/{name}": _one(stat) for name, stat in stats.items()}
-    return jax.lax.stop_gradient(means)
+        means |= {f"moe/{layer}/{name}": stat for name, stat in stats.items()}
+    return means
 
 
 def _one(value: Array) -> Mean:
     return Mean(jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32))
 
 
-def _where(ok: Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda n, o: optim.settled(jnp.where(ok, n, o)), new, old)
-
-
 def _add(totals: Totals, means: dict[str, Mean], ok: Array) -> Totals:
-    kept = _where(ok, means, jax.tree.map(jnp.zeros_like, means))
+    kept = jax.tree.map(lambda x: jnp.where(ok, x, jnp.zeros_like(x)), means)
     merged = {name: totals.means[name].merge(kept[name]) for name in means}
     nonfinite = {
         name: totals.nonfinite[name] + ~jnp.isfinite(mean.total).all()

@@ -72,42 +72,54 @@ def test_decay_spares_biases_scales_and_vectors():
     assert not updates["norm"]["scale"].any() and not updates["experts"]["b1"].any()
 
 
-def test_adamw_is_that_of_optax_and_a_refused_step_keeps_every_bit():
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_adamw_is_that_of_optax_and_a_refused_step_keeps_every_bit(platform):
     rng = np.random.default_rng(0)
     draw = lambda scale: {  # noqa: E731
         name: jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
         for name, shape in {"kernel": (3, 4), "bias": (4,)}.items()
     }
-    ours = optim.make_optimiser("adamw", lambda _: 0.1, weight_decay=0.1, clip_norm=1.0)
+    options = {"weight_decay": 0.1, "clip_norm": 1.0, "platform": platform}
+    ours = optim.make_optimiser("adamw", lambda _: 0.1, **options)
     theirs = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(0.1, weight_decay=0.1, mask=optim.decayed)
     )
+
+    def step(tx, grads, old, ok=True):
+        def update(grads, old):
+            updates, state = tx.update(grads, old[1], old[0])
+            return optax.apply_updates(old[0], updates), state
+
+        return optim.accept(jnp.array(ok), update, grads, old, platform=platform)
+
     params = draw(1.0)
-    state, expected_state = ours.init(params), theirs.init(params)
+    mine, expected = (params, ours.init(params)), (params, theirs.init(params))
     for scale in (0.01, 1.0, 100.0):  # the first is not clipped
         grads = draw(scale)
-        updates, state = ours.update(grads, state, params, ok=True)
-        expected, expected_state = theirs.update(grads, expected_state, params)
-        chex.assert_trees_all_close(updates, expected, rtol=1e-5)
-    chex.assert_trees_all_close(state[1], expected_state[1][0], rtol=1e-5)
+        mine, expected = step(ours, grads, mine), step(theirs, grads, expected)
+        chex.assert_trees_all_close(mine[0], expected[0], rtol=1e-5)
+    chex.assert_trees_all_close(mine[1][1], expected[1][1][0], rtol=1e-5)
     bad = jax.tree.map(lambda x: x * jnp.nan, grads)
-    chex.assert_trees_all_equal(ours.update(bad, state, params, ok=jnp.array(False))[1], state)
+    chex.assert_trees_all_equal(step(ours, bad, mine, ok=False), mine)
     for name in optim.OPTIMISERS:
-        tx = optim.make_optimiser(name, lambda _: 0.1, clip_norm=1.0)
-        start = tx.init(params)
-        chex.assert_trees_all_equal(tx.update(bad, start, params, ok=False)[1], start)
+        tx = optim.make_optimiser(name, lambda _: 0.1, clip_norm=1.0, platform=platform)
+        start = params, tx.init(params)
+        chex.assert_trees_all_equal(step(tx, bad, start, ok=False), start)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA:CPU copies")
 def test_the_update_needs_no_memory_of_its_own():
-    """With Optax's parts it copies both moments and keeps the clipped gradient."""
+    """As a choice between numbers it copies the moments, with Optax's clipping the gradient."""
     params = {"kernel": jnp.zeros((256, 1024))}
     tx = optim.make_optimiser("adamw", lambda _: 0.1, weight_decay=0.1, clip_norm=1.0)
 
-    def update(params, state, grads, ok):
-        updates, state = tx.update(grads, state, params, ok=ok)
-        return jnp.where(ok, params["kernel"] + updates["kernel"], params["kernel"]), state
+    def update(grads, old):
+        updates, state = tx.update(grads, old[1], old[0])
+        return optax.apply_updates(old[0], updates), state
 
-    args = params, tx.init(params), params, jnp.array(True)
-    program = jax.jit(update, donate_argnums=(0, 1)).lower(*args).compile()
+    def step(old, grads, ok):
+        return optim.accept(ok, update, grads, old, platform="cpu")
+
+    args = (params, tx.init(params)), params, jnp.array(True)
+    program = jax.jit(step, donate_argnums=0).lower(*args).compile()
     assert program.memory_analysis().temp_size_in_bytes < params["kernel"].nbytes / 4

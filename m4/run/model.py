@@ -26,6 +26,8 @@ from m4.specs import DataSpec
 from m4.train import optim
 from m4.train import step as train_step
 from m4.train.checkpoint import abstract
+from m4.train.precision import Precision
+from m4.train.remat import layers
 from m4.types import Batch, Method
 
 
@@ -37,6 +39,7 @@ class Model:
     spec: DataSpec
     mesh: jax.sharding.Mesh
     method: Method
+    precision: Precision  # of matrix products
     schedule: optax.Schedule
     step: train_step.Step
     init: Callable[[], train_step.State]
@@ -73,13 +76,21 @@ def make_model(
     spec = weighted(spec, config.train.task_weights)
     text, image = config.text.to_dict(), config.image.to_dict()
     method = make_method(config.method.to_dict(), spec, text=text, image=image)
-    tx, schedule, ema = make_optimiser(config)
+    platform = mesh.devices.flat[0].platform
+    tx, schedule, ema = make_optimiser(config, platform)
     fresh = functools.partial(train_step.init_state, tx=tx, ema=ema)
     fresh = functools.partial(fresh, spike_window=config.train.spike_window)
     init, state = _init(method, tx, first, mesh, seed=config.seed, fresh=fresh)
     require_any_length(method, [like(cut, len(first.uid), mesh) for cut in cuts], mesh)
-    step = train_step.make_step(method, tx, seed=config.seed, ema=ema)
-    return Model(data, spec, mesh, method, schedule, step, init, state, cuts)
+    if config.train.remat == "layer" and not layers(state.params):
+        raise ConfigError(
+            "train.remat='layer': this method has no numbered layers (time_0, layer_1) to compute"
+            " again; 'dots' needs none"
+        )
+    how = {name: config.train[name] for name in ("precision", "remat", "accumulate")}
+    step = train_step.make_step(method, tx, seed=config.seed, ema=ema, platform=platform, **how)
+    precision = config.train.precision
+    return Model(data, spec, mesh, method, precision, schedule, step, init, state, cuts)
 
 
 def _loader(
@@ -113,14 +124,15 @@ def _loader(
 
 
 def make_optimiser(
-    config: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict, platform: str | None = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule, float]:
     """Optimiser, learning rate by step, and decay of the parameter average."""
     options = config.optim.to_dict()
     ema = options.pop("ema")
     timing = {k: options.pop(k) for k in ("lr", "schedule", "warmup_steps", "end_fraction")}
     schedule = optim.make_schedule(timing.pop("lr"), steps=config.train.steps, **timing)
-    return optim.make_optimiser(options.pop("name"), schedule, **options), schedule, ema
+    tx = optim.make_optimiser(options.pop("name"), schedule, platform=platform, **options)
+    return tx, schedule, ema
 
 
 def corruption(spec: DataSpec, train: ml_collections.ConfigDict) -> missing.Transform | None:

@@ -1,0 +1,76 @@
+"""Less memory for more arithmetic: what the backward pass computes again, `train.remat`.
+
+- 'layer': every numbered layer (`time_0`, `layer_3`: a submodule whose name ends in a number,
+  norms and dropout aside) from its inputs;
+- 'dots': everything but the results of matrix products.
+
+Random numbers are drawn again alike, so losses and gradients are those of 'none'.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+
+Remat = Literal["none", "layer", "dots"]
+_LAYER = re.compile(r"(?!drop|norm)[a-z]\w*_\d+")
+
+
+def rematerialised(remat: Remat, forward: Callable) -> Callable:
+    """`forward(params, ...)`, of which the backward pass keeps less."""
+    if remat == "none":
+        return forward
+    if remat == "dots":
+        return jax.checkpoint(forward, policy=jax.checkpoint_policies.dots_saveable)
+
+    def layered(*args: Any) -> Any:
+        with nn.intercept_methods(_Layers()):
+            return forward(*args)
+
+    return layered
+
+
+def layers(params: Any) -> list[str]:
+    """Names of the numbered layers that a tree of parameters has."""
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    names = {str(getattr(part, "key", part)) for path, _ in paths for part in path}
+    return sorted(name for name in names if _LAYER.fullmatch(name))
+
+
+class _Layers:
+    """Interceptor of method calls: a numbered layer is checkpointed, what is inside it is not."""
+
+    def __init__(self):
+        self._inside = False
+
+    def __call__(
+        self, call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        """The call as it was, or computed again in the backward pass."""
+        layer = context.method_name == "__call__" and _LAYER.fullmatch(context.module.name or "")
+        if self._inside or not layer:
+            return call(*args, **kwargs)
+        # Only arrays of the program go through: NumPy's and Python's are part of the layer's shape.
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        traced = [isinstance(leaf, jax.Array) for leaf in leaves]
+
+        def again(module, arrays):
+            arrays = iter(arrays)
+            whole = [next(arrays) if t else leaf for t, leaf in zip(traced, leaves, strict=True)]
+            args, kwargs = jax.tree.unflatten(structure, whole)
+            return module(*args, **kwargs)
+
+        with self._within():
+            arrays = [leaf for t, leaf in zip(traced, leaves, strict=True) if t]
+            return nn.remat(again)(context.module, arrays)
+
+    @contextlib.contextmanager
+    def _within(self):
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False

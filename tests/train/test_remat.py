@@ -1,0 +1,57 @@
+"""What is computed again is the same, and is not kept."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from m4.train import remat
+from tests.train import methods
+from tests.train.test_accumulate import gradient
+
+LAYERED = [name for name in methods.NAMES if name != "m3h"]
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_losses_and_gradients_are_the_same(name):
+    """With dropout and noise, which must be drawn again alike."""
+    batch, method = methods.batch(), methods.small(name, dropout=0.2)
+    params = methods.params(method, batch)
+    whole, means = gradient(method, params, batch)
+    for how in ("layer", "dots"):
+        again, other = gradient(method, params, batch, remat=how)
+        assert other["loss"].total == pytest.approx(means["loss"].total, rel=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, again)
+
+
+def kept(method, batch, how):
+    """Bytes that the forward pass keeps for the backward pass, besides parameters and batch."""
+    params = methods.params(method, batch)
+
+    def forward(params):
+        rngs = {name: jax.random.key(0) for name in ("dropout", "gate")}
+
+        def apply(params):
+            return method.apply({"params": params}, batch, train=True, rngs=rngs)
+
+        out = remat.rematerialised(how, apply)(params)
+        return sum(jnp.sum(logits) for logits in out.logits.values())
+
+    _, pullback = jax.vjp(forward, params)
+    known = {id(x) for x in jax.tree.leaves(params)}
+    return sum(x.nbytes for x in jax.tree.leaves(pullback) if id(x) not in known)
+
+
+def test_less_is_kept():
+    method, batch = methods.small("fusemoe", depth=4), methods.batch(rows=32)
+    sizes = {how: kept(method, batch, how) for how in ("none", "layer", "dots")}
+    assert sizes["layer"] < sizes["none"] / 2 and sizes["dots"] < sizes["none"], sizes
+
+
+def test_layers_are_told_by_their_numbers():
+    tree = {"time_0": {"norm_1": {"scale": 1}}, "drop_2": {"x": 1}, "head": {"kernel": 1}}
+    assert remat.layers(tree) == ["time_0"]
+    batch = methods.batch()
+    for name in methods.NAMES:
+        found = remat.layers(methods.params(methods.small(name), batch))
+        assert bool(found) == (name in LAYERED), (name, found)
