@@ -19,7 +19,7 @@ from m4.nn.encoders.modalities import SummaryTokens, gather
 from m4.nn.encoders.query_tokens import QueryTokens
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
-from tests.methods import test_fusemoe, test_m3h
+from tests.methods import test_flexcare, test_flexmoe, test_fusemoe, test_m3h
 
 SPEC = DataSpec(
     modalities=(
@@ -33,7 +33,6 @@ SPEC = DataSpec(
 )
 SERIES = DataSpec((SPEC.modality("vitals"), SPEC.modality("labs")), SPEC.tasks, hours=5.0)
 SMALL = {"width": 8, "dropout": 0.0}
-EXPERTS = SMALL | {"num_heads": 2, "top_k": 2, "hidden": 8}
 
 
 def padded(batch, spec):
@@ -84,12 +83,12 @@ METHODS = {
     "fusemoe": lambda fidelity: test_fusemoe.small(
         SPEC, fidelity, {"num_experts": 5, "hidden": 8}, num_queries=4, embed_time=8, dropout=0.0
     ),
-    "flexmoe": lambda fidelity: FlexMoE(
-        SPEC, fidelity=fidelity, num_patches=2, num_experts=31, **EXPERTS
+    "flexmoe": lambda fidelity: test_flexmoe.small(
+        SPEC, fidelity, {"num_experts": 31}, aux_weights=FlexMoE.aux_weights, **SMALL
     ),
-    "flexcare": lambda fidelity: FlexCare(
-        SPEC if fidelity == "m4" else SERIES,
-        fidelity=fidelity, depth=1, num_experts=3, mlp=8, max_size=1, **EXPERTS,
+    "flexcare": lambda fidelity: test_flexcare.small(
+        SPEC if fidelity == "m4" else SERIES, fidelity, {"num_experts": 3}, max_size=1,
+        aux_weights=FlexCare.aux_weights, **SMALL,
     ),
     "m3h": lambda fidelity: test_m3h.small(SPEC, fidelity, **SMALL),
     "m4oe": lambda fidelity: M4oE(

@@ -9,7 +9,7 @@ import numpy as np
 from einops import rearrange
 
 from m4.maths import torch_uniform
-from m4.nn.encoders.modalities import stack_series
+from m4.nn.encoders.modalities import clean_table, known, stack_series
 from m4.nn.encoders.query_tokens import carry_forward
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Batch, Stream, Tokens
@@ -58,9 +58,9 @@ class TokenEncoder(nn.Module):
         if kind == "image":
             x_BLD, mask_BL = self._patches(stream.values, mask_BT)
         elif kind in ("codes", "text"):
-            assert self.modality.vocab, f"modality {self.modality.name} has no vocab"
-            code_BT = jnp.clip(jnp.where(mask_BT, stream.values, 0), 0, self.modality.vocab - 1)
-            x_BLD = nn.Embed(self.modality.vocab, self.features, name="embed")(code_BT)
+            vocab = known(self.modality.vocab, "vocab")
+            code_BT = jnp.clip(jnp.where(mask_BT, stream.values, 0), 0, vocab - 1)
+            x_BLD = nn.Embed(vocab, self.features, name="embed")(code_BT)
             mask_BL = mask_BT
         else:
             x_BLf, mask_BL = self._rows(stream, mask_BT)
@@ -76,9 +76,7 @@ class TokenEncoder(nn.Module):
         if kind == "vectors":
             return jnp.where(mask_BT[..., None], stream.values, 0).astype(jnp.float32), mask_BT
         if kind == "table":
-            seen = stream.observed & mask_BT
-            values = jnp.where(seen, stream.values, 0)
-            return jnp.concatenate([values, seen], -1).astype(jnp.float32)[:, None], mask_BT
+            return jnp.concatenate(clean_table(stream), -1)[:, None], mask_BT
         s = stack_series([stream], hours=self.hours)
         hours = max(1, round(self.hours))
         grid = carry_forward(s.values, s.observed, s.times, s.mask, num_bins=hours)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from m4.maths import torch_uniform
-from m4.nn.encoders.modalities import stack_series, summary_statistics
+from m4.nn.encoders.modalities import clean_table, known, stack_series, summary_statistics
 from m4.nn.encoders.volume import VolumeEncoder
 from m4.nn.presence import masked_mean
 from m4.specs import DataSpec, ModalitySpec
@@ -46,13 +46,13 @@ def flatten(modality: ModalitySpec, stream: Stream, *, hours: float) -> Array:
         statistics = summary_statistics(stack_series([stream], hours=hours))[:, 0]
         return rearrange(jnp.clip(statistics, -6.0, 6.0), "b f s -> b (f s)")
     if modality.kind == "table":
-        return jnp.where(stream.observed & mask_BT, stream.values, 0).astype(jnp.float32)
+        return clean_table(stream)[0]
     if modality.kind == "vectors":
         return masked_mean(stream.values.astype(jnp.float32), mask_BT, dim=1)
     if modality.kind in ("codes", "text"):
-        assert modality.vocab, f"modality {modality.name} has no vocab"
-        code_BT = jnp.where(mask_BT, stream.values, modality.vocab)  # that one is dropped
-        return jax.nn.one_hot(code_BT, modality.vocab).max(1)
+        vocab = known(modality.vocab, "vocab")
+        code_BT = jnp.where(mask_BT, stream.values, vocab)  # that one is dropped
+        return jax.nn.one_hot(code_BT, vocab).max(1)
     if modality.kind == "signal":
         values = jnp.where(mask_BT[..., None], stream.values, 0).astype(jnp.float32)
         return rearrange(values, "b t c -> b (t c)")
