@@ -1,6 +1,7 @@
 """What the source must not do: run data, import what data name, leave files open to others."""
 
 import ast
+import fnmatch
 import re
 import subprocess
 import sys
@@ -176,3 +177,22 @@ def test_research_use_is_said_where_results_are():
     for path in ("README.md", "m4/eval/report/templates/report.html.j2", "m4/__init__.py"):
         text = (ROOT / path).read_text().lower()
         assert "research use only" in text and "not a medical device" in text, path
+
+
+def wheel(pyproject):
+    """Top folders of packages that go into the wheel, by the patterns of pyproject.toml."""
+    found = pyproject["tool"]["setuptools"]["packages"]["find"]
+    folders = [path.name for path in ROOT.iterdir() if path.is_dir() and path.name.isidentifier()]
+    return {f for f in folders for pattern in found["include"] if fnmatch.fnmatch(f, pattern)}
+
+
+def test_the_wheel_holds_what_users_run():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert wheel(project) == {"m4"}
+    # known bad: the same patterns without a limit take the tests, faults and rivals along
+    everything = {"tool": {"setuptools": {"packages": {"find": {"include": ["*"]}}}}}
+    assert {"m4", "tests", "configs"} <= wheel(everything)
+    folders = {path.name for path in (ROOT / "m4").rglob("*") if path.is_dir()}
+    assert not folders & {"faults", "reliability", "rivals", "timing", "tests"}
+    bench = {path.stem for path in (ROOT / "m4/bench").glob("[!_]*.py")}
+    assert bench == {"aot", "moe", "worker"}  # the third runs the parts of the others
