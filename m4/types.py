@@ -64,25 +64,23 @@ class Tokens(flax.struct.PyTreeNode):
 
 
 class Routing(flax.struct.PyTreeNode):
-    """Sparse assignment of N tokens to K experts each.
+    """What a router returns: which experts serve which of N tokens, with what weights.
 
-    `experts` of an invalid token is E (an expert that does not exist) and its weight is 0.
+    Usually a token has K experts. Where experts choose, `tokens` says whom, and the first two have
+    its shape. Where slots mix tokens (soft routing), `dispatch` and `combine` say how; every token
+    then has all E experts, weighted by its share in their slots. Expert E, which does not exist,
+    at weight 0 stands for no choice: an invalid token, a forbidden expert, an empty place.
     """
 
-    experts: Array  # i32[N, K]
-    weights: Array  # f32[N, K]
+    experts: Array  # i32[N, K], or [E, C] where experts choose
+    weights: Array  # f32[N, K], or [E, C]
     probs: Array  # f32[N, E], router distribution, 0 on invalid tokens
     logits: Array  # f32[N, E], scores before selection, without noise
     valid: Array  # bool[N]
     load: Array | None = None  # f32[N, E], smooth chance of selection where the router has one
-
-
-class SoftRouting(flax.struct.PyTreeNode):
-    """Every token to every slot (Soft-MoE)."""
-
-    dispatch: Array  # f32[B, T, E, P]
-    combine: Array  # f32[B, T, E, P]
-    logits: Array  # f32[B, T, E, P]
+    tokens: Array | None = None  # i32[E, C], N in an empty place
+    dispatch: Array | None = None  # f32[B, T, E, P], of tokens to slots
+    combine: Array | None = None  # f32[B, T, E, P], of slots to tokens
 
 
 class MoeAux(flax.struct.PyTreeNode):

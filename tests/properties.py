@@ -9,15 +9,17 @@ them. Letters: B rows, M modalities.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 
 from m4 import sharding
+from m4.config import code
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, Stream, Target
 
@@ -41,6 +43,35 @@ SPEC = DataSpec(
 )
 
 PAIR = DataSpec(SPEC.modalities[:2], SPEC.tasks[:2])  # for what compiles much
+THREE = DataSpec(SPEC.modalities[1:4], SPEC.tasks, hours=4.0)  # what releases of today can take
+IMAGES = DataSpec(
+    (ModalitySpec("fundus", "image", (1, 8, 8, 3)), ModalitySpec("oct", "image", (1, 8, 8, 3))),
+    (TaskSpec("risk", "binary"), TaskSpec("grade", "multiclass", dim=3)),
+)
+
+# Part of a field's name -> its size in a small method; the first that fits.
+SMALL = {
+    "heads": 2, "depth": 1, "experts": 3, "patches": 2, "patch": 4, "queries": 3, "width": 8,
+    "hidden": 8, "mlp": 8, "embed_time": 8,
+}  # fmt: skip
+
+
+def method_files() -> list[tuple[str, str]]:
+    """Name and fidelity of every file of a method in m4/methods."""
+    return [(name, f) for name in code.method_names() for f in code.method_modules(name)]
+
+
+def small(cls: Any, spec: DataSpec, *, moe: Mapping[str, Any] = FrozenDict(), **fields: Any) -> Any:
+    """A method of any class with little of everything and, unless said, no auxiliary losses."""
+    sizes: dict[str, Any] = {"aux_weights": FrozenDict()}
+    for field in dataclasses.fields(cls):
+        fits = [size for part, size in SMALL.items() if part in field.name]
+        if type(field.default) is int and fits:
+            sizes[field.name] = min(field.default, fits[0])
+    own = {field.name: field.default for field in dataclasses.fields(cls)}
+    if "moe" in own:
+        sizes["moe"] = dataclasses.replace(own["moe"], **{"hidden": 8, **moe})
+    return cls(spec, **{k: v for k, v in sizes.items() if k in own} | fields)
 
 
 def random_stream(m: ModalitySpec, present: np.ndarray, rng: np.random.Generator) -> Stream:
@@ -129,8 +160,9 @@ def random_like(shapes, seed: int = 0):
     return jax.tree.map(leaf, shapes)
 
 
-def probe(method, *, predict_rngs=None, seed: int = 0) -> Probe:
+def probe(method, *, seed: int = 0) -> Probe:
     """Compile a method's prediction and gradient for `ROWS` random rows."""
+    predict_rngs = {name: jax.random.key(5) for name in getattr(method, "eval_rngs", ())}
     batch = random_batch(method.data, seed)
     rngs = {"dropout": jax.random.key(1), "gate": jax.random.key(2)}
     params = random_params(method, seed)

@@ -1,4 +1,4 @@
-"""The laws of the house: rooms, directions, names, sizes. Each is tried on a file that breaks it."""
+"""The laws of the house: rooms, directions, names, sizes; each tried on a file that breaks it."""
 
 import ast
 import fnmatch

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from m4.config import files
+from m4.config import load_file
 from m4.data import fake
 from m4.main import main
 from m4.modes import report
@@ -19,7 +19,7 @@ from tests import raw_files
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/*.py"))
-TINY = [f"{p}:{v}" for p in CONFIGS for v in files.variants(str(p)) if v.endswith("tiny")]
+TINY = [f"{p}:{v}" for p in CONFIGS for v in load_file.variants(str(p)) if v.endswith("tiny")]
 # One per method; the others take some minutes together and run with `-m slow`.
 QUICK = {
     "support2.py:fusemoe_tiny",

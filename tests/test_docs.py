@@ -50,3 +50,21 @@ def test_adding_things(lab, monkeypatch, capsys):
     assert "method   lab.mean:Mean" in printed and "all is well" in printed
     assert (lab / "runs/mean/results/test.json").stat().st_size > 0
     assert "layer_0/gate_w" in printed  # of the gate on the page: laplace has centres
+
+
+BATCH = (Path(__file__).parents[1] / "docs/follow-a-batch.md").read_text()
+
+
+def test_follow_a_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    names = {}
+    steps = re.findall(r"^```python\n(.*?)^```", BATCH, flags=re.M | re.S)
+    assert len(steps) == 8 and all("assert " in step for step in steps if "kept =" not in step)
+    for step in steps:
+        exec(compile(step, "docs/follow-a-batch.md", "exec"), names)  # noqa: S102 (our own page)
+
+
+def test_follow_a_batch_names_few_files_that_are_there():
+    files = set(re.findall(r"`(m4/[\w/]+\.py)`", BATCH))
+    assert len(files) == 15
+    assert [f for f in files if not (Path(__file__).parents[1] / f).is_file()] == []

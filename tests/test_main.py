@@ -17,7 +17,7 @@ import pytest
 
 from m4.data.sets import synthetic
 from m4.main import main
-from m4.run.model import corruption, weighted
+from m4.run.setup import corruption, weighted
 from m4.train import preemption
 from tests.data import test_missing
 

@@ -23,9 +23,7 @@ def main(name: str, exchange: str) -> None:
     grid = mesh_utils.create_device_mesh(shape, description.devices, allow_split_physical_axes=True)
     mesh = Mesh(grid, ("data", "expert"), axis_types=(AxisType.Auto,) * 2)
     case = LAYER | {"experts": int(name.split("x")[1]), "tokens": tokens * math.prod(shape)}
-    compiled = _moe_mesh.compile_layer(
-        mesh, case, exchange=exchange, strategy="ragged", slack=SLACK
-    )
+    compiled = _moe_mesh.compile_layer(mesh, case, exchange=exchange, engine="ragged", slack=SLACK)
     print(json.dumps(examine(compiled, name, shape, tokens, case, exchange)))
 
 

@@ -16,6 +16,7 @@ from m4.moe import experts
 from m4.moe.engine import dispatch
 from m4.moe.engine import mesh as parallel
 from m4.moe.layer import MoE
+from m4.moe.options import MoEOptions
 from m4.sharding import compiler_options
 from m4.types import Routing
 
@@ -29,8 +30,8 @@ def setup(case):
     for devices in {1, case["cores"] if host else 1}:
         variants[f"dense_{devices}"] = _dense(case, arrays, dtype, devices)
     split = case["split"] if host else 1
-    for strategy in case["strategies"]:
-        variants[strategy], facts[strategy] = _layer(case, arrays, dtype, strategy, split)
+    for engine in case["engines"]:
+        variants[engine], facts[engine] = _layer(case, arrays, dtype, engine, split)
     if case["gate"]:
         variants["gated"] = _gated(case, arrays, dtype)
         x = jnp.asarray(arrays["x"])
@@ -69,8 +70,8 @@ def _dense(case, arrays, dtype, devices):
     return _timed(step.lower(*args).compile(compiler_options(mesh)), args)
 
 
-def _layer(case, arrays, dtype, strategy, split):
-    """The layer without its gate: dispatch, experts, combine; gradients of all inputs."""
+def _layer(case, arrays, dtype, engine, split):
+    """The layer without its gate: engine and experts; gradients of all inputs."""
     arrays = arrays | {"w1": np.ascontiguousarray(arrays["w1"].swapaxes(1, 2))}
     mesh = _mesh(split)
     axes = parallel.Axes(tokens=(), fsdp=None, tensor=None)
@@ -90,7 +91,8 @@ def _layer(case, arrays, dtype, strategy, split):
     def loss(x_ND, weights_NK, params, chosen):
         empty = jnp.zeros((x_ND.shape[0], 0))
         routing = Routing(chosen, weights_NK, empty, empty, jnp.ones(x_ND.shape[0], bool))
-        y_ND, dropped = apply(x_ND, routing, params, strategy=strategy, activation=jax.nn.relu)
+        y_ND, lost_NK = apply(x_ND, routing, params, experts.Functions(jax.nn.relu), engine=engine)
+        dropped = jnp.zeros(()) if lost_NK is None else lost_NK.mean()
         return jnp.mean(jnp.square(y_ND.astype(jnp.float32))), dropped
 
     params = experts.ExpertParams(*(arrays[n].astype(dtype) for n in ("w1", "b1", "w2", "b2")))
@@ -116,14 +118,15 @@ def _layer(case, arrays, dtype, strategy, split):
 
 def _gated(case, arrays, dtype):
     """The whole Linen layer with its gate and top-k, on one device."""
-    layer = MoE(
+    options = MoEOptions(
         num_experts=case["experts"],
         top_k=case["top_k"],
         hidden=case["hidden"],
         gate=case["gate"],
         activation="relu",
-        dispatch=case["strategies"][0],
+        engine=case["engines"][0],
     )
+    layer = MoE(options)
     x = jnp.asarray(arrays["x"], dtype)
     given = {"valid_N": jnp.ones(x.shape[0], bool), "train": False}
     variables = jax.jit(lambda: layer.init(jax.random.key(0), x, **given))()

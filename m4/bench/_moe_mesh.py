@@ -16,7 +16,7 @@ from m4.moe.engine import mesh as parallel
 from m4.types import Routing
 
 
-def compile_layer(mesh, case, *, exchange, strategy, slack=1.25, overflow="drop"):
+def compile_layer(mesh, case, *, exchange, engine, slack=1.25, overflow="drop"):
     """Forward + backward of the layer without its gate, compiled for the mesh from shapes alone.
 
     `case` has tokens (of all devices), dim, hidden, top_k, experts and dtype.
@@ -38,10 +38,10 @@ def compile_layer(mesh, case, *, exchange, strategy, slack=1.25, overflow="drop"
         parallel.apply_experts,
         mesh=mesh,
         exchange=exchange,
-        strategy=strategy,
+        functions=experts.Functions(jax.nn.relu),
+        engine=engine,
         slack=slack,
         overflow=overflow,
-        activation=jax.nn.relu,
     )
 
     def loss(x_ND, weights_NK, params, experts_NK):
@@ -87,7 +87,7 @@ def main(options: str) -> None:
     for num_experts in args.experts:
         case = vars(args) | {"experts": num_experts}
         for exchange in ("all_to_all", "all_gather"):
-            compiled = compile_layer(mesh, case, exchange=exchange, strategy="dropless")
+            compiled = compile_layer(mesh, case, exchange=exchange, engine="dropless")
             found = [c for c in _program.collectives(compiled) if not c[1].endswith("[]")]
             print(f"\nE={num_experts}, data {data} x expert {devices}, {exchange}")
             for kind, shapes, size in found:

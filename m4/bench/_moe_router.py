@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from m4 import sharding
 from m4.bench.worker import serve
-from m4.moe import declare, routers
+from m4.moe import route, routers
 from m4.resolve import resolve
 
 
@@ -31,21 +31,21 @@ def bound(case, x_ND, devices=1):
 
 
 def router(case, gate, x_ND, devices=1):
-    """What dispatch needs: the chosen experts and their weights."""
+    """What the engine needs: the chosen experts and their weights."""
     function = resolve(gate, "m4.moe.gates")
     dims = {"D": case["dim"], "E": case["experts"], "R": 8, "Q": 0, "G": 1}
     params = {
         name: init(jax.random.key(i), shape)
-        for i, (name, (shape, init)) in enumerate(declare.parameters(function, dims).items())
+        for i, (name, (shape, init)) in enumerate(route.parameters(function, dims).items())
     }
     valid_N = jnp.ones(case["tokens"], bool)
 
-    def route(x_ND, params):
-        logits_NE = declare.call(function, x_ND, options={}, **params)
+    def choose(x_ND, params):
+        logits_NE = route.call(function, x_ND, options={}, **params)
         chosen = routers.top_k(logits_NE, valid_N, k=case["top_k"])
         return chosen.experts, chosen.weights
 
-    return _timed(route, devices, x_ND, params)
+    return _timed(choose, devices, x_ND, params)
 
 
 def _timed(function, devices, x_ND, params):

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     try:
         for num_experts in args.experts:
             rows += measure(workers, case_of(args, num_experts), args.repeats)
-            _print_rows(rows[-len(args.strategy) :], header=len(rows) == len(args.strategy))
+            _print_rows(rows[-len(args.engine) :], header=len(rows) == len(args.engine))
     finally:
         for worker in workers.values():
             worker.close()
@@ -94,7 +94,7 @@ def _parser():
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--top_k", type=int, default=2)
     parser.add_argument("--experts", type=numbers, default=[8, 64, 256])
-    parser.add_argument("--strategy", type=lambda s: s.split(","), default=["auto"])
+    parser.add_argument("--engine", type=lambda s: s.split(","), default=["auto"])
     parser.add_argument("--part", default="layer", choices=["layer", "router"])
     parser.add_argument("--gate", default="", help="also time the layer with this gate, and it")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -129,7 +129,7 @@ def case_of(args: argparse.Namespace, num_experts: int) -> dict[str, Any]:
     split = args.split or choose_split(case["tokens"] * args.top_k / num_experts, args.cores)
     return case | {
         "experts": num_experts,
-        "strategies": args.strategy,
+        "engines": args.engine,
         "split": split if num_experts % split == 0 else 1,
         "malloc": MALLOC[args.malloc],
     }
@@ -162,7 +162,7 @@ def _start(args):
 
 
 def measure(workers: dict[str, Worker], case: dict[str, Any], repeats: int) -> list[dict]:
-    """One row per strategy: ratios, spread, memory, rate."""
+    """One row per engine: ratios, spread, memory, rate."""
     about = {name: worker.ask(case=case) for name, worker in workers.items()}
     owner = {variant: name for name in about for variant in about[name]["variants"]}
     _check_losses(about, case)
@@ -173,7 +173,7 @@ def measure(workers: dict[str, Worker], case: dict[str, Any], repeats: int) -> l
     clock = "cpu" if case["cores"] == 1 else "wall"
     times = {variant: [r[variant][clock] for r in rounds] for variant in owner}
     dense = min((v for v in owner if v.startswith("dense_")), key=lambda v: min(times[v]))
-    return [_row(strategy, times, dense, about, case, clock) for strategy in case["strategies"]]
+    return [_row(engine, times, dense, about, case, clock) for engine in case["engines"]]
 
 
 def router_rows(args: argparse.Namespace) -> list[dict]:
@@ -216,25 +216,25 @@ def _check_losses(about, case):
         raise RuntimeError(f"the variants do not compute the same: losses {losses}")
 
 
-def _row(strategy, times, dense, about, case, clock):
+def _row(engine, times, dense, about, case, clock):
     def ratio(to):
         if to not in times:
             return None
-        return statistics.median(a / b for a, b in zip(times[strategy], times[to], strict=True))
+        return statistics.median(a / b for a, b in zip(times[engine], times[to], strict=True))
 
-    over_dense = [a / b for a, b in zip(times[strategy], times[dense], strict=True)]
+    over_dense = [a / b for a, b in zip(times[engine], times[dense], strict=True)]
     model_flops = 12 * case["tokens"] * case["top_k"] * case["dim"] * case["hidden"]
-    row = {"experts": case["experts"], "strategy": strategy, "ratio_dense": ratio(dense)}
+    row = {"experts": case["experts"], "engine": engine, "ratio_dense": ratio(dense)}
     row |= {f"ratio_{rival}": ratio(rival) for rival in RIVALS}
-    row |= about["jax"]["facts"][strategy]
+    row |= about["jax"]["facts"][engine]
     row |= {
         "ratio_dense_spread": [min(over_dense), max(over_dense)],
-        "ratio_dense_minimum": min(times[strategy]) / min(times[dense]),
-        "seconds": statistics.median(times[strategy]),
+        "ratio_dense_minimum": min(times[engine]) / min(times[dense]),
+        "seconds": statistics.median(times[engine]),
         "dense_seconds": statistics.median(times[dense]),
-        "flops_per_second": model_flops / statistics.median(times[strategy]),
+        "flops_per_second": model_flops / statistics.median(times[engine]),
         "dense_flops_per_second": model_flops / statistics.median(times[dense]),
-        "repeats": len(times[strategy]),
+        "repeats": len(times[engine]),
         "clock": clock,
         "load_average": os.getloadavg()[0],
         "versions": {name: a.get("jax") or a.get("version") for name, a in about.items()},
@@ -255,8 +255,8 @@ def _row(strategy, times, dense, about, case, clock):
 
 
 def growth(rows: list[dict]) -> float:
-    """Least-squares slope of log(time per row) over log(E), of the first strategy."""
-    first = [row for row in rows if row["strategy"] == rows[0]["strategy"]]
+    """Least-squares slope of log(time per row) over log(E), of the first engine."""
+    first = [row for row in rows if row["engine"] == rows[0]["engine"]]
     x = [math.log(row["experts"]) for row in first]
     y = [math.log(row["seconds"] / row["case"]["tokens"]) for row in first]
     return statistics.linear_regression(x, y).slope
@@ -265,13 +265,13 @@ def growth(rows: list[dict]) -> float:
 def _print_rows(rows, header):
     if header:
         print(
-            "experts split strategy               dense  [min-max]      loop  sorted  GFLOP/s  peak"
+            "experts split engine               dense  [min-max]      loop  sorted  GFLOP/s  peak"
         )
     for row in rows:
         low, high = row["ratio_dense_spread"]
         rivals = [f"{row[f'ratio_{r}']:7.2f}" if row[f"ratio_{r}"] else "      -" for r in RIVALS]
         print(
-            f"{row['experts']:7d} {row['split']:5d} {row['strategy']:20s} {row['ratio_dense']:7.2f}"
+            f"{row['experts']:7d} {row['split']:5d} {row['engine']:20s} {row['ratio_dense']:7.2f}"
             f"  [{low:.2f}-{high:.2f}] {' '.join(rivals)} {row['flops_per_second'] / 1e9:8.1f}"
             f" {row['peak_bytes'] / 2**20:5.0f}M",
             flush=True,
@@ -291,11 +291,11 @@ def plot(rows: list[dict], file: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
-    for strategy in dict.fromkeys(row["strategy"] for row in rows):
-        own = [row for row in rows if row["strategy"] == strategy]
+    for engine in dict.fromkeys(row["engine"] for row in rows):
+        own = [row for row in rows if row["engine"] == engine]
         x = [row["experts"] for row in own]
-        axes.plot(x, [row["ratio_dense"] for row in own], marker="o", label=strategy)
-    own = [row for row in rows if row["strategy"] == rows[0]["strategy"]]
+        axes.plot(x, [row["ratio_dense"] for row in own], marker="o", label=engine)
+    own = [row for row in rows if row["engine"] == rows[0]["engine"]]
     for rival in RIVALS:
         points = [
             (row["experts"], row["ratio_dense"] / row[f"ratio_{rival}"])

@@ -18,11 +18,11 @@ from m4 import atomic, methods
 from m4 import config as configs
 from m4.config import code
 from m4.errors import ConfigError, UserError
-from m4.interop import convert, files
+from m4.interop import convert, state_dicts
 from m4.modes import eval as eval_mode
 from m4.nn.torch_table import Layout
 from m4.run import trained
-from m4.run.model import Setup, make_setup
+from m4.run.setup import Setup, make_setup
 from m4.run.workspace import prepare, use_cache
 from m4.train import workdir
 from m4.train.checkpoint import Checkpoints
@@ -144,9 +144,9 @@ def check(config: ml_collections.ConfigDict, job: Job) -> None:
 def import_(config: ml_collections.ConfigDict, job: Job) -> None:
     """Writes a work directory with the file's weights as its best checkpoint."""
     if not job.file.is_file():  # before data are built
-        files.read(job.file)
+        state_dicts.read(job.file)
     setup, layout, shapes = _setup(config, job)
-    tensors = files.read(job.file, root=layout.root)
+    tensors = state_dicts.read(job.file, root=layout.root)
     arrays = convert.to_m4(layout, tensors, _flat(shapes), str(job.file))
     params = traverse_util.unflatten_dict(arrays, sep="/")
     params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, shapes)
@@ -170,7 +170,7 @@ def export(config: ml_collections.ConfigDict, job: Job) -> None:
     setup, layout, _ = _setup(config, job)
     params = jax.device_get(eval_mode.best_params(config, setup, job.folder))
     tensors = convert.to_torch(layout, _flat(params))
-    files.write(job.file, tensors, sections=layout.sections)
+    state_dicts.write(job.file, tensors, sections=layout.sections)
     print(f"{len(tensors)} tensors in {job.file}")
     for pattern, why in layout.ignored.items():
         print(f"not written: {pattern}: {why}")

@@ -15,7 +15,7 @@ from m4 import sharding
 from m4.config import Flags
 from m4.errors import CheckpointError, DivergedError
 from m4.run import programs
-from m4.run.model import context, make_setup
+from m4.run.setup import context, make_setup
 from m4.run.workspace import prepare
 from m4.train.checkpoint import Checkpoints
 

@@ -17,7 +17,7 @@ from m4.eval.predictions import Predictions
 from m4.eval.report import words
 from m4.modes import report
 from m4.run import programs
-from m4.run.model import Model, Setup, context, make_setup
+from m4.run.setup import Model, Setup, context, make_setup
 from m4.run.workspace import open_split, owned, prepare, same_run, use_cache
 from m4.specs import DataSpec
 from m4.train import processes

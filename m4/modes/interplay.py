@@ -40,7 +40,7 @@ from m4.errors import ConfigError
 from m4.eval import evaluate, interplay
 from m4.modes import tim
 from m4.modes.eval import columns
-from m4.run.model import Setup, context, make_setup
+from m4.run.setup import Setup, context, make_setup
 from m4.run.workspace import open_split, prepare, use_cache
 
 PROBED = ("binary", "multiclass")

@@ -39,7 +39,7 @@ from m4.eval.report import words
 from m4.modes import eval as eval_mode
 from m4.modes import predict as predict_mode
 from m4.run import programs, trained
-from m4.run.model import Model, context, make_model
+from m4.run.setup import Model, context, make_model
 from m4.run.workspace import owned, use_cache
 from m4.specs import DataSpec
 from m4.train import processes

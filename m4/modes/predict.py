@@ -22,7 +22,7 @@ from m4.data.store import Store
 from m4.eval.predictions import Predictions
 from m4.modes import eval as eval_mode
 from m4.run import meds_predictions as meds
-from m4.run.model import context
+from m4.run.setup import context
 from m4.run.workspace import owned
 from m4.specs import DataSpec
 from m4.train import processes

@@ -31,7 +31,7 @@ from m4.errors import ConfigError, DataError
 from m4.eval import evaluate, results, tim
 from m4.modes.eval import columns
 from m4.nn.pretrained import wrapper
-from m4.run.model import Setup, context, make_optimiser, make_setup
+from m4.run.setup import Setup, context, make_optimiser, make_setup
 from m4.run.workspace import prepare, use_cache
 from m4.train import step as steps
 

@@ -23,7 +23,7 @@ from m4.errors import ConfigError, SaveError
 from m4.eval import results
 from m4.modes import eval as eval_mode
 from m4.run import programs, trained
-from m4.run.model import Setup, context, make_setup
+from m4.run.setup import Setup, context, make_setup
 from m4.run.workspace import open_split, owned, prepare, same_run, use_cache
 from m4.train import guard, loop, preemption, processes, telemetry, watchdog, workdir
 from m4.train.checkpoint import Checkpoints

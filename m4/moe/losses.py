@@ -1,29 +1,43 @@
-"""Balance losses and regularisers on a routing: returned unweighted, invalid tokens excluded.
+"""Balance losses and regularisers on a routing, and the statistics of what it did.
 
-A loss is a function `(routing, *, ...) -> f32[]` to be minimised. What it names is passed to it:
+A loss is a function `(routing, *, ...) -> f32[]` to be minimised; it is returned unweighted, and
+invalid tokens do not count. What it names is passed to it:
 `modality_N` with `num_modalities`, `task_N` with `num_tasks`, learned parameters of the router
 (`bias_E`), and `gate_N` with `allowed_GE`: which gate scored each token and which experts that
 gate may use (one gate unless every modality has its own).
 
-Letters: N tokens, E experts, K chosen experts, G gates, M modalities, L labels.
+Letters: N tokens, E experts, K chosen experts, G gates, M modalities, L labels, B rows.
 """
 
 import jax
 import jax.numpy as jnp
 
-from m4.moe.engine.slots import assignments
+from m4 import maths
+from m4.maths import entropy as entropy_of
 from m4.types import Array, Routing
+
+MAX_COACTIVATION = 512  # experts, above which [E, E] would be too much to fetch with every batch
 
 # --- load -------------------------------------------------------------------------------------
 
 
+def tally(routing: Routing, group_N: Array, num: int, amount: Array | None = None) -> Array:
+    """Assignments per group of tokens (below `num`) and expert, f32[num, E].
+
+    `amount`, of the shape of `routing.experts`, is summed instead of counted.
+    """
+    group_N = jnp.asarray(group_N)
+    if routing.tokens is None:
+        group = group_N[:, None]
+    else:
+        group = jnp.take(group_N, routing.tokens, mode="clip")
+    zeros = jnp.zeros((num, routing.probs.shape[-1]))
+    return zeros.at[group, routing.experts].add(1.0 if amount is None else amount, mode="drop")
+
+
 def importance(routing: Routing, *, gate_N: Array, allowed_GE: Array) -> Array:
     """CV^2 of the summed weights per expert (Shazeer et al. 2017, eq. 6-7), summed over gates."""
-    token_A, expert_A, weight_A = assignments(routing)
-    importance_GE = jnp.zeros(allowed_GE.shape)
-    importance_GE = importance_GE.at[jnp.take(gate_N, token_A, mode="clip"), expert_A].add(
-        weight_A, mode="drop"
-    )
+    importance_GE = tally(routing, gate_N, allowed_GE.shape[0], routing.weights)
     return jnp.sum(cv_squared(importance_GE, allowed_GE))
 
 
@@ -32,7 +46,7 @@ def load(routing: Routing, *, gate_N: Array, allowed_GE: Array) -> Array:
 
     0 where the routing carries no load estimate: evaluation, or a router without noise.
     """
-    if getattr(routing, "load", None) is None:
+    if routing.load is None:
         return jnp.zeros(())
     return jnp.sum(cv_squared(jnp.zeros(allowed_GE.shape).at[gate_N].add(routing.load), allowed_GE))
 
@@ -51,11 +65,9 @@ def switch(routing: Routing) -> Array:
 
     f is the share of assignments (no gradient), P the mean router distribution.
     """
-    _, expert_A, _ = assignments(routing)
-    num_experts = routing.probs.shape[-1]
-    share_E = jnp.zeros(num_experts).at[expert_A].add(1.0, mode="drop")
-    share_E = share_E / jnp.maximum(share_E.sum(), 1.0)
-    return num_experts * jnp.sum(share_E * _mean_probs(routing))
+    count_E = tally(routing, jnp.zeros_like(routing.valid, int), 1)[0]
+    share_E = count_E / jnp.maximum(count_E.sum(), 1.0)
+    return count_E.size * jnp.sum(share_E * _mean_probs(routing))
 
 
 def loss_free(routing: Routing, *, bias_E: Array, gate_N: Array, allowed_GE: Array) -> Array:
@@ -65,9 +77,7 @@ def loss_free(routing: Routing, *, bias_E: Array, gate_N: Array, allowed_GE: Arr
     it with u = learning rate * weight. Under Adam the step is about the learning rate times an
     average of the recent signs, whatever the weight.
     """
-    token_A, expert_A, _ = assignments(routing)
-    load_GE = jnp.zeros(allowed_GE.shape).at[jnp.take(gate_N, token_A, mode="clip"), expert_A]
-    load_GE = load_GE.add(1.0, mode="drop")
+    load_GE = tally(routing, gate_N, allowed_GE.shape[0])
     mean_G1 = jnp.sum(load_GE, -1, keepdims=True) / jnp.sum(allowed_GE, -1, keepdims=True)
     push_GE = jnp.sign(load_GE - mean_G1) * allowed_GE
     # bias_E is [G, E], or [G, E / G] where every gate has its own block of experts.
@@ -191,13 +201,83 @@ def pattern_cross_entropy(routing: Routing, *, pattern_N: Array) -> Array:
     return -jnp.sum(log_N) / jnp.maximum(counted_N.sum(), 1)
 
 
-# --- arithmetic ---------------------------------------------------------------------------------
+# --- statistics ---------------------------------------------------------------------------------
 
 
-def entropy_of(probs: Array) -> Array:
-    """-sum p log p over the last dimension in nats, with 0 log 0 = 0 and gradient 0 there."""
-    safe = jnp.where(probs > 0.0, probs, 1.0)
-    return -jnp.sum(safe * jnp.log(safe), -1)
+def statistics(
+    routing: Routing,
+    lost_NK: Array | None,
+    *,
+    modality_N: Array,
+    num_modalities: int,
+    train: bool,
+    num_rows: int | None = None,
+    task_N: Array | None = None,
+    num_tasks: int = 0,
+) -> dict[str, Array]:
+    """Counts, shares and scalars, at a cost of a few passes over [N, E]; no gradient.
+
+    'load' and 'importance' f32[E] are shares of assignments and weights; 'entropy' (nats) and
+    'margin' (probability of the best choice minus that of the second) means over valid tokens;
+    'dropped' is the share of assignments in `lost_NK`; 'by_modality' f32[M, E] and, in evaluation,
+    'by_row' f32[B, M, E] count assignments; the scalars of `maths.balance` say how even the counts
+    are (where there are none, as if they were). What needs whole data sets is computed from
+    'by_row' on the host, in `m4.eval.specialisation`.
+
+    Raises ValueError unless the tokens divide into `num_rows` rows.
+    """
+    num_tokens, num_experts = routing.probs.shape
+    by_token = routing.tokens is None and routing.combine is None
+    by_modality = tally(routing, modality_N, num_modalities)
+    count_E, num_valid = by_modality.sum(0), jnp.maximum(routing.valid.sum(), 1)
+    weight_E = tally(routing, jnp.zeros(num_tokens, int), 1, routing.weights)[0]
+    stats = {
+        "load": count_E / jnp.maximum(count_E.sum(), 1.0),
+        "importance": weight_E / jnp.maximum(weight_E.sum(), 1e-30),
+        "entropy": jnp.sum(entropy_of(routing.probs)) / num_valid,
+        "margin": jnp.sum(_margin(routing, by_token)) / num_valid,
+        "dropped": jnp.zeros(()),
+        "by_modality": by_modality,
+    } | maths.balance(jnp.where(count_E.sum() > 0, count_E, 1.0))
+    groups = {"modality": (modality_N, num_modalities)}
+    if task_N is not None:
+        groups["task"] = task_N, num_tasks
+    if num_rows is not None and not train:
+        if num_tokens % num_rows:
+            raise ValueError(f"{num_tokens} tokens cannot be {num_rows} rows of equal length")
+        row_N = jnp.arange(num_tokens) // (num_tokens // num_rows)
+        groups["row"] = row_N, num_rows
+        both = tally(routing, row_N * num_modalities + modality_N, num_rows * num_modalities)
+        stats["by_row"] = both.reshape(num_rows, num_modalities, -1)
+        if by_token and num_experts <= MAX_COACTIVATION:
+            stats["coactivation"] = _coactivation(routing)
+    if lost_NK is not None:
+        lost_NK = lost_NK.astype(jnp.float32)
+        stats["dropped"] = lost_NK.sum() / jnp.maximum(count_E.sum(), 1.0)
+        for name, (index_N, num) in groups.items():
+            stats[f"dropped_by_{name}"] = tally(routing, index_N, num, lost_NK).sum(-1)
+    return jax.lax.stop_gradient(stats)
+
+
+def _margin(routing, by_token):
+    """Of the first two choices if there are two: a search over all E would double the cost."""
+    if by_token and routing.experts.shape[-1] > 1:
+        chosen_N2 = jnp.minimum(routing.experts[:, :2], routing.probs.shape[-1] - 1)
+        best_N2 = jnp.take_along_axis(routing.probs, chosen_N2, axis=-1)
+    else:
+        best_N2 = jax.lax.top_k(routing.probs, min(2, routing.probs.shape[-1]))[0]
+    return best_N2[:, 0] - best_N2[:, -1]
+
+
+def _coactivation(routing):
+    """How many tokens visit both experts, f32[E, E]; the diagonal counts visits."""
+    num_experts = routing.probs.shape[-1]
+    first_NKK, second_NKK = routing.experts[:, :, None], routing.experts[:, None, :]
+    pairs = jnp.zeros((num_experts, num_experts))
+    return pairs.at[first_NKK, second_NKK].add(1.0, mode="drop")
+
+
+# --- shared by the losses -----------------------------------------------------------------------
 
 
 def _mean_probs(routing):

@@ -1,13 +1,24 @@
 """What a configuration says of a mixture-of-experts layer: the section `method.moe`.
 
 A method hands it to the layer whole, so a new option is a field here and a line where it acts.
+
+Letters as in `m4.moe.route`.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import jax
+import jax.numpy as jnp
 from flax.core import FrozenDict
+
+from m4.moe import route
+from m4.moe.product_keys import ProductKeys
+from m4.resolve import resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +30,7 @@ class MoEOptions:
     """
 
     gate: str = "laplace"  # scores
-    router: str = "top_k"  # choice
+    router: str = "top_k"  # choice; 'product_keys' has experts of its own (`.product_keys`)
     share: Literal["joint", "permod", "disjoint"] = "joint"  # of one gate, or one per modality
     num_experts: int = 16
     top_k: int = 2  # experts that a token visits
@@ -46,6 +57,11 @@ class MoEOptions:
     overflow: Literal["exact", "drop"] = "exact"  # what becomes of rows that fit in no bucket
     replicas: int = 0  # hot experts that every device of a mesh runs for its own tokens
 
+    def __post_init__(self) -> None:
+        """Freezes the options of gate and router, so that a layer can be hashed."""
+        for name in ("gate_options", "router_options"):
+            object.__setattr__(self, name, FrozenDict(getattr(self, name)))
+
 
 @dataclasses.dataclass(frozen=True)
 class SoftOptions:
@@ -64,3 +80,162 @@ class SoftOptions:
     gate_options: Mapping[str, Any] = FrozenDict()
     inputs: Literal["raw", "unit"] = "raw"  # tokens that slots mix: as they are, as Soft-MoE's
     # authors do, or of length 1, as M4oE's release does
+
+
+# --- what can be said before any data are read ----------------------------------------------------
+
+ROOMS = {  # of what a field names: file in m4/moe, its positional arguments that are not learned
+    "gate": ("gates", ("x_ND",)),
+    "outer_gate": ("gates", ("x_ND",)),
+    "router": ("routers", ("logits_NE", "valid_N")),
+    "losses": ("losses", ("routing",)),
+    "activation": ("experts", ("x",)),
+    "output": ("experts", ("x",)),
+}
+LEAST = {"num_shared": 0, "replicas": 0}  # of whole numbers; of all others 1
+
+
+def known(field: str) -> tuple[str, ...]:
+    """Names that a field (a key of `ROOMS`) can have: the public functions of that kind."""
+    room, positional = ROOMS[field]
+    module = importlib.import_module(f"m4.moe.{room}")
+    return tuple(
+        name
+        for name, function in vars(module).items()
+        if inspect.isfunction(function)
+        and function.__module__ == module.__name__
+        and not name.startswith("_")
+        and _positional(function) == positional
+    )
+
+
+def problems(
+    options: MoEOptions | SoftOptions, losses: Sequence[str] = (), num_modalities: int | None = None
+) -> list[str]:
+    """Everything about a layer that cannot work, each in one line that begins with its field.
+
+    Such as "gate='laplas': unknown; did you mean laplace?" or "top_k=9 must be in [1, 8] experts";
+    empty if all is well. Nothing is computed: gate and router are traced with arrays without
+    values. `losses` are those that the method asks for; without `num_modalities` (the modalities
+    that the method routes) what depends on it is not checked.
+    """
+    found = [*_choices(options), *_names(options, losses)]
+    if isinstance(options, SoftOptions):  # the same gate, before the router 'soft'
+        shared = ("gate", "num_experts", "rank", "gate_options")
+        options = MoEOptions(router="soft", **{f: getattr(options, f) for f in shared}, top_k=1)
+    if found:
+        return found
+    try:
+        _trace(options, num_modalities, losses)
+    except route.MissingInput as error:
+        if not any(
+            route.shape_of(n)[:1] == "N" for n in str(error).split()
+        ):  # the method's to give
+            found.append(str(error))
+    except (ValueError, TypeError) as error:
+        found.append(str(error))
+    return [" ".join(text.removeprefix("moe.").split()) for text in found]
+
+
+def _choices(options) -> Iterator[str]:
+    """Values that their fields do not have, and numbers out of range."""
+    hints = get_type_hints(type(options))
+    for field in dataclasses.fields(options):
+        name, value = field.name, getattr(options, field.name)
+        allowed = [c for hint in (hints[name], *get_args(hints[name])) for c in _literal(hint)]
+        if type(None) in get_args(hints[name]):
+            if value is None:
+                continue
+            hints[name] = get_args(hints[name])[0]
+        if allowed and value not in allowed:
+            yield f"{name}={value!r}: unknown; {_nearest(value, allowed)}"
+        elif hints[name] is int:
+            if isinstance(value, bool) or not isinstance(value, int):
+                yield f"{name}={value!r} must be a whole number"
+            elif value < LEAST.get(name, 1):
+                yield f"{name}={value} must be at least {LEAST.get(name, 1)}"
+        elif hints[name] is float and not value > 0:
+            yield f"{name}={value} must be positive"
+    if getattr(options, "replicas", 0) > options.num_experts:
+        yield f"replicas={options.replicas} must be at most num_experts={options.num_experts}"
+
+
+def _literal(hint):
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def _nearest(name, allowed):
+    close = difflib.get_close_matches(str(name), map(str, allowed), 1)
+    return f"did you mean {close[0]}?" if close else "choose one of " + ", ".join(map(str, allowed))
+
+
+def _names(options, losses) -> Iterator[str]:
+    """Names of nothing."""
+    named = [(f, getattr(options, f, None)) for f in ROOMS if f != "losses"]
+    for field, name in named + [("losses", name) for name in losses]:
+        if name is None or (field, name) == ("router", "product_keys"):
+            continue
+        try:
+            resolve(name, f"m4.moe.{ROOMS[field][0]}")
+        except (ValueError, ImportError) as error:
+            more = ("product_keys",) if field == "router" else ()
+            hint = f"unknown; {_nearest(name, known(field) + more)}"
+            hint = str(error) if ":" in name else hint
+            yield f"{field}={name!r}: {hint}"
+
+
+def _positional(function) -> tuple[str, ...]:
+    hints = get_type_hints(function, include_extras=True)
+    return tuple(
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+        and get_origin(hints.get(name)) is not Annotated
+    )
+
+
+def _trace(options, num_modalities, losses):
+    """Gate, router and losses on arrays without values, for what they raise."""
+    if options.router == "product_keys":
+        keys, x_ND = ProductKeys.of(options, losses), jnp.ones((8, 4))
+        jax.eval_shape(lambda: keys.init(jax.random.key(0), x_ND, jnp.ones(8, bool)))
+        return
+    own = (num_modalities or 1) if options.share == "disjoint" else 1
+    num, width, reach = 8, 4, route.reach(options.num_experts, options.top_k, own)
+    parts = route.Parts.of(
+        options.gate,
+        options.router,
+        options.outer_gate,
+        options.gate_options,
+        options.router_options,
+    )
+    dims = {"D": width, "E": reach * options.num_slots, "R": options.rank, "Q": width}
+    declared = parts.declared(dims | {"G": options.num_groups})
+    params = {
+        part: {
+            name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, (shape, _) in arrays.items()
+        }
+        for part, arrays in declared.items()
+    }
+    whole_N, valid_N = jax.ShapeDtypeStruct((num,), jnp.int32), jax.ShapeDtypeStruct((num,), bool)
+    tokens = dict.fromkeys(("modality_N", "slot_N", "pattern_N", "task_N", "gate_N"), whole_N)
+    tokens |= {
+        name: jax.ShapeDtypeStruct((num, width), jnp.float32) for name in ("x_ND", "query_NQ")
+    }
+    others = {"num_modalities": num_modalities or 1, "num_rows": 1, "num_experts": reach}
+    others |= {"num_groups": options.num_groups, "k": options.top_k, "train": False, "num_tasks": 1}
+
+    def run(params, valid_N, tokens):
+        routing = parts.route(params, valid_N, route.Inputs(tokens, others))
+        if options.share != "joint" and (routing.tokens is not None or routing.combine is not None):
+            raise ValueError("share must be 'joint': this router cannot have several gates")
+        given = {"allowed_GE": jnp.ones((1, reach), bool), **others, **tokens}
+        given |= {n: a[None] for n, a in params["router"].items()}
+        for name in losses:
+            try:
+                route.call(resolve(name, "m4.moe.losses"), routing, **given)
+            except ValueError as error:
+                raise type(error)(f"losses: {error}") from None
+        return routing
+
+    jax.eval_shape(run, params, valid_N, tokens)

@@ -1,12 +1,12 @@
 """Routers: log-affinities -> which experts see which tokens, and with what weights.
 
 A router is a function `(logits_NE, valid_N, *, k, ...)`. Further arguments are inputs of the
-layer or options; those annotated with an initialiser are learned (see `m4.moe.declare`).
+layer or options; those annotated with an initialiser are learned (see `m4.moe.route`).
 
-Token-choice routers return a `Routing`: K experts per token. Invalid tokens get expert E (which
-does not exist), weight 0 and no gradient; a score of -inf forbids an expert, and a token with
-fewer than K allowed experts fills up with E. In the slot routers at the end, `expert_choice` and
-`soft`, experts own slots and tokens compete for them; `m4.moe.engine.slots` runs them.
+It returns a `Routing`, which `routing_to` makes: K experts per token. Invalid tokens get expert E
+(which does not exist), weight 0 and no gradient; a score of -inf forbids an expert, and a token
+with fewer than K allowed experts fills up with E. In `expert_choice` and `soft` experts own places
+or slots, and tokens compete for them.
 
 `normalise` says what the weights are, with s = exp(logits):
 - 'after':  s / sum of s over the chosen K (Shazeer et al. 2017);
@@ -19,7 +19,7 @@ Letters: N tokens, D width, E experts, K chosen experts, G groups, J experts per
 T tokens per row, C tokens per expert, P slots per expert.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +27,15 @@ from einops import rearrange
 from flax import linen as nn
 
 from m4.maths import largest, softmax
-from m4.moe import selection
-from m4.moe.engine.slots import ExpertChoice
-from m4.moe.selection import Normalise
-from m4.types import Array, Routing, SoftRouting
+from m4.types import Array, Routing
 
+Normalise = Literal["auto", "after", "before", "none"]
 Zeros = Annotated[Array, nn.initializers.zeros]
 
 
 def top_k(logits_NE: Array, valid_N: Array, *, k: int, normalise: Normalise = "auto") -> Routing:
     """The K best experts of every token; ties go to the lower index."""
-    return selection.routing_to(largest(logits_NE, k), logits_NE, valid_N, normalise)
+    return routing_to(largest(logits_NE, k), logits_NE, valid_N, normalise)
 
 
 def noisy_top_k(
@@ -65,8 +63,8 @@ def noisy_top_k(
     sigma_NE = jax.nn.softplus(jnp.matmul(x_ND, noise_DE, precision="highest")) + floor
     noisy_NE = logits_NE + sigma_NE * noise_NE
     experts_NK = largest(noisy_NE, k)
-    routing = selection.routing_to(experts_NK, logits_NE, valid_N, normalise, scores_NE=noisy_NE)
-    load_NE = selection.smooth_load(logits_NE, noisy_NE, sigma_NE, valid_N, k=k)
+    routing = routing_to(experts_NK, logits_NE, valid_N, normalise, scores_NE=noisy_NE)
+    load_NE = smooth_load(logits_NE, noisy_NE, sigma_NE, valid_N, k=k)
     return routing.replace(load=load_NE)
 
 
@@ -91,7 +89,7 @@ def group_limited(
     groups_NK = largest(jax.nn.logsumexp(best, axis=-1), groups_kept)
     kept_NG = (groups_NK[:, :, None] == jnp.arange(num_groups)).any(1)
     within_NE = jnp.where(kept_NG[..., None], logits_NGJ, -jnp.inf).reshape(logits_NE.shape)
-    return selection.routing_to(largest(within_NE, k), logits_NE, valid_N, normalise)
+    return routing_to(largest(within_NE, k), logits_NE, valid_N, normalise)
 
 
 def hierarchical(
@@ -119,13 +117,13 @@ def hierarchical(
     groups_NK = largest(outer_NG, groups_kept)
     kept_NKJ = jnp.take_along_axis(logits_NGJ, groups_NK[..., None], axis=1)
     inner_NKI = jax.lax.top_k(jax.lax.stop_gradient(kept_NKJ), num_inner)[1]
-    weights_NKI = selection.weigh(outer_NG, groups_NK, normalise)[..., None] * selection.weigh(
+    weights_NKI = _weigh(outer_NG, groups_NK, normalise)[..., None] * _weigh(
         kept_NKJ, inner_NKI, normalise
     )
     allowed_NKI = jnp.take_along_axis(kept_NKJ, inner_NKI, axis=-1) != -jnp.inf
     experts_NKI = groups_NK[..., None] * logits_NGJ.shape[-1] + inner_NKI
     probs_NGJ = softmax(outer_NG)[..., None] * softmax(logits_NGJ)
-    return selection.assemble(
+    return _assemble(
         rearrange(experts_NKI, "n k i -> n (k i)"),
         rearrange(weights_NKI, "n k i -> n (k i)"),
         rearrange(probs_NGJ, "n g j -> n (g j)"),
@@ -140,11 +138,11 @@ def loss_free(
 ) -> Routing:
     """Top-k of logits + bias, weighted by the logits (loss-free balancing, arXiv 2408.15664).
 
-    The bias gets no gradient from the task; `balance.loss_free` moves it against the load.
+    The bias gets no gradient from the task; `losses.loss_free` moves it against the load.
     Departure: the bias is added to the log-affinity, so that it means the same for every gate.
     """
     experts_NK = largest(logits_NE + bias_E, k)
-    return selection.routing_to(experts_NK, logits_NE, valid_N, normalise)
+    return routing_to(experts_NK, logits_NE, valid_N, normalise)
 
 
 def sinkhorn(
@@ -163,8 +161,8 @@ def sinkhorn(
     """
     plan_NE = logits_NE
     if train:
-        plan_NE = selection.sinkhorn(logits_NE, valid_N, num_iterations=num_iterations)
-    return selection.routing_to(largest(plan_NE, k), logits_NE, valid_N, normalise)
+        plan_NE = balanced_plan(logits_NE, valid_N, num_iterations=num_iterations)
+    return routing_to(largest(plan_NE, k), logits_NE, valid_N, normalise)
 
 
 def modality_pattern(
@@ -173,12 +171,12 @@ def modality_pattern(
     """The expert of the row's presence pattern, then the K - 1 best others.
 
     The assignment that Flex-MoE's S-router describes: pattern c belongs to expert c mod E. (Its
-    release only nudges the router there with `balance.pattern_cross_entropy`.) `pattern_N` is
+    release only nudges the router there with `losses.pattern_cross_entropy`.) `pattern_N` is
     an input of the layer.
     """
     own_NE = (pattern_N % logits_NE.shape[-1])[:, None] == jnp.arange(logits_NE.shape[-1])
     experts_NK = largest(jnp.where(own_NE, jnp.inf, logits_NE), k)
-    return selection.routing_to(experts_NK, logits_NE, valid_N, normalise)
+    return routing_to(experts_NK, logits_NE, valid_N, normalise)
 
 
 def expert_choice(
@@ -189,7 +187,7 @@ def expert_choice(
     num_rows: int | None = None,
     compete: Literal["batch", "row"] = "batch",
     normalise: Normalise = "auto",
-) -> ExpertChoice:
+) -> Routing:
     """Every expert takes its C = ceil(T K / E) best tokens (arXiv 2202.09368).
 
     The affinity is the softmax over experts, and so is the weight ('auto', 'before'); 'none'
@@ -213,8 +211,10 @@ def expert_choice(
     tokens_EC = rearrange(taken_BEC + first_B[:, None, None], "b e c -> e (b c)")
     real_EC = rearrange(bids_BEC > -jnp.inf, "b e c -> e (b c)")
     weights_EC = jnp.take_along_axis(scores_NE.T, tokens_EC, axis=-1)
-    return ExpertChoice(
+    expert_E1 = jnp.arange(num_experts, dtype=jnp.int32)[:, None]
+    return Routing(
         tokens=jnp.where(real_EC, tokens_EC, num_tokens).astype(jnp.int32),
+        experts=jnp.where(real_EC, expert_E1, num_experts),
         weights=jnp.where(real_EC, weights_EC, 0.0),
         probs=probs_NE,
         logits=logits_NE,
@@ -222,7 +222,7 @@ def expert_choice(
     )
 
 
-def soft(logits_NE: Array, valid_N: Array, *, num_rows: int, num_experts: int) -> SoftRouting:
+def soft(logits_NE: Array, valid_N: Array, *, num_rows: int, num_experts: int) -> Routing:
     """Every slot is a mean of its row's tokens, every token a mean of slots (Soft-MoE).
 
     arXiv 2308.00951: dispatch = softmax over tokens, combine = softmax over slots. The gate
@@ -233,14 +233,121 @@ def soft(logits_NE: Array, valid_N: Array, *, num_rows: int, num_experts: int) -
     valid_BT11 = rearrange(valid_N, "(b t) -> b t 1 1", b=num_rows)
     open_BTEP = jnp.where(valid_BT11, logits_BTEP, -jnp.inf)
     flat_BTS = rearrange(open_BTEP, "b t e p -> b t (e p)")
-    return SoftRouting(
+    combine_BTEP = softmax(flat_BTS).reshape(open_BTEP.shape)
+    share_NE = rearrange(combine_BTEP.sum(-1), "b t e -> (b t) e")
+    return Routing(
+        experts=jnp.where(valid_N[:, None], jnp.arange(num_experts), num_experts),
+        weights=share_NE,
+        probs=share_NE,
+        logits=rearrange(jax.nn.logsumexp(logits_BTEP, axis=-1), "b t e -> (b t) e"),
+        valid=valid_N,
         dispatch=softmax(open_BTEP, axis=1),
-        combine=softmax(flat_BTS).reshape(open_BTEP.shape),
-        logits=logits_BTEP,
+        combine=combine_BTEP,
     )
+
+
+# --- what routers share -------------------------------------------------------------------------
 
 
 def _blocks(logits_NE, num_groups):
     if logits_NE.shape[-1] % num_groups:
         raise ValueError(f"{logits_NE.shape[-1]} experts cannot form {num_groups} equal groups")
     return rearrange(logits_NE, "n (g j) -> n g j", g=num_groups)
+
+
+def routing_to(
+    experts_NK: Array,
+    logits_NE: Array,
+    valid_N: Array,
+    normalise: Normalise,
+    *,
+    scores_NE: Array | None = None,
+) -> Routing:
+    """The `Routing` to given experts, weighted by `scores_NE` (default: the logits)."""
+    scores_NE = logits_NE if scores_NE is None else scores_NE
+    return _assemble(
+        experts_NK,
+        _weigh(scores_NE, experts_NK, normalise),
+        softmax(scores_NE),
+        logits_NE,
+        valid_N,
+        allowed_NK=jnp.take_along_axis(scores_NE, experts_NK, axis=-1) != -jnp.inf,
+    )
+
+
+def _weigh(scores: Array, chosen: Array, normalise: Normalise) -> Array:
+    """Weights [..., K] of the entries `chosen` i32[..., K] of `scores` [..., E]; 0 at -inf.
+
+    Raises ValueError for an unknown `normalise`.
+    """
+    if normalise not in get_args(Normalise):
+        raise ValueError(f"normalise={normalise!r} is not one of {get_args(Normalise)}")
+    if normalise == "auto":
+        normalise = "before" if chosen.shape[-1] == 1 else "after"
+    if normalise == "before":
+        return jnp.take_along_axis(softmax(scores), chosen, axis=-1)
+    kept = jnp.take_along_axis(scores, chosen, axis=-1)
+    return softmax(kept) if normalise == "after" else jnp.exp(kept)
+
+
+def _assemble(
+    experts_NK: Array,
+    weights_NK: Array,
+    probs_NE: Array,
+    logits_NE: Array,
+    valid_N: Array,
+    *,
+    allowed_NK: Array,
+) -> Routing:
+    """A `Routing` with expert E and weight 0 on invalid tokens and forbidden choices.
+
+    `allowed_NK` is computed as "not -inf" rather than "finite": a NaN score has to reach the
+    loss, where it is noticed, instead of silently routing nowhere.
+    """
+    real_NK = valid_N[:, None] & allowed_NK
+    return Routing(
+        experts=jnp.where(real_NK, experts_NK, logits_NE.shape[-1]).astype(jnp.int32),
+        weights=jnp.where(real_NK, weights_NK, 0.0),
+        probs=jnp.where(valid_N[:, None], probs_NE, 0.0),
+        logits=logits_NE,
+        valid=valid_N,
+    )
+
+
+def smooth_load(
+    logits_NE: Array, noisy_NE: Array, sigma_NE: Array, valid_N: Array, *, k: int
+) -> Array:
+    """Chance that a fresh draw of its own noise leaves each expert among the K, f32[N, E].
+
+    Shazeer et al. 2017, appendix A: Phi((a - u) / sigma) if the expert is chosen now, else
+    Phi((a - v) / sigma), with u and v the (K+1)-th and K-th largest noisy logits, the bar set by
+    the other experts. With K = E every allowed expert is certain.
+    """
+    allowed_NE = valid_N[:, None] & (logits_NE != -jnp.inf)
+    if k == logits_NE.shape[-1]:
+        return allowed_NE.astype(logits_NE.dtype)
+    top_NK = jax.lax.top_k(noisy_NE, k + 1)[0]
+    bar_NE = jnp.where(noisy_NE > top_NK[:, k:], top_NK[:, k:], top_NK[:, k - 1 : k])
+    open_NE = allowed_NE & (bar_NE != -jnp.inf)  # without a rival an expert is certain
+    margin_NE = jnp.where(open_NE, logits_NE, 0.0) - jnp.where(open_NE, bar_NE, 0.0)
+    chance_NE = jax.scipy.stats.norm.cdf(margin_NE / sigma_NE)
+    return jnp.where(open_NE, chance_NE, allowed_NE.astype(logits_NE.dtype))
+
+
+def balanced_plan(scores_NE: Array, valid_N: Array, *, num_iterations: int) -> Array:
+    """Logarithm of the balanced plan: valid rows sum to 1, columns to num_valid / E. No gradient.
+
+    Alternating normalisation in log space (Sinkhorn-Knopp), ending with the rows.
+    """
+    scores_NE = jax.lax.stop_gradient(jnp.where(valid_N[:, None], scores_NE, -jnp.inf))
+    target = jnp.log(jnp.maximum(valid_N.sum(), 1) / scores_NE.shape[-1])
+
+    def lse(plan, axis):
+        total = jax.nn.logsumexp(plan, axis=axis, keepdims=True)
+        return jnp.where(total == -jnp.inf, 0.0, total)
+
+    def iterate(plan_NE, _):
+        plan_NE = plan_NE - lse(plan_NE, 0) + target
+        return plan_NE - lse(plan_NE, 1), None
+
+    return jax.lax.scan(iterate, scores_NE, None, length=num_iterations)[0]

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from m4.moe import declare, experts, routers
-from m4.moe.engine import batched
-from m4.moe.losses import entropy_of
+from m4.maths import entropy
+from m4.moe import experts, route, routers
+from m4.moe.engine import slots as mixing
 from m4.moe.options import SoftOptions
-from m4.resolve import check_fields, resolve
+from m4.resolve import check_fields
 from m4.types import Array, MoeAux
 
 
@@ -58,7 +58,7 @@ class SoftSlots:
 
     def tokens(self) -> Array:
         """Every token's mix of slots, [B, S, T, D]."""
-        return jnp.einsum("bstep,bsepd->bstd", self.combine, self.outputs)
+        return mixing.mix(self.outputs, self.combine)
 
     def by_slot(self, norm: str = "expert_slot") -> Array:
         """Slot p belongs to task p: sum over experts only, [B, S, T, P, D]."""
@@ -107,22 +107,22 @@ class SoftExperts(nn.Module):
         dispatch, combine = split(soft.dispatch), split(soft.combine)
         combine = jnp.where(mask_BST[..., None, None], combine, 0.0)
         x_BSTD = unit(x_BSTD) if self.options.inputs == "unit" else x_BSTD
-        z_BSEPD = jnp.einsum("bstep,bstd->bsepd", dispatch, x_BSTD)
+        z_BSEPD = mixing.fill(x_BSTD, dispatch)
         z_BSEPD = z_BSEPD if slot_PD is None else z_BSEPD + slot_PD
         return SoftSlots(dispatch, combine, logits_BSTEP, self._run(z_BSEPD), mask_BST)
 
     def _score(self, x_BSTD) -> Array:
-        gate = resolve(self.options.gate, "m4.moe.gates")
+        gate = route.named("gate", self.options.gate, "gates")
         num_experts = self.options.num_experts
         dims = {"D": x_BSTD.shape[-1], "E": num_experts * self.num_slots, "R": self.options.rank}
         learned = {}
-        for argument, (shape, init) in declare.parameters(gate, dims).items():
-            name = f"gate_{declare.stem(argument)}"
+        for argument, (shape, init) in route.parameters(gate, dims).items():
+            name = f"gate_{route.stem(argument)}"
             learned[argument] = self.param(name, init, (self.num_stacks, *shape))
 
         def score(x_ND, params):
             options = self.options.gate_options
-            return declare.call(gate, x_ND, options=options, num_experts=dims["E"], **params)
+            return route.call(gate, x_ND, options=options, num_experts=dims["E"], **params)
 
         x_SND = rearrange(x_BSTD, "b s t d -> s (b t) d")
         if self.num_stacks == 1:
@@ -136,16 +136,11 @@ class SoftExperts(nn.Module):
     def _run(self, z_BSEPD) -> Array:
         """Every expert on its slots, in the dtype of the input."""
         o, (rows, width) = self.options, (z_BSEPD.shape[0], z_BSEPD.shape[-1])
-        shapes = experts.shapes(self.num_stacks * o.num_experts, width, o.hidden)
-        params = experts.ExpertParams(
-            **{name: self.param(name, experts.init(name), shape) for name, shape in shapes.items()}
-        )
+        params = experts.create(self, self.num_stacks * o.num_experts, width, o.hidden)
         slots, stacked = "b s e p d", "e (b s p) d" if self.num_stacks == 1 else "(s e) (b p) d"
         z_ECD = rearrange(z_BSEPD, f"{slots} -> {stacked}")
-        if o.dtype is not None:
-            z_ECD, params = jax.tree.map(lambda a: a.astype(o.dtype), (z_ECD, params))
-        y_ECD = batched.mlp(z_ECD, params, resolve(o.activation, "m4.moe.experts"))
-        y_ECD = y_ECD if o.output is None else resolve(o.output, "m4.moe.experts")(y_ECD)
+        functions = experts.Functions.named(o.activation, o.output)
+        y_ECD = functions.apply(z_ECD.astype(o.dtype or z_ECD.dtype), params)
         sizes = {"b": rows, "s": z_BSEPD.shape[1], "p": self.num_slots}
         return rearrange(y_ECD, f"{stacked} -> {slots}", **sizes).astype(z_BSEPD.dtype)
 
@@ -164,7 +159,7 @@ def stats(slots: SoftSlots, modality_T: np.ndarray, num_modalities: int, *, trai
     found = {
         "load": load_E,
         "importance": load_E,
-        "entropy": jnp.sum(entropy_of(share_BTE)) / num,
+        "entropy": jnp.sum(entropy(share_BTE)) / num,
         "dropped": jnp.zeros(()),
         "by_modality": by_row_BME.sum(0),
     }

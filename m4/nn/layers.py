@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from m4.maths import lowbias32
 from m4.types import Array
 
 Initializer = nn.initializers.Initializer
@@ -28,16 +29,6 @@ def lecun_init() -> Initializer:
     return nn.initializers.variance_scaling(
         1.0, "fan_in", "truncated_normal", in_axis=-2, out_axis=-1, batch_axis=(0,)
     )
-
-
-def uniform_init(fan_in: int) -> Initializer:
-    """U(-b, b), b = 1/sqrt(fan_in): PyTorch's default for linear maps, weights and biases."""
-    bound = fan_in**-0.5
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
 
 
 def xavier_init(scheme: str = "uniform", *, outputs: int | None = None) -> Initializer:
@@ -160,8 +151,8 @@ class Dropout(nn.Module):
 def uniform_bits(seed: Array, shape: tuple[int, ...]) -> Array:
     """u32 of a shape, from two random words: a hash of every element's index.
 
-    A bijection of 32 bits (`lowbias32` of Wellons' hash-prospector) before and after the second
-    word. Equal indices of two calls are independent as far as their seeds are.
+    A bijection of 32 bits before and after the second word. Equal indices of two calls are
+    independent as far as their seeds are.
     """
     index = jnp.zeros(shape, jnp.uint32)
     stride = 1
@@ -169,10 +160,4 @@ def uniform_bits(seed: Array, shape: tuple[int, ...]) -> Array:
         step = jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
         index += step * np.uint32(stride % 2**32)
         stride *= shape[dim]
-    return _mix(_mix(index ^ seed[0]) + seed[1])
-
-
-def _mix(x: Array) -> Array:
-    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
-    return x ^ (x >> 16)
+    return lowbias32(lowbias32(index ^ seed[0]) + seed[1])

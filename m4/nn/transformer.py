@@ -7,29 +7,12 @@ head, D model width, F hidden width.
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from m4.nn.layers import (
-    Dropout,
-    Initializer,
-    StackedDense,
-    StackedLayerNorm,
-    uniform_init,
-    xavier_init,
-)
+from m4.maths import softmax, torch_uniform
+from m4.nn.layers import Dropout, Initializer, StackedDense, StackedLayerNorm, xavier_init
 from m4.types import Array
-
-
-def masked_softmax(scores: Array, mask: Array) -> Array:
-    """Softmax over the last dimension among `mask`; all zeros (not NaN) where nothing is kept."""
-    scores = jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
-    # The result does not depend on it. Its gradient compares recomputed scores with their maximum:
-    # where rounding differs that is 0 / 0.
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
-    return weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
 
 
 def attend(
@@ -45,7 +28,7 @@ def attend(
         open_QL = bias_QL > -jnp.inf
         scores_BMHQL = scores_BMHQL + jnp.where(open_QL, bias_QL, 0.0)
         kept_BMHQL = kept_BMHQL & open_QL
-    weights_BMHQL = drop(masked_softmax(scores_BMHQL, kept_BMHQL))
+    weights_BMHQL = drop(softmax(scores_BMHQL, kept_BMHQL))
     return jnp.einsum("bmhql,bmlhc->bmqhc", weights_BMHQL.astype(v_BMLHc.dtype), v_BMLHc)
 
 
@@ -92,7 +75,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """[B, M, ..., D] -> the same shape."""
-        up, down = uniform_init(x.shape[-1]), uniform_init(self.hidden)
+        up, down = torch_uniform(x.shape[-1]), torch_uniform(self.hidden)
         h = StackedDense(self.hidden, self.num_stacks, up, up, name="up")(x)
         h = Dropout(self.dropout, deterministic=not train, name="drop")(self.activation(h))
         return StackedDense(x.shape[-1], self.num_stacks, down, down, name="down")(h)

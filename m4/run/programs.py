@@ -11,7 +11,7 @@ from m4.eval.evaluate import mask_modalities
 from m4.eval.predictions import SCORED_KINDS
 from m4.nn import segmentation
 from m4.nn.pretrained import wrapper
-from m4.run.model import Model, like
+from m4.run.setup import Model, like
 from m4.train.checkpoint import abstract
 from m4.train.precision import in_precision
 from m4.types import Batch

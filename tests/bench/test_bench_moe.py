@@ -54,7 +54,7 @@ def test_cases_are_the_same_everywhere_and_skew_skews():
 def test_growth_is_the_slope_of_time_per_row():
     # Four times the experts and rows, eight times the time: 2 per row, slope log 2 / log 4 = 0.5.
     rows = [
-        {"strategy": "auto", "experts": e, "seconds": s, "case": {"tokens": 16 * e}}
+        {"engine": "auto", "experts": e, "seconds": s, "case": {"tokens": 16 * e}}
         for e, s in ((64, 1.0), (256, 8.0))
     ]
     assert moe.growth(rows) == pytest.approx(0.5)
@@ -90,10 +90,10 @@ def test_rows_name_bound_rivals_and_memory(tmp_path, capsys):
     sizes = ["--tokens=64", "--dim=8", "--hidden=16", "--top_k=2", "--experts=4"]
     moe.main([*sizes, "--repeats=1", "--cores=1", f"--json={path}"])
     (row,) = json.loads(path.read_text())
-    assert (row["experts"], row["strategy"], row["dropped"]) == (4, "auto", 0.0)
+    assert (row["experts"], row["engine"], row["dropped"]) == (4, "auto", 0.0)
     assert row["ratio_dense"] > 0 and row["peak_bytes"] > 0
     assert {"ratio_torch_loop", "ratio_torch_sorted"} <= row.keys()
-    assert "experts split strategy" in capsys.readouterr().out
+    assert "experts split engine" in capsys.readouterr().out
 
 
 def test_the_router_is_timed_against_its_bound(tmp_path, capsys):
@@ -118,7 +118,7 @@ def test_the_checks_of_a_pod_on_virtual_devices(exchange, number):
     """What `m4.bench aot` checks passes here, and the number of exchanges is really counted."""
     mesh = jax.make_mesh((2, 4), ("data", "expert"), (AxisType.Auto,) * 2)
     case = {"experts": 8, "tokens": 256, "dim": 16, "hidden": 32, "top_k": 2, "dtype": "float32"}
-    program = _moe_mesh.compile_layer(mesh, case, exchange=exchange, strategy="dropless")
+    program = _moe_mesh.compile_layer(mesh, case, exchange=exchange, engine="dropless")
     row = _aot_case.examine(program, "8x64", (2, 4), 32, case)
     assert row["exchanges"] == number
     assert row["checks"]["exchanges"] == (number == 4)
@@ -137,7 +137,7 @@ def test_bytes_on_a_mesh_follow_the_documented_formula():
     mesh = jax.make_mesh((2, 4), ("data", "expert"), (AxisType.Auto,) * 2)
     case = {"experts": 8, "tokens": 256, "dim": 16, "hidden": 32, "top_k": 2, "dtype": "float32"}
     for exchange in ("all_to_all", "all_gather"):
-        program = _moe_mesh.compile_layer(mesh, case, exchange=exchange, strategy="dropless")
+        program = _moe_mesh.compile_layer(mesh, case, exchange=exchange, engine="dropless")
         sent = {}
         for kind, shapes, size in _program.collectives(program):
             if not shapes.endswith("[]"):

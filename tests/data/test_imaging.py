@@ -13,7 +13,7 @@ from m4.data.sets.imaging import embed
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 from m4.main import main
-from m4.run.model import make_setup
+from m4.run.setup import make_setup
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed (extra: images)")
 pytest.importorskip("openpyxl", reason="openpyxl is not installed (extra: images)")

@@ -12,7 +12,7 @@ from m4.data.sets import mosi, pam
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 from m4.main import main
-from m4.run.model import make_setup
+from m4.run.setup import make_setup
 
 ROOT = Path(__file__).parents[2]
 

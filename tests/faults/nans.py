@@ -17,7 +17,7 @@ import numpy as np
 
 from m4 import config as configs
 from m4 import sharding
-from m4.run.model import context, make_optimiser, make_setup
+from m4.run.setup import context, make_optimiser, make_setup
 from m4.run.workspace import prepare
 from m4.train import step as steps
 from tests.faults import config as smallest

@@ -7,9 +7,9 @@ import pytest
 from flax import traverse_util
 
 from m4 import config as configs
-from m4.interop import files
+from m4.interop import state_dicts
 from m4.interop.__main__ import fidelity_of, layout_of, main, names
-from m4.run.model import make_setup
+from m4.run.setup import make_setup
 from m4.run.workspace import prepare
 from tests.interop import shared
 
@@ -70,7 +70,7 @@ def test_round_trip_and_every_misfit(job, capsys):
     name, folder, theirs = job
     file, config = folder / "theirs.safetensors", f"--config={folder / 'c.py'}"
     extra = {n: np.zeros(size, np.float32) for n, size in DEAD[name].items()}
-    files.write(file, theirs | extra)
+    state_dicts.write(file, theirs | extra)
     out = folder / "w"
     assert run(name, "import", f"--torch={file}", config, f"--out={out}") == 0
     printed = capsys.readouterr().out
@@ -78,7 +78,7 @@ def test_round_trip_and_every_misfit(job, capsys):
     assert printed.count("not taken: 1 tensors") == len(extra)
     back = folder / "back.safetensors"
     assert run(name, "export", f"--torch={back}", f"--workdir={out}") == 0
-    found = files.read(back)
+    found = state_dicts.read(back)
     assert found.keys() == theirs.keys()
     for key, x in theirs.items():
         kept = found[key] != 0 if key in UNREAD else ...
@@ -89,7 +89,7 @@ def test_round_trip_and_every_misfit(job, capsys):
     del wrong[names[0]]
     wrong[names[1]] = np.zeros((2, 3), np.float32)
     wrong["extra.weight"] = np.zeros(4, np.float32)
-    files.write(file, wrong)
+    state_dicts.write(file, wrong)
     capsys.readouterr()
     assert run(name, "import", f"--torch={file}", config, f"--out={folder / 'no'}") == 3
     rows, columns = theirs[names[1]].shape

@@ -18,7 +18,7 @@ from m4.main import main as m4_main
 from m4.methods.fusemoe import torch_layout as fusemoe
 from m4.methods.fusemoe.released import ReleasedFuseMoE
 from m4.moe.options import MoEOptions
-from m4.run.model import make_setup
+from m4.run.setup import make_setup
 from m4.run.workspace import prepare
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests.interop import shared
@@ -150,9 +150,9 @@ def place(tmp_path_factory):
 def disk(monkeypatch, place):
     """Tensor files as a dictionary, so that neither torch nor safetensors is needed."""
     files: dict = {}
-    monkeypatch.setattr("m4.interop.files.read", lambda path, root="": dict(files[path.name]))
+    monkeypatch.setattr("m4.interop.state_dicts.read", lambda path, root="": dict(files[path.name]))
     monkeypatch.setattr(
-        "m4.interop.files.write", lambda path, x, sections: files.update({path.name: x})
+        "m4.interop.state_dicts.write", lambda path, x, sections: files.update({path.name: x})
     )
     (place / "theirs.pt").touch()
     return files

@@ -7,9 +7,10 @@ import pytest
 from flax.core import FrozenDict
 
 from m4 import resolve
+from m4.config import code
+from m4.moe.options import MoEOptions, SoftOptions
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
-from tests.methods import test_flexcare, test_flexmoe, test_fusemoe, test_m3h, test_m4oe
 
 MODALITIES = (
     ModalitySpec("vitals", "series", (3, 2)),
@@ -23,22 +24,18 @@ COUNTS = (1, 2, 6)
 GATES = resolve.public_names("m4.moe.gates")
 ROUTERS = resolve.public_names("m4.moe.routers")
 WITH_GROUPS = {
-    "group_limited": {"num_groups": 2, "routing_options": FrozenDict({"groups_kept": 1})},
+    "group_limited": {"num_groups": 2, "router_options": FrozenDict({"groups_kept": 1})},
     "hierarchical": {"num_groups": 2},
 }
-AUX = FrozenDict({"importance": 0.1, "load": 0.1})
-ROUTED = {
-    "fusemoe": lambda spec, **fields: test_fusemoe.small(
-        spec, router="joint", aux_weights=AUX, **fields
-    ),
-    "flexmoe": lambda spec, **fields: test_flexmoe.small(
-        spec, aux_weights=AUX.copy({"router": 0.1}), **fields
-    ),
-    "flexcare": lambda spec, **fields: test_flexcare.small(
-        spec, aux_weights=AUX.copy({"covariance": 0.1}), **fields
-    ),
-}
-OTHERS = {"m3h": test_m3h.small, "m4oe": test_m4oe.small}
+METHODS = {name: code.method_class(name) for name in code.method_names()}
+
+
+def having(options):
+    """The methods whose `moe` is of a kind."""
+    return [n for n, cls in METHODS.items() if isinstance(getattr(cls, "moe", None), options)]
+
+
+ROUTED, SOFT = having(MoEOptions), having(SoftOptions)
 # A soft mixture reads tokens alone: not whose they are, where they stand, or what is asked.
 NOT_SOFT = {"hash", "oracle", "task_additive"}
 
@@ -68,8 +65,10 @@ def trace(method):
 
 
 def routed(name, count, gate, router):
-    fields = {"num_experts": 10, "gate": gate, "routing": router} | WITH_GROUPS.get(router, {})
-    return ROUTED[name](spec(count), **fields)
+    cls = METHODS[name]
+    moe = {"num_experts": 10, "gate": gate, "router": router, "share": "joint"}
+    moe |= WITH_GROUPS.get(router, {})
+    return properties.small(cls, spec(count), moe=moe, aux_weights=cls.aux_weights)
 
 
 def choices():
@@ -96,16 +95,17 @@ def test_every_router_in_every_method(name, router):
         trace(routed(name, count, "laplace", router))
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", sorted({*METHODS} - {*ROUTED}))
 def test_any_number_of_modalities(name):
     for count in COUNTS:
-        trace(OTHERS[name](spec(count)))
+        trace(properties.small(METHODS[name], spec(count)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gate", GATES)
-def test_gates_of_soft_mixtures(gate):
-    method = test_m4oe.small(spec(2), gate=gate)
+@pytest.mark.parametrize("name", SOFT)
+def test_gates_of_soft_mixtures(name, gate):
+    method = properties.small(METHODS[name], spec(2), moe={"gate": gate})
     if gate in NOT_SOFT:
         with pytest.raises(ValueError, match=gate):
             trace(method)
@@ -125,3 +125,7 @@ def test_unusual_choices_learn(name, count, gate, router):
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     gate_grads = [g for name, g in grads["params"]["layer_0"].items() if name.startswith("gate_")]
     assert gate_grads and all(np.any(g) for g in gate_grads)
+
+
+def test_every_method_with_a_mixture_of_experts_is_here():
+    assert {"fusemoe", "flexmoe", "flexcare"} <= {*ROUTED} and SOFT == ["m4oe"]

@@ -15,7 +15,7 @@ from m4.main import main
 from m4.methods.flexcare.paper import PaperFlexCare
 from m4.moe.options import MoEOptions
 from m4.run import programs
-from m4.run.model import like, require_any_length
+from m4.run.setup import like, require_any_length
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.train import loop
 

@@ -7,7 +7,7 @@ from flax import traverse_util
 
 from m4 import config as configs
 from m4.nn.pretrained import bert, safetensors
-from m4.run.model import make_setup
+from m4.run.setup import make_setup
 from m4.run.workspace import prepare
 
 CONFIG = """

@@ -1,4 +1,4 @@
-"""Every strategy against a float64 loop over tokens, and what dropping means."""
+"""Every engine against a float64 loop over tokens, and what dropping means."""
 
 import functools
 import types
@@ -11,9 +11,8 @@ import pytest
 from m4.moe import experts
 from m4.moe.engine import dispatch
 from m4.moe.engine.dispatch import apply_experts
-from m4.moe.engine.grouped import Functions, Layout, grouped_mlp
-from m4.moe.engine.plan import make_plan, slots
-from m4.moe.experts import ExpertParams
+from m4.moe.engine.grouped import Layout, grouped_mlp, make_plan, slots
+from m4.moe.experts import ExpertParams, Functions
 from m4.types import Routing
 
 D, F, OUT = 6, 10, 5
@@ -73,21 +72,20 @@ ROUTINGS = {
 CASES = [(*shape, name) for shape, cases in ROUTINGS.items() for name in cases]
 
 
-def layer(strategy, factor=None, output=None):
-    """A function (x, weights, params, experts_NK) -> y_NO by the given strategy."""
+def layer(engine, capacity=None, output=None):
+    """A function (x, weights, params, experts_NK) -> y_NO by the given engine."""
 
     def run(x_ND, weights_NK, params, experts_NK):
         routing = make_routing(np.zeros(experts_NK.shape), params.w1.shape[0])
-        y_NO, dropped = apply_experts(
+        y_NO, _ = apply_experts(
             x_ND,
             routing.replace(experts=experts_NK, weights=weights_NK),
             params,
-            strategy=strategy,
-            capacity_factor=factor,
-            activation=jnp.tanh,
-            output=output,
+            Functions(jnp.tanh, output),
+            engine=engine,
+            capacity=capacity,
         )
-        return y_NO + 0 * dropped.astype(y_NO.dtype)
+        return y_NO
 
     return run
 
@@ -128,21 +126,21 @@ def test_dense_equals_a_loop_over_tokens(output):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "factor"),
+    ("engine", "capacity"),
     [
         ("dropless", 0.01),  # hardly any slots: nearly all rows go through the loop
         ("capacity_prioritised", 1e3),  # nothing is dropped
     ],
 )
 @pytest.mark.parametrize(("num_tokens", "k", "num_experts", "case"), CASES)
-def test_every_strategy_equals_dense(num_tokens, k, num_experts, case, strategy, factor):
+def test_every_engine_equals_dense(num_tokens, k, num_experts, case, engine, capacity):
     chosen = ROUTINGS[num_tokens, k, num_experts][case]
     output = experts.softmax if k == 2 else None
     with jax.enable_x64(True):
         params, routing = make_params(num_experts), make_routing(chosen, num_experts)
         args = make_x(num_tokens), routing.weights, params, jnp.asarray(chosen, jnp.int32)
         want = compiled(layer, "dense", None, output)(*args)
-        close(compiled(layer, strategy, factor, output)(*args), want, 1e-12)
+        close(compiled(layer, engine, capacity, output)(*args), want, 1e-12)
 
 
 @pytest.mark.parametrize("block", [1, 4, 64])
@@ -196,23 +194,46 @@ def test_capacity_serves_first_choices_in_token_order():
     np.testing.assert_array_equal(slots(plan, 2), [[2, 0], [1, 5]])
 
 
-def test_dropped_assignments_are_counted_and_contribute_nothing():
+def test_dropped_assignments_are_named_and_contribute_nothing():
     chosen = np.array([[0], [0], [0], [1], [2]])  # of 4 valid assignments, expert 2 is none
     routing, params = make_routing(chosen, 2), make_params(2, dtype=np.float32)
     x_ND = jnp.asarray(np.random.default_rng(3).normal(size=(5, D)), jnp.float32)
-    # Mean load 5/2, factor 0.8: two slots, so expert 0 serves two of its three tokens.
-    y_NO, dropped = apply_experts(
-        x_ND, routing, params, strategy="capacity", capacity_factor=0.8, activation=jnp.tanh
+    # Mean load 5/2, capacity 0.8: two slots, so expert 0 serves two of its three tokens.
+    y_NO, lost_NK = apply_experts(
+        x_ND, routing, params, Functions(jnp.tanh), engine="capacity", capacity=0.8
     )
-    assert float(dropped) == 0.25
+    np.testing.assert_array_equal(lost_NK[:, 0], [False, False, True, False, False])
     kept = routing.replace(experts=jnp.array([[0], [0], [2], [1], [2]]))
-    want, none = apply_experts(x_ND, kept, params, strategy="dense", activation=jnp.tanh)
+    want, none = apply_experts(x_ND, kept, params, Functions(jnp.tanh), engine="dense")
     np.testing.assert_allclose(y_NO, want, atol=1e-5)
-    assert float(none) == 0
+    assert none is None
 
 
-@pytest.mark.parametrize("strategy", ["dropless", "capacity"])
-def test_what_an_unrouted_token_holds_changes_no_bit(strategy):
+@pytest.mark.parametrize(
+    ("engine", "want"), [("capacity", [0, 0, 2, 2]), ("capacity_prioritised", [2, 2, 0, 0])]
+)
+def test_who_is_dropped(engine, want):
+    """Four tokens, all first to expert 0, second to 1; capacity 0.5 * 8 / 2 = 2.
+
+    Expert 0 serves tokens 0 and 1, expert 1 too; the others lose both assignments. With
+    priority the tokens of the largest best weight, 2 and 3, are served instead.
+    """
+    routing = make_routing([[0, 1]] * 4, 2)
+    weights = jnp.float32([[0.5, 0.5], [0.6, 0.4], [0.9, 0.1], [0.8, 0.2]])
+    x_ND, params = make_x(4, "float32"), make_params(2, dtype="float32")
+    _, lost_NK = apply_experts(
+        x_ND,
+        routing.replace(weights=weights),
+        params,
+        Functions(jnp.tanh),
+        engine=engine,
+        capacity=0.5,
+    )
+    np.testing.assert_array_equal(lost_NK.sum(1), want)
+
+
+@pytest.mark.parametrize("engine", ["dropless", "capacity"])
+def test_what_an_unrouted_token_holds_changes_no_bit(engine):
     chosen = ROUTINGS[23, 2, 7]["random"]
     routing, params, x_ND = (
         make_routing(chosen, 7),
@@ -221,7 +242,7 @@ def test_what_an_unrouted_token_holds_changes_no_bit(strategy):
     )
     junk_ND = jnp.where(routing.valid[:, None], x_ND, jnp.nan)
     clean, dirty = (
-        compiled(layer, strategy)(x, routing.weights, params, jnp.asarray(chosen, jnp.int32))
+        compiled(layer, engine)(x, routing.weights, params, jnp.asarray(chosen, jnp.int32))
         for x in (x_ND, junk_ND)
     )
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
@@ -242,7 +263,7 @@ def test_program_size_does_not_depend_on_the_number_of_experts():
         shapes = jax.eval_shape(lambda: make_params(num_experts, dtype=np.float32))
 
         def loss(x_ND, params):
-            return apply_experts(x_ND, routing, params, strategy="dropless", activation=jnp.tanh)[
+            return apply_experts(x_ND, routing, params, Functions(jnp.tanh), engine="dropless")[
                 0
             ].sum()
 
@@ -253,18 +274,19 @@ def test_program_size_does_not_depend_on_the_number_of_experts():
 
 
 def test_auto_never_drops_and_bad_options_are_named():
-    assert dispatch.choose_strategy(4, 4, jax.devices()[0]) == "dropless"
+    assert dispatch.choose_engine(4, 4, jax.devices()[0]) == "dropless"
     gpu = types.SimpleNamespace(platform="gpu")
-    assert dispatch.choose_strategy(4, 5, gpu) == "dense"
-    assert dispatch.choose_strategy(4, 6, gpu) == "dropless"
-    assert dispatch.choose_strategy(2, 64, jax.devices()[0]) == "dropless"
+    assert dispatch.choose_engine(4, 5, gpu) == "dense"
+    assert dispatch.choose_engine(4, 6, gpu) == "dropless"
+    assert dispatch.choose_engine(2, 64, jax.devices()[0]) == "dropless"
     routing, params = make_routing([[0]], 2), make_params(2, dtype="float32")
-    with pytest.raises(ValueError, match="strategy='fast'; choose one of auto"):
-        apply_experts(jnp.ones((1, D)), routing, params, strategy="fast", activation=jnp.tanh)
-    with pytest.raises(ValueError, match="'ragged' costs E times"):  # on a CPU
-        apply_experts(jnp.ones((1, D)), routing, params, strategy="ragged", activation=jnp.tanh)
-    with pytest.raises(ValueError, match="capacity_factor=-1"):
-        apply_experts(jnp.ones((1, D)), routing, params, capacity_factor=-1, activation=jnp.tanh)
+    apply = functools.partial(apply_experts, jnp.ones((1, D)), routing, params, Functions(jnp.tanh))
+    with pytest.raises(ValueError, match="moe.engine='fast'; choose one of auto"):
+        apply(engine="fast")
+    with pytest.raises(ValueError, match="moe.engine='ragged' costs E times"):  # on a CPU
+        apply(engine="ragged")
+    with pytest.raises(ValueError, match="moe.capacity=-1"):
+        apply(capacity=-1)
 
 
 @pytest.mark.parametrize("case", ROUTINGS[23, 2, 7])

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from m4.moe import declare, gates, soft
-from m4.resolve import public_names
+from m4.moe import gates, route, soft
+from m4.moe.options import known
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 X = np.array([[3.0, 4.0]], np.float32)
-NAMES = public_names("m4.moe.gates")
-LEARNED = [n for n in NAMES if declare.parameters(getattr(gates, n), dict.fromkeys("DERGQM", 2))]
+NAMES = known("gate")
+LEARNED = [n for n in NAMES if route.parameters(getattr(gates, n), dict.fromkeys("DERGQM", 2))]
 AXES_DE = np.array([[1.0, 0.0], [0.0, -1.0]], np.float32)  # experts (1, 0) and (0, -1)
 CENTRES_DE = np.array([[0.0, 3.0], [0.0, 0.0]], np.float32)  # (0, 0) and (3, 0): 5 and 4 away
 Z2 = np.zeros(2, np.float32)
@@ -35,7 +35,7 @@ def draw(name, num_tokens, width, num_experts, seed=0):
     x_ND = rng.normal(size=(num_tokens, width)).astype(np.float32)
     dims = {"D": width, "E": num_experts, "R": 4, "Q": 3}
     keys = jax.random.split(jax.random.key(seed), 8)
-    declared = declare.parameters(gate, dims).items()
+    declared = route.parameters(gate, dims).items()
     params = {a: init(k, shape) for k, (a, (shape, init)) in zip(keys, declared, strict=False)}
     given = {
         "num_experts": num_experts,

@@ -11,13 +11,13 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from m4.moe.layer import MoE
-from m4.resolve import public_names
+from m4.moe.options import MoEOptions, known
 from tests.moe.training import train_steps
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 B, T, D, M, E = 4, 6, 8, 3, 6
 N = B * T
-GATES, ROUTERS = public_names("m4.moe.gates"), public_names("m4.moe.routers")
+GATES, ROUTERS = known("gate"), known("router")
 OPTIONS = {"group_limited": {"groups_kept": 2}, "expert_choice": {"compete": "row"}}
 RNGS = {"params": jax.random.key(0), "gate": jax.random.key(1)}
 
@@ -34,6 +34,12 @@ def inputs(seed=0):
     return rng.normal(size=(N, D)).astype(np.float32), given
 
 
+def make(**fields):
+    """A layer from its own fields and those of its options."""
+    own = {f: fields.pop(f) for f in ("num_modalities", "out", "losses") if f in fields}
+    return MoE(MoEOptions(**fields), **own)
+
+
 def build(**fields):
     """Random parameters of a layer, its `apply`, and inputs."""
     router = fields.get("router", "top_k")
@@ -45,9 +51,9 @@ def build(**fields):
         "num_groups": 3,
         "num_slots": 2 if router == "soft" else 1,
         "router_options": FrozenDict(OPTIONS.get(router, {})),
-        "dispatch": "dense",
+        "engine": "dense",
     }
-    layer = MoE(**(defaults | fields))
+    layer = make(**(defaults | fields))
     x, given = inputs()
     static = {"num_rows": B, "num_tasks": 2}
     init = functools.partial(layer.init, train=True, **static)
@@ -59,7 +65,7 @@ def build(**fields):
 
 def test_parameter_tree_and_stats():
     variables, apply, x, given = build(
-        router="noisy_top_k", sharing="disjoint", losses=("importance", "load", "entropy")
+        router="noisy_top_k", share="disjoint", losses=("importance", "load", "entropy")
     )
     assert jax.tree.map(jnp.shape, variables["params"]) == {
         "gate_centre": (3, 8, 2),
@@ -83,7 +89,7 @@ def test_parameter_tree_and_stats():
 
 def test_expert_kernels_do_not_shrink_with_the_number_of_experts():
     """LeCun: the variance is 1 / D, whatever E. (Counting E as a field would give 1 / (E D).)"""
-    layer = MoE(num_experts=64, top_k=1, hidden=128)
+    layer = make(num_experts=64, top_k=1, hidden=128)
     init = jax.jit(functools.partial(layer.init, train=False))
     params = nn.unbox(init(jax.random.key(0), np.ones((2, 128)), valid_N=np.ones(2, bool)))
     for name, fan_in in {"w1": 128, "w2": 128}.items():
@@ -93,7 +99,7 @@ def test_expert_kernels_do_not_shrink_with_the_number_of_experts():
 @pytest.mark.parametrize("num_experts", [8, 128])
 def test_output_scale_does_not_depend_on_the_number_of_experts(num_experts):
     """Mixing k = 2 experts of independent outputs: between 1 / sqrt(2) and 1 of one expert's."""
-    layer = MoE(num_experts=num_experts, top_k=2, hidden=64, activation="relu", dispatch="dense")
+    layer = make(num_experts=num_experts, top_k=2, hidden=64, activation="relu", engine="dense")
     x = np.random.default_rng(0).normal(size=(256, 16)).astype(np.float32)
     given = {"valid_N": np.ones(256, bool)}
     y = jax.jit(lambda k: layer.init_with_output(k, x, **given, train=False))(jax.random.key(0))
@@ -107,8 +113,8 @@ def every_case():
     for router in ROUTERS:
         yield pytest.param({"gate": "linear", "router": router}, id=router)
     yield pytest.param({"router": "hierarchical", "top_k": 1}, id="hierarchical-1")
-    yield pytest.param({"sharing": "permod", "router": "noisy_top_k"}, id="permod")
-    yield pytest.param({"sharing": "disjoint", "gate": "gaussian"}, id="disjoint")
+    yield pytest.param({"share": "permod", "router": "noisy_top_k"}, id="permod")
+    yield pytest.param({"share": "disjoint", "gate": "gaussian"}, id="disjoint")
 
 
 UNTRAINED = ("uniform", "hash", "oracle", "fixed_random")
@@ -146,7 +152,7 @@ def test_masks_and_gradients(fields):
     if fields.get("gate") in UNTRAINED:
         assert not any(np.any(g) for g in learned.values())
     else:
-        learned.pop("router_bias", None)  # moved by balance.loss_free alone
+        learned.pop("router_bias", None)  # moved by losses.loss_free alone
         assert learned
         assert all(np.any(np.asarray(g) != 0) for g in learned.values()), learned
     empty = run(variables["params"], x, np.zeros(N, bool))
@@ -156,12 +162,12 @@ def test_masks_and_gradients(fields):
 
 def test_permod_is_a_gate_per_modality():
     """Equal to running each modality's tokens through a joint layer with its gate."""
-    variables, apply, x, given = build(sharing="permod")
+    variables, apply, x, given = build(share="permod")
     y, aux = apply(variables, x, **given, train=False)
     for m in range(M):
         params = dict(variables["params"])
         params["gate_centre"] = params["gate_centre"][m : m + 1]
-        layer = MoE(num_experts=E, top_k=2, hidden=5, dispatch="dense")
+        layer = make(num_experts=E, top_k=2, hidden=5, engine="dense")
         own = given["modality_N"] == m
         alone, alone_aux = layer.apply(
             {"params": params}, x, valid_N=given["valid_N"] & own, train=False
@@ -223,15 +229,18 @@ def test_loss_free_bias_balances():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"top_k": 7}, r"top_k=7 must be in \[1, 6\]"),
-        ({"top_k": 0}, r"top_k=0 must be in"),
-        ({"sharing": "disjoint", "top_k": 3}, r"top_k=3 must be in \[1, 2\]"),
-        ({"sharing": "disjoint", "num_experts": 7}, "7 experts cannot be split over 3 modalities"),
-        ({"sharing": "shared"}, "sharing='shared'; choose joint"),
-        ({"gate": "laplas"}, "m4.moe.gates has no 'laplas'; it has: linear"),
-        ({"losses": ("laod",)}, "m4.moe.losses has no 'laod'"),
-        ({"gate_options": FrozenDict(power=2)}, "laplace takes no option power"),
-        ({"router": "soft", "sharing": "permod"}, "cannot have one gate per modality"),
+        ({"top_k": 7}, r"moe.top_k=7 must be in \[1, 6\]"),
+        ({"top_k": 0}, r"moe.top_k=0 must be in"),
+        ({"share": "disjoint", "top_k": 3}, r"moe.top_k=3 must be in \[1, 2\]"),
+        (
+            {"share": "disjoint", "num_experts": 7},
+            "moe.num_experts=7 cannot be split over 3 modalities",
+        ),
+        ({"share": "shared"}, "moe.share='shared'; choose joint"),
+        ({"gate": "laplas"}, "moe.gate='laplas': m4.moe.gates has no 'laplas'"),
+        ({"losses": ("laod",)}, "moe.losses='laod': m4.moe.losses has no"),
+        ({"gate_options": FrozenDict(power=2)}, "moe.gate: laplace takes no option power"),
+        ({"router": "soft", "share": "permod"}, "moe.share must be 'joint'"),
     ],
 )
 def test_impossible_settings_are_refused(fields, message):
@@ -250,7 +259,7 @@ def outside_gate(x_ND, w_DE: Annotated[jax.Array, nn.initializers.ones]):
 
 
 def test_drops_by_modality_task_and_row_add_up():
-    variables, apply, x, given = build(dispatch="capacity", capacity_factor=0.5)
+    variables, apply, x, given = build(engine="capacity", capacity=0.5)
     _, aux = jax.jit(functools.partial(apply, train=False))(variables, x, **given)
     routed = 2 * given["valid_N"].sum()
     assert aux.stats["dropped"] > 0.1
@@ -293,17 +302,17 @@ def test_shared_experts_are_added_for_every_valid_token(output):
 
 @pytest.mark.slow
 def test_16384_experts_train():
-    """20 Adam steps through the default dispatch, with small experts."""
-    layer = MoE(num_experts=16_384, top_k=2, hidden=8, gate="laplace", router="noisy_top_k")
+    """20 Adam steps through the default engine, with small experts."""
+    layer = make(num_experts=16_384, top_k=2, hidden=8, gate="laplace", router="noisy_top_k")
     losses = train_steps(layer, width=64, num_tokens=2048, steps=20)
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
 
 
 ONE_GATE_EACH = [  # and the modality of each position in a row
-    ({"sharing": "permod", "router": "noisy_top_k"}, (0, 1, 2, 0, 1, 2)),
-    ({"sharing": "permod", "router": "hierarchical", "top_k": 1}, (2, 0, 0, 1, 0, 1)),
-    ({"sharing": "permod", "router": "sinkhorn", "gate": "linear"}, (1, 0, 0, 0, 0, 1)),
-    ({"sharing": "disjoint", "router": "loss_free", "gate": "cosine"}, (2, 0, 0, 1, 0, 1)),
+    ({"share": "permod", "router": "noisy_top_k"}, (0, 1, 2, 0, 1, 2)),
+    ({"share": "permod", "router": "hierarchical", "top_k": 1}, (2, 0, 0, 1, 0, 1)),
+    ({"share": "permod", "router": "sinkhorn", "gate": "linear"}, (1, 0, 0, 0, 0, 1)),
+    ({"share": "disjoint", "router": "loss_free", "gate": "cosine"}, (2, 0, 0, 1, 0, 1)),
 ]
 
 
@@ -333,7 +342,7 @@ def test_a_modality_known_to_the_program_changes_nothing(fields, order):
 def test_every_modality_draws_its_own_noise():
     """A key is split over the gates: equal tokens of two modalities get different noise."""
     variables, apply, x, given = build(
-        sharing="permod", gate="noisy_linear", losses=("z",), top_k=1, num_modalities=2
+        share="permod", gate="noisy_linear", losses=("z",), top_k=1, num_modalities=2
     )
     params = jax.tree.map(np.zeros_like, variables["params"])  # sigma = log 2, no signal
     given |= {"valid_N": np.ones(N, bool), "modality_N": np.arange(N) % 2}
@@ -345,7 +354,7 @@ def test_every_modality_draws_its_own_noise():
 @pytest.mark.parametrize("gate", ["linear", "laplace"])
 def test_the_size_of_the_program_does_not_depend_on_the_number_of_experts(gate):
     def size(num_experts):
-        layer = MoE(num_experts=num_experts, top_k=2, hidden=8, gate=gate, dispatch="dropless")
+        layer = make(num_experts=num_experts, top_k=2, hidden=8, gate=gate, engine="dropless")
         given = {"valid_N": jnp.ones(256, bool), "train": True}
         x_ND = jax.ShapeDtypeStruct((256, 4), jnp.float32)
         variables = jax.eval_shape(lambda x: layer.init(jax.random.key(0), x, **given), x_ND)

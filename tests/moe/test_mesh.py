@@ -15,8 +15,9 @@ from jax.sharding import PartitionSpec as P
 from m4 import sharding
 from m4.moe.engine import dispatch
 from m4.moe.engine import mesh as parallel
-from m4.moe.experts import ExpertParams
+from m4.moe.experts import ExpertParams, Functions
 from m4.moe.layer import MoE
+from m4.moe.options import MoEOptions
 from m4.types import Routing
 
 N, K, D, F, E = 64, 2, 8, 16, 16
@@ -43,19 +44,19 @@ def inputs(load="random", seed=0):
 
 
 def step(apply, x_ND, experts_NK, weights_NK, params):
-    """Loss, dropped share, and gradients in x, weights and params."""
+    """Loss, lost assignments (None: none), and gradients in x, weights and params."""
 
     def loss(x_ND, weights_NK, params):
         empty = jnp.zeros((N, E))
         routing = Routing(experts_NK, weights_NK, empty, empty, experts_NK[:, 0] < E)
         # The layers around the dispatch belong to the partitioner.
-        y_NO, dropped = apply(jnp.tanh(x_ND), routing, params, activation=jax.nn.gelu)
-        return jnp.mean((y_NO - 1) ** 2), dropped
+        y_NO, lost_NK = apply(jnp.tanh(x_ND), routing, params, Functions(jax.nn.gelu))
+        return jnp.mean((y_NO - 1) ** 2), lost_NK
 
-    (value, dropped), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(
+    (value, lost_NK), grads = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(
         x_ND, weights_NK, params
     )
-    return value, dropped, grads
+    return value, lost_NK, grads
 
 
 @functools.cache
@@ -68,21 +69,21 @@ def on_mesh(sizes, exchange, **options):
     params = jax.tree.map(lambda spec: NamedSharding(mesh, spec), axes.weights())
     shardings = (rows, rows, rows, params)
     apply = functools.partial(
-        parallel.apply_experts, mesh=mesh, exchange=exchange, strategy="dropless", **options
+        parallel.apply_experts, mesh=mesh, exchange=exchange, **({"engine": "dropless"} | options)
     )
-    out = (None, None, (rows, rows, params))
+    out = (None, rows, (rows, rows, params))
     jitted = jax.jit(functools.partial(step, apply), in_shardings=shardings, out_shardings=out)
     compiled = jitted.lower(*inputs()).compile()
     return lambda args: compiled(*jax.device_put(args, shardings)), compiled
 
 
 def one_device(args):
-    apply = functools.partial(dispatch.apply_experts, strategy="dense")
+    apply = functools.partial(dispatch.apply_experts, engine="dense")
     return jax.jit(functools.partial(step, apply))(*args)
 
 
 def assert_equal(got, want, tolerance=1e-6):
-    assert got[1] == want[1]
+    assert got[1] is want[1] is None
     for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
         error = np.abs(np.asarray(a) - np.asarray(b)).max()
         assert error <= tolerance * max(1, np.abs(np.asarray(b)).max()), (path, error)
@@ -109,7 +110,7 @@ def test_loss_and_gradients_equal_one_device(sizes, exchange):
 @pytest.mark.parametrize("exchange", ["all_to_all", "all_gather"])
 def test_replicas_of_hot_experts_change_nothing(exchange):
     """Experts 0 and 1 have all first choices of 'skewed'; of 'none' nobody is hot."""
-    run, compiled = on_mesh(MESHES[0][0], exchange, num_replicas=2)
+    run, compiled = on_mesh(MESHES[0][0], exchange, replicas=2)
     for load in ("random", "skewed", "none"):
         assert_equal(run(inputs(load)), one_device(inputs(load)))
     # What is fetched and summed back, w1 and w2, is 2 experts, not all 16 or a device's 4.
@@ -121,7 +122,7 @@ def test_replicas_of_hot_experts_change_nothing(exchange):
 def test_replicas_empty_the_buckets():
     """Dropping, the hot experts' rows overflow their device's bucket; replicated they do not."""
     lost = [
-        float(on_mesh(*MESHES[0], overflow="drop", num_replicas=r)[0](inputs("skewed"))[1])
+        on_mesh(*MESHES[0], overflow="drop", replicas=r)[0](inputs("skewed"))[1].sum()
         for r in (0, 2)
     ]
     assert lost[1] < 0.5 * lost[0]
@@ -185,43 +186,56 @@ def test_experts_are_never_gathered_and_never_rematerialised(fresh_compilation, 
         return set(re.findall(r"\w+\[[\d,]*\]", text)) & whole, capfd.readouterr().err
 
     ours = compile_with(functools.partial(parallel.apply_experts, mesh=mesh, exchange="all_to_all"))
-    control = compile_with(functools.partial(dispatch.apply_experts, strategy="dense"))
+    control = compile_with(functools.partial(dispatch.apply_experts, engine="dense"))
     assert not ours[0]
     assert message not in ours[1]
     assert control[0]
     assert message in control[1]
 
 
-def test_drops_are_counted():
+def test_drops_are_named():
     x, chosen, weights, params = inputs("skewed")
     run, _ = on_mesh(*MESHES[0], overflow="drop")
-    _, dropped, _ = run((x, chosen, weights, params))
-    lost = []
+    _, lost_NK, _ = run((x, chosen, weights, params))
+    over = []
     for part in chosen.reshape(8, -1):  # one device's assignments: 8 rows per destination
         valid = part[part < E]
-        over = np.maximum(np.bincount(valid // 4, minlength=4) - 8, 0).sum()
-        lost.append(over / max(len(valid), 1))
-    assert max(lost) > 0
-    np.testing.assert_allclose(dropped, np.mean(lost), rtol=1e-6)
+        over.append(np.maximum(np.bincount(valid // 4, minlength=4) - 8, 0).sum())
+    assert max(over) > 0
+    np.testing.assert_array_equal(np.asarray(lost_NK).reshape(8, -1).sum(1), over)
 
 
 def test_a_receiver_of_the_ragged_exchange_takes_from_uneven_senders_what_fits_in_all():
     x, chosen, weights, params = inputs("skewed")
     run, _ = on_mesh(MESHES[0][0], "ragged_all_to_all", overflow="drop")
-    _, dropped, _ = run((x, chosen, weights, params))
-    lost = []
+    _, lost_NK, _ = run((x, chosen, weights, params))
+    over = []
     for group in chosen.reshape(2, 4, -1):  # the 4 senders of one expert axis, 32 places each
         counts = np.stack([np.bincount(part[part < E] // 4, minlength=4) for part in group])
         sent = np.clip(32 - (np.cumsum(counts, axis=0) - counts), 0, counts)
-        lost += list(1 - sent.sum(1) / counts.sum(1))
-    assert max(lost) > 0
-    np.testing.assert_allclose(dropped, np.mean(lost), rtol=1e-6)
+        over += list((counts - sent).sum(1))
+    assert max(over) > 0
+    np.testing.assert_array_equal(np.asarray(lost_NK).reshape(8, -1).sum(1), over)
+
+
+@pytest.mark.parametrize(
+    "exchange", ["all_to_all", "ragged_all_to_all", "all_gather", "replicated"]
+)
+def test_what_a_full_expert_drops_is_named_and_contributes_nothing(exchange):
+    """Without the lost assignments the outputs are those of one device that drops nothing."""
+    x, chosen, weights, params = inputs("skewed")
+    run, _ = on_mesh(MESHES[0][0], exchange, engine="capacity", capacity=0.5)
+    loss, lost_NK, _ = run((x, chosen, weights, params))
+    assert 0 < lost_NK.sum() < (chosen < E).sum()
+    assert not lost_NK[chosen == E].any()
+    kept = np.where(lost_NK, E, chosen)
+    np.testing.assert_allclose(loss, one_device((x, kept, weights, params))[0], rtol=1e-5)
 
 
 def test_mesh_from_the_context_and_one_device_without_the_axis():
     x, chosen, weights, params = inputs()
     want = one_device((x, chosen, weights, params))
-    apply = functools.partial(parallel.apply_experts, strategy="dropless")
+    apply = functools.partial(parallel.apply_experts, engine="dropless")
     with jax.set_mesh(mesh_of(data=1)):
         got = jax.jit(functools.partial(step, apply))(x, chosen, weights, params)
     assert_equal(got, want)
@@ -230,7 +244,8 @@ def test_mesh_from_the_context_and_one_device_without_the_axis():
 @pytest.mark.parametrize("sizes", [{"data": 2, "expert": 4}, {"data": 3}, {"fsdp": 2, "expert": 2}])
 def test_the_layer_on_a_mesh_equals_the_layer_alone(sizes):
     """61 tokens divide by none of the meshes; gate and losses stay with the partitioner."""
-    layer = MoE(num_experts=8, top_k=2, hidden=12, dispatch="dropless", losses=("importance", "z"))
+    options = MoEOptions(num_experts=8, top_k=2, hidden=12, engine="dropless")
+    layer = MoE(options, losses=("importance", "z"))
     x_ND = jnp.asarray(np.random.default_rng(0).normal(size=(61, D)), jnp.float32)
     valid_N = jnp.arange(61) % 5 > 0
     params = nn.unbox(layer.init(jax.random.key(0), x_ND, valid_N=valid_N, train=False))
@@ -253,12 +268,12 @@ def test_what_cannot_be_split_is_refused():
     x, chosen, weights, params = jax.tree.map(jnp.asarray, inputs())
     empty = jnp.zeros((N, E))
     routing = Routing(chosen, weights, empty, empty, chosen[:, 0] < E)
-    apply = functools.partial(parallel.apply_experts, x, routing, activation=jnp.tanh)
-    with pytest.raises(ValueError, match="16 experts cannot be split over 3 devices"):
+    apply = functools.partial(parallel.apply_experts, x, routing, functions=Functions(jnp.tanh))
+    with pytest.raises(ValueError, match="moe.num_experts=16 cannot be split over 3 devices"):
         apply(params, mesh=mesh_of(expert=3))
-    with pytest.raises(ValueError, match="exchange='ring'"):
+    with pytest.raises(ValueError, match="moe.exchange='ring'"):
         apply(params, mesh=mesh_of(expert=2), exchange="ring")
-    with pytest.raises(ValueError, match=r"num_replicas=17 must be in \[0, 16\]"):
-        apply(params, mesh=mesh_of(expert=2), num_replicas=17)
+    with pytest.raises(ValueError, match=r"moe.replicas=17 must be in \[0, 16\]"):
+        apply(params, mesh=mesh_of(expert=2), replicas=17)
     with pytest.raises(ValueError, match="needs whole expert outputs"):
-        apply(params, mesh=mesh_of(tensor=2), output=jnp.tanh)
+        apply(params, mesh=mesh_of(tensor=2), functions=Functions(jnp.tanh, jnp.tanh))

@@ -1,11 +1,15 @@
 """Product keys against the full search, and the layer of single-neuron experts."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 from flax import linen as nn
 
-from m4.moe.product_keys import PEER, product_keys
+from m4.moe.layer import MoE
+from m4.moe.options import MoEOptions, problems
+from m4.moe.product_keys import product_keys
 from tests.moe.training import train_steps
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -32,7 +36,9 @@ def test_product_keys_find_the_best_of_all():
 
 
 def layer_and_inputs(**fields):
-    layer = PEER(**{"num_experts": 49, "top_k": 3, "num_heads": 2, "query_width": 8} | fields)
+    keys = {"num_heads": 2, "query_width": 8}
+    options = {"router": "product_keys", "num_experts": 49, "top_k": 3, "router_options": keys}
+    layer = MoE(MoEOptions(**options | fields), num_modalities=2)
     x = RNG.normal(size=(10, 6)).astype(np.float32)
     given = {"valid_N": np.arange(10) < 7, "modality_N": np.arange(10) % 2}
     variables = nn.unbox(layer.init(jax.random.key(0), x, **given, train=True))
@@ -40,9 +46,9 @@ def layer_and_inputs(**fields):
 
 
 def test_output_is_the_sum_of_neurons():
-    layer, variables, x, given = layer_and_inputs(activation="relu", num_modalities=2)
+    layer, variables, x, given = layer_and_inputs(activation="relu")
     y, aux = layer.apply(variables, x, **given, train=False)
-    p = variables["params"]
+    (p,) = variables["params"].values()
     query = np.einsum("nd,dhq->nhq", x, p["query"]["kernel"])
     mean, variance = query.mean(-1, keepdims=True), query.var(-1, keepdims=True)
     query = (query - mean) / np.sqrt(variance + 1e-6)
@@ -71,14 +77,36 @@ def test_every_parameter_gets_a_gradient_and_garbage_none(top_k):
     np.testing.assert_array_equal(by_x[7:], 0.0)
 
 
-def test_a_number_of_experts_that_is_no_square_is_refused():
-    with pytest.raises(ValueError, match="num_experts=50 must be a square, as 49"):
-        layer_and_inputs(num_experts=50)
+@pytest.mark.parametrize(
+    ("fields", "losses", "told"),
+    [
+        ({"num_experts": 50}, (), "num_experts=50 must be a square, as 49"),
+        ({"num_experts": 9, "top_k": 4}, (), r"top_k=4 must be in [1, 3], the sub-keys per side"),
+        ({"share": "permod"}, (), "share must be 'joint': product keys"),
+        ({}, ("importance",), "losses: the router product_keys has none, and no importance"),
+        ({"router_options": {"num_head": 2}}, (), "unexpected keyword argument 'num_head'"),
+    ],
+)
+def test_what_cannot_be_is_told_and_refused(fields, losses, told):
+    options = MoEOptions(**{"router": "product_keys", "num_experts": 49} | fields)
+    (found,) = problems(options, losses)
+    assert told in found
+    with pytest.raises((ValueError, TypeError), match=re.escape(told)):
+        x = np.ones((2, 4), np.float32)
+        MoE(options, losses=losses).init(jax.random.key(0), x, valid_N=x[:, 0] > 0, train=False)
+
+
+def test_all_is_well_by_default_options():
+    assert not problems(MoEOptions(router="product_keys", num_experts=49))
+    assert problems(MoEOptions(router="product_key")) == [
+        "router='product_key': unknown; did you mean product_keys?"
+    ]
 
 
 @pytest.mark.slow
 def test_a_million_experts_train():
-    losses = train_steps(
-        PEER(num_experts=2**20, top_k=8, num_heads=4), width=32, num_tokens=256, steps=20
+    options = MoEOptions(
+        router="product_keys", num_experts=2**20, top_k=8, router_options={"num_heads": 4}
     )
+    losses = train_steps(MoE(options), width=32, num_tokens=256, steps=20)
     assert losses[-1] < 0.9 * losses[0]

@@ -4,6 +4,7 @@ A hypothesis example is a batch of 250 draws of 8 tokens, routed in one compiled
 """
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -12,50 +13,68 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m4.moe import routers, selection, stats
+from m4.moe import options, route, routers
+from m4.moe.engine.dispatch import apply_experts
+from m4.moe.experts import ExpertParams, Functions
+from m4.types import Routing
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 DRAWS, N, E, G = 250, 8, 6, 3
 QUICK, MANY = 4, 60  # examples: 8,000 and 120,000 routed tokens for every router
 
 
-def extras(key):
-    """Per-token and shared inputs of the routers."""
-    keys = jax.random.split(key, 4)
-    return {
+DIMS = {"N": N, "D": 5, "E": E, "G": G, "R": 2, "Q": 3}
+
+
+def extras(name, key):
+    """What a router may name: arrays of the tokens (without signal: x is 0), and learned ones."""
+    keys = jax.random.split(key, 9)
+    learned = route.parameters(getattr(routers, name), DIMS)
+    given = {
+        "x_ND": jnp.zeros((N, DIMS["D"])),
         "noise_NE": jax.random.normal(keys[0], (N, E)),
         "outer_NG": jax.random.normal(keys[1], (N, G)),
         "pattern_N": jax.random.randint(keys[2], (N,), 0, 20),
-        "bias_E": jax.random.normal(keys[3], (E,)),
+        "modality_N": jnp.arange(N) % 3,
     }
+    drawn = {
+        n: jax.random.normal(k, shape)
+        for k, (n, (shape, _)) in zip(keys[3:], learned.items(), strict=False)
+    }
+    return given | drawn
 
 
-def noisy(logits, valid, x, *, k, normalise):
-    given = {"x_ND": jnp.zeros((N, E)), "noise_DE": jnp.zeros((E, E)), "noise_NE": x["noise_NE"]}
-    return routers.noisy_top_k(logits, valid, k=k, normalise=normalise, **given)
+def routed(name, logits, valid, x, *, k, normalise):
+    """By the router of that name, told it trains."""
+    names = inspect.signature(function := getattr(routers, name)).parameters
+    others = {"num_groups": G, "num_experts": E, "num_modalities": 3, "num_rows": 2, "train": True}
+    given = {"normalise": normalise}
+    if "groups_kept" in names:
+        given["groups_kept"] = 2 if names["groups_kept"].default is inspect.Parameter.empty else 1
+    options = {n: value for n, value in given.items() if n in names}
+    return route.call(function, logits, valid, options=options, k=k, **others, **x)
 
 
-def plain(name, *inputs, **options):
-    def route(logits, valid, x, *, k, normalise):
-        named = {i: x[i] for i in inputs}
-        function = getattr(routers, name)
-        return function(logits, valid, k=k, normalise=normalise, **named, **options)
+def chooses(name):
+    """Whether tokens choose experts: then the laws below are the router's."""
+    x = jax.eval_shape(functools.partial(extras, name), jax.random.key(0))
+    shapes = jax.ShapeDtypeStruct((N, E), jnp.float32), jax.ShapeDtypeStruct((N,), bool)
+    normalise = "auto"
+    r = jax.eval_shape(functools.partial(routed, name, k=2, normalise=normalise), *shapes, x)
+    return isinstance(r, Routing) and r.tokens is None and r.combine is None
 
-    return route
+
+ROUTERS = tuple(filter(chooses, options.known("router")))  # a new one is found here
 
 
-ROUTERS = {
-    "top_k": plain("top_k"),
-    "noisy_top_k": noisy,
-    "group_limited": plain("group_limited", num_groups=G, groups_kept=2),
-    "hierarchical": plain("hierarchical", "outer_NG", groups_kept=1),
-    "loss_free": plain("loss_free", "bias_E"),
-    "sinkhorn": plain("sinkhorn", train=True),
-    "modality_pattern": plain("modality_pattern", "pattern_N"),
-}
-BY_EXPERT = ("top_k", "noisy_top_k", "loss_free", "sinkhorn")  # no structure among experts
-BATCH_FREE = set(ROUTERS) - {"sinkhorn"}  # which balances over the batch when training
-PER_EXPERT = {"noise_NE": 1, "bias_E": 0}  # dimension of the experts
+def names(router, *inputs):
+    return bool(set(inputs) & set(inspect.signature(getattr(routers, router)).parameters))
+
+
+# A router may tell experts apart if it knows of groups or patterns; its tokens may matter to each
+# other if it knows that it trains.
+BY_EXPERT = {r for r in ROUTERS if not names(r, "num_groups", "outer_NG", "pattern_N")}
+BATCH_FREE = {r for r in ROUTERS if not names(r, "train")}
 
 
 def dense(r):
@@ -68,12 +87,12 @@ def total_law(r, logits, name, k, normalise):
     """Whether the weights of valid, routable tokens obey the law of `normalise`."""
     allowed = (r.experts < E).any(-1)
     total = r.weights.sum(-1)
-    if normalise == "none" and name != "hierarchical":
+    if normalise == "none" and not names(name, "outer_NG"):
         scores = jnp.where(jnp.isinf(logits), 0.0, jnp.exp(logits))
         picked = jnp.take_along_axis(scores, jnp.minimum(r.experts, E - 1), -1)
         empty = (r.experts == E) & (r.weights == 0)  # fewer than k allowed experts
         law = (jnp.isclose(r.weights, picked, rtol=1e-4) | empty).all(-1)
-    elif normalise == "after" and (name, k) != ("hierarchical", 1):
+    elif normalise == "after" and not (names(name, "outer_NG") and k == 1):
         law = jnp.abs(total - 1) < 1e-5
     else:
         law = total <= 1 + 1e-5
@@ -85,14 +104,14 @@ def clear_choice(logits, valid, k):
 
     Sums in another order flip near ties; with a single valid token the whole plan is one.
     """
-    plan = jnp.sort(selection.sinkhorn(logits, valid, num_iterations=8), axis=-1)
+    plan = jnp.sort(routers.balanced_plan(logits, valid, num_iterations=8), axis=-1)
     kept, left = plan[:, -k, None], plan[:, -k - 1, None]
     return ~valid[:, None] | (left == -jnp.inf) | (kept - left > 1e-3)
 
 
 @functools.cache
 def checker(name, k, normalise):
-    route = functools.partial(ROUTERS[name], k=k, normalise=normalise)
+    choose = functools.partial(routed, name, k=k, normalise=normalise)
 
     def one(key, scale, ties, forbid, share):
         k1, k2, k3, k4, k5, k6 = jax.random.split(key, 6)
@@ -101,12 +120,12 @@ def checker(name, k, normalise):
         barred = forbid & (jax.random.uniform(k2, (N, E)) < 0.5)
         logits = jnp.where(barred, -jnp.inf, logits)
         valid = jax.random.uniform(k3, (N,)) < share
-        x = extras(k4)
-        if name == "noisy_top_k":  # its scores, on which the weights depend
+        x = extras(name, k4)
+        if names(name, "noise_NE"):  # its scores, on which the weights depend
             law_logits = logits + (jax.nn.softplus(0.0) + 0.01) * x["noise_NE"]
         else:
             law_logits = logits
-        r = route(logits, valid, x)
+        r = choose(logits, valid, x)
         sorted_NK = jnp.sort(r.experts, -1)
         ok = {
             "weights are not negative": r.weights >= 0,
@@ -118,10 +137,11 @@ def checker(name, k, normalise):
             "no probability on invalid tokens": valid[:, None] | (r.probs == 0),
         }
         perm = jax.random.permutation(k5, N)
-        moved = {i: v[perm] if i != "bias_E" else v for i, v in x.items()}
-        other = route(logits[perm], valid[perm], moved)
-        clear_N1 = clear_choice(logits, valid, k) if name == "sinkhorn" else jnp.ones((N, 1), bool)
-        if name == "sinkhorn":
+        moved = {i: v[perm] if route.shape_of(i)[0] == "N" else v for i, v in x.items()}
+        other = choose(logits[perm], valid[perm], moved)
+        sure = name in BATCH_FREE
+        clear_N1 = jnp.ones((N, 1), bool) if sure else clear_choice(logits, valid, k)
+        if not sure:
             same = jnp.abs(dense(other) - dense(r)[perm]) <= 1e-4
             ok["tokens permute"] = same | ~clear_N1[perm]
         else:
@@ -129,17 +149,16 @@ def checker(name, k, normalise):
             ok["weights permute"] = jnp.abs(other.weights - r.weights[perm]) <= 1e-5 * scale_of(r)
         if name in BY_EXPERT:
             q = jax.random.permutation(k6, E)
-            moved = {
-                i: jnp.take(v, q, PER_EXPERT[i]) if i in PER_EXPERT else v for i, v in x.items()
-            }
-            same = jnp.abs(dense(route(logits[:, q], valid, moved)) - dense(r)[:, q])
+            at = {i: route.shape_of(i).find("E") for i in x}
+            moved = {i: v if at[i] < 0 else jnp.take(v, q, at[i]) for i, v in x.items()}
+            same = jnp.abs(dense(choose(logits[:, q], valid, moved)) - dense(r)[:, q])
             ok["experts permute"] = ties | (same <= 1e-4 * scale_of(r)) | ~clear_N1
         if name in BATCH_FREE:
             half = jnp.arange(N) < N // 2
-            mixed = route(jnp.where(half[:, None], logits, logits[::-1] + 1), valid | ~half, x)
+            mixed = choose(jnp.where(half[:, None], logits, logits[::-1] + 1), valid | ~half, x)
             ok["other tokens do not matter"] = (mixed.experts == r.experts) | ~half[:, None]
         coefficient = jax.random.normal(k6, r.weights.shape)
-        grad = jax.grad(lambda a: jnp.sum(route(a, valid, x).weights * coefficient))(logits)
+        grad = jax.grad(lambda a: jnp.sum(choose(a, valid, x).weights * coefficient))(logits)
         ok["gradients are finite"] = jnp.isfinite(grad)
         ok["invalid tokens have no gradient"] = valid[:, None] | (grad == 0)
         return {law: jnp.all(holds) for law, holds in ok.items()}
@@ -188,7 +207,7 @@ def test_router_laws_on_many_draws(name, k, normalise):
 
 
 @functools.cache
-def capacity_checker(strategy, factor):
+def capacity_checker(engine, factor):
     """Laws of a limited capacity, for choices of any skew with any number of tokens invalid."""
     capacity = int(np.ceil(factor * N * 2 / E))
 
@@ -197,14 +216,16 @@ def capacity_checker(strategy, factor):
         score = jax.random.gumbel(k1, (N, E)) - skew * jnp.arange(E)
         valid = jax.random.uniform(k2, (N,)) < share
         r = routers.top_k(score, valid, k=2)
-        lost = stats.unserved(r, strategy=strategy, capacity_factor=factor)
-        served = jnp.where(lost.experts < E, E, r.experts)
-        load, dropped = (jnp.bincount(e.ravel(), length=E + 1)[:E] for e in (served, lost.experts))
+        none = ExpertParams(*(jnp.zeros((E, 1, 1)), jnp.zeros((E, 1))) * 2)
+        limits = {"engine": engine, "capacity": factor}
+        _, lost_NK = apply_experts(jnp.zeros((N, 1)), r, none, Functions(jnp.tanh), **limits)
+        served, lost = (jnp.where(a, r.experts, E) for a in (~lost_NK, lost_NK))
+        load, dropped = (jnp.bincount(e.ravel(), length=E + 1)[:E] for e in (served, lost))
         best = r.weights.max(-1)
         # A first choice that is dropped was preferred by no kept first choice of lower rank.
-        first_lost, first_kept = lost.experts[:, :1] < E, (served[:, :1] < E).T
+        first_lost, first_kept = lost[:, :1] < E, (served[:, :1] < E).T
         same = r.experts[:, :1] == r.experts[:, 0]
-        order = -best if strategy == "capacity_prioritised" else jnp.arange(N)
+        order = -best if engine == "capacity_prioritised" else jnp.arange(N)
         return {
             "capacity is never exceeded": load <= capacity,
             "kept + dropped = valid": (load + dropped).sum() == 2 * valid.sum(),
@@ -220,7 +241,7 @@ def capacity_checker(strategy, factor):
     return jax.jit(many)
 
 
-def check_capacity(strategy, factor, examples):
+def check_capacity(engine, factor, examples):
     @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
     @given(
         seed=st.integers(0, 2**31 - 1),
@@ -228,7 +249,7 @@ def check_capacity(strategy, factor, examples):
         share=st.sampled_from([0.0, 0.5, 1.0]),
     )
     def laws(**draw):
-        found = capacity_checker(strategy, factor)(**draw)
+        found = capacity_checker(engine, factor)(**draw)
         assert all(found.values()), [law for law, holds in found.items() if not holds]
 
     laws()
@@ -237,15 +258,15 @@ def check_capacity(strategy, factor, examples):
 CAPACITIES = [("capacity", 0.5), ("capacity", 1.25), ("capacity_prioritised", 0.8)]
 
 
-@pytest.mark.parametrize(("strategy", "factor"), CAPACITIES)
-def test_capacity_laws(strategy, factor):
-    check_capacity(strategy, factor, QUICK)
+@pytest.mark.parametrize(("engine", "factor"), CAPACITIES)
+def test_capacity_laws(engine, factor):
+    check_capacity(engine, factor, QUICK)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "factor"), CAPACITIES)
-def test_capacity_laws_on_many_draws(strategy, factor):
-    check_capacity(strategy, factor, MANY)
+@pytest.mark.parametrize(("engine", "factor"), CAPACITIES)
+def test_capacity_laws_on_many_draws(engine, factor):
+    check_capacity(engine, factor, MANY)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6])

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,7 @@ import numpy as np
 import pytest
 
 from m4.moe import routers as plain
-from m4.moe import selection
-from m4.resolve import public_names
+from m4.moe.options import known
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 STATIC = {"k", "normalise", "num_groups", "groups_kept", "train", "num_iterations"}
@@ -25,7 +25,7 @@ def compiled(name):
 
 
 # Compiled as in a step, which is also many times faster than operation by operation.
-routing = types.SimpleNamespace(**{n: compiled(n) for n in public_names("m4.moe.routers")})
+routing = types.SimpleNamespace(**{n: compiled(n) for n in known("router")})
 LOG = np.log
 # affinities s of two tokens to four experts; the logits are their logarithms
 S = np.array([[4.0, 2.0, 1.0, 1.0], [1.0, 1.0, 2.0, 6.0]], np.float32)
@@ -92,7 +92,7 @@ def test_smooth_load_is_the_chance_of_selection():
     clean, eps = draw(1, num_experts, 1), draw(1, num_experts, 2)
     sigma = np.abs(draw(1, num_experts, 3)) + 0.1
     noisy = clean + sigma * eps
-    load = jax.jit(selection.smooth_load, static_argnames="k")
+    load = jax.jit(plain.smooth_load, static_argnames="k")
     got = load(clean, noisy, sigma, np.array([True]), k=k)[0]
     fresh = np.random.default_rng(0).normal(size=20_000)
     for e in range(num_experts):
@@ -188,7 +188,7 @@ def test_loss_free_bias_selects_but_does_not_weigh():
 def test_sinkhorn_plan_is_balanced():
     """The plan has the marginals, and assignments by it are more even than by the scores."""
     logits, valid = draw(96, 8) + np.linspace(0, 4, 8, dtype=np.float32), np.arange(96) % 4 > 0
-    balance = jax.jit(selection.sinkhorn, static_argnames="num_iterations")
+    balance = jax.jit(plain.balanced_plan, static_argnames="num_iterations")
     plan = np.exp(balance(logits, valid, num_iterations=200))
     np.testing.assert_allclose(plan[valid].sum(1), 1.0, rtol=1e-5)
     np.testing.assert_allclose(plan.sum(0), 72 / 8, rtol=1e-3)
@@ -264,3 +264,9 @@ def test_top_k_is_the_best_subset():
     for row, chosen in zip(np.exp(logits), np.asarray(got.experts), strict=True):
         assert row[chosen].sum() == max(sum(p) for p in itertools.combinations(row, 2))
     np.testing.assert_array_equal(jnp.sum(got.weights, -1).round(5), 1.0)
+
+
+def test_every_router_has_hand_computed_numbers():
+    """Each is called by name in a test above, which says how its numbers come about."""
+    text = Path(__file__).read_text()
+    assert not [name for name in known("router") if f"routing.{name}(" not in text]

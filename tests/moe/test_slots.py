@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from m4.moe import losses
 from m4.moe import routers as plain
 from m4.moe.engine import slots
-from m4.moe.experts import ExpertParams, gelu, relu
+from m4.moe.experts import ExpertParams, Functions, relu
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 routing = types.SimpleNamespace(
@@ -41,7 +42,7 @@ def test_apply_choice_is_the_loop():
         for n, w in zip(np.asarray(choice.tokens[e]), np.asarray(choice.weights[e]), strict=True):
             if n < B * T:
                 want[n] += w * expert(e, X[n])
-    got = slots.apply_choice(X, choice, PARAMS, activation=relu)
+    got = slots.apply_experts(X, choice, PARAMS, Functions(relu))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
@@ -49,7 +50,7 @@ def test_apply_soft_is_the_loop():
     """Soft-MoE's equations for each row: D, C, slots, experts, mix."""
     logits = RNG.normal(size=(B * T, E * P)).astype(np.float32)
     soft = routing.soft(logits, VALID, num_rows=B, num_experts=E)
-    want, task = np.zeros((B, T, D)), np.zeros((B, T, P, D))
+    want = np.zeros((B, T, D))
     for b in range(B):
         s = np.exp(logits.reshape(B, T, E, P)[b]) * VALID.reshape(B, T)[b][:, None, None]
         for e in range(E):
@@ -57,32 +58,14 @@ def test_apply_soft_is_the_loop():
                 out = expert(e, (s[:, e, p] / s[:, e, p].sum()) @ X.reshape(B, T, D)[b])
                 combine = s[:, e, p] / np.maximum(s.sum((1, 2)), 1e-30)
                 want[b] += combine[:, None] * out
-                task[b, :, p] += combine[:, None] * out
-    got = slots.apply_soft(X, soft, PARAMS, activation=relu)
+    got = slots.apply_experts(X, soft, PARAMS, Functions(relu))
     np.testing.assert_allclose(got, want.reshape(B * T, D), rtol=1e-4, atol=1e-5)
-    filled = slots.fill_slots(X.reshape(B, T, D), soft)
-    outputs = slots.run_slots(filled, PARAMS, activation=relu)
-    np.testing.assert_allclose(slots.combine_by_task(outputs, soft), task, rtol=1e-4, atol=1e-5)
-
-
-def test_a_task_embedding_reaches_only_its_task():
-    logits = RNG.normal(size=(B * T, E * P)).astype(np.float32)
-    soft = routing.soft(logits, VALID, num_rows=B, num_experts=E)
-    filled = slots.fill_slots(X.reshape(B, T, D), soft)
-    task_PD = np.zeros((P, D), np.float32)
-    task_PD[1] = 1.0
-    plain, moved = (
-        slots.combine_by_task(slots.run_slots(z, PARAMS, activation=gelu), soft)
-        for z in (filled, filled + task_PD)
-    )
-    np.testing.assert_array_equal(plain[:, :, 0], moved[:, :, 0])
-    assert np.abs(np.asarray(plain[:, :, 1] - moved[:, :, 1]))[VALID.reshape(B, T)].min() > 0
 
 
 def test_output_function_is_applied_before_mixing():
     logits = RNG.normal(size=(B * T, E)).astype(np.float32)
     choice = routing.expert_choice(logits, VALID, k=1)
-    got = slots.apply_choice(X, choice, PARAMS, activation=relu, output=lambda y: 0 * y + 1)
+    got = slots.apply_experts(X, choice, PARAMS, Functions(relu, lambda y: 0 * y + 1))
     total = np.zeros(B * T + 1)
     np.add.at(total, np.ravel(choice.tokens), np.ravel(choice.weights))
     np.testing.assert_allclose(got, np.repeat(total[:-1, None], D, 1), rtol=1e-6)
@@ -95,9 +78,6 @@ def test_assignments_of_both_kinds_agree():
     taken = routing.expert_choice(logits, VALID, k=E)
     tables = []
     for r in (every, taken):
-        token, chosen, weight = (np.asarray(a) for a in slots.assignments(r))
-        table = np.zeros((B * T, E))
-        np.add.at(table, (token[chosen < E], chosen[chosen < E]), weight[chosen < E])
-        tables.append(table)
-        assert (chosen < E).sum() == VALID.sum() * E
+        assert (np.asarray(r.experts) < E).sum() == VALID.sum() * E
+        tables.append(losses.tally(r, np.arange(B * T), B * T, r.weights))
     np.testing.assert_allclose(*tables, rtol=1e-5)

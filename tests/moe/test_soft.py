@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from m4.maths import gelu
 from m4.moe.options import SoftOptions
 from m4.moe.soft import SoftExperts
-from m4.nn.encoders.vit import gelu
 
 B, S, T, D, E, P, F = 2, 2, 5, 4, 3, 2, 6
 
@@ -107,6 +107,15 @@ def test_slot_inputs_are_added(routed):
     np.testing.assert_allclose(
         found.outputs, by_loops(x, mask, params, 1, False, slot=1.0)[0], rtol=1e-5, atol=1e-5
     )
+
+
+def test_a_slot_embedding_reaches_only_its_slot(routed):
+    module, params, x, mask, plain = routed
+    second = jnp.zeros((P, D)).at[1].set(1.0)
+    moved = jax.jit(module.apply)({"params": params}, x, mask, slot_PD=second)
+    by_slot, by_slot_moved = plain.by_slot(), moved.by_slot()
+    np.testing.assert_array_equal(by_slot[..., 0, :], by_slot_moved[..., 0, :])
+    assert np.abs(np.asarray(by_slot - by_slot_moved)[..., 1, :])[mask].min() > 0
 
 
 @pytest.mark.parametrize("gate", ["linear", "laplace", "gaussian"])

@@ -1,10 +1,9 @@
 """Statistics of a routing by hand."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m4.moe import stats as diagnostics
+from m4.moe import losses
 from m4.types import Routing
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -18,72 +17,49 @@ ROUTING = Routing(
 )
 
 
-def test_step_stats():
+MODALITY = {"modality_N": np.array([0, 1, 1, 0]), "num_modalities": 2, "train": False}
+LOST = np.array([[False, False], [True, True], [False, True], [False, False]])
+
+
+def test_shares_and_means():
     """Counts 3, 2, 1, 0 of 6; weights 2, .5, .5, 0 of 3; margins 0, 0, .6."""
-    stats = diagnostics.step_stats(ROUTING, jnp.float32(0.25))
+    stats = losses.statistics(ROUTING, None, **MODALITY)
     np.testing.assert_allclose(stats["load"], [3 / 6, 2 / 6, 1 / 6, 0], rtol=1e-6)
     np.testing.assert_allclose(stats["importance"], [2 / 3, 0.5 / 3, 0.5 / 3, 0], rtol=1e-6)
     entropy = np.log(2) + np.log(4) - (0.7 * np.log(0.7) + 0.3 * np.log(0.1))
     assert stats["entropy"] == pytest.approx(entropy / 3, rel=1e-6)
     assert stats["margin"] == pytest.approx(0.2, rel=1e-6)
-    assert stats["dropped"] == 0.25
+    assert stats["gini"] == pytest.approx(10 / 24) and stats["max_vio"] == pytest.approx(1.0)
+    assert stats["dropped"] == 0 and "dropped_by_modality" not in stats and "by_row" not in stats
 
 
-def test_load_stats():
-    """Counts 3, 2, 1, 0: mean 1.5, sd sqrt(1.25); Gini = sum (2i - 5) x_i / (4 * 6) = 10 / 24."""
-    stats = diagnostics.load_stats(jnp.float32([3, 2, 1, 0]))
-    assert stats["cv"] == pytest.approx(np.sqrt(1.25) / 1.5, rel=1e-6)
-    assert stats["max_violation"] == pytest.approx(1.0)
-    assert stats["gini"] == pytest.approx(10 / 24)
-    assert stats["dead"] == 0.25
-    shares = np.array([1 / 2, 1 / 3, 1 / 6])
-    assert stats["effective"] == pytest.approx(np.exp(-np.sum(shares * np.log(shares))), rel=1e-6)
-
-
-def test_load_stats_at_the_extremes():
-    even = diagnostics.load_stats(jnp.full(8, 5.0))
-    assert {k: round(float(v), 5) for k, v in even.items()} == {
-        "cv": 0, "max_violation": 0, "gini": 0, "dead": 0, "effective": 8
-    }  # fmt: skip
-    one = diagnostics.load_stats(jnp.zeros(8).at[3].set(5.0))
-    assert one["max_violation"] == 7 and one["gini"] == pytest.approx(7 / 8)
-    assert one["dead"] == pytest.approx(7 / 8) and one["effective"] == pytest.approx(1.0)
-    none = diagnostics.load_stats(jnp.zeros(8))
-    assert none["dead"] == 0 and none["max_violation"] == 0 and none["cv"] == 0
+def test_what_was_lost():
+    """Tokens 1 and 2, of modality 1, lose 2 and 1 of all 6 assignments."""
+    stats = losses.statistics(
+        ROUTING, LOST, num_rows=2, task_N=np.array([0, 0, 1, 1]), num_tasks=2, **MODALITY
+    )
+    assert stats["dropped"] == 0.5
+    np.testing.assert_array_equal(stats["dropped_by_modality"], [0, 3])
+    np.testing.assert_array_equal(stats["dropped_by_task"], [2, 1])
+    np.testing.assert_array_equal(stats["dropped_by_row"], [2, 1])
 
 
 def test_counts():
-    modality = np.array([0, 1, 1, 0])
+    stats = losses.statistics(ROUTING, None, num_rows=2, **MODALITY)
+    np.testing.assert_array_equal(stats["by_modality"], [[1, 1, 0, 0], [2, 1, 1, 0]])
+    np.testing.assert_array_equal(stats["by_row"][0], [[1, 1, 0, 0], [1, 0, 1, 0]])
+    np.testing.assert_array_equal(stats["by_row"][1], [[0, 0, 0, 0], [1, 1, 0, 0]])
     np.testing.assert_array_equal(
-        diagnostics.counts(ROUTING, modality, 2), [[1, 1, 0, 0], [2, 1, 1, 0]]
+        stats["coactivation"], [[3, 2, 1, 0], [2, 2, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
     )
-    by_row = diagnostics.counts_by_row(ROUTING, modality, 2, num_rows=2)
-    np.testing.assert_array_equal(by_row[0], [[1, 1, 0, 0], [1, 0, 1, 0]])
-    np.testing.assert_array_equal(by_row[1], [[0, 0, 0, 0], [1, 1, 0, 0]])
     with pytest.raises(ValueError, match="4 tokens cannot be 3 rows"):
-        diagnostics.counts_by_row(ROUTING, modality, 2, num_rows=3)
+        losses.statistics(ROUTING, None, num_rows=3, **MODALITY)
 
 
-def test_coactivation():
-    np.testing.assert_array_equal(
-        diagnostics.coactivation(ROUTING), [[3, 2, 1, 0], [2, 2, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+def test_nothing_routed_is_finite_and_even():
+    nowhere = ROUTING.replace(
+        experts=np.full((4, 2), 4), weights=0 * ROUTING.weights, valid=np.zeros(4, bool)
     )
-
-
-def test_unserved_by_hand():
-    """Four tokens, all first to expert 0, second to 1; capacity 0.5 * 8 / 2 = 2 (rounded up).
-
-    Expert 0 serves tokens 0 and 1, expert 1 too; the others lose both assignments. With
-    priority the tokens of the largest best weight, 2 and 3, are served instead.
-    """
-    routing = Routing(
-        experts=np.int32([[0, 1]] * 4),
-        weights=np.float32([[0.5, 0.5], [0.6, 0.4], [0.9, 0.1], [0.8, 0.2]]),
-        probs=np.full((4, 2), 0.5, np.float32),
-        logits=np.zeros((4, 2), np.float32),
-        valid=np.ones(4, bool),
-    )
-    for strategy, want in {"capacity": [0, 0, 2, 2], "capacity_prioritised": [2, 2, 0, 0]}.items():
-        lost = diagnostics.unserved(routing, strategy=strategy, capacity_factor=0.5)
-        per_token = diagnostics.counts(lost, np.arange(4), 4).sum(-1)
-        np.testing.assert_array_equal(per_token, want)
+    stats = losses.statistics(nowhere, None, num_rows=2, **MODALITY)
+    assert all(np.isfinite(value).all() for value in stats.values())
+    assert stats["max_vio"] == stats["cv"] == stats["gini"] == stats["dead"] == 0

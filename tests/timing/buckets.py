@@ -21,7 +21,7 @@ from m4 import sharding
 from m4.data.buckets import WINDOW
 from m4.errors import ConfigError
 from m4.run import programs, raw
-from m4.run.model import Setup, context, make_setup
+from m4.run.setup import Setup, context, make_setup
 from m4.run.workspace import prepare
 from m4.specs import RAGGED_KINDS
 

@@ -7,7 +7,7 @@ the authors route in separate calls.
 
 `pattern_N` is the expert of the token's combination, 0 for a complete row.
 
-Letters: B rows, N tokens, E experts, K chosen experts, A assignments, M modalities, G = 2 M groups
+Letters: B rows, N tokens, E experts, K chosen experts, M modalities, G = 2 M groups
 (complete and incomplete tokens of every modality).
 """
 
@@ -16,7 +16,6 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 
 from m4.moe import losses
-from m4.moe.engine.slots import assignments
 from m4.nn.presence import combination_index
 from m4.types import Array, Routing
 
@@ -61,11 +60,9 @@ def importance(
     routing: Routing, *, modality_N: Array, num_modalities: int, pattern_N: Array
 ) -> Array:
     """CV^2 of the weights per expert; incomplete rows: without expert 0 (the release's eq. 4)."""
-    token_A, expert_A, weight_A = assignments(routing)
-    group_A = jnp.take(_group(modality_N, pattern_N), token_A, mode="clip")
-    shape = (2 * num_modalities, routing.probs.shape[-1])
-    total_GE = jnp.zeros(shape).at[group_A, expert_A].add(weight_A, mode="drop")
-    return jnp.sum(losses.cv_squared(total_GE, _without_expert_0(shape)))
+    group_N = _group(modality_N, pattern_N)
+    total_GE = losses.tally(routing, group_N, 2 * num_modalities, routing.weights)
+    return jnp.sum(losses.cv_squared(total_GE, _without_expert_0(total_GE.shape)))
 
 
 def load(routing: Routing, *, modality_N: Array, num_modalities: int, pattern_N: Array) -> Array:
@@ -75,9 +72,8 @@ def load(routing: Routing, *, modality_N: Array, num_modalities: int, pattern_N:
     if getattr(routing, "load", None) is not None:
         load_GE = jnp.zeros(shape).at[group_N].add(routing.load)
     else:
-        token_A, expert_A, weight_A = assignments(routing)
-        group_A = jnp.take(group_N, token_A, mode="clip")
-        load_GE = jnp.zeros(shape).at[group_A, expert_A].add(weight_A > 0.0, mode="drop")
+        chosen_NK = (routing.weights > 0.0).astype(jnp.float32)
+        load_GE = losses.tally(routing, group_N, 2 * num_modalities, chosen_NK)
     return jnp.sum(losses.cv_squared(load_GE, _without_expert_0(shape)))
 
 

@@ -1,7 +1,7 @@
 """How rows travel between the devices of a mesh axis and back, inside `shard_map`.
 
 A `Route` is one round of an exchange: every device receives at most R rows. It is made from the
-device's own plan of destinations (`m4.moe.engine.plan`, with devices in the place of experts):
+device's own plan of destinations (`m4.moe.engine.grouped`, with devices in the place of experts):
 
 - `buckets`: a bucket of S = R/p rows for every destination, padded, by `all_to_all`;
 - `ragged`: only the rows that there are, one behind the other, by `ragged_all_to_all`. A receiver
@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from m4.moe.engine.grouped import Layout, dropped_share
-from m4.moe.engine.plan import Plan, empty_slots, fill_slots, slots, sort_rows, unsort_rows
+from m4.moe.engine.grouped import Plan, slots
+from m4.moe.engine.rows import empty_slots, fill_slots, sort_rows, unsort_rows
 from m4.types import Array
 
 
@@ -83,34 +83,32 @@ def ragged_rounds(plan: Plan, *, axis: str, rows: int) -> Array:
     return -(-jnp.sum(lax.all_gather(plan.count_E, axis)[:, lax.axis_index(axis)]) // rows)
 
 
-def bucket_loss(plan: Plan, *, axis: str, rows: int) -> Array:
-    """Share of this device's assignments that do not travel in the first round, f32[]."""
+def bucket_sizes(plan: Plan, *, axis: str, rows: int) -> Array:
+    """Rows of this device that reach each receiver in the first round at most, i32[p]."""
     del axis
-    return dropped_share(Layout(rows // plan.num_experts, None), plan)
+    return jnp.full(plan.num_experts, rows // plan.num_experts)
 
 
-def ragged_loss(plan: Plan, *, axis: str, rows: int) -> Array:
-    """As `bucket_loss`."""
-    valid, sent = plan.start_E[-1], jnp.sum(_paths(plan, 0, axis, rows)[0].send_sizes)
-    return (valid - sent) / jnp.maximum(valid, 1)
+def ragged_sizes(plan: Plan, *, axis: str, rows: int) -> Array:
+    """As `bucket_sizes`."""
+    return _paths(plan, 0, axis, rows)[0].send_sizes
 
 
 class Exchange(NamedTuple):
-    """A way to travel: the route of a round, the number of rounds, what one round leaves out."""
+    """A way to travel: the route of a round, how many rounds, and how many rows the first takes."""
 
     route: Callable[..., Route]
     rounds: Callable[..., Array]
-    lost_share: Callable[..., Array]
+    sizes: Callable[..., Array]
 
 
 EXCHANGES = {
-    "all_to_all": Exchange(buckets, bucket_rounds, bucket_loss),
-    "ragged_all_to_all": Exchange(ragged, ragged_rounds, ragged_loss),
+    "all_to_all": Exchange(buckets, bucket_rounds, bucket_sizes),
+    "ragged_all_to_all": Exchange(ragged, ragged_rounds, ragged_sizes),
 }
 
 
-@flax.struct.dataclass
-class Path:
+class Path(flax.struct.PyTreeNode):
     """Arguments of `lax.ragged_all_to_all`, i32[p] each."""
 
     input_offsets: Array

@@ -2,18 +2,20 @@
 
     y_n = sum_k w_nk output(activation(x_n W1_e + b1_e) W2_e + b2_e),  e = experts_nk
 
-The first C assignments of every expert fill [E, C, D] and go through batched matmuls (`batched`).
-The others are processed in blocks of one expert's rows, by loops whose trip count is known only at
-run time: exact for any load, and free when nothing overflows. What the batched part computed,
-outputs and gradients, is the start value of the loops, which add to it in place: with many experts
-the sum of two [E, D, F] arrays would cost as much as the gradient itself.
-The program is the same for every E.
+The assignments are sorted by expert once. The first C of every expert fill its slots, [E, C, D],
+and go through batched matmuls; rows are always gathered, in the backward pass too, since a
+scatter-add of rows is slow on every backend. The others are processed in blocks of one expert's
+rows, by loops whose trip count is known only at run time: exact for any load, and free when nothing
+overflows. What the batched part computed, outputs and gradients, is the start value of the loops,
+which add to it in place: with many experts the sum of two [E, D, F] arrays would cost as much as
+the gradient itself. The program is the same for every E.
 
-Letters: N tokens, K choices, A = K*N assignments, E experts, C capacity, D input, F hidden,
-O output width, R rows of a block.
+Assignment a = k*N + n is choice k of token n.
+
+Letters: N tokens, K choices, A = K*N assignments, E experts, C slots of an expert, D input, F
+hidden, O output, X any width, R rows of a block.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 
@@ -22,10 +24,103 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from m4.moe.engine.batched import FORMS
-from m4.moe.engine.plan import Plan, slots, take_assignments, take_tokens
-from m4.moe.experts import ExpertParams
+from m4.moe.experts import FORMS, ExpertParams, Functions, cast
 from m4.types import Array
+
+# --- the plan: where every assignment goes --------------------------------------------------------
+
+
+class Plan(flax.struct.PyTreeNode):
+    """Assignments in the order of their experts; those of expert E (none) come last."""
+
+    order_A: Array  # i32, the assignment at every sorted position
+    position_A: Array  # i32, the sorted position of every assignment
+    expert_A: Array  # i32, the expert of every assignment
+    start_E: Array  # i32[E + 1], first sorted position of every expert
+    num_choices: int = flax.struct.field(pytree_node=False)
+    skip: Array | int = 0  # the first so many of every expert are served elsewhere
+
+    @property
+    def size(self) -> int:
+        """Number A of assignments."""
+        return self.order_A.size
+
+    @property
+    def num_experts(self) -> int:
+        """Number E of experts."""
+        return self.start_E.size - 1
+
+    @property
+    def count_E(self) -> Array:
+        """Assignments per expert."""
+        return jnp.maximum(jnp.diff(self.start_E) - self.skip, 0)
+
+    @property
+    def first_E(self) -> Array:
+        """Sorted position of every expert's first assignment."""
+        return self.start_E[:-1] + self.skip
+
+    @property
+    def rank_A(self) -> Array:
+        """Place of every assignment in its expert's queue; negative if skipped."""
+        return self.position_A - self.first_E.at[self.expert_A].get(mode="clip")
+
+    @property
+    def valid_A(self) -> Array:
+        """Whether the assignment names an expert."""
+        return self.expert_A < self.num_experts
+
+
+def make_plan(experts_NK: Array, num_experts: int, *, priority_N: Array | None = None) -> Plan:
+    """Queue the assignments of every expert: first choices first, then in token order.
+
+    With `priority_N` tokens of higher priority come first within a choice (batch-prioritised
+    routing, Riquelme et al. 2021, appendix C).
+    """
+    num_tokens, num_choices = experts_NK.shape
+    size = num_tokens * num_choices
+    arange_A = jnp.arange(size, dtype=jnp.int32)
+    expert_A = experts_NK.T.reshape(-1).astype(jnp.int32)
+    queue_A = arange_A
+    if priority_N is not None:
+        token_N = jnp.argsort(-priority_N).astype(jnp.int32)
+        queue_A = (num_tokens * jnp.arange(num_choices)[:, None] + token_N).reshape(-1)
+    key_A = expert_A[queue_A]
+    if (num_experts + 1) * size < 2**31:  # a single 32-bit key sorts five times faster on a CPU
+        packed_A = jnp.sort(key_A * size + arange_A)
+        sorted_A, order_A = packed_A // size, queue_A[packed_A % size]
+    else:
+        sorted_A, order_A = lax.sort((key_A, queue_A), num_keys=1, is_stable=True)
+    position_A = jnp.zeros_like(order_A).at[order_A].set(arange_A, unique_indices=True)
+    start_E = jnp.searchsorted(sorted_A, jnp.arange(num_experts + 1, dtype=jnp.int32))
+    return Plan(order_A, position_A, expert_A, start_E.astype(jnp.int32), num_choices)
+
+
+def slots(plan: Plan, capacity: int) -> Array:
+    """The assignment in every slot, i32[E, C]; A in a free one."""
+    c_C = jnp.arange(capacity, dtype=jnp.int32)
+    assignment_EC = plan.order_A.at[plan.first_E[:, None] + c_C].get(mode="clip")
+    return jnp.where(c_C < plan.count_E[:, None], assignment_EC, plan.size)
+
+
+def take_tokens(plan: Plan, x_NX: Array, assignment: Array) -> Array:
+    """Token rows of the given assignments; zeros for A, so that no token leaks into a free slot."""
+    num_tokens = plan.size // plan.num_choices
+    token = jnp.where(assignment < plan.size, assignment % num_tokens, num_tokens)
+    return x_NX.at[token].get(mode="fill", fill_value=0)
+
+
+def take_assignments(plan: Plan, slots_ECX: Array) -> Array:
+    """Every assignment's row, [K, N, X]; zeros for those beyond the C slots of their expert."""
+    num_experts, capacity, width = slots_ECX.shape
+    in_slot_A = plan.valid_A & (plan.rank_A >= 0) & (plan.rank_A < capacity)
+    slot_A = jnp.where(in_slot_A, plan.expert_A * capacity + plan.rank_A, num_experts * capacity)
+    flat_SX = slots_ECX.reshape(num_experts * capacity, width)
+    rows_AX = flat_SX.at[slot_A].get(mode="fill", fill_value=0)
+    return rows_AX.reshape(plan.num_choices, -1, width)
+
+
+# --- the experts on their slots and blocks --------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -34,35 +129,14 @@ class Layout:
 
     capacity: int
     block: int | None
-    form: str = "rows"  # a key of `batched.FORMS`
+    form: str = "rows"  # a key of `experts.FORMS`
 
 
-@dataclass(frozen=True)
-class Functions:
-    """What an expert computes besides its two matmuls."""
-
-    activation: Callable[[Array], Array]
-    output: Callable[[Array], Array] | None = None
-
-    def finish(self, y: Array) -> Array:
-        """`output`, or nothing."""
-        return self.output(y) if self.output else y
-
-
-@flax.struct.dataclass
-class Block:
+class Block(flax.struct.PyTreeNode):
     """Up to R assignments of one expert."""
 
     expert: Array  # i32[]
     assignment_R: Array  # i32[R], A past the expert's last row
-
-
-def dropped_share(layout: Layout, plan: Plan) -> Array:
-    """Share of the valid assignments that are not served, f32[]."""
-    if layout.block:
-        return jnp.zeros(())
-    lost = jnp.sum(jnp.maximum(plan.count_E - layout.capacity, 0))
-    return lost / jnp.maximum(plan.start_E[-1], 1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -76,11 +150,6 @@ def grouped_mlp(
 ) -> Array:
     """Mixture of the chosen experts' outputs [N, O]; differentiable in x, weights and params."""
     return _forward(layout, functions, x_ND, plan, weights_NK, params)[0]
-
-
-def cast(params: ExpertParams, dtype) -> ExpertParams:
-    """The parameters in the dtype of the computation."""
-    return jax.tree.map(lambda p: p.astype(dtype), params)
 
 
 def _forward(layout, functions, x_ND, plan, weights_NK, masters):

@@ -21,7 +21,7 @@ Exchanges, equal in value and gradient:
 - 'replicated': the tokens are the same along the axis; partial sums are added. What splits the
   work over the cores of one host.
 
-With `num_replicas` = R every device also runs the R experts with most assignments, of this step
+With `replicas` = R every device also runs the R experts with most assignments, of this step
 and of all devices, on its own tokens: their rows do not travel and fill no bucket. Same result;
 the R experts' weights are fetched from their owners and their gradients summed back.
 
@@ -38,7 +38,6 @@ axis, S rows of a bucket, D input, F hidden, O output width.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, get_args
@@ -51,8 +50,8 @@ from jax.sharding import PartitionSpec as P
 
 from m4.moe.engine import dispatch
 from m4.moe.engine import exchange as routes
-from m4.moe.engine.plan import make_plan
-from m4.moe.experts import ExpertParams
+from m4.moe.engine.grouped import make_plan
+from m4.moe.experts import ExpertParams, Functions, cast
 from m4.types import Array, Routing
 
 Exchange = Literal["all_to_all", "ragged_all_to_all", "all_gather", "replicated"]
@@ -102,8 +101,10 @@ class Local:
     exact: bool
     slack: float
     num_experts: int  # E of the whole model
-    num_replicas: int
-    options: tuple[tuple[str, object], ...]  # further arguments of dispatch.apply_experts
+    replicas: int
+    functions: Functions
+    engine: str
+    capacity: float | None
 
     def size(self, axis: str | None) -> int:
         """Devices along an axis."""
@@ -114,18 +115,17 @@ def apply_experts(
     x_ND: Array,
     routing: Routing,
     params: ExpertParams,
+    functions: Functions,
     *,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
     axes: Axes = Axes(),  # noqa: B008 (frozen)
     exchange: Exchange | Literal["auto"] = "auto",
     slack: float = 1.25,
     overflow: Literal["exact", "drop"] = "exact",
-    strategy: str = "auto",
-    capacity_factor: float | None = None,
-    num_replicas: int = 0,
-    activation: Callable[[Array], Array],
-    output: Callable[[Array], Array] | None = None,
-) -> tuple[Array, Array]:
+    engine: str = "auto",
+    capacity: float | None = None,
+    replicas: int = 0,
+) -> tuple[Array, Array | None]:
     """`dispatch.apply_experts`, with experts split over `axes.expert` of the mesh.
 
     `mesh` None is the one of `jax.set_mesh`. Arrays are global: x [N, D] split over
@@ -135,17 +135,16 @@ def apply_experts(
     Tokens that do not divide over the devices are padded with tokens that name no expert.
 
     Raises ValueError for experts that do not divide over the devices, for an unknown option, and
-    for `output` with the hidden dimension split (it needs whole outputs).
+    for an output function with the hidden dimension split (it needs whole outputs).
     """
     mesh = mesh or jax.sharding.get_abstract_mesh()
+    params = cast(params, x_ND.dtype)  # before it travels
     axes = axes.on(mesh, params)
     devices = mesh.shape[axes.expert] if axes.expert else 1
     if exchange == "auto":
         exchange = choose_exchange(routing.experts.shape[1], devices, slack)
     if exchange == "replicated":
         axes = replace(axes, tokens=tuple(a for a in axes.tokens if a != axes.expert))
-    options = {"strategy": strategy, "capacity_factor": capacity_factor}
-    options |= {"activation": activation, "output": output}
     num_experts = params.w1.shape[0]
     local = Local(
         axes=axes,
@@ -154,22 +153,23 @@ def apply_experts(
         exact=overflow == "exact",
         slack=slack,
         num_experts=num_experts,
-        num_replicas=0 if exchange == "replicated" or devices == 1 else num_replicas,
-        options=tuple(options.items()),
+        replicas=0 if exchange == "replicated" or devices == 1 else replicas,
+        functions=functions,
+        engine=engine,
+        capacity=capacity,
     )
-    _check(local, overflow, output)
+    _check(local, overflow)
     tokens = P(axes.tokens)
     rows = _pad(local, (x_ND, routing.experts, routing.weights), (0, num_experts, 0))
     run = jax.shard_map(
         partial(_on_device, local),
         mesh=mesh,
         in_specs=(tokens, tokens, tokens, axes.weights()),
-        out_specs=(tokens, P()),
+        out_specs=(tokens, tokens),
         # The custom gradients below are not typed by varying axes; one device is the test.
         check_vma=False,
     )
-    y_NO, dropped = run(*rows, params)
-    return y_NO[: x_ND.shape[0]], dropped
+    return jax.tree.map(lambda a_N: a_N[: x_ND.shape[0]], run(*rows, params))
 
 
 def _pad(local, arrays, fills):
@@ -194,24 +194,22 @@ def bucket_rows(num_tokens: int, k: int, num_devices: int, slack: float = 1.25) 
     return min(8 * math.ceil(rows / 8), num_tokens * k)
 
 
-def _check(local, overflow, output):
+def _check(local, overflow):
     if local.exchange not in (exchanges := get_args(Exchange)):
-        raise ValueError(f"exchange={local.exchange!r}; choose auto or {', '.join(exchanges)}")
+        raise ValueError(f"moe.exchange={local.exchange!r}; choose auto or {', '.join(exchanges)}")
     if overflow not in ("exact", "drop"):
-        raise ValueError(f"overflow={overflow!r}; choose exact or drop")
-    if not 0 <= local.num_replicas <= local.num_experts:
-        raise ValueError(
-            f"num_replicas={local.num_replicas} must be in [0, {local.num_experts}] experts"
-        )
+        raise ValueError(f"moe.overflow={overflow!r}; choose exact or drop")
+    if not 0 <= local.replicas <= local.num_experts:
+        raise ValueError(f"moe.replicas={local.replicas} must be in [0, {local.num_experts}]")
     devices = local.size(local.axes.expert)
     if local.num_experts % devices:
         raise ValueError(
-            f"{local.num_experts} experts cannot be split over {devices} devices on axis "
+            f"moe.num_experts={local.num_experts} cannot be split over {devices} devices on axis "
             f"{local.axes.expert!r}; choose a multiple of {devices}"
         )
-    if output is not None and local.size(local.axes.tensor) > 1:
+    if local.functions.output is not None and local.size(local.axes.tensor) > 1:
         raise ValueError(
-            f"output={output!r} needs whole expert outputs: set the axis "
+            f"moe.output={local.functions.output!r} needs whole expert outputs: set the axis "
             f"{local.axes.tensor!r} to 1 (now {local.size(local.axes.tensor)})"
         )
 
@@ -219,25 +217,28 @@ def _check(local, overflow, output):
 def _on_device(local, x_ND, experts_NK, weights_NK, params):
     """The body of the shard_map; shapes are those of one device."""
     params = _whole_width(local, params)
-    axis = local.axes.expert
-    y_hot_NO, dropped_hot, share_hot = 0, 0, 0
-    if local.num_replicas:
-        number = jnp.maximum(jnp.sum(experts_NK < local.num_experts), 1)
-        y_hot_NO, dropped_hot, experts_NK = _replicas(local, x_ND, experts_NK, weights_NK, params)
-        share_hot = 1 - jnp.sum(experts_NK < local.num_experts) / number
+    axis, y_hot_NO, lost_hot_NK = local.axes.expert, 0, None
+    if local.replicas:
+        y_hot_NO, lost_hot_NK, experts_NK = _replicas(local, x_ND, experts_NK, weights_NK, params)
     if local.exchange in routes.EXCHANGES and local.size(axis) > 1:
-        y_NO, dropped = _exchanged(local, x_ND, experts_NK, weights_NK, params)
+        y_NO, lost_NK = _exchanged(local, x_ND, experts_NK, weights_NK, params)
     elif local.exchange == "all_gather" and local.size(axis) > 1:
         gathered = (lax.all_gather(a, axis, tiled=True) for a in (x_ND, experts_NK, weights_NK))
-        y_PO, dropped = _own_experts(local, *gathered, params)
+        y_PO, lost_PK = _own_experts(local, *gathered, params)
         y_NO = lax.psum_scatter(y_PO, axis, tiled=True)
+        lost_NK = _map(lambda a: lax.psum_scatter(a.astype(int), axis, tiled=True) > 0, lost_PK)
     else:
-        y_NO, dropped = _own_experts(local, x_ND, experts_NK, weights_NK, params)
-        y_NO = _sum(axis, y_NO) if local.exchange == "replicated" else y_NO
-    y_NO = _sum(local.axes.tensor, y_NO + y_hot_NO)
-    dropped = dropped_hot * share_hot + dropped * (1 - share_hot)
-    # Devices have different numbers of valid assignments; the unweighted mean is for the log.
-    return y_NO, lax.pmean(dropped, tuple(local.mesh.axis_names))
+        y_NO, lost_NK = _own_experts(local, x_ND, experts_NK, weights_NK, params)
+        if local.exchange == "replicated" and axis:
+            y_NO = _sum(axis, y_NO)
+            lost_NK = _map(lambda a: lax.psum(a.astype(int), axis) > 0, lost_NK)
+    if lost_NK is not None and lost_hot_NK is not None:
+        lost_NK |= lost_hot_NK
+    return _sum(local.axes.tensor, y_NO + y_hot_NO), lost_NK
+
+
+def _map(function, array):
+    return None if array is None else function(array)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -270,10 +271,10 @@ def _whole_width(local, params):
 
 
 def _replicas(local, x_ND, experts_NK, weights_NK, params):
-    """The most loaded experts on this device's tokens, the share dropped, what remains."""
+    """The most loaded experts on this device's tokens, what they lost, and what remains."""
     axis, num_local = local.axes.expert, params.w1.shape[0]
     load_E = jnp.zeros(local.num_experts, jnp.int32).at[experts_NK].add(1, mode="drop")
-    hot_R = lax.top_k(lax.psum(load_E, local.axes.tokens), local.num_replicas)[1]
+    hot_R = lax.top_k(lax.psum(load_E, local.axes.tokens), local.replicas)[1]
     index_R = hot_R - num_local * lax.axis_index(axis)
     own_R = (index_R >= 0) & (index_R < num_local)
 
@@ -281,15 +282,15 @@ def _replicas(local, x_ND, experts_NK, weights_NK, params):
         mine_R = jnp.where(own_R.reshape(-1, *[1] * (p.ndim - 1)), p[index_R % num_local], 0)
         return lax.psum(mine_R, axis)  # whose transpose sums the gradients of all devices
 
-    replica_E = jnp.full(local.num_experts + 1, local.num_replicas, jnp.int32)
-    replica_NK = replica_E.at[hot_R].set(jnp.arange(local.num_replicas))[experts_NK]
+    replica_E = jnp.full(local.num_experts + 1, local.replicas, jnp.int32)
+    replica_NK = replica_E.at[hot_R].set(jnp.arange(local.replicas))[experts_NK]
     hot = jax.tree.map(fetch, params)
     # The load is not known when compiling; experts this hot are taken to have twice the mean.
-    expected = 2 * experts_NK.size * local.num_replicas // local.num_experts
+    expected = 2 * experts_NK.size * local.replicas // local.num_experts
     expected = min(max(expected, 1), experts_NK.size)
-    y_NO, dropped = _run(local, x_ND, replica_NK, weights_NK, hot, expected)
-    rest_NK = jnp.where(replica_NK < local.num_replicas, local.num_experts, experts_NK)
-    return y_NO, dropped, rest_NK
+    y_NO, lost_NK = _run(local, x_ND, replica_NK, weights_NK, hot, expected)
+    rest_NK = jnp.where(replica_NK < local.replicas, local.num_experts, experts_NK)
+    return y_NO, lost_NK, rest_NK
 
 
 def _run(local, x_ND, experts_NK, weights_NK, params, expected):
@@ -297,7 +298,14 @@ def _run(local, x_ND, experts_NK, weights_NK, params, expected):
     empty = jnp.zeros((x_ND.shape[0], 0))
     routing = Routing(experts_NK, weights_NK, empty, empty, experts_NK[:, 0] >= 0)
     return dispatch.apply_experts(
-        x_ND, routing, params, expected=expected, device=_device(local.mesh), **dict(local.options)
+        x_ND,
+        routing,
+        params,
+        local.functions,
+        engine=local.engine,
+        capacity=local.capacity,
+        expected=expected,
+        device=_device(local.mesh),
     )
 
 
@@ -327,11 +335,17 @@ def _exchanged(local, x_ND, experts_NK, weights_NK, params):
     plan = make_plan(experts_NK // num_local, devices)  # expert E goes to device p: nowhere
     travel = routes.EXCHANGES[local.exchange]
     rows = devices * bucket_rows(*experts_NK.shape, devices, local.slack)
-    if not local.exact:
-        y_NO = _round(local, rows, plan, 0, experts_NK, x_ND, weights_NK, params)
-        return y_NO, travel.lost_share(plan, axis=axis, rows=rows)
-    number = lax.pmax(travel.rounds(plan, axis=axis, rows=rows), local.axes.tokens)
-    return _rounds(local, rows, plan, number, experts_NK, x_ND, weights_NK, params), jnp.zeros(())
+    if local.exact:
+        number = lax.pmax(travel.rounds(plan, axis=axis, rows=rows), local.axes.tokens)
+        y_NO, served_NK = _rounds(local, rows, plan, number, experts_NK, x_ND, weights_NK, params)
+    else:
+        y_NO, served_NK = _round(local, rows, plan, 0, experts_NK, x_ND, weights_NK, params)
+        if served_NK is None:  # all that arrived was
+            sizes = travel.sizes(plan, axis=axis, rows=rows)
+            served_A = plan.rank_A < sizes.at[plan.expert_A].get(mode="clip")
+            served_NK = served_A.reshape(experts_NK.shape[::-1]).T
+    valid_NK = experts_NK < local.num_experts
+    return y_NO, _map(lambda served_NK: valid_NK & (served_NK == 0), served_NK)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -345,7 +359,9 @@ def _rounds_forward(local, rows, plan, number, experts_NK, x_ND, weights_NK, par
         return partial(_round, local, rows, plan, i, experts_NK)
 
     y_NO, first_vjp = jax.vjp(one(0), x_ND, weights_NK, params)
-    y_NO = _repeat(number, lambda i, y_NO: y_NO + one(i)(x_ND, weights_NK, params), y_NO)
+    y_NO = _repeat(
+        number, lambda i, y: jax.tree.map(jnp.add, y, one(i)(x_ND, weights_NK, params)), y_NO
+    )
     return y_NO, (first_vjp, plan, number, experts_NK, x_ND, weights_NK, params)
 
 
@@ -373,13 +389,21 @@ def _repeat(number, body, carry):
 
 
 def _round(local, rows, plan, nth, experts_NK, x_ND, weights_NK, params):
-    """Serve the assignments that travel in round `nth`, at most R = `rows` a device."""
+    """Serve the assignments that travel in round `nth`, at most R = `rows` a device.
+
+    Where the receivers drop some, each row brings back a column that says whether it was served;
+    these, 1. or 0., are the second result [N, K].
+    """
     devices = local.size(local.axes.expert)
     num_local = local.num_experts // devices
     travel = routes.EXCHANGES[local.exchange]
     route = travel.route(plan, nth, axis=local.axes.expert, rows=rows)
     experts_R1 = route.label(experts_NK.T.reshape(-1) % num_local, num_local)[:, None]
     ones_R1 = jnp.ones(experts_R1.shape, weights_NK.dtype)
-    y_RO, _ = _run(local, route.there(x_ND), experts_R1, ones_R1, params, experts_NK.size)
-    y_KNO = route.back(y_RO)
-    return jnp.sum(y_KNO * weights_NK.T[..., None].astype(y_KNO.dtype), axis=0)
+    y_RO, lost_R1 = _run(local, route.there(x_ND), experts_R1, ones_R1, params, experts_NK.size)
+    if lost_R1 is not None:
+        y_RO = jnp.concatenate([y_RO, 1 - lost_R1.astype(y_RO.dtype)], axis=1)
+    y_KNO, served_NK = route.back(y_RO), None
+    if lost_R1 is not None:
+        y_KNO, served_NK = y_KNO[..., :-1], lax.stop_gradient(y_KNO[..., -1].T)
+    return jnp.sum(y_KNO * weights_NK.T[..., None].astype(y_KNO.dtype), axis=0), served_NK

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import SingleDeviceSharding
 
-from m4.moe.engine.grouped import Functions
-from m4.moe.engine.plan import Plan, sort_rows, unsort_rows
-from m4.moe.experts import ExpertParams
+from m4.moe.engine.grouped import Plan
+from m4.moe.engine.rows import sort_rows, unsort_rows
+from m4.moe.experts import ExpertParams, Functions
 from m4.types import Array
 
 

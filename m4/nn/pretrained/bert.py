@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from m4.maths import gelu
 from m4.nn.layers import Dropout, StackedLayerNorm
 from m4.nn.presence import masked_mean
 from m4.nn.pretrained import wrapper
@@ -30,7 +31,6 @@ from m4.types import Array, Batch, Outputs, Stream
 EPSILON = 1e-12  # of BERT's layer norms
 HEAD = 64  # width of a head, where nothing else is said: true of all published sizes
 UNUSED = r"(cls|classifier|qa_outputs|lm_head)\.|.*position_ids$"
-gelu = functools.partial(jax.nn.gelu, approximate=False)
 normal = nn.initializers.normal(0.02)
 
 

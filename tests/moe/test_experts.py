@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from m4.moe import experts
-from m4.moe.engine.batched import FORMS, mlp
+from m4.moe.experts import FORMS, Functions
 
 E, C, D, F, OUT = 3, 5, 4, 6, 2
 
@@ -30,13 +30,15 @@ def test_forms_agree_with_the_definition(form, activation):
         y_ECO, saved = FORMS[form].forward(x_ECD, params, activation)
         return y_ECO, *FORMS[form].backward(saved, dy_ECO, params, activation, jnp.float32)
 
-    expected_ECO, vjp = jax.vjp(
-        lambda x, p: experts.apply_stacked(x, p, activation=activation), x_ECD, params
-    )
+    def definition(x_ECD, p):
+        hidden_ECF = activation(jnp.einsum("ecd,efd->ecf", x_ECD, p.w1) + p.b1[:, None])
+        return jnp.einsum("ecf,efo->eco", hidden_ECF, p.w2) + p.b2[:, None]
+
+    expected_ECO, vjp = jax.vjp(definition, x_ECD, params)
     chex.assert_trees_all_close(
         run(x_ECD, params), (expected_ECO, *vjp(dy_ECO)), rtol=1e-5, atol=1e-5
     )
     if form == "rows":
-        y_ECO, vjp_mlp = jax.vjp(lambda x, p: mlp(x, p, activation), x_ECD, params)
-        found = (y_ECO, *vjp_mlp(dy_ECO))
+        y_ECO, vjp_rows = jax.vjp(Functions(activation).apply, x_ECD, params)
+        found = (y_ECO, *vjp_rows(dy_ECO))
         chex.assert_trees_all_close(found, (expected_ECO, *vjp(dy_ECO)), rtol=1e-5, atol=1e-5)

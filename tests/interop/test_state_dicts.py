@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from m4.errors import ConfigError, DataError
-from m4.interop import files
+from m4.interop import state_dicts
 
 RNG = np.random.default_rng(0)
 TENSORS = {
@@ -40,47 +40,47 @@ def test_safetensors_need_no_torch(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_torch)
     path = tmp_path / "x.safetensors"
-    files.write(path, {name: np.array(x, order="C") for name, x in TENSORS.items()})
-    same(files.read(path))
+    state_dicts.write(path, {name: np.array(x, order="C") for name, x in TENSORS.items()})
+    same(state_dicts.read(path))
     header = path.read_bytes()[8:]
     assert header.startswith(b'{"__metadata__":{"use":"research use only; not a medical device"}')
     with pytest.raises(ConfigError, match="torch files need torch"):
-        files.write(tmp_path / "x.pt", TENSORS)
+        state_dicts.write(tmp_path / "x.pt", TENSORS)
     (tmp_path / "x.pt").touch()
     with pytest.raises(ConfigError, match="torch files need torch"):
-        files.read(tmp_path / "x.pt")
+        state_dicts.read(tmp_path / "x.pt")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.pt", "x.safetensors"]
 
 
 def test_damaged_safetensors(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"\xff" * 40)
     with pytest.raises(DataError, match="cannot be read as tensors alone"):
-        files.read(tmp_path / "x.safetensors")
+        state_dicts.read(tmp_path / "x.safetensors")
 
 
 def test_torch_files_hold_dictionaries(tmp_path, torch):
     path = tmp_path / "x.pt"
-    files.write(path, TENSORS, sections=("enc", "enc.a"))
+    state_dicts.write(path, TENSORS, sections=("enc", "enc.a"))
     tree = torch.load(path, weights_only=True)
     assert list(tree) == ["scale", "bias", "enc"] and list(tree["enc"]) == ["a", "b.weight"]
     assert tree._metadata == {"": {"use": "research use only; not a medical device"}}
-    same(files.read(path))
+    same(state_dicts.read(path))
     linear = torch.nn.Linear(2, 3)
-    files.write(path, {"weight": np.ones((3, 2), np.float32), "bias": np.ones(3, np.float32)})
+    state_dicts.write(path, {"weight": np.ones((3, 2), np.float32), "bias": np.ones(3, np.float32)})
     linear.load_state_dict(torch.load(path, weights_only=True), strict=True)
     assert linear.weight.sum() == 6
-    files.write(path, TENSORS, sections=("enc", "enc.a"))
+    state_dicts.write(path, TENSORS, sections=("enc", "enc.a"))
     torch.save({"network": tree, "epoch": 3, "best": {"f1": 0.5}}, path)
-    same(files.read(path, root="network"))
+    same(state_dicts.read(path, root="network"))
     with pytest.raises(DataError, match=r"bias is torch.bfloat16, expected float32"):
         torch.save({"bias": torch.zeros(2, dtype=torch.bfloat16)}, path)
-        files.read(path)
+        state_dicts.read(path)
     with pytest.raises(DataError, match="holds no tensors"):
         torch.save({"epoch": 1}, path)
-        files.read(path)
+        state_dicts.read(path)
     with pytest.raises(DataError, match="holds a list"):
         torch.save([1], path)
-        files.read(path)
+        state_dicts.read(path)
 
 
 class Malicious:
@@ -95,7 +95,7 @@ def test_a_pickle_that_runs_code_is_refused_unrun(tmp_path, torch):
     bad = tmp_path / "was_run"
     torch.save({"weight": torch.zeros(1), "x": Malicious(str(bad))}, tmp_path / "x.pt")
     with pytest.raises(DataError, match="nothing in it was executed"):
-        files.read(tmp_path / "x.pt")
+        state_dicts.read(tmp_path / "x.pt")
     assert not bad.exists()
     torch.load(tmp_path / "x.pt", weights_only=False)
     assert bad.exists()  # it would have run
@@ -103,4 +103,4 @@ def test_a_pickle_that_runs_code_is_refused_unrun(tmp_path, torch):
 
 def test_no_file(tmp_path):
     with pytest.raises(DataError, match="no such file"):
-        files.read(tmp_path / "x.safetensors")
+        state_dicts.read(tmp_path / "x.safetensors")
