@@ -74,6 +74,20 @@ def small(cls: Any, spec: DataSpec, *, moe: Mapping[str, Any] = FrozenDict(), **
     return cls(spec, **{k: v for k, v in sizes.items() if k in own} | fields)
 
 
+def first_small(cls: Any, *specs: DataSpec, **fields: Any) -> Any:
+    """A small method of the first schema that the class takes; it must take one of them."""
+    refusals = []
+    for spec in specs:
+        method = small(cls, spec, **fields)
+        try:
+            parameter_shapes(method)
+        except ValueError as error:
+            refusals.append(str(error))
+        else:
+            return method
+    raise AssertionError(refusals)
+
+
 def random_stream(m: ModalitySpec, present: np.ndarray, rng: np.random.Generator) -> Stream:
     """Values, ragged lengths, irregular sorted times and scattered observations."""
     rows = len(present)

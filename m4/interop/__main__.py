@@ -1,7 +1,6 @@
 """`python -m m4.interop import --method=fusemoe --torch=ckpt.pt --config=... --out=DIR`."""
 
 import dataclasses
-import functools
 import importlib
 import os
 import sys
@@ -183,7 +182,9 @@ def _setup(config, job: Job) -> tuple[Setup, Layout, Any]:
     return setup, layout_of(job.method)(setup.method), setup.state.eval_params
 
 
-_flat = functools.partial(traverse_util.flatten_dict, sep="/")
+def _flat(tree: Any) -> dict[str, Any]:
+    return {"/".join(path): x for path, x in traverse_util.flatten_dict(tree).items()}
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -35,9 +35,8 @@ def read(path: Path, *, root: str = "") -> dict[str, np.ndarray]:
         ) from None
     if not isinstance(tree, Mapping):
         raise DataError(f"{path}: holds a {type(tree).__name__}, expected a state dict")
-    if isinstance(tree.get(root), Mapping):
-        tree = tree[root]
-    tensors = dict(_flatten(tree, "", path))
+    inner = tree.get(root)
+    tensors = dict(_flatten(inner if isinstance(inner, Mapping) else tree, "", path))
     if not tensors:
         raise DataError(f"{path}: holds no tensors")
     return tensors
@@ -100,7 +99,7 @@ def _save_torch(tree: Mapping, path: Path) -> None:
         return torch.from_numpy(np.array(x))
 
     whole = tensor(tree)
-    whole._metadata = {"": {"use": USE}}
+    setattr(whole, "_metadata", {"": {"use": USE}})  # noqa: B010 (where torch looks for it)
     torch.save(whole, path)
 
 

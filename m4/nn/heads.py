@@ -61,14 +61,12 @@ class StackedHeads(nn.Module):
         Raises ValueError for task kinds that need a head of their own method.
         """
         _require_generic(self.tasks)
-        dims = np.array([task.dim for task in self.tasks])
         logits = {}
-        for dim in np.unique(dims):
-            (chosen,) = np.nonzero(dims == dim)
-            heads = StackedDense(
-                int(dim), len(chosen), self.kernel_init, self.bias_init, name=f"dim_{dim}"
-            )
-            y_BTC = heads(h_BTD[:, chosen])
+        for dim in sorted({task.dim for task in self.tasks}):
+            chosen = [t for t, task in enumerate(self.tasks) if task.dim == dim]
+            name = f"dim_{dim}"
+            heads = StackedDense(dim, len(chosen), self.kernel_init, self.bias_init, name=name)
+            y_BTC = heads(h_BTD[:, np.array(chosen)])
             logits |= {self.tasks[t].name: y_BTC[:, i] for i, t in enumerate(chosen)}
         return {task.name: logits[task.name] for task in self.tasks}
 

@@ -27,11 +27,9 @@ SIZES = {
     "dropout": 0.1,
     "aux_weights": FrozenDict({}),
 }
-CONFIGS = {
-    "m4-permod": {},
+CONFIGS = {  # beside each file as it is, of which tests/methods/test_laws.py asks the same
     "m4-joint": {"mix": "none", "moe": {"share": "joint", "gate": "linear"}},
     "m4-disjoint": {"depth": 2, "moe": {"share": "disjoint", "gate": "gaussian"}},
-    "paper-permod": {"fidelity": "paper"},
     "paper-joint": {"fidelity": "paper", "utde": "batch", "moe": {"share": "joint"}},
 }
 

@@ -9,17 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m4.methods.flexcare.model import FlexCare
+from m4.config import code
 from m4.methods.flexcare.tokens import TokenEncoder
 from m4.methods.flexmoe import patches
-from m4.methods.flexmoe.model import FlexMoE
 from m4.methods.m3h.haim import HaimVectors
-from m4.methods.m4oe.model import M4oE
 from m4.nn.encoders.modalities import SummaryTokens, gather
 from m4.nn.encoders.query_tokens import QueryTokens
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
-from tests.methods import test_flexcare, test_flexmoe, test_fusemoe, test_m3h
 
 SPEC = DataSpec(
     modalities=(
@@ -32,7 +29,6 @@ SPEC = DataSpec(
     tasks=(TaskSpec("death", "binary"), TaskSpec("stay", "regression")),
 )
 SERIES = DataSpec((SPEC.modality("vitals"), SPEC.modality("labs")), SPEC.tasks, hours=5.0)
-SMALL = {"width": 8, "dropout": 0.0}
 
 
 def padded(batch, spec):
@@ -79,30 +75,12 @@ def test_what_encoders_say_does_not_depend_on_the_padding():
     properties.tree_close(encode(params, cut), encode(params, whole))
 
 
-METHODS = {
-    "fusemoe": lambda fidelity: test_fusemoe.small(
-        SPEC, fidelity, {"num_experts": 5, "hidden": 8}, num_queries=4, embed_time=8, dropout=0.0
-    ),
-    "flexmoe": lambda fidelity: test_flexmoe.small(
-        SPEC, fidelity, {"num_experts": 31}, aux_weights=FlexMoE.aux_weights, **SMALL
-    ),
-    "flexcare": lambda fidelity: test_flexcare.small(
-        SPEC if fidelity == "m4" else SERIES, fidelity, {"num_experts": 3}, max_size=1,
-        aux_weights=FlexCare.aux_weights, **SMALL,
-    ),
-    "m3h": lambda fidelity: test_m3h.small(SPEC, fidelity, **SMALL),
-    "m4oe": lambda fidelity: M4oE(
-        SPEC, fidelity=fidelity, num_heads=2, vit_heads=2, num_experts=3, modality_experts=2,
-        fusion_experts=2, hidden=8, num_queries=3, **SMALL,
-    ),
-}  # fmt: skip
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("fidelity", ["m4", "paper", "released"])
-@pytest.mark.parametrize("name", METHODS)
-def test_loss_and_gradients_do_not_depend_on_the_padding(name, fidelity):
-    method = METHODS[name](fidelity)
+@pytest.mark.parametrize("file", properties.method_files(), ids="-".join)
+def test_loss_and_gradients_do_not_depend_on_the_padding(file):
+    cls = code.method_class(*file)
+    losses = {"aux_weights": cls.aux_weights} if hasattr(cls, "aux_weights") else {}
+    method = properties.first_small(cls, SPEC, SERIES, dropout=0.0, **losses)
     params = properties.random_params(method)
     rngs = {"dropout": jax.random.key(1), "gate": jax.random.key(2)}
 

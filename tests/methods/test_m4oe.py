@@ -39,8 +39,7 @@ IMAGES = DataSpec(
     (ModalitySpec("fundus", "image", (1, 8, 8, 3)), ModalitySpec("oct", "image", (1, 8, 8, 3))),
     (TaskSpec("risk", "binary"), TaskSpec("grade", "multiclass", dim=3)),
 )
-CONFIGS = {
-    "m4": {},
+CONFIGS = {  # beside each file as it is, of which tests/methods/test_laws.py asks the same
     "m4-laplace": {
         "moe": {"gate": "laplace"},
         "timed": "summary",

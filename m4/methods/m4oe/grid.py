@@ -19,8 +19,7 @@ from m4.specs import DataSpec
 from m4.types import Array, Batch
 
 
-@flax.struct.dataclass
-class TokenGrid:
+class TokenGrid(flax.struct.PyTreeNode):
     """Tokens of all modalities in the spec's order."""
 
     x: Array  # [B, M, T, D]

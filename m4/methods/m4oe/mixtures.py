@@ -25,8 +25,7 @@ EPSILON = 1e-6  # of layer norms outside the ViTs
 CombineNorm = Literal["expert_slot", "expert_per_task"]
 
 
-@flax.struct.dataclass
-class TaskTokens:
+class TaskTokens(flax.struct.PyTreeNode):
     """What the MToE says, and how it routed."""
 
     pooled: Array  # [B, P, D]

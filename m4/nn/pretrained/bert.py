@@ -169,9 +169,16 @@ def _sizes(file, tensors, num_heads) -> BertSizes:
     heads = num_heads or max(1, width // HEAD)
     if width % heads:
         raise ValueError(f"{file}: {heads} heads cannot split a width of {width}; set num_heads")
-    rows = (len(tensors[f"embeddings.{n}_embeddings.weight"]) for n in ("position", "token_type"))
-    pooler = int("pooler.dense.weight" in tensors)
-    return BertSizes(vocab, *rows, width, (*up.shape, 0)[0], len(layers), heads, pooler)
+    return BertSizes(
+        vocab=vocab,
+        positions=len(tensors["embeddings.position_embeddings.weight"]),
+        types=len(tensors["embeddings.token_type_embeddings.weight"]),
+        width=width,
+        hidden=(*up.shape, 0)[0],
+        depth=len(layers),
+        num_heads=heads,
+        pooler=int("pooler.dense.weight" in tensors),
+    )
 
 
 def _join(path: str, parts: list[np.ndarray]) -> np.ndarray:
@@ -223,7 +230,7 @@ def read(
     *,
     positions: int,
     vocab: int,
-    pooling: Pooling,
+    pooling: str,
     train: bool,
 ) -> Stream:
     """A text as vectors, in chunks of up to `positions` tokens; `model` is a `Bert`'s call."""

@@ -67,7 +67,7 @@ class ResNet(nn.Module):
         del train
         s = self.sizes
         x = nn.relu(ConvAffine(s.stem, 7, 2, name="stem")(image_Nhwc))
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType] (Flax types it as text)
         for k, (blocks, inner, outer) in enumerate(zip(s.blocks, s.inner, s.outer, strict=True)):
             for i in range(blocks):
                 stride = 2 if k and not i else 1
@@ -85,8 +85,7 @@ class ConvAffine(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[N, h, w, c] -> [N, ceil(h / stride), ceil(w / stride), features]."""
-        pad = ((self.size // 2,) * 2,) * 2
-        shape = (self.size,) * 2, (self.stride,) * 2
+        pad, shape = self.size // 2, ((self.size,) * 2, (self.stride,) * 2)
         conv = nn.Conv(self.features, *shape, pad, use_bias=False, kernel_init=he, name="conv")
         scale = self.param("scale", nn.initializers.ones, (self.features,))
         return conv(x) * scale + self.param("bias", nn.initializers.zeros, (self.features,))
@@ -194,9 +193,9 @@ def _join(path: str, parts: list[np.ndarray]) -> np.ndarray:
     """One m4 array; statistics are folded in double precision."""
     if path.endswith("kernel"):
         return rearrange(parts[0], "o i h w -> h w i o")
-    *rest, weight, var = (np.float64(x) for x in parts)
+    *rest, weight, var = (x.astype(np.float64) for x in parts)
     scale = weight / np.sqrt(var + EPSILON)
     if path.endswith("bias"):
         bias, mean = rest
-        return np.float32(bias - mean * scale)
-    return np.float32(scale)
+        return (bias - mean * scale).astype(np.float32)
+    return scale.astype(np.float32)

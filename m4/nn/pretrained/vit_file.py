@@ -174,6 +174,7 @@ def _sizes(file, names, tensors, num_heads) -> ViTSizes:
 
 def _modules(names: Names, sizes: ViTSizes) -> dict[str, tuple[str, ...]]:
     """Path of every module with weight and bias, and its names in the file."""
+    found: dict[str, tuple[str, ...]]
     found = {"vit/patch": (names.patch,), "vit/norm": (names.norm,)}
     for i in range(sizes.depth):
         at = f"{names.block}.{i}."
@@ -190,6 +191,7 @@ def _modules(names: Names, sizes: ViTSizes) -> dict[str, tuple[str, ...]]:
 
 def _paths(names: Names, sizes: ViTSizes) -> dict[str, tuple[str, ...]]:
     """Names in the file of what makes a parameter, by its path."""
+    paths: dict[str, tuple[str, ...]]
     paths = {"vit/class_token": (names.class_token,), "vit/position": (names.position,)}
     for path, modules in _modules(names, sizes).items():
         leaf = "scale" if path.endswith("norm") else "kernel"
@@ -201,10 +203,8 @@ def _paths(names: Names, sizes: ViTSizes) -> dict[str, tuple[str, ...]]:
 def expected(sizes: ViTSizes, names: Names = SAVED) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor by its name in the file."""
     width, hidden = sizes.width, sizes.hidden
-    shapes = {
-        names.class_token: (1, 1, width),
-        names.position: (1, 1 + sizes.grid**2, width),
-    }
+    shapes: dict[str, tuple[int, ...]]
+    shapes = {names.class_token: (1, 1, width), names.position: (1, 1 + sizes.grid**2, width)}
     for path, modules in _modules(names, sizes).items():
         inputs, outputs = (width,), 3 * width // len(modules) if path.endswith("qkv") else width
         if path.endswith(("up", "down")):

@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from m4.nn.pretrained import safetensors
 from m4.specs import DataSpec, ModalitySpec
@@ -46,12 +45,12 @@ class Reader(nn.Module):
     def pretrained(self, params: dict[str, Any]) -> dict[str, Any]:
         """`params` with the file's weights; they are read by the host, not part of a program."""
         read = self.readers()
-        shapes = traverse_util.flatten_dict(params[self.part], sep="/")
-        found = {
-            path: jax.pure_callback(read[path], jax.ShapeDtypeStruct(x.shape, jnp.float32))
-            for path, x in shapes.items()
-        }
-        params = params | {self.part: traverse_util.unflatten_dict(found, sep="/")}
+
+        def value(path, x):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return jax.pure_callback(read[name], jax.ShapeDtypeStruct(x.shape, jnp.float32))
+
+        params = params | {self.part: jax.tree_util.tree_map_with_path(value, params[self.part])}
         if hasattr(self.method, "pretrained"):
             params |= {"method": self.method.pretrained(params["method"])}
         return params
@@ -82,7 +81,7 @@ def read(file: str) -> dict[str, np.ndarray]:
     return safetensors.read(file)
 
 
-def without(tensors: dict[str, np.ndarray], anchor: str, unused: str) -> dict[str, np.ndarray]:
+def without(tensors: Mapping[str, np.ndarray], anchor: str, unused: str) -> dict[str, np.ndarray]:
     """Without the prefix that the name ending in `anchor` has, and without `unused` (a pattern)."""
     prefix = min((n for n in tensors if n.endswith(anchor)), key=len).removesuffix(anchor)
     plain = {name.removeprefix(prefix): x for name, x in tensors.items()}
