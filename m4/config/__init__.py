@@ -66,6 +66,9 @@ def check(
         refused |= {path} if problem else set()
         problems += problem
     values = flatten(config.to_dict())
+    for path in [p for p in values if p not in fields and _section(p, fields)]:
+        value = values.pop(path)
+        problems += [f"{path}={value!r}: must be a section of fields"] if value != {} else []
     lacking = {p: elsewhere(p) for p in values if p not in overrides and not _rule(p, fields)}
     lacking = {path: having for path, having in lacking.items() if having}
     if lacking:
@@ -177,12 +180,17 @@ def _fill(values: dict[str, Any], fields: Mapping[str, Rule], source: str) -> li
     return [f"{path}: is missing from {source}; it {_must(fields[path])}" for path in missing]
 
 
+def _section(path: str, fields: Mapping[str, Rule]) -> bool:
+    """Whether fields lie inside a path."""
+    return any(name.startswith(f"{path}.") for name in fields)
+
+
 def _rule(path: str, fields: Mapping[str, Rule]) -> Rule | None:
     """The rule of a path; what lies inside a dict field is free unless its entries are listed."""
     if path in fields:
         return fields[path]
     parent = path.rpartition(".")[0]
-    if not parent or any(name.startswith(f"{parent}.") for name in fields):
+    if not parent or _section(parent, fields):
         return None
     rule = _rule(parent, fields)
     return Rule(optional=True) if rule and rule.kind in (dict, object) else None
