@@ -12,7 +12,7 @@ def write_all(root: Path) -> Path:
     """PhysioNet 2012, SUPPORT2 and UCI digits below `root`."""
     rng = np.random.default_rng(0)
     root.mkdir(exist_ok=True)
-    for write in (write_physionet2012, write_support2, write_mfeat):
+    for write in WRITERS.values():
         write(root, rng)
     return root
 
@@ -66,3 +66,6 @@ def support2_row(number: int, rng) -> dict[str, str]:
         "d.time": str(rng.integers(3, 900)),
         "death": str(rng.integers(2)),
     }
+
+
+WRITERS = {"physionet2012": write_physionet2012, "support2": write_support2, "mfeat": write_mfeat}

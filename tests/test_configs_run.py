@@ -5,38 +5,56 @@ that are not there ends in exit code 3 and says which.
 """
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
-from m4.config import load_file
-from m4.data import fake
+from m4 import config as configs
+from m4.config import code, files
+from m4.data import data_sets, fake
 from m4.main import main
 from m4.modes import report
+from m4.run import raw
 from m4.train import preemption
 from tests import raw_files
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(ROOT.glob("configs/*.py"))
-TINY = [f"{p}:{v}" for p in CONFIGS for v in load_file.variants(str(p)) if v.endswith("tiny")]
-# One per method; the others take some minutes together and run with `-m slow`.
-QUICK = {
-    "support2.py:fusemoe_tiny",
-    "flexmoe_adni.py:tiny",
-    "flexcare_mimic.py:tiny",
-    "m3h_support2.py:tiny",
-    "support2.py:m4oe_tiny",
-}
-NEED_NO_FILES = {"m4oe_views.py"}  # even without `:tiny`
-INVENTED = {  # configuration -> who writes its files, and what must be installed for it
-    "m4oe_embed.py": ("embed", "pydicom"),
-    "m4oe_rsna.py": ("rsna", "pydicom"),
-    "m4oe_vindr.py": ("vindr", "pydicom"),
-    "m4oe_gamma.py": ("gamma", "PIL"),
-    "fusemoe_pam.py": ("pam", "numpy"),
-    "fusemoe_mosi.py": ("mosi", "numpy"),
-}
+CONFIGS = [p for p in sorted(ROOT.glob("configs/*.py")) if "def get_config" in p.read_text()]
+TINY = [f"{p}:{v}" for p in CONFIGS for v in files.variants(str(p)) if v.endswith("tiny")]
+
+
+def loaded(target):
+    return configs.load(configs.parse([f"--config={target}"]))
+
+
+def inventor(config):
+    """Whose invented files a configuration reads, if any's."""
+    given = {"name": config.data.name} | config.data.options.to_dict()
+    for name, (data_set, options) in fake.invented().items():
+        if {"name": data_set, **options}.items() <= given.items():
+            return name
+    return None
+
+
+def files_missing(config, root):
+    return data_sets.find(config.data.name).missing_files(root, **config.data.options.to_dict())
+
+
+def quick():
+    """The target with the fewest modalities of every method; the others run with `-m slow`.
+
+    They take some minutes together.
+    """
+    sizes = {}
+    for target in TINY:
+        config = loaded(target)
+        if config.data.name in raw_files.WRITERS or not files_missing(config, Path("nowhere")):
+            size = (len(raw.schema(config).modalities), target)
+            sizes[config.method.name] = min(size, sizes.get(config.method.name, size))
+    return {name: target for name, (_, target) in sizes.items()}
+
+
+QUICK = quick()
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +74,21 @@ def logged(workdir):
 
 
 def marked(target):
-    name = Path(target).name
-    return pytest.param(target, id=name, marks=() if name in QUICK else pytest.mark.slow)
+    quick = target in QUICK.values()
+    return pytest.param(target, id=Path(target).name, marks=() if quick else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("target", [marked(target) for target in TINY])
 def test_trains_stops_and_goes_on(target, folders, monkeypatch, capsys):
     work = folders / Path(target).name.replace(":", "-")
-    writer, package = INVENTED.get(Path(target).name.partition(":")[0], (None, None))
-    if writer:
-        pytest.importorskip(package)
-        fake.write(writer, folders / "raw")
+    config = loaded(target)
+    if writer := inventor(config):
+        try:
+            fake.write(writer, folders / "raw")
+        except ImportError as error:
+            pytest.skip(f"{error.name} is not installed")
+    if files_missing(config, folders / "raw"):
+        pytest.skip("nothing invents its files")
     command = [f"--config={target}", f"--workdir={work}"]
     if "gamma" in target:  # its few invented patients are no one's secret
         command.append("--config.eval.min_patients=1")
@@ -90,17 +112,14 @@ def test_trains_stops_and_goes_on(target, folders, monkeypatch, capsys):
 
 
 def test_every_method_is_in_the_default_suite():
-    methods = {path.stem for path in (ROOT / "m4/methods").glob("[!_]*.py")}
-    names = {re.split("[_:]", name.removeprefix("support2.py:"))[0] for name in QUICK}
-    assert names == methods
-    assert {Path(target).name for target in TINY} >= QUICK
+    assert {*QUICK} == {*code.method_names()}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_without_its_files_it_says_what_to_do(path, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("M4_RAW_DIR", str(tmp_path / "raw"))
     monkeypatch.setenv("M4_DATA_DIR", str(tmp_path / "data"))
-    if path.name in NEED_NO_FILES:
+    if not files_missing(loaded(path), tmp_path / "raw"):
         pytest.skip("its data are generated")
     assert main([f"--config={path}", f"--workdir={tmp_path / 'work'}"]) == 3
     lines = capsys.readouterr().err.splitlines()

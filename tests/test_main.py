@@ -198,7 +198,8 @@ def test_other_data_is_refused(place, capsys):
 def script(*args, **env):
     code = (
         "import sys, time; from m4.main import main; code = main(sys.argv[1:]);"
-        "print(time.process_time(), 'jax' in sys.modules); sys.exit(code)"
+        "names = ('jax', 'orbax'); print(time.process_time(), *(n in sys.modules for n in names));"
+        "sys.exit(code)"
     )
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.run(
@@ -206,20 +207,20 @@ def script(*args, **env):
     )
 
 
-def test_missing_data_is_exit_3_before_jax(place):
+def test_missing_data_is_exit_3_at_once(place):
     done = script(f"--config={place / 'toy.py'}:filed", M4_RAW_DIR=str(place / "raw"))
     assert done.returncode == 3
     assert "x.csv is missing" in done.stderr and "generated" in done.stderr
     assert f"needs no files: --config={place / 'toy.py'}:free" in done.stderr
-    seconds, jax_loaded = done.stdout.split()
-    assert float(seconds) < 2 and jax_loaded == "False"
+    seconds, _, orbax_loaded = done.stdout.split()
+    assert float(seconds) < 2 and orbax_loaded == "False"
 
 
-def test_select_of_another_data_set_is_refused_before_jax(place):
+def test_select_of_another_data_set_is_refused_at_once(place):
     done = script(f"--config={place / 'toy.py'}", "--config.train.select=ihm24/auroc")
     assert done.returncode == 2
     assert "tasks are ihm48, los; did you mean ihm48?" in done.stderr
-    assert done.stdout.split()[1] == "False"
+    assert done.stdout.split()[2] == "False"
 
 
 def test_report_needs_no_jax(place):
@@ -227,7 +228,15 @@ def test_report_needs_no_jax(place):
     done = script("--mode=report", f"--workdir={place / 'w'}")
     assert done.returncode == 0, done.stderr
     assert (place / "w/report.html").stat().st_size > 0
-    assert done.stdout.split()[-1] == "False"
+    assert done.stdout.split()[1] == "False"
+
+
+def test_what_the_method_refuses_is_said_before_data_are_built(place, tmp_path, capsys):
+    data = f"--config.data.dir={tmp_path}"
+    wrong = "--config.method.flavour=bitter"
+    assert run(place, wrong, data, workdir="never") == 2
+    assert "flavour='bitter' is not plain or fancy" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_help_and_debug(place, capsys):

@@ -88,6 +88,9 @@ def check(
     problems += rules.loss_problems(values, fields)
     if not problems:
         problems = rules.cross_problems(values)
+        method = nested(values)["method"]
+        cls = code.method_class(method["name"], method.get("fidelity", "m4"))
+        problems += rules.layer_problems(method, cls)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return ml_collections.ConfigDict(nested(values)).lock()

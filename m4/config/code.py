@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from m4 import resolve
@@ -19,15 +20,6 @@ from m4.data import data_sets
 METHODS = "m4.methods"
 FILES = {"m4": "model", "paper": "paper", "released": "released"}  # fidelity -> file of a method
 SIZES = ("width", "hidden", "depth", "heads", "patch", "rank")  # beside num_* and top_k*
-# Field of a method or a layer -> module of the functions that it names, their first arguments.
-FUNCTIONS = {
-    "gate": ("m4.moe.gates", "x_ND"),
-    "outer_gate": ("m4.moe.gates", "x_ND"),
-    "router": ("m4.moe.routers", "logits_NE"),
-    "activation": ("m4.moe.experts", "x", "y"),
-    "output": ("m4.moe.experts", "x", "y"),
-}
-LOSSES = ("m4.moe.losses", "routing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +35,9 @@ class Field:
     optional: bool = False
 
 
-def functions(place: str, *first: str) -> tuple[str, ...]:
-    """Public functions of a module whose first argument has one of these names."""
-    module = importlib.import_module(place)
-    return tuple(
-        name
-        for name in resolve.public_names(place)
-        if next(iter(inspect.signature(getattr(module, name)).parameters), None) in first
-    )
-
-
-def function(name: str, field: str) -> bool:
-    """Whether 'package.module:name' is something to call. Raises ValueError if it isn't there."""
-    return callable(resolve.resolve(name, FUNCTIONS[field][0]))
+def layer() -> ModuleType:
+    """What a configuration can say of a layer: names, sizes, and what is wrong with them."""
+    return importlib.import_module("m4.moe.options")
 
 
 def method_names() -> tuple[str, ...]:
@@ -79,8 +61,7 @@ def method_class(name: str, fidelity: str = "m4") -> type:
     """`"fusemoe"` or `"package.module:Class"` -> the class. Raises ValueError if it isn't one."""
     if ":" in name:
         return _require_method(name, resolve.resolve(name, METHODS))
-    places = method_modules(name)
-    place = places.get(fidelity, places["m4"])
+    place = method_modules(name)[fidelity]
     for found in vars(importlib.import_module(place)).values():
         own = isinstance(found, type) and found.__module__ == place
         if own and not found.__name__.startswith("_") and hasattr(found, "loss"):
@@ -92,11 +73,6 @@ def _require_method(name: str, found: Any) -> type:
     if isinstance(found, type) and dataclasses.is_dataclass(found) and hasattr(found, "loss"):
         return found
     raise ValueError(f"{name} is no class with fields and a loss")
-
-
-def data_names() -> tuple[str, ...]:
-    """The data sets of `m4/data/sets`."""
-    return data_sets.names()
 
 
 def data_module(name: str) -> Any:

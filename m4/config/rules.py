@@ -5,12 +5,14 @@ it has another value than its default; nothing here imports JAX, a method or a d
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from m4.config import code
 from m4.config.hints import nearest
+from m4.data import data_sets
 from m4.resolve import resolve
 from m4.specs import METRICS, DataSpec
 
@@ -99,7 +101,7 @@ def _count(default: Any = REQUIRED, low: int = 1) -> Rule:
 
 FIELDS: dict[str, Rule] = {
     "seed": Rule(int, 0, low=0, below=2**31),
-    "data.name": Rule(str, names=code.data_names, outside=code.data_module),
+    "data.name": Rule(str, names=data_sets.names, outside=code.data_module),
     "data.raw_dir": Rule(str, ""),
     "data.dir": Rule(str, ""),
     "data.options": Rule(dict, {}),
@@ -162,24 +164,29 @@ FIELDS: dict[str, Rule] = {
 }
 
 
+@functools.cache
 def method_rules(cls: type) -> dict[str, Rule]:
     """The rules of a method's fields, by path; fields of a nested dataclass stand each alone."""
     rules = {}
     for path, field in code.fields(cls):
+        section, _, name = path.rpartition(".")
         limits: dict[str, Any] = {}
-        name = path.rpartition(".")[2]
         if field.kind is int and (name.startswith(("num_", "top_k")) or name in code.SIZES):
             limits["low"] = min(1, field.default) if isinstance(field.default, int) else 1
         elif field.kind is float and "dropout" in name:
             limits = {"low": 0, "below": 1}
         elif field.kind is str and field.choices:
-            limits["names"] = lambda field=field: field.choices
-        elif field.kind is str and name in code.FUNCTIONS:
-            limits["names"] = lambda name=name: code.functions(*code.FUNCTIONS[name])
-            limits["outside"] = lambda value, name=name: code.function(value, name)
+            limits["names"] = functools.partial(tuple, field.choices)
+        elif field.kind is str and section and name in code.layer().ROOMS:
+            limits["names"] = functools.partial(code.layer().known, name)
+            limits["outside"] = functools.partial(_function, code.layer().ROOMS[name][0])
         default = REQUIRED if field.default is dataclasses.MISSING else field.default
         rules[f"method.{path}"] = Rule(field.kind, default, optional=field.optional, **limits)
     return rules
+
+
+def _function(room: str, name: str) -> bool:
+    return callable(resolve(name, f"m4.moe.{room}"))
 
 
 def loss_problems(values: Mapping[str, Any], fields: Mapping[str, Rule]) -> list[str]:
@@ -188,21 +195,38 @@ def loss_problems(values: Mapping[str, Any], fields: Mapping[str, Rule]) -> list
     A method's own losses stand in the default; one with a router takes those of `m4.moe.losses`.
     """
     head = "method.aux_weights"
-    own = fields[head].default if head in fields else {}
+    own = fields[head].default if head in fields else None
+    weights = {p.removeprefix(f"{head}."): v for p, v in values.items() if p.startswith(f"{head}.")}
+    if not weights or not isinstance(own, Mapping):
+        return []
     routes = any(path.endswith(".router") for path in fields)
-    problems, weight = [], Rule(float)
-    for path, value in values.items():
-        name = path.removeprefix(f"{head}.")
-        if name == path or not isinstance(own, Mapping):
+    known = tuple(dict.fromkeys((*own, *(code.layer().known("losses") if routes else ()))))
+    problems = []
+    for name, value in weights.items():
+        wrong = Rule(float).problem(value)
+        if name not in known:
+            hint = f"it has: {', '.join(known)}{nearest(name, known)}"
+            problems.append(f"{head}.{name}: no such loss; {hint}")
+        elif wrong:
+            problems.append(f"{head}.{name}={value!r}: {wrong}")
+    return problems
+
+
+def layer_problems(method: Mapping[str, Any], cls: type) -> list[str]:
+    """What cannot work in a section of a method that is a layer's, `moe`: options of its gate, ...
+
+    `method` is the nested section of a configuration, all of whose fields are right in themselves.
+    """
+    problems = []
+    for field in dataclasses.fields(cls):
+        if type(field.default).__module__ != code.layer().__name__:
             continue
-        more = code.functions(*code.LOSSES) if routes and name not in own else ()
-        known = tuple(dict.fromkeys((*own, *more)))
-        if name not in known and ":" not in name:
-            problems.append(
-                f"{path}: no such loss; it has: {', '.join(known)}{nearest(name, known)}"
-            )
-        elif weight.problem(value):
-            problems.append(f"{path}={value!r}: {weight.problem(value)}")
+        given = method[field.name]
+        options = dataclasses.replace(field.default, **given)
+        losses = [n for n in method.get("aux_weights", {}) if n in code.layer().known("losses")]
+        for line in code.layer().problems(options, losses):
+            named = line.startswith(tuple(given))
+            problems.append(f"method.{field.name}{'.' if named else ': '}{line}")
     return problems
 
 

@@ -35,11 +35,9 @@ def make_method(
     ResNet the images.
     """
     given = {k: FrozenDict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
-    name, fidelity = given.pop("name"), given.get("fidelity", "m4")
-    cls = code.method_class(name, fidelity)
+    name = given.pop("name")
+    cls = code.method_class(name, given.pop("fidelity", "m4"))
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-    if "fidelity" not in defaults:
-        given.pop("fidelity", None)
 
     def make(data: DataSpec) -> Method:
         try:
