@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from m4 import config as configs
-from m4.config import code, load_file, rules
+from m4.config import code, program, rules
 from m4.errors import ConfigError
 from m4.eval import metrics
 from m4.run.method import make_method
@@ -370,7 +370,7 @@ def test_metrics_are_those_that_are_computed():
 
 
 SHIPPED = [p for p in sorted(Path(__file__).parents[1].glob("configs/*.py")) if p.stem != "common"]
-SHIPPED = [f"{p}{v and ':' + v}" for p in SHIPPED for v in ("", *load_file.variants(str(p)))]
+SHIPPED = [f"{p}{v and ':' + v}" for p in SHIPPED for v in ("", *program.variants(str(p)))]
 
 
 @pytest.mark.parametrize("target", SHIPPED, ids=lambda t: Path(t).name)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from m4 import config as configs
-from m4.config import code, files
+from m4.config import code, program
 from m4.data import data_sets, fake
 from m4.main import main
 from m4.modes import report
@@ -20,7 +20,7 @@ from tests import raw_files
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = [p for p in sorted(ROOT.glob("configs/*.py")) if "def get_config" in p.read_text()]
-TINY = [f"{p}:{v}" for p in CONFIGS for v in files.variants(str(p)) if v.endswith("tiny")]
+TINY = [f"{p}:{v}" for p in CONFIGS for v in program.variants(str(p)) if v.endswith("tiny")]
 
 
 def loaded(target):

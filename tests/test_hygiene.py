@@ -23,7 +23,7 @@ METHODS = {  # attribute -> keyword that makes the call safe, None if nothing do
     "os.popen": None,
     "tempfile.mktemp": None,
 }
-CONFIGURATION_FILES = "m4/config/load_file.py"  # a configuration file is a program, and says so
+CONFIGURATION_FILES = "m4/config/program.py"  # a configuration file is a program, and says so
 CONVERTER = "m4/interop/state_dicts.py"
 
 

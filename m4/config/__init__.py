@@ -16,8 +16,8 @@ import ml_collections
 from m4.config import code, rules
 from m4.config.flags import Flags, parse
 from m4.config.hints import unknown
-from m4.config.load_file import load_file
 from m4.config.plain import diff, flatten, nested, read_json, to_json, tuples
+from m4.config.program import load_file
 from m4.config.rules import REQUIRED, Rule
 from m4.errors import ConfigError
 

@@ -8,7 +8,7 @@ from types import ModuleType
 import ml_collections
 
 from m4 import config as configs
-from m4.config import load_file, rules
+from m4.config import program, rules
 from m4.data import data_sets
 from m4.errors import ConfigError, DataError
 from m4.run.method import make_method
@@ -74,8 +74,8 @@ def _without_files(source: str | None) -> str:
     """The variants of the configuration file that run without any raw file."""
     path = (source or "").partition(":")[0]
     free = []
-    for variant in load_file.variants(path) if path else ():
-        config = configs.check(load_file.load_file(f"{path}:{variant}"), {}, path)
+    for variant in program.variants(path) if path else ():
+        config = configs.check(program.load_file(f"{path}:{variant}"), {}, path)
         options = config.data.options.to_dict()
         if not _module(config).missing_files(folders(config)[0], **options):
             free.append(f"--config={path}:{variant}")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from m4.config import load_file, rules
+from m4.config import program, rules
 from tests.faults.catalogue import Case
 
 GOOD = """
@@ -267,7 +267,7 @@ def _files() -> Iterator[Case]:
 
 def _endless(folder: Path) -> list[str]:
     (folder / "x.py").write_text("while True: pass\n")
-    load_file.LIMIT_S = 0.3  # it would be eight seconds of a core
+    program.LIMIT_S = 0.3  # it would be eight seconds of a core
     return [f"--config={folder / 'x.py'}"]
 
 

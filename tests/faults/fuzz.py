@@ -19,7 +19,7 @@ from typing import Any
 
 from m4 import config as configs
 from m4 import seal
-from m4.config.load_file import time_limit
+from m4.config.program import time_limit
 from m4.data import build
 from m4.data import record as records
 from m4.data.data_sets import find

@@ -1,4 +1,4 @@
-"""Loading a configuration file."""
+"""A configuration file is a program: it is run here, with a limit of time and files beside it."""
 
 import contextlib
 import difflib
