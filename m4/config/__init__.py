@@ -151,7 +151,8 @@ def _fields(
         fields |= rules.method_rules(cls)
     else:
         for path in flatten({"method": config.to_dict().get("method", {})}):
-            fields.setdefault(path, Rule(optional=True))
+            if not path.startswith("method.name."):
+                fields.setdefault(path, Rule(optional=True))
     if isinstance(data, str) and fields["data.name"].problem(data) is None:
         for name, field in (code.data_options(data) or {}).items():
             optional = field.optional or field.kind is object
