@@ -6,6 +6,7 @@ Letters: B rows, M modalities, C combinations, K tasks, D width, N = B K C route
 import math
 from collections.abc import Mapping
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -50,6 +51,7 @@ def route(
     options: MoEOptions,
     aux_weights: Mapping[str, float],
     *,
+    gate_init: nn.initializers.Initializer | None = None,
     train: bool,
 ) -> tuple[Array, MoeAux]:
     """Experts for the combinations' tokens z, chosen by z and the task's token q.
@@ -61,7 +63,8 @@ def route(
     rows, num_tasks, combined, width = z_BKCD.shape
     losses = tuple(sorted(set(aux_weights) - {"covariance"}))
     pattern_B = combination_index(present_BM, modulo=options.num_experts)
-    y_ND, aux = MoE(options, num_modalities=combined, losses=losses, name="layer_0")(
+    layer = MoE(options, combined, losses=losses, gate_init=gate_init, name="layer_0")
+    y_ND, aux = layer(
         rearrange(z_BKCD, "b k c d -> (b k c) d"),
         valid_N=jnp.repeat(counted_BC, num_tasks, axis=0).reshape(-1),
         modality_N=np.tile(np.arange(combined), rows * num_tasks),

@@ -9,9 +9,8 @@ Letters: B rows, P passes, M modalities, C combinations, K tasks (1 in a pass of
 tokens, T = K + C + L, D width, E experts, N routed tokens, F features of a head.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -25,14 +24,13 @@ from m4.methods.flexcare.combinations import available, members, route
 from m4.methods.flexcare.fusion import fuse, squared_covariances
 from m4.methods.flexcare.sequence import attention_bias, encode
 from m4.methods.flexcare.tokens import data_tokens
-from m4.moe import gates
 from m4.moe.options import MoEOptions
 from m4.nn.heads import TaskHeads
 from m4.resolve import check_fields
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, Outputs
 
-Zeros = Annotated[Array, nn.initializers.zeros]
+zeros = nn.initializers.zeros
 
 
 class ReleasedFlexCare(nn.Module):
@@ -72,7 +70,7 @@ class ReleasedFlexCare(nn.Module):
         # Tokens.
         x_BLD, mask_BL, owner_L = data_tokens(self.data, batch, self.width, self.patch)
         task_KD = self.param("task", nn.initializers.normal(1.0), (num_tasks, self.width))
-        token_CD = self.param("combination", nn.initializers.zeros, (len(member_CM), self.width))
+        token_CD = self.param("combination", zeros, (len(member_CM), self.width))
         single_C = member_CM.sum(-1) == 1
         readable_BC = ready_BC | ~single_C  # only single modalities' tokens are ever masked
 
@@ -95,8 +93,8 @@ class ReleasedFlexCare(nn.Module):
         # Experts, fusion, heads.
         counted_BC = ready_BC & (batch.weight > 0)[:, None]
         y_BKCD, moe = route(
-            z_BKCD, q_BKD, counted_BC, present_BM, member_CM, self._initialised(), self.aux_weights,
-            train=train,
+            z_BKCD, q_BKD, counted_BC, present_BM, member_CM, self.moe, self.aux_weights,
+            gate_init=zeros if self.moe.gate == "task_additive" else None, train=train,
         )  # fmt: skip
         fused_BKD = fuse(q_BKD, y_BKCD, ready_BC, temperature=self.temperature)
         h_BKF = jnp.concatenate([q_BKD, fused_BKD], -1)
@@ -134,17 +132,6 @@ class ReleasedFlexCare(nn.Module):
         scale = total / jnp.maximum(jnp.sum(batch.weight), 1.0)
         out = out.replace(aux_losses={name: scale * x for name, x in out.aux_losses.items()})
         return task_losses.objective(self.data, out, batch, self.aux_weights)
-
-    def _initialised(self) -> MoEOptions:
-        """The gate, with the release's initial values if it is the release's."""
-        if self.moe.gate != "task_additive":
-            return self.moe
-        return dataclasses.replace(self.moe, gate=f"{__name__}:zero_gate")
-
-
-def zero_gate(x_ND: Array, w_DE: Zeros, query_QE: Zeros, *, query_NQ: Array) -> Array:
-    """`gates.task_additive`, which the release starts at zero."""
-    return gates.task_additive(x_ND, w_DE, query_QE, query_NQ=query_NQ)
 
 
 def covariance_of_all(z_BKCD: Array, ready_BC: Array) -> Array:

@@ -28,20 +28,21 @@ def feed_forward(
     *,
     dropout: float,
     kernel_init: nn.initializers.Initializer | None = None,
+    gate_init: nn.initializers.Initializer | None = None,
     train: bool,
 ) -> tuple[Array, dict[str, MoeAux]]:
     """Layer i on all tokens, those from the bank included: [B, T, D], and its losses and counts.
 
-    `losses` are names and functions; `kernel_init` is the experts'. Parameters are 'layer_<i / 2>'
-    of experts and 'mlp_<i>' of an MLP, which has as many hidden units as an expert. Called inside
-    a compact method.
+    `losses` are names and functions; `kernel_init` and `gate_init` as in `MoE`. Parameters are
+    'layer_<i / 2>' of experts and 'mlp_<i>' of an MLP, which has as many hidden units as an expert.
+    Called inside a compact method.
     """
     if i % 2:
         return MLP(options.hidden, 1, dropout, gelu, name=f"mlp_{i}")(x_BTD, train=train), {}
     rows, tokens = x_BTD.shape[:2]
     num, name = present_BM.shape[-1], f"layer_{i // 2}"
     paths = tuple(losses.values())
-    layer = MoE(options, num_modalities=num, losses=paths, kernel_init=kernel_init, name=name)
+    layer = MoE(options, num, losses=paths, kernel_init=kernel_init, gate_init=gate_init, name=name)
     y_ND, aux = layer(
         rearrange(x_BTD, "b t d -> (b t) d"),
         valid_N=jnp.repeat(routable_B, tokens),

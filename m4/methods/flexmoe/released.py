@@ -10,7 +10,7 @@ F features of the heads.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -24,14 +24,13 @@ from m4.methods.flexmoe import completeness
 from m4.methods.flexmoe.bank import complete
 from m4.methods.flexmoe.feed_forward import feed_forward
 from m4.methods.flexmoe.patches import patch_tokens
-from m4.moe import gates, routers
 from m4.moe.options import MoEOptions
 from m4.nn.heads import TaskHeads
 from m4.nn.layers import StackedLayerNorm
 from m4.nn.transformer import SelfAttention
 from m4.resolve import check_fields
 from m4.specs import DataSpec
-from m4.types import Array, Batch, Mean, MoeAux, Outputs, Routing
+from m4.types import Array, Batch, Mean, MoeAux, Outputs
 
 
 class ReleasedFlexMoE(nn.Module):
@@ -97,20 +96,20 @@ class ReleasedFlexMoE(nn.Module):
         every_BMT = jnp.ones(x_BTD.shape[:2], bool)[:, None]  # tokens of the bank are read
         a_BTD = drop[0](attend(norm[0](x_BTD)[:, None], every_BMT, train=train)[:, 0])
         h_BTD = x_BTD + a_BTD if self.attention == "residual" else a_BTD + drop[2](a_BTD)
+        theirs = (self.moe.gate, self.moe.router) == ("linear", "noisy_top_k")
         y_BTD, routed = feed_forward(
-            i, norm[1](h_BTD), present_BM, routable_B, self._initialised(),
+            i, norm[1](h_BTD), present_BM, routable_B, self._softmax_last(),
             completeness.chosen(self.aux_weights), dropout=self.dropout, kernel_init=per_both,
-            train=train,
+            gate_init=per_experts if theirs else None, train=train,
         )  # fmt: skip
         return h_BTD + drop[1](y_BTD), routed
 
-    def _initialised(self) -> MoEOptions:
-        """The gate and the router that are the release's, with its initial values."""
-        own = {name: f"{__name__}:{name}" for name in ("linear", "noisy_top_k")}
-        gate, router = self.moe.gate, self.moe.router
-        return dataclasses.replace(
-            self.moe, gate=own.get(gate, gate), router=own.get(router, router)
-        )
+    def _softmax_last(self) -> MoEOptions:
+        """The largest k scores, then their softmax, also with k = 1."""
+        if self.moe.router != "noisy_top_k":
+            return self.moe
+        options = FrozenDict({"normalise": "after", **self.moe.router_options})
+        return dataclasses.replace(self.moe, router_options=options)
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """Task losses plus `aux_weights` times the routing losses."""
@@ -130,23 +129,3 @@ def per_both(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """U(-b, b), b = 1 / sqrt(inputs * outputs): the fan of a stack of experts' 3-D weight."""
     bound = (shape[-1] * shape[-2]) ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def linear(x_ND: Array, w_DE: Annotated[Array, per_experts]) -> Array:
-    """`gates.linear` with the release's initial values."""
-    return gates.linear(x_ND, w_DE)
-
-
-def noisy_top_k(
-    logits_NE: Array,
-    valid_N: Array,
-    *,
-    k: int,
-    x_ND: Array,
-    noise_DE: Annotated[Array, per_experts],
-    key: Array | None = None,
-) -> Routing:
-    """`routers.noisy_top_k`, softmax over the chosen, with the release's initial noise."""
-    return routers.noisy_top_k(
-        logits_NE, valid_N, k=k, x_ND=x_ND, noise_DE=noise_DE, key=key, normalise="after"
-    )
