@@ -244,7 +244,7 @@ def test_labels_by_hand():
 
 
 def test_diseases_by_prefix():
-    assert len(diseases.NAMES) == 40 and len(diseases.LIST) == 16
+    assert len(diseases.NAMES) == 40 and len(diseases.DEPARTMENTS) == 16
     names = diseases.NAMES
     cases = {
         (10, "I50.9"): ["heart_failure"], (9, "42731"): ["atrial_fibrillation"],

@@ -14,7 +14,8 @@ import numpy as np
 
 from m4.data import split
 from m4.data.cohort import Cohort, Example, checksums
-from m4.errors import ConfigError, DataError
+from m4.data.options import check
+from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 VERSION = "1"
@@ -41,9 +42,7 @@ def spec(*, views: Sequence[str] = ("pix",)) -> DataSpec:
 
     Raises ConfigError for unknown views.
     """
-    unknown = sorted({*views} - {*VIEWS})
-    if unknown or not views:
-        raise ConfigError(f"data.options.views: {unknown} not in {', '.join(VIEWS)}")
+    check(some=[("views", views, VIEWS)])
     modalities = tuple(
         ModalitySpec("pix", "image", (1, 16, 16, 1))
         if view == "pix"

@@ -23,7 +23,8 @@ import numpy as np
 from m4.data import split
 from m4.data.cohort import Cohort, Example, checksums
 from m4.data.fake import fresh
-from m4.errors import ConfigError, DataError
+from m4.data.options import check
+from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 VERSION = "1"
@@ -46,10 +47,7 @@ def spec(*, steps: int = STEPS, every: int = 1, block: int = 20) -> DataSpec:
 
     Raises ConfigError for a number below 1.
     """
-    wrong = {"steps": steps, "every": every, "block": block}
-    problems = [f"data.options.{k}: {v} must be at least 1" for k, v in wrong.items() if v < 1]
-    if problems:
-        raise ConfigError(*problems)
+    check(least=[("steps", steps, 1), ("every", every, 1), ("block", block, 1)])
     shape = (-(-steps // every), 1)
     return DataSpec(
         tuple(ModalitySpec(f"sensor_{s:02d}", "series", shape) for s in range(SENSORS)),

@@ -16,7 +16,7 @@ import numpy as np
 
 from m4.data import split
 from m4.data.cohort import Cohort, Example
-from m4.errors import ConfigError
+from m4.data.options import check
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 VERSION = "1"
@@ -41,16 +41,12 @@ def spec(
     tasks: Sequence[str] = tuple(task.name for task in TASKS),
 ) -> DataSpec:
     """Four images [1, size, size, 3]. Raises ConfigError for values out of range."""
-    known = [task.name for task in TASKS]
-    problems = []
+    also = []
     if num_patients < 10 or size < 4:
-        problems.append(f"data.options: num_patients={num_patients}, size={size} are too small")
+        also.append(f"data.options: num_patients={num_patients}, size={size} are too small")
     if not 0 < presence <= 1:
-        problems.append(f"data.options.presence: {presence} must be above 0 and at most 1")
-    if not tasks or {*tasks} - {*known}:
-        problems.append(f"data.options.tasks: {sorted({*tasks} - {*known})} not in {known}")
-    if problems:
-        raise ConfigError(*problems)
+        also.append(f"data.options.presence: {presence} must be above 0 and at most 1")
+    check(some=[("tasks", sorted(tasks), [task.name for task in TASKS])], also=also)
     return DataSpec(
         tuple(ModalitySpec(name, "image", (1, size, size, 3)) for name in VIEWS),
         tuple(task for task in TASKS if task.name in tasks),

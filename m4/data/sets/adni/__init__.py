@@ -33,8 +33,9 @@ import numpy as np
 
 from m4.data import csv_files, split
 from m4.data.cohort import Cohort, Example, checksums, patient_number
+from m4.data.options import check
 from m4.data.sets.adni.invented import invent  # noqa: F401
-from m4.errors import ConfigError, DataError
+from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 VERSION = "1"
@@ -75,15 +76,11 @@ def spec(
     Raises:
       ConfigError: one line per wrong option.
     """
-    problems = []
-    if image not in IMAGES:
-        problems.append(f"data.options.image: {image!r} is none of {', '.join(IMAGES)}")
-    if not modalities or {*modalities} - {*MODALITIES}:
-        problems.append(f"data.options.modalities: {[*modalities]} not in {', '.join(MODALITIES)}")
-    if variants < 1:
-        problems.append(f"data.options.variants: {variants} must be at least 1")
-    if problems:
-        raise ConfigError(*problems)
+    check(
+        one=[("image", image, IMAGES)],
+        some=[("modalities", modalities, MODALITIES)],
+        least=[("variants", variants, 1)],
+    )
     volumes = {"image": ModalitySpec("image", "image", tuple(volume))} if image == "volume" else {}
     return DataSpec(
         tuple(

@@ -27,10 +27,11 @@ from pathlib import Path
 
 from m4.data import split as splits
 from m4.data.cohort import Cohort, Example, checksums
+from m4.data.options import check
 from m4.data.sets.imaging import embed, gamma, pixels, rsna, vindr
 from m4.data.sets.imaging.invented import invent  # noqa: F401
 from m4.data.workers import ordered
-from m4.errors import ConfigError, DataError
+from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 VERSION = "2"
@@ -91,26 +92,21 @@ def spec(
     Raises:
       ConfigError: one line per wrong option.
     """
-    if layout not in LAYOUTS:
-        raise ConfigError(f"data.options.layout: {layout!r} is none of {', '.join(LAYOUTS)}")
-    chosen = {"record": record, "fit": fit, "unreadable": unreadable}
-    problems = [
-        f"data.options.{name}: {value!r} is none of {', '.join(CHOICES[name])}"
-        for name, value in chosen.items()
-        if value not in CHOICES[name]
-    ]
+    check(one=[("layout", layout, LAYOUTS)])
     names, known = LAYOUTS[layout]
-    known_names = [task.name for task in known]
-    wanted = [*tasks] or [name for name in known_names if name not in ON_REQUEST]
-    if {*wanted} - {*known_names}:
-        unknown = sorted({*wanted} - {*known_names})
-        problems.append(f"data.options.tasks: {unknown} not in {', '.join(known_names)}")
+    tasks_known = [task.name for task in known]
+    wanted = [*tasks] or [name for name in tasks_known if name not in ON_REQUEST]
+    chosen = {"record": record, "fit": fit, "unreadable": unreadable}
+    also = []
     if size < 8 or not 0 <= fold < FOLDS:
-        problems.append(f"data.options: size={size} must be at least 8, fold={fold} in 0..4")
+        also.append(f"data.options: size={size} must be at least 8, fold={fold} in 0..4")
     if record == "exam" and layout != "embed":
-        problems.append(f"data.options.record: 'exam' is for embed, not {layout}")
-    if problems:
-        raise ConfigError(*problems)
+        also.append(f"data.options.record: 'exam' is for embed, not {layout}")
+    check(
+        one=[(name, value, CHOICES[name]) for name, value in chosen.items()],
+        some=[("tasks", sorted(wanted), tasks_known)],
+        also=also,
+    )
     return DataSpec(
         tuple(ModalitySpec(name, "image", (1, size, size, 3), dtype="uint8") for name in names),
         tuple(task for task in known if task.name in wanted),

@@ -28,25 +28,13 @@ FOLDERS = ("embed*", "EMBED*")
 CLINICAL = "tables/EMBED_OpenData_clinical.csv"
 METADATA = "tables/EMBED_OpenData_metadata.csv"
 CLINICAL_COLUMNS = (
-    "empi_anon",
-    "acc_anon",
-    "study_date_anon",
-    "side",
-    "asses",
-    "tissueden",
-    "path_severity",
+    "empi_anon", "acc_anon", "study_date_anon", "side", "asses", "tissueden", "path_severity",
     "procdate_anon",
-)
+)  # fmt: skip
 METADATA_COLUMNS = (
-    "empi_anon",
-    "acc_anon",
-    "study_date_anon",
-    "FinalImageType",
-    "ImageLateralityFinal",
-    "ViewPosition",
-    "spot_mag",
-    "anon_dicom_path",
-)
+    "empi_anon", "acc_anon", "study_date_anon", "FinalImageType", "ImageLateralityFinal",
+    "ViewPosition", "spot_mag", "anon_dicom_path",
+)  # fmt: skip
 TYPES = {"cview": "cview", "c-view": "cview", "2d": "ffdm"}
 BIRADS = {"N": 0, "B": 1, "P": 1, "S": 2, "M": 2, "K": 2}  # A: more images needed, so no label
 WORST = "NBPASMK"  # in this order

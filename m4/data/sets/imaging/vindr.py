@@ -18,14 +18,9 @@ LICENCE = "PhysioNet Restricted Health Data License 1.5.0"
 FOLDERS = ("vindr-mammo*", "vindr-mammo*/*", "vindr*")
 TABLE = "breast-level_annotations.csv"
 COLUMNS = (
-    "study_id",
-    "image_id",
-    "laterality",
-    "view_position",
-    "breast_birads",
-    "breast_density",
+    "study_id", "image_id", "laterality", "view_position", "breast_birads", "breast_density",
     "split",
-)
+)  # fmt: skip
 VIEWS = {"CC": "cc", "MLO": "mlo"}
 
 

@@ -33,11 +33,13 @@ Where m4 departs from the authors' preprocessing, and why:
 from pathlib import Path
 
 from m4.data.cohort import Cohort, checksums
+from m4.data.options import check
 from m4.data.sets.mimiciv import catalogue, linked, population, release
 from m4.data.sets.mimiciv.embeddings import folder
 from m4.data.sets.mimiciv.examples import Examples
 from m4.data.sets.mimiciv.invented import invent  # noqa: F401
-from m4.errors import ConfigError, DataError
+from m4.data.sets.mimiciv.selector import SOURCES
+from m4.errors import DataError
 from m4.specs import DataSpec
 
 VERSION = "2.0.0"
@@ -60,24 +62,10 @@ CHOICES = {
     "split_by": ("subject", "stay"),
     "available": ("stored", "charted"),
 }
-# What each modality or task reads beyond the tables of every cohort.
 ALWAYS = ("icustays", "admissions", "patients")
-NEEDS = {
-    "vitals": "chartevents",
-    "labs": "labevents",
-    "medications": "inputevents",
-    "prescriptions": "prescriptions",
-    "procedures": "procedureevents",
-    "history": "diagnoses_icd",
-    "phe": "diagnoses_icd",
-    "diseases": "diagnoses_icd",
-    "drg": "drgcodes",
-    "benchmark": "chartevents",
-    "flexcare": "chartevents",
-    "haim_chart": "chartevents",
-    "haim_labs": "labevents",
-    "haim_procedures": "procedureevents",
-}
+# Beyond what `selector.SOURCES` says, and the tables of every cohort.
+CODED = {"history": "diagnoses_icd", "phe": "diagnoses_icd", "diseases": "diagnoses_icd"}
+CODED |= {"drg": "drgcodes"}
 CONTENT = {
     "icustays": "ICU stays",
     "admissions": "hospital admissions",
@@ -133,15 +121,16 @@ def spec(
     allowed = (*default, *others) or catalogue.ALL_TASKS
     tasks = (default or allowed) if tasks is None else tasks
     chosen = {"window": window, "split_by": split_by, "available": available}
-    _check(
-        chosen={**chosen, "variables": variables},
-        numbers={"steps": steps, "lab_steps": lab_steps, "vocab": vocab},
-        lists={
-            "modalities": (modalities, catalogue.MODALITIES),
-            "tasks": (tasks, allowed),
-            "dims": (dims or vectors, vectors),
-            "embeddings": (embeddings or catalogue.VECTORS, catalogue.VECTORS),
-        },
+    chosen |= {"variables": variables}
+    check(
+        one=[(name, value, CHOICES[name]) for name, value in chosen.items()],
+        some=[
+            ("modalities", modalities, catalogue.MODALITIES),
+            ("tasks", tasks, allowed),
+            ("dims", dims or vectors, vectors),
+            ("embeddings", embeddings or catalogue.VECTORS, catalogue.VECTORS),
+        ],
+        least=[("steps", steps, 1), ("lab_steps", lab_steps, 1), ("vocab", vocab, 1)],
     )
     shapes = {
         "vitals": {"steps": steps, "variables": variables},
@@ -153,29 +142,11 @@ def spec(
     return catalogue.data_spec(modalities, tasks, **shapes)
 
 
-def _check(*, chosen, numbers, lists) -> None:
-    """Raise ConfigError for wrong options, all at once."""
-    problems = [
-        f"data.options.{name}: {value!r} is none of {', '.join(CHOICES[name])}"
-        for name, value in chosen.items()
-        if value not in CHOICES[name]
-    ]
-    for name, value in numbers.items():
-        if value < 1:
-            problems.append(f"data.options.{name}: {value} must be at least 1")
-    for name, (names, known) in lists.items():
-        unknown = [item for item in names if item not in known]
-        if unknown or not names:
-            problems.append(f"data.options.{name}: {unknown} not in {', '.join(known)}")
-    if problems:
-        raise ConfigError(*problems)
-
-
 def tables(data: DataSpec) -> list[str]:
     """Names of the tables that a schema needs."""
-    extra = [NEEDS[n] for n in (*data.modality_names, *data.task_names) if n in NEEDS]
-    if {*data.modality_names} & {"benchmark", "flexcare"}:
-        extra.append("labevents")
+    names = (*data.modality_names, *data.task_names)
+    extra = [source.table for name in names for source in SOURCES.get(name, ())]
+    extra += [CODED[name] for name in names if name in CODED]
     return [*ALWAYS, *dict.fromkeys(extra)]
 
 

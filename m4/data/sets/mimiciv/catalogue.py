@@ -97,38 +97,28 @@ def modality(
     raise ConfigError(f"data.options.modalities: {name!r} is none of {', '.join(MODALITIES)}")
 
 
-def task(name: str) -> TaskSpec:
-    """The TaskSpec called `name`; what each means is said in `labels.py`."""
-    if name in BINARY:
-        return TaskSpec(name, "binary")
-    if name in ("los", "los_after_cxr"):
-        return TaskSpec(name, "regression", transform="log1p")
-    if name == "phe":
-        return TaskSpec(name, "multilabel", dim=len(phenotypes.NAMES), labels=phenotypes.NAMES)
-    if name == "chexpert":
-        return TaskSpec(name, "multilabel", dim=len(CHEXPERT), labels=CHEXPERT)
-    if name == "diseases":
-        return TaskSpec(name, "multilabel", dim=len(diseases.NAMES), labels=diseases.NAMES)
-    if name == "los_remaining":
-        return TaskSpec(name, "multiclass", dim=len(DAYS), labels=DAYS)
-    if name == "disposition":
-        return TaskSpec(name, "multiclass", dim=len(DISPOSITIONS), labels=DISPOSITIONS)
-    if name == "drg":
-        return TaskSpec(name, "multiclass", dim=DRG_CLASSES)
-    raise ConfigError(f"data.options.tasks: {name!r} is none of {', '.join(ALL_TASKS)}")
+def _multilabel(name: str, labels: tuple[str, ...]) -> TaskSpec:
+    return TaskSpec(name, "multilabel", dim=len(labels), labels=labels)
 
 
 ALL_TASKS = tuple(dict.fromkeys(name for both in WINDOWS.values() for name in both[0] + both[1]))
-BINARY = (
-    "ihm48", "los_under_96h", "readmission", "mortality_1y", "decompensation", "mortality_48h",
-    "los_under_48h",
-)  # fmt: skip
+SPECS = (  # of tasks that are not binary; what each means is said in `labels.py`
+    *(TaskSpec(name, "regression", transform="log1p") for name in ("los", "los_after_cxr")),
+    _multilabel("phe", phenotypes.NAMES),
+    _multilabel("chexpert", CHEXPERT),
+    _multilabel("diseases", diseases.NAMES),
+    TaskSpec("los_remaining", "multiclass", dim=len(DAYS), labels=DAYS),
+    TaskSpec("disposition", "multiclass", dim=len(DISPOSITIONS), labels=DISPOSITIONS),
+    TaskSpec("drg", "multiclass", dim=DRG_CLASSES),
+)
+TASK_SPECS = {name: TaskSpec(name, "binary") for name in ALL_TASKS}
+TASK_SPECS |= {spec.name: spec for spec in SPECS}
 
 
 def data_spec(modalities, tasks, **shapes) -> DataSpec:
     """A DataSpec of the named modalities and tasks; `shapes` maps a modality to its arguments."""
     return DataSpec(
         tuple(modality(name, **shapes.get(name, {})) for name in modalities),
-        tuple(task(name) for name in tasks),
+        tuple(TASK_SPECS[name] for name in tasks),
         hours=HOURS,
     )

@@ -40,7 +40,7 @@ class Diagnoses:
 
     def labels(self, hadm_n, task):
         """f64[n, 25 or 40]; a row of NaN for an admission without diagnoses."""
-        found = np.full((len(hadm_n), catalogue.task(task).dim), np.nan)
+        found = np.full((len(hadm_n), catalogue.TASK_SPECS[task].dim), np.nan)
         for row, hadm in zip(found, hadm_n, strict=True):
             codes = self._codes(hadm)
             if len(codes):

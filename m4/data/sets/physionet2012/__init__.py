@@ -31,8 +31,9 @@ from pathlib import Path
 from m4 import atomic
 from m4.data import csv_files, split
 from m4.data.cohort import Cohort, Example, checksums
+from m4.data.options import check
 from m4.data.sets.physionet2012.archive import RawSet, read_set, set_files
-from m4.errors import ConfigError, DataError
+from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 VERSION = "1.0.0-1"  # of the source, and of this reading of it
@@ -97,18 +98,15 @@ def spec(
     Raises:
       ConfigError: unknown names, or a `val_fraction` outside (0, 1).
     """
-    problems = []
-    for option, chosen, known in (
-        ("modalities", modalities, NAMES),
-        ("tasks", tasks, tuple(task.name for task in TASKS)),
-    ):
-        unknown = sorted({*(chosen or ())} - {*known})
-        if unknown:
-            problems.append(f"data.options.{option}: {unknown} not in {', '.join(known)}")
-    if not 0 < val_fraction < 1:
-        problems.append(f"data.options.val_fraction: {val_fraction} must be between 0 and 1")
-    if problems:
-        raise ConfigError(*problems)
+    tasks_known = tuple(task.name for task in TASKS)
+    share = f"data.options.val_fraction: {val_fraction} must be between 0 and 1"
+    check(
+        some=[
+            ("modalities", sorted(modalities or NAMES), NAMES),
+            ("tasks", sorted(tasks or tasks_known), tasks_known),
+        ],
+        also=[] if 0 < val_fraction < 1 else [share],
+    )
     groups = [
         ModalitySpec(name, "series", (steps, len(variables)), variables)
         for name, (steps, variables) in GROUPS.items()
