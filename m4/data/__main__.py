@@ -31,7 +31,7 @@ def main(args: Sequence[str]) -> int:
     """Runs one command and returns its exit code (see `m4.main`)."""
     try:
         if [*args] in (["-h"], ["--help"]):
-            print(__doc__.format(downloads=" or ".join(downloads())))
+            print((__doc__ or "").format(downloads=" or ".join(downloads())))
             return 0
         if args and args[0] in OWN:
             return importlib.import_module(f"m4.data.{OWN[args[0]]}").main([*args[1:]])

@@ -5,6 +5,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,7 @@ from m4.specs import DataSpec
 from m4.types import Batch, Stream, Target
 
 
-def assemble(
-    spec: DataSpec, rows: Mapping[str, np.ndarray], uid: np.ndarray, weight: np.ndarray
-) -> Batch:
+def assemble(spec: DataSpec, rows: Mapping[str, Any], uid: Any, weight: Any) -> Batch:
     """A batch with NumPy leaves from the flat rows of a `Store`.
 
     Args:
@@ -34,15 +33,12 @@ def assemble(
         task.name: Target(rows[f"y/{task.name}"], rows[f"y/{task.name}/mask"])
         for task in spec.tasks
     }
-    num_rows = len(uid)
-    batch = Batch(
-        inputs=inputs,
-        targets=targets,
-        task=np.full(num_rows, -1, np.int32),
-        weight=np.asarray(weight, np.float32),
-        uid=np.asarray(uid, np.int32),
-    )
-    return finish(spec, batch)
+    columns: dict[str, Any] = {
+        "task": np.full(len(uid), -1, np.int32),
+        "weight": np.asarray(weight, np.float32),
+        "uid": np.asarray(uid, np.int32),
+    }
+    return finish(spec, Batch(inputs=inputs, targets=targets, **columns))
 
 
 def empty(spec: DataSpec, num_rows: int) -> Batch:
@@ -68,7 +64,8 @@ def check(spec: DataSpec, batch: Batch) -> None:
     assert [*batch.inputs] == [*spec.modality_names], [*batch.inputs]
     assert [*batch.targets] == [*spec.task_names], [*batch.targets]
     for modality in spec.modalities:
-        stream, name = batch.inputs[modality.name], modality.name
+        stream: Any = batch.inputs[modality.name]
+        name = modality.name
         parts = store.layout(modality.cut(stream.mask.shape[1]))
         for field in dataclasses.fields(Stream):
             array = getattr(stream, field.name)

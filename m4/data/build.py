@@ -302,7 +302,7 @@ def flow(cohort: Cohort, cuts: Counter[str]) -> list[list[Any]]:
     return [[step, int(count)] for step, count in [*cohort.flow, *sorted(cuts.items())]]
 
 
-def _examples(cohort: Cohort, split: str) -> Iterator[Example]:
+def _examples(cohort: Cohort, split: str) -> Iterator[Any]:
     """The examples of a split; what its module raises is told by the record, not by its text."""
     with foreign(f"split {split}, record 1"):
         examples = iter(cohort.splits[split]())

@@ -16,6 +16,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ def _open(place: Path, layout: Mapping[str, np.ndarray]) -> Mapped:
     return Mapped(place, found, sums_KN)
 
 
-def _sums(array: np.ndarray, indices: Iterable[int]) -> np.ndarray:
+def _sums(array: Any, indices: Iterable[int]) -> np.ndarray:
     return np.array([zlib.crc32(array[i : i + 1]) for i in indices], np.uint32)
 
 

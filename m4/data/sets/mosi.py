@@ -16,6 +16,7 @@ not finite (COVAREP has some) are gaps, too, and counted. `times` are positions,
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -143,7 +144,7 @@ def invent(folder: Path, *, patients: int, seed: int, dataset: str = "mosi") -> 
     for part, share in (("train", 0.6), ("valid", 0.2), ("test", 0.2)):
         number = max(int(share * patients), 1) * SEGMENTS
         labels = rng.uniform(-3, 3, number)
-        arrays = {"labels": labels[:, None, None]}
+        arrays: dict[str, Any] = {"labels": labels[:, None, None]}
         length = rng.integers(1, 51, number)
         word = np.arange(50) >= 50 - length[:, None]
         for modality, width in (("text", 300), ("audio", 74), ("vision", 35)):

@@ -28,6 +28,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -226,7 +227,8 @@ def _genome(path: Path, train: set[str], variants: int):
 
     with h5py.File(path, "r") as file:
         try:
-            matrix, obs, var = file["X"], file["obs"], file["var"]
+            parts: dict[str, Any] = {name: file[name] for name in ("X", "obs", "var")}
+            matrix, obs, var = parts.values()
             people = [_text(who) for who in obs[obs.attrs["_index"]][:]]
             names = [_text(name) for name in var[var.attrs["_index"]][:]]
         except KeyError as error:
@@ -274,7 +276,8 @@ def _volumes(folder: Path, shape: tuple[int, ...], train: set[str]):
     import nibabel
 
     (mask_file,) = sorted(folder.glob("*.nii.gz"))[:1]
-    mask = np.asarray(nibabel.load(mask_file).dataobj) == GREY
+    image: Any = nibabel.load(mask_file)
+    mask = np.asarray(image.dataobj) == GREY
     scans = np.load(folder / "ADNI_G.npy", mmap_mode="r", allow_pickle=False)
     lines = (folder / "ADNI_subj.txt").read_text().split()
     if mask.size != np.prod(shape) or scans.shape != (len(lines), mask.sum()):
@@ -295,9 +298,9 @@ def _volumes(folder: Path, shape: tuple[int, ...], train: set[str]):
     return _Volumes(scans, number_of, mask, mean, max(std, 1e-6), shape), files
 
 
-def _numbers(cells: Sequence[str | None], where: str) -> np.ndarray:
+def _numbers(cells: Sequence[str], where: str) -> np.ndarray:
     words = {"": "nan", "true": "1", "false": "-1"}
     try:
         return np.array([float(words.get(c.lower(), c)) for c in cells], np.float32)
-    except (ValueError, AttributeError):
-        raise DataError(f"{where}: a cell is no number, or the line is too short") from None
+    except ValueError:
+        raise DataError(f"{where}: a cell is no number") from None

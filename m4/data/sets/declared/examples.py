@@ -76,7 +76,7 @@ class Examples:
             edges = np.searchsorted(events["subject"], points.subject_P[rows])
             stops = np.searchsorted(events["subject"], points.subject_P[rows], side="right")
             for row, start, stop in zip(rows, edges, stops, strict=True):
-                now = points.time_P[row]
+                now = int(points.time_P[row])
                 own = events[start:stop]
                 own = own[: np.searchsorted(own["time"], now, side="right")]
                 used[start : start + len(own)] = True
@@ -101,7 +101,7 @@ class Examples:
         seen = {slot: np.zeros(0, np.int64) for slot in self._matcher.lexicons}
         last = {slot: np.full(0, -1) for slot in seen}
         for row, _, events in self._windows("train"):
-            now, subject = self._points.time_P[row], self._points.subject_P[row]
+            now, subject = int(self._points.time_P[row]), self._points.subject_P[row]
             for slot, lexicon in self._matcher.lexicons.items():
                 inside = _inside(events[events["slot"] == slot], lexicon.modality, now)
                 tokens = np.unique(inside["token"])

@@ -77,7 +77,7 @@ def _sources(root: Keys, *, meds: bool) -> tuple[Source, ...]:
                 keys.problem(key, "is missing")
         found.append(Source(**values))
     for keys in root.several("rows"):
-        values = {key: keys.text(key) for key in ("files", "subject", "time", "prefix")}
+        values: dict[str, Any] = {k: keys.text(k) for k in ("files", "subject", "time", "prefix")}
         header = keys.choice("header", "names", ("names", "positions"))
         keys.finish()
         if not values["files"]:
@@ -89,7 +89,7 @@ def _sources(root: Keys, *, meds: bool) -> tuple[Source, ...]:
 
 
 def _modality(name: str, keys: Keys, lookback: float, hours: float, zero) -> Modality:
-    kind = keys.choice("kind", "", KINDS)
+    kind: Any = keys.choice("kind", "", KINDS)
     values: dict[str, Any] = {"lookback": math.inf if kind == "table" else lookback}
     if keys.has("lookback"):
         values["lookback"] = keys.hours("lookback", hours)
@@ -198,11 +198,11 @@ def _tasks(root: Keys, *, meds: bool) -> tuple[Task, ...]:
     return tuple(found)
 
 
-def _task_spec(name: str, kind: str, keys: Keys, columns: tuple[str, ...]) -> TaskSpec | None:
+def _task_spec(name: str, kind: Any, keys: Keys, columns: tuple[str, ...]) -> TaskSpec | None:
     given = keys.raw("classes")
     classes = tuple(map(str, given)) if isinstance(given, list) else ()
     numbers = keys.raw("days")
-    transform = keys.choice("transform", "none", ("none", "log1p"))
+    transform: Any = keys.choice("transform", "none", ("none", "log1p"))
     weight = keys.number("weight", 1.0)
     auxiliary = keys.flag("auxiliary")
     one = {"binary": 1, "multiclass": 1, "regression": 1, "survival": 2, "cluster": 0}.get(

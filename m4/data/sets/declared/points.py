@@ -7,6 +7,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,7 +93,7 @@ def patient(subject: int | str) -> int:
     return hash64(subject) >> 1
 
 
-def known_ids(column: pa.Array, ids: dict[int | str, int]) -> np.ndarray:
+def known_ids(column: pa.Array, ids: Mapping[Any, int]) -> np.ndarray:
     """Index of every identifier, i32[n], -1 where unknown or null. 7 and "7" are the same."""
     distinct = pc.unique(column)
     index = pc.index_in(column, value_set=distinct).to_numpy(zero_copy_only=False)

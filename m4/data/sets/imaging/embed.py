@@ -20,7 +20,7 @@ import datetime
 from pathlib import Path
 
 from m4.data.cohort import patient_number
-from m4.data.sets.imaging.exam import Exam, Picture, folder, rows
+from m4.data.sets.imaging.exam import Exam, Picture, folder, home, rows
 from m4.specs import DataSpec
 
 LICENCE = "EMBED Open Data licence, research only, not to be redistributed"
@@ -53,7 +53,7 @@ def missing_files(raw_dir: Path) -> list[str]:
 
 def load(raw_dir: Path, data: DataSpec, flow: list, *, record: str) -> tuple[list, list[Path]]:
     """Breasts (or exams) in the order of the image table, and the tables read."""
-    root = folder(raw_dir, FOLDERS, METADATA)
+    root = home(raw_dir, FOLDERS, METADATA)
     images = rows(root / METADATA, METADATA_COLUMNS)
     findings = _Findings(rows(root / CLINICAL, CLINICAL_COLUMNS), images)
     flow.append(("images in the table", len(images)))

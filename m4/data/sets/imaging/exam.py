@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from m4.data import csv_files
+from m4.errors import DataError
 
 DENSITIES = {"A": 0, "B": 1, "C": 2, "D": 3}
 
@@ -36,6 +37,14 @@ def rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     found = []
     for batch in csv_files.stream(path, dict.fromkeys(columns, "text")):
         found += batch.to_pylist()
+    return found
+
+
+def home(raw_dir: Path, patterns: tuple[str, ...], holds: str) -> Path:
+    """`folder`, or a DataError if there is none."""
+    found = folder(raw_dir, patterns, holds)
+    if found is None:
+        raise DataError(f"{raw_dir}: no {patterns[0]} folder with {holds} in it")
     return found
 
 

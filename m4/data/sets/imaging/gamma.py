@@ -12,7 +12,7 @@ pairs and are not named, so that both eyes of one may be in two folds.
 from pathlib import Path
 
 from m4.data.cohort import patient_number
-from m4.data.sets.imaging.exam import Exam, Picture, folder, rows
+from m4.data.sets.imaging.exam import Exam, Picture, folder, home, rows
 from m4.errors import DataError
 from m4.specs import DataSpec
 
@@ -38,8 +38,10 @@ def missing_files(raw_dir: Path) -> list[str]:
 
 def load(raw_dir: Path, data: DataSpec, flow: list, *, record: str) -> tuple[list, list[Path]]:
     """Pairs in the order of the table, and the tables read."""
-    root = folder(raw_dir, FOLDERS, GRADING)
+    root = home(raw_dir, FOLDERS, GRADING)
     path = _table(root)
+    if path is None:
+        raise DataError(f"{root / GRADING / TABLE}.xlsx: missing (grades)")
     exams, images = [], root / GRADING / "multi-modality_images"
     for line, row in enumerate(_rows(path), start=2):
         grades = [int(float(row[name] or 0)) for name in GRADES]
@@ -78,7 +80,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
         ) from None
     book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     try:
-        header, *body = book.active.iter_rows(values_only=True)
+        header, *body = book.worksheets[0].iter_rows(values_only=True)
     finally:
         book.close()
     names = [str(name).strip() for name in header]

@@ -35,16 +35,16 @@ def breast(rng, *, side: str, density: int, suspicious: bool) -> np.ndarray:
 
 def write_dicom(path: Path, image_hw: np.ndarray, *, inverted: bool = False, side: str = "L"):
     """An uncompressed 12-bit mammogram with a window; `inverted` stores it as MONOCHROME1."""
-    import pydicom
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import (
         DigitalMammographyXRayImageStorageForPresentation,
         ExplicitVRLittleEndian,
+        generate_uid,
     )
 
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = DigitalMammographyXRayImageStorageForPresentation
-    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid(entropy_srcs=[str(path)])
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(path)])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID, data.SOPInstanceUID = (
@@ -190,7 +190,8 @@ def gamma(folder: Path, *, patients: int, seed: int) -> Path:
     masks = root / "Disc_Cup_Segmentation" / "training" / "Disc_Cup_Mask"
     masks.mkdir(parents=True)
     book = Workbook()
-    book.active.append(["data", "non", "early", "mid_advanced"])
+    sheet = book.worksheets[0]
+    sheet.append(["data", "non", "early", "mid_advanced"])
     y, x = np.mgrid[0:48, 0:64]
     distance = np.hypot(y - 24, x - 32)
     for number in range(1, patients + 1):
@@ -205,7 +206,7 @@ def gamma(folder: Path, *, patients: int, seed: int) -> Path:
         for scan in range(SCANS):
             layer = 200 * scan * (y > 20 + 4 * grade) // SCANS + rng.integers(0, 20, y.shape)
             Image.fromarray(layer.astype(np.uint8)).save(scans / f"{scan}_image.jpg")
-        book.active.append([number, *(int(grade == g) for g in range(3))])
+        sheet.append([number, *(int(grade == g) for g in range(3))])
     book.save(grading / "glaucoma_grading_training_GT.xlsx")
     return root
 

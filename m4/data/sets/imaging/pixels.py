@@ -76,7 +76,7 @@ def _syntax(path: Path) -> str:
 def mammogram(path: Path, size: int, fit: str) -> np.ndarray:
     """A DICOM mammogram, see the module."""
     import pydicom
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
     header = pydicom.dcmread(path)
     image_hw = apply_modality_lut(header.pixel_array, header)

@@ -10,7 +10,7 @@ BI-RADS are known for a part of the breasts only and are no label elsewhere.
 from pathlib import Path
 
 from m4.data.cohort import patient_number
-from m4.data.sets.imaging.exam import DENSITIES, Exam, Picture, folder, rows
+from m4.data.sets.imaging.exam import DENSITIES, Exam, Picture, folder, home, rows
 from m4.specs import DataSpec
 
 LICENCE = "rules of the competition RSNA Screening Mammography Breast Cancer Detection"
@@ -31,7 +31,7 @@ def missing_files(raw_dir: Path) -> list[str]:
 
 def load(raw_dir: Path, data: DataSpec, flow: list, *, record: str) -> tuple[list, list[Path]]:
     """Breasts in the order of the table, and the tables read."""
-    root = folder(raw_dir, FOLDERS, TABLE)
+    root = home(raw_dir, FOLDERS, TABLE)
     exams: dict[tuple[str, str], Exam] = {}
     table = rows(root / TABLE, COLUMNS)
     for line, row in enumerate(table, start=2):

@@ -11,7 +11,7 @@ not named: an exam stands for one.
 from pathlib import Path
 
 from m4.data.cohort import patient_number
-from m4.data.sets.imaging.exam import DENSITIES, Exam, Picture, folder, rows
+from m4.data.sets.imaging.exam import DENSITIES, Exam, Picture, folder, home, rows
 from m4.specs import DataSpec
 
 LICENCE = "PhysioNet Restricted Health Data License 1.5.0"
@@ -34,7 +34,7 @@ def missing_files(raw_dir: Path) -> list[str]:
 
 def load(raw_dir: Path, data: DataSpec, flow: list, *, record: str) -> tuple[list, list[Path]]:
     """Breasts in the order of the table, and the tables read."""
-    root = folder(raw_dir, FOLDERS, TABLE)
+    root = home(raw_dir, FOLDERS, TABLE)
     exams: dict[tuple[str, str], Exam] = {}
     table = rows(root / TABLE, COLUMNS)
     for line, row in enumerate(table, start=2):

@@ -190,6 +190,7 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options) -> Coh
         raise DataError(*missing)
     raw_dir = Path(raw_dir)
     root = release.find_root(raw_dir, demo=options.get("demo", False))
+    assert root is not None  # no file is missing
     flow: list[tuple[str, int]] = []
     stays = population.load(
         root,

@@ -16,6 +16,8 @@ whose text the benchmark spells in several ways.
 Letters: e events, T bins, c columns.
 """
 
+from typing import Any
+
 import numpy as np
 
 from m4.data.sets.mimiciv.features import Feature
@@ -95,14 +97,14 @@ def convert(feature: str, value: float) -> float:
     return value / 100 if feature == "fio2" and value > 1 else value
 
 
-def discretise(rows: list[tuple[float, str, object]], *, hours: float) -> np.ndarray:
+def discretise(rows: list[tuple[float, str, Any]], *, hours: float) -> np.ndarray:
     """f32[T, 76] of (hour, variable, value) in the order of their times.
 
     A categorical value is a spelling of `VOCABULARY`, or a score of the GCS.
     """
     num_bins = int(hours + 1 - EDGE)
-    last: dict[str, object] = {}
-    grid: list[dict[str, object]] = [{} for _ in range(num_bins)]
+    last: dict[str, Any] = {}
+    grid: list[dict[str, Any]] = [{} for _ in range(num_bins)]
     for hour, name, value in rows:
         if hour <= hours + EDGE:
             grid[int(hour - EDGE)][name] = value

@@ -20,7 +20,7 @@ class Diagnoses:
         self._vocab = data.modality("history").vocab if "history" in self._wanted else 1
         mapping = phenotypes.load(phenotype_file) if phenotype_file else phenotypes.builtin()
         hadm, code_of, groups, ids = [], [], {"phe": [], "diseases": []}, {}
-        for batch in csv_files.stream(release.table(root, "diagnoses_icd"), columns):
+        for batch in csv_files.stream(release.need(root, "diagnoses_icd"), columns):
             hadm.append(batch["hadm_id"].fill_null(-1).to_numpy(zero_copy_only=False))
             versions = batch["icd_version"].fill_null(-1).to_pylist()
             for key in zip(versions, batch["icd_code"].to_pylist(), strict=True):

@@ -102,12 +102,12 @@ class Examples:
         found: dict[Path, list] = {}
         for name in self._data.modality_names:
             for source in SOURCES.get(name, ()):
-                path = release.table(self._root, source.table)
+                path = release.need(self._root, source.table)
                 selector = Selector(name, source, self._data, self._stays, stored=self._stored)
                 found.setdefault(path, []).append(selector)
             root = linked.find(self._raw_dir, "note") if name in NOTES else None
             if root:
-                path = linked.table(root, f"note/{NOTES[name]}")
+                path = linked.need(root, f"note/{NOTES[name]}")
                 selector = linked.Notes(
                     name,
                     path,
@@ -141,6 +141,7 @@ class Examples:
     def _load(self, name, block):
         """Row -> events of one block, in file order."""
         dtype = EVENT if name in SOURCES else linked.dtype(name, self._data)
+        assert self._folder is not None  # events are spilled first
         paths = sorted(self._folder.glob(f"{name}-*-{block}"))
         if not paths:
             return {}
@@ -166,7 +167,7 @@ class Examples:
         if name == "static":
             return {"values": stays.static[row]}
         if name == "haim_demographics":
-            return {"values": stays.demographics[row]}
+            return {"values": np.asarray(stays.demographics)[row]}
         if name == "history":
             return {"values": stays.history[row]} if len(stays.history[row]) else None
         if name in linked.KIND and name not in NOTES:

@@ -26,7 +26,7 @@ def invent(folder: Path, *, patients: int, seed: int) -> Path:
     if root is None:
         raise ConfigError(f"fake: {folder} has no MIMIC-IV folder whose stays could be used")
     columns = {"subject_id": "int", "hadm_id": "int", "intime": "time", "outtime": "time"}
-    batches = csv_files.stream(release.table(root, "icustays"), columns)
+    batches = csv_files.stream(release.need(root, "icustays"), columns)
     stays = [row for batch in batches for row in batch.to_pylist()][:patients]
     rng = np.random.default_rng(seed)
     write_notes(fresh(folder / "mimic-iv-note-2.2"), stays, rng)
@@ -60,9 +60,9 @@ def write_images(root: Path, stays: list[dict], rng) -> None:
     from PIL import Image
 
     header = ["dicom_id", "subject_id", "study_id", "ViewPosition", "Rows", "Columns"]
-    images = [[*header, "StudyDate", "StudyTime"]]
+    images: list[list] = [[*header, "StudyDate", "StudyTime"]]
     titles = [name.replace("_", " ").title() for name in catalogue.CHEXPERT]
-    findings = [["subject_id", "study_id", *titles]]
+    findings: list[list] = [["subject_id", "study_id", *titles]]
     for number, stay in enumerate(stays):
         for k in range(0 if number % 3 == 2 else rng.integers(1, 4)):
             who, study = stay["subject_id"], 50_000_000 + 10 * number + k
@@ -82,8 +82,10 @@ def write_images(root: Path, stays: list[dict], rng) -> None:
 
 def write_ecgs(root: Path, stays: list[dict], rng) -> None:
     """An ECG in half of the stays: its waveform, record and machine's measurements."""
-    records = [["subject_id", "study_id", "file_name", "ecg_time", "path"]]
-    measures = [["subject_id", "study_id", "ecg_time", "report_0", *catalogue.ECG_MEASURES]]
+    records: list[list] = [["subject_id", "study_id", "file_name", "ecg_time", "path"]]
+    measures: list[list] = [
+        ["subject_id", "study_id", "ecg_time", "report_0", *catalogue.ECG_MEASURES]
+    ]
     for number, stay in enumerate(stays[::2]):
         who, study = stay["subject_id"], 40_000_000 + number
         when = stay["intime"] + rng.integers(1, 30) * HOUR

@@ -66,7 +66,9 @@ class Labels:
             return drg(self.root, self.life.hadm, self.train)
         if name == "chexpert":
             return chexpert(self.raw_dir, self.studies)
-        return simple(name, self.life, self.limit)
+        found = simple(name, self.life, self.limit)
+        assert found is not None, name
+        return found
 
 
 def simple(name: str, life: Life, limit_n: np.ndarray) -> np.ndarray | None:
@@ -123,7 +125,7 @@ def drg(root: Path, hadm_n: np.ndarray, train_n: np.ndarray) -> np.ndarray:
     """f64[n]: class of an admission's HCFA group (MS-DRG in the hospital's naming)."""
     columns = {"hadm_id": "int", "drg_type": "text", "drg_code": "text"}
     code_of = {}
-    for batch in csv_files.stream(release.table(root, "drgcodes"), columns):
+    for batch in csv_files.stream(release.need(root, "drgcodes"), columns):
         for row in batch.to_pylist():
             if row["drg_type"] == "HCFA":
                 code_of.setdefault(row["hadm_id"], row["drg_code"].strip())
@@ -135,8 +137,7 @@ def drg(root: Path, hadm_n: np.ndarray, train_n: np.ndarray) -> np.ndarray:
 
 def chexpert(raw_dir: Path, studies: list[str]) -> np.ndarray:
     """f64[n, 14] of one study per stay, NaN where a finding is uncertain or not mentioned."""
-    root = linked.find(raw_dir, "cxr")
-    path = linked.table(root, f"{linked.CXR_FILE}chexpert")
+    path = linked.need(linked.home(raw_dir, "cxr"), f"{linked.CXR_FILE}chexpert")
     titles = [name.replace("_", " ").title() for name in catalogue.CHEXPERT]
     columns = {"study_id": "text"} | dict.fromkeys(titles, "float")
     row_of: dict[str, list[int]] = {}

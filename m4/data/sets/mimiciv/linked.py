@@ -32,6 +32,7 @@ from m4.data.sets.mimiciv.diagnoses import hashed
 from m4.data.sets.mimiciv.embeddings.backends import Hashing
 from m4.data.sets.mimiciv.embeddings.folder import Embeddings
 from m4.data.sets.mimiciv.stays import Finder, Stays
+from m4.errors import DataError
 
 PLACES = {  # kind -> folders under the raw one, a file that is in it
     "note": (("mimic-iv-note*", "mimic-iv-note*/*", "mimiciv*/*", "mimiciv*"), "note/radiology"),
@@ -69,6 +70,22 @@ def find(raw_dir, kind: str) -> Path | None:
 def table(root: Path, name: str) -> Path | None:
     """The file of a table of a linked data set."""
     return next((p for e in release.ENDINGS if (p := root / f"{name}{e}").is_file()), None)
+
+
+def home(raw_dir, kind: str) -> Path:
+    """The folder of one of the linked data sets. Raises DataError if there is none."""
+    found = find(raw_dir, kind)
+    if found is None:
+        raise DataError(f"{raw_dir}: no {PLACES[kind][0][0]} folder ({TITLE[kind]})")
+    return found
+
+
+def need(root: Path, name: str) -> Path:
+    """The file of a table of a linked data set. Raises DataError if it is not there."""
+    path = table(root, name)
+    if path is None:
+        raise DataError(f"{root}: no file {name}.csv.gz")
+    return path
 
 
 def missing(raw_dir, names, embeddings) -> list[str]:

@@ -83,15 +83,21 @@ def table(root: Path, name: str) -> Path | None:
     return None
 
 
+def need(root: Path, name: str) -> Path:
+    """The file of one table. Raises DataError when it is not there."""
+    path = table(root, name)
+    if path is None:
+        raise DataError(f"{root}: no file {name}.csv.gz")
+    return path
+
+
 def read(root: Path, name: str, columns: dict[str, str]) -> dict[str, np.ndarray]:
     """Columns (as for `csv_files.stream`) of a small table as arrays.
 
     A null is -1 for a whole number and `csv_files.NEVER` for a time, which is in seconds since
     1970. Raises DataError when the file is missing or has no rows.
     """
-    path = table(root, name)
-    if path is None:
-        raise DataError(f"{root}: no file {name}.csv.gz")
+    path = need(root, name)
     batches = list(csv_files.stream(path, columns))
     if not batches:
         raise DataError(f"{path}: no rows")

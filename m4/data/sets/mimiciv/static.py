@@ -11,7 +11,7 @@ from m4.data.sets.mimiciv.life import HOUR, Life, lookup
 
 def demographics(root: Path, life: Life, age_n: np.ndarray) -> np.ndarray:
     """f32[n, 6], HAIM's columns; the race is called ethnicity in version 1."""
-    race = "race" if "race" in csv_files.header(release.table(root, "admissions")) else "ethnicity"
+    race = "race" if "race" in csv_files.header(release.need(root, "admissions")) else "ethnicity"
     words = (race, "marital_status", "language", "insurance")
     adm = release.read(root, "admissions", {"hadm_id": "int"} | dict.fromkeys(words, "text"))
     row, _ = lookup(adm["hadm_id"], life.hadm)

@@ -10,7 +10,7 @@ import numpy as np
 from m4.data import csv_files
 from m4.data.sets.mimiciv import catalogue
 from m4.data.sets.mimiciv.embeddings.folder import Embeddings
-from m4.data.sets.mimiciv.linked import CXR_FILE, KIND, find, table
+from m4.data.sets.mimiciv.linked import CXR_FILE, KIND, find, need
 from m4.data.sets.mimiciv.stays import Stays
 from m4.errors import DataError
 
@@ -28,13 +28,13 @@ class Studies:
     def __call__(self, name: str, row: int) -> dict[str, np.ndarray] | None:
         """The payload of a stay, or None."""
         if name not in self._found:
-            self._found[name] = self._read(name) if find(self._raw, KIND[name]) else {}
+            root = find(self._raw, KIND[name])
+            self._found[name] = self._read(name, root) if root else {}
             self._flow.append((f"{name}: stays with any", len(self._found[name])))
         found = self._found[name].get(row)
         return self._image(found) if found is not None and name == "cxr_image" else found
 
-    def _read(self, name):
-        root = find(self._raw, KIND[name])
+    def _read(self, name: str, root: Path) -> dict:
         if KIND[name] == "cxr":
             rows = [r for r in frontal(root, self._stays) if r[1] <= self._stays.limit[r[0]]]
             if name == "cxr_image":
@@ -45,7 +45,7 @@ class Studies:
         else:
             columns = {"subject_id": "int", "study_id": "text", "ecg_time": "time"}
             keys = []
-            for batch in csv_files.stream(table(root, "record_list"), columns):
+            for batch in csv_files.stream(need(root, "record_list"), columns):
                 found = self._stays.place(batch["subject_id"], csv_files.seconds(batch["ecg_time"]))
                 study = batch["study_id"].to_pylist()
                 keys += [(row, hour, study[i]) for i, row, hour in found]
@@ -71,7 +71,7 @@ class Studies:
         names = catalogue.ECG_MEASURES
         columns = {"subject_id": "int", "ecg_time": "time"} | dict.fromkeys(names, "float")
         last: dict[int, tuple] = {}
-        for batch in csv_files.stream(table(root, "machine_measurements"), columns):
+        for batch in csv_files.stream(need(root, "machine_measurements"), columns):
             values = np.stack([batch[n].to_numpy(zero_copy_only=False) for n in names], axis=1)
             values = np.where(np.abs(values) >= 29_999, np.nan, values)  # the machine's "unknown"
             when = csv_files.seconds(batch["ecg_time"])
@@ -123,7 +123,7 @@ def frontal(root: Path, stays: Stays) -> list[tuple[int, float, str, Path]]:
         "StudyTime": "text",
     }
     found = []
-    for batch in csv_files.stream(table(root, f"{CXR_FILE}metadata"), columns):
+    for batch in csv_files.stream(need(root, f"{CXR_FILE}metadata"), columns):
         rows = batch.to_pylist()
         time = np.array([study_seconds(r["StudyDate"], r["StudyTime"]) for r in rows], np.int64)
         for i, row, hour in stays.place(batch["subject_id"], time):

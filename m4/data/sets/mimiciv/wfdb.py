@@ -31,8 +31,9 @@ def read(header: Path) -> tuple[np.ndarray, float, tuple[str, ...]]:
     try:
         lines = [s for s in header.read_text("ascii").splitlines() if s and not s.startswith("#")]
         name, count, rate, length = re.split(r"\s+", lines[0])[:4]
-        signals = [SIGNAL.fullmatch(line.strip()) for line in lines[1 : 1 + int(count)]]
-        if len(signals) != int(count) or not all(signals) or len({s[1] for s in signals}) != 1:
+        found = [SIGNAL.fullmatch(line.strip()) for line in lines[1 : 1 + int(count)]]
+        signals = [match for match in found if match]
+        if len(signals) != int(count) or len({s[1] for s in signals}) != 1:
             raise ValueError
         place = header.parent / Path(signals[0][1]).name
         raw_TC = np.fromfile(place, "<i2").reshape(int(length), int(count))

@@ -125,8 +125,9 @@ def _contents(folder: Path, letter: str) -> Iterator[tuple[str, bytes]]:
                 number, size = number + 1, size + member.size
                 if number > MAX_RECORDS or size > MAX_SET:
                     raise DataError(f"{files[0]}: more than {MAX_RECORDS} files or {MAX_SET} bytes")
-                if member.name.endswith(".txt"):
-                    yield member.name, archive.extractfile(member).read()
+                content = archive.extractfile(member)
+                if member.name.endswith(".txt") and content:
+                    yield member.name, content.read()
     except tarfile.FilterError as error:
         raise DataError(f"{files[0]}: unsafe content ({type(error).__name__})") from None
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:

@@ -252,7 +252,7 @@ def _codes(rng, vocab, signal):
 
 def _static(rng):
     """The static table, unrelated to everything."""
-    blocks = [[np.clip(rng.normal(63, 16), 18, 91), rng.integers(2), rng.exponential(20)]]
+    blocks: list = [[np.clip(rng.normal(63, 16), 18, 91), rng.integers(2), rng.exponential(20)]]
     for names in (
         catalogue.ADMISSION_TYPES,
         catalogue.ADMISSION_LOCATIONS,

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,8 @@ class Hashing:
         """All positions, and their vectors."""
         if not len(texts):
             return np.zeros(0, int), np.zeros((0, 1), np.float16)
-        return np.arange(len(texts)), self._encode(texts).toarray().astype(np.float16)
+        counts: Any = self._encode(texts)
+        return np.arange(len(texts)), counts.toarray().astype(np.float16)
 
 
 def pieces(ids: list[int], limit: int, first: int, last: int) -> list[list[int]]:

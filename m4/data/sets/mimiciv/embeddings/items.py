@@ -36,7 +36,7 @@ def _notes(root: Path, ours: set[int]) -> Iterator[Item]:
 
 def _images(root: Path, ours: set[int]) -> Iterator[Item]:
     columns = {"dicom_id": "text", "subject_id": "int", "study_id": "int", "ViewPosition": "text"}
-    for batch in csv_files.stream(linked.table(root, f"{linked.CXR_FILE}metadata"), columns):
+    for batch in csv_files.stream(linked.need(root, f"{linked.CXR_FILE}metadata"), columns):
         for row in batch.to_pylist():
             if row["subject_id"] in ours and row["ViewPosition"].strip() in studies.FRONTAL:
                 path = studies.image_path(root, row["subject_id"], row["study_id"], row["dicom_id"])
@@ -46,7 +46,7 @@ def _images(root: Path, ours: set[int]) -> Iterator[Item]:
 
 def _ecgs(root: Path, ours: set[int]) -> Iterator[Item]:
     columns = {"subject_id": "int", "study_id": "text", "path": "text"}
-    for batch in csv_files.stream(linked.table(root, "record_list"), columns):
+    for batch in csv_files.stream(linked.need(root, "record_list"), columns):
         for row in batch.to_pylist():
             header = (root / row["path"]).with_suffix(".hea")
             if row["subject_id"] in ours and header.exists():
