@@ -136,7 +136,7 @@ def test_a_full_disk_is_a_save_error_and_leaves_nothing(module, monkeypatch, cod
     def fail(*args):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(build.recording.records, "write", fail)
+    monkeypatch.setattr(build.records, "write", fail)
     with pytest.raises(SaveError, match=f"toy: {os.strerror(code)} .building records"):
         build.prepare("toylab.toy", raw, home)
     assert [path.name for path in (home / "toy").iterdir()] == [".lock"]

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from m4.data.sets import synthetic
 from m4.data.sets.synthetic import factors as planted
-from m4.data.sets.synthetic import truth
+from m4.data.sets.synthetic import worth
 from m4.errors import ConfigError
 
 SMALL = {"num_patients": 400, "dims": {"notes": 8, "cxr": 8, "ecg": 8}}
@@ -179,7 +179,7 @@ def test_posterior_of_a_redundant_factor():
     z = {"organ": np.zeros(1)}
     read = {"labs": {"organ": np.array([1.0])}, "medications": {"organ": np.array([0.6])}}
     there = {"labs": np.array([True]), "medications": np.array([True])}
-    mean, variance = truth.posterior("organ", z, read, there, ("labs", "medications"), "mcar")
+    mean, variance = worth.posterior("organ", z, read, there, ("labs", "medications"), "mcar")
     assert mean[0] == pytest.approx(10 / 13.5)
     assert variance[0] == pytest.approx(1 / 13.5)
 
@@ -187,8 +187,8 @@ def test_posterior_of_a_redundant_factor():
 def test_auroc_counts_ties_half():
     y, score = np.array([1, 0, 1, 0, 0]), np.array([0.9, 0.9, 0.3, 0.1, 0.5])
     # pairs: .9 vs (.9, .1, .5) = .5 + 1 + 1; .3 vs (.9, .1, .5) = 0 + 1 + 0; 3.5 / 6
-    assert truth.auroc(y, score) == pytest.approx(3.5 / 6)
-    assert truth.auroc(y, np.ones(5)) == 0.5
+    assert worth.auroc(y, score) == pytest.approx(3.5 / 6)
+    assert worth.auroc(y, np.ones(5)) == 0.5
 
 
 def test_truth_states_the_plan():

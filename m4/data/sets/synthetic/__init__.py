@@ -2,7 +2,7 @@
 
 Six latent factors per patient drive both labels and streams. A modality reports a factor with
 readout noise, a task depends on factors, so what each modality is worth follows from the
-construction (`factors.py`) and `truth(**options)` computes it (`truth.py`):
+construction (`factors.py`) and `truth(**options)` computes it (`worth.py`):
 
 - `vitals`, `notes` and `cxr` each carry a factor of their own;
 - `labs` and `medications` are **redundant**: both report `organ`;
@@ -27,8 +27,8 @@ from m4.data.options import check
 from m4.data.sets.mimiciv import catalogue
 from m4.data.sets.mimiciv.features import LABS, VITALS
 from m4.data.sets.synthetic import factors as planted
+from m4.data.sets.synthetic import worth
 from m4.data.sets.synthetic.factors import MODALITIES
-from m4.data.sets.synthetic.truth import truth as worth
 from m4.data.split import assign
 
 VERSION = "1.1.0"
@@ -153,9 +153,11 @@ def cohort(raw_dir=None, *, seed: int, **options) -> Cohort:
 
 
 def truth(**options):
-    """What each modality is worth by construction: see `truth.py`. Options as for `cohort`."""
+    """What each modality is worth by construction: see `worth.py`. Options as for `cohort`."""
     spec(**options)
-    return worth(**{k: options[k] for k in ("modalities", "missing", "presence") if k in options})
+    return worth.truth(
+        **{k: options[k] for k in ("modalities", "missing", "presence") if k in options}
+    )
 
 
 class _Stays:
