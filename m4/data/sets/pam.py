@@ -23,7 +23,7 @@ import numpy as np
 from m4.data import split
 from m4.data.cohort import Cohort, Example, checksums
 from m4.data.fake import fresh
-from m4.data.options import check
+from m4.data.option_checks import check
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 

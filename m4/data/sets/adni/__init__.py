@@ -34,7 +34,7 @@ import numpy as np
 
 from m4.data import csv_files, split
 from m4.data.cohort import Cohort, Example, checksums, patient_number
-from m4.data.options import check
+from m4.data.option_checks import check
 from m4.data.sets.adni.invented import invent  # noqa: F401
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from m4.data import split as splits
 from m4.data.cohort import Cohort, Example, checksums
-from m4.data.options import check
+from m4.data.option_checks import check
 from m4.data.sets.imaging import embed, gamma, pixels, rsna, vindr
 from m4.data.sets.imaging.invented import invent  # noqa: F401
 from m4.data.workers import ordered

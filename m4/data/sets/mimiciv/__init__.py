@@ -33,7 +33,7 @@ Where m4 departs from the authors' preprocessing, and why:
 from pathlib import Path
 
 from m4.data.cohort import Cohort, checksums
-from m4.data.options import check
+from m4.data.option_checks import check
 from m4.data.sets.mimiciv import catalogue, linked, population, release
 from m4.data.sets.mimiciv.embeddings import folder
 from m4.data.sets.mimiciv.examples import Examples

@@ -31,7 +31,7 @@ from pathlib import Path
 from m4 import atomic
 from m4.data import csv_files, split
 from m4.data.cohort import Cohort, Example, checksums
-from m4.data.options import check
+from m4.data.option_checks import check
 from m4.data.sets.physionet2012.archive import RawSet, read_set, set_files
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec

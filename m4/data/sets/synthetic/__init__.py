@@ -23,7 +23,7 @@ from statistics import NormalDist
 import numpy as np
 
 from m4.data.cohort import Cohort
-from m4.data.options import check
+from m4.data.option_checks import check
 from m4.data.sets.mimiciv import catalogue
 from m4.data.sets.mimiciv.features import LABS, VITALS
 from m4.data.sets.synthetic import factors as planted
