@@ -3,7 +3,6 @@
 import ast
 import importlib
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -27,7 +26,9 @@ def module(name: str, package: str) -> ModuleType:
     return importlib.import_module(name if "." in name else f"{package}.{name}")
 
 
-def public_names(name: str, kind: Callable | type = ast.FunctionDef) -> tuple[str, ...]:
+def public_names(
+    name: str, kind: type[ast.FunctionDef] | type[ast.ClassDef] = ast.FunctionDef
+) -> tuple[str, ...]:
     """Public top-level functions (or classes) of a module, read from its source, not imported."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:

@@ -5,7 +5,7 @@ hidden dimensions. Rows of a batch are split over data x fsdp x expert.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from m4.errors import ConfigError
 AXES = ("data", "fsdp", "expert", "tensor")
 ROWS = ("data", "fsdp", "expert")
 # Logical name of a dimension -> mesh axis. Parameters and activations use the same names.
-RULES = (
+RULES: tuple[tuple[str | None, str | tuple[str, ...]], ...] = (
     ("batch", ROWS),
     ("expert", "expert"),
     ("embed", "fsdp"),
@@ -32,7 +32,7 @@ FSDP_SIZE = 2**16  # smaller parameters are not worth splitting
 
 
 def make_mesh(
-    sizes: dict[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+    sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
     """Mesh over the first `prod(sizes)` devices; axes left out have size 1.
 
@@ -51,7 +51,7 @@ def make_mesh(
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def compiler_options(mesh: Mesh) -> dict[str, bool] | None:
+def compiler_options(mesh: Mesh) -> dict[str, str | bool] | None:
     """Options for programs on `mesh`: devices of one host's CPU run one thread each.
 
     They share its cores, where threads of several would take turns (docs/performance.md).
@@ -77,7 +77,7 @@ def row_block(mesh: Mesh) -> tuple[int, int]:
     """
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
     held = rows(mesh).addressable_devices_indices_map((parts,)).values()
-    held = sorted({index[0].indices(parts)[0] for index in held})
+    held = sorted({index[0].indices(parts)[0] for index in held if index})
     start, size = (held[0], len(held)) if held else (0, 0)
     if not held or held[-1] - start + 1 != size or parts % size or start % size:
         raise ConfigError(
@@ -132,7 +132,11 @@ def micro_batches(batch: Any, number: int) -> Any:
 
 def unbox(tree: Any) -> Any:
     """Parameters without Linen's metadata boxes."""
-    return meta.map_axis_meta(lambda box: box.unbox(apply_constraint=False), tree)
+    return meta.map_axis_meta(_bare, tree)
+
+
+def _bare(box: Any) -> Any:
+    return box.unbox(apply_constraint=False)
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:
@@ -144,9 +148,8 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     """
 
     def sharding(leaf):
-        if isinstance(leaf, meta.AxisMetadata):
-            leaf, names = leaf.unbox(apply_constraint=False), leaf.names
-            spec = _mesh_axes(leaf.shape, names, mesh)
+        if isinstance(leaf, meta.Partitioned):
+            spec = _mesh_axes(_bare(leaf).shape, leaf.names, mesh)
         else:
             spec = _fsdp_axes(leaf.shape, mesh)
         return NamedSharding(mesh, PartitionSpec(*spec))

@@ -59,7 +59,7 @@ def score(
     threshold: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Every metric of the task under every draw, name -> f64[B]; NaN where undefined."""
-    rows_N = mask_NL.any(axis=1)
+    rows_N = np.asarray(mask_NL.any(axis=1))
     label, mask, prediction = label_NL[rows_N], mask_NL[rows_N], prediction_NC[rows_N]
 
     def statistic(weight_nb):

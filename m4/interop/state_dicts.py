@@ -36,7 +36,8 @@ def read(path: Path, *, root: str = "") -> dict[str, np.ndarray]:
     if not isinstance(tree, Mapping):
         raise DataError(f"{path}: holds a {type(tree).__name__}, expected a state dict")
     inner = tree.get(root)
-    tensors = dict(_flatten(inner if isinstance(inner, Mapping) else tree, "", path))
+    whole: Mapping = inner if isinstance(inner, Mapping) else tree
+    tensors = dict(_flatten(whole, "", path))
     if not tensors:
         raise DataError(f"{path}: holds no tensors")
     return tensors

@@ -79,15 +79,15 @@ def pool(parts: list[Evaluation]) -> Evaluation:
 
     found = [part.found for part in parts]
     tasks = [name for name in found[0].prediction if all(name in f.prediction for f in found)]
-    references = None
-    if all(part.references is not None for part in parts):
+    references, each = None, [part.references for part in parts if part.references is not None]
+    if len(each) == len(parts):
         references = {
             name: {
-                task: joined([part.references[name][task] for part in parts])
+                task: joined([reference[name][task] for reference in each])
                 for task in first
-                if all(task in part.references[name] for part in parts)
+                if all(task in reference[name] for reference in each)
             }
-            for name, first in parts[0].references.items()
+            for name, first in each[0].items()
         }
     return Evaluation(
         Predictions(

@@ -67,11 +67,15 @@ class Kept:
 
     def apply(self, variables, batch, **kwargs):
         """As the method's."""
-        return self.method.apply(variables, evaluate.mask_modalities(*batch, self.spec), **kwargs)
+        return self.method.apply(variables, self._masked(batch), **kwargs)
 
     def loss(self, out, batch, step):
         """As the method's."""
-        return self.method.loss(out, evaluate.mask_modalities(*batch, self.spec), step)
+        return self.method.loss(out, self._masked(batch), step)
+
+    def _masked(self, batch):
+        whole, keep_M = batch
+        return evaluate.mask_modalities(whole, keep_M, self.spec)
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
@@ -96,7 +100,7 @@ def analyse(config: Any, setup: Setup) -> dict[str, Any]:
     print("trained on all modalities", flush=True)
     joint = read(params, "train"), read(params, "test")
     share_MP, even_P = interplay.utilisation(
-        joint[1].utilisation, joint[1].present.any(1).astype(np.float64)
+        joint[1].utilisation, np.asarray(joint[1].present.any(1), np.float64)
     )
     conflict = _conflict(setup, params)
     probes: dict[str, dict[str, Any]] = {
@@ -152,8 +156,8 @@ def _reader(config, setup: Setup):
         ):
             arrays = jax.device_get(forward(params, sharding.put_batch(batch, setup.mesh)))
             found.append([array[np.asarray(batch.uid) >= 0] for array in arrays])
-        parts = [np.concatenate(part) for part in zip(*found, strict=True)]
-        return Split(*parts, _labels(store, setup.spec, len(parts[0])))
+        features, used, present = (np.concatenate(part) for part in zip(*found, strict=True))
+        return Split(features, used, present, _labels(store, setup.spec, len(present)))
 
     return read
 

@@ -1,8 +1,8 @@
 """`--mode=predict`: predictions of the test split as Parquet, patients as keyed hashes.
 
 Of a data set whose records have a subject and a prediction time of their own (`m4.data.index`),
-they are written in the MEDS prediction and label schemas too: `m4.run.meds_predictions`. With `--on` the
-predictions are those of new data: `m4.modes.new`.
+they are written in the MEDS prediction and label schemas too: `m4.run.meds_predictions`. With
+`--on` the predictions are those of new data: `m4.modes.new`.
 """
 
 import functools

@@ -46,7 +46,7 @@ def read(config: ml_collections.ConfigDict, folder: Path) -> Trained:
     """What is remembered. Raises DataError if it is absent or damaged."""
     again = "the command that trained writes it again"
     manifest, path = _json(folder / MANIFEST), folder / VOCABULARY
-    if not seal.intact(manifest) or not _whole(manifest):
+    if manifest is None or not seal.intact(manifest) or not _whole(manifest):
         raise DataError(f"{folder / MANIFEST}: no manifest of the training data; {again}")
     wanted = manifest["files"].get("vocabulary.json")
     words = {} if wanted is None else _json(path)

@@ -245,7 +245,7 @@ class Checkpoints:
             numbered.quarantine(self.folder, step)
         _sync(f"quarantined {self.folder.name} {step}")
 
-    def _attempt(self, step: int, like: Any, accept: Accept):
+    def _attempt(self, step: int, like: Any, accept: Accept) -> tuple[Any, str | None]:
         """((state, note), None), or (None, what is wrong); all processes agree."""
         path = self.folder / str(step)
         meta, problem = _tried(lambda: self._meta(step), path)

@@ -31,10 +31,10 @@ def of_tree(tree: Any) -> Leaves:
     if jax.process_count() > 1:
         halves = multihost_utils.process_allgather(sums.view(np.uint32).reshape(-1, 2))
         parts = np.ascontiguousarray(halves).view(np.uint64)[..., 0]
-        sums = np.sum(parts, axis=0, dtype=np.uint64)
+        sums = np.asarray(np.sum(parts, axis=0, dtype=np.uint64))
     return {
         name: [str(leaf.dtype), list(leaf.shape), f"{total:016x}"]
-        for (name, leaf), total in zip(leaves.items(), sums.tolist(), strict=True)
+        for (name, leaf), total in zip(leaves.items(), map(int, sums), strict=True)
     }
 
 

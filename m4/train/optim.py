@@ -95,10 +95,10 @@ def accept(
 def _clip_by_a_factor(limit: float) -> optax.GradientTransformation:
     """Optax's clipping, which a CPU computes where a gradient is read and stores nowhere."""
 
-    def update(grads, state, params=None):
+    def update(updates, state, params=None):
         del params
-        norm = optax.tree.norm(grads)
-        return optax.tree.scale(jnp.where(norm < limit, 1.0, limit / norm), grads), state
+        norm = optax.tree.norm(updates)
+        return optax.tree.scale(jnp.where(norm < limit, 1.0, limit / norm), updates), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
 

@@ -79,13 +79,17 @@ def _narrowed(program: Any, rounding: tuple[core.Primitive, Any, dict[str, Any]]
     return program.replace(eqns=equations)
 
 
+def _dtype(variable: Any) -> Any:
+    return variable.aval.dtype
+
+
 def _is_wide_product(equation: core.JaxprEqn) -> bool:
     """Whether it multiplies float32 and doesn't ask for a precision."""
     if equation.primitive.name not in PRODUCTS:
         return False
     asked = equation.params["precision"]
     free = asked is None or asked in ((jax.lax.Precision.DEFAULT,) * 2, jax.lax.Precision.DEFAULT)
-    return free and any(x.aval.dtype == jnp.float32 for x in equation.invars[:2])
+    return free and any(_dtype(x) == jnp.float32 for x in equation.invars[:2])
 
 
 def _inside(params: dict[str, Any], rounding: Any) -> dict[str, Any]:

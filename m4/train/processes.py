@@ -9,6 +9,7 @@ process counts as dead and the others abort.
 import os
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -27,7 +28,7 @@ def join(environ: Mapping[str, str] = os.environ) -> None:
     coordinator = environ.get("M4_COORDINATOR", "")
     if not coordinator:
         return
-    options = {
+    options: dict[str, Any] = {
         "heartbeat_timeout_seconds": _number(environ, "M4_HEARTBEAT", HEARTBEAT),
         "initialization_timeout": START,
     }

@@ -42,8 +42,7 @@ class State:
         return self.params if self.ema is None else self.ema
 
 
-@flax.struct.dataclass
-class Totals:
+class Totals(flax.struct.PyTreeNode):
     """Sums over the steps since the last log line; they stay on the device until fetched."""
 
     means: dict[str, Mean]  # over steps that were not skipped

@@ -9,7 +9,6 @@ import contextlib
 import faulthandler
 import os
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,7 +73,7 @@ class Watchdog:
     def _end(self, what: str) -> None:
         with contextlib.suppress(OSError), open(self._stacks, "w") as file:
             faulthandler.dump_traceback(file, all_threads=True)
-        faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+        faulthandler.dump_traceback(2, all_threads=True)
         text = f"m4: hung: {what}; stacks above and in {self._stacks}; run the same command again\n"
         os.write(2, text.encode())
         os._exit(EXIT_CODE)
