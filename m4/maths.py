@@ -1,9 +1,12 @@
 """Small formulas that several rooms need, once each.
 
-Letters: N rows, E entries of a row, K largest of them, G blocks of J entries.
+Letters: N rows, E entries of a row, K largest of them, G blocks of J entries; B rows, M modalities,
+C combinations of them.
 """
 
 import functools
+import itertools
+import math
 from typing import Any
 
 import jax
@@ -166,3 +169,40 @@ def torch_uniform(fan_in: int | None = None) -> jax.nn.initializers.Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+# --- combinations of modalities -----------------------------------------------------------------
+# A combination is a non-empty set. They are numbered by decreasing size, in lexicographic order
+# within a size, as in Flex-MoE: of I, G, C and B, 0 is all four, 1 IGC, 2 IGB, 3 ICB, 4 GCB, 5 IG,
+# ... and 14 is B alone.
+
+
+def combination_index(present_BM: Array, *, modulo: int | None = None) -> Array:
+    """Number of each row's combination, i32[B], modulo `modulo`; 2^M - 1 for an empty row.
+
+    Computed from binomial coefficients, without a table of 2^M entries: with `modulo` any number
+    of modalities is possible, without it up to 30.
+    """
+    num = present_BM.shape[-1]
+    if modulo is None and num > 30:
+        raise ValueError(f"{num} modalities have more combinations than 32 bits can count")
+
+    def shrink(n):
+        return n if modulo is None else n % modulo
+
+    # Of sets of size k, the last one: all larger sets, and its own size, come before.
+    until_K = [sum(math.comb(num, s) for s in range(k, num + 1)) - 1 for k in range(num + 1)]
+    after_MK = [[shrink(math.comb(num - 1 - m, k)) for k in range(num + 1)] for m in range(num)]
+    here_BM = present_BM.astype(jnp.int32)
+    rest_BM = jnp.cumsum(here_BM[:, ::-1], axis=-1)[:, ::-1]  # present here and later
+    after_BM = jnp.array(after_MK, jnp.int32)[jnp.arange(num), rest_BM]
+    last_B = jnp.array([shrink(n) for n in until_K], jnp.int32)[here_BM.sum(-1)]
+    index_B = last_B - jnp.sum(after_BM * here_BM, axis=-1)
+    return index_B if modulo is None else index_B % modulo
+
+
+def combinations(num: int, *, max_size: int | None = None) -> np.ndarray:
+    """All combinations in order, bool[C, M]; with `max_size` the full set and the small ones."""
+    sizes = [num, *range(min(max_size or num, num - 1), 0, -1)]
+    sets = [chosen for size in sizes for chosen in itertools.combinations(range(num), size)]
+    return np.array([[m in chosen for m in range(num)] for chosen in sets])

@@ -1,4 +1,4 @@
-"""Affine maps and norms with one set of parameters per modality, and dropout.
+"""Layers of every method: affine maps, norms, dropout, attention, residual blocks, heads.
 
 Thirteen modalities as thirteen modules cost thirteen graphs to compile. Here their parameters
 are stacked on a leading axis and one einsum serves all; a stack of 1 is shared by all.
@@ -8,18 +8,24 @@ Dropout's random numbers must cost less than what they are multiplied with. JAX'
 half of a training step. Dropout needs no cryptographic strength: here the generator makes two words
 per call, and every element's number is a hash of its index and them.
 
-Letters: B rows, M modalities, S stacks (M, or 1 when shared), i input, o output width.
+Letters: B rows, M modalities, S stacks (M, or 1 when shared), i input, o output width, T tokens of
+a modality (tasks in heads), Q queries, L keys, H heads, c width of a head, D model width.
 """
+
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
-from m4.maths import lowbias32
+from m4.maths import lowbias32, softmax, torch_uniform
+from m4.specs import TaskSpec
 from m4.types import Array
 
 Initializer = nn.initializers.Initializer
+GENERIC = ("binary", "multilabel", "multiclass", "regression", "survival")
 LARGE = 2**16  # numbers in the input of an affine map from which the order of operands matters
 HAT_EDGES = (-2.07, -1.38, -0.67, -0.21, 0.21, 0.67, 1.38)  # cut the normal evenly; one tail below
 
@@ -161,3 +167,207 @@ def uniform_bits(seed: Array, shape: tuple[int, ...]) -> Array:
         index += step * np.uint32(stride % 2**32)
         stride *= shape[dim]
     return lowbias32(lowbias32(index ^ seed[0]) + seed[1])
+
+
+# --- what is absent -------------------------------------------------------------------------------
+
+
+def masked_mean(x: Array, mask: Array, *, dim: int) -> Array:
+    """Mean over dimension `dim` of what `mask` keeps; 0 where it keeps nothing.
+
+    `mask` has the dimensions of `x` but the last.
+    """
+    kept = mask[..., None]
+    total = jnp.where(kept, x, 0).sum(dim)
+    return total / jnp.maximum(kept.sum(dim), 1)
+
+
+class MissingIndicator(nn.Module):
+    """Replaces absent modalities by a learned vector Z_m (FuseMoE section 3.1).
+
+    Replaced by `where`: nothing of an absent slot survives, and its gradient is zero.
+    """
+
+    num_modalities: int
+
+    @nn.compact
+    def __call__(self, x: Array, present_BM: Array) -> Array:
+        """[B, M, ..., D], bool[B, M] -> the same shape as x."""
+        init = nn.initializers.normal(0.02)
+        z_MD = self.param("embedding", init, (self.num_modalities, x.shape[-1]))
+        lift = (1,) * (x.ndim - 3)
+        present = present_BM.reshape(*present_BM.shape, *lift, 1)
+        return jnp.where(present, x, z_MD.reshape(z_MD.shape[0], *lift, z_MD.shape[1]))
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+def attend(
+    q_BMQHc: Array, k_BMLHc: Array, v_BMLHc: Array, mask_BML: Array, drop, bias_QL=None
+) -> Array:
+    """Scaled dot-product attention; `drop` is applied to the attention weights.
+
+    `bias_QL` is added to the scores; -inf in it forbids a pair.
+    """
+    scores_BMHQL = jnp.einsum("bmqhc,bmlhc->bmhql", q_BMQHc, k_BMLHc) * q_BMQHc.shape[-1] ** -0.5
+    kept_BMHQL = mask_BML[:, :, None, None]
+    if bias_QL is not None:  # -inf is masked, not added: it would make a NaN gradient
+        open_QL = bias_QL > -jnp.inf
+        scores_BMHQL = scores_BMHQL + jnp.where(open_QL, bias_QL, 0.0)
+        kept_BMHQL = kept_BMHQL & open_QL
+    weights_BMHQL = drop(softmax(scores_BMHQL, kept_BMHQL))
+    return jnp.einsum("bmhql,bmlhc->bmqhc", weights_BMHQL.astype(v_BMLHc.dtype), v_BMLHc)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention within each modality, parameters per modality or shared.
+
+    Initialised as in PyTorch: Xavier-uniform with the three input projections as one matrix,
+    zero biases. `kernel_init` replaces all of it; without `qkv_bias_init` the input projections
+    have no bias.
+    """
+
+    num_heads: int
+    num_stacks: int = 1
+    dropout: float = 0.0
+    kernel_init: Initializer | None = None  # None: Xavier-uniform
+    qkv_bias_init: Initializer | None = nn.initializers.zeros
+    bias_init: Initializer = nn.initializers.zeros  # of the output map
+
+    @nn.compact
+    def __call__(
+        self, x_BMTD: Array, mask_BMT: Array, *, train: bool, bias_TT: Array | None = None
+    ) -> Array:
+        """[B, M, T, D] -> [B, M, T, D]; keys outside the mask are never read.
+
+        `bias_TT` is added to the scores of every head; -inf in it forbids a pair.
+        """
+        width, init = x_BMTD.shape[-1], self.kernel_init or xavier_init()
+        qkv = StackedDense(3 * width, self.num_stacks, init, self.qkv_bias_init, name="qkv")
+        packed = qkv(x_BMTD)
+        q, k, v = rearrange(packed, "b m t (n h c) -> n b m t h c", n=3, h=self.num_heads)
+        drop = Dropout(self.dropout, deterministic=not train, name="drop")
+        y_BMTD = rearrange(attend(q, k, v, mask_BMT, drop, bias_TT), "b m t h c -> b m t (h c)")
+        return StackedDense(width, self.num_stacks, init, self.bias_init, name="out")(y_BMTD)
+
+
+class MLP(nn.Module):
+    """W2 drop(act(W1 x)) per modality or shared, PyTorch's default initialisation."""
+
+    hidden: int
+    num_stacks: int = 1
+    dropout: float = 0.0
+    activation: Callable[[Array], Array] = nn.relu
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """[B, M, ..., D] -> the same shape."""
+        up, down = torch_uniform(x.shape[-1]), torch_uniform(self.hidden)
+        h = StackedDense(self.hidden, self.num_stacks, up, up, name="up")(x)
+        h = Dropout(self.dropout, deterministic=not train, name="drop")(self.activation(h))
+        return StackedDense(x.shape[-1], self.num_stacks, down, down, name="down")(h)
+
+
+class AttentionBlock(nn.Module):
+    """x + drop(self-attention(layer norm(x))) within each modality."""
+
+    num_heads: int
+    num_stacks: int = 1
+    dropout: float = 0.0
+    epsilon: float = 1e-5  # of the layer norm
+
+    @nn.compact
+    def __call__(self, x_BMTD: Array, mask_BMT: Array, *, train: bool) -> Array:
+        """[B, M, T, D], bool[B, M, T] -> [B, M, T, D]."""
+        y = StackedLayerNorm(self.num_stacks, self.epsilon, name="norm")(x_BMTD)
+        y = SelfAttention(self.num_heads, self.num_stacks, self.dropout, name="attention")(
+            y, mask_BMT, train=train
+        )
+        return x_BMTD + Dropout(self.dropout, deterministic=not train, name="drop")(y)
+
+
+class MLPBlock(nn.Module):
+    """x + drop(MLP(layer norm(x)))."""
+
+    hidden: int
+    num_stacks: int = 1
+    dropout: float = 0.0
+    activation: Callable[[Array], Array] = nn.relu
+    epsilon: float = 1e-5  # of the layer norm
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """[B, M, ..., D] -> the same shape."""
+        y = StackedLayerNorm(self.num_stacks, self.epsilon, name="norm")(x)
+        y = MLP(self.hidden, self.num_stacks, self.dropout, self.activation, name="mlp")(
+            y, train=train
+        )
+        return x + Dropout(self.dropout, deterministic=not train, name="drop")(y)
+
+
+# --- heads ----------------------------------------------------------------------------------------
+
+
+class TaskHeads(nn.Module):
+    """Logits of every task from its representation; `two_logits` for the authors' binary head.
+
+    With `two_logits` a binary task has two outputs and the logit is their difference: softmax
+    cross-entropy of the two is then the sigmoid cross-entropy of the difference, exactly.
+    """
+
+    tasks: Sequence[TaskSpec]
+    two_logits: bool = False
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, h: Mapping[str, Array]) -> dict[str, Array]:
+        """Task name -> [B, D] in, task name -> [B, dim] out.
+
+        Raises ValueError for task kinds that need a head of their own method.
+        """
+        _require_generic(self.tasks)
+        logits = {}
+        for task in self.tasks:
+            double = self.two_logits and task.kind == "binary"
+            dense = nn.Dense(
+                2 * task.dim if double else task.dim, kernel_init=self.kernel_init, name=task.name
+            )
+            y = dense(h[task.name])
+            logits[task.name] = y[:, task.dim :] - y[:, : task.dim] if double else y
+        return logits
+
+
+class StackedHeads(nn.Module):
+    """One affine map per task on a representation of its own, tasks of equal `dim` at once.
+
+    Forty binary tasks are one einsum.
+    """
+
+    tasks: Sequence[TaskSpec]
+    kernel_init: nn.initializers.Initializer | None = None
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, h_BTD: Array) -> dict[str, Array]:
+        """[B, T, D] in the order of `tasks` -> task name -> [B, dim].
+
+        Raises ValueError for task kinds that need a head of their own method.
+        """
+        _require_generic(self.tasks)
+        logits = {}
+        for dim in sorted({task.dim for task in self.tasks}):
+            chosen = [t for t, task in enumerate(self.tasks) if task.dim == dim]
+            name = f"dim_{dim}"
+            heads = StackedDense(dim, len(chosen), self.kernel_init, self.bias_init, name=name)
+            y_BTC = heads(h_BTD[:, np.array(chosen)])
+            logits |= {self.tasks[t].name: y_BTC[:, i] for i, t in enumerate(chosen)}
+        return {task.name: logits[task.name] for task in self.tasks}
+
+
+def _require_generic(tasks):
+    for task in tasks:
+        if task.kind not in GENERIC:
+            raise ValueError(
+                f"task {task.name}: no generic head for kind {task.kind!r}; known: {GENERIC}"
+            )

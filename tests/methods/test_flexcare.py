@@ -16,7 +16,7 @@ from m4.methods.flexcare.fusion import covariance
 from m4.methods.flexcare.model import FlexCare
 from m4.methods.flexcare.paper import PaperFlexCare
 from m4.methods.flexcare.released import ReleasedFlexCare, covariance_of_all
-from m4.nn.transformer import SelfAttention
+from m4.nn.layers import SelfAttention
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
 

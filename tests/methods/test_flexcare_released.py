@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from m4.maths import combinations
 from m4.methods.flexcare import torch_layout as table
 from m4.methods.flexcare.released import ReleasedFlexCare, covariance_of_all
 from m4.methods.flexcare.sequence import attention_bias
-from m4.nn.presence import combinations
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Batch, Stream, Target
 from tests.filler import filled, state_dict

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from m4.nn.heads import TaskHeads
+from m4.nn.layers import TaskHeads
 from m4.specs import TaskSpec
 
 TASKS = (TaskSpec("death", "binary"), TaskSpec("ward", "multiclass", dim=3))

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from m4.maths import combination_index, combinations
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
-from m4.nn.presence import combination_index, combinations
 from m4.types import Array, MoeAux
 
 LIMIT = 256  # combinations

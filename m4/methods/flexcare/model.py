@@ -24,7 +24,7 @@ from m4.methods.flexcare.fusion import covariance, fuse
 from m4.methods.flexcare.sequence import attention_bias, encode
 from m4.moe.options import MoEOptions
 from m4.nn.encoders.summary import ModalitySummary
-from m4.nn.heads import TaskHeads
+from m4.nn.layers import TaskHeads
 from m4.resolve import check_fields
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, Outputs

@@ -6,8 +6,7 @@ Letters: B rows, M modalities, C combinations, K tasks, L data tokens, T = K + C
 import jax.numpy as jnp
 import numpy as np
 
-from m4.nn.layers import Dropout, StackedLayerNorm
-from m4.nn.transformer import MLP, SelfAttention
+from m4.nn.layers import MLP, Dropout, SelfAttention, StackedLayerNorm
 from m4.types import Array
 
 

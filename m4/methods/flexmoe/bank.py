@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from m4.nn.presence import combination_index, combinations
+from m4.maths import combination_index, combinations
 from m4.types import Array
 
 FULL_LIMIT = 6  # modalities up to which 'auto' keeps one cell per combination

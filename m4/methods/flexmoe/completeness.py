@@ -15,8 +15,8 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
+from m4.maths import combination_index
 from m4.moe import losses
-from m4.nn.presence import combination_index
 from m4.types import Array, Routing
 
 ROOM = "m4.methods.flexmoe.completeness"

@@ -14,7 +14,7 @@ from m4.maths import gelu
 from m4.methods.flexmoe import completeness
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
-from m4.nn.transformer import MLP
+from m4.nn.layers import MLP
 from m4.types import Array, MoeAux
 
 

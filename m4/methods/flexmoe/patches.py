@@ -11,7 +11,7 @@ from einops import rearrange
 from m4.maths import torch_uniform
 from m4.nn.encoders.modalities import clean_table, known, stack_series, summary_statistics
 from m4.nn.encoders.volume import VolumeEncoder
-from m4.nn.presence import masked_mean
+from m4.nn.layers import masked_mean
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Batch, Stream
 

@@ -25,9 +25,7 @@ from m4.methods.flexmoe.bank import complete
 from m4.methods.flexmoe.feed_forward import feed_forward
 from m4.methods.flexmoe.patches import patch_tokens
 from m4.moe.options import MoEOptions
-from m4.nn.heads import TaskHeads
-from m4.nn.layers import StackedLayerNorm
-from m4.nn.transformer import SelfAttention
+from m4.nn.layers import SelfAttention, StackedLayerNorm, TaskHeads
 from m4.resolve import check_fields
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, MoeAux, Outputs

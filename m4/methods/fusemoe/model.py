@@ -22,14 +22,12 @@ from einops import rearrange
 from flax.core import FrozenDict
 
 from m4 import task_losses
+from m4.maths import combination_index
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
 from m4.nn.encoders.modalities import Streams, SummaryTokens, gather
 from m4.nn.encoders.query_tokens import Level, QueryTokens
-from m4.nn.heads import TaskHeads
-from m4.nn.layers import StackedLayerNorm, hats
-from m4.nn.presence import MissingIndicator, combination_index
-from m4.nn.transformer import AttentionBlock
+from m4.nn.layers import AttentionBlock, MissingIndicator, StackedLayerNorm, TaskHeads, hats
 from m4.resolve import check_fields
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, MoeAux, Outputs

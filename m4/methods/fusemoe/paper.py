@@ -14,15 +14,12 @@ from einops import rearrange
 from flax.core import FrozenDict
 
 from m4 import task_losses
-from m4.maths import torch_uniform
+from m4.maths import combination_index, torch_uniform
 from m4.methods.fusemoe.authors import PatientMoE, on_query_times, read_out
 from m4.moe.options import MoEOptions
 from m4.nn.encoders.modalities import StaticTokens, gather
 from m4.nn.encoders.query_tokens import Level, QueryTokens
-from m4.nn.heads import TaskHeads
-from m4.nn.layers import StackedLayerNorm
-from m4.nn.presence import MissingIndicator, combination_index
-from m4.nn.transformer import AttentionBlock, MLPBlock
+from m4.nn.layers import AttentionBlock, MissingIndicator, MLPBlock, StackedLayerNorm, TaskHeads
 from m4.resolve import check_fields
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, Outputs

@@ -13,7 +13,7 @@ from einops import rearrange
 from m4.methods.m3h.cross_task import Balance, CrossTask, Identity, Norm
 from m4.methods.m3h.haim import HaimVectors
 from m4.methods.m3h.tasks import Cluster, Weighting, affine, objective, task_logits
-from m4.nn.presence import MissingIndicator
+from m4.nn.layers import MissingIndicator
 from m4.resolve import check_fields
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, Outputs

@@ -14,7 +14,7 @@ import optax
 
 from m4 import task_losses
 from m4.methods.m3h import clustering
-from m4.nn.heads import StackedHeads
+from m4.nn.layers import StackedHeads
 from m4.specs import DataSpec, TaskSpec
 from m4.types import Array, Batch, Mean, Outputs, Target
 

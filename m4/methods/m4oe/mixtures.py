@@ -16,9 +16,7 @@ from einops import rearrange
 from m4.methods.m4oe.grid import TokenGrid
 from m4.moe.options import SoftOptions
 from m4.moe.soft import SoftExperts, SoftSlots
-from m4.nn.layers import StackedDense, StackedLayerNorm
-from m4.nn.presence import masked_mean
-from m4.nn.transformer import AttentionBlock
+from m4.nn.layers import AttentionBlock, StackedDense, StackedLayerNorm, masked_mean
 from m4.types import Array
 
 EPSILON = 1e-6  # of layer norms outside the ViTs

@@ -21,7 +21,7 @@ from m4.methods.m4oe.mixtures import Mixtures
 from m4.methods.m4oe.objective import focal_loss, objective
 from m4.moe import soft
 from m4.moe.options import SoftOptions
-from m4.nn.heads import StackedHeads
+from m4.nn.layers import StackedHeads
 from m4.resolve import check_fields
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, Outputs

@@ -12,7 +12,7 @@ from einops import rearrange
 
 from m4.methods.m4oe.grid import TokenGrid
 from m4.methods.m4oe.mixtures import CombineNorm, TaskTokens
-from m4.nn.heads import StackedHeads
+from m4.nn.layers import StackedHeads
 from m4.nn.segmentation import SegHead
 from m4.specs import DataSpec, TaskSpec
 from m4.types import Array

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from m4.maths import gelu
-from m4.nn.layers import StackedDense, StackedLayerNorm
-from m4.nn.transformer import AttentionBlock, MLPBlock
+from m4.nn.layers import AttentionBlock, MLPBlock, StackedDense, StackedLayerNorm
 from m4.types import Array, Stream
 
 

@@ -21,10 +21,8 @@ import numpy as np
 from einops import rearrange
 
 from m4.maths import gelu
-from m4.nn.layers import Dropout, StackedLayerNorm
-from m4.nn.presence import masked_mean
+from m4.nn.layers import MLP, Dropout, SelfAttention, StackedLayerNorm, masked_mean
 from m4.nn.pretrained import wrapper
-from m4.nn.transformer import MLP, SelfAttention
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Batch, Outputs, Stream
 
