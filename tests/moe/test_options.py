@@ -139,7 +139,7 @@ def test_options_of_a_mesh_act(changes, seen):
 
 def test_overflow_drops_on_a_mesh():
     options = dataclasses.replace(SMALL, num_experts=8, top_k=1, gate="linear", engine="dropless")
-    x, valid = np.ones((64, D), np.float32), np.ones(64, bool)  # all to one expert
+    x, valid = np.ones((256, D), np.float32), np.ones(256, bool)  # all to one expert
     params = nn.unbox(MoE(options).init(jax.random.key(0), x, valid_N=valid, train=False))
     dropped = {}
     for overflow in ("exact", "drop"):
