@@ -7,6 +7,7 @@ C combinations of them.
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -156,7 +157,7 @@ def lowbias32(bits: Array) -> Array:
     return bits ^ (bits >> 16)
 
 
-def torch_uniform(fan_in: int | None = None) -> jax.nn.initializers.Initializer:
+def torch_uniform(fan_in: int | None = None) -> Callable[..., Array]:
     """U(-b, b), b = 1 / sqrt(fan_in): PyTorch's default for linear maps and convolutions.
 
     `fan_in` None: that of the kernel's own shape; biases need it.

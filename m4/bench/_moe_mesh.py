@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +17,15 @@ from m4.moe.engine import mesh as parallel
 from m4.types import Routing
 
 
-def compile_layer(mesh, case, *, exchange, engine, slack=1.25, overflow="drop"):
+def compile_layer(mesh, case, *, exchange, engine, slack=1.25, overflow: Any = "drop"):
     """Forward + backward of the layer without its gate, compiled for the mesh from shapes alone.
 
     `case` has tokens (of all devices), dim, hidden, top_k, experts and dtype.
     """
     dtype = jnp.dtype(case["dtype"])
     shapes = experts.shapes(case["experts"], case["dim"], case["hidden"])
-    abstract = experts.ExpertParams(
-        **{n: jax.ShapeDtypeStruct(s, dtype) for n, s in shapes.items()}
-    )
+    arrays: dict[str, Any] = {n: jax.ShapeDtypeStruct(s, dtype) for n, s in shapes.items()}
+    abstract = experts.ExpertParams(**arrays)
     axes = parallel.Axes().on(mesh, abstract)
     rows = NamedSharding(mesh, P(axes.tokens))
     params = jax.tree.map(

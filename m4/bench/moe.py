@@ -190,10 +190,10 @@ def router_rows(args: argparse.Namespace) -> list[dict]:
             about = worker.ask(case=case | {"experts": num_experts, "gates": gates})
             names = about.pop("variants")
             rounds = [{n: worker.ask(run=n)[clock] for n in names} for _ in range(args.repeats)]
-            bounds = [min(r[n] for n in names if n.startswith("bound")) for r in rounds]
+            bounds: list[Any] = [min(r[n] for n in names if n[:5] == "bound") for r in rounds]
             base = statistics.median(bounds)
             for gate in gates:
-                ratios = [r[gate] / b for r, b in zip(rounds, bounds, strict=True)]
+                ratios: list[Any] = [r[gate] / b for r, b in zip(rounds, bounds, strict=True)]
                 row = {"experts": num_experts, "gate": gate, "bound_seconds": base}
                 row |= {"ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)]}
                 rows.append(row | {"clock": clock, "case": case} | about)

@@ -13,30 +13,32 @@ import time
 class Worker:
     """A child process that sets up variants of one case and runs them on request."""
 
-    def __init__(self, command, env, cores=None):
+    def __init__(self, command: list[str], env: dict[str, str], cores: int | None = None):
         """Start `command`; `cores` pins it to the first so many CPU cores."""
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.command, self.requests, self.answers = command, self.process.stdin, self.process.stdout
         if cores and hasattr(os, "sched_setaffinity"):
             allowed = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(self.process.pid, allowed[:cores])
 
     def ask(self, **request):
         """Send a request and return the answer. RuntimeError if the worker failed."""
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
+        self.requests.write(json.dumps(request) + "\n")
+        self.requests.flush()
+        line = self.answers.readline()
         answer = json.loads(line) if line else {"error": f"exited with {self.process.wait()}"}
         if "error" in answer:
-            raise RuntimeError(f"{' '.join(self.process.args)}: {answer['error']}")
+            raise RuntimeError(f"{' '.join(self.command)}: {answer['error']}")
         return answer
 
     def close(self):
         """End the process."""
-        self.process.stdin.close()
+        self.requests.close()
         self.process.wait(timeout=30)
-        self.process.stdout.close()
+        self.answers.close()
 
 
 def serve(setup):

@@ -12,7 +12,6 @@ Letters: E experts, C rows per expert, D input width, F hidden width, O output w
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -201,8 +200,7 @@ FORMS = {
 }
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _mlp(x_ECD: Array, params: ExpertParams, activation: Callable) -> Array:
+def _rows(x_ECD: Array, params: ExpertParams, activation: Callable) -> Array:
     """Every expert on its C rows, [E, C, O]; the weights' gradients come as these lie in memory."""
     return _rows_forward(x_ECD, params, activation)[0]
 
@@ -218,6 +216,7 @@ def _mlp_backward(activation, residuals, dy_ECO):
     return dx_ECD.astype(saved[0].dtype), grads
 
 
+_mlp = jax.custom_vjp(_rows, nondiff_argnums=(2,))
 _mlp.defvjp(_mlp_forward, _mlp_backward)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 
@@ -109,7 +110,7 @@ class ProductKeys(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_ND: Array, valid_N: Array, modality_N: Array | None = None
+        self, x_ND: Array, valid_N: Array, modality_N: Array | np.ndarray | None = None
     ) -> tuple[Array, MoeAux]:
         """Output [N, O], zero on invalid tokens, and stats without `by_row` (E may be millions).
 

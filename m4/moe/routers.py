@@ -199,7 +199,7 @@ def expert_choice(
     if compete not in ("batch", "row") or (compete == "row" and num_rows is None):
         raise ValueError(f"compete={compete!r}: choose 'batch', or 'row' and give num_rows")
     num_tokens, num_experts = logits_NE.shape
-    rows = num_rows if compete == "row" else 1
+    rows = num_rows if compete == "row" and num_rows else 1
     probs_NE = jnp.where(valid_N[:, None], softmax(logits_NE), 0.0)
     scores_NE = jnp.exp(logits_NE) if normalise == "none" else probs_NE
     bids_BET = rearrange(

@@ -20,6 +20,7 @@ Letters: N tokens, E experts, K chosen experts, D input, F hidden and O output w
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def apply_experts(
     engine: str = "auto",
     capacity: float | None = None,
     expected: int | None = None,
-    device: jax.Device | None = None,
+    device: Any = None,
 ) -> tuple[Array, Array | None]:
     """Mixture of the chosen experts' outputs [N, O], and which assignments were lost.
 
@@ -50,8 +51,8 @@ def apply_experts(
     weight gradients are summed in at least float32. `capacity` is C / (N*K/E): how many rows an
     expert can serve, or with 'dropless' how many it serves fast. None: 1.25 where the rest is
     dropped, else a choice by backend and size. `expected` replaces N*K where many assignments are
-    known to be invalid; `device` is what the program is meant for (None: the first of the default
-    backend).
+    known to be invalid; `device`, a `jax.Device`, is what the program is meant for (None: the first
+    of the default backend).
 
     Raises ValueError for an unknown engine, for a capacity that is not positive, and for 'ragged'
     where it would cost E times the work.
@@ -97,7 +98,7 @@ def dense(x_ND: Array, routing: Routing, params: ExpertParams, functions: Functi
     return jnp.einsum("ne,eno->no", mix_NE, y_ENO)
 
 
-def choose_engine(k: int, num_experts: int, device: jax.Device) -> str:
+def choose_engine(k: int, num_experts: int, device: Any) -> str:
     """What 'auto' means; see the top of the file."""
     if device.platform == "cpu":
         return "dropless"

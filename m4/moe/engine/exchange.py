@@ -135,13 +135,13 @@ def _paths(plan, nth, axis, rows):
     return to, fro
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _carry(axis, sizes, path, reverse, rows_X):
+def _move(axis, sizes, path, reverse, rows_X) -> Array:
     """Rows moved along `path` into sizes[1] rows, zeros where none arrives."""
     del reverse
     return _send(axis, rows_X, jnp.zeros((sizes[1], rows_X.shape[1]), rows_X.dtype), path)
 
 
+_carry = jax.custom_vjp(_move, nondiff_argnums=(0, 1))
 _carry.defvjp(
     lambda axis, sizes, path, reverse, rows_X: (
         _carry(axis, sizes, path, reverse, rows_X),

@@ -139,8 +139,7 @@ class Block(flax.struct.PyTreeNode):
     assignment_R: Array  # i32[R], A past the expert's last row
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def grouped_mlp(
+def _grouped_mlp(
     layout: Layout,
     functions: Functions,
     x_ND: Array,
@@ -214,6 +213,7 @@ def _backward(layout, functions, residuals, g_NO):
     return dx_ND.astype(x_ND.dtype), None, dweights_NK, grads
 
 
+grouped_mlp = jax.custom_vjp(_grouped_mlp, nondiff_argnums=(0, 1))
 grouped_mlp.defvjp(_forward, _backward)
 
 

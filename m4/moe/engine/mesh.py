@@ -40,7 +40,7 @@ axis, S rows of a bucket, D input, F hidden, O output width.
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -83,12 +83,10 @@ class Axes:
 
     def weights(self) -> ExpertParams:
         """Partition of every expert parameter."""
-        return ExpertParams(
-            w1=P(self.expert, self.tensor, self.fsdp),
-            b1=P(self.expert, self.tensor),
-            w2=P(self.expert, self.tensor, self.fsdp),
-            b2=P(self.expert, self.fsdp),
-        )
+        matrix = P(self.expert, self.tensor, self.fsdp)
+        biases = {"b1": P(self.expert, self.tensor), "b2": P(self.expert, self.fsdp)}
+        specs: dict[str, Any] = {"w1": matrix, "w2": matrix, **biases}
+        return ExpertParams(**specs)
 
 
 @dataclass(frozen=True)
@@ -160,8 +158,9 @@ def apply_experts(
     )
     _check(local, overflow)
     tokens = P(axes.tokens)
-    rows = _pad(local, (x_ND, routing.experts, routing.weights), (0, num_experts, 0))
-    run = jax.shard_map(
+    args = x_ND, routing.experts, routing.weights
+    rows = *_pad(local, args, (0, num_experts, 0)), params
+    run: Any = jax.shard_map(
         partial(_on_device, local),
         mesh=mesh,
         in_specs=(tokens, tokens, tokens, axes.weights()),
@@ -169,7 +168,7 @@ def apply_experts(
         # The custom gradients below are not typed by varying axes; one device is the test.
         check_vma=False,
     )
-    return jax.tree.map(lambda a_N: a_N[: x_ND.shape[0]], run(*rows, params))
+    return jax.tree.map(lambda a_N: a_N[: x_ND.shape[0]], run(*rows))
 
 
 def _pad(local, arrays, fills):
@@ -223,7 +222,8 @@ def _on_device(local, x_ND, experts_NK, weights_NK, params):
     if local.exchange in routes.EXCHANGES and local.size(axis) > 1:
         y_NO, lost_NK = _exchanged(local, x_ND, experts_NK, weights_NK, params)
     elif local.exchange == "all_gather" and local.size(axis) > 1:
-        gathered = (lax.all_gather(a, axis, tiled=True) for a in (x_ND, experts_NK, weights_NK))
+        gather = partial(lax.all_gather, axis_name=axis, tiled=True)
+        gathered = gather(x_ND), gather(experts_NK), gather(weights_NK)
         y_PO, lost_PK = _own_experts(local, *gathered, params)
         y_NO = lax.psum_scatter(y_PO, axis, tiled=True)
         lost_NK = _map(lambda a: lax.psum_scatter(a.astype(int), axis, tiled=True) > 0, lost_PK)
@@ -241,8 +241,7 @@ def _map(function, array):
     return None if array is None else function(array)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum(axis, part_NO):
+def _sum_forward(axis, part_NO) -> Array:
     """Sum of the devices' parts, which all of them get.
 
     The transpose of `psum` is another `psum`. It isn't needed: the cotangent of an output that is
@@ -251,6 +250,7 @@ def _sum(axis, part_NO):
     return lax.psum(part_NO, axis) if axis else part_NO
 
 
+_sum = jax.custom_vjp(_sum_forward, nondiff_argnums=(0,))
 _sum.defvjp(
     lambda axis, part_NO: (_sum(axis, part_NO), None),
     lambda axis, _, g_NO: (g_NO * lax.axis_size(axis) if axis else g_NO,),
@@ -334,7 +334,8 @@ def _exchanged(local, x_ND, experts_NK, weights_NK, params):
     num_local = local.num_experts // devices
     plan = make_plan(experts_NK // num_local, devices)  # expert E goes to device p: nowhere
     travel = routes.EXCHANGES[local.exchange]
-    rows = devices * bucket_rows(*experts_NK.shape, devices, local.slack)
+    num_tokens, k = experts_NK.shape
+    rows = devices * bucket_rows(num_tokens, k, devices, local.slack)
     if local.exact:
         number = lax.pmax(travel.rounds(plan, axis=axis, rows=rows), local.axes.tokens)
         y_NO, served_NK = _rounds(local, rows, plan, number, experts_NK, x_ND, weights_NK, params)
@@ -348,8 +349,7 @@ def _exchanged(local, x_ND, experts_NK, weights_NK, params):
     return y_NO, _map(lambda served_NK: valid_NK & (served_NK == 0), served_NK)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _rounds(local, rows, plan, number, experts_NK, x_ND, weights_NK, params):
+def _sum_of_rounds(local, rows, plan, number, experts_NK, x_ND, weights_NK, params):
     """Sum of `number` rounds, which is known only at run time (hence the hand-written gradient)."""
     return _rounds_forward(local, rows, plan, number, experts_NK, x_ND, weights_NK, params)[0]
 
@@ -375,6 +375,7 @@ def _rounds_backward(local, rows, residuals, g_NO):
     return None, None, None, *_repeat(number, add, first_vjp(g_NO))
 
 
+_rounds = jax.custom_vjp(_sum_of_rounds, nondiff_argnums=(0, 1))
 _rounds.defvjp(_rounds_forward, _rounds_backward)
 
 

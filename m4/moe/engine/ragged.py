@@ -8,6 +8,7 @@ Letters: N tokens, K choices, A = K*N assignments, E experts, D input, F hidden,
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,7 @@ def ragged_mlp(
     return jnp.sum(y_KNO * weights_NK.T[..., None].astype(y_KNO.dtype), axis=0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mlp(activation, x_AD, expert_A, count_E, params):
+def _experts(activation, x_AD, expert_A, count_E, params) -> Array:
     """The experts on rows sorted by expert; only x and the hidden rows wait for the gradient."""
     return _forward(activation, x_AD, expert_A, count_E, params)[0]
 
@@ -61,6 +61,7 @@ def _backward(activation, residuals, dy_AO):
     return dx_AD, None, None, grads
 
 
+_mlp = jax.custom_vjp(_experts, nondiff_argnums=(0,))
 _mlp.defvjp(_forward, _backward)
 
 
@@ -82,8 +83,8 @@ def _sum_rows(rows_AX, expert_A, like_EX):
 
 
 @functools.cache
-def pays(device: jax.Device) -> bool:
-    """Whether this device's compiler spends FLOPs on the rows of a group alone, backwards too."""
+def pays(device: Any) -> bool:
+    """Whether a `jax.Device`'s compiler spends FLOPs on a group's own rows alone, backwards too."""
     num_experts, rows, width = 8, 1024, 128
 
     def loss(x_AD, w_EDF, count_E):

@@ -5,8 +5,6 @@ A scatter-add of rows, the gradient that JAX would find, is slow on every backen
 Letters: N tokens, K choices, A = K*N assignments, E experts, C slots of an expert, X any width.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
@@ -14,14 +12,12 @@ from m4.moe.engine.grouped import Plan, slots, take_assignments, take_tokens
 from m4.types import Array
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def fill_slots(capacity: int, plan: Plan, x_NX: Array) -> Array:
+def _fill_slots(capacity: int, plan: Plan, x_NX: Array) -> Array:
     """Token rows in slots, [E, C, X]; the gradient comes back by `take_assignments`."""
     return take_tokens(plan, x_NX, slots(plan, capacity))
 
 
-@jax.custom_vjp
-def empty_slots(plan: Plan, slots_ECX: Array) -> Array:
+def _empty_slots(plan: Plan, slots_ECX: Array) -> Array:
     """`take_assignments` from slots alone; the gradient goes back by one gather."""
     return take_assignments(plan, slots_ECX)
 
@@ -37,6 +33,8 @@ def _empty_backward(plan_and_slots, g_KNX):
     return None, g_AX.at[slots(plan, shape.size)].get(mode="fill", fill_value=0)
 
 
+fill_slots = jax.custom_vjp(_fill_slots, nondiff_argnums=(0,))
+empty_slots = jax.custom_vjp(_empty_slots)
 fill_slots.defvjp(
     lambda capacity, plan, x_NX: (fill_slots(capacity, plan, x_NX), plan), _fill_backward
 )
@@ -49,15 +47,13 @@ empty_slots.defvjp(
 )
 
 
-@jax.custom_vjp
-def sort_rows(plan: Plan, x_NX: Array) -> Array:
+def _sort_rows(plan: Plan, x_NX: Array) -> Array:
     """Token rows in sorted order, [A, X]; zeros where a token names no expert."""
     named_A = jnp.arange(plan.size) < plan.start_E[-1]
     return take_tokens(plan, x_NX, jnp.where(named_A, plan.order_A, plan.size))
 
 
-@jax.custom_vjp
-def unsort_rows(plan: Plan, y_AX: Array) -> Array:
+def _unsort_rows(plan: Plan, y_AX: Array) -> Array:
     """Every assignment's row, [K, N, X], from sorted order; zeros where it names no expert."""
     position_A = jnp.where(plan.valid_A, plan.position_A, plan.size)
     rows_AX = y_AX.at[position_A].get(mode="fill", fill_value=0)
@@ -70,6 +66,7 @@ def _unsort_backward(plan, g_KNX):
     return None, jnp.where(named_A[:, None], g_AX, 0)
 
 
+sort_rows, unsort_rows = jax.custom_vjp(_sort_rows), jax.custom_vjp(_unsort_rows)
 sort_rows.defvjp(
     lambda plan, x_NX: (sort_rows(plan, x_NX), plan),
     lambda plan, g_AX: (None, jnp.sum(unsort_rows(plan, g_AX), axis=0)),

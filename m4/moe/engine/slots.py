@@ -15,7 +15,7 @@ def apply_experts(
     x_ND: Array, routing: Routing, params: ExpertParams, functions: Functions
 ) -> Array:
     """What tokens get back from the slots of `routing`, [N, O]; 0 where no expert took them."""
-    if routing.combine is None:
+    if routing.dispatch is None or routing.combine is None:
         return _by_choice(x_ND, routing, params, functions)
     x_BTD = rearrange(x_ND, "(b t) d -> b t d", b=routing.combine.shape[0])
     rows_ECD = rearrange(fill(x_BTD, routing.dispatch), "b e p d -> e (b p) d")
