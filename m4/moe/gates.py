@@ -4,7 +4,7 @@ A gate maps tokens to log-affinities: with s = exp(gate(x)) >= 0, a router keeps
 weighs the kept by s / sum(s), by s over the sum of all, or by s itself. So a softmax gate is its
 logits, a sigmoid gate its log-sigmoid, a distance gate minus the distance.
 
-Arguments annotated with an initialiser are learned (see `m4.moe.declare`); keyword arguments
+Arguments annotated with an initialiser are learned (see `m4.moe.route`); keyword arguments
 are options or inputs of the layer. Initialisers depend on D alone, never on E: for tokens of
 unit variance the scores of any number of experts have the same spread, of order 1 unless said.
 Everything is float32 at the highest matmul precision, since distances come in the matmul form
