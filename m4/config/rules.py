@@ -152,7 +152,9 @@ FIELDS: dict[str, Rule] = {
     "train.streams": Rule(str, "none", names=_of("m4.data.task_streams:HOW", "none")),
     "train.stream_ratio": Rule(dict, {}),
     "train.buckets": Rule(tuple, ()),  # lengths to which batches are cut, see m4.data.buckets
+    "train.missing": Rule(dict, {}),  # kind and arguments, see m4.data.missing; {}: nothing
     "eval.batch_size": _count(),
+    "eval.missing": Rule(dict, {}),
     "eval.bootstrap": _count(1000),
     "eval.subsets": Rule(bool, True),
     "eval.baselines": Rule(bool, True),

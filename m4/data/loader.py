@@ -47,7 +47,7 @@ class TrainLoader:
           seed: key of the order and of the transforms.
           sampling: which rows are drawn when; shuffled ones by default.
           transform: applied to every batch with a generator that depends on (seed, step) alone
-            (see `m4.data.missing`).
+            (see `m4.data.regularise`).
           process_index: this process.
           process_count: processes that share the global batch; must divide `batch_size`.
 

@@ -1,248 +1,237 @@
-"""Simulated missingness: transforms `(Batch, rng) -> Batch` on NumPy.
+"""Data that lack more than they do, `train.missing` and `eval.missing` (Rubin 1976).
 
-Regularisation for training, independent for every row:
-- `modality_dropout`: each modality is lost with its rate, but never a row's last one;
-- `segment_loss`: a window of time is lost from single series.
-
-Mechanisms for stress tests (Rubin 1976), with the realised rate exact to within one row:
+`incomplete` is a split of which the same rows lack the same for ever, by one of `KINDS`:
 - `mcar`: missing completely at random;
 - `mar`: missingness depends on another modality, which stays;
 - `mnar`: missingness depends on the values that go missing;
 - `blocks`: groups of modalities are lost together, as where a ward lacks a device;
 - `gaps`: a run of consecutive positions is lost within a series.
-They may leave a row with nothing; such a row gets weight 0.
 
-Draws of the first two are hashes of (rng's next word, row number, modality), so that a row's fate
-does not depend on the other rows of its batch or on how many processes share it.
+Rates are exact to within one row of the split. What a row lacks depends on the seed and the split
+alone, not on batches or processes. A row may be left with nothing, and gets weight 0. Labels stay.
 
-Letters: B rows, T positions, f features, M modalities.
+Letters: B rows of a batch, N rows of a split, T positions, M modalities.
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from m4.data.batch import finish
+from m4.data.regularise import Rates, by_modality, keep, require, require_share
+from m4.data.store import Rows, Store, cut, layout
 from m4.specs import DataSpec
-from m4.types import Batch, Stream
+from m4.types import Stream
 
-Transform = Callable[[Batch, np.random.Generator], Batch]
-Rates = float | Mapping[str, float]
-
-
-def chain(*transforms: Transform) -> Transform:
-    """One after the other, all drawing from the same generator."""
-
-    def apply(batch: Batch, rng: np.random.Generator) -> Batch:
-        for transform in transforms:
-            batch = transform(batch, rng)
-        return batch
-
-    return apply
+CHUNK = 256  # rows read at once
+SALT = 0x6D697373  # keeps these draws apart from others of the same seed
 
 
-def modality_dropout(spec: DataSpec, rates: Rates) -> Transform:
-    """Lose each present modality with probability `rates` (one, or per modality; 0 if not named).
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """What a mechanism may know of the rows that it takes from."""
 
-    Where chance would take all of a row's modalities, one of them, chosen evenly, stays.
-    """
-    rates_M = _rates(spec, rates)
-
-    def apply(batch: Batch, rng: np.random.Generator) -> Batch:
-        present_BM = _present(spec, batch)
-        draw_BM = _uniform(rng, batch.uid, len(rates_M))
-        drop_BM = present_BM & (draw_BM < rates_M)
-        # Given that all are dropped, draw / rate is uniform for each: its maximum picks evenly.
-        luck_BM = np.where(present_BM, draw_BM / np.maximum(rates_M, 1e-12), -1)
-        emptied_B = (drop_BM == present_BM).all(-1)
-        drop_BM[emptied_B, luck_BM.argmax(-1)[emptied_B]] = False
-        return lose(spec, batch, drop_BM)
-
-    return apply
+    spec: DataSpec
+    present_NM: np.ndarray
+    # (modality, feature) -> f64[N], a row's mean of what was observed; NaN without any
+    mean: Callable[[str, int], np.ndarray]
 
 
-def segment_loss(
-    spec: DataSpec, *, rate: float, share: float, modalities: tuple[str, ...] | None = None
-) -> Transform:
-    """Lose a window of `share * spec.hours` from each timed modality with probability `rate`.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the rows of a split lose: modalities, and runs of positions."""
 
-    The window starts evenly between time zero and the last start that keeps it inside. A modality
-    left without positions is absent; where that would empty the row, its modality stays whole.
-    """
-    names = modalities or tuple(m.name for m in spec.modalities if m.timed)
-    untimed = [name for name in names if not spec.modality(name).timed]
-    if untimed or not (0 <= rate <= 1 and 0 <= share <= 1):
-        raise ValueError(f"segment_loss: rate={rate}, share={share}; without times: {untimed}")
-
-    def apply(batch: Batch, rng: np.random.Generator) -> Batch:
-        draw_BM = _uniform(rng, batch.uid, 2 * len(names))
-        num_present_B = _present(spec, batch).sum(-1)
-        inputs = dict(batch.inputs)
-        for number, name in enumerate(names):
-            stream = inputs[name]
-            start_B = draw_BM[:, 2 * number] * (1 - share) * spec.hours
-            inside_BT = (stream.times >= start_B[:, None]) & (
-                stream.times <= start_B[:, None] + share * spec.hours
-            )
-            inside_BT &= (draw_BM[:, 2 * number + 1] < rate)[:, None]
-            emptied_B = stream.present & ~(stream.mask & ~inside_BT).any(-1)
-            saved_B = emptied_B & (num_present_B == 1)
-            num_present_B = num_present_B - (emptied_B & ~saved_B)
-            inputs[name] = _take(stream, stream.mask & ~(inside_BT & ~saved_B[:, None]))
-        return finish(spec, batch.replace(inputs=inputs))
-
-    return apply
+    drop_NM: np.ndarray
+    share: float = 0.0  # of the positions of a modality where `run_NM` is not negative
+    run_NM: np.ndarray | None = None  # where the run begins: 0 first, 1 last; -1 none
+    more_NM: np.ndarray | None = None  # rounds a length up with the probability of its fraction
 
 
-def mcar(spec: DataSpec, rates: Rates) -> Transform:
-    """Lose a share `rates` of the rows that have a modality, whatever they hold."""
-    rates_M = _rates(spec, rates)
-
-    def apply(batch: Batch, rng: np.random.Generator) -> Batch:
-        scores = {m.name: np.zeros(len(batch.uid)) for m in spec.modalities}
-        return _lose_highest(spec, batch, rng, scores, rates_M)
-
-    return apply
+def mcar(split: Split, rng: np.random.Generator, *, rate: Rates) -> Plan:
+    """Lose a share `rate` (one, or per modality) of the rows that have it, whatever they hold."""
+    return _lose_highest(split, rng, {}, by_modality(split.spec, rate))
 
 
 def mar(
-    spec: DataSpec, rates: Rates, *, driver: str, feature: int = 0, strength: float = 2.0
-) -> Transform:
+    split: Split,
+    rng: np.random.Generator,
+    *,
+    rate: Rates,
+    driver: str,
+    feature: int | str = 0,
+    strength: float = 2.0,
+) -> Plan:
     """Lose modalities more often where `feature` of the modality `driver` is high.
 
-    `strength` is the log-odds per standard deviation of the driver within the batch. Rows
+    `strength` is the log-odds per standard deviation of the driver within the split. Rows
     without the driver count as average. The driver itself must have rate 0.
     """
-    rates_M = _rates(spec, rates)
+    spec, level_N = split.spec, strength * _level(split, driver, feature)
+    rates_M = by_modality(spec, rate)
     if rates_M[spec.modality_names.index(driver)] > 0:
-        raise ValueError(f"mar: the driver {driver!r} must stay; give the other modalities rates")
-
-    def apply(batch: Batch, rng: np.random.Generator) -> Batch:
-        score_B = strength * _level(batch.inputs[driver], feature)
-        scores = dict.fromkeys(spec.modality_names, score_B)
-        return _lose_highest(spec, batch, rng, scores, rates_M)
-
-    return apply
+        raise ValueError(f"the driver {driver!r} must stay; give the other modalities rates")
+    return _lose_highest(split, rng, dict.fromkeys(spec.modality_names, level_N), rates_M)
 
 
 def mnar(
-    spec: DataSpec,
-    rates: Rates,
+    split: Split,
+    rng: np.random.Generator,
     *,
-    features: Mapping[str, int] | None = None,
+    rate: Rates,
+    features: Mapping[str, int | str] | None = None,
     strength: float = 2.0,
-) -> Transform:
-    """Lose a modality more often where its own `features` (number per modality, 0) are high."""
-    rates_M = _rates(spec, rates)
-
-    def apply(batch: Batch, rng: np.random.Generator) -> Batch:
-        scores = {
-            name: strength * _level(batch.inputs[name], (features or {}).get(name, 0))
-            for name, rate in zip(spec.modality_names, rates_M, strict=True)
-            if rate > 0
-        }
-        return _lose_highest(spec, batch, rng, scores, rates_M)
-
-    return apply
+) -> Plan:
+    """Lose a modality more often where its own feature (`features` by modality, else 0) is high."""
+    rates_M, features = by_modality(split.spec, rate), features or {}
+    require(split.spec, features)
+    lossy = [n for n, r in zip(split.spec.modality_names, rates_M, strict=True) if r > 0]
+    scores = {name: strength * _level(split, name, features.get(name, 0)) for name in lossy}
+    return _lose_highest(split, rng, scores, rates_M)
 
 
 def blocks(
-    spec: DataSpec, groups: Mapping[str, tuple[str, ...]], rates: Mapping[str, float]
-) -> Transform:
-    """Lose all modalities of a group at once, in a share of the rows that have any of them.
+    split: Split,
+    rng: np.random.Generator,
+    *,
+    rate: Mapping[str, float],
+    groups: Mapping[str, Sequence[str]],
+) -> Plan:
+    """Lose all modalities of a group at once, in a share `rate` of the rows that have any of them.
 
-    Args:
-      spec: of the data.
-      groups: name of a group -> its modalities.
-      rates: name of a group -> share; 0 if not named.
-
-    Raises:
-      ValueError: an unknown modality or group, or a rate outside 0..1.
+    `groups` are modalities by the name of their group, `rate` is by that name too, 0 if not named.
     """
-    unknown = {m for names in groups.values() for m in names} - {*spec.modality_names}
-    if unknown or {*rates} - {*groups} or not all(0 <= rate <= 1 for rate in rates.values()):
-        raise ValueError(
-            f"blocks: rates {dict(rates)} for groups {[*groups]}; unknown modalities"
-            f" {sorted(unknown)}"
-        )
-
-    def apply(batch: Batch, rng: np.random.Generator) -> Batch:
-        present_BM, names = _present(spec, batch), spec.modality_names
-        drop_BM = np.zeros_like(present_BM)
-        for group, rate in rates.items():
-            columns = [names.index(name) for name in groups[group]]
-            having = present_BM[:, columns].any(-1) & (batch.weight > 0)
-            rows = _some(rng, np.flatnonzero(having), rate)
-            drop_BM[np.ix_(rows, columns)] = True
-        return lose(spec, batch, drop_BM)
-
-    return apply
+    names = split.spec.modality_names
+    require(split.spec, [name for group in groups.values() for name in group])
+    if not isinstance(rate, Mapping) or {*rate} - {*groups}:
+        raise ValueError(f"rate {rate} must be by group; groups are {', '.join(groups)}")
+    require_share(rate.values())
+    drop_NM = np.zeros_like(split.present_NM)
+    for group, share in rate.items():
+        columns = [names.index(name) for name in groups[group]]
+        rows = _some(rng, np.flatnonzero(split.present_NM[:, columns].any(-1)), share)
+        drop_NM[np.ix_(rows, columns)] = True
+    return Plan(drop_NM)
 
 
-def gaps(spec: DataSpec, rates: Rates, *, share: float) -> Transform:
-    """Lose a run of `share` of a row's positions, in a share `rates` of the rows, per modality.
+def gaps(split: Split, rng: np.random.Generator, *, rate: Rates, share: float) -> Plan:
+    """Lose a run of `share` of a row's positions, in a share `rate` of the rows, per modality.
 
     Both are exact to within one (row, position), and in expectation. Unlike `segment_loss` the
     run is of measurements, not of hours, so that as much is lost where they are sparse; a series
     that loses all its positions is absent. Only modalities with times can be named.
     """
-    rates_M = _rates(spec, rates) * [isinstance(rates, Mapping) or m.timed for m in spec.modalities]
-    untimed = [m.name for m, r in zip(spec.modalities, rates_M, strict=True) if r and not m.timed]
-    if untimed or not 0 <= share <= 1:
-        raise ValueError(f"gaps: share={share} must be within 0..1; without times: {untimed}")
-
-    def apply(batch: Batch, rng: np.random.Generator) -> Batch:
-        inputs = dict(batch.inputs)
-        for name, rate in zip(spec.modality_names, rates_M, strict=True):
-            stream = inputs[name]
-            rows = _some(rng, np.flatnonzero(stream.present & (batch.weight > 0)), rate)
-            length = stream.mask[rows].sum(-1)
-            lost = (share * length + rng.random(len(rows))).astype(int).clip(max=length)
-            start = (rng.random(len(rows)) * (length - lost + 1)).astype(int)
-            place = np.cumsum(stream.mask[rows], axis=-1) - 1
-            inside = (place >= start[:, None]) & (place < (start + lost)[:, None])
-            keep_BT = stream.mask.copy()
-            keep_BT[rows] &= ~inside
-            inputs[name] = _take(stream, keep_BT) if len(rows) else stream
-        return finish(spec, batch.replace(inputs=inputs))
-
-    return apply
+    modalities = split.spec.modalities
+    rates_M = by_modality(split.spec, rate)
+    if not isinstance(rate, Mapping):
+        rates_M *= [m.timed for m in modalities]
+    untimed = [m.name for m, r in zip(modalities, rates_M, strict=True) if r and not m.timed]
+    if untimed:
+        raise ValueError(f"gaps are in time; without times: {', '.join(untimed)}")
+    require_share([share])
+    run_NM = np.full(split.present_NM.shape, -1.0)
+    for m, wanted in enumerate(rates_M):
+        rows = _some(rng, np.flatnonzero(split.present_NM[:, m]), wanted)
+        run_NM[rows, m] = rng.random(len(rows))
+    more_NM = rng.random(run_NM.shape)
+    return Plan(np.zeros_like(split.present_NM), share, run_NM, more_NM)
 
 
-def lose(spec: DataSpec, batch: Batch, drop_BM: np.ndarray) -> Batch:
-    """Make modality m of row b absent where `drop_BM`; a row left with nothing gets weight 0."""
-    inputs = {}
-    for m, name in enumerate(spec.modality_names):
-        stream, keep_B = batch.inputs[name], ~drop_BM[:, m]
-        parts = {
-            part: array * keep_B.reshape(-1, *[1] * (array.ndim - 1)).astype(array.dtype)
-            for part, array in vars(stream).items()
-            if array is not None
-        }
-        inputs[name] = stream if keep_B.all() else stream.replace(**parts)
-    return finish(spec, batch.replace(inputs=inputs))
+KINDS = {function.__name__: function for function in (mcar, mar, mnar, blocks, gaps)}
+
+
+def check(spec: DataSpec, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for options that are none, or are not for this schema; {} is right."""
+    if options:
+        rows = np.zeros((0, len(spec.modalities)), bool)
+        _plan(Split(spec, rows, lambda name, feature: np.zeros(0)), options, 0)
+
+
+def incomplete(store: Store, options: Mapping[str, Any], seed: int) -> Store:
+    """The split as it would be if more were missing: `kind`, one of `KINDS`, and its arguments.
+
+    Raises ValueError as `check` does. Labels stay.
+    """
+    if not options:
+        return store
+    present = store.columns([f"{name}/present" for name in store.spec.modality_names])
+    split = Split(store.spec, np.stack([*present.values()], axis=-1), _means(store))
+    return Incomplete(store, _plan(split, options, seed))
+
+
+class Incomplete(Store):
+    """A store whose rows lack what a plan takes from them."""
+
+    def __init__(self, store: Store, plan: Plan):
+        vars(self).update({k: v for k, v in vars(store).items() if k != "longest"})
+        self._plan = plan
+
+    def read(self, indices: Sequence[int] | np.ndarray, spec: DataSpec | None = None) -> Rows:
+        """As `Store.read`."""
+        rows = lose_rows(self.spec, super().read(indices), self._plan, np.asarray(indices))
+        return cut(rows, spec or self.spec)
+
+    def columns(self, keys: Sequence[str]) -> Rows:
+        """As `Store.columns`."""
+        pieces = []
+        for start in range(0, len(self), CHUNK):
+            rows = self.read(np.arange(start, min(start + CHUNK, len(self))))
+            pieces.append({key: rows[key] for key in keys})
+        return {key: np.concatenate([piece[key] for piece in pieces]) for key in keys}
+
+
+def lose_rows(spec: DataSpec, rows: Rows, plan: Plan, index_B: np.ndarray) -> Rows:
+    """The rows `index_B` of a split, whose arrays are overwritten, without what they lose."""
+    for m, modality in enumerate(spec.modalities):
+        parts = {part: rows[f"{modality.name}/{part}"] for part in layout(modality)}
+        if plan.run_NM is not None and (plan.run_NM[index_B, m] >= 0).any():
+            stream = _without_run(Stream(**parts), plan, index_B, m)
+            parts = {part: getattr(stream, part) for part in parts}
+        for part, array in parts.items():
+            array[plan.drop_NM[index_B, m]] = 0
+            rows[f"{modality.name}/{part}"] = array
+    return rows
+
+
+def _plan(split: Split, options: Mapping[str, Any], seed: int) -> Plan:
+    """What `options` make of a split."""
+    arguments = dict(options)
+    kind = arguments.pop("kind", None)
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
+    known = [*inspect.signature(KINDS[kind]).parameters.values()][2:]
+    names = [parameter.name for parameter in known]
+    for name in arguments:
+        if name not in names:
+            raise ValueError(f"{name}: kind={kind!r} takes {', '.join(names)}")
+    for parameter in known:
+        if parameter.default is parameter.empty and parameter.name not in arguments:
+            raise ValueError(f"{parameter.name}: is missing, kind={kind!r} needs it")
+    return KINDS[kind](split, np.random.default_rng((seed, SALT)), **arguments)
 
 
 def _lose_highest(
-    spec: DataSpec,
-    batch: Batch,
+    split: Split,
     rng: np.random.Generator,
     scores: Mapping[str, np.ndarray],
     rates_M: np.ndarray,
-) -> Batch:
+) -> Plan:
     """Per modality, lose rate * n of the n rows that have it: those of highest noisy score.
 
-    Logistic noise makes `score` a log-odds; n * rate is rounded up or down at random, so that
-    the expected rate is exact too.
+    Logistic noise makes `score` (0 if not given) a log-odds; n * rate is rounded up or down at
+    random, so that the expected rate is exact too.
     """
-    drop_BM = np.zeros((len(batch.uid), len(rates_M)), bool)
-    for m, name in enumerate(spec.modality_names):
-        having = np.flatnonzero(batch.inputs[name].present & (batch.weight > 0))
+    drop_NM = np.zeros_like(split.present_NM)
+    for m, name in enumerate(split.spec.modality_names):
+        having = np.flatnonzero(split.present_NM[:, m])
         if rates_M[m] > 0 and len(having):
-            noisy = scores[name][having] + rng.logistic(size=len(having))
+            noisy = rng.logistic(size=len(having))
+            if name in scores:
+                noisy = noisy + scores[name][having]
             number = int(rates_M[m] * len(having) + rng.random())
-            drop_BM[having[np.argsort(-noisy)[:number]], m] = True
-    return lose(spec, batch, drop_BM)
+            drop_NM[having[np.argsort(-noisy)[:number]], m] = True
+    return Plan(drop_NM)
 
 
 def _some(rng: np.random.Generator, rows: np.ndarray, rate: float) -> np.ndarray:
@@ -250,8 +239,39 @@ def _some(rng: np.random.Generator, rows: np.ndarray, rate: float) -> np.ndarray
     return rng.permutation(rows)[: int(rate * len(rows) + rng.random())] if rate else rows[:0]
 
 
-def _level(stream: Stream, feature: int) -> np.ndarray:
-    """[B] mean of a feature over what was observed, standardised over rows; 0 where absent."""
+def _level(split: Split, name: str, feature: int | str) -> np.ndarray:
+    """f64[N]: mean of a feature over what was observed, standardised; 0 where absent."""
+    require(split.spec, [name])
+    modality = split.spec.modality(name)
+    features = modality.features or tuple(map(str, range(modality.shape[-1])))
+    number = features.index(feature) if feature in features else feature
+    if not isinstance(number, int) or not 0 <= number < len(features):
+        raise ValueError(f"feature {feature!r} of {name!r}: it has {', '.join(features)}")
+    mean_N = split.mean(name, number)
+    known_N = ~np.isnan(mean_N)
+    if not known_N.any():
+        return np.zeros(len(mean_N))
+    centred_N = np.where(known_N, mean_N - mean_N[known_N].mean(), 0)
+    return centred_N / max(mean_N[known_N].std(), 1e-12)
+
+
+def _means(store: Store) -> Callable[[str, int], np.ndarray]:
+    """`Split.mean` of a store, which is read in pieces."""
+
+    def mean(name: str, feature: int) -> np.ndarray:
+        pieces = []
+        for start in range(0, len(store), CHUNK):
+            rows = store.read(np.arange(start, min(start + CHUNK, len(store))))
+            parts = layout(store.spec.modality(name))
+            stream = Stream(**{part: rows[f"{name}/{part}"] for part in parts})
+            pieces.append(mean_of(stream, feature))
+        return np.concatenate(pieces)
+
+    return mean
+
+
+def mean_of(stream: Stream, feature: int) -> np.ndarray:
+    """f64[B]: a row's mean of a feature over what was observed; NaN without any."""
     values = np.asarray(stream.values, np.float64)
     if values.ndim > 3:  # image: mean over everything
         values = values.mean((2, 3))
@@ -262,58 +282,16 @@ def _level(stream: Stream, feature: int) -> np.ndarray:
     elif stream.observed is not None:  # table
         values, counts = values[:, [feature]], counts[:, [feature]]
     counts_B = counts.sum(-1)
-    mean_B = (values * counts).sum(-1) / np.maximum(counts_B, 1)
-    known_B = counts_B > 0
-    if not known_B.any():
-        return np.zeros(len(mean_B))
-    centred_B = np.where(known_B, mean_B - mean_B[known_B].mean(), 0)
-    return centred_B / max(mean_B[known_B].std(), 1e-12)
+    return np.where(counts_B > 0, (values * counts).sum(-1) / np.maximum(counts_B, 1), np.nan)
 
 
-def _take(stream: Stream, keep_BT: np.ndarray) -> Stream:
-    """Keep some positions and move them to the front."""
-    order_BT = np.argsort(~keep_BT, axis=-1, kind="stable")
-    mask_BT = np.take_along_axis(keep_BT, order_BT, -1)
-
-    def move(array):
-        index, mask = order_BT, mask_BT
-        if array.ndim == 3:
-            index, mask = index[..., None], mask[..., None]
-        return np.take_along_axis(array, index, 1) * mask.astype(array.dtype)
-
-    observed = None if stream.observed is None else move(stream.observed)
-    return stream.replace(
-        values=move(stream.values),
-        times=move(stream.times),
-        observed=observed,
-        mask=mask_BT,
-        present=mask_BT.any(-1),
-    )
-
-
-def _present(spec: DataSpec, batch: Batch) -> np.ndarray:
-    return np.stack([batch.inputs[name].present for name in spec.modality_names], axis=-1)
-
-
-def _rates(spec: DataSpec, rates: Rates) -> np.ndarray:
-    names = spec.modality_names
-    if isinstance(rates, Mapping):
-        unknown = sorted({*rates} - {*names})
-        if unknown:
-            raise ValueError(f"rates for {unknown}; modalities are {', '.join(names)}")
-        rates_M = np.array([rates.get(name, 0.0) for name in names], np.float64)
-    else:
-        rates_M = np.full(len(names), float(rates))
-    if not ((rates_M >= 0) & (rates_M <= 1)).all():
-        raise ValueError(f"rates {rates} must be within 0..1")
-    return rates_M
-
-
-def _uniform(rng: np.random.Generator, uid_B: np.ndarray, num: int) -> np.ndarray:
-    """[B, num] in [0, 1): SplitMix64 (Steele et al. 2014) of (rng's next word, uid, column)."""
-    with np.errstate(over="ignore"):
-        state = uid_B.astype(np.uint64)[:, None] * np.uint64(num) + np.arange(num, dtype=np.uint64)
-        state = (state + rng.integers(2**63, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((state ^ (state >> np.uint64(31))) >> np.uint64(11)) / 2.0**53
+def _without_run(stream: Stream, plan: Plan, index_B: np.ndarray, m: int) -> Stream:
+    """A modality of some rows without the run of positions that each loses."""
+    run_B, more_B = plan.run_NM[index_B, m], plan.more_NM[index_B, m]
+    length_B = stream.mask.sum(-1)
+    lost_B = (plan.share * length_B + more_B).astype(int).clip(max=length_B)
+    lost_B = np.where(run_B < 0, 0, lost_B)
+    start_B = (run_B.clip(min=0) * (length_B - lost_B + 1)).astype(int)
+    place_BT = np.cumsum(stream.mask, axis=-1) - 1
+    inside_BT = (place_BT >= start_B[:, None]) & (place_BT < (start_B + lost_B)[:, None])
+    return keep(stream, stream.mask & ~inside_BT)

@@ -18,7 +18,7 @@ from m4.eval.report import words
 from m4.modes import report
 from m4.run import programs
 from m4.run.setup import Model, Setup, context, make_setup
-from m4.run.workspace import open_split, owned, prepare, same_run, use_cache
+from m4.run.workspace import open_incomplete, open_split, owned, prepare, same_run, use_cache
 from m4.specs import DataSpec
 from m4.train import processes
 from m4.train.checkpoint import Checkpoints
@@ -103,7 +103,7 @@ def columns(store: Store, *keys: str) -> dict[str, np.ndarray]:
 
 
 def _evaluate(config, setup: Setup, folder: Path, predict) -> Evaluation:
-    val, test = (Store(setup.data, split) for split in ("val", "test"))
+    val, test = (open_incomplete(config, setup.data, s) for s in ("val", "test"))
     whole = np.ones((1, len(setup.spec.modalities)), bool)
     cuts = results.thresholds(sweep(config, setup, val, predict, whole), setup.spec)
     chosen = _subsets(config, setup, test)
@@ -129,6 +129,8 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
         thresholds=evaluation.thresholds,
         references=evaluation.references,
     )
+    if config.eval.missing:
+        document["missing"] = config.eval.missing.to_dict()
     results.write(document, folder)
     words.print_table(document)
     report.build(folder)

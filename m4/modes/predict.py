@@ -18,12 +18,11 @@ import pyarrow as pa
 from m4 import USE
 from m4.config import Flags
 from m4.data import index
-from m4.data.store import Store
 from m4.eval.predictions import Predictions
 from m4.modes import eval as eval_mode
 from m4.run import meds_predictions as meds
 from m4.run.setup import context
-from m4.run.workspace import owned
+from m4.run.workspace import open_incomplete, owned
 from m4.specs import DataSpec
 from m4.train import processes
 
@@ -35,7 +34,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     del flags
     with owned(folder):
         setup, predict, params = eval_mode.restore(config, folder)
-        store = Store(setup.data, SPLIT)
+        store = open_incomplete(config, setup.data, SPLIT)
         whole = np.ones((1, len(setup.spec.modalities)), bool)
         with context(setup.mesh):
             predict = functools.partial(predict, params)

@@ -24,7 +24,7 @@ from m4.eval import results
 from m4.modes import eval as eval_mode
 from m4.run import programs, trained
 from m4.run.setup import Setup, context, make_setup
-from m4.run.workspace import open_split, owned, prepare, same_run, use_cache
+from m4.run.workspace import open_incomplete, owned, prepare, same_run, use_cache
 from m4.train import guard, loop, preemption, processes, telemetry, watchdog, workdir
 from m4.train.checkpoint import Checkpoints
 from m4.train.step import State
@@ -114,7 +114,7 @@ def _train(
     signals: preemption.Signals,
 ):
     """Runs the loop; returns the compiled predict function for the evaluation that follows."""
-    val = open_split(setup.data, "val", config.eval.batch_size)
+    val = open_incomplete(config, setup.data, "val")
     predict = programs.compile_predict(setup, config.eval.batch_size)
     names = {field.name for field in dataclasses.fields(loop.Plan)}
     plan = loop.Plan(**{k: v for k, v in config.train.to_dict().items() if k in names})

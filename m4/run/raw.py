@@ -9,7 +9,7 @@ import ml_collections
 
 from m4 import config as configs
 from m4.config import program, rules
-from m4.data import data_sets
+from m4.data import data_sets, missing
 from m4.errors import ConfigError, DataError
 from m4.run.method import make_method
 from m4.specs import DataSpec
@@ -35,18 +35,23 @@ def require(config: ml_collections.ConfigDict, source: str | None) -> None:
         make_method(config.method.to_dict(), spec, text=config.text, image=config.image)
     except ConfigError as error:
         problems += error.args
+    for section in ("train", "eval"):
+        try:
+            missing.check(spec, config[section].missing.to_dict())
+        except ValueError as error:
+            problems.append(f"{section}.missing.{error}")
     if problems:
         raise ConfigError(*problems)
     raw_dir, data_dir = folders(config)
     if any(data_dir.glob(f"{_name(config)}/*/manifest.json")):
         return
     module = _module(config)
-    missing = module.missing_files(raw_dir, **config.data.options.to_dict())
-    if missing:
+    absent = module.missing_files(raw_dir, **config.data.options.to_dict())
+    if absent:
         where = f"{_name(config)}: {module.WHERE}; then set M4_RAW_DIR or --config.data.raw_dir"
-        if len(missing) > 3:
-            missing[2:] = [f"and {len(missing) - 2} more files"]
-        raise DataError(*missing, where, _without_files(source))
+        if len(absent) > 3:
+            absent[2:] = [f"and {len(absent) - 2} more files"]
+        raise DataError(*absent, where, _without_files(source))
 
 
 def schema(config: ml_collections.ConfigDict) -> DataSpec:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from m4 import sharding
-from m4.data import missing
+from m4.data import regularise
 from m4.data.batch import empty
 from m4.data.buckets import ladder
 from m4.data.loader import TrainLoader
@@ -21,7 +21,7 @@ from m4.data.sampling import Sampling
 from m4.data.store import Store
 from m4.errors import ConfigError
 from m4.run.method import make_method
-from m4.run.workspace import open_split
+from m4.run.workspace import open_incomplete
 from m4.specs import DataSpec
 from m4.train import optim
 from m4.train import step as train_step
@@ -57,7 +57,7 @@ class Setup(Model):
 def make_setup(config: ml_collections.ConfigDict, data: Path) -> Setup:
     """Builds everything from a built data set. Raises ConfigError for what the method refuses."""
     mesh = sharding.make_mesh(config.mesh.to_dict())
-    store = open_split(data, "train", config.train.batch_size)
+    store = open_incomplete(config, data, "train")
     block = sharding.row_block(mesh)
     loader = _loader(config, store, *block)
     # The whole batch on every process: what is traced must be the same program everywhere.
@@ -135,15 +135,15 @@ def make_optimiser(
     return tx, schedule, ema
 
 
-def corruption(spec: DataSpec, train: ml_collections.ConfigDict) -> missing.Transform | None:
+def corruption(spec: DataSpec, train: ml_collections.ConfigDict) -> regularise.Transform | None:
     """What training loses on purpose: whole modalities, and windows of time of single series."""
     some = []
     if train.modality_dropout:
-        some.append(missing.modality_dropout(spec, train.modality_dropout))
+        some.append(regularise.modality_dropout(spec, train.modality_dropout))
     if train.segment_dropout:
         rate, share = train.segment_dropout, train.segment_share
-        some.append(missing.segment_loss(spec, rate=rate, share=share))
-    return missing.chain(*some) if some else None
+        some.append(regularise.segment_loss(spec, rate=rate, share=share))
+    return regularise.chain(*some) if some else None
 
 
 def weighted(spec: DataSpec, weights: Mapping[str, float]) -> DataSpec:

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 
 from m4 import config as configs
-from m4.data import build
+from m4.data import build, missing
 from m4.data import manifest as manifests
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
@@ -66,6 +66,16 @@ def open_split(data: Path, split: str, batch_size: int) -> Store:
             f"train.batch_size={batch_size}: the {split} split has only {len(store)} rows"
         )
     return store
+
+
+def open_incomplete(config: ml_collections.ConfigDict, data: Path, split: str) -> Store:
+    """A split without what `train.missing` or, of the others, `eval.missing` takes from it."""
+    name = "train" if split == "train" else "eval"
+    store = open_split(data, split, config[name].batch_size)
+    try:
+        return missing.incomplete(store, config[name].missing.to_dict(), config.seed)
+    except ValueError as error:
+        raise ConfigError(f"{name}.missing.{error}") from error
 
 
 def same_run(

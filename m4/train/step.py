@@ -93,7 +93,7 @@ def make_step(
     accumulate: int = 1,
     platform: str | None = None,
 ) -> Step:
-    """The train step of `method` under optimiser `tx`.
+    """The train step of `method`.
 
     A step whose loss or gradient norm is not finite or, where the state has a history, a spike
     (`m4.train.guard`) leaves parameters, optimiser and average bit for bit as they were and is
@@ -103,7 +103,8 @@ def make_step(
     values.
 
     Args:
-      method, tx: what is trained, and the optimiser.
+      method: what is trained.
+      tx: the optimiser.
       seed: key of dropout and gate noise.
       ema: decay of the average; 0 = off.
       precision: of matrix products (`m4.train.precision`).

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from m4.data import batch as batches
-from m4.data import buckets, mapped, missing
+from m4.data import buckets, mapped, regularise
 from m4.data.loader import TrainLoader, eval_batches
 from m4.data.sampling import Sampling
 from m4.data.store import Store
@@ -159,8 +159,8 @@ def test_processes_take_blocks_of_the_same_batch_and_bucket(train, process_count
 
 
 def test_dropout_of_modalities_and_windows_takes_cut_batches(train):
-    drop = missing.chain(
-        missing.modality_dropout(SPEC, 0.4), missing.segment_loss(SPEC, rate=0.5, share=0.5)
+    drop = regularise.chain(
+        regularise.modality_dropout(SPEC, 0.4), regularise.segment_loss(SPEC, rate=0.5, share=0.5)
     )
     for step in range(5):
         batch, lossy = loader(train).batch(step), loader(train, transform=drop).batch(step)

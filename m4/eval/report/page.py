@@ -85,6 +85,8 @@ def _results(workdir: Path) -> tuple[dict[str, Any] | None, str]:
     name = next((split for split in SPLITS if split in known), min(known))
     others = sorted(set(found) - {name})
     note = f"Also in the workdir, not shown: {', '.join(others)}." if others else ""
+    if known[name].get("missing"):
+        note = f"Made to lack more than it does: {words.lacking(known[name]['missing'])}. {note}"
     return known[name], note
 
 

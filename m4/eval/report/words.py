@@ -139,6 +139,8 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
         f"number its 95 % interval ({draws} patient bootstrap draws)",
         style="bold",
     )
+    if results.get("missing"):
+        console.print(f"made to lack more: {lacking(results['missing'])}", style="bold")
     for columns, tasks in grouped(results):
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
         table.add_column("task")
@@ -156,6 +158,12 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
         console.print(verdict["text"], style="green" if verdict["clears"] else "yellow")
     for line in warnings(results):
         console.print(f"warning: {line}", style="yellow")
+
+
+def lacking(missing: Mapping[str, Any]) -> str:
+    """What `eval.missing` took from the split, in words."""
+    words = (f"{name} {value}" for name, value in missing.items() if name != "kind")
+    return f"{missing['kind']} ({', '.join(words)})"
 
 
 def grouped(results: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:
