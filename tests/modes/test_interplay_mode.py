@@ -14,7 +14,7 @@ def get_config(variant=''):
     return ml_collections.ConfigDict(dict(
         data=dict(name='synthetic_images',
                   options=dict(num_patients=100, size=8, tasks=('density', 'risk'))),
-        method=dict(name='m4oe', width=8, hidden=8, num_experts=2, modality_experts=2,
+        method=dict(name='m4oe', width=8, moe=dict(hidden=8, num_experts=2), modality_experts=2,
                     fusion_experts=2, vit_depth=1, num_heads=2, vit_heads=2, patch=4),
         optim=dict(lr=0.01),
         train=dict(steps=2, batch_size=16, select='density/accuracy'),

@@ -140,11 +140,11 @@ def test_weights_are_the_files_and_frozen_ones_stay(files, kind, tuning):
 
 
 SMALL = {
-    "fusemoe": {"num_experts": 4, "top_k": 2, "width": 8},
-    "flexmoe": {"num_experts": 8, "top_k": 2, "width": 8, "hidden": 8},
+    "fusemoe": {"moe": {"num_experts": 4}, "width": 8},
+    "flexmoe": {"moe": {"num_experts": 8, "hidden": 8}, "width": 8},
     "flexcare": {"width": 8},
     "m3h": {"width": 4, "task_width": 3},
-    "m4oe": {"width": 8, "num_heads": 2, "num_experts": 4},
+    "m4oe": {"moe": {"num_experts": 4}, "width": 8, "num_heads": 2},
 }
 
 
