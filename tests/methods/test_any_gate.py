@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
-from m4 import resolve
 from m4.config import code
+from m4.moe import options
 from m4.moe.options import MoEOptions, SoftOptions
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties
@@ -21,8 +21,7 @@ MODALITIES = (
     ModalitySpec("urine", "series", (2, 1)),
 )
 COUNTS = (1, 2, 6)
-GATES = resolve.public_names("m4.moe.gates")
-ROUTERS = resolve.public_names("m4.moe.routers")
+GATES, ROUTERS = options.known("gate"), options.known("router")
 WITH_GROUPS = {
     "group_limited": {"num_groups": 2, "router_options": FrozenDict({"groups_kept": 1})},
     "hierarchical": {"num_groups": 2},
@@ -30,9 +29,9 @@ WITH_GROUPS = {
 METHODS = {name: code.method_class(name) for name in code.method_names()}
 
 
-def having(options):
+def having(kind):
     """The methods whose `moe` is of a kind."""
-    return [n for n, cls in METHODS.items() if isinstance(getattr(cls, "moe", None), options)]
+    return [n for n, cls in METHODS.items() if isinstance(getattr(cls, "moe", None), kind)]
 
 
 ROUTED, SOFT = having(MoEOptions), having(SoftOptions)
