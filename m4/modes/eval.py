@@ -24,7 +24,6 @@ from m4.train import processes
 from m4.train.checkpoint import Checkpoints
 
 KEEP_BEST = 2  # the second is for the day on which the first is damaged
-CHUNK = 1024  # rows read at once where only a few columns are wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,18 +87,9 @@ def sweep(config, setup: Model, store: Store, predict, keep_SM) -> Predictions:
         eval_batches(store, config.eval.batch_size, buckets=config.train.buckets),
         setup.spec,
         keep_SM,
-        patients=columns(store, "patient")["patient"],
+        patients=store.columns(["patient"])["patient"],
         place=lambda batch: sharding.put_whole(batch, sharding.rows(setup.mesh)),
     )
-
-
-def columns(store: Store, *keys: str) -> dict[str, np.ndarray]:
-    """Some columns of a whole split, read in pieces."""
-    pieces = []
-    for start in range(0, len(store), CHUNK):
-        rows = store.read(np.arange(start, min(start + CHUNK, len(store))))
-        pieces.append({key: rows[key] for key in keys})
-    return {key: np.concatenate([piece[key] for piece in pieces]) for key in keys}
 
 
 def _evaluate(config, setup: Setup, folder: Path, predict) -> Evaluation:
@@ -138,7 +128,7 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
 
 def _subsets(config, setup: Setup, test: Store) -> list[subsets.Subset]:
     names = setup.spec.modality_names
-    found = columns(test, "patient", *(f"{name}/present" for name in names))
+    found = test.columns(["patient", *(f"{name}/present" for name in names)])
     present = np.stack([found[f"{name}/present"] for name in names], axis=-1)
     minimum = config.eval.min_patients
     chosen = subsets.choose(names, present, found["patient"], min_patients=minimum)
@@ -150,6 +140,6 @@ def _references(config, setup: Setup, test: Store):
     x_train, _ = aggregate.table(train)
     x_test, _ = aggregate.table(test)
     tasks = setup.spec.task_names
-    found = columns(train, *(f"y/{t}" for t in tasks), *(f"y/{t}/mask" for t in tasks))
+    found = train.columns([*(f"y/{t}" for t in tasks), *(f"y/{t}/mask" for t in tasks)])
     labels = {t: (found[f"y/{t}"], found[f"y/{t}/mask"]) for t in tasks}
     return baselines.fit_predict(setup.spec, x_train, labels, x_test, seed=config.seed)

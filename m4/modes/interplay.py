@@ -39,7 +39,6 @@ from m4.data.store import Store
 from m4.errors import ConfigError
 from m4.eval import evaluate, interplay
 from m4.modes import tim
-from m4.modes.eval import columns
 from m4.run.setup import Setup, context, make_setup
 from m4.run.workspace import open_split, prepare, use_cache
 
@@ -164,7 +163,7 @@ def _reader(config, setup: Setup):
 
 def _labels(store: Store, spec, num_rows: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     names = [task.name for task in spec.tasks if task.kind in PROBED]
-    found = columns(store, *(f"y/{n}" for n in names), *(f"y/{n}/mask" for n in names))
+    found = store.columns([*(f"y/{n}" for n in names), *(f"y/{n}/mask" for n in names)])
     first = {key: column[:num_rows].reshape(-1) for key, column in found.items()}
     return {n: (first[f"y/{n}"].astype(np.int64), first[f"y/{n}/mask"] > 0) for n in names}
 

@@ -29,7 +29,6 @@ from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 from m4.eval import evaluate, results, tim
-from m4.modes.eval import columns
 from m4.nn.pretrained import wrapper
 from m4.run.setup import Setup, context, make_optimiser, make_setup
 from m4.run.workspace import prepare, use_cache
@@ -148,7 +147,7 @@ def _trainer(config, setup: Setup, chosen: list[str]):
 def _predictor(config, setup: Setup):
     """`(params, active_T) -> {'task/metric': value}` on the test split."""
     store, spec = Store(setup.data, "test"), setup.spec
-    patients = columns(store, "patient")["patient"]
+    patients = store.columns(["patient"])["patient"]
 
     @jax.jit
     def predict(params, batch, active_T):
