@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from m4 import maths
 from m4.eval.bootstrap import number
 from m4.eval.predictions import LayerRouting, Predictions
 from m4.eval.subsets import describe as pattern_name
@@ -21,31 +22,11 @@ MAX_GROUPS = 8
 
 
 def balance(load_E: np.ndarray) -> dict[str, float]:
-    """Balance of a load vector n_e; NaN everywhere when nothing was routed.
-
-    cv = std / mean; max_vio = max / mean - 1; min_vio = 1 - min / mean; gini = mean absolute
-    difference / (2 mean); dead = share of experts with less than 1 % of the even share;
-    effective = exp(H(f)), the number of evenly used experts with the same entropy; entropy =
-    H(f) / ln E.
-    """
+    """`maths.balance` of a load vector, and its entropy / ln E; NaN where nothing was routed."""
     load_E = np.asarray(load_E, np.float64)
-    count, total = len(load_E), load_E.sum()
-    names = ("cv", "max_vio", "min_vio", "gini", "dead", "effective", "entropy")
-    if not total:
-        return dict.fromkeys(names, float("nan"))
-    mean, ordered = total / count, np.sort(load_E)
-    h = entropy(load_E)
-    # sum_ij |x_i - x_j| = 2 sum_i (2 i - E - 1) x_(i), i counted from 1
-    spread = float(((2 * np.arange(1, count + 1) - count - 1) * ordered).sum())
-    return {
-        "cv": float(load_E.std() / mean),
-        "max_vio": float(ordered[-1] / mean - 1),
-        "min_vio": float(1 - ordered[0] / mean),
-        "gini": spread / (count * total),
-        "dead": float((load_E / total < 0.01 / count).mean()),
-        "effective": float(np.exp(h)),
-        "entropy": h / np.log(count) if count > 1 else 1.0,
-    }
+    evened = maths.balance(load_E if load_E.sum() else np.ones_like(load_E))
+    evened["entropy"] = entropy(load_E) / np.log(load_E.size) if load_E.size > 1 else 1.0
+    return {name: float(value if load_E.sum() else np.nan) for name, value in evened.items()}
 
 
 def entropy(count: np.ndarray) -> float:
