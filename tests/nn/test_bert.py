@@ -225,7 +225,7 @@ def test_reads_in_chunks_for_any_method(file):
 def test_weights_are_the_files_and_frozen_ones_stay(file, tuning):
     method, batch = built(file, tuning=tuning), make_batch()
     start = jax.jit(lambda: init_params(method, batch, seed=0))()
-    name = bert.PARAMS[tuning]
+    name = method.part
     jax.tree.map(np.testing.assert_array_equal, start[name], params(file))
     tx = optim.make_optimiser("adamw", lambda _: 0.1, weight_decay=0.1, clip_norm=1.0)
 

@@ -108,7 +108,7 @@ def test_weights_are_the_files_and_frozen_ones_stay(files, kind, tuning):
     method = built(files[kind], FLOATS, tuning=tuning)
     batch = properties.random_batch(FLOATS, rows=4)
     start = jax.device_get(jax.jit(lambda: init_params(method, batch, seed=0))())
-    name = images.PARAMS[tuning]
+    name = method.part
     jax.tree.map(np.testing.assert_array_equal, start[name], params(files[kind]))
     tx = optim.make_optimiser("sgd", lambda _: 0.1, weight_decay=0.1)
 

@@ -11,11 +11,10 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -24,7 +23,7 @@ from m4.maths import gelu
 from m4.nn.layers import MLP, Dropout, SelfAttention, StackedLayerNorm, masked_mean
 from m4.nn.pretrained import wrapper
 from m4.specs import DataSpec, ModalitySpec
-from m4.types import Array, Batch, Outputs, Stream
+from m4.types import Array, Stream
 
 EPSILON = 1e-12  # of BERT's layer norms
 HEAD = 64  # width of a head, where nothing else is said: true of all published sizes
@@ -189,7 +188,6 @@ def _join(path: str, parts: list[np.ndarray]) -> np.ndarray:
 
 
 Pooling = Literal["first", "mean", "pooler", "tokens"]
-PARAMS = {"frozen": "frozen_text", "tuned": "text"}  # what is frozen is not decayed either
 
 
 class WithText(wrapper.Reader):
@@ -199,27 +197,20 @@ class WithText(wrapper.Reader):
     their times are 0.
     """
 
-    @nn.compact
-    def __call__(self, batch: Batch, *, train: bool, **inputs: Any) -> Outputs:
-        """As the method's."""
+    kind = "text"
+
+    def vectors(self, streams: Mapping[str, Stream], *, train: bool) -> dict[str, Stream]:
+        """By name of the modality."""
         bert = Bert(self.sizes, self.dropout, name=self.part)
-        streams = dict(batch.inputs)
-        options = {"positions": self.sizes.positions, "vocab": self.sizes.vocab}
-        for m in _texts(self.data):
-            x = read(bert, streams[m.name], **options, pooling=self.pooling, train=train)
-            if self.tuning == "frozen":
-                x = x.replace(values=jax.lax.stop_gradient(x.values))
-            streams[m.name] = x
-        return self.method(batch.replace(inputs=streams), train=train, **inputs)
+        sizes = {"positions": self.sizes.positions, "vocab": self.sizes.vocab}
+        return {
+            m.name: read(bert, streams[m.name], **sizes, pooling=self.pooling, train=train)
+            for m in _texts(self.data)
+        }
 
     def readers(self) -> wrapper.Readers:
         """Of the BERT."""
         return load(self.file, self.sizes.num_heads)[1]
-
-    @property
-    def part(self) -> str:
-        """Its name among the parameters."""
-        return PARAMS[self.tuning]
 
 
 def read(
@@ -269,7 +260,7 @@ def with_text(
     Raises ValueError for a schema without text, with ids beyond the file's vocabulary, or for a
     file that is no BERT; OSError for one that cannot be read.
     """
-    if tuning not in PARAMS or pooling not in get_args(Pooling):
+    if tuning not in get_args(wrapper.Tuning) or pooling not in get_args(Pooling):
         raise ValueError(f"tuning={tuning!r}, pooling={pooling!r}")
     sizes, _ = load(file, num_heads)
     if pooling == "pooler" and not sizes.pooler:

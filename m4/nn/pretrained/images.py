@@ -7,11 +7,10 @@ K = V T vectors, D width.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import get_args
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 
@@ -19,10 +18,9 @@ from m4.nn.pretrained import resnet, vit_file, wrapper
 from m4.nn.pretrained.resnet import ResNetSizes
 from m4.nn.pretrained.vit_file import ViTSizes
 from m4.specs import DataSpec, ModalitySpec
-from m4.types import Array, Batch, Outputs, Stream
+from m4.types import Array, Stream
 
 Sizes = ViTSizes | ResNetSizes
-PARAMS = {"frozen": "frozen_image", "tuned": "image"}
 SCALES = {  # of bytes, as shares of 255: mean and deviation per channel
     "unit": ((0.0,), (1.0,)),
     "half": ((0.5,), (0.5,)),
@@ -54,28 +52,20 @@ class WithImages(wrapper.Reader):
 
     scale: str = "half"
 
-    @nn.compact
-    def __call__(self, batch: Batch, *, train: bool, **inputs: Any) -> Outputs:
-        """As the method's."""
-        model = self.sizes.module(self.dropout, self.part)
-        streams = dict(batch.inputs)
+    kind = "image"
+
+    def vectors(self, streams: Mapping[str, Stream], *, train: bool) -> dict[str, Stream]:
+        """By name of the modality."""
+        model, found = self.sizes.module(self.dropout, self.part), {}
+        options = {"channels": self.sizes.channels, "scale": self.scale, "pooling": self.pooling}
         for names in alike(self.data):
-            some = [streams[name] for name in names]
-            options = {"channels": self.sizes.channels, "scale": self.scale}
-            found = read(model, some, **options, pooling=self.pooling, train=train)
-            if self.tuning == "frozen":
-                found = [x.replace(values=jax.lax.stop_gradient(x.values)) for x in found]
-            streams |= zip(names, found, strict=True)
-        return self.method(batch.replace(inputs=streams), train=train, **inputs)
+            some = read(model, [streams[name] for name in names], **options, train=train)
+            found |= zip(names, some, strict=True)
+        return found
 
     def readers(self) -> wrapper.Readers:
         """Of the encoder."""
         return load(self.file, getattr(self.sizes, "num_heads", 0))[1]
-
-    @property
-    def part(self) -> str:
-        """Its name among the parameters."""
-        return PARAMS[self.tuning]
 
 
 def read(
@@ -133,7 +123,7 @@ def with_images(
     sizes, _ = load(file, num_heads)
     pooling = sizes.poolings[0] if pooling == "auto" else pooling
     scale = sizes.scale if scale == "auto" else scale
-    if tuning not in PARAMS or scale not in SCALES:
+    if tuning not in get_args(wrapper.Tuning) or scale not in SCALES:
         raise ValueError(f"tuning={tuning!r}, scale={scale!r}")
     if pooling not in sizes.poolings:
         raise ValueError(

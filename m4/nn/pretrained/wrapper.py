@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 
 from m4.nn.pretrained import safetensors
 from m4.specs import DataSpec, ModalitySpec
-from m4.types import Array, Batch, Outputs
+from m4.types import Array, Batch, Outputs, Stream
 
 Tuning = Literal["frozen", "tuned"]
 Readers = Mapping[str, Callable[[], np.ndarray]]
@@ -27,7 +27,7 @@ class Reader(nn.Module):
     """`method`, made for `as_vectors(data, ...)`, behind an encoder of one kind of modality.
 
     With tuning='frozen' the encoder has no gradient; its parameters are named so that weight
-    decay spares them, too. A subclass adds the call.
+    decay spares them, too. A subclass says how its encoder makes vectors.
     """
 
     method: nn.Module
@@ -37,6 +37,22 @@ class Reader(nn.Module):
     tuning: Tuning
     pooling: str
     dropout: float
+
+    kind: ClassVar[str]  # of the modalities that it reads
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool, **inputs: Any) -> Outputs:
+        """As the method's."""
+        found = self.vectors(batch.inputs, train=train)
+        if self.tuning == "frozen":
+            stop = jax.lax.stop_gradient
+            found = {name: x.replace(values=stop(x.values)) for name, x in found.items()}
+        batch = batch.replace(inputs={**batch.inputs, **found})
+        return self.method(batch, train=train, **inputs)
+
+    def vectors(self, streams: Mapping[str, Stream], *, train: bool) -> dict[str, Stream]:
+        """What the encoder, a submodule named `part`, makes of its modalities."""
+        raise NotImplementedError
 
     def loss(self, out: Outputs, batch: Batch, step: Array):
         """As the method's, which sees who has what, but not the encoder's inputs."""
@@ -62,7 +78,7 @@ class Reader(nn.Module):
     @property
     def part(self) -> str:
         """The encoder's name among the parameters."""
-        raise NotImplementedError
+        return f"frozen_{self.kind}" if self.tuning == "frozen" else self.kind
 
 
 def bare(method: Any) -> Any:
