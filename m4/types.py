@@ -127,6 +127,10 @@ class Method(Protocol):
         """Scalar to minimise and its unweighted terms. Pure: reads no parameters."""
         ...
 
+    def init(self, rngs: Any, batch: Batch, **kwargs: Any) -> Any:
+        """Linen's variables."""
+        ...
+
     def apply(self, variables: Any, batch: Batch, **kwargs: Any) -> Outputs:
         """Linen's functional call."""
         ...

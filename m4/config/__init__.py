@@ -58,14 +58,14 @@ def check(
     left out, and `say` is told so; an override of one is an error, like all else that is wrong.
     """
     _check_structure(config, source)
-    config = ml_collections.ConfigDict(config, convert_dict=True)
-    fields, elsewhere = _fields(config, overrides)
+    whole = ml_collections.ConfigDict(config, convert_dict=True)
+    fields, elsewhere = _fields(whole, overrides)
     problems, refused = [], set()
     for path, text in overrides.items():  # here, because fields may refer to each other
-        problem = _override(config, path, text, fields, elsewhere)
+        problem = _override(whole, path, text, fields, elsewhere)
         refused |= {path} if problem else set()
         problems += problem
-    values = flatten(config.to_dict())
+    values = flatten(whole.to_dict())
     for path in [p for p in values if p not in fields and _section(p, fields)]:
         value = values.pop(path)
         problems += [f"{path}={value!r}: must be a section of fields"] if value != {} else []

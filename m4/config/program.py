@@ -71,8 +71,9 @@ def _shipped() -> list[str]:
 
 def _run(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"m4_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    _call(path, lambda: spec.loader.exec_module(module))
+    assert spec is not None and spec.loader is not None, path  # the name ends in .py
+    module, loader = importlib.util.module_from_spec(spec), spec.loader
+    _call(path, lambda: loader.exec_module(module))
     return module
 
 

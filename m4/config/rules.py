@@ -14,7 +14,7 @@ from m4.config import code
 from m4.config.hints import nearest
 from m4.data import data_sets
 from m4.resolve import resolve
-from m4.specs import METRICS, DataSpec
+from m4.specs import METRICS, DataSpec, TaskKind
 
 REQUIRED = object()
 KINDS = {int: "an integer", float: "a finite number", bool: "true or false"}
@@ -58,7 +58,7 @@ class Rule:
         if self.names is None or value in self.names():
             return None
         why = ""
-        if self.outside and (":" in value or "." in value):
+        if self.outside and isinstance(value, str) and (":" in value or "." in value):
             try:
                 return None if self.outside(value) else f"must be {self.allowed()}"
             except Exception as error:  # foreign code is imported here
@@ -224,7 +224,8 @@ def layer_problems(method: Mapping[str, Any], cls: type) -> list[str]:
         if type(field.default).__module__ != code.layer().__name__:
             continue
         given = method[field.name]
-        options = dataclasses.replace(field.default, **given)
+        default: Any = field.default
+        options = dataclasses.replace(default, **given)
         losses = [n for n in method.get("aux_weights", {}) if n in code.layer().known("losses")]
         for line in code.layer().problems(options, losses):
             named = line.startswith(tuple(given))
@@ -290,7 +291,8 @@ def _expert_problems(section: str, v: Mapping[str, Any]) -> list[str]:
 
 def data_problems(values: Mapping[str, Any], spec: DataSpec) -> list[str]:
     """What of a nested configuration doesn't fit the tasks of a data set."""
-    kinds, problems = {task.name: task.kind for task in spec.tasks}, []
+    kinds: dict[str, TaskKind] = {task.name: task.kind for task in spec.tasks}
+    problems = []
     tasks, listed = tuple(kinds), ", ".join(kinds)
     select = values["train"]["select"]
     task, _, metric = select.rpartition("/")

@@ -121,7 +121,7 @@ def _train(
     with _opened(config, folder) as (last, best):
         state, meta = _restore(last, config, setup, folder, force=flags.force_config)
         first, progress = int(state.step), meta.get("progress")
-        if first >= plan.steps and progress["evaluated"] >= first:
+        if first >= plan.steps and progress and progress["evaluated"] >= first:
             return predict
         _require_space(setup, last)
         start = time.perf_counter()

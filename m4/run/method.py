@@ -37,7 +37,7 @@ def make_method(
     given = {k: FrozenDict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
     name = given.pop("name")
     cls = code.method_class(name, given.pop("fidelity", "m4"))
-    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(cls)}
 
     def make(data: DataSpec) -> Method:
         try:

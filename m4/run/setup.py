@@ -204,7 +204,7 @@ def _init(method, tx, batch: Batch, mesh, *, seed: int, fresh: Callable[[Any], t
     def make() -> train_step.State:
         # It runs once: optimising it takes three times as long as it could save.
         cpu = mesh.devices.flat[0].platform == "cpu"
-        options = {"xla_backend_optimization_level": 0} if cpu else None
+        options: Any = {"xla_backend_optimization_level": 0} if cpu else None
         with context(mesh):
             return jax.jit(init, out_shardings=shardings).lower().compile(options)()
 

@@ -69,7 +69,8 @@ def init_params(method: Method, batch: Batch, *, seed: int) -> Params:
     keys = jax.random.split(jax.random.key(seed), 3)
     rngs = dict(zip(("params", "dropout", "gate"), keys, strict=True))
     params = method.init(rngs, batch, train=False)["params"]
-    return method.pretrained(params) if hasattr(method, "pretrained") else params
+    pretrained = getattr(method, "pretrained", None)
+    return pretrained(params) if pretrained else params
 
 
 def init_state(
