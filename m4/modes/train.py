@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import ml_collections
 import numpy as np
+import optax
 
 from m4 import __version__, atomic, sharding
 from m4 import config as configs
@@ -27,7 +28,7 @@ from m4.run.setup import Setup, context, make_setup
 from m4.run.workspace import open_incomplete, owned, prepare, same_run, use_cache
 from m4.train import guard, loop, preemption, processes, telemetry, watchdog, workdir
 from m4.train.checkpoint import Checkpoints
-from m4.train.step import State
+from m4.train.step import State, make_step
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> eval_mode.Evaluation:
@@ -143,7 +144,7 @@ def _train(
                 **_savers(config, setup, folder, last, best),
                 writer=writer,
                 stop=signals.stop,
-                explain=_explainer(setup, rerun=flags.debug_nans),
+                explain=_explainer(config, setup, rerun=flags.debug_nans),
                 watchdog=dog,
             )
             signals.stepping()
@@ -177,8 +178,12 @@ def _require_space(setup: Setup, last: Checkpoints) -> None:
         )
 
 
-def _explainer(setup: Setup, *, rerun: bool):
-    """What is known of a bad step: its rows and, if asked for, the operation that fails in it."""
+def _explainer(config, setup: Setup, *, rerun: bool):
+    """What is known of a bad step: its rows and, if asked for, the operation that fails in it.
+
+    It is run again as one batch and in float32, where every operation is a line of the method.
+    """
+    plain = make_step(setup.method, optax.identity(), seed=config.seed).gradient
 
     def explain(number: int, state: State) -> list[str]:
         batch = setup.loader.batch(number - 1)
@@ -186,7 +191,7 @@ def _explainer(setup: Setup, *, rerun: bool):
         if not rerun:
             return [*lines, "--debug_nans runs such a step again and names the operation"]
         placed = sharding.put_batch(batch, setup.mesh)
-        found = guard.culprit(setup.step.gradient, state.params, placed, number - 1)
+        found = guard.culprit(plain, state.params, placed, number - 1)
         return [*lines, f"step {number}: {found}"]
 
     return explain

@@ -71,7 +71,8 @@ class MoE(nn.Module):
         parts = self._parts()
         x_ND = jnp.where(valid_N[:, None], x_ND, 0)
         known = self._inputs(parts, x_ND, modality_N, num_rows, train, inputs)
-        routing, learned = self._route(parts, valid_N, known)
+        with jax.default_matmul_precision("highest"):  # of any gate and router, also from outside
+            routing, learned = self._route(parts, valid_N, known)
         y_NO, lost_NK = self._experts(x_ND, routing)
         y_NO = jnp.where(valid_N[:, None], y_NO, 0).astype(x_ND.dtype)
         stats = route.call(statistics, routing, lost_NK, **known.given())

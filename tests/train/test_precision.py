@@ -48,6 +48,29 @@ def test_only_products_read_bfloat16(name):
         assert leaf.dtype == jnp.float32
 
 
+def outside(x_ND, w_DE):
+    """A gate that asks for nothing."""
+    return x_ND @ w_DE
+
+
+def test_a_gate_from_outside_keeps_float32():
+    name = f"{__name__}:{outside.__name__}"
+    method = methods.small("fusemoe", depth=1, moe={"gate": name, "router": "top_k"})
+    batch = methods.batch()
+    params = jax.eval_shape(lambda: methods.params(method, batch))
+
+    def logits(params, batch):
+        out = method.apply({"params": params}, batch, train=False)
+        return [aux.stats for aux in out.moe.values()]
+
+    narrow = in_precision("bfloat16", logits, platform="gpu")
+    products = [
+        e for e in equations(jax.make_jaxpr(narrow)(params, batch)) if e.primitive.name in PRODUCTS
+    ]
+    exact = [e for e in products if e.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2]
+    assert exact and all(x.aval.dtype == np.float32 for e in exact for x in e.invars)
+
+
 def test_accelerators_get_bfloat16_and_a_cpu_the_same_numbers():
     rng = np.random.default_rng(0)
     x, y = (jnp.asarray(rng.normal(size=(64, 64)), jnp.float32) for _ in range(2))
