@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 
 from m4 import seal
 from m4.errors import CheckpointError, SaveError
-from m4.train import digest, numbered, quiet
+from m4.train import digest, quiet, retention
 
 FULL = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT)), "RESOURCE_EXHAUSTED")
 Note = dict[str, Any]
@@ -64,12 +64,12 @@ class Checkpoints:
         self._pending: Future | None = None
         self._layout: tuple[frozenset[str], Any] = (frozenset(), None)  # of the last step read
         if sweep and jax.process_index() == 0:
-            numbered.sweep(self.folder)
+            retention.sweep(self.folder)
         _sync(f"opened {folder.name}")
 
     def steps(self) -> list[int]:
         """Complete checkpoints, oldest first; whether they are sound is not known yet."""
-        return numbered.complete(self.folder)
+        return retention.complete(self.folder)
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
@@ -213,7 +213,7 @@ class Checkpoints:
 
     def _spare(self) -> bool:
         """Deletes every step that can go and what a failed save left; whether a step went."""
-        numbered.sweep(self.folder)
+        retention.sweep(self.folder)
         before = len(self.steps())
         self._retire(1)
         return len(self.steps()) < before
@@ -223,7 +223,7 @@ class Checkpoints:
         kept = set(steps[-keep:]) | {max(self._verified & {*steps}, default=-1)}
         if self._every:
             kept |= {s for s in steps if s % self._every == 0}
-        numbered.retire(self.folder, kept)
+        retention.retire(self.folder, kept)
 
     def _has(self, step: int, meta: Note) -> bool:
         """Whether exactly this is there already, as when a resumed run comes by again."""
@@ -236,13 +236,13 @@ class Checkpoints:
         return _all(same)
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0 and numbered.set_aside(self.folder, step):
+        if jax.process_index() == 0 and retention.set_aside(self.folder, step):
             self._verified.discard(step)
         _sync(f"set aside {self.folder.name} {step}")
 
     def _quarantine(self, step: int) -> None:
         if jax.process_index() == 0:
-            numbered.quarantine(self.folder, step)
+            retention.quarantine(self.folder, step)
         _sync(f"quarantined {self.folder.name} {step}")
 
     def _attempt(self, step: int, like: Any, accept: Accept) -> tuple[Any, str | None]:
