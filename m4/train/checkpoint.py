@@ -11,11 +11,10 @@ touched nowhere else and would return flipped bits without a word.
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from jax.experimental import multihost_utils
 
 from m4 import seal
 from m4.errors import CheckpointError, SaveError
-from m4.train import digest, quiet, retention
+from m4.train import digest, quiet, retention, verify
 
 FULL = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT)), "RESOURCE_EXHAUSTED")
 Note = dict[str, Any]
@@ -62,7 +61,7 @@ class Checkpoints:
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"checkpoints-{folder.name}")
         self._pending: Future | None = None
-        self._layout: tuple[frozenset[str], Any] = (frozenset(), None)  # of the last step read
+        self._arrays = verify.Arrays()
         if sweep and jax.process_index() == 0:
             retention.sweep(self.folder)
         _sync(f"opened {folder.name}")
@@ -137,7 +136,7 @@ class Checkpoints:
             if problem is None:
                 self._verified.add(number)
                 return found
-            tried.append(f"{self.folder / str(number)}: {problem}")
+            tried.append(f"{self._path(number)}: {problem}")
             self._quarantine(number)
             if jax.process_index() == 0:
                 _warn(f"{tried[-1]}; trying an older one")
@@ -154,13 +153,13 @@ class Checkpoints:
     def scrub(self) -> dict[int, str | None]:
         """Reads every step, changes nothing; step -> what is wrong with it, or None."""
         self.wait()
-        return {step: self._problem(step) for step in self.steps()}
+        return {step: self._arrays.problem(self._path(step)) for step in self.steps()}
 
     def note(self) -> Note | None:
         """The note of the newest step that has a sound one; arrays are not looked at."""
         for step in reversed(self.steps()):
             with contextlib.suppress(Exception):
-                return self._meta(step)["note"]
+                return verify.meta(self._path(step))["note"]
         return None
 
     def close(self) -> None:
@@ -170,6 +169,9 @@ class Checkpoints:
         finally:
             self._thread.shutdown()
             self._saver.close()
+
+    def _path(self, step: int) -> Path:
+        return self.folder / str(step)
 
     def _whole(self, step: int, state: Any, note: Note, after: Wait) -> None:
         after()
@@ -192,7 +194,7 @@ class Checkpoints:
             args = ocp.args.Composite(
                 state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
             )
-            self._saver.save(self.folder / str(step), args=args)
+            self._saver.save(self._path(step), args=args)
         except Exception as error:
             raise self._save_error(step, error) from error
         return True
@@ -202,7 +204,7 @@ class Checkpoints:
         try:
             self._saver.wait_until_finished()
             if jax.process_count() == 1:
-                problem = self._problem(step)
+                problem = self._arrays.problem(self._path(step))
                 if problem:
                     raise OSError(f"read back after saving: {problem}")
                 self._verified.add(step)
@@ -228,11 +230,11 @@ class Checkpoints:
     def _has(self, step: int, meta: Note) -> bool:
         """Whether exactly this is there already, as when a resumed run comes by again."""
         try:
-            same = step in self.steps() and self._meta(step) == meta
+            same = step in self.steps() and verify.meta(self._path(step)) == meta
         except Exception:  # noqa: BLE001 (damaged: to be replaced)
             same = False
         if same and step not in self._verified and jax.process_count() == 1:
-            same = self._problem(step) is None
+            same = self._arrays.problem(self._path(step)) is None
         return _all(same)
 
     def _set_aside(self, step: int) -> None:
@@ -247,11 +249,11 @@ class Checkpoints:
 
     def _attempt(self, step: int, like: Any, accept: Accept) -> tuple[Any, str | None]:
         """((state, note), None), or (None, what is wrong); all processes agree."""
-        path = self.folder / str(step)
-        meta, problem = _tried(lambda: self._meta(step), path)
+        path = self._path(step)
+        meta, problem = _tried(lambda: verify.meta(path), path)
         if problem is not None:
             return None, problem
-        misfits = _misfits(meta["leaves"], digest.named(like))
+        misfits = verify.misfits(meta["leaves"], digest.named(like))
         if misfits:  # Orbax would cast another dtype without a word
             raise CheckpointError(f"{path}: does not fit:", *misfits)
         accept(meta["note"])
@@ -259,38 +261,15 @@ class Checkpoints:
         state, problem = _tried(lambda: self._saver.restore(path, args=args)["state"], path)
         if problem is not None:
             return None, problem
-        wrong = _differing(meta["leaves"], digest.of_tree(state))
+        wrong = verify.differing(meta["leaves"], digest.of_tree(state))
         return ((state, meta["note"]), None) if wrong is None else (None, wrong)
-
-    def _problem(self, step: int) -> str | None:
-        """What is wrong with a step, read into host memory."""
-        try:
-            leaves = self._meta(step)["leaves"]
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                path = self.folder / str(step) / "state"
-                names, host = self._layout
-                if names != leaves.keys():  # once: reading it keeps 10 kB an array for ever
-                    tree = reader.metadata(path).item_metadata.tree
-                    host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-                    self._layout = (frozenset(leaves), host)
-                state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=host))
-            return _differing(leaves, digest.of_tree(state))
-        except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)
-            return f"cannot be read ({_words(error)})"
-
-    def _meta(self, step: int) -> dict[str, Any]:
-        """The sealed note of a step. Raises ValueError if the seal is broken."""
-        meta = json.loads((self.folder / str(step) / "meta" / "metadata").read_text())
-        if not isinstance(meta, dict) or set(meta) != {"note", "leaves", seal.KEY}:
-            raise ValueError("the note has no digests")
-        if not seal.intact(meta):
-            raise ValueError("the note differs from its digest")
-        return meta
 
     def _save_error(self, step: int, error: Exception) -> SaveError:
         if isinstance(error, SaveError):
             return error
-        return SaveError(f"{self.folder}: checkpoint of step {step} not saved ({_words(error)})")
+        return SaveError(
+            f"{self.folder}: checkpoint of step {step} not saved ({verify.words(error)})"
+        )
 
 
 def abstract(state: Any, shardings: Any) -> Any:
@@ -305,30 +284,15 @@ def _on_one_device(state: Any) -> bool:
     return all(len(x.devices()) == 1 for x in arrays)
 
 
-def _differing(saved: digest.Leaves, found: digest.Leaves) -> str | None:
-    wrong = sorted(k for k in saved.keys() | found.keys() if saved.get(k) != found.get(k))
-    return f"{len(wrong)} arrays differ from their digests, first {wrong[0]}" if wrong else None
-
-
-def _misfits(saved: digest.Leaves, wanted: Mapping[str, Any]) -> list[str]:
-    was = {name: f"{dtype}{shape}" for name, (dtype, shape, _) in saved.items()}
-    now = {name: f"{x.dtype}{list(x.shape)}" for name, x in wanted.items()}
-    return [
-        f"{name}: saved {was.get(name, 'nothing')}, expected {now.get(name, 'nothing')}"
-        for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name)
-    ]
-
-
 def _tried(read: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
     """(what `read` returns, None), or (None, why it failed); all processes agree."""
     found, problem = None, None
     try:
         found = read()
     except (PermissionError, MemoryError) as error:  # says nothing about what is stored
-        raise CheckpointError(f"{path}: {_words(error)}") from error
+        raise CheckpointError(f"{path}: {verify.words(error)}") from error
     except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)
-        problem = f"cannot be read ({_words(error)})"
+        problem = f"cannot be read ({verify.words(error)})"
     if _all(problem is None):
         return found, None
     return None, problem or "cannot be read by another process"
@@ -340,12 +304,6 @@ def _warn(text: str) -> None:
 
 def _is_full(error: SaveError) -> bool:
     return any(word in str(error) for word in FULL)
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno:
-        return f"{type(error).__name__}: {os.strerror(error.errno)}"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _sync(name: str) -> None:

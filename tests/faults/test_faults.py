@@ -85,7 +85,7 @@ def test_a_flip_that_nobody_notices_is_lost(tmp_path, monkeypatch):
     object.__setattr__(bench, "number", lambda short, full: 4)
     assert flips.bits(bench)[:3] == (4, 4, 0)
     # Without digests the store hands wrong bits out, and the scenario must say so.
-    monkeypatch.setattr("m4.train.checkpoint._differing", lambda saved, found: None)
+    monkeypatch.setattr("m4.train.verify.differing", lambda saved, found: None)
     (tmp_path / "blind").mkdir()
     object.__setattr__(bench, "work", tmp_path / "blind")
     object.__setattr__(bench, "number", lambda short, full: 12)

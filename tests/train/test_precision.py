@@ -1,5 +1,7 @@
 """bfloat16 in matrix products, and nowhere else."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ def test_only_products_read_bfloat16(name):
         assert leaf.dtype == jnp.float32
 
 
-def outside(x_ND, w_DE):
+def outside(x_ND: jax.Array, w_DE: Annotated[jax.Array, jax.nn.initializers.normal(1.0)]):
     """A gate that asks for nothing."""
     return x_ND @ w_DE
 

@@ -1,0 +1,71 @@
+"""Whether a stored step is what was saved: the seal of its note, the digests of its arrays."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from m4 import seal
+from m4.train import digest
+
+
+class Arrays:
+    """Reads the arrays of steps of one folder; what they look like is read once."""
+
+    def __init__(self):
+        self._layout: tuple[frozenset[str], Any] = (frozenset(), None)  # of the last step read
+
+    def problem(self, path: Path) -> str | None:
+        """What is wrong with a step, read into host memory."""
+        try:
+            leaves = meta(path)["leaves"]
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                names, host = self._layout
+                if names != leaves.keys():  # once: reading it keeps 10 kB an array for ever
+                    tree = reader.metadata(path / "state").item_metadata.tree
+                    host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                    self._layout = (frozenset(leaves), host)
+                args = ocp.args.PyTreeRestore(restore_args=host)
+                state = reader.restore(path / "state", args=args)
+            return differing(leaves, digest.of_tree(state))
+        except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)
+            return f"cannot be read ({words(error)})"
+
+
+def meta(path: Path) -> dict[str, Any]:
+    """The sealed note of a step. Raises ValueError if the seal is broken."""
+    found = json.loads((path / "meta" / "metadata").read_text())
+    if not isinstance(found, dict) or set(found) != {"note", "leaves", seal.KEY}:
+        raise ValueError("the note has no digests")
+    if not seal.intact(found):
+        raise ValueError("the note differs from its digest")
+    return found
+
+
+def differing(saved: digest.Leaves, found: digest.Leaves) -> str | None:
+    """How many arrays are not what was saved, or None."""
+    wrong = sorted(k for k in saved.keys() | found.keys() if saved.get(k) != found.get(k))
+    return f"{len(wrong)} arrays differ from their digests, first {wrong[0]}" if wrong else None
+
+
+def misfits(saved: digest.Leaves, wanted: Mapping[str, Any]) -> list[str]:
+    """A line for every array that is saved otherwise than it is wanted."""
+    was = {name: f"{dtype}{shape}" for name, (dtype, shape, _) in saved.items()}
+    now = {name: f"{x.dtype}{list(x.shape)}" for name, x in wanted.items()}
+    return [
+        f"{name}: saved {was.get(name, 'nothing')}, expected {now.get(name, 'nothing')}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    ]
+
+
+def words(error: Exception) -> str:
+    """An error in one line that quotes no more than it has to."""
+    if isinstance(error, OSError) and error.errno:
+        return f"{type(error).__name__}: {os.strerror(error.errno)}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
