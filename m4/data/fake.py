@@ -9,6 +9,9 @@ to learn. Results on them mean nothing.
 """
 
 import argparse
+import csv
+import gzip
+from collections.abc import Iterable
 from pathlib import Path
 
 from m4.data import data_sets
@@ -44,6 +47,13 @@ def fresh(folder: Path) -> Path:
         raise ConfigError(f"fake: {folder} is not empty; real files are never overwritten")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def write_table(path: Path, rows: Iterable[Iterable]) -> None:
+    """A csv file of a header and rows, compressed if its name ends in .gz."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt", newline="") as handle:
+        csv.writer(handle).writerows(rows)
 
 
 def main(argv: list[str]) -> int:

@@ -1,12 +1,11 @@
 """Invented subjects in Flex-MoE's layout of ADNI, with volumes of 6 x 5 x 4 voxels."""
 
-import csv
 import json
 from pathlib import Path
 
 import numpy as np
 
-from m4.data.fake import fresh
+from m4.data.fake import fresh, write_table
 
 SHAPE = (6, 5, 4)
 VARIANTS = 12
@@ -22,7 +21,7 @@ def invent(folder: Path, *, patients: int, seed: int) -> Path:
         (root / name).mkdir()
     people = [f"{k % 7:03d}_S_{1000 + k}" for k in range(patients)]
     label_n = rng.integers(0, 3, patients)
-    _table(root / "label.csv", ["PTID", "DIAGNOSIS"], zip(people, label_n + 1, strict=True))
+    write_table(root / "label.csv", [["PTID", "DIAGNOSIS"], *zip(people, label_n + 1, strict=True)])
     cut = [int(0.7 * patients), int(0.85 * patients)]
     parts = dict(zip(("training", "validation", "testing"), np.split(people, cut), strict=True))
     text = json.dumps({name: part.tolist() for name, part in parts.items()})
@@ -37,7 +36,7 @@ def invent(folder: Path, *, patients: int, seed: int) -> Path:
         for year in (2019, 2020):
             sizes = rng.normal(2 - label_n[k] + (year == 2019) * 9, 0.5, 3).round(3)
             rows.append([people[k], f"{year}-05-01 10:00:00", *sizes, "Pass"])
-    _table(root / "image" / "UCSFFSX7_01Jan2025.csv", header, rows)
+    write_table(root / "image" / "UCSFFSX7_01Jan2025.csv", [header, *rows])
     mask = np.zeros(SHAPE, np.int16)
     mask[1:-1, 1:-1, 1:-1] = 150
     nibabel.save(nibabel.Nifti1Image(mask, np.eye(4)), root / "image" / "atlas_DS222.nii.gz")
@@ -58,12 +57,9 @@ def invent(folder: Path, *, patients: int, seed: int) -> Path:
             group["_index"] = [str(name).encode() for name in names]
     header = ["PTID", "AGE", "PTCOGBEG", "FEMALE_True"]
     rows = [[people[k], rng.normal(70), 2000 + k, "True" if k % 2 else "False"] for k in some()]
-    _table(root / "clinical" / "clinical_merged.csv", header, rows)
+    write_table(root / "clinical" / "clinical_merged.csv", [header, *rows])
     rows = [[people[k], rng.normal(label_n[k]), "" if k % 3 else 1.5] for k in some()]
-    _table(root / "biospecimen" / "biospecimen_merged.csv", ["PTID", "ABETA42", "TAU"], rows)
+    write_table(
+        root / "biospecimen" / "biospecimen_merged.csv", [["PTID", "ABETA42", "TAU"], *rows]
+    )
     return root
-
-
-def _table(path: Path, header, rows) -> None:
-    with open(path, "w", newline="") as handle:
-        csv.writer(handle).writerows([header, *rows])

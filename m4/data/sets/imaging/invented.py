@@ -3,16 +3,24 @@
 Letters: h rows, w columns.
 """
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
-from m4.data.fake import fresh
+from m4.data.fake import fresh, write_table
+from m4.data.sets.imaging.embed import CLINICAL_COLUMNS, METADATA_COLUMNS
 
 HEIGHT, WIDTH = 64, 48
 VIEWS = ("CC", "MLO")
 SCANS = 8  # of 256 of an OCT volume
+RSNA = (  # header lines
+    "site_id patient_id image_id laterality view age cancer biopsy invasive BIRADS implant density"
+    " machine_id difficult_negative_case"
+)
+VINDR = (
+    "study_id series_id image_id laterality view_position height width breast_birads"
+    " breast_density split"
+)
 
 
 def invent(folder: Path, *, patients: int, seed: int, layout: str) -> Path:
@@ -47,10 +55,8 @@ def write_dicom(path: Path, image_hw: np.ndarray, *, inverted: bool = False, sid
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(path)])
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
-    data.SOPClassUID, data.SOPInstanceUID = (
-        meta.MediaStorageSOPClassUID,
-        meta.MediaStorageSOPInstanceUID,
-    )
+    data.SOPClassUID = meta.MediaStorageSOPClassUID
+    data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     data.Modality, data.ImageLaterality = "MG", side
     data.Rows, data.Columns = image_hw.shape
     data.SamplesPerPixel, data.PixelRepresentation = 1, 0
@@ -66,7 +72,7 @@ def write_dicom(path: Path, image_hw: np.ndarray, *, inverted: bool = False, sid
 def rsna(folder: Path, *, patients: int, seed: int) -> Path:
     """`rsna-breast-cancer-detection/`: train.csv and train_images/; some labels and views lack."""
     root, rng = fresh(folder / "rsna-breast-cancer-detection"), np.random.default_rng(seed)
-    table = []
+    table: list[list] = [RSNA.split()]
     for patient in range(10_000, 10_000 + patients):
         density, side_cancer = int(rng.integers(4)), rng.random(2) < 0.2
         for side, cancer in zip("LR", side_cancer, strict=True):
@@ -77,34 +83,18 @@ def rsna(folder: Path, *, patients: int, seed: int) -> Path:
                 pixels = breast(rng, side=side, density=density, suspicious=cancer)
                 path = root / "train_images" / str(patient) / f"{image}.dcm"
                 write_dicom(path, pixels, inverted=rng.random() < 0.3, side=side)
-                table.append(
-                    {
-                        "site_id": 1 + patient % 2,
-                        "patient_id": patient,
-                        "image_id": image,
-                        "laterality": side,
-                        "view": view,
-                        "age": 60,
-                        "cancer": int(cancer),
-                        "biopsy": int(cancer),
-                        "invasive": 0,
-                        "BIRADS": ""
-                        if patient % 2
-                        else float(0 if cancer else 1 + patient % 4 // 2),
-                        "implant": 0,
-                        "density": "" if patient % 4 == 3 else "ABCD"[density],
-                        "machine_id": 49,
-                        "difficult_negative_case": False,
-                    }
-                )
-    _write_csv(root / "train.csv", table)
+                birads = "" if patient % 2 else float(0 if cancer else 1 + patient % 4 // 2)
+                grade = "" if patient % 4 == 3 else "ABCD"[density]
+                row = [1 + patient % 2, patient, image, side, view, 60, int(cancer), int(cancer)]
+                table.append([*row, 0, birads, 0, grade, 49, False])
+    write_table(root / "train.csv", table)
     return root
 
 
 def vindr(folder: Path, *, patients: int, seed: int) -> Path:
     """`vindr-mammo/`: one exam of four views per patient, every fifth in the test split."""
     root, rng = fresh(folder / "vindr-mammo"), np.random.default_rng(seed)
-    table = []
+    table: list[list] = [VINDR.split()]
     for patient in range(patients):
         study, density = rng.bytes(16).hex(), int(rng.integers(4))
         for side in "LR":
@@ -113,52 +103,32 @@ def vindr(folder: Path, *, patients: int, seed: int) -> Path:
                 image = rng.bytes(16).hex()
                 pixels = breast(rng, side=side, density=density, suspicious=birads > 3)
                 write_dicom(root / "images" / study / f"{image}.dicom", pixels, side=side)
-                table.append(
-                    {
-                        "study_id": study,
-                        "series_id": rng.bytes(16).hex(),
-                        "image_id": image,
-                        "laterality": side,
-                        "view_position": view,
-                        "height": HEIGHT,
-                        "width": WIDTH,
-                        "breast_birads": f"BI-RADS {birads}",
-                        "breast_density": f"DENSITY {'ABCD'[density]}",
-                        "split": "test" if patient % 5 == 4 else "training",
-                    }
-                )
-    _write_csv(root / "breast-level_annotations.csv", table)
+                row = [study, rng.bytes(16).hex(), image, side, view, HEIGHT, WIDTH]
+                row += [f"BI-RADS {birads}", f"DENSITY {'ABCD'[density]}"]
+                table.append([*row, "test" if patient % 5 == 4 else "training"])
+    write_table(root / "breast-level_annotations.csv", table)
     return root
 
 
 def embed(folder: Path, *, patients: int, seed: int) -> Path:
     """`embed/`: two exams per patient a year apart; cancer is proven after some."""
     root, rng = fresh(folder / "embed"), np.random.default_rng(seed)
-    images, findings = [], []
+    images: list[list] = [[*METADATA_COLUMNS]]
+    findings: list[list] = [[*CLINICAL_COLUMNS]]
     for patient in range(20_000, 20_000 + patients):
         density, cancer = int(rng.integers(4)), rng.random() < 0.3
         for year in (2014, 2015):
-            exam = {
-                "empi_anon": patient,
-                "acc_anon": int(rng.integers(10**9)),
-                "study_date_anon": f"{year}-03-01",
-            }
+            exam = [patient, int(rng.integers(10**9)), f"{year}-03-01"]
             for side in "LR":
                 sick = cancer and side == "L"
                 proven = sick and year == 2015
-                findings.append(
-                    exam
-                    | {
-                        "side": side,
-                        "asses": "S" if sick else "NBPA"[int(rng.integers(4))],
-                        "tissueden": float(density + 1),
-                        "path_severity": float(rng.integers(2)) if proven else "",
-                        "procdate_anon": f"{year}-04-01" if proven else "",
-                    }
-                )
+                assessment = "S" if sick else "NBPA"[int(rng.integers(4))]
+                severity = float(rng.integers(2)) if proven else ""
+                when = f"{year}-04-01" if proven else ""
+                findings.append([*exam, side, assessment, float(density + 1), severity, when])
                 images += _embed_images(root, rng, exam, side, density, sick)
-    _write_csv(root / "tables" / "EMBED_OpenData_metadata.csv", images)
-    _write_csv(root / "tables" / "EMBED_OpenData_clinical.csv", findings)
+    write_table(root / "tables" / "EMBED_OpenData_metadata.csv", images)
+    write_table(root / "tables" / "EMBED_OpenData_clinical.csv", findings)
     return root
 
 
@@ -167,17 +137,11 @@ def _embed_images(root, rng, exam, side, density, sick):
         for view in VIEWS:
             if rng.random() < 0.1:
                 continue
-            file = f"{rng.bytes(8).hex()}.dcm"
-            place = f"{exam['empi_anon']}/{exam['acc_anon']}/{file}"
+            place = f"{exam[0]}/{exam[1]}/{rng.bytes(8).hex()}.dcm"
             pixels = breast(rng, side=side, density=density, suspicious=sick)
             write_dicom(root / "images" / "cohort_1" / place, pixels, side=side)
-            yield exam | {
-                "FinalImageType": kind,
-                "ImageLateralityFinal": side,
-                "ViewPosition": view,
-                "spot_mag": "",
-                "anon_dicom_path": f"/mnt/dicom/cohort_1/extracted-images/{place}",
-            }
+            path = f"/mnt/dicom/cohort_1/extracted-images/{place}"
+            yield [*exam, kind, side, view, "", path]
 
 
 def gamma(folder: Path, *, patients: int, seed: int) -> Path:
@@ -209,11 +173,3 @@ def gamma(folder: Path, *, patients: int, seed: int) -> Path:
         sheet.append([number, *(int(grade == g) for g in range(3))])
     book.save(grading / "glaucoma_grading_training_GT.xlsx")
     return root
-
-
-def _write_csv(path: Path, table: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as handle:
-        writer = csv.DictWriter(handle, [*table[0]])
-        writer.writeheader()
-        writer.writerows(table)

@@ -4,15 +4,13 @@ The demo has no notes, images and ECGs. These have its subjects and times and no
 them: words, pixels and numbers are drawn at random.
 """
 
-import csv
 import datetime
-import gzip
 from pathlib import Path
 
 import numpy as np
 
 from m4.data import csv_files
-from m4.data.fake import fresh
+from m4.data.fake import fresh, write_table
 from m4.data.sets.mimiciv import catalogue, release, wfdb
 from m4.errors import ConfigError
 
@@ -51,8 +49,8 @@ def write_notes(root: Path, stays: list[dict], rng) -> None:
         end = stay["outtime"] + 24 * HOUR
         text = "Past Medical History:\n" + " ".join(rng.choice(WORDS, 60))
         discharge[hadm] = [f"{who}-DS-{hadm}", who, hadm, "DS", 1, end, end, text]
-    _table(root / "note" / "radiology.csv.gz", [header, *radiology])
-    _table(root / "note" / "discharge.csv.gz", [header, *discharge.values()])
+    write_table(root / "note" / "radiology.csv.gz", [header, *radiology])
+    write_table(root / "note" / "discharge.csv.gz", [header, *discharge.values()])
 
 
 def write_images(root: Path, stays: list[dict], rng) -> None:
@@ -76,8 +74,8 @@ def write_images(root: Path, stays: list[dict], rng) -> None:
                 pixels = rng.integers(0, 255, (48, 40)).astype(np.uint8)
                 Image.fromarray(pixels).save(place / f"{dicom}.jpg")
             findings.append([who, study, *rng.choice(["", "0.0", "1.0", "-1.0"], len(titles))])
-    _table(root / "mimic-cxr-2.0.0-metadata.csv.gz", images)
-    _table(root / "mimic-cxr-2.0.0-chexpert.csv.gz", findings)
+    write_table(root / "mimic-cxr-2.0.0-metadata.csv.gz", images)
+    write_table(root / "mimic-cxr-2.0.0-chexpert.csv.gz", findings)
 
 
 def write_ecgs(root: Path, stays: list[dict], rng) -> None:
@@ -95,12 +93,5 @@ def write_ecgs(root: Path, stays: list[dict], rng) -> None:
         wfdb.write(root / f"{path}.hea", beats_CT, rate=500, leads=wfdb.LEADS)
         values = rng.integers(0, 900, len(catalogue.ECG_MEASURES))
         measures.append([who, study, when, "Sinus rhythm", *values])
-    _table(root / "record_list.csv", records)
-    _table(root / "machine_measurements.csv", measures)
-
-
-def _table(path: Path, rows) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "wt", newline="") as handle:
-        csv.writer(handle).writerows(rows)
+    write_table(root / "record_list.csv", records)
+    write_table(root / "machine_measurements.csv", measures)
