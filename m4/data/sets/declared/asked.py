@@ -12,7 +12,7 @@ import numpy as np
 
 from m4.data.sets.declared import arrow_files
 from m4.data.sets.declared.definition import Definition, Task, find
-from m4.data.sets.declared.points import KEY, SPLITS, Flow, Labels, Points, join, unknown
+from m4.data.sets.declared.points import SPLITS, Flow, Labels, Points, join, unknown
 from m4.errors import DataError
 
 FILE = "points.*"
@@ -26,7 +26,7 @@ def read(definition: Definition, root: Path, *, flow: Flow) -> Points:
         given[FILE] = _Asked(definition.labelled[0], root, ids, flow)
     for task in definition.labelled:
         if find(root, task.files):
-            given[task.spec.name] = _Known(task, root, ids, flow)
+            given[task.spec.name] = Labels(task, root, ids, flow, optional=True)
     if not given:
         wanted = ", ".join(dict.fromkeys(task.files for task in definition.labelled))
         inside = root / definition.folder
@@ -49,48 +49,14 @@ def read(definition: Definition, root: Path, *, flow: Flow) -> Points:
     return Points([*ids], key_P["subject"], key_P["time"], split_P, targets)
 
 
-class _Known(Labels):
-    """Labels of which none need be known; a column that is absent has none."""
-
-    def nothing(self, path: Path) -> None:
-        """No rows."""
-        del path
-        self.key_N = np.empty(0, KEY)
-        self.value_NC = np.empty((0, max(1, len(self.task.columns))), np.float32)
-
-    def none_known(self, path: Path) -> None:
-        """None need be known."""
-        del path
-
-    def values(self, table: arrow_files.Columns) -> np.ndarray:
-        """See `Labels`."""
-        value_NC = super().values(table)
-        if self.task.spec.kind == "survival":  # half a label is none
-            value_NC[np.isnan(value_NC).any(axis=1)] = np.nan
-        return value_NC
-
-    def numbers(self, table: arrow_files.Columns, name: str) -> np.ndarray:
-        """See `Labels`."""
-        return super().numbers(table, name) if table.has(name) else self._absent(table, name)
-
-    def class_index(self, table: arrow_files.Columns, name: str) -> np.ndarray:
-        """See `Labels`."""
-        if table.has(name):
-            return super().class_index(table, name)
-        return self._absent(table, name)[:, None].astype(np.float32)
-
-    def _absent(self, table: arrow_files.Columns, name: str) -> np.ndarray:
-        self.flow[f"{self.name}: label rows without a column {name}"] += len(table)
-        return np.full(len(table), np.nan)
-
-
-class _Asked(_Known):
+class _Asked(Labels):
     """The rows of the points file; the value says that a point is asked."""
 
     def __init__(self, task: Task, root: Path, ids: dict, flow: Flow):
         spec = dataclasses.replace(task.spec, name="points file")
-        super().__init__(dataclasses.replace(task, spec=spec, files=FILE), root, ids, flow)
+        task = dataclasses.replace(task, spec=spec, files=FILE)
+        super().__init__(task, root, ids, flow, optional=True)
 
     def values(self, table: arrow_files.Columns) -> np.ndarray:
-        """See `Labels`."""
+        """f32[N, 1] of zeros."""
         return np.zeros((len(table), 1), np.float32)

@@ -111,9 +111,12 @@ def as_id(value: int | str | None) -> int | str | None:
 class Labels:
     """The rows of one task: key (subject, time) and values; duplicates are gone."""
 
-    def __init__(self, task: Task, root: Path, ids: dict, flow: Flow):
-        """Reads the files; `ids` takes in their subjects. DataError for files of no use."""
-        self.task, self.name, self.flow = task, task.spec.name, flow
+    def __init__(self, task: Task, root: Path, ids: dict, flow: Flow, *, optional: bool = False):
+        """Reads the files; `ids` takes in their subjects. DataError for files of no use.
+
+        With `optional` no label need be known, and a column that is absent has none.
+        """
+        self.task, self.name, self.flow, self.optional = task, task.spec.name, flow, optional
         paths = find(root, task.files)
         if not paths:
             raise DataError(f"{root / task.files}: no label files of task {self.name}")
@@ -133,12 +136,10 @@ class Labels:
                 places.append(place_N[:, use])
         if keys:
             self._unique(np.concatenate(keys), np.concatenate(values), np.hstack(places), paths)
+        elif optional:
+            self.key_N, self.value_NC = np.empty(0, KEY), unknown(task, 0)
         else:
-            self.nothing(paths[0])
-
-    def nothing(self, path: Path) -> None:
-        """What to do when no file has rows."""
-        raise DataError(f"{path}: has no rows")
+            raise DataError(f"{paths[0]}: has no rows")
 
     def _unique(self, key_N, value_NC, place_2N, paths) -> None:
         order = np.argsort(key_N, order=("subject", "time"), kind="stable")
@@ -154,17 +155,13 @@ class Labels:
             )
         self.flow[f"{self.name}: duplicate label rows"] = int(again_N.sum())
         self.key_N, self.value_NC = key_N[~again_N], value_NC[~again_N]
-        unknown = np.isnan(self.value_NC).all(axis=1)
-        self.flow[f"{self.name}: points without a label value"] = int(unknown.sum())
-        if unknown.all():
-            self.none_known(paths[0])
-
-    def none_known(self, path: Path) -> None:
-        """What to do when no row has a value."""
-        raise DataError(
-            f"{path}: column {', '.join(self.task.columns)} has no usable label of task"
-            f" {self.name}" + self._classes()
-        )
+        no_label_N = np.isnan(self.value_NC).all(axis=1)
+        self.flow[f"{self.name}: points without a label value"] = int(no_label_N.sum())
+        if no_label_N.all() and not self.optional:
+            raise DataError(
+                f"{paths[0]}: column {', '.join(self.task.columns)} has no usable label of task"
+                f" {self.name}" + self._classes()
+            )
 
     def _classes(self) -> str:
         labels = self.task.spec.labels
@@ -191,8 +188,8 @@ class Labels:
         kind, spec = self.task.spec.kind, self.task.spec
         names = [self._column(table, name) for name in self.task.columns]
         if kind == "multiclass":
-            return self.class_index(table, names[0])
-        value_NC = np.stack([self.numbers(table, name) for name in names], axis=1)
+            return self._class_index(table, names[0])
+        value_NC = np.stack([self._numbers(table, name) for name in names], axis=1)
         if kind in ("binary", "multilabel"):
             wrong = ~np.isnan(value_NC) & (value_NC != 0) & (value_NC != 1)
             if wrong.any():
@@ -204,14 +201,25 @@ class Labels:
         elif np.isinf(value_NC).any():
             row = int(np.flatnonzero(np.isinf(value_NC).any(axis=1))[0])
             raise DataError(f"{table.path}, row {table.first + row + 1}: an infinite label")
+        elif kind == "survival" and self.optional:  # half a label is none
+            value_NC[np.isnan(value_NC).any(axis=1)] = np.nan
         return value_NC.astype(np.float32)
 
     def _column(self, table: arrow_files.Columns, name: str) -> str:
         choices = (name, *OTHER_COLUMNS.get(name, ()))
         return next((n for n in choices if table.has(n)), name)
 
-    def numbers(self, table: arrow_files.Columns, name: str) -> np.ndarray:
+    def _absent(self, table: arrow_files.Columns, name: str) -> bool:
+        """Whether a column may be, and is, absent; counted."""
+        absent = self.optional and not table.has(name)
+        if absent:
+            self.flow[f"{self.name}: label rows without a column {name}"] += len(table)
+        return absent
+
+    def _numbers(self, table: arrow_files.Columns, name: str) -> np.ndarray:
         """f64[N] of a column; words for yes and no count where the task is binary."""
+        if self._absent(table, name):
+            return np.full(len(table), np.nan)
         array = table.raw(name)
         if self.task.spec.kind not in ("binary", "multilabel") or not arrow_files.is_text(
             array.type
@@ -224,8 +232,10 @@ class Labels:
         batch = pa.record_batch([text], names=[name])
         return arrow_files.Columns(batch, table.path, table.first).numbers(name)
 
-    def class_index(self, table: arrow_files.Columns, name: str) -> np.ndarray:
+    def _class_index(self, table: arrow_files.Columns, name: str) -> np.ndarray:
         """f32[N, 1] of a column of classes."""
+        if self._absent(table, name):
+            return np.full((len(table), 1), np.nan, np.float32)
         array = table.raw(name)
         if pa.types.is_floating(array.type):
             array = array.cast(pa.int64(), safe=False)
