@@ -93,6 +93,7 @@ class Task:
     subject: str
     time: str
     header: str = "names"
+    unique: bool = False  # a label that comes twice is refused, even if it is the same
 
 
 @dataclasses.dataclass(frozen=True)

@@ -175,6 +175,7 @@ def _tasks(root: Keys, *, meds: bool) -> tuple[Task, ...]:
     common = root.section("labels")
     shared = {key: common.text(key) for key in ("files", "subject", "time")}
     header = common.choice("header", "names", ("names", "positions"))
+    unique = common.flag("unique")
     common.finish()
     default = MEDS_LABELS if meds else {}
     found = []
@@ -194,7 +195,7 @@ def _tasks(root: Keys, *, meds: bool) -> tuple[Task, ...]:
         if not columns and kind != "cluster":
             keys.problem("column", "is missing")
         if spec is not None:
-            found.append(Task(spec, files, columns, subject, time, header))
+            found.append(Task(spec, files, columns, subject, time, header, unique))
     return tuple(found)
 
 

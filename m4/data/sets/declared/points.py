@@ -147,10 +147,12 @@ class Labels:
         again_N = np.zeros(len(order), bool)
         again_N[1:] = key_N[1:] == key_N[:-1]
         same = np.isclose(value_NC[1:], value_NC[:-1], rtol=0, equal_nan=True).all(axis=1)
-        for row in np.flatnonzero(again_N[1:] & ~same):
+        wrong = again_N[1:] if self.task.unique else again_N[1:] & ~same
+        for row in np.flatnonzero(wrong):
             file, line = place_2N[:, order[row + 1]]
+            what = "second" if self.task.unique else "second, different"
             raise DataError(
-                f"{paths[file]}, row {line + 1}: a second, different label of task {self.name}"
+                f"{paths[file]}, row {line + 1}: a {what} label of task {self.name}"
                 " for the same subject and prediction time"
             )
         self.flow[f"{self.name}: duplicate label rows"] = int(again_N.sum())
