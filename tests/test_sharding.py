@@ -56,12 +56,12 @@ def test_moments_and_average_live_where_their_parameters_do():
     assert len(split) == 4  # parameter, average, two moments
 
 
-def losses_on(sizes, *, steps=3):
+def losses_on(sizes, *, steps=3, dropout=0.1, accumulate=1):
     """Losses and final parameters of a few steps, with dropout, on a mesh."""
     mesh = sharding.make_mesh(sizes)
-    method = toy.Toy(data=toy.SPEC, width=256)
+    method = toy.Toy(data=toy.SPEC, width=256, dropout=dropout)
     tx = optim.make_optimiser("adamw", lambda _: 0.01, weight_decay=0.01, clip_norm=1.0)
-    step = make_step(method, tx, seed=0, ema=0.9)
+    step = make_step(method, tx, seed=0, ema=0.9, accumulate=accumulate)
     first = sharding.put_batch(toy.batch(0), mesh)
 
     def init():
@@ -91,3 +91,23 @@ def test_eight_devices_agree_with_one():
         np.testing.assert_allclose(many, one, rtol=0, atol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, other)
     assert len(set(one)) == 3
+
+
+def test_micro_batches_on_devices_are_one_batch_on_one():
+    one, params = losses_on({}, dropout=0.0)
+    for sizes in ({"data": 8}, {"data": 2, "fsdp": 2, "expert": 2}):
+        with jax.set_mesh(sharding.make_mesh(sizes)):
+            many, other = losses_on(sizes, dropout=0.0, accumulate=2)
+        np.testing.assert_allclose(many, one, rtol=0, atol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, other)
+
+
+def test_micro_batches_keep_rows_where_they_are():
+    with jax.set_mesh(sharding.make_mesh({"data": 4})):
+        rows = sharding.put_whole(np.arange(16), sharding.rows(sharding.make_mesh({"data": 4})))
+        program = jax.jit(lambda x: sharding.micro_batches(x, 2)).lower(rows).compile()
+        parts = program(rows)
+    # Devices hold 0..3, 4..7, 8..11, 12..15; every part has two rows of each.
+    assert parts.tolist() == [[0, 1, 4, 5, 8, 9, 12, 13], [2, 3, 6, 7, 10, 11, 14, 15]]
+    for moved in ("all-to-all", "all-gather", "collective-permute", "all-reduce"):
+        assert moved not in program.as_text()

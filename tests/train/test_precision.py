@@ -9,6 +9,8 @@ import optax
 import pytest
 from jax.extend import core
 
+from m4 import sharding
+from m4.run.setup import context
 from m4.train import optim
 from m4.train.precision import PRODUCTS, in_precision
 from m4.train.step import init_state, make_step
@@ -71,6 +73,20 @@ def test_a_gate_from_outside_keeps_float32():
     ]
     exact = [e for e in products if e.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2]
     assert exact and all(x.aval.dtype == np.float32 for e in exact for x in e.invars)
+
+
+def test_programs_on_a_mesh_are_entered():
+    """Experts on two devices run inside `shard_map`."""
+    method, batch = methods.small("fusemoe", depth=1), methods.batch()
+    params = jax.eval_shape(lambda: methods.params(method, batch))
+    with context(sharding.make_mesh({"expert": 2})):
+        step = make_step(method, optax.sgd(0.1), seed=0, precision="bfloat16", platform="gpu")
+        traced = jax.jit(step.gradient).trace(params, batch, jnp.int32(0))
+    inside = [e for e in equations(traced.jaxpr) if e.primitive.name == "shard_map"]
+    found = [
+        e for m in inside for e in equations(m.params["jaxpr"]) if e.primitive.name in PRODUCTS
+    ]
+    assert found and all(x.aval.dtype == jnp.bfloat16 for e in found for x in e.invars[:2])
 
 
 def test_accelerators_get_bfloat16_and_a_cpu_the_same_numbers():
