@@ -12,7 +12,9 @@ VARIANTS = ("tiny",)
 
 
 def get_config(variant=""):
-    config = common.pictures("synthetic_images", dict(num_patients=2000), patch=8, select="density/accuracy")
+    config = common.pictures(
+        "synthetic_images", dict(num_patients=2000), patch=8, select="density/accuracy"
+    )
     if variant == "tiny":
         options = dict(num_patients=120, size=16)
         common.tiny(config, options=options, rows=16)

@@ -1,7 +1,7 @@
 """Less memory for more arithmetic: what the backward pass computes again, `train.remat`.
 
-- 'layer': every numbered layer (`time_0`, `layer_3`: a submodule whose name ends in a number,
-  norms and dropout aside) from its inputs;
+- 'layer': every numbered layer (`time_0`, `msoe_0_experts`: a submodule whose name ends in a
+  number, or in a number and 'attention' or 'experts'; norms and dropout aside) from its inputs;
 - 'dots': everything but the results of matrix products.
 
 Random numbers are drawn again alike, so losses and gradients are those of 'none'.
@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 
 Remat = Literal["none", "layer", "dots"]
-_LAYER = re.compile(r"(?!drop|norm)[a-z]\w*_\d+")
+_LAYER = re.compile(r"(?!drop|norm)[a-z]\w*_\d+(_attention|_experts)?")
 
 
 def rematerialised(remat: Remat, forward: Callable) -> Callable:
