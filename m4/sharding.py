@@ -20,7 +20,7 @@ from m4.errors import ConfigError
 AXES = ("data", "fsdp", "expert", "tensor")
 ROWS = ("data", "fsdp", "expert")
 # Logical name of a dimension -> mesh axis. Parameters and activations use the same names.
-RULES: tuple[tuple[str | None, str | tuple[str, ...]], ...] = (
+RULES: tuple[tuple[str, Any], ...] = (
     ("batch", ROWS),
     ("expert", "expert"),
     ("embed", "fsdp"),
@@ -31,9 +31,7 @@ RULES: tuple[tuple[str | None, str | tuple[str, ...]], ...] = (
 FSDP_SIZE = 2**16  # smaller parameters are not worth splitting
 
 
-def make_mesh(
-    sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """Mesh over the first `prod(sizes)` devices; axes left out have size 1.
 
     Raises ConfigError when there are fewer devices.
@@ -178,7 +176,7 @@ def _mesh_axes(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh
     """Mesh axis per dimension: by rule, used once, and only where it divides the dimension."""
     axes: list[str | None] = []
     for size, name in zip(shape, names, strict=True):
-        axis = dict(RULES).get(name)
+        axis = dict(RULES).get(name or "")
         fits = isinstance(axis, str) and axis not in axes and size % mesh.shape[axis] == 0
         axes.append(axis if fits else None)
     return axes

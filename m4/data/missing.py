@@ -111,7 +111,7 @@ def blocks(
     for group, share in rate.items():
         columns = [names.index(name) for name in groups[group]]
         rows = _some(rng, np.flatnonzero(split.present_NM[:, columns].any(-1)), share)
-        drop_NM[np.ix_(rows, columns)] = True
+        drop_NM[np.ix_(rows, np.array(columns))] = True
     return Plan(drop_NM)
 
 
@@ -184,6 +184,7 @@ class Incomplete(Store):
 def lose_rows(spec: DataSpec, rows: Rows, plan: Plan, index_B: np.ndarray) -> Rows:
     """The rows `index_B` of a split, whose arrays are overwritten, without what they lose."""
     for m, modality in enumerate(spec.modalities):
+        parts: dict[str, Any]
         parts = {part: rows[f"{modality.name}/{part}"] for part in layout(modality)}
         if plan.run_NM is not None and (plan.run_NM[index_B, m] >= 0).any():
             stream = _without_run(Stream(**parts), plan, index_B, m)
@@ -262,9 +263,9 @@ def _means(store: Store) -> Callable[[str, int], np.ndarray]:
         pieces = []
         for start in range(0, len(store), CHUNK):
             rows = store.read(np.arange(start, min(start + CHUNK, len(store))))
-            parts = layout(store.spec.modality(name))
-            stream = Stream(**{part: rows[f"{name}/{part}"] for part in parts})
-            pieces.append(mean_of(stream, feature))
+            parts: dict[str, Any]
+            parts = {p: rows[f"{name}/{p}"] for p in layout(store.spec.modality(name))}
+            pieces.append(mean_of(Stream(**parts), feature))
         return np.concatenate(pieces)
 
     return mean
@@ -287,6 +288,7 @@ def mean_of(stream: Stream, feature: int) -> np.ndarray:
 
 def _without_run(stream: Stream, plan: Plan, index_B: np.ndarray, m: int) -> Stream:
     """A modality of some rows without the run of positions that each loses."""
+    assert plan.run_NM is not None and plan.more_NM is not None
     run_B, more_B = plan.run_NM[index_B, m], plan.more_NM[index_B, m]
     length_B = stream.mask.sum(-1)
     lost_B = (plan.share * length_B + more_B).astype(int).clip(max=length_B)

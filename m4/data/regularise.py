@@ -41,7 +41,7 @@ def modality_dropout(spec: DataSpec, rates: Rates) -> Transform:
 
     def apply(batch: Batch, rng: np.random.Generator) -> Batch:
         present_BM = _present(spec, batch)
-        draw_BM = _uniform(rng, batch.uid, len(rates_M))
+        draw_BM = _uniform(rng, np.asarray(batch.uid), len(rates_M))
         drop_BM = present_BM & (draw_BM < rates_M)
         # Given that all are dropped, draw / rate is uniform for each: its maximum picks evenly.
         luck_BM = np.where(present_BM, draw_BM / np.maximum(rates_M, 1e-12), -1)
@@ -66,12 +66,13 @@ def segment_loss(
         raise ValueError(f"segment_loss: rate={rate}, share={share}; without times: {untimed}")
 
     def apply(batch: Batch, rng: np.random.Generator) -> Batch:
-        draw_BM = _uniform(rng, batch.uid, 2 * len(names))
+        draw_BM = _uniform(rng, np.asarray(batch.uid), 2 * len(names))
         num_present_B = _present(spec, batch).sum(-1)
         inputs = dict(batch.inputs)
         for number, name in enumerate(names):
             stream = inputs[name]
             start_B = draw_BM[:, 2 * number] * (1 - share) * spec.hours
+            assert stream.times is not None
             inside_BT = (stream.times >= start_B[:, None]) & (
                 stream.times <= start_B[:, None] + share * spec.hours
             )

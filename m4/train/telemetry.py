@@ -82,16 +82,16 @@ class TensorBoard(Writer):
     def __init__(self, folder: Path, *, resume: int = 0):
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
+        from tensorboardX.proto import event_pb2  # whose names are made when it is imported
 
+        events: Any = event_pb2
         folder.mkdir(parents=True, exist_ok=True)
-        self._summary, self._event = summary, event_pb2.Event
+        self._summary, self._event = summary, events.Event
         self._file = EventsWriter(str(folder / "events"))
         self._flushed = time.monotonic()
         if resume:  # TensorBoard hides what a killed run wrote after that
-            self._add(
-                resume + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            )
+            log = events.SessionLog
+            self._add(resume + 1, session_log=log(status=log.START))
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Adds scalars."""

@@ -54,7 +54,8 @@ MAX_POINTS = 400
 
 def draw(paint: Callable[[Figure], None], width: float, height: float, alt: str) -> str:
     """An inline SVG of `width` by `height` inches that `paint` fills; `alt` is its description."""
-    with mpl.rc_context(STYLE | {"svg.hashsalt": alt}):  # ids: reproducible, unique in a page
+    style: dict[Any, Any] = STYLE | {"svg.hashsalt": alt}
+    with mpl.rc_context(style):  # ids: reproducible, unique in a page
         layout = ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.09)
         figure = Figure(figsize=(width, height), layout=layout, facecolor="none")
         FigureCanvasSVG(figure)
