@@ -416,3 +416,14 @@ def test_task_weights_name_tasks_of_the_data_set():
     for wrong in (-1.0, float("nan"), "much"):
         (problem,) = problems(los=wrong)
         assert problem.startswith("train.task_weights.los=") and "number" in problem
+
+
+def test_a_shipped_layer_takes_what_is_no_function_of_routers_and_names_a_size_once():
+    config = str(Path(__file__).parents[1] / "configs/fusemoe_mimic.py:tiny")
+    keys = ["--config.method.moe.router=product_keys", "--config.method.moe.share=joint"]
+    found = load(config, *keys, "--config.method.aux_weights={}")
+    assert found.method.moe.router == "product_keys"
+    (line,) = problems(config, "--config.method.moe.router=product_key")
+    assert line.endswith("did you mean product_keys?")
+    (line,) = problems(config, "--config.method.moe.top_k=100")
+    assert "method.moe.top_k=100: must be at most method.moe.num_experts=4" in line

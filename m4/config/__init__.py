@@ -90,7 +90,9 @@ def check(
         problems = rules.cross_problems(values)
         method = nested(values)["method"]
         cls = code.method_class(method["name"], method.get("fidelity", "m4"))
-        problems += rules.layer_problems(method, cls)
+        told = {problem.partition("=")[0] for problem in problems}
+        layer = rules.layer_problems(method, cls)
+        problems += [p for p in layer if p.replace(" ", "=").partition("=")[0] not in told]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return ml_collections.ConfigDict(nested(values)).lock()

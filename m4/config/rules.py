@@ -180,7 +180,7 @@ def method_rules(cls: type) -> dict[str, Rule]:
         elif field.kind is str and field.choices:
             limits["names"] = functools.partial(tuple, field.choices)
         elif field.kind is str and section and name in code.layer().ROOMS:
-            limits["names"] = functools.partial(code.layer().known, name)
+            limits["names"] = functools.partial(code.layer().choices, name)
             limits["outside"] = functools.partial(_function, code.layer().ROOMS[name][0])
         default = REQUIRED if field.default is dataclasses.MISSING else field.default
         rules[f"method.{path}"] = Rule(field.kind, default, optional=field.optional, **limits)

@@ -95,8 +95,13 @@ ROOMS = {  # of what a field names: file in m4/moe, its positional arguments tha
 LEAST = {"num_shared": 0, "replicas": 0}  # of whole numbers; of all others 1
 
 
+def choices(field: str) -> tuple[str, ...]:
+    """Names that a configuration can give a field (a key of `ROOMS`), but those from outside."""
+    return known(field) + (("product_keys",) if field == "router" else ())
+
+
 def known(field: str) -> tuple[str, ...]:
-    """Names that a field (a key of `ROOMS`) can have: the public functions of that kind."""
+    """The public functions of the kind that a field (a key of `ROOMS`) names."""
     room, positional = ROOMS[field]
     module = importlib.import_module(f"m4.moe.{room}")
     return tuple(
@@ -178,8 +183,7 @@ def _names(options, losses) -> Iterator[str]:
         try:
             resolve(name, f"m4.moe.{ROOMS[field][0]}")
         except (ValueError, ImportError) as error:
-            more = ("product_keys",) if field == "router" else ()
-            hint = f"unknown; {_nearest(name, known(field) + more)}"
+            hint = f"unknown; {_nearest(name, choices(field))}"
             hint = str(error) if ":" in name else hint
             yield f"{field}={name!r}: {hint}"
 
