@@ -24,16 +24,13 @@ TINY = dict(  # what `tiny` makes of a method
     flexmoe=dict(moe=dict(num_experts=4, top_k=2, hidden=16), width=16),
     flexcare=dict(moe=dict(num_experts=4, hidden=16), width=16, mlp=16),
     m3h=dict(width=8, task_width=8),
-    m4oe=dict(modality_experts=2, fusion_experts=2, vit_depth=1),
+    m4oe=dict(moe=dict(num_experts=4, hidden=16), width=16, modality_experts=2, vit_depth=1),
 )
-TINY["m4oe"] |= dict(moe=dict(num_experts=4, hidden=16), width=16)
+TINY["m4oe"] |= dict(fusion_experts=2)
 
 
 def experiment(data, options, method, optim, steps, every, *, batch=64, log=25, rows=256, **train):
-    """A run of `steps`, evaluated and saved every so many; `train` are further fields of it.
-
-    `batch` and `rows` are those of a batch in training and in evaluation.
-    """
+    """A run of `steps`, evaluated and saved every so many, with batches of `batch` and `rows`."""
     train |= dict(steps=steps, batch_size=batch, log_every=log, eval_every=every, save_every=every)
     config = dict(data=dict(name=data, options=options), method=method, optim=optim, train=train)
     return ml_collections.ConfigDict(config | dict(eval=dict(batch_size=rows)))

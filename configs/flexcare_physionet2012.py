@@ -4,8 +4,7 @@
 
 Raw files: M4_RAW_DIR/physionet2012; `:tiny` is six steps of a small model on them.
 Thirteen modalities have 8,191 combinations: only the full set and single modalities have tokens
-(`max_size=2` adds the 78 pairs). Every row is asked every task, as it carries their labels;
-`--config.train.streams=batches` trains on one task at a time as the paper does.
+(`max_size=2` adds 78 pairs). `train.streams=batches` asks a task at a time, as the paper does.
 Cost: minutes of one core, not measured. Expected, 1,980 stays of set B: death AUROC
 0.851 [0.827, 0.874], over three seeds 0.853 ± 0.002; AUPRC 0.511 ± 0.008 (docs/results.md).
 """

@@ -6,8 +6,7 @@ Variants: ADNI in Flex-MoE's layout (docs/datasets.md), image as FreeSurfer meas
 image as grey-matter volume (the paper's); `:synthetic`, four modalities of the generated cohort in
 their place; `:tiny`, six steps of it. `python -m m4.data fake adni FOLDER` writes invented files.
 The paper's setting: 50 epochs of which the first 5 are sorted by completeness; accuracy 66.11 ±
-1.14 on complete rows (Yun et al., NeurIPS 2024, Tables 1 and 6). Cost and numbers: not measured
-here. `--config.method.fidelity=released` is their model.
+1.14 on complete rows (Yun et al., NeurIPS 2024, Tables 1 and 6). Cost and numbers: not measured.
 """
 
 import common

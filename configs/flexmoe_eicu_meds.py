@@ -2,8 +2,7 @@
 
     python -m m4.main --config=configs/flexmoe_eicu_meds.py --mode=crossval --workdir=runs/flexmoe
 
-Raw files: M4_RAW_DIR/eicu-demo-meds; `:tiny` is six steps of a small model on them.
-Cost: not measured, minutes of two cores. Expected, five folds pooled:
+M4_RAW_DIR/eicu-demo-meds; `:tiny` is for tests. Cost: not measured. Expected, five folds pooled:
 AUROC 0.682 [0.622, 0.742], AUPRC 0.253; boosting 0.742 [0.684, 0.798], 0.319 (docs/results.md).
 """
 

@@ -2,8 +2,7 @@
 
     python -m m4.main --config=configs/fusemoe_eicu_meds.py --mode=crossval --workdir=runs/eicu
 
-Raw files: M4_RAW_DIR/eicu-demo-meds; `:tiny` is six steps of a small model on them.
-Cost: not measured, minutes of two cores. Expected, five folds pooled:
+M4_RAW_DIR/eicu-demo-meds; `:tiny` is for tests. Cost: not measured. Expected, five folds pooled:
 AUROC 0.705 [0.645, 0.762], AUPRC 0.274; boosting 0.742 [0.684, 0.798], 0.319 (docs/results.md).
 """
 

@@ -2,11 +2,10 @@
 
     python -m m4.main --config=configs/fusemoe_pam.py --workdir=runs/fusemoe_pam
 
-5,333 windows of 6 s, every sixth step, M4_RAW_DIR/PAMdata, open data (docs/datasets.md); `:tiny` is
-six steps of a small model on them. Blocks of 20 consecutive windows are split, not single ones,
-which overlap by half: numbers are not comparable with the paper's table unless
-`--config.data.options.block=1`. `python -m m4.data fake pam FOLDER` writes invented files. Cost and
-numbers: not measured.
+5,333 windows of 6 s, every sixth step, M4_RAW_DIR/PAMdata, open data (docs/datasets.md); invented
+ones by `python -m m4.data fake pam FOLDER`. Blocks of 20 windows are split, not single ones, which
+overlap by half: numbers are not comparable with the paper's unless `--config.data.options.block=1`.
+Cost and numbers: not measured.
 """
 
 import common

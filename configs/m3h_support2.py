@@ -2,10 +2,9 @@
 
     python -m m4.main --config=configs/m3h_support2.py --workdir=runs/m3h_support2
 
-9,105 adults, 8 tables that go missing together, M4_RAW_DIR/support2; `:tiny` is six steps of a
-small model on them. One run tests one of five folds, `--config.data.options.fold=0` to 4. Cost: 40
-s of one core a fold, without compiling (docs/methods/m3h.md). Expected, five folds pooled: hospital
-death AUROC 0.844, AUPRC 0.661, interval not measured (docs/results.md).
+M4_RAW_DIR/support2; `:tiny` is for tests. A run tests one fold of five, `data.options.fold=0` to 4.
+Cost: 40 s of one core a fold, without compiling (docs/methods/m3h.md). Expected, folds pooled:
+hospital death AUROC 0.844, AUPRC 0.661, interval not measured (docs/results.md).
 """
 
 import common

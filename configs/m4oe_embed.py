@@ -2,9 +2,8 @@
 
     python -m m4.main --config=configs/m4oe_embed.py --workdir=runs/m4oe_embed
 
-The EMBED open release, M4_RAW_DIR/embed; `:tiny`: the same, 32 x 32, six steps, small model.
-`python -m m4.data fake embed FOLDER` writes invented files of this layout. The published sizes, 2.3
-billion parameters: give `mesh` an expert axis. Cost and numbers: not measured, docs/datasets.md.
+Files: docs/datasets.md; `python -m m4.data fake embed FOLDER` invents such. Cost and numbers: not
+measured, the published sizes were never run (2.3 billion parameters: `mesh.expert`).
 """
 
 import common

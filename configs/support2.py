@@ -2,10 +2,9 @@
 
     python -m m4.main --config=configs/support2.py:flexmoe --workdir=runs/flexmoe_support2
 
-Variants `:fusemoe` (the default), `:flexmoe`, `:flexcare`, `:m4oe`, and each with `_tiny`, six
-steps for tests; M4_RAW_DIR/support2. Data, tasks, folds and training are those of
-`configs/m3h_support2.py`; nothing was tuned. FlexCare trains on a stream of single tasks, batch by
-batch, as its paper does (`train.streams`). Cost and numbers: not measured.
+Variants `:fusemoe` (the default), `:flexmoe`, `:flexcare`, `:m4oe`, each with `_tiny` for tests;
+M4_RAW_DIR/support2. All else as in `configs/m3h_support2.py`; FlexCare trains on a stream of single
+tasks, batch by batch, as its paper does. Cost and numbers: not measured.
 """
 
 import common

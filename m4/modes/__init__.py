@@ -1,6 +1,6 @@
 """What `--mode` can be: one module per mode, imported when asked for.
 
-Everything that can be refused without JAX is refused here, before a mode is imported.
+What can be refused without data is refused here, before a mode is imported.
 """
 
 import importlib
@@ -11,7 +11,6 @@ import ml_collections
 
 from m4.config import Flags
 from m4.errors import ConfigError
-from m4.run import raw
 
 
 def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
@@ -26,6 +25,8 @@ def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
 
         trained.require(config, flags.workdir, flags.on)
     elif config is not None and not without_data:
+        from m4.run import raw
+
         raw.require(config, flags.config)
     name = flags.mode if flags.on is None else "new"
     mode = importlib.import_module(f"m4.modes.{name}")
