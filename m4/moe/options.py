@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from m4.moe import route
+from m4.moe.engine import dispatch, mesh
 from m4.moe.product_keys import ProductKeys
 from m4.resolve import resolve
 
@@ -46,15 +47,11 @@ class MoEOptions:
     outer_gate: str = "laplace"  # between groups, of the 'hierarchical' router
     gate_options: Mapping[str, Any] = FrozenDict()
     router_options: Mapping[str, Any] = FrozenDict()
-    engine: Literal["auto", "dense", "dropless", "capacity", "capacity_prioritised", "ragged"] = (
-        "auto"  # see `m4.moe.engine.dispatch`
-    )
+    engine: dispatch.Engine = "auto"
     capacity: float | None = None  # rows that an expert serves over the mean load N K / E
-    exchange: Literal["auto", "all_to_all", "ragged_all_to_all", "all_gather", "replicated"] = (
-        "auto"  # of rows between devices, see `m4.moe.engine.mesh`
-    )
+    exchange: mesh.Exchange = "auto"  # of rows between devices
     slack: float = 1.25  # rows of a bucket that travels, over the mean
-    overflow: Literal["exact", "drop"] = "exact"  # what becomes of rows that fit in no bucket
+    overflow: mesh.Overflow = "exact"  # what becomes of rows that fit in no bucket
     replicas: int = 0  # hot experts that every device of a mesh runs for its own tokens
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ Letters: N tokens, E experts, K chosen experts, D input, F hidden and O output w
 """
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from m4.moe.engine.grouped import Layout, grouped_mlp, make_plan
 from m4.moe.experts import ExpertParams, Functions, cast
 from m4.types import Array, Routing
 
-ENGINES = ("auto", "dense", "dropless", "capacity", "capacity_prioritised", "ragged")
+Engine = Literal["auto", "dense", "dropless", "capacity", "capacity_prioritised", "ragged"]
 
 
 def apply_experts(
@@ -57,8 +57,8 @@ def apply_experts(
     Raises ValueError for an unknown engine, for a capacity that is not positive, and for 'ragged'
     where it would cost E times the work.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"moe.engine={engine!r}; choose one of {', '.join(ENGINES)}")
+    if engine not in (engines := get_args(Engine)):
+        raise ValueError(f"moe.engine={engine!r}; choose one of {', '.join(engines)}")
     if capacity is not None and not capacity > 0:
         raise ValueError(f"moe.capacity={capacity} must be positive")
     num_tokens, k = routing.experts.shape

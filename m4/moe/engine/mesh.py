@@ -54,7 +54,8 @@ from m4.moe.engine.grouped import make_plan
 from m4.moe.experts import ExpertParams, Functions, cast
 from m4.types import Array, Routing
 
-Exchange = Literal["all_to_all", "ragged_all_to_all", "all_gather", "replicated"]
+Exchange = Literal["auto", "all_to_all", "ragged_all_to_all", "all_gather", "replicated"]
+Overflow = Literal["exact", "drop"]
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,9 @@ def apply_experts(
     *,
     mesh: Mesh | AbstractMesh | None = None,
     axes: Axes = Axes(),  # noqa: B008 (frozen)
-    exchange: Exchange | Literal["auto"] = "auto",
+    exchange: Exchange = "auto",
     slack: float = 1.25,
-    overflow: Literal["exact", "drop"] = "exact",
+    overflow: Overflow = "exact",
     engine: str = "auto",
     capacity: float | None = None,
     replicas: int = 0,
@@ -195,8 +196,8 @@ def bucket_rows(num_tokens: int, k: int, num_devices: int, slack: float = 1.25) 
 
 def _check(local, overflow):
     if local.exchange not in (exchanges := get_args(Exchange)):
-        raise ValueError(f"moe.exchange={local.exchange!r}; choose auto or {', '.join(exchanges)}")
-    if overflow not in ("exact", "drop"):
+        raise ValueError(f"moe.exchange={local.exchange!r}; choose one of {', '.join(exchanges)}")
+    if overflow not in get_args(Overflow):
         raise ValueError(f"moe.overflow={overflow!r}; choose exact or drop")
     if not 0 <= local.replicas <= local.num_experts:
         raise ValueError(f"moe.replicas={local.replicas} must be in [0, {local.num_experts}]")
