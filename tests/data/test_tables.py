@@ -125,6 +125,7 @@ BAD = {
     "no column": (EVENTS.replace("item", "itme"), "events.csv: has no column 'item'"),
     "two of a name": (EVENTS.replace("item", "value"), "two columns have the same name"),
     "empty": ("", "events.csv: is empty"),
+    "an endless header": ("patient" * 30_000 + EVENTS, "events.csv, line 1: is no header"),
     "cut in quotes": (EVENTS[: EVENTS.index("lines")], "events.csv: ends within quotes"),
 }
 

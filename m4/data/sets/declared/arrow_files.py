@@ -221,7 +221,10 @@ def _header(path: Path) -> list[str]:
         first = io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig").readline()
     if not first.strip():
         raise DataError(f"{path}: is empty")
-    return [name.strip() for name in next(csv.reader([first]))]
+    try:
+        return [name.strip() for name in next(csv.reader([first]))]
+    except csv.Error as error:
+        raise DataError(f"{path}, line 1: is no header ({type(error).__name__})") from None
 
 
 class Checked(io.RawIOBase):
