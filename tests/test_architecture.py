@@ -376,3 +376,8 @@ def test_the_page_has_the_same_rooms():
     table = page[page.index("| room |") : page.index("## Laws")]
     named = {name.strip("/").removesuffix(".py") for name in re.findall(r"`m4/([\w/.<>]+)`", table)}
     assert {name.partition("/<")[0].replace("/", ".") for name in named} == {*ALLOWED, *EDGE}
+
+
+def test_configurations_are_differences():
+    lines = sum(len(path.read_text().splitlines()) for path in (ROOT / "configs").glob("*.py"))
+    assert 300 < lines <= 700
