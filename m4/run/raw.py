@@ -5,14 +5,19 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import ml_collections
 
 from m4 import config as configs
 from m4.config import program, rules
 from m4.data import data_sets, missing
+from m4.data.batch import empty
 from m4.errors import ConfigError, DataError
 from m4.run.method import make_method
 from m4.specs import DataSpec
+from m4.train.remat import layers
+from m4.train.step import init_params
+from m4.types import Method
 
 
 def folders(config: ml_collections.ConfigDict) -> tuple[Path, Path]:
@@ -32,7 +37,9 @@ def require(config: ml_collections.ConfigDict, source: str | None) -> None:
     spec = schema(config)
     problems = rules.data_problems(config.to_dict(), spec)
     try:
-        make_method(config.method.to_dict(), spec, text=config.text, image=config.image)
+        method = make_method(config.method.to_dict(), spec, text=config.text, image=config.image)
+        if config.train.remat == "layer":
+            _require_layers(method, spec)
     except ConfigError as error:
         problems += error.args
     for section in ("train", "eval"):
@@ -52,6 +59,16 @@ def require(config: ml_collections.ConfigDict, source: str | None) -> None:
         if len(absent) > 3:
             absent[2:] = [f"and {len(absent) - 2} more files"]
         raise DataError(*absent, where, _without_files(source))
+
+
+def _require_layers(method: Method, spec: DataSpec) -> None:
+    """Raises ConfigError for a method of which `train.remat` finds no layer."""
+    params = jax.eval_shape(lambda: init_params(method, empty(spec, 2), seed=0))
+    if not layers(params):
+        raise ConfigError(
+            "train.remat='layer': this method has no numbered layers (time_0, layer_1) to compute"
+            " again; 'dots' needs none"
+        )
 
 
 def schema(config: ml_collections.ConfigDict) -> DataSpec:

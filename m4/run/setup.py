@@ -27,7 +27,6 @@ from m4.train import optim
 from m4.train import step as train_step
 from m4.train.checkpoint import abstract
 from m4.train.precision import Precision
-from m4.train.remat import layers
 from m4.types import Batch, Method
 
 
@@ -82,11 +81,6 @@ def make_model(
     fresh = functools.partial(fresh, spike_window=config.train.spike_window)
     init, state = _init(method, tx, first, mesh, seed=config.seed, fresh=fresh)
     require_any_length(method, [like(cut, len(first.uid), mesh) for cut in cuts], mesh)
-    if config.train.remat == "layer" and not layers(state.params):
-        raise ConfigError(
-            "train.remat='layer': this method has no numbered layers (time_0, layer_1) to compute"
-            " again; 'dots' needs none"
-        )
     how = {name: config.train[name] for name in ("precision", "remat", "accumulate")}
     step = train_step.make_step(method, tx, seed=config.seed, ema=ema, platform=platform, **how)
     precision = config.train.precision

@@ -56,3 +56,4 @@ def test_what_does_not_fit_is_refused(place, capsys, flag, words):
     kind = ("--config.train.missing.kind=mcar",) if "rate" in flag else ()
     assert run(place, *kind, f"--config.{flag}", workdir="never") == 2
     assert words in capsys.readouterr().err
+    assert not (place / "never").exists()  # before anything is built
