@@ -63,7 +63,7 @@ def names() -> tuple[str, ...]:
 
 def layout_of(name: str) -> Callable[[Any], Layout]:
     """The function `layout` of a method's `torch_layout.py`."""
-    return importlib.import_module(f"{methods.__name__}.{name}.torch_layout").layout
+    return importlib.import_module(f"m4.methods.{name}.torch_layout").layout
 
 
 def fidelity_of(name: str) -> str:
