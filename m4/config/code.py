@@ -17,7 +17,7 @@ from typing import Any
 from m4 import resolve
 from m4.data import data_sets
 
-METHODS = "m4.methods"
+METHODS, FOLDER = "m4.methods", Path(__file__).parents[1] / "methods"
 FILES = {"m4": "model", "paper": "paper", "released": "released"}  # fidelity -> file of a method
 SIZES = ("width", "hidden", "depth", "heads", "patch", "rank")  # beside num_* and top_k*
 
@@ -42,14 +42,13 @@ def layer() -> ModuleType:
 
 def method_names() -> tuple[str, ...]:
     """The methods in `m4.methods`: its files, and its folders with a `model.py`."""
-    folder = Path(importlib.import_module(METHODS).__file__ or "").parent
-    names = {p.stem for p in folder.glob("[!_]*.py")}
-    return tuple(sorted(names | {p.parent.name for p in folder.glob("*/model.py")}))
+    names = {p.stem for p in FOLDER.glob("[!_]*.py")}
+    return tuple(sorted(names | {p.parent.name for p in FOLDER.glob("*/model.py")}))
 
 
 def method_modules(name: str) -> dict[str, str]:
     """Fidelity -> module of one of m4's methods."""
-    folder = Path(importlib.import_module(METHODS).__file__ or "").parent / name
+    folder = FOLDER / name
     if not folder.is_dir():
         return {"m4": f"{METHODS}.{name}"}
     files = {k: v for k, v in FILES.items() if (folder / f"{v}.py").is_file()}
@@ -62,7 +61,7 @@ def method_class(name: str, fidelity: str = "m4") -> type:
     if ":" in name:
         return _require_method(name, resolve.resolve(name, METHODS))
     place = method_modules(name)[fidelity]
-    for found in vars(importlib.import_module(place)).values():
+    for found in vars(resolve.module(place, METHODS)).values():
         own = isinstance(found, type) and found.__module__ == place
         if own and not found.__name__.startswith("_") and hasattr(found, "loss"):
             return _require_method(place, found)
