@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
+from m4 import maths
 from m4.methods.flexmoe import bank, completeness
 from m4.methods.flexmoe.model import FlexMoE
 from m4.methods.flexmoe.paper import PaperFlexMoE
 from m4.methods.flexmoe.patches import PatchTokens
 from m4.methods.flexmoe.released import ReleasedFlexMoE
 from m4.moe.routers import top_k
-from m4.nn import presence
 from m4.nn.encoders.volume import VolumeEncoder
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Routing, Stream
@@ -74,9 +74,9 @@ def test_parameter_tree_of_the_default_configuration():
 def test_combination_index_follows_the_authors_enumeration():
     names = ["IGCB", "IGC", "IGB", "ICB", "GCB", "IG", "IC", "IB", "GC", "GB", "CB", *"IGCB"]
     bits = np.array([[letter in name for letter in "IGCB"] for name in names])
-    np.testing.assert_array_equal(presence.combination_index(bits), np.arange(15))
-    np.testing.assert_array_equal(presence.combinations(4), bits)
-    assert presence.combination_index(np.zeros((1, 4), bool)) == 15
+    np.testing.assert_array_equal(maths.combination_index(bits), np.arange(15))
+    np.testing.assert_array_equal(maths.combinations(4), bits)
+    assert maths.combination_index(np.zeros((1, 4), bool)) == 15
 
 
 def test_combination_index_of_many_modalities():
@@ -84,12 +84,12 @@ def test_combination_index_of_many_modalities():
     bits = rng.random((20, 17)) < 0.7
     table = {s.tobytes(): i for i, s in enumerate(_enumerate(17))}
     expected = np.array([table[row.tobytes()] for row in bits])
-    np.testing.assert_array_equal(presence.combination_index(bits), expected)
-    np.testing.assert_array_equal(presence.combination_index(bits, modulo=7), expected % 7)
-    many = presence.combination_index(np.ones((1, 60), bool), modulo=9)
+    np.testing.assert_array_equal(maths.combination_index(bits), expected)
+    np.testing.assert_array_equal(maths.combination_index(bits, modulo=7), expected % 7)
+    many = maths.combination_index(np.ones((1, 60), bool), modulo=9)
     assert many == 0
     with pytest.raises(ValueError, match="60 modalities have more combinations"):
-        presence.combination_index(np.ones((1, 60), bool))
+        maths.combination_index(np.ones((1, 60), bool))
 
 
 def _enumerate(num):
@@ -104,7 +104,7 @@ def _enumerate(num):
 @pytest.mark.parametrize("num", [2, 3, 4])
 def test_factorised_bank_equals_the_full_bank(num):
     cells = np.random.default_rng(num).normal(size=(2**num - 1, num, 2, 3)).astype(np.float32)
-    present = presence.combinations(num)
+    present = maths.combinations(num)
     x = np.full((len(present), num, 2, 3), 7.0, np.float32)
     full = bank.FullBank().apply({"params": {"cells": cells}}, x, present)
     factors = bank.FactorisedBank(rank=15).apply({"params": bank.factorise(cells)}, x, present)
@@ -115,7 +115,7 @@ def test_factorised_bank_equals_the_full_bank(num):
 
 
 def test_factorised_bank_starts_as_a_full_one_while_the_rank_lasts():
-    x, present = np.zeros((7, 3, 1, 2), np.float32), presence.combinations(3)
+    x, present = np.zeros((7, 3, 1, 2), np.float32), maths.combinations(3)
     params = bank.FactorisedBank(rank=7).init(jax.random.key(0), x, present)["params"]
     full = bank.FullBank().apply({"params": {"cells": params["value"]}}, x, present)
     np.testing.assert_array_equal(
@@ -224,9 +224,9 @@ def test_aux_losses_reach_the_total():
 
 
 def test_combinations_share_experts_in_m4_but_not_that_of_complete_rows():
-    pattern = np.asarray(completeness.pattern(presence.combinations(5), 4))
+    pattern = np.asarray(completeness.pattern(maths.combinations(5), 4))
     assert pattern[0] == 0 and set(pattern[1:]) == {1, 2, 3}
-    enough = completeness.pattern(presence.combinations(3), 8)
+    enough = completeness.pattern(maths.combinations(3), 8)
     np.testing.assert_array_equal(enough, np.arange(7))
 
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from m4 import maths
 from m4.methods.flexmoe import completeness
 from m4.methods.flexmoe import torch_layout as table
 from m4.methods.flexmoe.released import ReleasedFlexMoE
 from m4.moe import gates, routers
-from m4.nn import presence
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, Stream, Target
 from tests.filler import filled, filler, state_dict
@@ -68,7 +68,7 @@ def params_from(state, method):
 
 def golden_batch(combinations):
     """Rows with the given combinations of modalities."""
-    present_BM = presence.combinations(NUM)[combinations]
+    present_BM = maths.combinations(NUM)[combinations]
     inputs = {}
     for m, name in enumerate(SPEC.modality_names):
         here_B1 = present_BM[:, m : m + 1]
