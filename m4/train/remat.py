@@ -34,10 +34,12 @@ def rematerialised(remat: Remat, forward: Callable) -> Callable:
 
 
 def layers(params: Any) -> list[str]:
-    """Names of the numbered layers that a tree of parameters has."""
+    """Names of the numbered layers that a tree of parameters has, counted from 0."""
     paths = jax.tree_util.tree_leaves_with_path(params)
     names = {str(getattr(part, "key", part)) for path, _ in paths for part in path}
-    return sorted(name for name in names if _LAYER.fullmatch(name))
+    firsts = {name.removesuffix("_0") for name in names if name.endswith("_0")}
+    numbered = {name for name in names if _LAYER.fullmatch(name)}
+    return sorted(name for name in numbered if name.rpartition("_")[0] in firsts)
 
 
 class _Layers:

@@ -12,6 +12,7 @@ from m4.train import step as steps
 from tests import properties
 
 NAMES = code.method_names()
+FAST = {"xla_backend_optimization_level": 0}
 SIZES = {"width": 8, "depth": 2, "num_heads": 2, "num_queries": 3, "dropout": 0.0}
 SIZES |= {"task_width": 8, "statistics_hidden": 4, "embed_time": 4}
 MOE = {"num_experts": 10, "top_k": 2, "hidden": 8}
@@ -26,12 +27,12 @@ def small(name: str, *, moe=(), **fields):
         fields["moe"] = dataclasses.replace(known["moe"], **options)
     sizes = {k: v for k, v in SIZES.items() if k in known}
     none = {"aux_weights": FrozenDict()} if "aux_weights" in known else {}
-    return cls(data=properties.SPEC, **(sizes | none | fields))
+    return cls(data=properties.PAIR, **(sizes | none | fields))
 
 
 def batch(rows: int = 16):
     """Rows of which some have no label, some no weight: the last ones, so that parts differ."""
-    found = properties.random_batch(properties.SPEC, rows=rows)
+    found = properties.random_batch(properties.PAIR, rows=rows)
     for target in found.targets.values():
         target.mask[rows // 2 :: 3] = 0
     found.targets["death"].mask[: 3 * rows // 4] = 0
@@ -41,4 +42,5 @@ def batch(rows: int = 16):
 
 def params(method, first):
     """Fresh parameters, without boxes."""
-    return jax.jit(lambda: sharding.unbox(steps.init_params(method, first, seed=0)))()
+    init = jax.jit(lambda: sharding.unbox(steps.init_params(method, first, seed=0)))
+    return init.lower().compile(FAST)()

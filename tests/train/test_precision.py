@@ -31,7 +31,7 @@ def equations(program):
 @pytest.mark.parametrize("name", methods.NAMES)
 def test_only_products_read_bfloat16(name):
     batch, method = methods.batch(), methods.small(name)
-    params = jax.eval_shape(lambda: methods.params(method, batch))
+    params = methods.params(method, batch)
     step = make_step(method, optax.sgd(0.1), seed=0, precision="bfloat16", platform="gpu")
     program = jax.make_jaxpr(step.gradient)(params, batch, jnp.int32(0))
     narrow = exact = 0
@@ -61,7 +61,7 @@ def test_a_gate_from_outside_keeps_float32():
     name = f"{__name__}:{outside.__name__}"
     method = methods.small("fusemoe", depth=1, moe={"gate": name, "router": "top_k"})
     batch = methods.batch()
-    params = jax.eval_shape(lambda: methods.params(method, batch))
+    params = methods.params(method, batch)
 
     def logits(params, batch):
         out = method.apply({"params": params}, batch, train=False)
@@ -78,7 +78,7 @@ def test_a_gate_from_outside_keeps_float32():
 def test_programs_on_a_mesh_are_entered():
     """Experts on two devices run inside `shard_map`."""
     method, batch = methods.small("fusemoe", depth=1), methods.batch()
-    params = jax.eval_shape(lambda: methods.params(method, batch))
+    params = methods.params(method, batch)
     with context(sharding.make_mesh({"expert": 2})):
         step = make_step(method, optax.sgd(0.1), seed=0, precision="bfloat16", platform="gpu")
         traced = jax.jit(step.gradient).trace(params, batch, jnp.int32(0))
