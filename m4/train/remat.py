@@ -1,7 +1,7 @@
 """Less memory for more arithmetic: what the backward pass computes again, `train.remat`.
 
-- 'layer': every numbered layer (`time_0`, `msoe_0_experts`: a submodule whose name ends in a
-  number, or in a number and 'attention' or 'experts'; norms and dropout aside) from its inputs;
+- 'layer': every numbered layer (`time_0`, `msoe_0_experts`: a submodule with a number in its
+  name, norms and dropout aside) from its inputs;
 - 'dots': everything but the results of matrix products.
 
 Random numbers are drawn again alike, so losses and gradients are those of 'none'.
@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 
 Remat = Literal["none", "layer", "dots"]
-_LAYER = re.compile(r"(?!drop|norm)[a-z]\w*_\d+(_attention|_experts)?")
+_LAYER = re.compile(r"(?!drop|norm)([a-z]\w*?)_(\d+)(?:_(?!drop|norm)[a-z]\w*)?")
 
 
 def rematerialised(remat: Remat, forward: Callable) -> Callable:
@@ -37,9 +37,9 @@ def layers(params: Any) -> list[str]:
     """Names of the numbered layers that a tree of parameters has, counted from 0."""
     paths = jax.tree_util.tree_leaves_with_path(params)
     names = {str(getattr(part, "key", part)) for path, _ in paths for part in path}
-    firsts = {name.removesuffix("_0") for name in names if name.endswith("_0")}
-    numbered = {name for name in names if _LAYER.fullmatch(name)}
-    return sorted(name for name in numbered if name.rpartition("_")[0] in firsts)
+    found = {name: match for name in names if (match := _LAYER.fullmatch(name))}
+    firsts = {match[1] for match in found.values() if match[2] == "0"}
+    return sorted(name for name, match in found.items() if match[1] in firsts)
 
 
 class _Layers:
