@@ -67,9 +67,39 @@ def test_c_index_by_hand():
     known = np.ones((5, 2), bool)
     found = metrics.score(TASK, LABEL, known, np.repeat(RISK[:, None], 3, 1))["c_index"]
     np.testing.assert_allclose(found.value, 4.5 / 6)
-    alike = np.stack([np.ones(5), np.arange(5) % 2], 1)
+    alike = np.ones((5, 2))
     none = metrics.score(TASK, alike, known, np.ones((5, 3)))["c_index"]
     assert np.isnan(none.value) and none.note == "no comparable pair"
+
+
+@pytest.mark.parametrize(
+    ("time", "event", "risk", "expected"),
+    [
+        # 1 beats all four later; the events at 2 have the censored one at 2 and the one at 3 later.
+        ([1, 2, 2, 2, 3], [1, 1, 1, 0, 0], [5, 4, 1, 3, 2], 6 / 8),
+        ([5, 5], [1, 0], [0.1, 0.9], 0.0),
+        ([5, 5, 5, 5], [1, 0, 0, 0], [4, 3, 2, 1], 1.0),
+    ],
+)
+def test_who_is_censored_at_the_time_of_an_event_outlived_it(time, event, risk, expected):
+    label = np.stack([time, event], 1).astype(float)
+    chance = np.repeat(np.array(risk, float)[:, None], 3, 1)
+    found = metrics.score(TASK, label, np.ones(label.shape, bool), chance)["c_index"]
+    np.testing.assert_allclose(found.value, expected)
+
+
+def test_c_index_counts_the_pairs_of_the_definition():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        time, event = rng.integers(1, 6, 12), rng.integers(0, 2, 12)
+        risk, good, pairs = rng.integers(0, 4, 12), 0.0, 0
+        for i, j in np.ndindex(12, 12):
+            if event[i] and (time[i] < time[j] or (time[i] == time[j] and not event[j])):
+                pairs, good = pairs + 1, good + (risk[i] > risk[j]) + 0.5 * (risk[i] == risk[j])
+        label = np.stack([time, event], 1).astype(float)
+        chance = np.repeat(risk[:, None] / 3, 3, 1)
+        found = metrics.score(TASK, label, np.ones((12, 2), bool), chance)["c_index"]
+        assert found.value == pytest.approx(good / pairs, nan_ok=True)
 
 
 def test_weighted_c_index_equals_repeated_rows():

@@ -143,12 +143,13 @@ def c_index(
 ) -> np.ndarray:
     """Harrell's C f64[B]: the share of comparable pairs in which the earlier has the higher risk.
 
-    A pair is comparable when the earlier of two times is an event (Harrell 1982); it counts
-    w_i w_j, ties in risk half. By blocks of events, so that the N x N table never exists.
+    A pair is comparable when the earlier of two times is an event; who is censored at the time of
+    an event outlived it (Harrell 1982; R's survival, lifelines and scikit-survival agree). It
+    counts w_i w_j, ties in risk half. By blocks of events, so that the N x N table never exists.
     """
     good_B, pairs_B = np.zeros(w_NB.shape[1]), np.zeros(w_NB.shape[1])
     for rows in np.array_split(np.flatnonzero(event_N), max(1, int(event_N.sum()) // 256)):
-        later = time_N > time_N[rows, None]
+        later = (time_N > time_N[rows, None]) | ((time_N == time_N[rows, None]) & ~event_N)
         above = (risk_N[rows, None] > risk_N) + 0.5 * (risk_N[rows, None] == risk_N)
         pairs_B += np.einsum("ib,ib->b", w_NB[rows], later.astype(np.float32) @ w_NB)
         good_B += np.einsum("ib,ib->b", w_NB[rows], (later * above).astype(np.float32) @ w_NB)
@@ -344,7 +345,8 @@ def _notes(
         each = [_one_class(y[:, 0] == c) for c in range(p.shape[1])]
         return {"auroc_macro": _left_out(each, "auroc", "classes")}
     if task.kind == "survival":
-        comparable = (y[:, 1] > 0) & (y[:, 0] < y[:, 0].max())
+        last = y[:, 0].max()
+        comparable = (y[:, 1] > 0) & ((y[:, 0] < last) | (y[y[:, 0] == last, 1] == 0).any())
         return {} if comparable.any() else {"c_index": "no comparable pair"}
     if task.kind != "regression":
         return {}
