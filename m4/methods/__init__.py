@@ -1,1 +1,1 @@
-"""The published methods, one file each; no file imports a sibling."""
+"""The published methods, a folder each; no folder imports another."""

@@ -99,6 +99,11 @@ class ProductKeys(nn.Module):
             raise ValueError(
                 f"losses: the router product_keys has none, and no {', '.join(losses)}"
             )
+        for name, without in {"num_shared": 0, "output": None, "dtype": None}.items():
+            if (value := getattr(options, name)) != without:
+                raise ValueError(
+                    f"moe.{name}={value!r}: the experts of product_keys do not have it"
+                )
         return cls(
             options.num_experts,
             options.top_k,

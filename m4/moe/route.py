@@ -181,7 +181,13 @@ class Parts:
                 "outer_gate", self.outer, x_ND, options=options, **given, **params["outer"]
             )
         args, options = (self.router, logits_NE, valid_N), self.router_options
-        return _call("router", *args, options=options, **given, **extra)
+        routing = _call("router", *args, options=options, **given, **extra)
+        if (num := routing.logits.shape[-1]) != (own := inputs.others.get("num_experts", num)):
+            raise ValueError(
+                f"moe.router: {self.router.__name__} got scores of {num} experts, not of {own}; "
+                "num_slots is for the router 'soft' alone"
+            )
+        return routing
 
 
 def named(field: str, name: str, room: str) -> Any:

@@ -182,6 +182,7 @@ def test_overflow_drops_on_a_mesh():
             "router: 6 experts cannot form 4 equal groups",
         ),
         ({"router": "soft", "share": "permod"}, "share must be 'joint'"),
+        ({"num_slots": 2}, "router: top_k got scores of 12 experts, not of 6; num_slots"),
     ],
 )
 def test_what_cannot_be_is_told_and_refused(changes, told):

@@ -84,6 +84,9 @@ def test_every_parameter_gets_a_gradient_and_garbage_none(top_k):
         ({"num_experts": 9, "top_k": 4}, (), r"top_k=4 must be in [1, 3], the sub-keys per side"),
         ({"share": "permod"}, (), "share must be 'joint': product keys"),
         ({}, ("importance",), "losses: the router product_keys has none, and no importance"),
+        ({"num_shared": 1}, (), "num_shared=1: the experts of product_keys do not have it"),
+        ({"output": "softmax"}, (), "output='softmax': the experts of product_keys do not have it"),
+        ({"dtype": "bfloat16"}, (), "dtype='bfloat16': the experts of product_keys do not have it"),
         ({"router_options": {"num_head": 2}}, (), "unexpected keyword argument 'num_head'"),
     ],
 )
