@@ -218,6 +218,7 @@ from m4.specs import DataSpec
 
 class Mine(FuseMoE):
     extra: int = 3
+    fidelity: str = 'mine'
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -266,6 +267,8 @@ def test_a_subclass_outside_has_inherited_and_own_fields(outside, toy):
     made = make_method(config.method.to_dict(), spec)
     assert type(made).__name__ == "Mine" and (made.extra, made.width) == (7, 4)
     assert made.moe.gate == "gaussian" and made.moe.share == "permod"  # FuseMoE's own default
+    config = load(toy, name, "--config.method.fidelity=yours")  # a field like any other
+    assert make_method(config.method.to_dict(), spec).fidelity == "yours"
     (line,) = problems(toy, name, "--config.method.extr=7")
     assert "method.extr: no such field; did you mean extra?" in line
     (line,) = problems(toy, f"--config.method.name={outside}:no_method")

@@ -36,7 +36,8 @@ def make_method(
     """
     given = {k: FrozenDict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
     name = given.pop("name")
-    cls = code.method_class(name, given.pop("fidelity", "m4"))
+    fidelity = "m4" if ":" in name else given.pop("fidelity", "m4")  # outside, a field like others
+    cls = code.method_class(name, fidelity)
     defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(cls)}
 
     def make(data: DataSpec) -> Method:
