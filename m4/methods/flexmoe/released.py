@@ -94,7 +94,7 @@ class ReleasedFlexMoE(nn.Module):
         every_BMT = jnp.ones(x_BTD.shape[:2], bool)[:, None]  # tokens of the bank are read
         a_BTD = drop[0](attend(norm[0](x_BTD)[:, None], every_BMT, train=train)[:, 0])
         h_BTD = x_BTD + a_BTD if self.attention == "residual" else a_BTD + drop[2](a_BTD)
-        theirs = (self.moe.gate, self.moe.router) == ("linear", "noisy_top_k")
+        theirs = self.moe.gate == "linear" and self.moe.router in ("noisy_top_k", "top_k")
         y_BTD, routed = feed_forward(
             i, norm[1](h_BTD), present_BM, routable_B, self._softmax_last(),
             completeness.chosen(self.aux_weights), dropout=self.dropout, kernel_init=per_both,
