@@ -15,6 +15,7 @@ Letters: B rows of a batch, N rows of a split, T positions, M modalities.
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ def mar(
     `strength` is the log-odds per standard deviation of the driver within the split. Rows
     without the driver count as average. The driver itself must have rate 0.
     """
-    spec, level_N = split.spec, strength * _level(split, driver, feature)
+    spec, level_N = split.spec, _strength(strength) * _level(split, driver, feature)
     rates_M = by_modality(spec, rate)
     if rates_M[spec.modality_names.index(driver)] > 0:
         raise ValueError(f"the driver {driver!r} must stay; give the other modalities rates")
@@ -84,8 +85,12 @@ def mnar(
     strength: float = 2.0,
 ) -> Plan:
     """Lose a modality more often where its own feature (`features` by modality, else 0) is high."""
-    rates_M, features = by_modality(split.spec, rate), features or {}
-    require(split.spec, features)
+    rates_M, strength = by_modality(split.spec, rate), _strength(strength)
+    features = {} if features is None else features
+    if not isinstance(features, Mapping):
+        raise ValueError(f"features {features!r} must be by modality, as in {{'vitals': 0}}")
+    for name, feature in features.items():
+        _number(split.spec, name, feature)
     lossy = [n for n, r in zip(split.spec.modality_names, rates_M, strict=True) if r > 0]
     scores = {name: strength * _level(split, name, features.get(name, 0)) for name in lossy}
     return _lose_highest(split, rng, scores, rates_M)
@@ -103,9 +108,13 @@ def blocks(
     `groups` are modalities by the name of their group, `rate` is by that name too, 0 if not named.
     """
     names = split.spec.modality_names
+    if not isinstance(groups, Mapping) or not all(
+        isinstance(group, list | tuple) and group for group in groups.values()
+    ):
+        raise ValueError(f"groups {groups!r} must be lists of modalities by name of their group")
     require(split.spec, [name for group in groups.values() for name in group])
     if not isinstance(rate, Mapping) or {*rate} - {*groups}:
-        raise ValueError(f"rate {rate} must be by group; groups are {', '.join(groups)}")
+        raise ValueError(f"rate {rate} must be by group; groups are {', '.join(map(str, groups))}")
     require_share(rate.values())
     drop_NM = np.zeros_like(split.present_NM)
     for group, share in rate.items():
@@ -129,7 +138,7 @@ def gaps(split: Split, rng: np.random.Generator, *, rate: Rates, share: float) -
     untimed = [m.name for m, r in zip(modalities, rates_M, strict=True) if r and not m.timed]
     if untimed:
         raise ValueError(f"gaps are in time; without times: {', '.join(untimed)}")
-    require_share([share])
+    require_share([share], "share")
     run_NM = np.full(split.present_NM.shape, -1.0)
     for m, wanted in enumerate(rates_M):
         rows = _some(rng, np.flatnonzero(split.present_NM[:, m]), wanted)
@@ -199,7 +208,7 @@ def _plan(split: Split, options: Mapping[str, Any], seed: int) -> Plan:
     """What `options` make of a split."""
     arguments = dict(options)
     kind = arguments.pop("kind", None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
     known = [*inspect.signature(KINDS[kind]).parameters.values()][2:]
     names = [parameter.name for parameter in known]
@@ -242,18 +251,30 @@ def _some(rng: np.random.Generator, rows: np.ndarray, rate: float) -> np.ndarray
 
 def _level(split: Split, name: str, feature: int | str) -> np.ndarray:
     """f64[N]: mean of a feature over what was observed, standardised; 0 where absent."""
-    require(split.spec, [name])
-    modality = split.spec.modality(name)
-    features = modality.features or tuple(map(str, range(modality.shape[-1])))
-    number = features.index(feature) if feature in features else feature
-    if not isinstance(number, int) or not 0 <= number < len(features):
-        raise ValueError(f"feature {feature!r} of {name!r}: it has {', '.join(features)}")
-    mean_N = split.mean(name, number)
+    mean_N = split.mean(name, _number(split.spec, name, feature))
     known_N = ~np.isnan(mean_N)
     if not known_N.any():
         return np.zeros(len(mean_N))
     centred_N = np.where(known_N, mean_N - mean_N[known_N].mean(), 0)
     return centred_N / max(mean_N[known_N].std(), 1e-12)
+
+
+def _number(spec: DataSpec, name: str, feature: int | str) -> int:
+    """A feature's place among those of a modality. Raises ValueError if there is none."""
+    require(spec, [name])
+    modality = spec.modality(name)
+    features = modality.features or tuple(map(str, range(modality.shape[-1])))
+    number = features.index(feature) if feature in features else feature
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(features):
+        raise ValueError(f"feature {feature!r} of {name!r}: it has {', '.join(features)}")
+    return number
+
+
+def _strength(value: float) -> float:
+    """Log-odds that were asked for. Raises ValueError for what are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"strength {value!r} must be a finite number")
+    return value
 
 
 def _means(store: Store) -> Callable[[str, int], np.ndarray]:

@@ -10,6 +10,7 @@ Letters: B rows, T positions, M modalities.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -125,19 +126,19 @@ def _present(spec: DataSpec, batch: Batch) -> np.ndarray:
     return np.stack([batch.inputs[name].present for name in spec.modality_names], axis=-1)
 
 
-def require(spec: DataSpec, names: Iterable[str]) -> None:
+def require(spec: DataSpec, names: Iterable[Any]) -> None:
     """Raises ValueError for a name that is no modality."""
-    unknown = sorted({*names} - {*spec.modality_names})
+    unknown = sorted({str(name) for name in names if name not in spec.modality_names})
     if unknown:
         listed = ", ".join(spec.modality_names)
         raise ValueError(f"{', '.join(unknown)}: no such modality; modalities are {listed}")
 
 
-def require_share(rates: Iterable[float]) -> None:
+def require_share(rates: Iterable[float], what: str = "rate") -> None:
     """Raises ValueError for what is no share."""
     for rate in rates:
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
-            raise ValueError(f"rate {rate!r} must be a number within 0..1")
+            raise ValueError(f"{what} {rate!r} must be a number within 0..1")
 
 
 def by_modality(spec: DataSpec, rates: Rates) -> np.ndarray:

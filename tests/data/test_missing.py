@@ -280,3 +280,30 @@ def test_wrong_options_are_refused_in_words():
         with pytest.raises(ValueError, match=words):
             missing.check(SPEC, options)
     missing.check(SPEC, {})
+
+
+def test_arguments_of_another_type_are_refused_in_words():
+    """A command line can hold any value; none ends in an internal error or is passed over."""
+    mar = {"kind": "mar", "rate": {"note": 0.5}, "driver": "vitals"}
+    mnar = {"kind": "mnar", "rate": {"note": 0.5}}
+    blocks = {"kind": "blocks", "rate": {"icu": 0.5}}
+    for options, words in (
+        ({"kind": ["mcar"], "rate": 0.1}, "must be one of mcar"),
+        ({"kind": "mcar", "rate": {1: 0.1, "x": 0.1}}, "1, x: no such modality"),
+        (mar | {"driver": None}, "None: no such modality"),
+        (mar | {"driver": ["vitals"]}, "no such modality"),
+        (mar | {"feature": True}, "feature True of 'vitals'"),
+        (mar | {"strength": "a"}, "strength 'a' must be a finite number"),
+        (mar | {"strength": None}, "strength None must be"),
+        (mar | {"strength": np.inf}, "strength inf must be"),
+        (mnar | {"strength": np.nan}, "strength nan must be"),
+        (mnar | {"features": 3}, "features 3 must be by modality"),
+        (mnar | {"features": "vitals"}, "features 'vitals' must be by modality"),
+        (mnar | {"features": {"vitals": 9}}, "feature 9 of 'vitals'"),  # also where it stays
+        (blocks | {"groups": ["icu"]}, "groups .* must be lists of modalities"),
+        (blocks | {"groups": {"icu": "vitals"}}, "groups .* must be lists of modalities"),
+        (blocks | {"groups": {"icu": []}}, "groups .* must be lists of modalities"),
+        ({"kind": "gaps", "rate": 0.5, "share": 2}, "share 2 must be a number within 0..1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            missing.check(SPEC, options)
