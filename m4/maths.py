@@ -4,10 +4,11 @@ Letters: N rows, E entries of a row, K largest of them, G blocks of J entries; B
 C combinations of them.
 """
 
+import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,6 +17,21 @@ import numpy as np
 from einops import rearrange
 
 Array = jax.Array
+EXACT = "m4_exact"  # in the name stack of what `exact` covers
+
+# --- precision ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Products inside keep float32, their gradients too, whatever `train.precision` says.
+
+    JAX forgets the precision asked for where it traces later: the rules of a `jax.custom_vjp`.
+    It keeps names.
+    """
+    with jax.default_matmul_precision("highest"), jax.named_scope(EXACT):
+        yield
+
 
 # --- activations and distributions --------------------------------------------------------------
 

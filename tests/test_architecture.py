@@ -32,7 +32,7 @@ ALLOWED = {
     | {"moe.engine"},
     "data": {"specs", "types", "resolve", "errors", "cells", "seal", "atomic"},
     "data.sets": {"data", "specs", "types", "resolve", "errors", "cells", "seal", "atomic"},
-    "train": {"types", "specs", "sharding", "errors", "seal", "atomic"},
+    "train": {"maths", "types", "specs", "sharding", "errors", "seal", "atomic"},
     "eval": {"maths", "types", "specs", "errors", "cells", "atomic"},
     "eval.report": {"eval", "specs", "errors", "cells", "atomic"},
 }  # fmt: skip

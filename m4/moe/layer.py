@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from m4.maths import exact
 from m4.moe import experts, route
 from m4.moe.engine import dispatch, mesh, slots
 from m4.moe.losses import statistics
@@ -71,7 +72,7 @@ class MoE(nn.Module):
         parts = self._parts()
         x_ND = jnp.where(valid_N[:, None], x_ND, 0)
         known = self._inputs(parts, x_ND, modality_N, num_rows, train, inputs)
-        with jax.default_matmul_precision("highest"):  # of any gate and router, also from outside
+        with exact():  # of any gate and router, also from outside
             routing, learned = self._route(parts, valid_N, known)
         y_NO, lost_NK = self._experts(x_ND, routing)
         y_NO = jnp.where(valid_N[:, None], y_NO, 0).astype(x_ND.dtype)

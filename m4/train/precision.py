@@ -3,8 +3,8 @@
 With 'bfloat16' every matrix product and convolution of a program, forwards and backwards, reads
 bfloat16 and adds up in float32. Nothing else changes: parameters, norms, softmax, losses, times,
 statistics, sums of gradients and the state stay float32. A product that asks for a precision
-(`jax.default_matmul_precision("highest")` around it, as around gates, routers and losses) keeps
-float32 too, and so does one inside a hand-written kernel.
+(`jax.default_matmul_precision("highest")` around it) keeps float32 too, and so does one inside a
+hand-written kernel or of what is `m4.maths.exact`, as gates, routers and losses are.
 
 It is one pass over the traced program, so a method needs no line for it, wherever it comes from.
 A CPU has no such products; there the numbers are rounded to bfloat16 and multiplied in float32,
@@ -17,6 +17,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+
+from m4.maths import EXACT
 
 Precision = Literal["float32", "bfloat16"]
 PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot_general")
@@ -69,6 +71,9 @@ def _narrowed(program: Any, rounding: tuple[core.Primitive, Any, dict[str, Any]]
         return y
 
     for equation in program.eqns:
+        if EXACT in str(equation.source_info.name_stack):
+            equations.append(equation)
+            continue
         if _is_wide_product(equation):
             invars = [operand(x, equation) for x in equation.invars[:2]] + equation.invars[2:]
             params = equation.params | {"preferred_element_type": equation.outvars[0].aval.dtype}

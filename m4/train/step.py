@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from m4 import sharding
+from m4.maths import exact
 from m4.train import guard, optim
 from m4.train.precision import Precision, in_precision
 from m4.train.remat import Remat, rematerialised
@@ -165,7 +166,7 @@ def _gradient(method: Method, seed: int, remat: Remat, accumulate: int) -> Calla
     def objective(params, batch, key, step):
         rngs = dict(zip(("dropout", "gate"), jax.random.split(key), strict=True))
         out = forward(params, batch, rngs)
-        with jax.default_matmul_precision("highest"):
+        with exact():
             loss, terms = method.loss(out, batch, step)
         return loss, (terms, {"loss": loss} | _logged(out))
 

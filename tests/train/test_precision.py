@@ -10,6 +10,7 @@ import pytest
 from jax.extend import core
 
 from m4 import sharding
+from m4.maths import exact
 from m4.run.setup import context
 from m4.train import optim
 from m4.train.precision import PRODUCTS, in_precision
@@ -73,6 +74,42 @@ def test_a_gate_from_outside_keeps_float32():
     ]
     exact = [e for e in products if e.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2]
     assert exact and all(x.aval.dtype == np.float32 for e in exact for x in e.invars)
+
+
+@jax.custom_vjp
+def written_by_hand(x, w):
+    """A gate with a gradient of its own, which JAX traces after the gate was left."""
+    return x @ w
+
+
+def forward(x, w):
+    return x @ w, (x, w)
+
+
+def backward(saved, dy):
+    x, w = saved
+    return dy @ w.T, x.T @ dy
+
+
+written_by_hand.defvjp(forward, backward)
+
+
+@pytest.mark.parametrize(("wrap", "exacts"), [(lambda f: f, 3), (jax.checkpoint, 4)])
+def test_gradients_by_hand_of_what_is_exact_keep_float32(wrap, exacts):
+    """Forwards, to both operands, and forwards once more where nothing is kept."""
+
+    def f(x, w):
+        with exact():
+            y = written_by_hand(x, w)
+        return jnp.sum(jnp.tanh(y) @ w)
+
+    take = jax.grad(wrap(f), argnums=(0, 1))
+    x, w = jnp.ones((2, 3)), jnp.ones((3, 3))
+    program = jax.make_jaxpr(in_precision("bfloat16", take, platform="gpu"))(x, w)
+    products = [e for e in equations(program) if e.primitive.name in PRODUCTS]
+    kinds = [{str(x.aval.dtype) for x in e.invars} for e in products]
+    assert kinds.count({"float32"}) == exacts, kinds
+    assert kinds.count({"bfloat16"}) == len(kinds) - exacts > 2, kinds
 
 
 def test_programs_on_a_mesh_are_entered():
