@@ -1,6 +1,7 @@
 """Names in a configuration -> Python objects, without a registry."""
 
 import ast
+import difflib
 import importlib
 import importlib.util
 from pathlib import Path
@@ -17,7 +18,9 @@ def resolve(name: str, default_module: str) -> Any:
     place = place or default_module
     found = getattr(importlib.import_module(place), attribute, None)
     if found is None:
-        raise ValueError(f"{place} has no {attribute!r}; it has: {', '.join(public_names(place))}")
+        close = difflib.get_close_matches(attribute, vars(importlib.import_module(place)), 1)
+        has = f"did you mean {close[0]}?" if close else f"it has: {', '.join(public_names(place))}"
+        raise ValueError(f"{place} has no {attribute!r}; {has}")
     return found
 
 

@@ -13,7 +13,8 @@ from m4 import config as configs
 from m4.config import code, program, rules
 from m4.errors import ConfigError
 from m4.eval import metrics
-from m4.run.method import make_method
+from m4.run import raw
+from m4.run.method import make_method, require_fit
 from m4.specs import METRICS, TaskSpec
 from tests import toy_data
 
@@ -103,7 +104,11 @@ MISTAKES = [
     ("--config.mesh.data=3", "train.batch_size=16", "multiple of mesh.data*fsdp*expert=3"),
     ("--config.mesh.expert=8", "method.num_experts=4", "multiple of mesh.expert=8"),
     ("--config.optim.warmup_steps=101", "optim.warmup_steps=101", "train.steps=100"),
-    ("--config.train=3", "train", "no such"),
+    ("--config.train=3", "train", "no such field, but a section; it has: accumulate, batch_size"),
+    ("--config.optim.lr.x=3", "optim.lr.x", "optim.lr is a value"),
+    ("--config.method.name=tests.toy:Tpy", "method.name='tests.toy:Tpy'", "did you mean Toy?"),
+    ("--config.method.name=nope.mod:Toy", "method.name='nope.mod:Toy'", "No module named 'nope'"),
+    ("--config.method.moe.gate=uniform", "method.moe", "no such section; method has: "),
 ]
 
 
@@ -299,6 +304,25 @@ def test_old_names_are_hints(name):
     assert f"method.{name}: no such field; did you mean {OLD[name]}?" in line
 
 
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        ("router=joint", "share=joint"),
+        ("router=permod", "share=permod"),
+        ("gate=soft", "router=soft"),
+    ],
+)
+def test_a_value_of_another_field_is_a_hint(value, meant):
+    (line,) = problems("configs/fusemoe_mimic.py:tiny", f"--config.method.moe.{value}")
+    assert line.endswith(f"; did you mean method.moe.{meant}?")
+
+
+def test_a_layer_is_checked_though_another_section_is_wrong():
+    wrong = ["--config.optim.lrr=1", "--config.method.moe.replicas=99"]
+    lines = problems("configs/fusemoe_mimic.py:tiny", *wrong)
+    assert len(lines) == 2 and "method.moe.replicas=99 must be at most" in lines[1]
+
+
 def test_a_misspelt_loss_or_weight_is_refused():
     def line(*args):
         return problems("configs/fusemoe_mimic.py:tiny", *args)[0]
@@ -405,6 +429,39 @@ def test_refused_at_once(wrong):
     assert done.stderr.startswith(f"m4: config error: {wrong}")
     seconds, *modules = done.stdout.split()
     assert float(seconds) < 1.5 and not HEAVY & {*modules}
+
+
+def test_shares_of_task_streams_name_tasks_of_the_data_set():
+    train = {"select": "death/auroc", "task_weights": {}, "stream_ratio": {"loss": 1.0, "los": -1}}
+    found = rules.data_problems({"train": train}, toy_data.spec())
+    assert found[0] == "train.stream_ratio.loss: tasks are death, los; did you mean los?"
+    assert found[1].startswith("train.stream_ratio.los=-1: must be") and len(found) == 2
+
+
+def test_buckets_and_an_order_by_rows_are_refused_together():
+    order = ["--config.train.order=complete_first", "--config.train.order_epochs=2"]
+    (line,) = problems("configs/fusemoe_mimic.py:tiny", *order, "--config.train.buckets=(4,8)")
+    assert line.endswith("train.order='complete_first': sorts rows, and train.buckets does too")
+
+
+def test_what_a_layer_refuses_of_a_schema_names_its_field():
+    changed = ["--config.method.moe.share=disjoint", "--config.method.moe.num_experts=29"]
+    config = load("configs/fusemoe_mimic.py:synthetic", *changed)
+    with pytest.raises(ConfigError, match="^method.moe.num_experts=29 cannot be split"):
+        require_fit(config, raw.schema(config))
+
+
+def test_sizes_of_parts_of_a_method_are_positive():
+    config = "configs/m4oe_views.py:tiny"
+    for name in ("modality_experts", "fusion_experts", "vit_heads", "moe.num_experts"):
+        (line,) = problems(config, f"--config.method.{name}=0")
+        assert f"method.{name}=0: must be an integer at least 1" in line
+    assert load(config, "--config.method.fusion_depth=0").method.fusion_depth == 0
+
+
+def test_a_loss_of_another_router_is_named_where_it_stands():
+    (line,) = problems("configs/fusemoe_mimic.py:tiny", "--config.method.aux_weights.loss_free=1")
+    assert line.endswith("method.aux_weights: loss_free needs bias_E, which was not given")
 
 
 def test_task_weights_name_tasks_of_the_data_set():

@@ -15,7 +15,7 @@ import ml_collections
 
 from m4.config import code, rules
 from m4.config.flags import Flags, parse
-from m4.config.hints import unknown
+from m4.config.hints import elsewhere, unknown
 from m4.config.plain import diff, flatten, nested, read_json, to_json, tuples
 from m4.config.program import load_file
 from m4.config.rules import REQUIRED, Rule
@@ -59,21 +59,21 @@ def check(
     """
     _check_structure(config, source)
     whole = ml_collections.ConfigDict(config, convert_dict=True)
-    fields, elsewhere = _fields(whole, overrides)
+    fields, having = _fields(whole, overrides)
     problems, refused = [], set()
     for path, text in overrides.items():  # here, because fields may refer to each other
-        problem = _override(whole, path, text, fields, elsewhere)
+        problem = _override(whole, path, text, fields, having)
         refused |= {path} if problem else set()
         problems += problem
     values = flatten(whole.to_dict())
     for path in [p for p in values if p not in fields and _section(p, fields)]:
         value = values.pop(path)
         problems += [f"{path}={value!r}: must be a section of fields"] if value != {} else []
-    lacking = {p: elsewhere(p) for p in values if p not in overrides and not _rule(p, fields)}
-    lacking = {path: having for path, having in lacking.items() if having}
+    lacking = {p: having(p) for p in values if p not in overrides and not _rule(p, fields)}
+    lacking = {path: others for path, others in lacking.items() if others}
     if lacking:
-        chosen, having = values.get("method.fidelity", "m4"), " or ".join(min(lacking.values()))
-        say(f"left out, fields of fidelity {having} that {chosen} hasn't: {', '.join(lacking)}")
+        chosen, others = values.get("method.fidelity", "m4"), " or ".join(min(lacking.values()))
+        say(f"left out, fields of fidelity {others} that {chosen} hasn't: {', '.join(lacking)}")
     values = {path: value for path, value in values.items() if path not in lacking}
     problems += _fill(values, fields, source)
     for path, value in values.items():
@@ -86,9 +86,10 @@ def check(
     for path, value in values.items():
         problems += [] if path in refused else _field_problems(path, value, fields)
     problems += rules.loss_problems(values, fields)
-    if not problems:
-        problems = rules.cross_problems(values)
-        method = nested(values)["method"]
+    method = nested(values).get("method", {})
+    right = "name" in method and not any(p.startswith("method") for p in problems)
+    problems += [] if problems else rules.cross_problems(values)
+    if right:
         cls = code.method_class(method["name"], method.get("fidelity", "m4"))
         told = {problem.partition("=")[0] for problem in problems}
         layer = rules.layer_problems(method, cls)
@@ -211,6 +212,11 @@ def _field_problems(path: str, value: Any, fields: Mapping[str, Rule]) -> list[s
         problem = "must be a finite number"
     if problem is None and not _plain(value):
         problem = "must be plain data: numbers, text, true, false, None, tuples, dicts"
+    if problem and rule.names and isinstance(value, str) and "did you mean" not in problem:
+        choices = {
+            p: r.names() for p, r in fields.items() if p.startswith("method.moe.") and r.names
+        }
+        problem += elsewhere(path, value, choices)
     return [f"{path}={value!r}: {problem}"] if problem else []
 
 

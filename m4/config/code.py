@@ -19,7 +19,8 @@ from m4.data import data_sets
 
 METHODS, FOLDER = "m4.methods", Path(__file__).parents[1] / "methods"
 FILES = {"m4": "model", "paper": "paper", "released": "released"}  # fidelity -> file of a method
-SIZES = ("width", "hidden", "depth", "heads", "patch", "rank")  # beside num_* and top_k*
+SIZES = ("width", "hidden", "depth", "heads", "patch", "rank", "experts", "mlp", "size", "time")
+# last words of whole numbers that are at least 1, beside num_* and top_k*
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What somebody may have meant by a name that is not known."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 # What the same thing is called elsewhere, for the hint about an unknown field.
 ALIASES = {
@@ -64,6 +65,19 @@ def unknown(path: str, fields: Iterable[str]) -> str:
     siblings = [names[f] for f in names if f.rpartition(".")[0] == section]
     meant = {field for field, words in ALIASES.items() if name.lower() in words.split()}
     elsewhere = [field for field in names if names[field] == name or field in meant]
+    inside = sorted(
+        {f[len(path) + 1 :].partition(".")[0] for f in names if f.startswith(f"{path}.")}
+    )
+    if inside:
+        return f"{path}: no such field, but a section; it has: {', '.join(inside)}"
+    if section in names and not siblings:
+        return f"{path}: no such field; {section} is a value"
+    if (
+        not siblings
+        and not elsewhere
+        and any(f.startswith(f"{section.rpartition('.')[0]}.") for f in names)
+    ):
+        return unknown(section, names).replace("field", "section", 1)
     if not siblings and not elsewhere:
         known = sorted({f.partition(".")[0] for f in names if "." in f})
         head = path.partition(".")[0]
@@ -79,3 +93,10 @@ def unknown(path: str, fields: Iterable[str]) -> str:
         hint = f"; did you mean {' or '.join(there)}?" if there else ""
     listed = "" if hint else f"; {section or 'the top level'} has: {', '.join(sorted(siblings))}"
     return f"{path}: no such field{hint or listed}"
+
+
+def elsewhere(path: str, value: Any, choices: Mapping[str, Sequence[str]]) -> str:
+    """The hint about a value that other fields of the same section have among their choices."""
+    section = path.rpartition(".")[0]
+    fits = [f for f, known in choices.items() if f.rpartition(".")[0] == section and value in known]
+    return f"; did you mean {' or '.join(f'{field}={value}' for field in fits)}?" if fits else ""

@@ -63,8 +63,8 @@ class Rule:
                 return None if self.outside(value) else f"must be {self.allowed()}"
             except Exception as error:  # foreign code is imported here
                 first = (str(error).splitlines() or [""])[0]
-                missing = isinstance(error, ImportError | ValueError)
-                why = "" if missing else f" ({type(error).__name__}: {first})"
+                expected = isinstance(error, ImportError | ValueError)
+                why = f" ({first})" if expected else f" ({type(error).__name__}: {first})"
         return f"must be {self.allowed()}{why}{nearest(str(value), self.names())}"
 
     def _right_type(self, value: Any) -> bool:
@@ -173,8 +173,10 @@ def method_rules(cls: type) -> dict[str, Rule]:
     for path, field in code.fields(cls):
         section, _, name = path.rpartition(".")
         limits: dict[str, Any] = {}
-        if field.kind is int and (name.startswith(("num_", "top_k")) or name in code.SIZES):
+        size = name.startswith(("num_", "top_k")) or name.rpartition("_")[2] in code.SIZES
+        if field.kind is int and size:
             limits["low"] = min(1, field.default) if isinstance(field.default, int) else 1
+            limits["low"] *= not name.endswith("_depth")  # of a part that can be left out
         elif field.kind is float and "dropout" in name:
             limits = {"low": 0, "below": 1}
         elif field.kind is str and field.choices:
@@ -228,6 +230,9 @@ def layer_problems(method: Mapping[str, Any], cls: type) -> list[str]:
         options = dataclasses.replace(default, **given)
         losses = [n for n in method.get("aux_weights", {}) if n in code.layer().known("losses")]
         for line in code.layer().problems(options, losses):
+            if line.startswith("losses: "):
+                problems.append(f"method.aux_weights: {line.removeprefix('losses: ')}")
+                continue
             named = line.startswith(tuple(given))
             problems.append(f"method.{field.name}{'.' if named else ': '}{line}")
     return problems
@@ -261,6 +266,12 @@ def cross_problems(values: Mapping[str, Any]) -> list[str]:
     lengths, one = v["train.buckets"], Rule(int, low=1)
     if any(map(one.problem, lengths)) or [*lengths] != sorted({*lengths}):
         problems.append(f"train.buckets={lengths}: must be lengths that increase, from 1 on")
+    if (
+        lengths
+        and v["train.order_epochs"]
+        and v["train.order"] in ("complete_first", "complete_last")
+    ):
+        problems.append(f"train.order={v['train.order']!r}: sorts rows, and train.buckets does too")
     metric = v["train.select"].rpartition("/")[2]
     known = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
     if metric not in known:
@@ -301,11 +312,12 @@ def data_problems(values: Mapping[str, Any], spec: DataSpec) -> list[str]:
     elif metric not in METRICS.get(kinds[task], ()):
         has = ", ".join(METRICS.get(kinds[task], ()))
         problems.append(f"train.select={select!r}: a {kinds[task]} task has {has}")
-    for name, weight in values["train"]["task_weights"].items():
-        wrong = Rule(float, low=0).problem(weight)
-        if name not in tasks:
-            hint = nearest(name, tasks)
-            problems.append(f"train.task_weights.{name}: tasks are {listed}{hint}")
-        elif wrong:
-            problems.append(f"train.task_weights.{name}={weight!r}: {wrong}")
+    for field in ("task_weights", "stream_ratio"):
+        for name, weight in values["train"].get(field, {}).items():
+            wrong = Rule(float, low=0).problem(weight)
+            if name not in tasks:
+                hint = nearest(name, tasks)
+                problems.append(f"train.{field}.{name}: tasks are {listed}{hint}")
+            elif wrong:
+                problems.append(f"train.{field}.{name}={weight!r}: {wrong}")
     return problems

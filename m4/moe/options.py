@@ -7,6 +7,7 @@ Letters as in `m4.moe.route`.
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from m4.moe import route
 from m4.moe.engine import dispatch, mesh
 from m4.moe.product_keys import ProductKeys
 from m4.resolve import resolve
+from m4.types import Routing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +124,7 @@ def problems(
     that the method routes) what depends on it is not checked.
     """
     found = [*_choices(options), *_names(options, losses)]
+    found = found or [*_functions(options)]
     if isinstance(options, SoftOptions):  # the same gate, before the router 'soft'
         shared = ("gate", "num_experts", "rank", "gate_options")
         options = MoEOptions(router="soft", **{f: getattr(options, f) for f in shared}, top_k=1)
@@ -185,6 +188,19 @@ def _names(options, losses) -> Iterator[str]:
             yield f"{field}={name!r}: {hint}"
 
 
+def _functions(options) -> Iterator[str]:
+    """Activations that fail, or whose result has another shape."""
+    units_ECF = jax.ShapeDtypeStruct((2, 3, 4), jnp.float32)
+    for field in ("activation", "output"):
+        name = getattr(options, field)
+        try:
+            found = name and jax.eval_shape(resolve(name, "m4.moe.experts"), units_ECF)
+            if name and getattr(found, "shape", None) != units_ECF.shape:
+                yield f"{field}={name!r}: must return an array of the shape that it takes"
+        except Exception as error:  # of foreign code
+            yield f"{field}={name!r}: fails: {type(error).__name__}: {error}"
+
+
 def _positional(function) -> tuple[str, ...]:
     hints = get_type_hints(function, include_extras=True)
     return tuple(
@@ -212,6 +228,7 @@ def _trace(options, num_modalities, losses):
     )
     dims = {"D": width, "E": reach * options.num_slots, "R": options.rank, "Q": width}
     declared = parts.declared(dims | {"G": options.num_groups})
+    parts = _tried(parts, (num, dims["E"]))
     params = {
         part: {
             name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, (shape, _) in arrays.items()
@@ -240,3 +257,27 @@ def _trace(options, num_modalities, losses):
         return routing
 
     jax.eval_shape(run, params, valid_N, tokens)
+
+
+def _tried(parts, scores):
+    """The same gate and router, of which a failure or a wrong result is a ValueError."""
+
+    def tried(function, right, what):
+        @functools.wraps(function)
+        def tries(*args, **given):
+            try:
+                found = function(*args, **given)
+            except ValueError:
+                raise
+            except Exception as error:  # of foreign code, on arrays without values
+                reason = f"{type(error).__name__}: {error}"
+                raise ValueError(f"{function.__name__} fails: {reason}") from error
+            if not right(found):
+                raise ValueError(f"{function.__name__} must return {what}")
+            return found
+
+        return tries
+
+    gate = tried(parts.gate, lambda found: jnp.shape(found) == scores, "scores of shape [N, E]")
+    router = tried(parts.router, lambda found: isinstance(found, Routing), "a Routing")
+    return dataclasses.replace(parts, gate=gate, router=router)

@@ -160,9 +160,9 @@ class Parts:
         """Learned arguments of 'gate', 'outer' and 'router', as `parameters` gives them."""
         between = {**dims, "E": dims["G"]}
         return {
-            "gate": parameters(self.gate, dims),
-            "outer": {} if self.outer is None else parameters(self.outer, between),
-            "router": parameters(self.router, dims),
+            "gate": parameters_of("gate", self.gate, dims),
+            "outer": {} if self.outer is None else parameters_of("outer_gate", self.outer, between),
+            "router": parameters_of("router", self.router, dims),
         }
 
     def random(self) -> bool:
@@ -173,15 +173,15 @@ class Parts:
         """The routing of tokens by one gate; raises ValueError that names the field at fault."""
         given, x_ND = inputs.given(), inputs.tokens["x_ND"]
         options, extra = self.gate_options, dict(params["router"])
-        logits_NE = _call("gate", self.gate, x_ND, options=options, **given, **params["gate"])
+        logits_NE = call_for("gate", self.gate, x_ND, options=options, **given, **params["gate"])
         if self.outer is not None:  # perhaps another gate, with other options
             taken = inspect.signature(self.outer).parameters
             options = {n: v for n, v in options.items() if n in taken}
-            extra["outer_NG"] = _call(
+            extra["outer_NG"] = call_for(
                 "outer_gate", self.outer, x_ND, options=options, **given, **params["outer"]
             )
         args, options = (self.router, logits_NE, valid_N), self.router_options
-        routing = _call("router", *args, options=options, **given, **extra)
+        routing = call_for("router", *args, options=options, **given, **extra)
         if (num := routing.logits.shape[-1]) != (own := inputs.others.get("num_experts", num)):
             raise ValueError(
                 f"moe.router: {self.router.__name__} got scores of {num} experts, not of {own}; "
@@ -198,7 +198,16 @@ def named(field: str, name: str, room: str) -> Any:
         raise ValueError(f"moe.{field}={name!r}: {error}") from None
 
 
-def _call(field, function, *args, **given):
+def parameters_of(field: str, function: Callable, dims: Mapping[str, int]) -> dict[str, tuple]:
+    """`parameters`; raises ValueError that names the field at fault."""
+    try:
+        return parameters(function, dims)
+    except ValueError as error:
+        raise ValueError(f"moe.{field}: {error}") from None
+
+
+def call_for(field: str, function: Callable, *args: Any, **given: Any) -> Any:
+    """`call`; raises ValueError that names the field at fault."""
     try:
         return call(function, *args, **given)
     except ValueError as error:

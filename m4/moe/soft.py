@@ -116,13 +116,15 @@ class SoftExperts(nn.Module):
         num_experts = self.options.num_experts
         dims = {"D": x_BSTD.shape[-1], "E": num_experts * self.num_slots, "R": self.options.rank}
         learned = {}
-        for argument, (shape, init) in route.parameters(gate, dims).items():
+        for argument, (shape, init) in route.parameters_of("gate", gate, dims).items():
             name = f"gate_{route.stem(argument)}"
             learned[argument] = self.param(name, init, (self.num_stacks, *shape))
 
         def score(x_ND, params):
             options = self.options.gate_options
-            return route.call(gate, x_ND, options=options, num_experts=dims["E"], **params)
+            return route.call_for(
+                "gate", gate, x_ND, options=options, num_experts=dims["E"], **params
+            )
 
         x_SND = rearrange(x_BSTD, "b s t d -> s (b t) d")
         if self.num_stacks == 1:

@@ -244,6 +244,8 @@ class SelfAttention(nn.Module):
         `bias_TT` is added to the scores of every head; -inf in it forbids a pair.
         """
         width, init = x_BMTD.shape[-1], self.kernel_init or xavier_init()
+        if width % self.num_heads:
+            raise ValueError(f"{self.num_heads} heads cannot split a width of {width}")
         qkv = StackedDense(3 * width, self.num_stacks, init, self.qkv_bias_init, name="qkv")
         packed = qkv(x_BMTD)
         q, k, v = rearrange(packed, "b m t (n h c) -> n b m t h c", n=3, h=self.num_heads)

@@ -69,7 +69,9 @@ def require_fit(config: ml_collections.ConfigDict, spec: DataSpec) -> None:
     try:
         jax.eval_shape(init)
     except ValueError as error:
-        raise ConfigError(f"method: {error}") from error
+        text = str(error)
+        where = "method." if text.startswith("moe.") else "method: "
+        raise ConfigError(f"{where}{text}") from error
 
 
 def _behind(section: str, put, options: Mapping[str, Any], make, spec: DataSpec) -> Method:

@@ -12,6 +12,7 @@ from m4 import config as configs
 from m4.config import program, rules
 from m4.data import data_sets, missing
 from m4.data.batch import empty
+from m4.data.buckets import ladder
 from m4.errors import ConfigError, DataError
 from m4.run.method import make_method
 from m4.specs import DataSpec
@@ -42,6 +43,10 @@ def require(config: ml_collections.ConfigDict, source: str | None) -> None:
             _require_layers(method, spec)
     except ConfigError as error:
         problems += error.args
+    try:
+        ladder(spec, config.train.buckets)
+    except ValueError as error:
+        problems.append(f"train.{error}")
     for section in ("train", "eval"):
         try:
             missing.check(spec, config[section].missing.to_dict())

@@ -101,7 +101,7 @@ def test_a_run_compiles_every_bucket_before_it_begins(folder, monkeypatch, capsy
         ("(0,3)", "must be lengths that increase"),
         ("(2.5,3)", "must be lengths that increase"),
         ("3", "train.buckets=3: must be a tuple"),
-        ("(3,9)", "train: buckets=(3, 9): must be at most 8"),
+        ("(3,9)", "train.buckets=(3, 9): must be at most 8"),
     ],
 )
 def test_wrong_buckets_are_one_line(folder, capsys, value, match):

@@ -217,6 +217,51 @@ def test_soft_options():
     assert "takes no option nu" in problems(SoftOptions(gate_options={"nu": 1}))[0]
 
 
+def failing(x_ND):
+    raise KeyError(f"no\nentry {x_ND.shape[1]}")
+
+
+def one_score(x_ND):
+    return x_ND[:, :1]
+
+
+def small_letters(x_ND, bias_e: Annotated[jax.Array, nn.initializers.zeros]):
+    return x_ND[:, :6] + bias_e
+
+
+def no_routing(logits_NE, valid_N, *, k):
+    return logits_NE[:, :k]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"gate": "failing"}, "gate: failing fails: KeyError: "),
+        ({"gate": "one_score"}, "gate: one_score must return scores of shape [N, E]"),
+        ({"gate": "small_letters"}, "gate: small_letters: the shape of parameter bias_e has"),
+        ({"router": "no_routing"}, "router: no_routing must return a Routing"),
+        ({"router": "one_score"}, "router: one_score fails: TypeError"),
+    ],
+)
+def test_a_function_from_outside_that_fails_is_told_by_its_field(changes, told):
+    changes = {field: f"{__name__}:{name}" for field, name in changes.items()}
+    (found,) = problems(dataclasses.replace(SMALL, **changes))
+    assert found.startswith(told) and "\n" not in found
+    if "gate" in changes:
+        assert problems(SoftOptions(**changes)) == [found]
+
+
+@pytest.mark.parametrize("field", ["activation", "output"])
+def test_a_wrong_activation_is_told(field):
+    for name, told in (
+        ("no_routing", "fails: TypeError"),
+        ("one_score", "the shape that it takes"),
+    ):
+        (found,) = problems(dataclasses.replace(SMALL, **{field: f"{__name__}:{name}"}))
+        assert found.startswith(f"{field}=") and told in found
+        assert problems(SoftOptions(**{field: f"{__name__}:{name}"})) == [found]
+
+
 def outside(x_ND, w_DE: Annotated[jax.Array, nn.initializers.ones], *, prior_N):
     return gates.linear(x_ND, w_DE) + prior_N[:, None]
 

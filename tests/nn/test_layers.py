@@ -26,6 +26,12 @@ def test_hats_cut_the_normal_into_equal_shares():
     np.testing.assert_allclose(inner, (np.arange(6) + 0.5) / 6, atol=0.002)
 
 
+def test_heads_that_cannot_split_the_width_are_refused():
+    x_BMTD, mask_BMT = jnp.ones((2, 1, 3, 16)), jnp.ones((2, 1, 3), bool)
+    with pytest.raises(ValueError, match="5 heads cannot split a width of 16"):
+        layers.SelfAttention(5).init(jax.random.key(0), x_BMTD, mask_BMT, train=False)
+
+
 @pytest.mark.parametrize(("stacks", "formula"), [(1, "...i,io->...o"), (3, "bmti,mio->bmto")])
 @pytest.mark.parametrize("width", [2, 7])  # narrower and wider than the input
 def test_affine_maps_and_gradients_are_those_of_an_einsum(stacks, formula, width, monkeypatch):
