@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from m4 import maths
+from m4.evenness import evenness
 
 
 def hostile(num_tokens, num_experts, seed=0):
@@ -75,7 +76,7 @@ def test_softmax_knows_what_is_masked():
 def test_balance_by_hand(kind):
     """Counts 3, 2, 1, 0: mean 1.5, sd sqrt(1.25); Gini = sum (2i - 5) x_i / (4 * 6) = 10 / 24."""
     array = np.array if kind is np.float64 else jnp.array
-    found = maths.balance(array([3.0, 2.0, 1.0, 0.0]))
+    found = evenness(array([3.0, 2.0, 1.0, 0.0]))
     shares = np.array([1 / 2, 1 / 3, 1 / 6])
     want = {
         "cv": np.sqrt(1.25) / 1.5,
@@ -86,7 +87,7 @@ def test_balance_by_hand(kind):
         "effective": np.exp(-np.sum(shares * np.log(shares))),
     }
     assert {name: float(value) for name, value in found.items()} == pytest.approx(want, rel=1e-5)
-    even = {name: round(float(value), 5) for name, value in maths.balance(array([5.0] * 8)).items()}
+    even = {name: round(float(value), 5) for name, value in evenness(array([5.0] * 8)).items()}
     assert even == {"cv": 0, "max_vio": 0, "min_vio": 0, "gini": 0, "dead": 0, "effective": 8}
 
 

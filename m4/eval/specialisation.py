@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from m4 import maths
 from m4.eval.bootstrap import number
 from m4.eval.predictions import LayerRouting, Predictions
 from m4.eval.subsets import describe as pattern_name
 from m4.eval.subsets import patterns
+from m4.evenness import evenness
 from m4.specs import DataSpec, TaskSpec
 
 PERMUTATIONS = 200
@@ -22,9 +22,9 @@ MAX_GROUPS = 8
 
 
 def balance(load_E: np.ndarray) -> dict[str, float]:
-    """`maths.balance` of a load vector, and its entropy / ln E; NaN where nothing was routed."""
+    """`m4.evenness` of a load vector, and its entropy / ln E; NaN where nothing was routed."""
     load_E = np.asarray(load_E, np.float64)
-    evened = maths.balance(load_E if load_E.sum() else np.ones_like(load_E))
+    evened = evenness(load_E if load_E.sum() else np.ones_like(load_E))
     evened["entropy"] = entropy(load_E) / np.log(load_E.size) if load_E.size > 1 else 1.0
     return {name: float(value if load_E.sum() else np.nan) for name, value in evened.items()}
 

@@ -12,7 +12,7 @@ Letters: N tokens, E experts, K chosen experts, G gates, M modalities, L labels,
 import jax
 import jax.numpy as jnp
 
-from m4 import maths
+from m4.evenness import evenness
 from m4.maths import entropy as entropy_of
 from m4.types import Array, Routing
 
@@ -219,9 +219,9 @@ def statistics(
 
     'load' and 'importance' f32[E] are shares of assignments and weights; 'entropy' (nats) and
     'margin' (probability of the best choice minus that of the second) means over valid tokens;
-    'dropped' is the share of assignments in `lost_NK`; 'by_modality' f32[M, E] and, in evaluation,
-    'by_row' f32[B, M, E] count assignments; the scalars of `maths.balance` say how even the counts
-    are (where there are none, as if they were). What needs whole data sets is computed from
+    'dropped' is the share of assignments in `lost_NK`; 'by_modality' f32[M, E] counts assignments.
+    In evaluation 'by_row' f32[B, M, E] does too, and the scalars of `m4.evenness` say how even the
+    counts are (where there are none, as if they were). What needs whole data sets is computed from
     'by_row' on the host, in `m4.eval.specialisation`.
 
     Raises ValueError unless the tokens divide into `num_rows` rows.
@@ -238,7 +238,9 @@ def statistics(
         "margin": jnp.sum(_margin(routing, by_token)) / num_valid,
         "dropped": jnp.zeros(()),
         "by_modality": by_modality,
-    } | maths.balance(jnp.where(count_E.sum() > 0, count_E, 1.0))
+    }
+    if not train:  # a step does not log them
+        stats |= evenness(jnp.where(count_E.sum() > 0, count_E, 1.0))
     groups = {"modality": (modality_N, num_modalities)}
     if task_N is not None:
         groups["task"] = task_N, num_tasks

@@ -19,6 +19,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from m4 import maths
+from m4.evenness import evenness
 from m4.maths import softmax
 from m4.moe.experts import Functions
 from m4.moe.routers import Normalise
@@ -153,9 +154,9 @@ class ProductKeys(nn.Module):
         by_modality = by_modality.at[modality_N[:, None], experts_NA].add(1.0, mode="drop")
         weight_E = jnp.zeros(self.num_experts).at[experts_NA].add(weights_NA, mode="drop")
         count_E, num_valid = by_modality.sum(0), jnp.maximum(valid_N.sum(), 1)
-        balance = maths.balance(jnp.where(count_E.sum() > 0, count_E, 1.0))
-        del balance["gini"]  # it would sort all experts
-        stats = balance | {
+        even = evenness(jnp.where(count_E.sum() > 0, count_E, 1.0))
+        del even["gini"]  # it would sort all experts
+        stats = even | {
             "load": count_E / jnp.maximum(count_E.sum(), 1.0),
             "importance": weight_E / jnp.maximum(weight_E.sum(), 1e-30),
             "entropy": maths.entropy(weights_NA / self.num_heads).sum() / num_valid,

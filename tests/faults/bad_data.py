@@ -12,7 +12,7 @@ def get_config():
         data=dict(
             name='tests.faults.faulty', dir={folder!r}, options=dict(fault={fault!r})
         ),
-        method=dict(name='fusemoe', moe=dict(num_experts=4, top_k=2)),
+        method=dict(name='tests.faults.any_kind:AnyKind'),
         optim=dict(lr=0.01),
         train=dict(steps=2, batch_size=4, select='death/auroc'),
         eval=dict(batch_size=4),

@@ -17,7 +17,7 @@ CONFIG = """
 def get_config():
     return dict(
         data=dict(name={name!r}, dir={built!r}, raw_dir={raw!r}, options={options!r}),
-        method=dict(name='fusemoe', moe=dict(num_experts=4, top_k=2)),
+        method=dict(name='tests.faults.any_kind:AnyKind'),
         optim=dict(lr=0.01),
         train=dict(steps=2, batch_size=65536, select={select!r}),
         eval=dict(batch_size=65536),

@@ -15,7 +15,7 @@ from tests.faults.catalogue import Case
 CONFIG: dict[str, Any] = {
     "seed": 0,
     "data": {"name": "tests.faults.faulty", "options": {}},
-    "method": {"name": "fusemoe", "moe": {"num_experts": 4, "top_k": 2}},
+    "method": {"name": "tests.faults.any_kind:AnyKind"},
     "optim": {"lr": 0.01},
     "train": {"steps": 2, "batch_size": 4, "select": "death/auroc"},
     "eval": {"batch_size": 4},
