@@ -61,6 +61,10 @@ class MoEOptions:
         for name in ("gate_options", "router_options"):
             object.__setattr__(self, name, FrozenDict(getattr(self, name)))
 
+    def with_router(self, **defaults: Any) -> "MoEOptions":
+        """The same, with these options of the router where none are given."""
+        return dataclasses.replace(self, router_options={**defaults, **self.router_options})
+
 
 @dataclasses.dataclass(frozen=True)
 class SoftOptions:

@@ -9,7 +9,6 @@ difference.
 Letters: B rows, M modalities, P tokens of a modality, T = M P, D width, F features of the heads.
 """
 
-import dataclasses
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -104,8 +103,7 @@ class PaperFlexMoE(nn.Module):
         """Eq. 1: the softmax of all scores, then the largest k of it."""
         if self.moe.router not in ("top_k", "noisy_top_k"):
             return self.moe
-        options = FrozenDict({"normalise": "before", **self.moe.router_options})
-        return dataclasses.replace(self.moe, router_options=options)
+        return self.moe.with_router(normalise="before")
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """Task losses plus `aux_weights` times the routing losses."""

@@ -8,7 +8,6 @@ Letters: B rows, M modalities, P tokens of a modality, T = M P, D width, E exper
 F features of the heads.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
@@ -106,8 +105,7 @@ class ReleasedFlexMoE(nn.Module):
         """The largest k scores, then their softmax, also with k = 1."""
         if self.moe.router != "noisy_top_k":
             return self.moe
-        options = FrozenDict({"normalise": "after", **self.moe.router_options})
-        return dataclasses.replace(self.moe, router_options=options)
+        return self.moe.with_router(normalise="after")
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """Task losses plus `aux_weights` times the routing losses."""

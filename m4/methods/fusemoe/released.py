@@ -127,8 +127,7 @@ def released_layer(options: MoEOptions, losses: tuple[str, ...], *, name: str) -
     """
     if options.output not in (None, "softmax"):
         raise ValueError(f"output={options.output!r}: released experts end in 'softmax'")
-    router_options = FrozenDict({"normalise": "after", **options.router_options})
-    options = dataclasses.replace(options, output="softmax", router_options=router_options)
+    options = dataclasses.replace(options.with_router(normalise="after"), output="softmax")
     fixed = options.share != "joint"
     return PatientMoE(options, losses, nn.initializers.zeros, fixed, log_mixture, name=name)
 

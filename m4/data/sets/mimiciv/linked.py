@@ -57,19 +57,20 @@ TABLES = {
     "ecg_measures": ("machine_measurements",),
 }
 CXR_FILE = "mimic-cxr-2.0.0-"
+ROOT = ("",)  # where a linked data set has its tables; a name may hold a folder
 
 
 def find(raw_dir, kind: str) -> Path | None:
     """The folder of one of the linked data sets, the last in the order of names."""
     patterns, holds = PLACES[kind]
     found = [place for pattern in patterns for place in sorted(Path(raw_dir).glob(pattern))]
-    there = [p for p in found if any((p / f"{holds}{e}").is_file() for e in release.ENDINGS)]
+    there = [p for p in found if table(p, holds)]
     return there[-1] if there else None
 
 
 def table(root: Path, name: str) -> Path | None:
     """The file of a table of a linked data set."""
-    return next((p for e in release.ENDINGS if (p := root / f"{name}{e}").is_file()), None)
+    return release.table(root, name, ROOT)
 
 
 def home(raw_dir, kind: str) -> Path:
@@ -82,10 +83,7 @@ def home(raw_dir, kind: str) -> Path:
 
 def need(root: Path, name: str) -> Path:
     """The file of a table of a linked data set. Raises DataError if it is not there."""
-    path = table(root, name)
-    if path is None:
-        raise DataError(f"{root}: no file {name}.csv.gz")
-    return path
+    return release.need(root, name, ROOT)
 
 
 def missing(raw_dir, names, embeddings) -> list[str]:

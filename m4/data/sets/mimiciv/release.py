@@ -73,9 +73,9 @@ def _version_key(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)) or (-1,)
 
 
-def table(root: Path, name: str) -> Path | None:
-    """The file of one table, compressed or not; None if it is not there."""
-    for folder in FOLDERS:
+def table(root: Path, name: str, folders: tuple[str, ...] = FOLDERS) -> Path | None:
+    """The file of one table, compressed or not, below `folders`; None if it is not there."""
+    for folder in folders:
         for ending in ENDINGS:
             path = root / folder / f"{name}{ending}"
             if path.is_file():
@@ -83,9 +83,9 @@ def table(root: Path, name: str) -> Path | None:
     return None
 
 
-def need(root: Path, name: str) -> Path:
+def need(root: Path, name: str, folders: tuple[str, ...] = FOLDERS) -> Path:
     """The file of one table. Raises DataError when it is not there."""
-    path = table(root, name)
+    path = table(root, name, folders)
     if path is None:
         raise DataError(f"{root}: no file {name}.csv.gz")
     return path
