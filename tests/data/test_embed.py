@@ -75,7 +75,7 @@ def test_pieces_and_their_mean():
         calls.append(ids.shape)
         return ids.max(1, keepdims=True).astype(np.float32)
 
-    encode = backends.by_pieces(lambda text: backends.pieces([*map(int, text)], 4, 1, 2), run, 4)
+    encode = backends.by_pieces(lambda text: backends.pieces([*map(int, text)], 4, 1, 2), run)
     # pieces of 4 and 3 tokens with maxima 6 and 7: (4 * 6 + 3 * 7) / 7
     np.testing.assert_allclose(encode(["567", "8"]), [[45 / 7], [8]])
     assert calls == [(3, 4)]
@@ -100,7 +100,7 @@ def test_images_are_frontal_and_scaled(raw, tmp_path):
     assert [dicom for dicom, _ in found] == ["a", "c"]  # b is lateral, d has no file
     image = found[0][1]()
     assert image.shape == (224, 224) and image.max() <= 1
-    batch = backends.images_in([image], 3, plan)
+    batch = backends.stacked([image], 3, plan)
     assert batch.shape == (1, 3, 224, 224) and batch.dtype == np.float32
     np.testing.assert_allclose(batch, 1024, rtol=1e-5)
 

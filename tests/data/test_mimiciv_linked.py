@@ -231,7 +231,8 @@ def test_labels_by_hand():
     for name, value in expected.items():
         found = labels.simple(name, stays, at)
         np.testing.assert_array_equal(found, value, err_msg=name)
-    assert labels.simple("phe", stays, at) is None
+    with pytest.raises(KeyError):
+        labels.simple("phe", stays, at)
     # 1: dead 20 days after discharge; 2: died after the ICU; 3: in it; 4: unknown
     everyone = arrays(subject_id=[1, 2, 3, 4], admittime=[0, 0, 0, 0])
     np.testing.assert_array_equal(labels.readmission(stays, everyone), [1, 1, nan, nan])
@@ -270,8 +271,8 @@ def test_haim_statistics_by_hand():
     assert haim_blocks.statistics(np.array([3.0])).tolist() == [3, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0]
     widths = [len(haim_blocks.columns(name)) for name in catalogue.HAIM]
     assert widths == [99, 242, 110, 6]
-    block = haim_blocks.block(np.array([1, 1]), np.array([2.0, 1.0]), np.array([5.0, 3.0]), 2)
-    assert np.isnan(block[:11]).all() and block[11 + 8] == 2  # last minus first, in time
+    block = haim_blocks.block(np.array([1, 1]), np.array([3.0, 5.0]), 2)
+    assert np.isnan(block[:11]).all() and block[11 + 8] == 2  # last minus first
 
 
 def test_haim_and_benchmark_of_a_stay(raw):

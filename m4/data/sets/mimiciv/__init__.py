@@ -116,10 +116,10 @@ def spec(
     Raises:
       ConfigError: one line per wrong option.
     """
-    dims, vectors = dict(dims or {}), (*catalogue.VECTORS, catalogue.EARLIER)
+    dims, vectors = dims or {}, (*catalogue.VECTORS, catalogue.EARLIER)
     default, others = catalogue.WINDOWS.get(window, ((), ()))
     allowed = (*default, *others) or catalogue.ALL_TASKS
-    tasks = (default or allowed) if tasks is None else tasks
+    tasks = default or allowed if tasks is None else tasks
     chosen = {"window": window, "split_by": split_by, "available": available}
     chosen |= {"variables": variables}
     check(
@@ -132,13 +132,13 @@ def spec(
         ],
         least=[("steps", steps, 1), ("lab_steps", lab_steps, 1), ("vocab", vocab, 1)],
     )
-    shapes = {
+    shapes: dict[str, dict] = {
         "vitals": {"steps": steps, "variables": variables},
         "labs": {"steps": lab_steps, "variables": variables},
         "benchmark": {"steps": steps},
+        **{name: {"vocab": vocab} for name in catalogue.CODES},
+        **{name: {"dim": width} for name, width in dims.items()},
     }
-    shapes |= {name: {"vocab": vocab} for name in catalogue.CODES}
-    shapes |= {name: {"dim": width} for name, width in dims.items()}
     return catalogue.data_spec(modalities, tasks, **shapes)
 
 
@@ -148,6 +148,12 @@ def tables(data: DataSpec) -> list[str]:
     extra = [source.table for name in names for source in SOURCES.get(name, ())]
     extra += [CODED[name] for name in names if name in CODED]
     return [*ALWAYS, *dict.fromkeys(extra)]
+
+
+def _linked(data: DataSpec, options) -> list[str]:
+    """What other data sets than MIMIC-IV are read for."""
+    wanted = [name for name in data.modality_names if name in catalogue.LINKED]
+    return [*wanted, *(("cxr_image",) if options.get("window") == "cxr" else ())]
 
 
 def missing_files(raw_dir, **options) -> list[str]:
@@ -165,11 +171,8 @@ def missing_files(raw_dir, **options) -> list[str]:
         for name in tables(data)
         if release.table(root, name) is None
     ]
-    wanted = [name for name in data.modality_names if name in catalogue.LINKED]
-    if options.get("window") == "cxr":
-        wanted.append("cxr_image")
-    if wanted and not demo or options.get("window") == "cxr":
-        missing += linked.missing(raw_dir, wanted, options.get("embeddings") or {})
+    if not demo or options.get("window") == "cxr":
+        missing += linked.missing(raw_dir, _linked(data, options), options.get("embeddings") or {})
     return missing
 
 
@@ -184,36 +187,18 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options) -> Coh
     Raises:
       DataError: no files; while iterating, a damaged one, named.
     """
-    data = spec(**options)
+    data, chosen = spec(**options), {**(spec.__kwdefaults__ or {}), **options}
     missing = missing_files(raw_dir, **options)
     if missing:
         raise DataError(*missing)
-    raw_dir = Path(raw_dir)
-    root = release.find_root(raw_dir, demo=options.get("demo", False))
+    root, raw_dir = release.find_root(raw_dir, demo=chosen["demo"]), Path(raw_dir)
     assert root is not None  # no file is missing
     flow: list[tuple[str, int]] = []
-    stays = population.load(
-        root,
-        data,
-        seed=seed,
-        fractions=FRACTIONS,
-        flow=flow,
-        window=options.get("window", "48h"),
-        split_by=options.get("split_by", "subject"),
-        phenotype_file=options.get("phenotype_file", ""),
-        raw_dir=raw_dir,
-    )
-    examples = Examples(
-        root,
-        data,
-        stays,
-        flow,
-        available=options.get("available", "stored"),
-        raw_dir=raw_dir,
-        embeddings=dict(options.get("embeddings") or {}),
-        scratch=scratch,
-    )
-    sources, versions = _sources(root, raw_dir, data, options)
+    choice = {name: chosen[name] for name in ("window", "split_by", "phenotype_file")}
+    stays = population.load(root, raw_dir, data, flow, seed=seed, fractions=FRACTIONS, **choice)
+    where = {"embeddings": dict(chosen["embeddings"] or {}), "scratch": scratch}
+    examples = Examples(root, raw_dir, data, stays, flow, available=chosen["available"], **where)
+    sources, versions = _sources(root, raw_dir, data, chosen)
     return Cohort(
         spec=data,
         splits={name: lambda name=name: examples.split(name) for name in FRACTIONS},
@@ -225,19 +210,16 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options) -> Coh
     )
 
 
-def _sources(root: Path, raw_dir: Path, data: DataSpec, options) -> tuple[dict, list[str]]:
+def _sources(root: Path, raw_dir: Path, data: DataSpec, chosen) -> tuple[dict, list[str]]:
     """Checksums of all that is read, and the releases and encoders that it comes from."""
-    found = [release.table(root, name) for name in tables(data)]
-    versions = [f"MIMIC-IV {'demo ' if options.get('demo') else ''}{release.version(root)}"]
-    wanted = (*data.modality_names, *(("cxr_image",) if options.get("window") == "cxr" else ()))
-    embeddings, extra = dict(options.get("embeddings") or {}), {}
-    if {*wanted} & {*catalogue.LINKED}:
-        linked_files, linked_versions = linked.sources(raw_dir, wanted)
-        found, versions = [*found, *linked_files], [*versions, *linked_versions]
-        for name, facts in folder.facts_of(embeddings).items():
-            size = {"bytes": 2 * facts["count"] * facts["width"], "sha256": facts["sha256"]}
-            extra[f"embeddings of {name}"] = size
-            encoder = Path(facts["encoder"]).name or facts["backend"]
-            revision = facts["revision"] or "-"
-            versions.append(f"{name} by {encoder} revision {revision} pooling {facts['pooling']}")
-    return checksums(raw_dir, [path for path in found if path]) | extra, versions
+    wanted, extra = _linked(data, chosen), {}
+    files, versions = linked.sources(raw_dir, wanted)
+    versions = [f"MIMIC-IV {'demo ' if chosen['demo'] else ''}{release.version(root)}", *versions]
+    for name, facts in folder.facts_of(chosen["embeddings"] or {}).items() if wanted else ():
+        size = {"bytes": 2 * facts["count"] * facts["width"], "sha256": facts["sha256"]}
+        extra[f"embeddings of {name}"] = size
+        encoder = Path(facts["encoder"]).name or facts["backend"]
+        revision = facts["revision"] or "-"
+        versions.append(f"{name} by {encoder} revision {revision} pooling {facts['pooling']}")
+    files += [release.need(root, name) for name in tables(data)]
+    return checksums(raw_dir, files) | extra, versions

@@ -42,7 +42,6 @@ FEATURES = (  # in the order of the benchmark, which is the alphabet's
     Feature("ph", (50820, 50831, 51094, 223830, 220274), 6.3, 8.4),
 )
 NAMES = tuple(f.name for f in FEATURES)
-LAB_ITEMS = 60_000  # items below are of labevents, above of chartevents
 EYE = (  # vocabulary of the benchmark: several spellings of a category, one column each
     "To Pain", "3 To speech", "1 No Response", "4 Spontaneously", "None", "To Speech",
     "Spontaneously", "2 To pain",
@@ -82,14 +81,10 @@ NORMAL = {
 EDGE = 1e-6  # FlexCare's: a value on the hour belongs to the bin before
 
 
-def _columns() -> tuple[str, ...]:
-    names = []
-    for name in NAMES:
-        names += [f"{name}={v}" for v in VOCABULARY[name]] if name in VOCABULARY else [name]
-    return (*names, *(f"{name}_observed" for name in NAMES))
-
-
-COLUMNS = _columns()
+COLUMNS = (
+    *(f"{n}={v}" if v else n for n in NAMES for v in map(str, VOCABULARY.get(n, ("",)))),
+    *(f"{name}_observed" for name in NAMES),
+)
 
 
 def convert(feature: str, value: float) -> float:
@@ -109,19 +104,17 @@ def discretise(rows: list[tuple[float, str, Any]], *, hours: float) -> np.ndarra
         if hour <= hours + EDGE:
             grid[int(hour - EDGE)][name] = value
     out = np.zeros((num_bins, len(COLUMNS)), np.float32)
+    place = {name: c for c, name in enumerate(COLUMNS)}
     for t, found in enumerate(grid):
         last |= found
-        c = 0
-        for number, name in enumerate(NAMES):
+        for name in NAMES:
             value = last.get(name, NORMAL[name])
             if name in VOCABULARY:
                 value = SPELLED.get(name, {}).get(value, value)
-                out[t, c + VOCABULARY[name].index(value)] = 1
-                c += len(VOCABULARY[name])
+                out[t, place[f"{name}={value}"]] = 1
             else:
-                out[t, c] = value
-                c += 1
-            out[t, number - len(NAMES)] = name in found
+                out[t, place[name]] = value
+            out[t, place[f"{name}_observed"]] = name in found
     return out
 
 

@@ -5,32 +5,41 @@ Which raw items the columns of vitals and labs merge is said in `features.py`.
 
 from m4.data.sets.mimiciv import benchmark, diseases, haim_blocks, phenotypes
 from m4.data.sets.mimiciv.features import features
-from m4.errors import ConfigError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 HOURS = 48.0
 # Known when the patient reaches the ICU. Insurance and the admission's own route are written at
-# registration; language, race and marital status are left out on purpose.
-ADMISSION_TYPES = ("emergency", "urgent", "elective", "observation")
-ADMISSION_LOCATIONS = ("emergency_room", "transfer", "referral", "procedure")
-INSURANCES = ("medicare", "medicaid")
-CARE_UNITS = ("medical", "surgical", "cardiac", "neuro")
-STATIC = (
-    "age",
-    "female",
-    "hours_before_icu",
-    *(f"type_{name}" for name in ADMISSION_TYPES),
-    *(f"from_{name}" for name in ADMISSION_LOCATIONS),
-    *(f"insurance_{name}" for name in INSURANCES),
-    *(f"unit_{name}" for name in CARE_UNITS),
-)
+# registration; language, race and marital status are left out on purpose. Source -> column -> words
+# of which one is there.
+WORDS = {
+    "admission_type": {
+        "type_emergency": ("emer",),
+        "type_urgent": ("urgent",),
+        "type_elective": ("elective", "surgical same day"),
+        "type_observation": ("observation",),
+    },
+    "admission_location": {
+        "from_emergency_room": ("emergency",),
+        "from_transfer": ("transfer",),
+        "from_referral": ("referral",),
+        "from_procedure": ("procedure", "pacu"),
+    },
+    "insurance": {"insurance_medicare": ("medicare",), "insurance_medicaid": ("medicaid",)},
+    "first_careunit": {
+        "unit_medical": ("medical",),
+        "unit_surgical": ("surgical", "sicu"),
+        "unit_cardiac": ("cardiac", "coronary"),
+        "unit_neuro": ("neuro",),
+    },
+}
+STATIC = ("age", "female", "hours_before_icu", *(c for block in WORDS.values() for c in block))
 CODES = ("medications", "prescriptions", "procedures", "history")
 VECTORS = {"notes": 768, "cxr": 1024, "ecg": 256}
 EARLIER = "earlier_notes"  # discharge summaries of admissions that had ended; as wide as `notes`
 MAX_VECTORS = 5
 MAX_CODES = 64
 VOCAB = 1024
-WORDS, WORD_VOCAB = 512, 8192  # of `note_words`
+NOTE_WORDS, WORD_VOCAB = 512, 8192  # of `note_words`
 IMAGE = (1, 224, 224, 3)
 ECG_MEASURES = (
     "rr_interval", "p_onset", "p_end", "qrs_onset", "qrs_end", "t_end", "p_axis", "qrs_axis",
@@ -63,38 +72,26 @@ DRG_CLASSES = 769
 
 
 def modality(
-    name: str,
-    *,
-    steps: int = 256,
-    dim: int | None = None,
-    vocab: int = VOCAB,
-    variables: str = "m4",
-):
+    name: str, *, steps: int = 256, dim: int = 0, vocab: int = VOCAB, variables: str = "m4"
+) -> ModalitySpec:
     """The ModalitySpec called `name`; `steps` rows of a series, `dim` features of a vector."""
-    if name in ("vitals", "labs"):
-        names = tuple(f.name for f in features(name, variables))
-        return ModalitySpec(name, "series", (steps, len(names)), features=names)
-    if name == "static":
-        return ModalitySpec(name, "table", (len(STATIC),), features=STATIC)
     if name in CODES:
         return ModalitySpec(name, "codes", (MAX_CODES,), dtype="int32", vocab=vocab)
     if name in VECTORS or name == EARLIER:
         width = dim or VECTORS.get(name, VECTORS["notes"])
         return ModalitySpec(name, "vectors", (MAX_VECTORS, width))
     if name == "note_words":
-        return ModalitySpec(name, "text", (WORDS,), dtype="int32", vocab=WORD_VOCAB)
+        return ModalitySpec(name, "text", (NOTE_WORDS,), dtype="int32", vocab=WORD_VOCAB)
     if name == "cxr_image":
         return ModalitySpec(name, "image", IMAGE, dtype="uint8")
-    if name == "ecg_measures":
-        return ModalitySpec(name, "table", (len(ECG_MEASURES),), features=ECG_MEASURES)
-    if name in ("benchmark", "flexcare"):
-        names = benchmark.NAMES if name == "benchmark" else benchmark.COLUMNS
-        steps = steps if name == "benchmark" else int(HOURS)
-        return ModalitySpec(name, "series", (steps, len(names)), features=names)
-    if name in HAIM:
-        names = haim_blocks.columns(name)
+    tables = {"static": STATIC, "ecg_measures": ECG_MEASURES}
+    if name in (*tables, *HAIM):
+        names = tables.get(name) or haim_blocks.columns(name)
         return ModalitySpec(name, "table", (len(names),), features=names)
-    raise ConfigError(f"data.options.modalities: {name!r} is none of {', '.join(MODALITIES)}")
+    steps = int(HOURS) if name == "flexcare" else steps
+    grids = {"benchmark": benchmark.NAMES, "flexcare": benchmark.COLUMNS}
+    names = grids.get(name) or tuple(f.name for f in features(name, variables))
+    return ModalitySpec(name, "series", (steps, len(names)), features=names)
 
 
 def _multilabel(name: str, labels: tuple[str, ...]) -> TaskSpec:

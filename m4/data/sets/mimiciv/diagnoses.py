@@ -19,20 +19,16 @@ class Diagnoses:
         columns = {"hadm_id": "int", "icd_code": "text", "icd_version": "int"}
         self._vocab = data.modality("history").vocab if "history" in self._wanted else 1
         mapping = phenotypes.load(phenotype_file) if phenotype_file else phenotypes.builtin()
-        hadm, code_of, groups, ids = [], [], {"phe": [], "diseases": []}, {}
+        hadm, code_of, ids = [], [], {}  # ids: (version, code) -> its number
         for batch in csv_files.stream(release.need(root, "diagnoses_icd"), columns):
-            hadm.append(batch["hadm_id"].fill_null(-1).to_numpy(zero_copy_only=False))
+            hadm += batch["hadm_id"].fill_null(-1).to_pylist()
             versions = batch["icd_version"].fill_null(-1).to_pylist()
-            for key in zip(versions, batch["icd_code"].to_pylist(), strict=True):
-                if key not in ids:
-                    ids[key] = len(ids)
-                    groups["phe"].append(mapping(*key))
-                    groups["diseases"].append(diseases.groups(*key))
-                code_of.append(ids[key])
-        self._hadm = np.concatenate(hadm) if hadm else np.zeros(0, np.int64)
-        self._code, self._groups = np.array(code_of, np.int32), groups
-        order = np.argsort(self._hadm, kind="stable")
-        self._hadm, self._code = self._hadm[order], self._code[order]
+            codes = batch["icd_code"].to_pylist()
+            code_of += [ids.setdefault(k, len(ids)) for k in zip(versions, codes, strict=True)]
+        order = np.argsort(hadm, kind="stable")
+        self._hadm, self._code = np.array(hadm)[order], np.array(code_of, np.int32)[order]
+        grouping = {"phe": mapping, "diseases": diseases.groups}
+        self._groups = {t: [f(*k) for k in ids] for t, f in grouping.items() if t in self._wanted}
         self._hashes = np.array([hashed(f"{v}:{c.strip()[:3]}", self._vocab) for v, c in ids])
 
     def _codes(self, hadm):

@@ -1,5 +1,6 @@
 """Discharge codes -> the forty diseases of `diseases.toml`."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -17,22 +18,20 @@ def _expand(entry: str) -> list[str]:
 DEPARTMENTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 TABLE = {
     name: {
-        version: [p for entry in codes.split() for p in _expand(entry)]
+        version: re.compile(
+            "|".join(p for c in codes.split() for p in _expand(c)).replace("?", ".")
+        )
         for version, codes in zip((10, 9), both, strict=True)
     }
     for diseases in DEPARTMENTS.values()
     for name, both in diseases.items()
 }
 NAMES = tuple(TABLE)
+NOTHING = re.compile(r"(?!)")
 
 
 def groups(icd_version: int, code: str) -> list[int]:
     """Numbers of the diseases that a code, with or without dot, belongs to; `?` is any digit."""
     code = code.replace(".", "").strip().upper()
-
-    def begins(prefix: str) -> bool:
-        return len(code) >= len(prefix) and all(
-            p in ("?", c) for p, c in zip(prefix, code, strict=False)
-        )
-
-    return [j for j, name in enumerate(NAMES) if any(map(begins, TABLE[name].get(icd_version, ())))]
+    found = [TABLE[name].get(icd_version, NOTHING).match(code) for name in NAMES]
+    return [j for j, match in enumerate(found) if match]

@@ -21,7 +21,6 @@ from m4 import atomic
 from m4.data import csv_files
 from m4.data.sets.mimiciv import benchmark, catalogue, haim_blocks, linked, release, studies
 from m4.data.sets.mimiciv.diagnoses import last_distinct
-from m4.data.sets.mimiciv.linked import NOTES
 from m4.data.sets.mimiciv.selector import EVENT, SOURCES, Selector, measured
 from m4.data.sets.mimiciv.stays import Stays
 from m4.specs import DataSpec
@@ -39,12 +38,12 @@ class Examples:
     def __init__(
         self,
         root: Path,
+        raw_dir: Path,
         data: DataSpec,
         stays: Stays,
         flow: list[tuple[str, int]],
         *,
         available: str,
-        raw_dir: Path,
         embeddings: dict[str, str],
         scratch: Path | None = None,
     ):
@@ -61,105 +60,91 @@ class Examples:
     def split(self, name: str) -> Iterator[dict]:
         """The examples of one split, stay by stay."""
         if self._folder is None:
-            self._spill()
-        spilled = [m for m in self._data.modality_names if m in SOURCES or m in NOTES]
+            self._folder = self._spill()
+        spilled = [m for m in self._data.modality_names if m in SOURCES or _is_note(m)]
         rows = np.flatnonzero(self._stays.split == self._stays.splits.index(name))
         for block in np.unique(self._block[rows]):
-            events = {m: self._load(m, block) for m in spilled}
+            events = {m: self._load(self._folder, m, block) for m in spilled}
             for row in rows[self._block[rows] == block]:
                 yield self._example(int(row), events)
 
-    def _spill(self):
+    def _spill(self) -> Path:
         """One pass over each table for all modalities that come from it."""
+        tables = self._tables()
         if self._scratch:
-            folder = self._scratch / self._key()
+            folder = self._scratch / self._key(tables)
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         else:
             folder = Path(tempfile.mkdtemp(prefix="m4-mimiciv-"))  # mode 0700
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # also at exit
-        for path, selectors in self._tables().items():
-            done = folder / f"{path.name.partition('.')[0]}.done"
+        for path, selectors in tables.items():
+            table = path.name.partition(".")[0]
+            done = folder / f"{table}.done"
             if not done.exists():
-                for selector in selectors:
-                    for part in folder.glob(f"{selector.name}-{path.name.partition('.')[0]}-*"):
-                        part.unlink()  # of an attempt that was interrupted
-                self._read(path, selectors, folder)
-                counts = [[s.name, dict(s.counts)] for s in selectors]
-                atomic.write(done, json.dumps(counts))
+                for part in folder.glob(f"*-{table}-*"):
+                    part.unlink()  # of an attempt that was interrupted
+                columns = {name: kind for s in selectors for name, kind in s.columns.items()}
+                for batch in csv_files.stream(path, columns):
+                    for selector in selectors:
+                        self._append(folder / f"{selector.name}-{table}", selector(batch))
+                atomic.write(done, json.dumps([[s.name, dict(s.counts)] for s in selectors]))
             for name, counts in json.loads(done.read_text()):
                 self._flow.extend((f"{name}: {step}", number) for step, number in counts.items())
-        self._folder = folder
-
-    def _read(self, path, selectors, folder):
-        columns = {name: kind for s in selectors for name, kind in s.columns.items()}
-        for batch in csv_files.stream(path, columns):
-            for selector in selectors:
-                self._append(folder, f"{selector.name}-{path.name.partition('.')[0]}",
-                             selector(batch))  # fmt: skip
+        return folder
 
     def _tables(self) -> dict[Path, list]:
         """File -> what is selected from it."""
         found: dict[Path, list] = {}
         for name in self._data.modality_names:
             for source in SOURCES.get(name, ()):
-                path = release.need(self._root, source.table)
                 selector = Selector(name, source, self._data, self._stays, stored=self._stored)
-                found.setdefault(path, []).append(selector)
-            root = linked.find(self._raw_dir, "note") if name in NOTES else None
+                found.setdefault(release.need(self._root, source.table), []).append(selector)
+            root = linked.find(self._raw_dir, "note") if _is_note(name) else None
             if root:
-                path = linked.need(root, f"note/{NOTES[name]}")
-                selector = linked.Notes(
-                    name,
-                    path,
-                    self._data,
-                    self._stays,
-                    stored=self._stored,
-                    embeddings=self._embeddings,
-                )
+                about = {"stored": self._stored, "embeddings": self._embeddings}
+                selector = linked.Notes(name, self._data, self._stays, **about)
+                path = release.need(root, linked.TABLES[name][1])
                 found.setdefault(path, []).append(selector)
         return found
 
-    def _key(self) -> str:
+    def _key(self, tables) -> str:
         """Of the events: which stays and windows, which modalities, from which files."""
         digest = hashlib.blake2b(digest_size=8)
         digest.update(repr((self._data, self._stored, self._embeddings)).encode())
         for array in (self._stays.life.stay, self._stays.limit, self._stays.split):
             digest.update(np.ascontiguousarray(array).tobytes())
-        for path in self._tables():
+        for path in tables:
             status = path.stat()
             digest.update(f"{path}:{status.st_size}:{status.st_mtime_ns}".encode())
         return digest.hexdigest()
 
-    def _append(self, folder, name, events):
+    def _append(self, path: Path, events: np.ndarray) -> None:
+        """Add events to their blocks' files, `path` followed by the block's number."""
         blocks = self._block[events["row"]]
-        order = np.argsort(blocks, kind="stable")
-        for part in np.split(events[order], np.flatnonzero(np.diff(blocks[order])) + 1):
-            if len(part):
-                with open(folder / f"{name}-{self._block[part['row'][0]]}", "ab") as handle:
-                    part.tofile(handle)
+        for block in np.unique(blocks):
+            with open(f"{path}-{block}", "ab") as handle:
+                events[blocks == block].tofile(handle)
 
-    def _load(self, name, block):
+    def _load(self, folder: Path, name: str, block: int) -> dict[int, np.ndarray]:
         """Row -> events of one block, in file order."""
         dtype = EVENT if name in SOURCES else linked.dtype(name, self._data)
-        assert self._folder is not None  # events are spilled first
-        paths = sorted(self._folder.glob(f"{name}-*-{block}"))
-        if not paths:
-            return {}
-        events = np.concatenate([np.fromfile(path, dtype) for path in paths])
+        paths = sorted(folder.glob(f"{name}-*-{block}"))
+        events = np.concatenate([np.zeros(0, dtype), *(np.fromfile(p, dtype) for p in paths)])
         events = events[np.argsort(events["row"], kind="stable")]
-        parts = np.split(events, np.flatnonzero(np.diff(events["row"])) + 1)
-        return {int(part["row"][0]): part for part in parts}
+        rows, first = np.unique(events["row"], return_index=True)
+        return dict(zip(rows.tolist(), np.split(events, first[1:]), strict=len(rows) > 0))
 
     def _example(self, row, events):
-        inputs = {}
-        for name in self._data.modality_names:
-            payload = self._payload(name, row, events.get(name, {}).get(row))
-            if payload is not None:
-                inputs[name] = payload
-        targets = {}
-        for task, value in self._stays.targets.items():
-            targets[task] = None if np.isnan(value[row]).all() else value[row]
-        return {"patient": int(self._stays.unit[row]), "inputs": inputs, "targets": targets}
+        names = self._data.modality_names
+        found = {m: self._payload(m, row, events.get(m, {}).get(row)) for m in names}
+        targets = {task: value[row] for task, value in self._stays.targets.items()}
+        return {
+            "patient": int(self._stays.unit[row]),
+            "inputs": {name: payload for name, payload in found.items() if payload is not None},
+            "targets": {
+                t: None if np.isnan(label).all() else label for t, label in targets.items()
+            },
+        }
 
     def _payload(self, name, row, events):
         """What an example holds of a modality, None if nothing."""
@@ -170,24 +155,26 @@ class Examples:
             return {"values": np.asarray(stays.demographics)[row]}
         if name == "history":
             return {"values": stays.history[row]} if len(stays.history[row]) else None
-        if name in linked.KIND and name not in NOTES:
+        if name in linked.KIND and not _is_note(name):
             return self._studies(name, row)
         if events is None:
             return None
-        if name in NOTES:
+        if _is_note(name):
             return linked.payload(name, events)
+        num_features = len(measured(self._data, name))
+        if num_features and name not in (*catalogue.HAIM, "flexcare"):
+            return pivot(events, num_features)
+        events = events[np.argsort(events["time"], kind="stable")]
         if name == "flexcare":
             hours = min(float(stays.limit[row]), self._data.hours)
-            num_bins = self._data.modality(name).length
-            return benchmark.grid(events, hours=hours, num_bins=num_bins)
-        features = measured(self._data, name)
-        if name in catalogue.HAIM:
-            columns = events["feature"], events["time"], events["value"]
-            return {"values": haim_blocks.block(*columns, len(features))}
-        if features:
-            return pivot(events, len(features))
-        events = events[np.argsort(events["time"], kind="stable")]
+            return benchmark.grid(events, hours=hours, num_bins=self._data.modality(name).length)
+        if num_features:
+            return {"values": haim_blocks.block(events["feature"], events["value"], num_features)}
         return {"values": last_distinct(events["feature"])}
+
+
+def _is_note(name: str) -> bool:
+    return linked.KIND.get(name) == "note"
 
 
 def pivot(events, num_features):

@@ -19,14 +19,13 @@ Letters: e values of a signal in the order of their times, f features.
 
 import numpy as np
 
-from m4.data.sets.mimiciv.features import LABS, VITALS
+from m4.data.sets.mimiciv.features import LABS, VITALS, Feature
 
 STATISTICS = (
     "max", "min", "mean", "variance", "mean_difference", "mean_abs_difference",
     "max_abs_difference", "sum_abs_difference", "last_minus_first", "peaks", "slope",
 )  # fmt: skip
-CHART = tuple(f for f in VITALS if f.name != "temperature")
-PROCEDURES = {
+ITEMS = {  # of procedures
     229351: "foley",
     224264: "picc",
     224385: "intubation",
@@ -40,9 +39,9 @@ PROCEDURES = {
 }
 DEMOGRAPHICS = ("age", "gender", "race", "marital_status", "language", "insurance")
 SIGNALS = {
-    "haim_chart": tuple(f.name for f in CHART),
-    "haim_labs": tuple(f.name for f in LABS),
-    "haim_procedures": tuple(PROCEDURES.values()),
+    "haim_chart": tuple(f for f in VITALS if f.name != "temperature"),
+    "haim_labs": LABS,
+    "haim_procedures": tuple(Feature(t, (i,), -np.inf, np.inf) for i, t in ITEMS.items()),
 }
 
 
@@ -50,15 +49,14 @@ def columns(name: str) -> tuple[str, ...]:
     """Names of a block's features."""
     if name == "haim_demographics":
         return DEMOGRAPHICS
-    return tuple(f"{signal}_{statistic}" for signal in SIGNALS[name] for statistic in STATISTICS)
+    return tuple(f"{f.name}_{statistic}" for f in SIGNALS[name] for statistic in STATISTICS)
 
 
-def block(feature_e: np.ndarray, time_e: np.ndarray, value_e: np.ndarray, num: int) -> np.ndarray:
+def block(feature_e: np.ndarray, value_e: np.ndarray, num: int) -> np.ndarray:
     """f32[num * 11]: statistics of signals 0 to num - 1, NaN for one without values."""
-    order = np.argsort(time_e, kind="stable")
     out = np.full((num, len(STATISTICS)), np.nan, np.float32)
     for signal in np.unique(feature_e):
-        out[signal] = statistics(value_e[order][feature_e[order] == signal])
+        out[signal] = statistics(value_e[feature_e == signal])
     return out.reshape(-1)
 
 
@@ -83,14 +81,11 @@ def statistics(value_e: np.ndarray) -> np.ndarray:
 def demographics(age, texts: list[np.ndarray]) -> np.ndarray:
     """f32[n, 6]: age and integer codes of five texts; codes are in the order of the alphabet.
 
-    HAIM's codes are numbers without meaning, too; -1 is unknown. Codes are fitted on everybody:
-    they carry no label.
+    HAIM's codes are numbers without meaning, too. Codes are fitted on everybody: they carry no
+    label. An empty text is unknown.
     """
     coded = []
     for text in texts:
-        known = text.astype(str) != ""
-        codes = np.unique(text.astype(str)[known], return_inverse=True)[1]
-        column = np.full(len(text), np.nan)
-        column[known] = codes
-        coded.append(column)
+        words, codes = np.unique(text.astype(str), return_inverse=True)
+        coded.append(np.where(text == "", np.nan, codes - ("" in words)))
     return np.stack([age, *coded], axis=1).astype(np.float32)

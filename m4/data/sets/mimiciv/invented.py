@@ -5,11 +5,11 @@ them: words, pixels and numbers are drawn at random.
 """
 
 import datetime
+import itertools
 from pathlib import Path
 
 import numpy as np
 
-from m4.data import csv_files
 from m4.data.fake import fresh, write_table
 from m4.data.sets.mimiciv import catalogue, release, wfdb
 from m4.errors import ConfigError
@@ -24,8 +24,7 @@ def invent(folder: Path, *, patients: int, seed: int) -> Path:
     if root is None:
         raise ConfigError(f"fake: {folder} has no MIMIC-IV folder whose stays could be used")
     columns = {"subject_id": "int", "hadm_id": "int", "intime": "time", "outtime": "time"}
-    batches = csv_files.stream(release.need(root, "icustays"), columns)
-    stays = [row for batch in batches for row in batch.to_pylist()][:patients]
+    stays = [*itertools.islice(release.rows(root, "icustays", columns), patients)]
     rng = np.random.default_rng(seed)
     write_notes(fresh(folder / "mimic-iv-note-2.2"), stays, rng)
     write_images(fresh(folder / "mimic-cxr-jpg-2.0.0"), stays, rng)
@@ -37,28 +36,28 @@ def write_notes(root: Path, stays: list[dict], rng) -> None:
     """Up to seven radiology reports per stay, and a discharge summary per admission."""
     header = ["note_id", "subject_id", "hadm_id", "note_type", "note_seq", "charttime"]
     header += ["storetime", "text"]
-    radiology, discharge = [], {}
+    radiology: list[list] = [header]
+    discharge: dict[int, list] = {0: header}
     for stay in stays:
         who, hadm = stay["subject_id"], stay["hadm_id"]
         for k in range(rng.integers(0, 8)):
             when = stay["intime"] + rng.integers(1, 60) * HOUR
             text = "EXAMINATION:  CHEST\n\nFINDINGS: " + " ".join(rng.choice(WORDS, 30))
-            radiology.append(
-                [f"{who}-RR-{len(radiology)}", who, hadm, "RR", k, when, when + HOUR, text]
-            )
+            note = f"{who}-RR-{len(radiology) - 1}"
+            radiology.append([note, who, hadm, "RR", k, when, when + HOUR, text])
         end = stay["outtime"] + 24 * HOUR
         text = "Past Medical History:\n" + " ".join(rng.choice(WORDS, 60))
         discharge[hadm] = [f"{who}-DS-{hadm}", who, hadm, "DS", 1, end, end, text]
-    write_table(root / "note" / "radiology.csv.gz", [header, *radiology])
-    write_table(root / "note" / "discharge.csv.gz", [header, *discharge.values()])
+    write_table(root / "note" / "radiology.csv.gz", radiology)
+    write_table(root / "note" / "discharge.csv.gz", discharge.values())
 
 
 def write_images(root: Path, stays: list[dict], rng) -> None:
     """Studies of a frontal and a lateral image in two of three stays, with findings."""
     from PIL import Image
 
-    header = ["dicom_id", "subject_id", "study_id", "ViewPosition", "Rows", "Columns"]
-    images: list[list] = [[*header, "StudyDate", "StudyTime"]]
+    header = "dicom_id subject_id study_id ViewPosition Rows Columns StudyDate StudyTime"
+    images: list[list] = [header.split()]
     titles = [name.replace("_", " ").title() for name in catalogue.CHEXPERT]
     findings: list[list] = [["subject_id", "study_id", *titles]]
     for number, stay in enumerate(stays):
@@ -81,9 +80,8 @@ def write_images(root: Path, stays: list[dict], rng) -> None:
 def write_ecgs(root: Path, stays: list[dict], rng) -> None:
     """An ECG in half of the stays: its waveform, record and machine's measurements."""
     records: list[list] = [["subject_id", "study_id", "file_name", "ecg_time", "path"]]
-    measures: list[list] = [
-        ["subject_id", "study_id", "ecg_time", "report_0", *catalogue.ECG_MEASURES]
-    ]
+    header = ["subject_id", "study_id", "ecg_time", "report_0", *catalogue.ECG_MEASURES]
+    measures: list[list] = [header]
     for number, stay in enumerate(stays[::2]):
         who, study = stay["subject_id"], 40_000_000 + number
         when = stay["intime"] + rng.integers(1, 30) * HOUR

@@ -25,14 +25,12 @@ readmissions among its filtered stays only; here any admission of the hospital c
 All arrays are over n stays, whose times are those of `life.py`; NaN is no label.
 """
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from m4.data import csv_files
 from m4.data.sets.mimiciv import catalogue, linked, release
-from m4.data.sets.mimiciv.diagnoses import Diagnoses
 from m4.data.sets.mimiciv.life import DAY, Life
 
 PLACES = (  # disposition, words in the discharge location; the first that fits
@@ -43,36 +41,8 @@ PLACES = (  # disposition, words in the discharge location; the first that fits
 )
 
 
-@dataclasses.dataclass
-class Labels:
-    """Labels of a task, f64[n] or f64[n, labels]."""
-
-    root: Path
-    raw_dir: Path
-    life: Life
-    limit: np.ndarray  # f64[n], end of the input
-    train: np.ndarray  # bool[n]
-    admissions: dict[str, np.ndarray]  # all of the hospital, see `life.read`
-    diagnoses: Diagnoses
-    studies: list[str]  # of the images that end the inputs
-
-    def __call__(self, name: str) -> np.ndarray:
-        """The labels of the task `name`."""
-        if name in ("phe", "diseases"):
-            return self.diagnoses.labels(self.life.hadm, name)
-        if name == "readmission":
-            return readmission(self.life, self.admissions)
-        if name == "drg":
-            return drg(self.root, self.life.hadm, self.train)
-        if name == "chexpert":
-            return chexpert(self.raw_dir, self.studies)
-        found = simple(name, self.life, self.limit)
-        assert found is not None, name
-        return found
-
-
-def simple(name: str, life: Life, limit_n: np.ndarray) -> np.ndarray | None:
-    """f64[n] of one task that needs nothing but the life of the stays; else None.
+def simple(name: str, life: Life, limit_n: np.ndarray) -> np.ndarray:
+    """f64[n] of one task that needs nothing but the life of the stays.
 
     `limit_n`: end of the input, hours since ICU admission.
     """
@@ -101,7 +71,7 @@ def simple(name: str, life: Life, limit_n: np.ndarray) -> np.ndarray | None:
     if name == "mortality_48h":
         short = after < 48
         return np.where(unknown | np.isnan(after) | (short & (died == 0)), np.nan, short)
-    return None
+    raise KeyError(name)
 
 
 def readmission(life: Life, admissions: dict[str, np.ndarray]) -> np.ndarray:
@@ -125,10 +95,9 @@ def drg(root: Path, hadm_n: np.ndarray, train_n: np.ndarray) -> np.ndarray:
     """f64[n]: class of an admission's HCFA group (MS-DRG in the hospital's naming)."""
     columns = {"hadm_id": "int", "drg_type": "text", "drg_code": "text"}
     code_of = {}
-    for batch in csv_files.stream(release.need(root, "drgcodes"), columns):
-        for row in batch.to_pylist():
-            if row["drg_type"] == "HCFA":
-                code_of.setdefault(row["hadm_id"], row["drg_code"].strip())
+    for row in release.rows(root, "drgcodes", columns):
+        if row["drg_type"] == "HCFA":
+            code_of.setdefault(row["hadm_id"], row["drg_code"].strip())
     codes = [code_of.get(int(hadm)) for hadm in hadm_n]
     known = {code for code, train in zip(codes, train_n, strict=True) if train and code}
     classes = {code: k for k, code in enumerate(sorted(known)[: catalogue.DRG_CLASSES])}
@@ -137,19 +106,14 @@ def drg(root: Path, hadm_n: np.ndarray, train_n: np.ndarray) -> np.ndarray:
 
 def chexpert(raw_dir: Path, studies: list[str]) -> np.ndarray:
     """f64[n, 14] of one study per stay, NaN where a finding is uncertain or not mentioned."""
-    path = linked.need(linked.home(raw_dir, "cxr"), f"{linked.CXR_FILE}chexpert")
     titles = [name.replace("_", " ").title() for name in catalogue.CHEXPERT]
     columns = {"study_id": "text"} | dict.fromkeys(titles, "float")
-    row_of: dict[str, list[int]] = {}
-    for row, study in enumerate(studies):
-        row_of.setdefault(study, []).append(row)
-    out = np.full((len(studies), len(titles)), np.nan)
-    for batch in csv_files.stream(path, columns):
-        for i, study in enumerate(batch["study_id"].to_pylist()):
-            if study in row_of:
-                found = np.array([batch[t][i].as_py() for t in titles], float)
-                out[row_of[study]] = np.where(np.isin(found, (0, 1)), found, np.nan)
-    return out
+    found = dict.fromkeys(studies, [np.nan] * len(titles))
+    for row in release.rows(linked.home(raw_dir, "cxr"), linked.FINDINGS, columns):
+        if row["study_id"] in found:
+            found[row["study_id"]] = [row[title] for title in titles]
+    out = np.array([found[study] for study in studies], float).reshape(-1, len(titles))
+    return np.where(np.isin(out, (0, 1)), out, np.nan)
 
 
 def _place(text: str) -> float:

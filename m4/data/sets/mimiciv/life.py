@@ -14,14 +14,15 @@ from m4.data.sets.mimiciv import release
 from m4.errors import DataError
 
 HOUR, DAY = 3600.0, 86400.0  # seconds
-STAYS = {"stay_id": "int", "subject_id": "int", "hadm_id": "int", "first_careunit": "text"}
-STAYS |= {"intime": "time", "outtime": "time"}
-ADMISSIONS = {"subject_id": "int", "hadm_id": "int", "hospital_expire_flag": "int"}
-ADMISSIONS |= dict.fromkeys(("admittime", "dischtime", "deathtime"), "time")
 WORDS = ("discharge_location", "admission_type", "admission_location", "insurance")
+STAYS = dict.fromkeys(("stay_id", "subject_id", "hadm_id"), "int")
+STAYS |= {"first_careunit": "text", "intime": "time", "outtime": "time"}
+ADMISSIONS = dict.fromkeys(("hadm_id", "subject_id", "hospital_expire_flag"), "int")
+ADMISSIONS |= dict.fromkeys(("admittime", "dischtime", "deathtime"), "time")
 ADMISSIONS |= dict.fromkeys(WORDS, "text")
-PATIENTS = {"subject_id": "int", "gender": "text", "anchor_age": "int", "anchor_year": "int"}
-PATIENTS |= {"dod": "time"}
+PATIENTS = dict.fromkeys(("subject_id", "anchor_age", "anchor_year"), "int")
+PATIENTS |= {"gender": "text", "dod": "time"}
+TABLES = {"icustays": STAYS, "admissions": ADMISSIONS, "patients": PATIENTS}  # the id comes first
 
 
 @dataclasses.dataclass
@@ -91,18 +92,14 @@ def read(root: Path) -> tuple[Life, np.ndarray, dict[str, np.ndarray]]:
     Raises DataError for files that cannot be used, and for a row that comes twice: it would be two
     stays, or one of two answers.
     """
-    icu = release.read(root, "icustays", STAYS)
-    adm = release.read(root, "admissions", ADMISSIONS)
-    pat = release.read(root, "patients", PATIENTS)
-    ids = {"icustays": icu["stay_id"], "admissions": adm["hadm_id"], "patients": pat["subject_id"]}
-    for table, ids_N in ids.items():
+    icu, adm, pat = (release.read(root, name, columns) for name, columns in TABLES.items())
+    for table, (ids_N, *_) in zip(TABLES, (t.values() for t in (icu, adm, pat)), strict=True):
         twice = len(ids_N) - len(np.unique(ids_N))
         if twice:
             raise DataError(f"{root}: {table} has {twice} rows whose id came before")
     a, known_admission = lookup(adm["hadm_id"], icu["hadm_id"])
     p, known_patient = lookup(pat["subject_id"], icu["subject_id"])
-    died = adm["hospital_expire_flag"][a].astype(float)
-    died[died < 0] = np.nan
+    flag = adm["hospital_expire_flag"][a]
     facts = {name: adm[name][a] for name in WORDS} | {"first_careunit": icu["first_careunit"]}
     facts |= {name: pat[name][p] for name in ("gender", "anchor_age", "anchor_year")}
     life = Life(
@@ -115,7 +112,7 @@ def read(root: Path) -> tuple[Life, np.ndarray, dict[str, np.ndarray]]:
         discharge=adm["dischtime"][a],
         death=adm["deathtime"][a],
         death_date=pat["dod"][p],
-        died=died,
+        died=np.where(flag < 0, np.nan, flag),
         facts=facts,
     )
     return life, known_admission & known_patient, adm
@@ -124,6 +121,5 @@ def read(root: Path) -> tuple[Life, np.ndarray, dict[str, np.ndarray]]:
 def lookup(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Positions of `wanted` in unsorted `keys`, and whether each was found."""
     order = np.argsort(keys, kind="stable")
-    at = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
-    found = order[at]
+    found = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
     return found, keys[found] == wanted

@@ -3,7 +3,7 @@
 | modality | file | content |
 |---|---|---|
 | `notes` | note/radiology | one vector per radiology report of the stay |
-| `note_words` | note/radiology | hashed words of the reports, the last `WORDS` |
+| `note_words` | note/radiology | hashed words of the reports, the last `NOTE_WORDS` |
 | `earlier_notes` | note/discharge | one vector per discharge summary of an *earlier* admission |
 | `cxr` | metadata, embeddings | one vector per frontal image |
 | `cxr_image` | metadata, files/ | the last frontal image, central square of the shorter side |
@@ -34,112 +34,83 @@ from m4.data.sets.mimiciv.embeddings.folder import Embeddings
 from m4.data.sets.mimiciv.stays import Finder, Stays
 from m4.errors import DataError
 
+METADATA, FINDINGS = "mimic-cxr-2.0.0-metadata", "mimic-cxr-2.0.0-chexpert"
+TABLES = {  # modality -> the linked data set, and its tables
+    "notes": ("note", "note/radiology"),
+    "note_words": ("note", "note/radiology"),
+    catalogue.EARLIER: ("note", "note/discharge"),
+    "cxr": ("cxr", METADATA),
+    "cxr_image": ("cxr", METADATA, FINDINGS),
+    "ecg": ("ecg", "record_list"),
+    "ecg_measures": ("ecg", "machine_measurements"),
+}
+KIND = {name: kind for name, (kind, *_) in TABLES.items()}
 PLACES = {  # kind -> folders under the raw one, a file that is in it
     "note": (("mimic-iv-note*", "mimic-iv-note*/*", "mimiciv*/*", "mimiciv*"), "note/radiology"),
-    "cxr": (("mimic-cxr-jpg*", "mimic-cxr-jpg*/*"), "mimic-cxr-2.0.0-metadata"),
+    "cxr": (("mimic-cxr-jpg*", "mimic-cxr-jpg*/*"), METADATA),
     "ecg": (("mimic-iv-ecg*", "mimic-iv-ecg*/*"), "record_list"),
 }
-KIND = {
-    "notes": "note",
-    "note_words": "note",
-    catalogue.EARLIER: "note",
-    "cxr": "cxr",
-    "cxr_image": "cxr",
-    "ecg": "ecg",
-    "ecg_measures": "ecg",
-}
-NOTES = {"notes": "radiology", "note_words": "radiology", catalogue.EARLIER: "discharge"}
 TITLE = {"note": "MIMIC-IV-Note", "cxr": "MIMIC-CXR-JPG", "ecg": "MIMIC-IV-ECG"}
-TABLES = {
-    "cxr": ("mimic-cxr-2.0.0-metadata",),
-    "cxr_image": ("mimic-cxr-2.0.0-metadata", "mimic-cxr-2.0.0-chexpert"),
-    "ecg": ("record_list",),
-    "ecg_measures": ("machine_measurements",),
-}
-CXR_FILE = "mimic-cxr-2.0.0-"
-ROOT = ("",)  # where a linked data set has its tables; a name may hold a folder
 
 
 def find(raw_dir, kind: str) -> Path | None:
     """The folder of one of the linked data sets, the last in the order of names."""
     patterns, holds = PLACES[kind]
     found = [place for pattern in patterns for place in sorted(Path(raw_dir).glob(pattern))]
-    there = [p for p in found if table(p, holds)]
-    return there[-1] if there else None
-
-
-def table(root: Path, name: str) -> Path | None:
-    """The file of a table of a linked data set."""
-    return release.table(root, name, ROOT)
+    return next((place for place in reversed(found) if release.table(place, holds)), None)
 
 
 def home(raw_dir, kind: str) -> Path:
     """The folder of one of the linked data sets. Raises DataError if there is none."""
     found = find(raw_dir, kind)
     if found is None:
-        raise DataError(f"{raw_dir}: no {PLACES[kind][0][0]} folder ({TITLE[kind]})")
+        raise DataError(_absent(raw_dir, kind))
     return found
 
 
-def need(root: Path, name: str) -> Path:
-    """The file of a table of a linked data set. Raises DataError if it is not there."""
-    return release.need(root, name, ROOT)
+def _absent(raw_dir, kind: str) -> str:
+    return f"{raw_dir}: no {PLACES[kind][0][0]} folder ({TITLE[kind]})"
 
 
 def missing(raw_dir, names, embeddings) -> list[str]:
     """One line per linked data set or embedding that a modality needs and is not there."""
     lines = []
-    for kind in dict.fromkeys(KIND[name] for name in names if name in KIND):
+    for kind in dict.fromkeys(KIND[name] for name in names):
         if find(raw_dir, kind) is None:
-            used = ", ".join(name for name in names if KIND.get(name) == kind)
-            pattern = PLACES[kind][0][0]
-            lines.append(f"{raw_dir}: no {pattern} folder ({TITLE[kind]}), needed for {used}")
-    for name in ("cxr", "ecg"):
-        if name in names and name not in embeddings:
-            lines.append(
-                f"data.options.embeddings.{name}: not given; write them with"
-                f" `python -m m4.data embed`, or leave {name} out of data.options.modalities"
-            )
-    return lines
+            used = ", ".join(name for name in names if KIND[name] == kind)
+            lines.append(f"{_absent(raw_dir, kind)}, needed for {used}")
+    return lines + [
+        f"data.options.embeddings.{name}: not given; write them with `python -m m4.data embed`, or "
+        f"leave {name} out of data.options.modalities"
+        for name in ("cxr", "ecg")
+        if name in names and name not in embeddings
+    ]
 
 
 def sources(raw_dir, names) -> tuple[list[Path], list[str]]:
     """Tables of the linked data sets that modalities are read from, and their versions."""
-    found: dict[Path, None] = {}
-    versions = []
-    for kind in dict.fromkeys(KIND[name] for name in names if name in KIND):
+    found, versions = [], []
+    for kind in dict.fromkeys(KIND[name] for name in names):
         root = find(raw_dir, kind)
-        if root is None:
-            versions.append(f"no {TITLE[kind]}")
-            continue
-        versions.append(f"{TITLE[kind]} {release.version(root)}")
-        for name in names:
-            if KIND.get(name) == kind:
-                wanted = (f"note/{NOTES[name]}",) if name in NOTES else TABLES[name]
-                found |= dict.fromkeys(p for t in wanted if (p := table(root, t)))
-    return [*found], versions
+        versions.append(f"{TITLE[kind]} {release.version(root)}" if root else f"no {TITLE[kind]}")
+        wanted = [t for name in names if KIND[name] == kind for t in TABLES[name][1:]]
+        found += [release.table(root, table) for table in wanted if root]
+    return [*dict.fromkeys(filter(None, found))], versions
 
 
 class Notes:
     """A record batch of radiology reports or discharge summaries -> events of the cohort."""
 
-    def __init__(self, name: str, path: Path, data, stays: Stays, *, stored: bool, embeddings):
-        self.name, self.path, self._stays, self._stored = name, path, stays, stored
+    def __init__(self, name: str, data, stays: Stays, *, stored: bool, embeddings):
+        self.name, self._stays, self._stored = name, stays, stored
         self.counts: Counter[str] = Counter()
         self._find = Finder(stays.life.subject, stays.life.intime)
-        self.columns = {
-            "note_id": "text",
-            "subject_id": "int",
-            "hadm_id": "int",
-            "charttime": "time",
-            "storetime": "time",
-            "text": "text",
-        }
-        if name == "note_words":
-            self._ids: dict[str, int] = {}
-        else:
+        self.columns = {"note_id": "text", "subject_id": "int", "hadm_id": "int"}
+        self.columns |= {"charttime": "time", "storetime": "time", "text": "text"}
+        self._ids: dict[str, int] = {}  # of words
+        self._by_id = "notes" in embeddings
+        if name != "note_words":
             width = data.modality(name).shape[-1]
-            self._by_id = "notes" in embeddings
             self._encode = Embeddings(embeddings["notes"]) if self._by_id else Hashing(width)
         self.dtype = dtype(name, data)
 
@@ -164,19 +135,14 @@ class Notes:
         events = np.zeros(len(kept), self.dtype)
         events["row"], events["length"] = row[kept], length
         events["time"] = self._stays.life.hour_of(row, time[note])[kept]
-        if len(kept):
-            events["value"] = values
+        events["value"] = values if len(kept) else 0
         self.counts["notes kept"] += len(events)
         return events
 
     def _during(self, batch, subject, time, known):
         """Notes charted in a stay's window and available by its end, with their stays."""
         row = self._find(subject, time)
-        hour, limit = self._stays.life.hour_of(row, time), self._stays.limit[row]
-        inside = (hour >= 0) & (hour <= limit)
-        late = self._stays.life.hour_of(row, known) > limit
-        self.counts["dropped, recorded after the window"] += int((inside & late).sum())
-        note = np.flatnonzero(inside & ~late)
+        note = np.flatnonzero(self._stays.inside(row, time, known, self.counts))
         return note, row[note]
 
     def _earlier(self, batch, subject, time, known):
@@ -194,10 +160,10 @@ class Notes:
         return found[:, 0], found[:, 1]
 
     def _words(self, texts):
-        values = np.zeros((len(texts), catalogue.WORDS), np.int32)
+        values = np.zeros((len(texts), catalogue.NOTE_WORDS), np.int32)
         length = np.zeros(len(texts), int)
         for i, text in enumerate(texts):
-            words = text.lower().split()[-catalogue.WORDS :]
+            words = text.lower().split()[-catalogue.NOTE_WORDS :]
             for word in {*words} - self._ids.keys():
                 self._ids[word] = hashed(word, catalogue.WORD_VOCAB)
             length[i] = len(words)
@@ -207,10 +173,8 @@ class Notes:
 
 def dtype(name: str, data) -> np.dtype:
     """Of the events of a modality of notes."""
-    part = ("value", "f2", data.modality(name).shape[-1:])
-    if name == "note_words":
-        part = ("value", "i4", (catalogue.WORDS,))
-    return np.dtype([("row", "i4"), ("time", "f4"), ("length", "i4"), part])
+    shape, kind = data.modality(name).shape[-1:], "i4" if name == "note_words" else "f2"
+    return np.dtype([("row", "i4"), ("time", "f4"), ("length", "i4"), ("value", kind, shape)])
 
 
 def payload(name: str, events: np.ndarray) -> dict[str, np.ndarray]:

@@ -17,48 +17,46 @@ NAMES = tuple(ICD9)
 
 
 class Phenotypes:
-    """A mapping from (ICD version, code) to phenotype indices."""
+    """A mapping from (ICD version, code) to phenotype indices.
 
-    def __init__(self, exact, prefixes):
-        self._exact, self._prefixes = exact, prefixes
+    `rules`: per phenotype (version, beginning of a code) -> whether it belongs to it; the longest
+    beginning counts, and before all a whole code, which ends in "$".
+    """
+
+    def __init__(self, rules: list[dict[tuple[int, str], bool]]):
+        self._rules = rules
 
     def __call__(self, icd_version: int, code: str) -> tuple[int, ...]:
         """Indices into `NAMES`; dots and blanks in the code do not matter."""
-        code = code.replace(".", "").strip().upper()
-        return tuple(j for j in range(len(NAMES)) if self._member(j, int(icd_version), code))
+        code = f"{_plain(code)}$"
+        keys = [(int(icd_version), code[:length]) for length in range(len(code), 0, -1)]
+        found = [next((rule[k] for k in keys if k in rule), False) for rule in self._rules]
+        return tuple(j for j, member in enumerate(found) if member)
 
-    def _member(self, j, icd_version, code):
-        if (icd_version, code) in self._exact[j]:
-            return self._exact[j][icd_version, code]
-        for length in range(len(code), 0, -1):
-            if (icd_version, code[:length]) in self._prefixes[j]:
-                return self._prefixes[j][icd_version, code[:length]]
-        return False
+
+def _plain(code: str) -> str:
+    return code.replace(".", "").strip().upper()
 
 
 def builtin() -> Phenotypes:
     """The shipped tables."""
-    exact, prefixes = [], []
+    rules = []
     for name in NAMES:
-        exact.append({})
-        prefixes.append({})
-        for entry in ICD9[name]:
-            code, keep = entry.lstrip("-"), not entry.startswith("-")
-            (prefixes if code.endswith("*") else exact)[-1][9, code.rstrip("*")] = keep
-        for entry in ICD10[name]:
-            prefixes[-1][10, entry.lstrip("-")] = not entry.startswith("-")
-    return Phenotypes(exact, prefixes)
+        entries = [(9, f"{entry}$".replace("*$", "")) for entry in ICD9[name]]
+        entries += [(10, entry) for entry in ICD10[name]]
+        rules.append({(v, e.lstrip("-")): not e.startswith("-") for v, e in entries})
+    return Phenotypes(rules)
 
 
 def load(path) -> Phenotypes:
     """A mapping from a csv file; see the module's docstring. DataError names a wrong line."""
-    exact = [{} for _ in NAMES]
+    rules: list[dict] = [{} for _ in NAMES]
     try:
         with Path(path).open(newline="") as handle:
             for number, line in enumerate(csv.DictReader(handle), start=2):
                 try:
-                    key = int(line["icd_version"]), line["icd_code"].replace(".", "").upper()
-                    exact[NAMES.index(line["phenotype"])][key] = True
+                    key = int(line["icd_version"]), f"{_plain(line['icd_code'])}$"
+                    rules[NAMES.index(line["phenotype"])][key] = True
                 except (KeyError, ValueError, TypeError, AttributeError):
                     raise DataError(
                         f"{path}: line {number}: expected icd_version (9 or 10), icd_code and one "
@@ -66,4 +64,4 @@ def load(path) -> Phenotypes:
                     ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    return Phenotypes(exact, [{} for _ in NAMES])
+    return Phenotypes(rules)

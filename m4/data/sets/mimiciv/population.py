@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from m4.data import split
+from m4.data.sets.mimiciv import labels, static, windows
 from m4.data.sets.mimiciv import life as lives
-from m4.data.sets.mimiciv import static, windows
 from m4.data.sets.mimiciv.diagnoses import Diagnoses
-from m4.data.sets.mimiciv.labels import Labels
 from m4.data.sets.mimiciv.stays import Stays
 from m4.errors import DataError
 from m4.specs import DataSpec
@@ -18,15 +17,15 @@ Flow = list[tuple[str, int]]
 
 def load(
     root: Path,
+    raw_dir: Path,
     data: DataSpec,
+    flow: Flow,
     *,
     seed: int,
     fractions: dict[str, float],
-    flow: Flow,
     window: str,
     split_by: str,
     phenotype_file: str,
-    raw_dir: Path,
 ) -> Stays:
     """Read the small tables and apply the filters of the cohort, each counted in `flow`."""
     life, known, admissions = lives.read(root)
@@ -39,37 +38,28 @@ def load(
     split_n = np.array([names.index(split.assign(int(u), fractions, seed)) for u in unit])
     order = np.lexsort((life.intime, life.subject, split_n))
     life = life.take(order)
-    stays = Stays(
-        life=life,
-        unit=unit[order],
-        limit=windows.limits(window, life, seed),
-        split=split_n[order],
-        splits=names,
-        targets={},
-        static=static.static(life),
-        history=[],
-    )
-    image_of: dict[int, str] = {}
+    limit = windows.limits(window, life, seed)
+    stays = Stays(life, unit[order], limit, split_n[order], names, static=static.static(life))
+    studies: list[str] = []
     if window == "cxr":
         image_of = windows.some_image(stays, raw_dir, seed)
         flow.append(("ICU stays with a frontal chest X-ray after hour 4", len(image_of)))
-        stays = stays.only([*image_of])
-    diagnoses = Diagnoses(root, data, phenotype_file)
-    labels = Labels(
-        root,
-        raw_dir,
-        stays.life,
-        stays.limit,
-        train=stays.split == names.index("train"),
-        admissions=admissions,
-        diagnoses=diagnoses,
-        studies=[*image_of.values()],
-    )
-    stays.targets = {task: labels(task) for task in data.task_names}
+        stays, studies = stays.only([*image_of]), [*image_of.values()]
+    life, diagnoses = stays.life, Diagnoses(root, data, phenotype_file)
+    of_tables = {
+        "phe": lambda: diagnoses.labels(life.hadm, "phe"),
+        "diseases": lambda: diagnoses.labels(life.hadm, "diseases"),
+        "readmission": lambda: labels.readmission(life, admissions),
+        "drg": lambda: labels.drg(root, life.hadm, stays.split == names.index("train")),
+        "chexpert": lambda: labels.chexpert(raw_dir, studies),
+    }
+    for task in data.task_names:
+        own = of_tables.get(task)
+        stays.targets[task] = own() if own else labels.simple(task, life, stays.limit)
     if "history" in data.modality_names:
-        stays.history = diagnoses.history(stays.life, admissions)
+        stays.history = diagnoses.history(life, admissions)
     if "haim_demographics" in data.modality_names:
-        stays.demographics = static.demographics(root, stays.life, stays.static[:, 0])
+        stays.demographics = static.demographics(root, life, stays.static[:, 0])
     return stays
 
 

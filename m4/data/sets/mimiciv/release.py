@@ -1,21 +1,20 @@
 """Where MIMIC-IV's tables lie, and which release they are."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from m4.data import csv_files
 from m4.errors import DataError
 
-FOLDERS = ("hosp", "icu", "core")  # version 1 keeps admissions and patients in core
+# Version 1 keeps admissions and patients in core; linked data sets have tables at their root.
+FOLDERS = ("hosp", "icu", "core", "")
 ENDINGS = (".csv.gz", ".csv")
-HOME = {
-    "icustays": "icu",
-    "chartevents": "icu",
-    "inputevents": "icu",
-    "procedureevents": "icu",
-}
+ICU = ("icustays", "chartevents", "inputevents", "procedureevents")
+HOME: dict[str, str] = dict.fromkeys(ICU, "icu")
 # What tells releases apart whose folder and papers do not: files that came with them.
 SIGNS = {
     "1.x": ("core",),
@@ -38,7 +37,11 @@ def find_root(raw_dir, *, demo: bool) -> Path | None:
         places += sorted(p for p in raw_dir.glob(pattern) if p.is_dir())
     found = [p for p in places if (p / "hosp").is_dir() and (p / "icu").is_dir()]
     found = [p for p in found if _is_demo(p) == demo]
-    return max(found, key=lambda p: (_version_key(version(p)), str(p)), default=None)
+
+    def rank(place: Path) -> tuple[list[int], str]:
+        return [int(part) for part in re.findall(r"\d+", version(place))] or [-1], str(place)
+
+    return max(found, key=rank, default=None)
 
 
 def _is_demo(root: Path) -> bool:
@@ -52,8 +55,6 @@ def version(root: Path) -> str:
     From the folder's name, else CHANGELOG or README, else roughly from the files there are.
     """
     for name in (root.resolve().name, root.resolve().parent.name):
-        if name in FOLDERS:
-            continue
         if match := re.search(r"(?:^|[-_v])(\d+\.\d+(?:\.\d+)?)$", name):
             return match.group(1)
     for name in ("CHANGELOG.txt", "CHANGELOG.md", "README.txt", "README.md"):
@@ -62,33 +63,30 @@ def version(root: Path) -> str:
             text = path.read_text(errors="replace")[:4000]
             if match := re.search(r"(?i)mimic-iv[^\n]{0,40}?v?(\d+\.\d+(?:\.\d+)?)", text):
                 return match.group(1)
-    return next((found for found, sign in SIGNS.items() if _any(root, sign)), "unknown")
+    for found, signs in SIGNS.items():
+        if any((root / f"{sign}{end}").exists() for sign in signs for end in ("", *ENDINGS)):
+            return found
+    return "unknown"
 
 
-def _any(root: Path, names: tuple[str, ...]) -> bool:
-    return any((root / f"{name}{ending}").exists() for name in names for ending in ("", *ENDINGS))
+def table(root: Path, name: str) -> Path | None:
+    """The file of one table, compressed or not; None if it is not there."""
+    paths = [root / folder / f"{name}{ending}" for folder in FOLDERS for ending in ENDINGS]
+    return next(filter(Path.is_file, paths), None)
 
 
-def _version_key(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)) or (-1,)
-
-
-def table(root: Path, name: str, folders: tuple[str, ...] = FOLDERS) -> Path | None:
-    """The file of one table, compressed or not, below `folders`; None if it is not there."""
-    for folder in folders:
-        for ending in ENDINGS:
-            path = root / folder / f"{name}{ending}"
-            if path.is_file():
-                return path
-    return None
-
-
-def need(root: Path, name: str, folders: tuple[str, ...] = FOLDERS) -> Path:
+def need(root: Path, name: str) -> Path:
     """The file of one table. Raises DataError when it is not there."""
-    path = table(root, name, folders)
+    path = table(root, name)
     if path is None:
         raise DataError(f"{root}: no file {name}.csv.gz")
     return path
+
+
+def rows(root: Path, name: str, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The rows of a table as Python values; `columns` as for `csv_files.stream`."""
+    for batch in csv_files.stream(need(root, name), columns):
+        yield from batch.to_pylist()
 
 
 def read(root: Path, name: str, columns: dict[str, str]) -> dict[str, np.ndarray]:

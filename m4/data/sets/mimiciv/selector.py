@@ -11,7 +11,7 @@ import numpy as np
 from m4.data import csv_files
 from m4.data.sets.mimiciv import benchmark, features, haim_blocks
 from m4.data.sets.mimiciv.diagnoses import hashed
-from m4.data.sets.mimiciv.stays import Finder
+from m4.data.sets.mimiciv.stays import Finder, Stays
 from m4.specs import DataSpec
 
 EVENT = np.dtype([("row", "i4"), ("feature", "i4"), ("time", "f4"), ("value", "f4")])
@@ -32,42 +32,39 @@ class Source:
 
 CHART = Source("chartevents", "stay_id", "charttime", "storetime", "itemid", "int", "valuenum")
 LAB = Source("labevents", "subject_id", "charttime", "storetime", "itemid", "int", "valuenum")
-DONE = Source("procedureevents", "stay_id", "starttime", "storetime", "itemid", "int", "value")
+GIVEN = Source("inputevents", "stay_id", "starttime", "storetime", "itemid", "int")
+DONE = dataclasses.replace(GIVEN, table="procedureevents")
 SOURCES = {
     "vitals": (CHART,),
     "labs": (LAB,),
-    "medications": (Source("inputevents", "stay_id", "starttime", "storetime", "itemid", "int"),),
-    "procedures": (dataclasses.replace(DONE, value=""),),
+    "medications": (GIVEN,),
+    "procedures": (DONE,),
     "prescriptions": (Source("prescriptions", "subject_id", "starttime", "", "drug", "text"),),
     "benchmark": (CHART, LAB),
     "flexcare": (CHART, LAB),
     "haim_chart": (CHART,),
     "haim_labs": (LAB,),
-    "haim_procedures": (DONE,),
+    "haim_procedures": (dataclasses.replace(DONE, value="value"),),
 }
+
+
+GRIDS = ("benchmark", "flexcare")
 
 
 def measured(data: DataSpec, name: str) -> tuple[features.Feature, ...]:
     """The features of a modality of numbers; none for a bag of codes."""
     if name in ("vitals", "labs"):
-        every = features.features(name)
-        return tuple(f for f in every if f.name in data.modality(name).features)
-    if name in ("benchmark", "flexcare"):
-        return benchmark.FEATURES
-    procedures = (
-        features.Feature(title, (item,), -np.inf, np.inf)
-        for item, title in haim_blocks.PROCEDURES.items()
-    )
-    known = {"haim_chart": haim_blocks.CHART, "haim_labs": features.LABS}
-    return tuple(procedures) if name == "haim_procedures" else known.get(name, ())
+        kept = data.modality(name).features
+        return tuple(f for f in features.features(name) if f.name in kept)
+    return haim_blocks.SIGNALS.get(name, benchmark.FEATURES if name in GRIDS else ())
 
 
 class Selector:
     """A record batch of one table -> events of the cohort; counts what it drops."""
 
-    def __init__(self, name, source, data, stays, *, stored):
+    def __init__(self, name, source: Source, data: DataSpec, stays: Stays, *, stored: bool):
         self.name, self.source, self.stays = name, source, stays
-        self.counts = Counter()
+        self.counts: Counter[str] = Counter()
         self._stored = stored and bool(source.stored)
         self._features = measured(data, name)
         self.columns = {source.key: "int", source.time: "time", source.code: source.kind}
@@ -75,50 +72,41 @@ class Selector:
             self.columns[source.stored] = "time"
         if self._features:
             self.columns[source.value] = "float"
-            self._items()
+            # By item: feature index (-1: not wanted), whether in Fahrenheit.
+            size = max(item for f in self._features for item in f.items) + 1
+            self._feature = np.full(size, -1, np.int32)
+            self._fahrenheit = np.zeros(size, bool)
+            for j, feature in enumerate(self._features):
+                self._feature[list(feature.items)] = j
+                self._fahrenheit[list(feature.fahrenheit)] = True
         else:
-            self._vocab, self._ids = data.modality(name).vocab, {}
+            self._vocab, self._ids = data.modality(name).vocab or 1, {}
         keys = stays.life.stay if source.key == "stay_id" else stays.life.subject
         self._find = Finder(keys, stays.life.intime)
-
-    def _items(self):
-        """Tables by item: feature index (-1: not wanted), whether in Fahrenheit."""
-        size = max(item for f in self._features for item in f.items) + 1
-        self._feature = np.full(size, -1, np.int32)
-        self._fahrenheit = np.zeros(size, bool)
-        for j, feature in enumerate(self._features):
-            self._feature[list(feature.items)] = j
-            self._fahrenheit[list(feature.fahrenheit)] = True
-        self._low = np.array([f.low for f in self._features])
-        self._high = np.array([f.high for f in self._features])
 
     def __call__(self, batch):
         """`EVENT`s of a batch, any order."""
         self.counts["rows read"] += batch.num_rows
         if self._features:  # early and cheap: most rows of chartevents are other items
             item = batch[self.source.code].fill_null(0).to_numpy(zero_copy_only=False)
-            inside = (item >= 0) & (item < len(self._feature))
-            wanted = np.flatnonzero(self._feature[np.where(inside, item, 0)] >= 0)
-            wanted = wanted[inside[wanted]]
-            batch = batch.take(wanted)
+            wanted = np.flatnonzero((item >= 0) & (item < len(self._feature)))
+            batch = batch.take(wanted[self._feature[item[wanted]] >= 0])
         key = batch[self.source.key].fill_null(-1).to_numpy(zero_copy_only=False)
         ours = np.flatnonzero(self._find.known(key))
-        batch, key = batch.take(ours), key[ours]
+        batch = batch.take(ours)
         time = csv_files.seconds(batch[self.source.time])
-        row = self._find(key, time)
-        hours = self.stays.life.hour_of(row, time)
-        keep = (hours >= 0) & (hours <= self.stays.limit[row])
-        if self._stored:
-            stored = csv_files.seconds(batch[self.source.stored])  # unknown counts as early
-            late = self.stays.life.hour_of(row, stored) > self.stays.limit[row]
-            self.counts["dropped, recorded after the window"] += int((keep & late).sum())
-            keep &= ~late
+        row = self._find(key[ours], time)
+        known = csv_files.seconds(batch[self.source.stored]) if self._stored else time
+        keep = self.stays.inside(row, time, known, self.counts if self._stored else None)
         events = np.zeros(len(row), EVENT)
-        events["row"], events["time"] = row, hours
+        events["row"], events["time"] = row, self.stays.life.hour_of(row, time)
         if self._features:
             keep &= self._measure(batch, events, keep)
         else:
-            events["feature"] = self._code(batch[self.source.code])
+            codes = batch[self.source.code].to_pylist()
+            for code in {*codes} - self._ids.keys():
+                self._ids[code] = hashed(str(code), self._vocab)
+            events["feature"] = [self._ids[code] for code in codes]
         self.counts["events kept"] += int(keep.sum())
         return events[keep]
 
@@ -127,16 +115,11 @@ class Selector:
         item = batch[self.source.code].to_numpy(zero_copy_only=False)
         value = batch[self.source.value].to_numpy(zero_copy_only=False).astype(float)
         value = np.where(self._fahrenheit[item], (value - 32) / 1.8, value)
+        low, high = np.array([(f.low, f.high) for f in self._features]).T
         feature = self._feature[item]
         there = ~np.isnan(value)
-        plausible = (value >= self._low[feature]) & (value <= self._high[feature])
+        plausible = (value >= low[feature]) & (value <= high[feature])
         self.counts["dropped, no number"] += int((keep & ~there).sum())
         self.counts["dropped, out of range"] += int((keep & there & ~plausible).sum())
         events["feature"], events["value"] = feature, np.where(plausible, value, 0)
         return plausible
-
-    def _code(self, column):
-        codes = column.to_pylist()
-        for code in {*codes} - self._ids.keys():
-            self._ids[code] = hashed(str(code), self._vocab)
-        return np.array([self._ids[code] for code in codes], np.int32)

@@ -20,37 +20,17 @@ def demographics(root: Path, life: Life, age_n: np.ndarray) -> np.ndarray:
 
 def static(life: Life) -> np.ndarray:
     """f32[n, f]: the columns of `catalogue.STATIC`; NaN where unknown."""
-
-    def holds(column, *words):
-        text = np.char.lower(life.facts[column].astype(str))
-        return np.any([np.char.find(text, word) >= 0 for word in words], axis=0)
-
+    facts = life.facts
     year = life.intime.astype("datetime64[s]").astype("datetime64[Y]").astype(int) + 1970
-    kind, place, payer, unit = (
-        "admission_type",
-        "admission_location",
-        "insurance",
-        "first_careunit",
-    )
-    age, gender = life.facts["anchor_age"], life.facts["gender"]
+    age, gender = facts["anchor_age"], facts["gender"]
     before = (life.intime - life.admit) / HOUR
     columns = {
-        "age": np.where(age < 0, np.nan, age + year - life.facts["anchor_year"]),
+        "age": np.where(age < 0, np.nan, age + year - facts["anchor_year"]),
         "female": np.where(gender == "", np.nan, gender == "F"),
         "hours_before_icu": np.where(life.admit > csv_files.NEVER, before, np.nan),
-        "type_emergency": holds(kind, "emer"),
-        "type_urgent": holds(kind, "urgent"),
-        "type_elective": holds(kind, "elective", "surgical same day"),
-        "type_observation": holds(kind, "observation"),
-        "from_emergency_room": holds(place, "emergency"),
-        "from_transfer": holds(place, "transfer"),
-        "from_referral": holds(place, "referral"),
-        "from_procedure": holds(place, "procedure", "pacu"),
-        "insurance_medicare": holds(payer, "medicare"),
-        "insurance_medicaid": holds(payer, "medicaid"),
-        "unit_medical": holds(unit, "medical"),
-        "unit_surgical": holds(unit, "surgical", "sicu"),
-        "unit_cardiac": holds(unit, "cardiac", "coronary"),
-        "unit_neuro": holds(unit, "neuro"),
     }
+    for source, block in catalogue.WORDS.items():
+        text = np.char.lower(facts[source].astype(str))
+        for name, words in block.items():
+            columns[name] = np.any([np.char.find(text, word) >= 0 for word in words], axis=0)
     return np.stack([columns[name] for name in catalogue.STATIC], axis=1).astype(np.float32)

@@ -17,9 +17,11 @@ class Stays:
     limit: np.ndarray  # f64[n], end of the window in hours since ICU admission
     split: np.ndarray  # index into `splits`, i64[n]
     splits: tuple[str, ...]
-    targets: dict[str, np.ndarray]  # task -> f64[n] or f64[n, labels], NaN where there is no label
     static: np.ndarray  # f32[n, len(catalogue.STATIC)]
-    history: list[np.ndarray]  # per stay: hashed codes, latest admission last; empty if not asked
+    # task -> f64[n] or f64[n, labels], NaN where there is no label
+    targets: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    # per stay: hashed codes, latest admission last; empty if not asked
+    history: list[np.ndarray] = dataclasses.field(default_factory=list)
     demographics: np.ndarray | None = None  # f32[n, 6], see `haim_blocks.py`
 
     def __len__(self) -> int:
@@ -27,9 +29,19 @@ class Stays:
 
     def only(self, rows: list[int]) -> "Stays":
         """Some of the stays, before they have labels and history."""
-        parts = ("unit", "limit", "split", "static")
-        arrays = {name: getattr(self, name)[rows] for name in parts}
+        arrays = {name: getattr(self, name)[rows] for name in ("unit", "limit", "split", "static")}
         return dataclasses.replace(self, life=self.life.take(rows), **arrays)
+
+    def inside(self, row: np.ndarray, time: np.ndarray, known: np.ndarray, counts) -> np.ndarray:
+        """bool[e]: whether events at a time, known at another, lie in the window of the stay `row`.
+
+        What is known too late is added to `counts`; an unknown time of recording counts as early.
+        """
+        hour, limit = self.life.hour_of(row, time), self.limit[row]
+        inside, late = (hour >= 0) & (hour <= limit), self.life.hour_of(row, known) > limit
+        if counts is not None:
+            counts["dropped, recorded after the window"] += int((inside & late).sum())
+        return inside & ~late
 
     def place(self, subject, time: np.ndarray) -> list[tuple[int, int, float]]:
         """(position, row, hour) of the records of Arrow's `subject` that lie in a stay's window."""
@@ -47,7 +59,8 @@ class Finder:
 
     def __init__(self, keys: np.ndarray, begins: np.ndarray):
         self._order = np.lexsort((begins, keys))
-        self._keys, self._begins = keys[self._order], begins[self._order]
+        self._keys, self._begins = keys[self._order], np.unique(begins)
+        self._codes = self._code(self._keys, begins[self._order])
 
     def known(self, key: np.ndarray) -> np.ndarray:
         """bool[e]: whether the cohort has this key."""
@@ -60,11 +73,10 @@ class Finder:
 
     def __call__(self, key: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Of a known key, the last stay that began by then, else the first."""
-        low, high = (np.searchsorted(self._keys, key, side) for side in ("left", "right"))
-        at = low.copy()
-        for step in range(1, int((high - low).max(initial=1))):
-            later = low + step
-            ok = later < high
-            ok[ok] &= self._begins[later[ok]] <= time[ok]
-            at = np.where(ok, later, at)
-        return self._order[at]
+        at = np.searchsorted(self._codes, self._code(key, time), "right") - 1
+        return self._order[np.maximum(at, np.searchsorted(self._keys, key))]
+
+    def _code(self, key: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Numbers in the order of key, then of the stays that began by then."""
+        began = np.searchsorted(self._begins, time, "right")
+        return np.searchsorted(self._keys, key) * (len(self._begins) + 1) + began

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from m4.data import csv_files
-from m4.data.sets.mimiciv import catalogue
+from m4.data.sets.mimiciv import catalogue, linked, release
 from m4.data.sets.mimiciv.embeddings.folder import Embeddings
-from m4.data.sets.mimiciv.linked import CXR_FILE, KIND, find, need
 from m4.data.sets.mimiciv.stays import Stays
 from m4.errors import DataError
 
@@ -28,14 +27,14 @@ class Studies:
     def __call__(self, name: str, row: int) -> dict[str, np.ndarray] | None:
         """The payload of a stay, or None."""
         if name not in self._found:
-            root = find(self._raw, KIND[name])
+            root = linked.find(self._raw, linked.KIND[name])
             self._found[name] = self._read(name, root) if root else {}
             self._flow.append((f"{name}: stays with any", len(self._found[name])))
         found = self._found[name].get(row)
         return self._image(found) if found is not None and name == "cxr_image" else found
 
     def _read(self, name: str, root: Path) -> dict:
-        if KIND[name] == "cxr":
+        if linked.KIND[name] == "cxr":
             rows = [r for r in frontal(root, self._stays) if r[1] <= self._stays.limit[r[0]]]
             if name == "cxr_image":
                 return {row: path for row, _, _, path in sorted(rows, key=lambda r: r[:2])}
@@ -45,7 +44,7 @@ class Studies:
         else:
             columns = {"subject_id": "int", "study_id": "text", "ecg_time": "time"}
             keys = []
-            for batch in csv_files.stream(need(root, "record_list"), columns):
+            for batch in csv_files.stream(release.need(root, "record_list"), columns):
                 found = self._stays.place(batch["subject_id"], csv_files.seconds(batch["ecg_time"]))
                 study = batch["study_id"].to_pylist()
                 keys += [(row, hour, study[i]) for i, row, hour in found]
@@ -57,21 +56,18 @@ class Studies:
         there, vectors = Embeddings(self._embeddings[name])([key for _, _, key in keys])
         self._flow.append((f"{name}: dropped, no embedding", len(keys) - len(there)))
         found: dict[int, list] = {}
-        for i, vector in zip(there, vectors, strict=True):
-            found.setdefault(keys[i][0], []).append((keys[i][1], vector))
+        for i in np.argsort([keys[i][1] for i in there], kind="stable"):
+            found.setdefault(keys[there[i]][0], []).append(i)
         return {
-            row: {
-                "values": np.stack([v for _, v in sorted(items, key=lambda i: i[0])]),
-                "times": np.sort([hour for hour, _ in items]),
-            }
-            for row, items in found.items()
+            row: {"values": vectors[own], "times": np.array([keys[there[i]][1] for i in own])}
+            for row, own in found.items()
         }
 
     def _measures(self, root):
         names = catalogue.ECG_MEASURES
         columns = {"subject_id": "int", "ecg_time": "time"} | dict.fromkeys(names, "float")
         last: dict[int, tuple] = {}
-        for batch in csv_files.stream(need(root, "machine_measurements"), columns):
+        for batch in csv_files.stream(release.need(root, "machine_measurements"), columns):
             values = np.stack([batch[n].to_numpy(zero_copy_only=False) for n in names], axis=1)
             values = np.where(np.abs(values) >= 29_999, np.nan, values)  # the machine's "unknown"
             when = csv_files.seconds(batch["ecg_time"])
@@ -114,16 +110,10 @@ def image_path(root: Path, subject: int, study: int, dicom: str) -> Path:
 
 def frontal(root: Path, stays: Stays) -> list[tuple[int, float, str, Path]]:
     """(row, hour, dicom_id, file) of the frontal images in a stay's window."""
-    columns = {
-        "dicom_id": "text",
-        "subject_id": "int",
-        "study_id": "int",
-        "ViewPosition": "text",
-        "StudyDate": "text",
-        "StudyTime": "text",
-    }
+    columns = {"dicom_id": "text", "subject_id": "int", "study_id": "int"}
+    columns |= dict.fromkeys(("ViewPosition", "StudyDate", "StudyTime"), "text")
     found = []
-    for batch in csv_files.stream(need(root, f"{CXR_FILE}metadata"), columns):
+    for batch in csv_files.stream(release.need(root, linked.METADATA), columns):
         rows = batch.to_pylist()
         time = np.array([study_seconds(r["StudyDate"], r["StudyTime"]) for r in rows], np.int64)
         for i, row, hour in stays.place(batch["subject_id"], time):

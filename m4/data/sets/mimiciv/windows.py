@@ -35,9 +35,7 @@ def limits(window: str, life: Life, seed: int) -> np.ndarray:
 
 def some_image(stays: Stays, raw_dir: Path, seed: int) -> dict[int, str]:
     """Row -> study of one frontal image after hour 4, drawn evenly; ends that row's window."""
-    root = linked.find(raw_dir, "cxr")
-    if root is None:
-        raise DataError(*linked.missing(raw_dir, ("cxr_image",), {}))
+    root = linked.home(raw_dir, "cxr")
     images: dict[int, list] = {}
     for row, hour, _, path in studies.frontal(root, stays):
         if hour > FIRST_HOUR - 1:

@@ -255,11 +255,6 @@ def _codes(rng, vocab, signal):
 def _static(rng):
     """The static table, unrelated to everything."""
     blocks: list = [[np.clip(rng.normal(63, 16), 18, 91), rng.integers(2), rng.exponential(20)]]
-    for names in (
-        catalogue.ADMISSION_TYPES,
-        catalogue.ADMISSION_LOCATIONS,
-        catalogue.INSURANCES,
-        catalogue.CARE_UNITS,
-    ):
+    for names in catalogue.WORDS.values():
         blocks.append(np.eye(len(names) + 1)[rng.integers(len(names) + 1)][:-1])
     return np.concatenate(blocks).astype(np.float32)

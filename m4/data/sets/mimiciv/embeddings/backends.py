@@ -65,22 +65,17 @@ def pool(hidden_nLd: np.ndarray, mask_nL: np.ndarray, pooling: str) -> np.ndarra
     return (hidden_nLd * weight_nL1).sum(1) / weight_nL1.sum(1)
 
 
-def by_pieces(tokenize, run, limit: int) -> Encode:
+def by_pieces(tokenize, run) -> Encode:
     """Encode texts through `run(ids_nL, mask_nL) -> f32[n, d]`, averaged over their pieces."""
 
     def encode(texts: list) -> np.ndarray:
         cut = [tokenize(text) for text in texts]
         flat = [piece for one in cut for piece in one]
-        length = max(map(len, flat))
-        ids_nL = np.array([piece + [0] * (length - len(piece)) for piece in flat], np.int64)
-        mask_nL = np.array([[1] * len(p) + [0] * (length - len(p)) for p in flat], np.int64)
-        assert length <= limit, (length, limit)
+        ids_nL = np.array([*itertools.zip_longest(*flat, fillvalue=0)], np.int64).T
+        mask_nL = (np.arange(ids_nL.shape[1]) < [[len(piece)] for piece in flat]).astype(np.int64)
         vectors = run(ids_nL, mask_nL)
-        owner = np.repeat(np.arange(len(cut)), [len(one) for one in cut])
-        weight = mask_nL.sum(1)
-        total = np.zeros((len(cut), vectors.shape[1]), np.float32)
-        np.add.at(total, owner, vectors * weight[:, None])
-        return total / np.bincount(owner, weight)[:, None]
+        starts, weight_n1 = np.cumsum([0, *map(len, cut[:-1])]), mask_nL.sum(1, keepdims=True)
+        return np.add.reduceat(vectors * weight_n1, starts) / np.add.reduceat(weight_n1, starts)
 
     return encode
 
@@ -126,7 +121,7 @@ def _transformers(plan: Plan) -> Encode:
             return out.pooler_output.float().cpu().numpy()
         return pool(out.last_hidden_state.float().cpu().numpy(), mask_nL, plan.pooling)
 
-    return by_pieces(tokenize, run, plan.max_tokens)
+    return by_pieces(tokenize, run)
 
 
 def _onnx(plan: Plan) -> Encode:
@@ -134,11 +129,9 @@ def _onnx(plan: Plan) -> Encode:
 
     session = onnxruntime.InferenceSession(plan.encoder)
     names = [entry.name for entry in session.get_inputs()]
-    if plan.what == "ecg":
-        return lambda signals: session.run(None, {names[0]: np.stack(signals)})[0]
-    if plan.what == "cxr":
+    if plan.what != "notes":
         channels = session.get_inputs()[0].shape[1]
-        return lambda images: session.run(None, {names[0]: images_in(images, channels, plan)})[0]
+        return lambda items: session.run(None, {names[0]: stacked(items, channels, plan)})[0]
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(plan.encoder).with_name("tokenizer.json")))
@@ -153,7 +146,7 @@ def _onnx(plan: Plan) -> Encode:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         return pieces(ids, plan.max_tokens, first, last)
 
-    return by_pieces(tokenize, run, plan.max_tokens)
+    return by_pieces(tokenize, run)
 
 
 def _torchscript(plan: Plan) -> Encode:
@@ -163,30 +156,23 @@ def _torchscript(plan: Plan) -> Encode:
 
     def encode(images: list) -> np.ndarray:
         with torch.inference_mode():
-            whole = np.stack(images) if plan.what == "ecg" else images_in(images, 1, plan)
-            return model(torch.from_numpy(whole)).float().numpy()
+            return model(torch.from_numpy(stacked(images, 1, plan))).float().numpy()
 
     return encode
 
 
-def images_in(images: list, channels: int, plan: Plan) -> np.ndarray:
-    """f32[n, channels, h, w]."""
-    stacked = SCALES[plan.scale](np.stack(images).astype(np.float32))[:, None]
-    return np.repeat(stacked, channels, axis=1).astype(np.float32)
+def stacked(items: list, channels: int, plan: Plan) -> np.ndarray:
+    """Images as f32[n, channels, h, w], scaled; ECGs as they are."""
+    if plan.what == "ecg":
+        return np.stack(items)
+    scaled = SCALES[plan.scale](np.stack(items).astype(np.float32))[:, None]
+    return np.repeat(scaled, channels, axis=1).astype(np.float32)
 
 
-BACKENDS = {
-    "transformers": _transformers,
-    "onnx": _onnx,
-    "torchscript": _torchscript,
-    "hashing": _hashing,
-    "bands": _bands,
-}
-
-READS = {
-    "transformers": ("notes",),
-    "onnx": ("notes", "cxr", "ecg"),
-    "torchscript": ("cxr", "ecg"),
-    "hashing": ("notes",),
-    "bands": ("ecg",),
+BACKENDS = {  # name -> what makes an encoder, and what that reads
+    "transformers": (_transformers, ("notes",)),
+    "onnx": (_onnx, ("notes", "cxr", "ecg")),
+    "torchscript": (_torchscript, ("cxr", "ecg")),
+    "hashing": (_hashing, ("notes",)),
+    "bands": (_bands, ("ecg",)),
 }

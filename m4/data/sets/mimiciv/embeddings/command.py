@@ -30,7 +30,7 @@ import hashlib
 from pathlib import Path
 
 from m4.data.sets.mimiciv.embeddings import folder, items
-from m4.data.sets.mimiciv.embeddings.backends import BACKENDS, READS, SCALES, Plan
+from m4.data.sets.mimiciv.embeddings.backends import BACKENDS, SCALES, Plan
 from m4.errors import ConfigError
 
 
@@ -52,11 +52,11 @@ def main(argv: list[str]) -> int:
     raw_dir, out, size = args.pop("raw_dir"), args.pop("out"), args.pop("batch_size")
     args["revision"] = args["revision"] or _digest(args["encoder"])
     plan = Plan(**args)
-    if plan.what not in READS[plan.backend]:
-        reads = " and ".join(READS[plan.backend])
-        raise ConfigError(f"embed: --backend={plan.backend} reads {reads}, not {plan.what}")
-    encode = BACKENDS[plan.backend](plan)
-    number = folder.write(out, plan, items.read(plan.what, raw_dir), encode, size)
+    make, reads = BACKENDS[plan.backend]
+    if plan.what not in reads:
+        what = " and ".join(reads)
+        raise ConfigError(f"embed: --backend={plan.backend} reads {what}, not {plan.what}")
+    number = folder.write(out, plan, items.read(plan.what, raw_dir), make(plan), size)
     print(f"{out}: {number} vectors")
     return 0
 

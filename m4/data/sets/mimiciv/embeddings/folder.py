@@ -44,10 +44,14 @@ def write(out: Path, plan: Plan, stream: Iterator[Item], encode: Encode, batch_s
     while chunk := [*itertools.islice(stream, PART)]:
         path = parts / f"{number:06d}.npz"
         if not path.exists():
-            ids = [patient_number(identifier) for identifier, _ in chunk]
+            ids = np.array([patient_number(identifier) for identifier, _ in chunk], np.int64)
             batches = [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
-            vectors = [encode([load() for _, load in batch]) for batch in batches]
-            _save(path, ids=np.array(ids, np.int64), vectors=_finite(np.concatenate(vectors)))
+            vectors = np.concatenate([encode([load() for _, load in batch]) for batch in batches])
+            wrong = int((~(np.abs(vectors) <= np.finfo(np.float16).max)).sum())
+            if wrong:
+                raise DataError(f"embed: the encoder gave {wrong} numbers beyond float16")
+            with atomic.replaced(path) as partial, open(partial, "wb") as file:
+                np.savez(file, ids=ids, vectors=vectors.astype(np.float16))
         number += 1
     paths = sorted(parts.glob("*.npz"))[:number]
     if not paths:
@@ -62,39 +66,22 @@ def write(out: Path, plan: Plan, stream: Iterator[Item], encode: Encode, batch_s
 
 def _join(paths: list[Path], out: Path) -> tuple[np.ndarray, np.ndarray]:
     """All parts as ids.npy and vectors.npy in the order of the ids, part by part in memory."""
-    every = np.concatenate([_part(path)["ids"] for path in paths])
-    ids, first = np.unique(every, return_index=True)
-    target = np.full(len(every), -1)
-    target[first] = np.arange(len(ids))
-    width = _part(paths[0])["vectors"].shape[1]
-    shape = (len(ids), width)
+    every = [_part(path, "ids") for path in paths]
+    ids = np.unique(np.concatenate(every))
+    shape = (len(ids), _part(paths[0], "vectors").shape[1])
     vectors = np.lib.format.open_memmap(out / "vectors.npy", "w+", np.float16, shape)
-    start = 0
-    for path in paths:
-        part = _part(path)["vectors"]
-        place = target[start : start + len(part)]
-        vectors[place[place >= 0]] = part[place >= 0]
-        start += len(part)
+    for path, own in reversed(
+        [*zip(paths, every, strict=True)]
+    ):  # of a repeated id the first stays
+        vectors[np.searchsorted(ids, own[::-1])] = _part(path, "vectors")[::-1]
     vectors.flush()
     np.save(out / "ids.npy", ids)
     return ids, vectors
 
 
-def _part(path: Path) -> dict[str, np.ndarray]:
+def _part(path: Path, name: str) -> np.ndarray:
     with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-def _finite(vectors: np.ndarray) -> np.ndarray:
-    wrong = ~(np.abs(vectors) <= np.finfo(np.float16).max)
-    if wrong.any():
-        raise DataError(f"embed: the encoder gave {int(wrong.sum())} numbers beyond float16")
-    return vectors.astype(np.float16)
-
-
-def _save(path: Path, **arrays) -> None:
-    with atomic.replaced(path) as partial, open(partial, "wb") as file:
-        np.savez(file, **arrays)
+        return file[name]
 
 
 def facts_of(embeddings: dict[str, str]) -> dict[str, dict]:

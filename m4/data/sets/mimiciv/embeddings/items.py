@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from m4.data import csv_files
 from m4.data.sets.mimiciv import linked, release, studies, wfdb
 from m4.data.sets.mimiciv.embeddings.backends import ECG
 from m4.data.sets.mimiciv.embeddings.folder import Item
@@ -26,31 +25,27 @@ def read(what: str, raw_dir: Path) -> Iterator[Item]:
 
 def _notes(root: Path, ours: set[int]) -> Iterator[Item]:
     columns = {"note_id": "text", "subject_id": "int", "text": "text"}
-    for name in dict.fromkeys(linked.NOTES.values()):
-        path = linked.table(root, f"note/{name}")
-        for batch in csv_files.stream(path, columns) if path else ():
-            for row in batch.to_pylist():
-                if row["subject_id"] in ours:
-                    yield row["note_id"], functools.partial(str, row["text"])
+    for name in ("note/radiology", "note/discharge"):
+        for row in release.rows(root, name, columns) if release.table(root, name) else ():
+            if row["subject_id"] in ours:
+                yield row["note_id"], functools.partial(str, row["text"])
 
 
 def _images(root: Path, ours: set[int]) -> Iterator[Item]:
     columns = {"dicom_id": "text", "subject_id": "int", "study_id": "int", "ViewPosition": "text"}
-    for batch in csv_files.stream(linked.need(root, f"{linked.CXR_FILE}metadata"), columns):
-        for row in batch.to_pylist():
-            if row["subject_id"] in ours and row["ViewPosition"].strip() in studies.FRONTAL:
-                path = studies.image_path(root, row["subject_id"], row["study_id"], row["dicom_id"])
-                if path.exists():
-                    yield row["dicom_id"], functools.partial(_grey, path)
+    for row in release.rows(root, linked.METADATA, columns):
+        if row["subject_id"] in ours and row["ViewPosition"].strip() in studies.FRONTAL:
+            path = studies.image_path(root, row["subject_id"], row["study_id"], row["dicom_id"])
+            if path.exists():
+                yield row["dicom_id"], functools.partial(_grey, path)
 
 
 def _ecgs(root: Path, ours: set[int]) -> Iterator[Item]:
     columns = {"subject_id": "int", "study_id": "text", "path": "text"}
-    for batch in csv_files.stream(linked.need(root, "record_list"), columns):
-        for row in batch.to_pylist():
-            header = (root / row["path"]).with_suffix(".hea")
-            if row["subject_id"] in ours and header.exists():
-                yield row["study_id"], functools.partial(wfdb.twelve_leads, header, **ECG)
+    for row in release.rows(root, "record_list", columns):
+        header = (root / row["path"]).with_suffix(".hea")
+        if row["subject_id"] in ours and header.exists():
+            yield row["study_id"], functools.partial(wfdb.twelve_leads, header, **ECG)
 
 
 def _grey(path: Path) -> np.ndarray:
