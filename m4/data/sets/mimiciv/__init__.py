@@ -196,8 +196,8 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options) -> Coh
     flow: list[tuple[str, int]] = []
     choice = {name: chosen[name] for name in ("window", "split_by", "phenotype_file")}
     stays = population.load(root, raw_dir, data, flow, seed=seed, fractions=FRACTIONS, **choice)
-    where = {"embeddings": dict(chosen["embeddings"] or {}), "scratch": scratch}
-    examples = Examples(root, raw_dir, data, stays, flow, available=chosen["available"], **where)
+    stored, embeddings = chosen["available"] == "stored", dict(chosen["embeddings"] or {})
+    examples = Examples(root, raw_dir, data, stays, flow, stored, embeddings, scratch)
     sources, versions = _sources(root, raw_dir, data, chosen)
     return Cohort(
         spec=data,

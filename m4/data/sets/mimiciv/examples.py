@@ -7,6 +7,7 @@ put together from its block's files. Memory follows the block, not the table.
 Letters: e events, t rows (distinct times), f features.
 """
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -14,6 +15,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,7 @@ from m4.specs import DataSpec
 ROWS = 512
 
 
+@dataclasses.dataclass
 class Examples:
     """Examples of a cohort; event tables are read when the first one is asked for.
 
@@ -35,34 +38,29 @@ class Examples:
     every split has been: a second attempt at a build that was interrupted takes them up again.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        raw_dir: Path,
-        data: DataSpec,
-        stays: Stays,
-        flow: list[tuple[str, int]],
-        *,
-        available: str,
-        embeddings: dict[str, str],
-        scratch: Path | None = None,
-    ):
-        self._root, self._data, self._stays, self._flow = root, data, stays, flow
-        self._stored = available == "stored"
-        self._raw_dir, self._embeddings, self._scratch = raw_dir, embeddings, scratch
-        self._studies = studies.Studies(raw_dir, data, stays, flow, embeddings=embeddings)
+    root: Path
+    raw_dir: Path
+    data: DataSpec
+    stays: Stays
+    flow: list[tuple[str, int]]
+    stored: bool  # an event counts from when it was stored
+    embeddings: dict[str, str]
+    scratch: Path | None = None
+
+    def __post_init__(self):
         self._folder: Path | None = None
+        self._studies: dict[str, dict[int, Any]] = {}  # of each modality of X-rays and ECGs
         # blocks of at most ROWS stays of one split
-        start = np.searchsorted(stays.split, stays.split)
-        block = stays.split * (len(stays) // ROWS + 1) + (np.arange(len(stays)) - start) // ROWS
-        _, self._block = np.unique(block, return_inverse=True)
+        split = self.stays.split
+        place = np.arange(len(split)) - np.searchsorted(split, split)
+        _, self._block = np.unique([split, place // ROWS], axis=1, return_inverse=True)
 
     def split(self, name: str) -> Iterator[dict]:
         """The examples of one split, stay by stay."""
         if self._folder is None:
             self._folder = self._spill()
-        spilled = [m for m in self._data.modality_names if m in SOURCES or _is_note(m)]
-        rows = np.flatnonzero(self._stays.split == self._stays.splits.index(name))
+        spilled = [m for m in self.data.modality_names if m in SOURCES or _is_note(m)]
+        rows = np.flatnonzero(self.stays.split == self.stays.splits.index(name))
         for block in np.unique(self._block[rows]):
             events = {m: self._load(self._folder, m, block) for m in spilled}
             for row in rows[self._block[rows] == block]:
@@ -71,8 +69,8 @@ class Examples:
     def _spill(self) -> Path:
         """One pass over each table for all modalities that come from it."""
         tables = self._tables()
-        if self._scratch:
-            folder = self._scratch / self._key(tables)
+        if self.scratch:
+            folder = self.scratch / self._key(tables)
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         else:
             folder = Path(tempfile.mkdtemp(prefix="m4-mimiciv-"))  # mode 0700
@@ -89,20 +87,20 @@ class Examples:
                         self._append(folder / f"{selector.name}-{table}", selector(batch))
                 atomic.write(done, json.dumps([[s.name, dict(s.counts)] for s in selectors]))
             for name, counts in json.loads(done.read_text()):
-                self._flow.extend((f"{name}: {step}", number) for step, number in counts.items())
+                self.flow.extend((f"{name}: {step}", number) for step, number in counts.items())
         return folder
 
     def _tables(self) -> dict[Path, list]:
         """File -> what is selected from it."""
         found: dict[Path, list] = {}
-        for name in self._data.modality_names:
+        for name in self.data.modality_names:
             for source in SOURCES.get(name, ()):
-                selector = Selector(name, source, self._data, self._stays, stored=self._stored)
-                found.setdefault(release.need(self._root, source.table), []).append(selector)
-            root = linked.find(self._raw_dir, "note") if _is_note(name) else None
+                selector = Selector(name, source, self.data, self.stays, stored=self.stored)
+                found.setdefault(release.need(self.root, source.table), []).append(selector)
+            root = linked.find(self.raw_dir, "note") if _is_note(name) else None
             if root:
-                about = {"stored": self._stored, "embeddings": self._embeddings}
-                selector = linked.Notes(name, self._data, self._stays, **about)
+                about = {"stored": self.stored, "embeddings": self.embeddings}
+                selector = linked.Notes(name, self.data, self.stays, **about)
                 path = release.need(root, linked.TABLES[name][1])
                 found.setdefault(path, []).append(selector)
         return found
@@ -110,8 +108,8 @@ class Examples:
     def _key(self, tables) -> str:
         """Of the events: which stays and windows, which modalities, from which files."""
         digest = hashlib.blake2b(digest_size=8)
-        digest.update(repr((self._data, self._stored, self._embeddings)).encode())
-        for array in (self._stays.life.stay, self._stays.limit, self._stays.split):
+        digest.update(repr((self.data, self.stored, self.embeddings)).encode())
+        for array in (self.stays.life.stay, self.stays.limit, self.stays.split):
             digest.update(np.ascontiguousarray(array).tobytes())
         for path in tables:
             status = path.stat()
@@ -127,7 +125,7 @@ class Examples:
 
     def _load(self, folder: Path, name: str, block: int) -> dict[int, np.ndarray]:
         """Row -> events of one block, in file order."""
-        dtype = EVENT if name in SOURCES else linked.dtype(name, self._data)
+        dtype = EVENT if name in SOURCES else linked.dtype(name, self.data)
         paths = sorted(folder.glob(f"{name}-*-{block}"))
         events = np.concatenate([np.zeros(0, dtype), *(np.fromfile(p, dtype) for p in paths)])
         events = events[np.argsort(events["row"], kind="stable")]
@@ -135,20 +133,28 @@ class Examples:
         return dict(zip(rows.tolist(), np.split(events, first[1:]), strict=len(rows) > 0))
 
     def _example(self, row, events):
-        names = self._data.modality_names
+        names = self.data.modality_names
         found = {m: self._payload(m, row, events.get(m, {}).get(row)) for m in names}
-        targets = {task: value[row] for task, value in self._stays.targets.items()}
+        targets = {task: value[row] for task, value in self.stays.targets.items()}
         return {
-            "patient": int(self._stays.unit[row]),
+            "patient": int(self.stays.unit[row]),
             "inputs": {name: payload for name, payload in found.items() if payload is not None},
             "targets": {
                 t: None if np.isnan(label).all() else label for t, label in targets.items()
             },
         }
 
+    def _study(self, name) -> dict[int, Any]:
+        if name not in self._studies:
+            root = linked.find(self.raw_dir, linked.KIND[name])
+            about = self.stays, self.flow, self.embeddings
+            self._studies[name] = studies.read(name, root, *about) if root else {}
+            self.flow.append((f"{name}: stays with any", len(self._studies[name])))
+        return self._studies[name]
+
     def _payload(self, name, row, events):
         """What an example holds of a modality, None if nothing."""
-        stays = self._stays
+        stays = self.stays
         if name == "static":
             return {"values": stays.static[row]}
         if name == "haim_demographics":
@@ -156,18 +162,19 @@ class Examples:
         if name == "history":
             return {"values": stays.history[row]} if len(stays.history[row]) else None
         if name in linked.KIND and not _is_note(name):
-            return self._studies(name, row)
+            study = self._study(name).get(row)
+            return studies.image(study) if study and name == "cxr_image" else study
         if events is None:
             return None
         if _is_note(name):
             return linked.payload(name, events)
-        num_features = len(measured(self._data, name))
+        num_features = len(measured(self.data, name))
         if num_features and name not in (*catalogue.HAIM, "flexcare"):
             return pivot(events, num_features)
         events = events[np.argsort(events["time"], kind="stable")]
         if name == "flexcare":
-            hours = min(float(stays.limit[row]), self._data.hours)
-            return benchmark.grid(events, hours=hours, num_bins=self._data.modality(name).length)
+            hours = min(float(stays.limit[row]), self.data.hours)
+            return benchmark.grid(events, hours=hours, num_bins=self.data.modality(name).length)
         if num_features:
             return {"values": haim_blocks.block(events["feature"], events["value"], num_features)}
         return {"values": last_distinct(events["feature"])}

@@ -3,7 +3,9 @@
 See `linked.py` for the files. Letters: n stays, h rows, w columns.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,72 +16,63 @@ from m4.data.sets.mimiciv.stays import Stays
 from m4.errors import DataError
 
 FRONTAL = ("AP", "PA")
+UNKNOWN = 29_999  # and more: what the machine could not measure
 
 
-class Studies:
-    """X-rays and ECGs of the cohort, in memory: row -> payload."""
+def read(name: str, root: Path, stays: Stays, flow: list, embeddings: dict) -> dict[int, Any]:
+    """Row -> what its stay has of a modality: a payload, of `cxr_image` the file of the last."""
+    if name == "cxr_image":
+        return {row: path for row, _, _, path in sorted(frontal(root, stays), key=lambda r: r[:2])}
+    if name == "ecg_measures":
+        return _measures(root, stays)
+    if name not in embeddings:
+        return {}
+    keys = [image[:3] for image in frontal(root, stays)] if name == "cxr" else _ecgs(root, stays)
+    there, vectors = Embeddings(embeddings[name])([key for _, _, key in keys])
+    flow.append((f"{name}: dropped, no embedding", len(keys) - len(there)))
+    found: dict[int, list] = {}
+    for i in np.argsort([keys[i][1] for i in there], kind="stable"):
+        found.setdefault(keys[there[i]][0], []).append(i)
+    return {
+        row: {"values": vectors[own], "times": np.array([keys[there[i]][1] for i in own])}
+        for row, own in found.items()
+    }
 
-    def __init__(self, raw_dir, data, stays: Stays, flow: list, *, embeddings):
-        self._raw, self._data, self._stays, self._flow = raw_dir, data, stays, flow
-        self._embeddings = embeddings
-        self._found: dict[str, dict] = {}
 
-    def __call__(self, name: str, row: int) -> dict[str, np.ndarray] | None:
-        """The payload of a stay, or None."""
-        if name not in self._found:
-            root = linked.find(self._raw, linked.KIND[name])
-            self._found[name] = self._read(name, root) if root else {}
-            self._flow.append((f"{name}: stays with any", len(self._found[name])))
-        found = self._found[name].get(row)
-        return self._image(found) if found is not None and name == "cxr_image" else found
+def _ecgs(root: Path, stays: Stays) -> list[tuple[int, float, str]]:
+    columns = {"subject_id": "int", "study_id": "text", "ecg_time": "time"}
+    placed = _placed(release.need(root, "record_list"), columns, stays)
+    return [(row, hour, record["study_id"]) for row, hour, record in placed]
 
-    def _read(self, name: str, root: Path) -> dict:
-        if linked.KIND[name] == "cxr":
-            rows = [r for r in frontal(root, self._stays) if r[1] <= self._stays.limit[r[0]]]
-            if name == "cxr_image":
-                return {row: path for row, _, _, path in sorted(rows, key=lambda r: r[:2])}
-            keys = [(row, hour, dicom) for row, hour, dicom, _ in rows]
-        elif name == "ecg_measures":
-            return self._measures(root)
+
+def _measures(root: Path, stays: Stays) -> dict[int, dict[str, np.ndarray]]:
+    names = catalogue.ECG_MEASURES
+    columns = {"subject_id": "int", "ecg_time": "time"} | dict.fromkeys(names, "float")
+    placed = _placed(release.need(root, "machine_measurements"), columns, stays)
+    found = {}
+    for row, _, record in sorted(placed, key=lambda p: p[:2]):  # the last stands
+        values = np.array([record[name] for name in names], float)
+        found[row] = {"values": np.where(np.abs(values) >= UNKNOWN, np.nan, values)}
+    return found
+
+
+def _placed(path: Path, columns: dict[str, str], stays: Stays) -> Iterator[tuple[int, float, dict]]:
+    """(row, hour, record) of the records of a table that lie in a stay's window."""
+    for batch in csv_files.stream(path, columns):
+        records = batch.to_pylist()
+        if "ecg_time" in columns:
+            time = csv_files.seconds(batch["ecg_time"])
         else:
-            columns = {"subject_id": "int", "study_id": "text", "ecg_time": "time"}
-            keys = []
-            for batch in csv_files.stream(release.need(root, "record_list"), columns):
-                found = self._stays.place(batch["subject_id"], csv_files.seconds(batch["ecg_time"]))
-                study = batch["study_id"].to_pylist()
-                keys += [(row, hour, study[i]) for i, row, hour in found]
-        return self._vectors(name, keys)
+            time = np.array([study_seconds(r["StudyDate"], r["StudyTime"]) for r in records], int)
+        for i, row, hour in stays.place(batch["subject_id"], time):
+            yield row, hour, records[i]
 
-    def _vectors(self, name, keys):
-        if name not in self._embeddings:
-            return {}
-        there, vectors = Embeddings(self._embeddings[name])([key for _, _, key in keys])
-        self._flow.append((f"{name}: dropped, no embedding", len(keys) - len(there)))
-        found: dict[int, list] = {}
-        for i in np.argsort([keys[i][1] for i in there], kind="stable"):
-            found.setdefault(keys[there[i]][0], []).append(i)
-        return {
-            row: {"values": vectors[own], "times": np.array([keys[there[i]][1] for i in own])}
-            for row, own in found.items()
-        }
 
-    def _measures(self, root):
-        names = catalogue.ECG_MEASURES
-        columns = {"subject_id": "int", "ecg_time": "time"} | dict.fromkeys(names, "float")
-        last: dict[int, tuple] = {}
-        for batch in csv_files.stream(release.need(root, "machine_measurements"), columns):
-            values = np.stack([batch[n].to_numpy(zero_copy_only=False) for n in names], axis=1)
-            values = np.where(np.abs(values) >= 29_999, np.nan, values)  # the machine's "unknown"
-            when = csv_files.seconds(batch["ecg_time"])
-            for i, row, hour in self._stays.place(batch["subject_id"], when):
-                if hour >= last.get(row, (-1.0,))[0]:
-                    last[row] = (hour, values[i])
-        return {row: {"values": values} for row, (_, values) in last.items()}
-
-    def _image(self, path: Path):
-        if not path.exists():
-            return None
-        return {"values": np.repeat(grey_square(path)[None, ..., None], 3, axis=-1)}
+def image(path: Path) -> dict[str, np.ndarray] | None:
+    """The payload of an X-ray, None if its file is not there."""
+    if not path.exists():
+        return None
+    return {"values": np.repeat(grey_square(path)[None, ..., None], 3, axis=-1)}
 
 
 def grey_square(path: Path) -> np.ndarray:
@@ -113,14 +106,10 @@ def frontal(root: Path, stays: Stays) -> list[tuple[int, float, str, Path]]:
     columns = {"dicom_id": "text", "subject_id": "int", "study_id": "int"}
     columns |= dict.fromkeys(("ViewPosition", "StudyDate", "StudyTime"), "text")
     found = []
-    for batch in csv_files.stream(release.need(root, linked.METADATA), columns):
-        rows = batch.to_pylist()
-        time = np.array([study_seconds(r["StudyDate"], r["StudyTime"]) for r in rows], np.int64)
-        for i, row, hour in stays.place(batch["subject_id"], time):
-            if rows[i]["ViewPosition"].strip() in FRONTAL:
-                dicom = rows[i]["dicom_id"]
-                path = image_path(root, rows[i]["subject_id"], rows[i]["study_id"], dicom)
-                found.append((row, hour, dicom, path))
+    for row, hour, image in _placed(release.need(root, linked.METADATA), columns, stays):
+        if image["ViewPosition"].strip() in FRONTAL:
+            path = image_path(root, image["subject_id"], image["study_id"], image["dicom_id"])
+            found.append((row, hour, image["dicom_id"], path))
     return found
 
 
