@@ -90,30 +90,26 @@ def _series(values_NTf: np.ndarray, observed_NTf: np.ndarray) -> np.ndarray:
     deviation_NTf = np.where(observed_NTf, values_NTf - np.nan_to_num(mean_Nf)[:, None], 0)
     std_Nf = np.sqrt(_divide((deviation_NTf**2).sum(1), count_Nf))
 
-    def at(index_Nf):
-        found = np.take_along_axis(values_NTf, index_Nf[:, None], 1)[:, 0]
-        return np.where(known_Nf, found, np.nan)
-
+    ends = [np.take_along_axis(values_NTf, i[:, None], 1)[:, 0] for i in (last_Nf, first_Nf)]
     low_Nf = np.where(observed_NTf, values_NTf, np.inf).min(1)
     high_Nf = np.where(observed_NTf, values_NTf, -np.inf).max(1)
-    low_Nf, high_Nf = (np.where(known_Nf, x, np.nan) for x in (low_Nf, high_Nf))
-    std_Nf = np.where(count_Nf > 1, std_Nf, np.nan)
-    return np.concatenate(
-        [at(last_Nf), at(first_Nf), mean_Nf, low_Nf, high_Nf, std_Nf, count_Nf], axis=1
+    last_Nf, first_Nf, low_Nf, high_Nf = (
+        np.where(known_Nf, x, np.nan) for x in (*ends, low_Nf, high_Nf)
     )
+    std_Nf = np.where(count_Nf > 1, std_Nf, np.nan)
+    columns = [last_Nf, first_Nf, mean_Nf, low_Nf, high_Nf, std_Nf, count_Nf]
+    return np.concatenate(columns, axis=1)
 
 
 def _counts(ids_NT: np.ndarray, mask_NT: np.ndarray, num_ids: int) -> np.ndarray:
     counts_NV = np.zeros((len(ids_NT), num_ids))
     if num_ids:
-        row, position = np.nonzero(mask_NT)
-        np.add.at(counts_NV, (row, ids_NT[row, position]), 1)
+        np.add.at(counts_NV, (np.nonzero(mask_NT)[0], ids_NT[mask_NT]), 1)
     return counts_NV
 
 
 def _ids(modality: ModalitySpec) -> int:
-    vocab = modality.vocab or 0
-    return vocab if vocab <= MAX_VOCAB else 0
+    return (modality.vocab or 0) if (modality.vocab or 0) <= MAX_VOCAB else 0
 
 
 def _divide(total: np.ndarray, count: np.ndarray) -> np.ndarray:

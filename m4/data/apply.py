@@ -60,8 +60,7 @@ def write(
     summary = manifests.Summary(cohort.spec)
     features = Features(cohort.spec, trained.manifest["normalisers"])
 
-    def seen(split: str, record: Example) -> None:
-        del split
+    def seen(_: str, record: Example) -> None:
         summary.add(record)
         features.add(record)
 
@@ -89,11 +88,10 @@ class Features:
 
     def add(self, record: Example) -> None:
         """Count one encoded record."""
-        for name, count_2f in self._counts.items():
-            values_Nf = record["inputs"][name]["values"].reshape(-1, count_2f.shape[1])
-            low_f, high_f = self._limits[name]
-            count_2f[0] += (~np.isnan(values_Nf)).sum(axis=0)
-            count_2f[1] += ((values_Nf < low_f) | (values_Nf > high_f)).sum(axis=0)
+        for name, (low_f, high_f) in self._limits.items():
+            values_Nf = record["inputs"][name]["values"].reshape(-1, len(low_f))
+            outside_Nf = (values_Nf < low_f) | (values_Nf > high_f)
+            self._counts[name] += [(~np.isnan(values_Nf)).sum(axis=0), outside_Nf.sum(axis=0)]
 
     def result(self) -> dict[str, list[dict[str, Any]]]:
         """JSON types: modality -> [{feature, trained, values, clipped}], `trained` of training."""

@@ -39,8 +39,6 @@ REPORT_EVERY = 200
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 STAMPS = "stamps.json"
 VOCABULARY = "vocabulary.json"
-_END = object()
-SCRATCH = ".scratch"  # intermediate files of a data set, kept until its build is complete
 
 
 def prepare(
@@ -84,16 +82,19 @@ def prepare(
     if missing := module.missing_files(raw_dir, **options):
         raise DataError(*_damage(home), *missing, f"{name}: {module.WHERE}")
     try:
-        _make_home(home)
         with _locked(home):
             ready = _unchanged(home, identity, raw_dir)  # built while we waited for the lock
             if ready:
                 return ready
-            with _scratch(module, home) as keeps:
-                with foreign(name):
-                    cohort = module.cohort(raw_dir, seed=seed, **keeps, **options)
-                told = {"progress": progress, "report": report}
-                return _build(home, identity, cohort, raw_dir=raw_dir, **told)
+            scratch = home / ".scratch"  # where a module may take up an interrupted build
+            keeps = {"scratch": scratch} if getattr(module, "SCRATCH", False) else {}
+            with foreign(name):
+                cohort = module.cohort(raw_dir, seed=seed, **keeps, **options)
+            stamps = {f: _stamp(raw_dir / f) for f in cohort.sources if (raw_dir / f).exists()}
+            told = {"progress": progress, "report": report}
+            built = _build(home, identity, cohort, stamps, **told)
+            shutil.rmtree(scratch, ignore_errors=True)
+            return built
     except OSError as error:
         if error.errno in CANNOT_WRITE:
             where = error.filename or home
@@ -111,13 +112,6 @@ def _identity(module: Any, name: str, *, seed: int, options: dict[str, Any]) -> 
         "seed": seed,
         "declared": manifests.schema(module.spec(**options)),
     }
-
-
-def _make_home(home: Path) -> None:
-    try:
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise SaveError(f"{home}: cannot be made ({error.strerror}); see data.dir") from error
 
 
 def fingerprint(identity: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> str:
@@ -144,15 +138,13 @@ def _unchanged(home: Path, identity: dict[str, Any], raw_dir: Path) -> Path | No
     return None
 
 
-def _damage(home: Path) -> list[str]:
+def _damage(home: Path) -> Iterator[str]:
     """A line for each built folder that cannot be used."""
-    lines = []
     for path in sorted(home.glob(f"[!.]*/{manifests.FILE}")):
         try:
             manifests.read(path.parent)
         except DataError as error:
-            lines += error.args
-    return lines
+            yield from error.args
 
 
 def _write_stamps(folder: Path, stamps: dict[str, list[int]]) -> None:
@@ -167,6 +159,10 @@ def _stamp(path: Path) -> list[int]:
 @contextlib.contextmanager
 def _locked(home: Path) -> Iterator[None]:
     """Hold the lock of a data set's folder; whoever holds it may sweep up after dead builds."""
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise SaveError(f"{home}: cannot be made ({error.strerror}); see data.dir") from error
     with open(home / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for leftover in home.glob(".partial-*"):
@@ -178,13 +174,12 @@ def _build(
     home: Path,
     identity: dict,
     cohort: Cohort,
+    stamps: dict[str, list[int]],
     *,
-    raw_dir: Path,
     progress: Progress | None,
     report: Report | None,
 ) -> Path:
     final = home / fingerprint(identity, cohort.sources)
-    stamps = {file: _stamp(raw_dir / file) for file in cohort.sources if (raw_dir / file).exists()}
     with contextlib.suppress(DataError):
         manifests.read(final)
         _write_stamps(final, stamps)  # same bytes, new time stamps
@@ -231,7 +226,9 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
     supervised = [task.name for task in cohort.spec.tasks if task.kind != "cluster"]
     if supervised and not any(map(summaries["train"].knows, supervised)):
         raise DataError(f"split train: not one label of {', '.join(supervised)} is known")
-    _check_disjoint({split: summary.patients for split, summary in summaries.items()})
+    for first, second in itertools.combinations(summaries, 2):
+        if both := len(summaries[first].patients & summaries[second].patients):
+            raise DataError(f"splits: {both} patients are in both {first} and {second}")
     return {
         "licence": cohort.licence,
         "notes": cohort.notes,
@@ -241,22 +238,6 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
         "splits": {split: summary.result() for split, summary in summaries.items()},
         "normalisers": fitter.normalisers(),
     }
-
-
-@contextlib.contextmanager
-def _scratch(module: Any, home: Path) -> Iterator[dict[str, Path]]:
-    """A folder for modules that can take up an interrupted build; removed when one is complete."""
-    yield {"scratch": home / SCRATCH} if getattr(module, "SCRATCH", False) else {}
-    shutil.rmtree(home / SCRATCH, ignore_errors=True)
-
-
-def _check_disjoint(patients: dict[str, set[int]]) -> None:
-    names = list(patients)
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            both = len(patients[first] & patients[second])
-            if both:
-                raise DataError(f"splits: {both} patients are in both {first} and {second}")
 
 
 def write_records(
@@ -304,13 +285,14 @@ def flow(cohort: Cohort, cuts: Counter[str]) -> list[list[Any]]:
 
 def _examples(cohort: Cohort, split: str) -> Iterator[Any]:
     """The examples of a split; what its module raises is told by the record, not by its text."""
-    with foreign(f"split {split}, record 1"):
-        examples = iter(cohort.splits[split]())
+    examples: Iterator[Any] | None = None
     for number in itertools.count(1):
         with foreign(f"split {split}, record {number}"):
-            example = next(examples, _END)
-        if example is _END:
-            return
+            examples = examples or iter(cohort.splits[split]())
+            try:
+                example = next(examples)
+            except StopIteration:
+                return
         yield example
 
 

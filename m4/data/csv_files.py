@@ -87,17 +87,18 @@ def stream(path: Path, columns: dict[str, str]) -> Iterator:
         "time": pa.timestamp("us"),
         "text": pa.utf8(),
     }
+    convert = arrow.ConvertOptions(
+        include_columns=list(columns),
+        column_types={name: types[kind] for name, kind in columns.items()},
+        strings_can_be_null=False,
+    )
     rows = 0
     try:
         reader = arrow.open_csv(
             path,
             read_options=arrow.ReadOptions(block_size=BLOCK_BYTES),
             parse_options=arrow.ParseOptions(newlines_in_values=True),
-            convert_options=arrow.ConvertOptions(
-                include_columns=list(columns),
-                column_types={name: types[kind] for name, kind in columns.items()},
-                strings_can_be_null=False,
-            ),
+            convert_options=convert,
         )
         for batch in reader:
             rows += batch.num_rows

@@ -7,6 +7,7 @@ printed tells anything about one patient.
 Letters: N rows, F features.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def lines(folder: Path) -> list[str]:
     manifest = manifests.read(folder)
     spec = manifests.spec_from(manifest["schema"])
     splits = manifest["splits"]
-    head = [
+    found = [
         f"{manifest['name']} {manifest['version']}, fingerprint {manifest['fingerprint']}",
         f"  {manifest['notes']}",
         f"  licence: {manifest['licence']}",
@@ -55,21 +56,20 @@ def lines(folder: Path) -> list[str]:
         "split           " + "".join(f"{name:>12}" for name in splits),
     ]
     for what in ("rows", "patients"):
-        head.append(f"{what:16}" + "".join(f"{_count(s[what]):>12}" for s in splits.values()))
-    body = ["", "modalities (share of rows that have it)"]
+        found.append(f"{what:16}" + "".join(f"{_count(s[what]):>12}" for s in splits.values()))
+    found += ["", "modalities (share of rows that have it)"]
     for m in spec.modalities:
         shares = "".join(f"{_share(s['present'][m.name], s['rows']):>12}" for s in splits.values())
         size = "x".join(map(str, m.shape)) + (f", {m.vocab} ids" if m.vocab else "")
-        body.append(f"  {m.name:14}{shares}   {m.kind} {size}")
-    body += ["", "tasks (rows with a label; share with the outcome, or mean)"]
+        found.append(f"  {m.name:14}{shares}   {m.kind} {size}")
+    found += ["", "tasks (rows with a label; share with the outcome, or mean)"]
     for task in spec.tasks:
         shown = "".join(f"{_label(task, s['labels'][task.name]):>20}" for s in splits.values())
-        body.append(f"  {task.name:20}{shown}   {task.kind}")
-    body += ["", "combinations of modalities (all splits)", *_patterns(spec, splits)]
-    body += ["", "flow", *(f"  {line}" for line in manifests.flow_lines(manifest))]
-    found = [*warnings(folder)]
-    body += ["", f"warnings: {len(found) or 'none'}", *(f"  ! {line}" for line in found)]
-    return head + body
+        found.append(f"  {task.name:20}{shown}   {task.kind}")
+    found += ["", "combinations of modalities (all splits)", *_patterns(spec, splits)]
+    found += ["", "flow", *(f"  {line}" for line in manifests.flow_lines(manifest))]
+    odd = [*warnings(folder)]
+    return [*found, "", f"warnings: {len(odd) or 'none'}", *(f"  ! {line}" for line in odd)]
 
 
 def warnings(folder: Path) -> Iterator[str]:
@@ -99,24 +99,20 @@ def leaks(train: Store) -> Iterator[str]:
     """Features that alone tell a label almost perfectly, on the training rows."""
     x_NF, names = aggregate.table(train)
     for task in train.spec.tasks:
-        value, mask = (train.columns([key])[key] for key in _keys(task))
-        for label, y_N, known_N in _outcomes(task, value, mask):
+        keys = (f"y/{task.name}", f"y/{task.name}/mask")
+        for label, y_N, known_N in _outcomes(task, *train.columns(keys).values()):
             if task.kind == "regression":
-                score_F = np.abs(_correlation(x_NF[known_N], y_N[known_N]))
+                score_F, what = (
+                    np.abs(_correlation(x_NF[known_N], y_N[known_N])),
+                    "rank correlation",
+                )
             else:
-                auroc_F = _auroc(x_NF[known_N], y_N[known_N] > 0)
+                auroc_F, what = _auroc(x_NF[known_N], y_N[known_N] > 0), "AUROC"
                 score_F = np.maximum(auroc_F, 1 - auroc_F)
             for f in np.argsort(-score_F)[:3]:
                 if score_F[f] >= SUSPICIOUS:
-                    yield (
-                        f"{names[f]} alone tells {label}"
-                        f" ({'rank correlation' if task.kind == 'regression' else 'AUROC'}"
-                        f" {score_F[f]:.3f}): is it known only afterwards?"
-                    )
-
-
-def _keys(task: TaskSpec) -> tuple[str, str]:
-    return f"y/{task.name}", f"y/{task.name}/mask"
+                    score = f"({what} {score_F[f]:.3f})"
+                    yield f"{names[f]} alone tells {label} {score}: is it known only afterwards?"
 
 
 def _outcomes(task: TaskSpec, value: np.ndarray, mask: np.ndarray):
@@ -161,42 +157,39 @@ def _rare(task: TaskSpec, split: str, found: dict[str, Any]) -> Iterator[str]:
         yield f"{task.name}: no label in {split}"
         return
     names = task.labels or tuple(map(str, range(task.dim)))
+    rare = []
     if task.kind in ("binary", "multilabel"):
         few = np.minimum(known * mean, known * (1 - mean))
         rare = [names[c] if task.kind == "multilabel" else "" for c in np.flatnonzero(few < FEW)]
     elif task.kind == "multiclass":
         rare = [names[c] for c in range(task.dim) if found["classes"].get(str(c), 0) < FEW]
-    else:
-        rare = []
     if rare:
         what = f" ({_some(rare)})" if any(rare) else ""
         yield f"{task.name}: fewer than {FEW} rows of {split} have the rarer outcome{what}"
 
 
 def _patterns(spec: DataSpec, splits: dict[str, Any]) -> list[str]:
-    total: dict[int, int] = {}
+    total: Counter[int] = Counter()
     for split in splits.values():
-        for pattern, count in split["patterns"].items():
-            total[int(pattern)] = total.get(int(pattern), 0) + count
+        total.update({int(pattern): count for pattern, count in split["patterns"].items()})
     ranked = sorted(total.items(), key=lambda item: (-item[1], item[0]))
-    shown = [(p, n) for p, n in ranked[:MAX_LINES] if n >= SMALLEST]
     out = []
-    for pattern, count in shown:
+    for pattern, count in [(p, n) for p, n in ranked[:MAX_LINES] if n >= SMALLEST]:
         kept = [name for m, name in enumerate(spec.modality_names) if pattern >> m & 1]
         whole = len(kept) == len(spec.modalities)
         out.append(f"  {count:>8,}  {'all' if whole else ' + '.join(kept) or 'nothing'}")
-    rest = len(ranked) - len(shown)
+    rest = len(ranked) - len(out)
     return out + ([f"            and {rest} rarer ones"] if rest else [])
 
 
 def _label(task: TaskSpec, found: dict[str, Any]) -> str:
     known, mean = np.ravel(found["known"]), np.ravel(found["mean"])
     text = _count(int(known.max()))
-    if task.kind != "binary" and task.kind != "regression":
-        return text
-    if task.kind == "regression":
-        return f"{text}; {mean[0]:.3g}" if known[0] >= SMALLEST else text
-    return f"{text}; {_share(round(float(known[0] * mean[0])), int(known[0]))}"
+    if task.kind == "binary":
+        return f"{text}; {_share(round(float(known[0] * mean[0])), int(known[0]))}"
+    if task.kind == "regression" and known[0] >= SMALLEST:
+        return f"{text}; {mean[0]:.3g}"
+    return text
 
 
 def _count(count: int) -> str:

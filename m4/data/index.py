@@ -16,16 +16,11 @@ FOLDER = "index"
 
 def write(folder: Path, split: str, keys: Sequence[Key]) -> None:
     """Writes the keys of a split, one per record."""
-    subjects = [subject for subject, _ in keys]
+    subjects, times = zip(*keys, strict=True)
     whole = all(isinstance(subject, int) for subject in subjects)
-    table = pa.table(
-        {
-            "subject_id": pa.array(
-                subjects if whole else [str(s) for s in subjects], pa.int64() if whole else None
-            ),
-            "prediction_time": pa.array([time for _, time in keys], pa.timestamp("us")),
-        }
-    )
+    subject = pa.array(subjects, pa.int64()) if whole else pa.array(map(str, subjects))
+    columns = {"subject_id": subject, "prediction_time": pa.array(times, pa.timestamp("us"))}
+    table = pa.table(columns)
     (folder / FOLDER).mkdir(exist_ok=True)
     pq.write_table(table, folder / FOLDER / f"{split}.parquet")
 

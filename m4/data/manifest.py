@@ -58,15 +58,12 @@ def schema(spec: DataSpec) -> dict[str, Any]:
 def spec_from(schema: dict[str, Any]) -> DataSpec:
     """The inverse of `schema`."""
 
-    def build(kind, items):
-        return tuple(
-            kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in item.items()})
-            for item in items
-        )
+    def build(kind, item):
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in item.items()})
 
-    return DataSpec(
-        build(ModalitySpec, schema["modalities"]), build(TaskSpec, schema["tasks"]), schema["hours"]
-    )
+    modalities = tuple(build(ModalitySpec, item) for item in schema["modalities"])
+    tasks = tuple(build(TaskSpec, item) for item in schema["tasks"])
+    return DataSpec(modalities, tasks, schema["hours"])
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -117,7 +114,6 @@ class Summary:
     def __init__(self, spec: DataSpec):
         """Start at zero."""
         self._spec = spec
-        self._rows = 0
         self.patients: set[int] = set()
         self._patterns: Counter[int] = Counter()
         shapes = {task.name: records.target_shape(spec, task) for task in spec.tasks}
@@ -129,7 +125,6 @@ class Summary:
 
     def add(self, record: Example) -> None:
         """Count one encoded record."""
-        self._rows += 1
         self.patients.add(int(record["patient"]))
         bits = (
             records.present(modality, record["inputs"][modality.name]) << m
@@ -153,15 +148,14 @@ class Summary:
         labels = {}
         for task in self._known:
             known, total = self._known[task], self._sum[task]
-            mean = np.divide(total, known, out=np.zeros_like(total), where=known > 0)
+            mean = total / np.maximum(known, 1)
             labels[task] = {"known": known.astype(int).tolist(), "mean": mean.tolist()}
             if task in self._classes:
-                labels[task]["classes"] = {
-                    str(k): n for k, n in sorted(self._classes[task].items())
-                }
+                classes = sorted(self._classes[task].items())
+                labels[task]["classes"] = {str(k): n for k, n in classes}
         patterns = sorted(self._patterns.items(), key=lambda item: (-item[1], item[0]))
         return {
-            "rows": self._rows,
+            "rows": self._patterns.total(),
             "patients": len(self.patients),
             "present": {
                 name: sum(n for pattern, n in patterns if pattern >> m & 1)
@@ -199,24 +193,21 @@ class Fitter:
         for name, sampler in self._samplers.items():
             modality = self._spec.modality(name)
             names = modality.features or tuple(map(str, range(modality.shape[-1])))
+            columns = zip(names, sampler.values(), sampler.count.tolist(), strict=True)
             fitted[name] = [
-                {"feature": feature, **normalise.fit(values), "count": int(count)}
-                for feature, values, count in zip(
-                    names, sampler.values(), sampler.count, strict=True
-                )
+                {"feature": feature, **normalise.fit(values), "count": count}
+                for feature, values, count in columns
             ]
         return fitted
 
     def spec(self) -> DataSpec:
         """The schema with `loc` and `scale` of every regression task filled in."""
-        tasks = []
-        for task in self._spec.tasks:
-            if task.name in self._targets:
-                values = np.array(self._targets[task.name], np.float64).ravel()
-                values = values[~np.isnan(values)]
-                values = np.log1p(values) if task.transform == "log1p" else values
-                loc, scale = (values.mean(), values.std()) if values.size else (0.0, 1.0)
-                scale = scale if scale > 1e-6 else 1.0
-                task = dataclasses.replace(task, loc=float(loc), scale=float(scale))
-            tasks.append(task)
-        return dataclasses.replace(self._spec, tasks=tuple(tasks))
+        tasks = {task.name: task for task in self._spec.tasks}
+        for name, kept in self._targets.items():
+            values = np.array(kept, np.float64).ravel()
+            values = values[~np.isnan(values)]
+            values = np.log1p(values) if tasks[name].transform == "log1p" else values
+            loc, scale = (values.mean(), values.std()) if values.size else (0.0, 1.0)
+            scale = float(scale) if scale > 1e-6 else 1.0
+            tasks[name] = dataclasses.replace(tasks[name], loc=float(loc), scale=scale)
+        return dataclasses.replace(self._spec, tasks=tuple(tasks.values()))

@@ -65,14 +65,14 @@ def rows(
 
     Returns None where they can be neither read nor written.
     """
-    home = folder / "rows" / str(VERSION)
-    with contextlib.suppress(Exception):  # not there, or a damaged header, which can raise anything
+    home, unusable = folder / "rows" / str(VERSION), contextlib.suppress(Exception)
+    with unusable:  # not there, or a damaged header, which can raise anything
         return _open(home / split, layout)
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(home / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            with contextlib.suppress(Exception):  # written while we waited
+            with unusable:  # written while we waited
                 return _open(home / split, layout)
             shutil.rmtree(home / split, ignore_errors=True)
             disk = shutil.disk_usage(home)
@@ -113,8 +113,7 @@ def _write(
             files = {key: stack.enter_context(open(_file(partial, key), "wb")) for key in layout}
             for key, file in files.items():
                 header = np.lib.format.header_data_from_array_1_0(layout[key])
-                header["fortran_order"] = False
-                np.lib.format.write_array_header_1_0(file, header)
+                np.lib.format.write_array_header_1_0(file, header | {"fortran_order": False})
             sums: dict[str, list[np.ndarray]] = {key: [] for key in files}
             for chunk in chunks:
                 for key, file in files.items():

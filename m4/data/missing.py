@@ -14,15 +14,16 @@ Letters: B rows of a batch, N rows of a split, T positions, M modalities.
 """
 
 import dataclasses
+import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from m4.data.regularise import Rates, by_modality, keep, require, require_share
-from m4.data.store import Rows, Store, cut, layout
+from m4.data.store import Rows, Store, cut, layout, stacked
 from m4.specs import DataSpec
 from m4.types import Stream
 
@@ -108,9 +109,8 @@ def blocks(
     `groups` are modalities by the name of their group, `rate` is by that name too, 0 if not named.
     """
     names = split.spec.modality_names
-    if not isinstance(groups, Mapping) or not all(
-        isinstance(group, list | tuple) and group for group in groups.values()
-    ):
+    lists = groups.values() if isinstance(groups, Mapping) else [None]
+    if not all(isinstance(group, list | tuple) and group for group in lists):
         raise ValueError(f"groups {groups!r} must be lists of modalities by name of their group")
     require(split.spec, [name for group in groups.values() for name in group])
     if not isinstance(rate, Mapping) or {*rate} - {*groups}:
@@ -165,7 +165,8 @@ def incomplete(store: Store, options: Mapping[str, Any], seed: int) -> Store:
     if not options:
         return store
     present = store.columns([f"{name}/present" for name in store.spec.modality_names])
-    split = Split(store.spec, np.stack([*present.values()], axis=-1), _means(store))
+    present_NM = np.stack([*present.values()], axis=-1)
+    split = Split(store.spec, present_NM, functools.partial(_means, store))
     return Incomplete(store, _plan(split, options, seed))
 
 
@@ -183,24 +184,18 @@ class Incomplete(Store):
 
     def columns(self, keys: Sequence[str]) -> Rows:
         """As `Store.columns`."""
-        pieces = []
-        for start in range(0, len(self), CHUNK):
-            rows = self.read(np.arange(start, min(start + CHUNK, len(self))))
-            pieces.append({key: rows[key] for key in keys})
-        return {key: np.concatenate([piece[key] for piece in pieces]) for key in keys}
+        return stacked({key: rows[key] for key in keys} for rows in _pieces(self))
 
 
 def lose_rows(spec: DataSpec, rows: Rows, plan: Plan, index_B: np.ndarray) -> Rows:
     """The rows `index_B` of a split, whose arrays are overwritten, without what they lose."""
     for m, modality in enumerate(spec.modalities):
-        parts: dict[str, Any]
-        parts = {part: rows[f"{modality.name}/{part}"] for part in layout(modality)}
+        stream = _stream(spec, rows, modality.name)
         if plan.run_NM is not None and (plan.run_NM[index_B, m] >= 0).any():
-            stream = _without_run(Stream(**parts), plan, index_B, m)
-            parts = {part: getattr(stream, part) for part in parts}
-        for part, array in parts.items():
-            array[plan.drop_NM[index_B, m]] = 0
-            rows[f"{modality.name}/{part}"] = array
+            stream = _without_run(stream, plan, index_B, m)
+        for part in layout(modality):
+            rows[f"{modality.name}/{part}"] = getattr(stream, part)
+            rows[f"{modality.name}/{part}"][plan.drop_NM[index_B, m]] = 0
     return rows
 
 
@@ -210,14 +205,13 @@ def _plan(split: Split, options: Mapping[str, Any], seed: int) -> Plan:
     kind = arguments.pop("kind", None)
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
-    known = [*inspect.signature(KINDS[kind]).parameters.values()][2:]
-    names = [parameter.name for parameter in known]
+    known = dict([*inspect.signature(KINDS[kind]).parameters.items()][2:])
     for name in arguments:
-        if name not in names:
-            raise ValueError(f"{name}: kind={kind!r} takes {', '.join(names)}")
-    for parameter in known:
-        if parameter.default is parameter.empty and parameter.name not in arguments:
-            raise ValueError(f"{parameter.name}: is missing, kind={kind!r} needs it")
+        if name not in known:
+            raise ValueError(f"{name}: kind={kind!r} takes {', '.join(known)}")
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            raise ValueError(f"{name}: is missing, kind={kind!r} needs it")
     return KINDS[kind](split, np.random.default_rng((seed, SALT)), **arguments)
 
 
@@ -236,9 +230,7 @@ def _lose_highest(
     for m, name in enumerate(split.spec.modality_names):
         having = np.flatnonzero(split.present_NM[:, m])
         if rates_M[m] > 0 and len(having):
-            noisy = rng.logistic(size=len(having))
-            if name in scores:
-                noisy = noisy + scores[name][having]
+            noisy = rng.logistic(size=len(having)) + (scores[name][having] if name in scores else 0)
             number = int(rates_M[m] * len(having) + rng.random())
             drop_NM[having[np.argsort(-noisy)[:number]], m] = True
     return Plan(drop_NM)
@@ -277,19 +269,21 @@ def _strength(value: float) -> float:
     return value
 
 
-def _means(store: Store) -> Callable[[str, int], np.ndarray]:
-    """`Split.mean` of a store, which is read in pieces."""
+def _means(store: Store, name: str, feature: int) -> np.ndarray:
+    """`Split.mean` of a store."""
+    pieces = [mean_of(_stream(store.spec, rows, name), feature) for rows in _pieces(store)]
+    return np.concatenate(pieces)
 
-    def mean(name: str, feature: int) -> np.ndarray:
-        pieces = []
-        for start in range(0, len(store), CHUNK):
-            rows = store.read(np.arange(start, min(start + CHUNK, len(store))))
-            parts: dict[str, Any]
-            parts = {p: rows[f"{name}/{p}"] for p in layout(store.spec.modality(name))}
-            pieces.append(mean_of(Stream(**parts), feature))
-        return np.concatenate(pieces)
 
-    return mean
+def _pieces(store: Store) -> Iterator[Rows]:
+    """All rows of a store, some at a time."""
+    for start in range(0, len(store), CHUNK):
+        yield store.read(np.arange(start, min(start + CHUNK, len(store))))
+
+
+def _stream(spec: DataSpec, rows: Rows, name: str) -> Stream:
+    """A modality of some rows."""
+    return Stream(**{part: rows[f"{name}/{part}"] for part in layout(spec.modality(name))})
 
 
 def mean_of(stream: Stream, feature: int) -> np.ndarray:
@@ -298,11 +292,10 @@ def mean_of(stream: Stream, feature: int) -> np.ndarray:
     if values.ndim > 3:  # image: mean over everything
         values = values.mean((2, 3))
     counts = stream.mask if stream.observed is None else stream.observed
-    if values.ndim == 3:
-        values = values[..., feature]
-        counts = counts[..., feature] if counts.ndim == 3 else counts
-    elif stream.observed is not None:  # table
-        values, counts = values[:, [feature]], counts[:, [feature]]
+    if stream.observed is not None:  # series, table
+        counts = counts[..., [feature]].reshape(len(counts), -1)
+    if values.ndim == 3 or stream.observed is not None:
+        values = values[..., [feature]].reshape(len(values), -1)
     counts_B = counts.sum(-1)
     return np.where(counts_B > 0, (values * counts).sum(-1) / np.maximum(counts_B, 1), np.nan)
 

@@ -74,10 +74,9 @@ class Sampler:
 def fit(values_N: np.ndarray) -> dict[str, Any]:
     """Normaliser of one feature from its observed training values (see the module's rule)."""
     values_N = np.asarray(values_N, np.float64)
-    if not values_N.size:
-        return {"transform": "none", "mean": 0.0, "std": 1.0, "low": 0.0, "high": 0.0}
-    if np.isin(values_N, (0, 1)).all():
-        return {"transform": "none", "mean": 0.0, "std": 1.0, "low": 0.0, "high": 1.0}
+    if np.isin(values_N, (0, 1)).all():  # or there is none
+        high = float(values_N.size > 0)
+        return {"transform": "none", "mean": 0.0, "std": 1.0, "low": 0.0, "high": high}
     edges = np.quantile(values_N, QUANTILES)
     clipped_N = values_N.clip(*edges)
     transform = "none"
@@ -90,13 +89,8 @@ def fit(values_N: np.ndarray) -> dict[str, Any]:
     if std <= 1e-6 * max(abs(mean), 1e-6):
         mean, std = 0.0, max(abs(mean), 1e-6)
     low, high = (edges - mean) / std
-    return {
-        "transform": transform,
-        "mean": float(mean),
-        "std": float(std),
-        "low": float(low),
-        "high": float(high),
-    }
+    numbers = {"mean": float(mean), "std": float(std), "low": float(low), "high": float(high)}
+    return {"transform": transform, **numbers}
 
 
 class Normaliser:

@@ -52,12 +52,7 @@ def encode(spec: DataSpec, example: Example, *, where: str, flow: Counter) -> Ex
                 encoded = empty(modality)
         inputs[modality.name] = encoded
     targets = {
-        task.name: _target(
-            task,
-            target_shape(spec, task),
-            example["targets"].get(task.name),
-            where=f"{where}, {task.name}",
-        )
+        task.name: _target(task, target_shape(spec, task), example["targets"].get(task.name), where)
         for task in spec.tasks
     }
     return {"patient": np.int64(example["patient"]), "inputs": inputs, "targets": targets}
@@ -66,8 +61,7 @@ def encode(spec: DataSpec, example: Example, *, where: str, flow: Counter) -> Ex
 def _check_structure(example: Any, where: str) -> None:
     if not isinstance(example, Mapping):
         raise DataError(f"{where}: not a dict of patient, inputs and targets")
-    missing = {"patient", "inputs", "targets"} - {*example}
-    if missing:
+    if missing := {"patient", "inputs", "targets"} - {*example}:
         raise DataError(f"{where}: without {', '.join(sorted(missing))}")
     for field in ("inputs", "targets"):
         if not isinstance(example[field], Mapping):
@@ -81,9 +75,7 @@ def _check_structure(example: Any, where: str) -> None:
 def present(modality: ModalitySpec, payload: dict[str, np.ndarray]) -> bool:
     """Whether an encoded payload holds anything."""
     values = payload["values"]
-    if modality.kind in ("series", "table"):
-        return bool((~np.isnan(values)).any())
-    return len(values) > 0
+    return not np.isnan(values).all() if modality.kind in ("series", "table") else len(values) > 0
 
 
 def empty(modality: ModalitySpec) -> dict[str, np.ndarray]:
@@ -137,16 +129,16 @@ def _payload(modality: ModalitySpec, payload: dict, *, where: str) -> dict[str, 
     return {"values": values[order_t], "times": times_t[order_t]}
 
 
-def _target(task: TaskSpec, shape: tuple[int, ...], value: Any, *, where: str) -> np.ndarray:
+def _target(task: TaskSpec, shape: tuple[int, ...], value: Any, where: str) -> np.ndarray:
     if value is None:
         return np.full(shape, np.nan, np.float32)
+    where = f"{where}, {task.name}"
     array = numbers(value, np.float32, where=where)
     if array.size != int(np.prod(shape)):
         raise DataError(f"{where}: a label of shape {array.shape}, expected {shape}")
     known = array[~np.isnan(array)]
-    classes = {"binary": 2, "multilabel": 2, "segmentation": 2, "multiclass": task.dim}.get(
-        task.kind
-    )
+    counts = {"binary": 2, "multilabel": 2, "segmentation": 2, "multiclass": task.dim}
+    classes = counts.get(task.kind)
     if task.kind == "survival" and known.size and not (known[0] >= 0 and known[-1] in (0, 1)):
         raise DataError(f"{where}: must be a time of at least 0 and an event of 0 or 1")
     if task.transform == "log1p" and (known <= -1).any():
@@ -174,32 +166,23 @@ def numbers(value: Any, dtype: Any, *, where: str) -> np.ndarray:
         raise DataError(f"{where}: not an array of numbers") from None
     if found.dtype.kind not in "biuf":
         raise DataError(f"{where}: {_KINDS.get(found.dtype.kind, 'something else')}, not numbers")
-    if found.dtype == wanted:
-        return found
-    return _whole(found, wanted, where) if wanted.kind in "iu" else _real(found, wanted, where)
-
-
-_KINDS = {"U": "text", "S": "bytes", "c": "complex numbers", "M": "dates", "m": "durations"}
-
-
-def _whole(found: np.ndarray, wanted: np.dtype, where: str) -> np.ndarray:
-    limits = np.iinfo(wanted)
-    if found.dtype.kind == "f" and not np.isfinite(found).all():
-        raise DataError(f"{where}: {int((~np.isfinite(found)).sum())} values are not finite")
-    if found.size and not limits.min <= found.min() <= found.max() <= limits.max:
-        raise DataError(f"{where}: values outside {limits.min}..{limits.max} ({wanted})")
-    if found.dtype.kind == "f" and (found != np.floor(found)).any():
-        raise DataError(f"{where}: values that are not whole numbers")
-    return found.astype(wanted)
-
-
-def _real(found: np.ndarray, wanted: np.dtype, where: str) -> np.ndarray:
+    if wanted.kind in "iu":
+        limits, finite = np.iinfo(wanted), np.isfinite(found)
+        if not finite.all():
+            raise DataError(f"{where}: {int((~finite).sum())} values are not finite")
+        if found.size and not limits.min <= found.min() <= found.max() <= limits.max:
+            raise DataError(f"{where}: values outside {limits.min}..{limits.max} ({wanted})")
+        if (found != np.floor(found)).any():
+            raise DataError(f"{where}: values that are not whole numbers")
     with np.errstate(over="ignore"):
-        cast = found.astype(wanted)
+        cast = found.astype(wanted, copy=False)
     lost = np.isinf(cast) & np.isfinite(found)
     if lost.any():
         raise DataError(f"{where}: {int(lost.sum())} values are too large for {wanted}")
     return cast
+
+
+_KINDS = {"U": "text", "S": "bytes", "c": "complex numbers", "M": "dates", "m": "durations"}
 
 
 def write(
@@ -225,11 +208,7 @@ def write(
         def _generate_examples(self):
             raise NotImplementedError  # splits are handed over as iterators above
 
-        def _log_download_bytes(self):
-            pass  # prints to standard output otherwise, as does the next
-
-        def _log_download_done(self):
-            pass
+        _log_download_bytes = _log_download_done = lambda self: None  # they print otherwise
 
     Records(data_dir=folder).download_and_prepare(
         download_dir=folder / "downloads",
@@ -280,22 +259,18 @@ def decode(spec: DataSpec, raw: bytes) -> Example:
     targets = {}
     for task in spec.tasks:
         key, shape = f"targets/{task.name}", target_shape(spec, task)
-        scalar = shape == ()
-        targets[task.name] = (
-            np.float32(features[key].float_list.value[0])
-            if scalar
-            else tensor(key, np.float32, shape)
-        )
+        if shape:
+            targets[task.name] = tensor(key, np.float32, shape)
+        else:
+            targets[task.name] = np.float32(features[key].float_list.value[0])
     patient = np.int64(features["patient"].int64_list.value[0])
     return {"patient": patient, "inputs": inputs, "targets": targets}
 
 
 def _features(spec: DataSpec) -> dict[str, Any]:
     def tensor(shape, dtype):
-        if shape == ():
-            return tfds.features.Scalar(np.dtype(dtype))
-        encoding = tfds.features.Encoding.BYTES
-        return tfds.features.Tensor(shape=shape, dtype=np.dtype(dtype), encoding=encoding)
+        options = {"encoding": tfds.features.Encoding.BYTES} if shape else {}
+        return tfds.features.Tensor(shape=shape, dtype=np.dtype(dtype), **options)
 
     inputs = {}
     for modality in spec.modalities:

@@ -106,20 +106,14 @@ def keep(stream: Stream, keep_BT: np.ndarray) -> Stream:
     order_BT = np.argsort(~keep_BT, axis=-1, kind="stable")
     mask_BT = np.take_along_axis(keep_BT, order_BT, -1)
 
-    def move(array):
-        index, mask = order_BT, mask_BT
-        if array.ndim == 3:
-            index, mask = index[..., None], mask[..., None]
-        return np.take_along_axis(array, index, 1) * mask.astype(array.dtype)
-
-    observed = None if stream.observed is None else move(stream.observed)
-    return stream.replace(
-        values=move(stream.values),
-        times=move(stream.times),
-        observed=observed,
-        mask=mask_BT,
-        present=mask_BT.any(-1),
-    )
+    parts = {"mask": mask_BT, "present": mask_BT.any(-1)}
+    for part in ("values", "times", "observed"):
+        array = getattr(stream, part)
+        if array is not None:
+            tail = [1] * (array.ndim - 2)
+            moved = np.take_along_axis(array, order_BT.reshape(*order_BT.shape, *tail), 1)
+            parts[part] = moved * mask_BT.reshape(*mask_BT.shape, *tail).astype(array.dtype)
+    return stream.replace(**parts)
 
 
 def _present(spec: DataSpec, batch: Batch) -> np.ndarray:

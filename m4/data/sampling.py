@@ -53,24 +53,18 @@ class Sampling:
           ValueError: an unknown order, no complete row where only such are asked for, impossible
             streams or buckets.
         """
-        self._check()
-        stream = self._stream(store, batch_size, seed)
-        if not self.buckets:
-            return Straight(stream, store.spec, batch_size)
-        mixed = self.streams in ("none", "rows")  # a batch may hold rows of several tasks
-        return Bucketed(stream, store, self.buckets, batch_size, seed, mixed=mixed)
-
-    def _stream(self, store: "Store", batch_size: int, seed: int) -> "Epochs | TaskStreams":
-        if self.streams == "none":
-            return Epochs(store, seed, self.order, self.order_epochs)
-        how, ratio, names = self.streams, self.stream_ratio, store.spec.task_names
-        return TaskStreams(names, _labelled(store), batch_size, seed, how=how, ratio=ratio)
-
-    def _check(self) -> None:
         if self.order not in ORDERS:
             raise ValueError(f"order={self.order!r}; choose one of {', '.join(ORDERS)}")
         if self.buckets and self.order_epochs and self.order in ("complete_first", "complete_last"):
             raise ValueError(f"order={self.order!r} sorts rows, buckets={self.buckets} do too")
+        stream = Epochs(store, seed, self.order, self.order_epochs)
+        if self.streams != "none":
+            how, ratio, names = self.streams, self.stream_ratio, store.spec.task_names
+            stream = TaskStreams(names, _labelled(store), batch_size, seed, how=how, ratio=ratio)
+        if not self.buckets:
+            return Straight(stream, store.spec, batch_size)
+        mixed = self.streams in ("none", "rows")  # a batch may hold rows of several tasks
+        return Bucketed(stream, store, self.buckets, batch_size, seed, mixed=mixed)
 
 
 class Epochs:

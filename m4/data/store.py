@@ -17,7 +17,7 @@ files that are mapped (`m4.data.mapped`), or, where those cannot be written, on 
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from m4.data import record as records
 from m4.data.cohort import Example
 from m4.data.normalise import Normaliser
 from m4.errors import DataError, place
-from m4.specs import RAGGED_KINDS, DataSpec, ModalitySpec, TaskSpec
+from m4.specs import RAGGED_KINDS, DataSpec, ModalitySpec
 
 Rows = dict[str, np.ndarray]
 RAM_LIMIT = 4 * 2**30  # bytes per split
@@ -73,13 +73,10 @@ class Store:
         self.row_bytes = sum(array.nbytes for array in row.values())
         self.in_ram = self.row_bytes * len(self) <= ram_limit
         if self.in_ram:
-            rows, start = allocate(self.spec, len(self)), 0
-            for chunk in self._chunks():
-                stop = start + len(chunk["patient"])
+            self._rows = allocate(self.spec, len(self))
+            for start, chunk in zip(range(0, len(self), CHUNK), self._chunks(), strict=True):
                 for key, array in chunk.items():
-                    rows[key][start:stop] = array
-                start = stop
-            self._rows = rows
+                    self._rows[key][start : start + CHUNK] = array
         else:
             layout = mapped.whole(row, len(self))
             self._mapped = mapped.rows(self._folder, split, layout, self._chunks)
@@ -138,8 +135,7 @@ class Store:
         if self._rows is not None:
             return {key: self._rows[key] for key in keys}
         with self._damaged():
-            parts = [{key: chunk[key] for key in keys} for chunk in self._chunks()]
-        return {key: np.concatenate([part[key] for part in parts]) for key in keys}
+            return stacked({key: chunk[key] for key in keys} for chunk in self._chunks())
 
     def _decode(self, indices: Sequence[int], out: Rows) -> None:
         """Decode records into zeroed rows, then normalise them all at once."""
@@ -166,10 +162,18 @@ def allocate(spec: DataSpec, num_rows: int) -> Rows:
         for key, (shape, dtype) in layout(modality).items():
             rows[f"{modality.name}/{key}"] = np.zeros((num_rows, *shape), dtype)
     for task in spec.tasks:
-        value, mask = _target_layout(spec, task)
-        rows[f"y/{task.name}"] = np.zeros((num_rows, *value[0]), value[1])
-        rows[f"y/{task.name}/mask"] = np.zeros((num_rows, *mask[0]), mask[1])
+        shape = (num_rows, *records.target_shape(spec, task))
+        dtype = np.int32 if task.kind in ("multiclass", "cluster") else np.float32
+        rows[f"y/{task.name}"] = np.zeros(shape, dtype)
+        mask = shape if task.kind == "multilabel" else num_rows
+        rows[f"y/{task.name}/mask"] = np.zeros(mask, np.float32)
     return rows
+
+
+def stacked(chunks: Iterable[Rows]) -> Rows:
+    """Consecutive chunks of rows as one."""
+    found = [*chunks]
+    return {key: np.concatenate([chunk[key] for chunk in found]) for key in found[0]}
 
 
 def cut(rows: Rows, spec: DataSpec) -> Rows:
@@ -197,12 +201,6 @@ def layout(modality: ModalitySpec) -> dict[str, tuple[tuple[int, ...], Any]]:
     return parts
 
 
-def _target_layout(spec: DataSpec, task: TaskSpec):
-    dtype = np.int32 if task.kind in ("multiclass", "cluster") else np.float32
-    mask_shape = (task.dim,) if task.kind == "multilabel" else ()
-    return (records.target_shape(spec, task), dtype), (mask_shape, np.float32)
-
-
 def _fill(spec: DataSpec, record: Example, row: int, out: Rows) -> None:
     out["patient"][row] = record["patient"]
     for modality in spec.modalities:
@@ -210,10 +208,10 @@ def _fill(spec: DataSpec, record: Example, row: int, out: Rows) -> None:
         values = payload["values"]
         if not records.present(modality, payload):
             continue
-        out[f"{name}/present"][row] = True
         length = 1 if modality.kind == "table" else len(values)
-        out[f"{name}/mask"][row, :length] = True
         place = ... if modality.kind == "table" else slice(length)
+        out[f"{name}/present"][row] = True
+        out[f"{name}/mask"][row, :length] = True
         if modality.kind in ("series", "table"):
             observed = ~np.isnan(values)
             out[f"{name}/observed"][row][place] = observed

@@ -89,7 +89,7 @@ def _path(root: Path, view: str) -> Path:
 
 
 def _read(root: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    views, labels = {}, {}
+    views, label_N = {}, None
     for view in names:
         path = _path(root, view)
         try:
@@ -103,12 +103,12 @@ def _read(root: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], np.n
             raise DataError(f"{path}: has no header line")
         if rows.ndim != 2 or rows.shape[1] != VIEWS[view] + 1:
             raise DataError(f"{path}: {rows.shape} values, expected {VIEWS[view]} and the class")
-        views[view], labels[view] = rows[:, :-1], rows[:, -1]
-    first = labels[names[0]]
-    for view, found in labels.items():
-        if not np.array_equal(found, first):
-            raise DataError(f"{_path(root, view)}: not the digits of {_path(root, names[0])}")
+        label_N = rows[:, -1] if label_N is None else label_N
+        if not np.array_equal(rows[:, -1], label_N):
+            raise DataError(f"{path}: not the digits of {_path(root, names[0])}")
+        views[view] = rows[:, :-1]
     if "pix" in views:
         square = views["pix"].reshape(-1, 1, *PIXELS, 1) / 3.0 - 1.0
         views["pix"] = np.pad(square, ((0, 0),) * 3 + ((0, 1), (0, 0)), constant_values=-1.0)
-    return views, first
+    assert label_N is not None
+    return views, label_N

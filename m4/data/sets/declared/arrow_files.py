@@ -5,9 +5,10 @@ row (counted from 1, without the header), and never quotes a value.
 """
 
 import codecs
+import contextlib
 import csv
 import gzip
-import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ BLOCK = 1 << 20  # bytes of CSV
 NEVER = np.iinfo(np.int64).min  # stands for no time
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 MISSING = ("", "NA", "NaN", "nan", "null", "NULL", "None")  # of CSV numbers and times
+KINDS = pa.types
+NUMERIC = (KINDS.is_null, KINDS.is_boolean, KINDS.is_integer, KINDS.is_floating, KINDS.is_decimal)
 
 
-def batches(
+def tables(
     path: Path, *, header: str = "names", only: Sequence[str] | None = None
-) -> Iterator[pa.RecordBatch]:
+) -> Iterator["Columns"]:
     """A file in batches of bounded size; columns of a CSV file are strings.
 
     Of a Parquet file the columns in `only` are read, as far as it has them.
@@ -41,8 +44,8 @@ def batches(
     try:
         parquet = path.name.endswith(".parquet")
         for batch in _parquet(path, only) if parquet else _csv(path, header):
+            yield Columns(batch, path, rows)
             rows += batch.num_rows
-            yield batch
     except (pa.ArrowException, OSError, EOFError) as error:
         raise DataError(
             f"{path}: cut short, corrupt or malformed after row {rows} ({type(error).__name__})"
@@ -83,17 +86,12 @@ class Columns:
     def numbers(self, name: str) -> np.ndarray:
         """float64[n], NaN where null."""
         array = self.raw(name)
-        kind = array.type
-        if is_text(kind):
+        if is_text(array.type):
             array = self._parse(array, name, pa.float64(), "a number")
-        elif pa.types.is_null(kind):
-            array = array.cast(pa.float64())
-        elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        elif any(is_kind(array.type) for is_kind in NUMERIC):
             array = array.cast(pa.float64(), safe=False)
-        elif pa.types.is_decimal(kind):
-            array = array.cast(pa.float64())
         else:
-            raise DataError(f"{self.path}: column {name!r} holds {kind}, expected numbers")
+            raise DataError(f"{self.path}: column {name!r} holds {array.type}, expected numbers")
         return pc.fill_null(array, np.nan).to_numpy(zero_copy_only=False)
 
     def times(self, name: str, *, up: bool) -> np.ndarray:
@@ -142,37 +140,26 @@ class Columns:
         return self._guarded(pc.if_else(known, text, None), name, kind, what)
 
     def _guarded(self, array: pa.Array, name: str, kind: pa.DataType, what: str) -> pa.Array:
+        row, part = 0, array
         try:
             return array.cast(kind)
         except pa.ArrowInvalid:
-            row = next(i for i, one in enumerate(array) if not _castable(one, kind))
+            while len(part) > 1:  # which row it is: halves, of which the first is tried
+                half = len(part) // 2
+                try:
+                    part.slice(0, half).cast(kind)
+                    row, part = row + half, part.slice(half)
+                except pa.ArrowInvalid:
+                    part = part.slice(0, half)
             raise DataError(
                 f"{self.path}, row {self.first + row + 1}: {name!r} is not {what}"
             ) from None
-
-
-def tables(
-    path: Path, *, header: str = "names", only: Sequence[str] | None = None
-) -> Iterator[Columns]:
-    """`batches` of a file as `Columns`."""
-    rows = 0
-    for batch in batches(path, header=header, only=only):
-        yield Columns(batch, path, rows)
-        rows += batch.num_rows
 
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether a column holds strings."""
     view = getattr(pa.types, "is_string_view", lambda _: False)
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or view(kind)
-
-
-def _castable(value: pa.Scalar, kind: pa.DataType) -> bool:
-    try:
-        value.cast(kind)
-    except pa.ArrowInvalid:
-        return False
-    return True
 
 
 def _parquet(path: Path, only: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
@@ -182,7 +169,14 @@ def _parquet(path: Path, only: Sequence[str] | None) -> Iterator[pa.RecordBatch]
 
 
 def _csv(path: Path, header: str) -> Iterator[pa.RecordBatch]:
-    names = _header(path)
+    with contextlib.closing(Checked(path)) as stream:
+        first = re.split(rb"[\r\n]", stream.read(BLOCK), maxsplit=1)[0].decode("utf-8-sig")
+    if not first.strip():
+        raise DataError(f"{path}: is empty")
+    try:
+        names = [name.strip() for name in next(csv.reader([first]))]
+    except csv.Error as error:
+        raise DataError(f"{path}, line 1: is no header ({type(error).__name__})") from None
     if header == "positions":
         names = [str(i) for i in range(len(names))]
     if len(set(names)) < len(names):
@@ -193,21 +187,15 @@ def _csv(path: Path, header: str) -> Iterator[pa.RecordBatch]:
         rows.append(row.number)
         return "error"
 
-    with Checked(path) as stream:
+    read = arrow_csv.ReadOptions(
+        use_threads=False, block_size=BLOCK, column_names=names, skip_rows=1
+    )
+    parse = arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
+    types = dict.fromkeys(names, pa.large_string())
+    convert = arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+    with contextlib.closing(Checked(path)) as stream:
         try:
-            yield from arrow_csv.open_csv(
-                stream,
-                read_options=arrow_csv.ReadOptions(
-                    use_threads=False, block_size=BLOCK, column_names=names, skip_rows=1
-                ),
-                parse_options=arrow_csv.ParseOptions(
-                    newlines_in_values=True, invalid_row_handler=refuse
-                ),
-                convert_options=arrow_csv.ConvertOptions(
-                    column_types=dict.fromkeys(names, pa.large_string()),
-                    strings_can_be_null=False,
-                ),
-            )
+            yield from arrow_csv.open_csv(pa.PythonFile(stream, "r"), read, parse, convert)
         except pa.ArrowInvalid:
             if rows and rows[0]:
                 raise DataError(
@@ -216,38 +204,18 @@ def _csv(path: Path, header: str) -> Iterator[pa.RecordBatch]:
             raise
 
 
-def _header(path: Path) -> list[str]:
-    with Checked(path) as stream:
-        first = io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig").readline()
-    if not first.strip():
-        raise DataError(f"{path}: is empty")
-    try:
-        return [name.strip() for name in next(csv.reader([first]))]
-    except csv.Error as error:
-        raise DataError(f"{path}, line 1: is no header ({type(error).__name__})") from None
-
-
-class Checked(io.RawIOBase):
+class Checked:
     """The decompressed bytes of a file; NUL bytes and wrong UTF-8 raise DataError with the line."""
 
+    closed = False  # asked by Arrow
+
     def __init__(self, path: Path):
-        opener = gzip.open if path.name.endswith(".gz") else open
+        self._opener = gzip.open if path.name.endswith(".gz") else open
         self._path, self._line, self._quotes = path, 1, 0
-        self._open = lambda: opener(path, "rb")
-        self._file = self._open()
+        self._file = self._opener(path, "rb")
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer) -> int:
-        """Fills the buffer."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int) -> bytes:
         """The next bytes."""
         try:
             data = self._file.read(size)
@@ -273,16 +241,16 @@ class Checked(io.RawIOBase):
 
     def _cut_in_quotes(self) -> bool:
         """Whether a quoted cell never ends, which Arrow takes for its end; 5" is a cell, too."""
-        with io.TextIOWrapper(self._open(), encoding="utf-8", newline="") as file:
+        with self._opener(self._path, "rt", encoding="utf-8", newline="") as file:
             try:
                 return any(False for _ in csv.reader(file, strict=True))
             except csv.Error as error:
                 return "expected after" not in str(error)
 
     def close(self) -> None:
-        """Closes the file below."""
+        """Closes the file."""
         self._file.close()
-        super().close()
+        self.closed = True
 
     def _at(self, data: bytes, position: int) -> int:
         return self._line + data[:position].count(b"\n")

@@ -53,50 +53,35 @@ class Declared:
 
         Raises ConfigError for a file that can't be read and for names that it does not have.
         """
-        content = dict(definitions.load(file or self._file))
-        content["meds"] = self._meds
+        content = {**definitions.load(file or self._file), "meds": self._meds}
         if folder:
             content["folder"] = folder
-        splits = dict(content.get("splits", {}))
-        if split or num_folds:
-            splits["from"] = split or "folds"
-        if num_folds:
-            splits["num_folds"] = num_folds
-        if fold or num_folds:
-            splits["fold"] = fold
-        if val_fraction is not None:
-            splits["val_fraction"] = val_fraction
+        splits = {
+            "from": split or ("folds" if num_folds else None),
+            "num_folds": num_folds or None,
+            "fold": fold if fold or num_folds else None,
+            "val_fraction": val_fraction,
+        }
+        splits = {key: value for key, value in splits.items() if value is not None}
         if splits:
-            content["splits"] = splits
+            content["splits"] = {**content.get("splits", {}), **splits}
         return _chosen(content, modalities=modalities, tasks=tasks)
 
     def read_definition(self, **options: Any) -> Definition:
         """The checked definition. Raises ConfigError with one line per problem."""
         content = self.resolved(**options)
-        meds = content.pop("meds")
-        found = parse.parse(content, str(options.get("file") or self._file), meds=meds)
+        file = str(options.get("file") or self._file)
+        found = parse.parse(content, file, meds=content.pop("meds"))
         if Path(found.folder).is_absolute():
             raise ConfigError(
                 f"folder={found.folder!r}: must be a path below --config.data.raw_dir"
             )
         return found
 
-    def spec(
-        self,
-        *,
-        file: str = "",
-        folder: str = "",
-        split: str = "",
-        fold: int = 0,
-        num_folds: int = 0,
-        val_fraction: float | None = None,
-        modalities: Sequence[str] = (),
-        tasks: Sequence[str] = (),
-    ) -> DataSpec:
-        """The schema that the definition declares; options as in `resolved`."""
-        options = {"file": file, "folder": folder, "split": split, "fold": fold}
-        options |= {"num_folds": num_folds, "val_fraction": val_fraction}
-        return self.read_definition(**options, modalities=modalities, tasks=tasks).data_spec()
+    @functools.wraps(resolved, assigned=())  # the same options
+    def spec(self, **options: Any) -> DataSpec:
+        """The schema that the definition declares."""
+        return self.read_definition(**options).data_spec()
 
     def missing_files(self, raw_dir: Path | str, **options: Any) -> list[str]:
         """One line per source of events and per task without files."""
@@ -135,9 +120,8 @@ class Declared:
           resolved: what `resolved` said when the model was trained.
           vocabularies: those that were counted then; a modality without is a DataError.
         """
-        content = dict(resolved)
-        meds = content.pop("meds", True)
-        found = parse.parse(content, "definition", meds=meds)
+        content = {"meds": True, **resolved}
+        found = parse.parse(content, "definition", meds=content.pop("meds"))
         for modality in found.modalities:
             name, size = modality.spec.name, modality.spec.vocab or 0
             if modality.tokens and modality.vocabulary == "train":
@@ -146,8 +130,7 @@ class Declared:
                 if len(vocabularies[name]) >= size:
                     raise DataError(f"the vocabulary of {name} is larger than the model's")
         sources = checksums(folder, _paths(found, folder, "points.*"))
-        reading = functools.partial(examples.prepare_new, found, folder)
-        prepared = functools.partial(reading, vocabularies=vocabularies)
+        prepared = functools.partial(examples.prepare_new, found, folder, vocabularies=vocabularies)
         return _cohort(found, sources, prepared, ("new",))
 
 
@@ -168,10 +151,9 @@ def _chosen(content: dict[str, Any], **chosen: Sequence[str]) -> dict[str, Any]:
             continue  # `parse` says what is wrong with it
         if unknown := sorted({*names} - {*declared}):
             problems.append(f"data.options.{key}: {unknown} not in {', '.join(declared)}")
-        asked = {
-            n for n, v in declared.items() if not (isinstance(v, Mapping) and v.get("on_request"))
-        }
-        content[key] = {n: v for n, v in declared.items() if n in (names or asked)}
+        hidden = {n for n, v in declared.items() if isinstance(v, Mapping) and v.get("on_request")}
+        asked = names or {*declared} - hidden
+        content[key] = {name: value for name, value in declared.items() if name in asked}
     if problems:
         raise ConfigError(*problems)
     return content
@@ -184,14 +166,8 @@ def _paths(found: Definition, root: Path, *others: str) -> set[Path]:
 
 
 def _cohort(found: Definition, sources: dict, prepare: Callable, splits: Sequence[str]) -> Cohort:
-    result = Cohort(
-        spec=found.data_spec(),
-        splits={},
-        sources=sources,
-        licence=found.licence,
-        version=VERSION,
-        notes=f"{found.name}; one record per subject and prediction time.",
-    )
+    notes = f"{found.name}; one record per subject and prediction time."
+    result = Cohort(found.data_spec(), {}, sources, found.licence, VERSION, notes=notes)
     prepared = functools.cache(prepare)
 
     def split(name: str) -> Iterator[Example]:

@@ -42,8 +42,7 @@ class Events:
         self._folder = Path(tempfile.mkdtemp(prefix="m4-meds-"))  # mode 0700
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # also at exit
         for source in definition.sources:
-            paths = find(root, source.files)
-            if not paths:
+            if not (paths := find(root, source.files)):
                 raise DataError(f"{root / source.files}: no event files")
             for path in paths:
                 self._read(path, source)
@@ -66,19 +65,15 @@ class Events:
             time_N = np.full(len(table), arrow_files.NEVER)
             if source.time:
                 time_N = table.times(source.time, up=True)
-            if source.code:
-                self._long(table, source, subject_N, time_N)
-            else:
-                self._wide(table, source, subject_N, time_N)
+            (self._long if source.code else self._wide)(table, source, subject_N, time_N)
 
     def _subjects(self, table: arrow_files.Columns, source: Source) -> np.ndarray:
         if source.number:
-            rows = range(table.first, table.first + len(table))
-            subject_N = np.array([self._ids.get(i, -1) for i in rows], np.int32)
+            column = pa.array(range(table.first, table.first + len(table)))
         else:
             column = table.subjects(source.subject)
-            self._flow["events without a subject"] += column.null_count
-            subject_N = known_ids(column, self._ids)
+        self._flow["events without a subject"] += column.null_count
+        subject_N = known_ids(column, self._ids)
         known = (subject_N >= 0) & (self._block[subject_N] >= 0)
         self._flow["events"] += len(known)
         self._flow["events of subjects without a point"] += int((~known).sum())
@@ -111,13 +106,12 @@ class Events:
                 numeric = any(np.isnan(use.value) for use in uses)
                 value_N = table.numbers(name)[part] if numeric else None
                 self._add(subject_N[part], time_N[part], [code], zeros, value_N, cells)
-            if not self._matcher.may_follow(f"{code}//"):
-                continue
-            encoded = cells.dictionary_encode()
-            names = [f"{code}//{value}" for value in encoded.dictionary.to_pylist()]
-            if any(map(self._matcher, names)):
-                index = encoded.indices.to_numpy(zero_copy_only=False)
-                self._add(subject_N[part], time_N[part], names, index, None, None)
+            if self._matcher.may_follow(f"{code}//"):
+                encoded = cells.dictionary_encode()
+                names = [f"{code}//{value}" for value in encoded.dictionary.to_pylist()]
+                if any(map(self._matcher, names)):
+                    index = encoded.indices.to_numpy(zero_copy_only=False)
+                    self._add(subject_N[part], time_N[part], names, index, None, None)
 
     def _add(self, subject_N, time_N, names, index_N, value_N, text_N) -> None:
         """Stores every use of a batch of events with codes `names[index_N]`."""
@@ -148,7 +142,7 @@ class Events:
         names, matcher = self._matcher.names, self._matcher
         finite = np.isfinite(value)
         inside = (value >= matcher.low[slot]) & (value <= matcher.high[slot])
-        untimed = np.array(matcher.timed)[slot] & (events["time"] == arrow_files.NEVER)
+        untimed = matcher.timed[slot] & (events["time"] == arrow_files.NEVER)
         for reason, wrong in (
             ("uses without a finite number", ~finite),
             ("uses outside the allowed range", finite & ~inside),

@@ -10,7 +10,9 @@ Letters: n events of one point, f features, t rows.
 """
 
 import dataclasses
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from m4.data.cohort import Example
 from m4.data.sets.declared import arrow_files, asked
 from m4.data.sets.declared.definition import Definition, Modality, find
 from m4.data.sets.declared.events import Events
-from m4.data.sets.declared.match import Matcher
+from m4.data.sets.declared.match import Lexicon, Matcher
 from m4.data.sets.declared.points import ALWAYS, Flow, Points, patient, read
 from m4.errors import DataError
 
@@ -46,21 +48,18 @@ class Examples:
     ):
         self._definition, self._points, self._events = definition, points, events
         self._matcher, self._flow = matcher, flow
-        self._counted: set[str] = set()
-        counted = [x for x in matcher.lexicons.values() if x.modality.vocabulary == "train"]
+        self._counted: set[str] = set()  # splits whose events are in the flow
         self._adopted = given is not None
+        lexicons = {
+            slot: x for slot, x in matcher.lexicons.items() if x.modality.vocabulary == "train"
+        }
         if given is not None:
-            for lexicon in counted:
+            for lexicon in lexicons.values():
                 lexicon.adopt(given[lexicon.modality.spec.name])
-        elif counted:
-            self._fit()
-
-    @property
-    def vocabularies(self) -> dict[str, list[str]]:
-        """Tokens from id 1 on, of every modality whose ids were counted."""
-        lexicons = self._matcher.lexicons.values()
-        counted = [x for x in lexicons if x.modality.vocabulary == "train"]
-        return {x.modality.spec.name: x.tokens for x in counted}
+        elif lexicons:
+            self._fit(lexicons)
+        # tokens from id 1 on, of every modality whose ids were counted
+        self.vocabularies = {x.modality.spec.name: x.tokens for x in lexicons.values()}
 
     def split(self, name: str) -> Iterator[Example]:
         """The examples of a split, by subject and time."""
@@ -96,25 +95,23 @@ class Examples:
             return int(timed[0]) if len(timed) else 0
         return int(now) - round(self._definition.hours * HOUR)
 
-    def _fit(self) -> None:
+    def _fit(self, lexicons: Mapping[int, Lexicon]) -> None:
         """Counts the training subjects that each token occurs in, within their windows."""
-        seen = {slot: np.zeros(0, np.int64) for slot in self._matcher.lexicons}
-        last = {slot: np.full(0, -1) for slot in seen}
-        for row, _, events in self._windows("train"):
-            now, subject = int(self._points.time_P[row]), self._points.subject_P[row]
-            for slot, lexicon in self._matcher.lexicons.items():
-                inside = _inside(events[events["slot"] == slot], lexicon.modality, now)
-                tokens = np.unique(inside["token"])
-                grow = len(lexicon) - len(seen[slot])
-                if grow:
-                    seen[slot] = np.pad(seen[slot], (0, grow))
-                    last[slot] = np.pad(last[slot], (0, grow), constant_values=-1)
-                if len(lexicon) and lexicon.modality.vocabulary == "train":
-                    new = tokens[last[slot][tokens] != subject]  # a subject's points come together
-                    seen[slot][new] += 1
-                    last[slot][new] = subject
-        for slot, lexicon in self._matcher.lexicons.items():
-            lexicon.fit(np.pad(seen[slot], (0, len(lexicon) - len(seen[slot]))))
+        counts = {slot: Counter[int]() for slot in lexicons}
+        subjects = itertools.groupby(
+            self._windows("train"), lambda part: self._points.subject_P[part[0]]
+        )
+        for _, windows in subjects:  # a subject's points come together
+            tokens = {slot: set[int]() for slot in lexicons}
+            for row, _, events in windows:
+                for slot, lexicon in lexicons.items():
+                    own = events[events["slot"] == slot]
+                    own = _inside(own, lexicon.modality, int(self._points.time_P[row]))
+                    tokens[slot].update(own["token"].tolist())
+            for slot, found in tokens.items():
+                counts[slot].update(found)
+        for slot, lexicon in lexicons.items():
+            lexicon.fit(counts[slot])
 
     def _example(self, row: int, zero: int, events: np.ndarray) -> Example:
         points, inputs = self._points, {}
@@ -125,22 +122,17 @@ class Examples:
             if not len(own):
                 continue
             if modality.spec.kind == "series":
-                inputs[modality.spec.name] = _series(own, modality, slots.start, zero)
+                payload = _series(own, modality, slots.start, zero)
             elif modality.spec.kind == "table":
-                inputs[modality.spec.name] = _table(own, modality, slots.start, now)
+                payload = _table(own, modality, slots.start, now)
             else:
-                inputs[modality.spec.name] = self._tokens(own, slots.start)
+                payload = self._tokens(own, slots.start)
+            inputs[modality.spec.name] = payload
         subject = points.ids[points.subject_P[row]]
-        targets = {}
-        for task, value_PC in points.targets.items():
-            known = ~np.isnan(value_PC[row])
-            targets[task] = value_PC[row] if known.any() else None
-        return {
-            "patient": patient(subject),
-            "inputs": inputs,
-            "targets": targets,
-            "key": (subject, None if now == ALWAYS else now),
-        }
+        labels = {task: value_PC[row] for task, value_PC in points.targets.items()}
+        targets = {task: None if np.isnan(v).all() else v for task, v in labels.items()}
+        key = (subject, None if now == ALWAYS else now)
+        return {"patient": patient(subject), "inputs": inputs, "targets": targets, "key": key}
 
     def _tokens(self, events: np.ndarray, slot: int) -> dict:
         lexicon = self._matcher.lexicons[slot]
@@ -170,13 +162,14 @@ def prepare_new(
     """Like `prepare` for new data, all in the split 'new'; files of some events may be absent."""
     flow = Flow()
     points = asked.read(definition, root, flow=flow)
-    sources = [source for source in definition.sources if find(root, source.files)]
-    if not sources:
-        wanted = ", ".join(source.files for source in definition.sources)
+    sources = {source: find(root, source.files) for source in definition.sources}
+    if not any(sources.values()):
+        wanted = ", ".join(source.files for source in sources)
         raise DataError(f"{root}: no event files ({wanted})")
-    for absent in {source.files for source in definition.sources if source not in sources}:
+    for absent in {source.files for source, paths in sources.items() if not paths}:
         flow[f"event files that are absent: {absent}"] += 1
-    definition = dataclasses.replace(definition, sources=tuple(sources))
+    there = tuple(source for source, paths in sources.items() if paths)
+    definition = dataclasses.replace(definition, sources=there)
     matcher = Matcher(definition)
     events = Events(definition, root, points, matcher, flow)
     return Examples(definition, points, events, matcher, flow, given=vocabularies), flow
@@ -212,14 +205,12 @@ def _reduce(value_n: np.ndarray, row_n: np.ndarray, num_rows: int, take: str) ->
     elif take == "first":
         out[row_n[::-1]] = value_n[::-1]
     elif take in ("min", "max"):
-        ufunc = np.fmin if take == "min" else np.fmax
-        ufunc.at(out, row_n, value_n)
+        {"min": np.fmin, "max": np.fmax}[take].at(out, row_n, value_n)
     else:
         count = np.bincount(row_n, minlength=num_rows)
         total = np.bincount(row_n, weights=value_n, minlength=num_rows)
-        if take == "mean":
-            total = total / np.maximum(count, 1)
-        out = np.where(count > 0, total, np.nan)
+        divisor = np.maximum(count, 1) if take == "mean" else 1
+        out = np.where(count > 0, total / divisor, np.nan)
     return out
 
 

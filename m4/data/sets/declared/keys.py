@@ -47,11 +47,11 @@ class Keys:
             self.problem(key, f"must be an integer from {low}")
         return value
 
-    def number(self, key: str, default: float, low: float = 0.0) -> float:
-        """A finite number above `low`."""
-        value = self.get(key, default, (int, float), f"a number above {low:g}")
-        if key in self._content and not (value > low and math.isfinite(value)):
-            self.problem(key, f"must be a number above {low:g}")
+    def number(self, key: str, default: float) -> float:
+        """A finite number above 0."""
+        value = self.get(key, default, (int, float), "a number above 0")
+        if key in self._content and not 0 < value < math.inf:
+            self.problem(key, "must be a number above 0")
         return float(value)
 
     def limit(self, key: str, default: float) -> float:
@@ -60,8 +60,7 @@ class Keys:
 
     def hours(self, key: str, default: float) -> float:
         """Hours above 0, or 'all'."""
-        if self._content.get(key) == "all":
-            self._read.add(key)
+        if self.raw(key) == "all":
             return math.inf
         value = self.get(key, default, (int, float), "hours above 0, or 'all'")
         if not value > 0:
@@ -100,12 +99,12 @@ class Keys:
     def section(self, key: str) -> "Keys":
         """A table inside this one."""
         self._read.add(key)
-        path = ".".join(filter(None, (self._path, key)))
-        return Keys(self._content.get(key, {}), self._file, path, self._problems)
+        return self.inside(key, self._content.get(key, {}))
 
     def inside(self, name: str, content: Any) -> "Keys":
         """A table that stands in for the value of a key."""
-        return Keys(content, self._file, f"{self._path}.{name}", self._problems)
+        path = ".".join(filter(None, (self._path, name)))
+        return Keys(content, self._file, path, self._problems)
 
     def sections(self, key: str) -> list[tuple[str, "Keys"]]:
         """The tables inside a table."""
@@ -116,9 +115,7 @@ class Keys:
         """A table or a list of tables."""
         self._read.add(key)
         value = self._content.get(key, [])
-        path = ".".join(filter(None, (self._path, key)))
-        items = value if isinstance(value, list) else [value]
-        return [Keys(item, self._file, path, self._problems) for item in items]
+        return [self.inside(key, item) for item in (value if isinstance(value, list) else [value])]
 
     def has(self, key: str) -> bool:
         """Whether the file has this key."""

@@ -5,9 +5,10 @@ A pattern is matched against the whole code, upper and lower case apart: `*` sta
 """
 
 import dataclasses
+import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -51,22 +52,16 @@ class Lexicon:
 
     def raw(self, token: str) -> int:
         """A number for the token, its id if it is hashed."""
-        found = self._raw.get(token)
-        if found is None:
-            found = self._raw[token] = self._hash(token) if self._hashed else len(self._raw)
-        return found
+        if token not in self._raw:
+            hashed = 1 + hash64(token) % max(1, self._size - 1)
+            self._raw[token] = hashed if self._hashed else len(self._raw)
+        return self._raw[token]
 
-    def fit(self, subjects_of_raw: np.ndarray) -> None:
-        """Chooses the vocabulary: tokens of most training subjects first, then by name."""
-        if self._hashed:
-            return
-        known = zip(subjects_of_raw.tolist(), self._raw, strict=True)
-        least = self.modality.min_subjects
-        ranked = sorted((-count, token) for count, token in known if count >= least)
-        self._id_of_raw = np.zeros(len(self._raw), np.int32)
-        self.tokens = [token for _, token in ranked[: self._size - 1]]
-        for number, token in enumerate(self.tokens, start=1):
-            self._id_of_raw[self._raw[token]] = number
+    def fit(self, subjects: Mapping[int, int]) -> None:
+        """Chooses the vocabulary by the subjects of raw numbers: most first, then by name."""
+        known = [(-subjects.get(raw, 0), token) for token, raw in self._raw.items()]
+        ranked = sorted(item for item in known if -item[0] >= self.modality.min_subjects)
+        self.adopt([token for _, token in ranked[: self._size - 1]])
 
     def adopt(self, tokens: Sequence[str]) -> None:
         """Takes over a vocabulary, in the order of its ids; every other token is outside it."""
@@ -80,18 +75,12 @@ class Lexicon:
         """Ids of raw numbers; a token unseen when the vocabulary was fitted is 0."""
         return raw if self._id_of_raw is None else self._id_of_raw[raw]
 
-    def __len__(self) -> int:
-        return len(self._raw)
-
     def words(self, text: str) -> list[int]:
         """Raw numbers of the tokens of a text."""
         if self.modality.tokens == "phrases":
             phrase = " ".join(text.lower().split())
             return [self.raw(phrase)] if phrase else []
         return [self.raw(word) for word in WORD.findall(text.lower())]
-
-    def _hash(self, token: str) -> int:
-        return 1 + hash64(token) % (self._size - 1)
 
 
 class Matcher:
@@ -105,7 +94,7 @@ class Matcher:
         self.lexicons: dict[int, Lexicon] = {}  # by slot
         self.slots: list[range] = []  # per modality
         self.names: list[str] = []  # per slot
-        low, high, self.timed = [], [], []
+        limits, timed = [], []
         for modality in definition.modalities:
             start, name = len(self.names), modality.spec.name
             for slot, feature in enumerate(modality.features, start=start):
@@ -113,37 +102,30 @@ class Matcher:
                 if feature.take == "is":
                     self._rule(feature.among, slot, 0.0, NO_TOKEN)
                 self._rule(feature.codes, slot, nan, NO_TOKEN)
-                low.append(feature.low)
-                high.append(feature.high)
             if not modality.features:
                 self.lexicons[start] = Lexicon(modality)
                 self._rule(modality.codes, start, 1.0, TEXT)
-                low.append(-math.inf)
-                high.append(math.inf)
-            stop = start + max(1, len(modality.features))
-            self.slots.append(range(start, stop))
+            limits += [(f.low, f.high) for f in modality.features] or [(-math.inf, math.inf)]
             self.names += [f"{name}/{f.name}" for f in modality.features] or [name]
-            self.timed += [modality.spec.kind == "series"] * (stop - start)
+            self.slots.append(range(start, len(self.names)))
+            timed += [modality.spec.kind == "series"] * len(self.slots[-1])
         self.zero = len(self.names)
         self.names.append("window.zero")
         self._rule(definition.zero, self.zero, 1.0, NO_TOKEN)
-        self.low = np.array([*low, -math.inf])
-        self.high = np.array([*high, math.inf])
-        self.timed.append(True)
+        self.low, self.high = np.array([*limits, (-math.inf, math.inf)]).T
+        self.timed = np.array([*timed, True])
         self._known: dict[str, tuple[Entry, ...]] = {}
 
     def __call__(self, code: str) -> tuple[Entry, ...]:
         """Every use of a code; none for most."""
-        found = self._known.get(code)
-        if found is None:
+        if code not in self._known:
             by_slot: dict[int, list[Entry]] = {}
             hits = [i for p, i in self._patterns if p.fullmatch(code)]
             for i in sorted({*hits, *self._literal.get(code, ())}):
                 slot, value, token = self._rules[i]
                 by_slot[slot] = self._entries(code, slot, value, token)
-            found = tuple(entry for entries in by_slot.values() for entry in entries)
-            self._known[code] = found
-        return found
+            self._known[code] = tuple(itertools.chain(*by_slot.values()))
+        return self._known[code]
 
     def may_follow(self, code: str) -> bool:
         """Whether some pattern could match a code that goes on after `code`."""

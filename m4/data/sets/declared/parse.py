@@ -35,8 +35,7 @@ def parse(content: Mapping[str, Any], file: str, *, meds: bool) -> Definition:
     root = Keys(content, file, "", problems)
     window = root.section("window")
     hours = window.number("hours", 24.0)
-    lookback = window.hours("lookback", hours)
-    zero = window.patterns("zero")
+    lookback, zero = window.hours("lookback", hours), window.patterns("zero")
     window.finish()
     found = Definition(
         name=root.text("name", Path(file).stem),
@@ -47,8 +46,7 @@ def parse(content: Mapping[str, Any], file: str, *, meds: bool) -> Definition:
         zero=zero,
         sources=_sources(root, meds=meds),
         modalities=tuple(
-            _modality(name, keys, lookback, hours, zero)
-            for name, keys in root.sections("modalities")
+            _modality(name, keys, lookback, hours) for name, keys in root.sections("modalities")
         ),
         tasks=_tasks(root, meds=meds),
         splits=_splits(root.section("splits")),
@@ -88,7 +86,7 @@ def _sources(root: Keys, *, meds: bool) -> tuple[Source, ...]:
     return tuple(found)
 
 
-def _modality(name: str, keys: Keys, lookback: float, hours: float, zero) -> Modality:
+def _modality(name: str, keys: Keys, lookback: float, hours: float) -> Modality:
     kind: Any = keys.choice("kind", "", KINDS)
     values: dict[str, Any] = {"lookback": math.inf if kind == "table" else lookback}
     if keys.has("lookback"):
@@ -98,28 +96,23 @@ def _modality(name: str, keys: Keys, lookback: float, hours: float, zero) -> Mod
     if kind in TAKES:
         features = _features(keys, kind, prefix)
         names = tuple(feature.name for feature in features)
-        if kind == "table":
-            spec = ModalitySpec(name, "table", (len(names),), names)
-        else:
+        shape = (len(names),)
+        if kind == "series":
             every = values["every"] = keys.number("every", 1.0) if keys.has("every") else 0.0
             length = 128
             if every and math.isfinite(values["lookback"]):
                 length = max(1, math.ceil(values["lookback"] / every))
-            spec = ModalitySpec(name, "series", (keys.count("length", length), len(names)), names)
+            shape = (keys.count("length", length), *shape)
         keys.finish()
-        return Modality(spec, features, **values)
+        return Modality(ModalitySpec(name, kind, shape, names), features, **values)
     if kind not in TOKENS:
         return Modality(ModalitySpec(name, "codes", (1,), dtype="int32", vocab=1))
     codes = keys.patterns("codes", prefix)
     if not codes:
         keys.problem("codes", "is missing")
-    spec = ModalitySpec(
-        name,
-        kind,
-        (keys.count("length", 128 if kind == "codes" else 256),),
-        dtype="int32",
-        vocab=keys.count("vocab", 1024, low=2),
-    )
+    length = keys.count("length", 128 if kind == "codes" else 256)
+    vocab = keys.count("vocab", 1024, low=2)
+    spec = ModalitySpec(name, kind, (length,), dtype="int32", vocab=vocab)
     values["tokens"] = keys.choice("tokens", TOKENS[kind][0], TOKENS[kind])
     values["vocabulary"] = keys.choice("vocabulary", "train", ("train", "hashed"))
     values["min_subjects"] = keys.count("min_subjects", 10)
@@ -183,9 +176,8 @@ def _tasks(root: Keys, *, meds: bool) -> tuple[Task, ...]:
         kind = keys.choice("kind", "", TASK_KINDS)
         keys.flag("on_request")
         files = keys.text("labels", shared["files"])
-        columns = keys.words("column") or (
-            (TASK_COLUMN[kind],) if meds and kind in TASK_COLUMN else ()
-        )
+        standard = (TASK_COLUMN[kind],) if meds and kind in TASK_COLUMN else ()
+        columns = keys.words("column") or standard
         subject = keys.text("subject", shared["subject"] or default.get("subject", ""))
         time = keys.text("time", shared["time"] or default.get("time", ""))
         spec = _task_spec(name, kind, keys, columns)
@@ -200,21 +192,20 @@ def _tasks(root: Keys, *, meds: bool) -> tuple[Task, ...]:
 
 
 def _task_spec(name: str, kind: Any, keys: Keys, columns: tuple[str, ...]) -> TaskSpec | None:
-    given = keys.raw("classes")
-    classes = tuple(map(str, given)) if isinstance(given, list) else ()
-    numbers = keys.raw("days")
-    transform: Any = keys.choice("transform", "none", ("none", "log1p"))
-    weight = keys.number("weight", 1.0)
-    auxiliary = keys.flag("auxiliary")
-    one = {"binary": 1, "multiclass": 1, "regression": 1, "survival": 2, "cluster": 0}.get(
-        kind, len(columns)
-    )
-    if columns and len(columns) != one:
+    given, numbers = keys.raw("classes"), keys.raw("days")
+    options: dict[str, Any] = {
+        "transform": keys.choice("transform", "none", ("none", "log1p")),
+        "weight": keys.number("weight", 1.0),
+        "auxiliary": keys.flag("auxiliary"),
+    }
+    counts = {"binary": 1, "multiclass": 1, "regression": 1, "survival": 2, "cluster": 0}
+    if columns and len(columns) != (one := counts.get(kind, len(columns))):
         keys.problem("column", f"a {kind} task has {one} of them, here are {len(columns)}")
     labels, dim = (), 1
     if kind == "multiclass":
-        labels, dim = classes, len(classes)
-        if len(set(classes)) < 2:
+        labels = tuple(map(str, given)) if isinstance(given, list) else ()
+        dim = len(labels)
+        if len(set(labels)) < 2:
             keys.problem("classes", "must list at least two different values")
             return None
     elif kind == "multilabel":
@@ -228,18 +219,15 @@ def _task_spec(name: str, kind: Any, keys: Keys, columns: tuple[str, ...]) -> Ta
         dim = keys.count("clusters", 0, low=2)
     elif not kind:
         return None
-    return TaskSpec(
-        name, kind, dim=dim, labels=labels, transform=transform, weight=weight, auxiliary=auxiliary
-    )
+    return TaskSpec(name, kind, dim=dim, labels=labels, **options)
 
 
 def _splits(keys: Keys) -> Splits:
     base = Splits()
-    names = keys.section("names")
+    names, parts = keys.section("names"), keys.section("fractions")
     chosen = tuple((split, names.text(split, value)) for split, value in base.names)
-    names.finish()
-    parts = keys.section("fractions")
     fractions = tuple((split, parts.limit(split, value)) for split, value in base.fractions)
+    names.finish()
     parts.finish()
     if min(f for _, f in fractions) <= 0 or not math.isclose(sum(f for _, f in fractions), 1.0):
         keys.problem("fractions", "must be above 0 and sum to 1")

@@ -88,9 +88,7 @@ def unknown(task: Task, count: int) -> np.ndarray:
 
 def patient(subject: int | str) -> int:
     """The subject as the integer that a record holds; text is hashed."""
-    if isinstance(subject, int):
-        return subject
-    return hash64(subject) >> 1
+    return subject if isinstance(subject, int) else hash64(subject) >> 1
 
 
 def known_ids(column: pa.Array, ids: Mapping[Any, int]) -> np.ndarray:
@@ -148,8 +146,8 @@ class Labels:
         again_N[1:] = key_N[1:] == key_N[:-1]
         same = np.isclose(value_NC[1:], value_NC[:-1], rtol=0, equal_nan=True).all(axis=1)
         wrong = again_N[1:] if self.task.unique else again_N[1:] & ~same
-        for row in np.flatnonzero(wrong):
-            file, line = place_2N[:, order[row + 1]]
+        if wrong.any():
+            file, line = place_2N[:, order[wrong.argmax() + 1]]
             what = "second" if self.task.unique else "second, different"
             raise DataError(
                 f"{paths[file]}, row {line + 1}: a {what} label of task {self.name}"
@@ -160,83 +158,68 @@ class Labels:
         no_label_N = np.isnan(self.value_NC).all(axis=1)
         self.flow[f"{self.name}: points without a label value"] = int(no_label_N.sum())
         if no_label_N.all() and not self.optional:
+            spec, columns = self.task.spec, ", ".join(self.task.columns)
+            classes = f"; classes are {', '.join(spec.labels)}" if spec.kind == "multiclass" else ""
             raise DataError(
-                f"{paths[0]}: column {', '.join(self.task.columns)} has no usable label of task"
-                f" {self.name}" + self._classes()
+                f"{paths[0]}: column {columns} has no usable label of task {self.name}{classes}"
             )
 
-    def _classes(self) -> str:
-        labels = self.task.spec.labels
-        return f"; classes are {', '.join(labels)}" if self.task.spec.kind == "multiclass" else ""
-
     def _keys(self, table: arrow_files.Columns, ids: dict) -> tuple[np.ndarray, np.ndarray]:
-        count = len(table)
+        column = pa.array(range(table.first, table.first + len(table)))
         if self.task.subject:
             column = table.subjects(self.task.subject)
-            for value in pc.unique(column).to_pylist():
-                if value is not None and value != "":
-                    ids.setdefault(as_id(value), len(ids))
-            subject_N = known_ids(column, ids)
-        else:
-            rows = range(table.first, table.first + count)
-            subject_N = np.array([ids.setdefault(i, len(ids)) for i in rows], np.int32)
+        for value in pc.unique(column).to_pylist():
+            if value is not None and value != "":
+                ids.setdefault(as_id(value), len(ids))
+        subject_N = known_ids(column, ids)
         if not self.task.time:
-            return subject_N, np.full(count, ALWAYS)
+            return subject_N, np.full(len(table), ALWAYS)
         time_N = table.times(self.task.time, up=False)
         return np.where(time_N == arrow_files.NEVER, -1, subject_N), time_N
 
     def values(self, table: arrow_files.Columns) -> np.ndarray:
         """f32[N, C] of a batch of rows, NaN where unknown."""
         kind, spec = self.task.spec.kind, self.task.spec
-        names = [self._column(table, name) for name in self.task.columns]
         if kind == "multiclass":
-            return self._class_index(table, names[0])
-        value_NC = np.stack([self._numbers(table, name) for name in names], axis=1)
+            return self._class_index(table, self.task.columns[0])
+        value_NC = np.stack([self._numbers(table, name) for name in self.task.columns], axis=1)
+        wrong_N, what = np.isinf(value_NC).any(axis=1), "an infinite label"
         if kind in ("binary", "multilabel"):
-            wrong = ~np.isnan(value_NC) & (value_NC != 0) & (value_NC != 1)
-            if wrong.any():
-                row = int(np.flatnonzero(wrong.any(axis=1))[0])
-                raise DataError(
-                    f"{table.path}, row {table.first + row + 1}: a label of task {spec.name} is"
-                    " neither 0 nor 1"
-                )
-        elif np.isinf(value_NC).any():
-            row = int(np.flatnonzero(np.isinf(value_NC).any(axis=1))[0])
-            raise DataError(f"{table.path}, row {table.first + row + 1}: an infinite label")
-        elif kind == "survival" and self.optional:  # half a label is none
+            wrong_N = (~np.isnan(value_NC) & ~np.isin(value_NC, (0, 1))).any(axis=1)
+            what = f"a label of task {spec.name} is neither 0 nor 1"
+        if wrong_N.any():
+            raise DataError(f"{table.path}, row {table.first + wrong_N.argmax() + 1}: {what}")
+        if kind == "survival" and self.optional:  # half a label is none
             value_NC[np.isnan(value_NC).any(axis=1)] = np.nan
         return value_NC.astype(np.float32)
 
     def _column(self, table: arrow_files.Columns, name: str) -> str:
+        """The column, or the one that MEDS may have instead; "" if it may be absent and is."""
         choices = (name, *OTHER_COLUMNS.get(name, ()))
-        return next((n for n in choices if table.has(n)), name)
-
-    def _absent(self, table: arrow_files.Columns, name: str) -> bool:
-        """Whether a column may be, and is, absent; counted."""
-        absent = self.optional and not table.has(name)
-        if absent:
+        found = next((n for n in choices if table.has(n)), name)
+        if self.optional and not table.has(found):
             self.flow[f"{self.name}: label rows without a column {name}"] += len(table)
-        return absent
+            return ""
+        return found
 
     def _numbers(self, table: arrow_files.Columns, name: str) -> np.ndarray:
         """f64[N] of a column; words for yes and no count where the task is binary."""
-        if self._absent(table, name):
+        name = self._column(table, name)
+        if not name:
             return np.full(len(table), np.nan)
         array = table.raw(name)
-        if self.task.spec.kind not in ("binary", "multilabel") or not arrow_files.is_text(
-            array.type
-        ):
-            return table.numbers(name)
-        text = pc.utf8_lower(pc.utf8_trim_whitespace(array.cast(pa.large_string())))
-        for words, number in ((TRUE, "1"), (FALSE, "0")):
-            given = pc.is_in(text, value_set=pa.array(words, pa.large_string()))
-            text = pc.if_else(given, pa.scalar(number, pa.large_string()), text)
-        batch = pa.record_batch([text], names=[name])
+        if self.task.spec.kind in ("binary", "multilabel") and arrow_files.is_text(array.type):
+            array = pc.utf8_lower(pc.utf8_trim_whitespace(array.cast(pa.large_string())))
+            for words, number in ((TRUE, "1"), (FALSE, "0")):
+                given = pc.is_in(array, value_set=pa.array(words, pa.large_string()))
+                array = pc.if_else(given, pa.scalar(number, pa.large_string()), array)
+        batch = pa.record_batch([array], names=[name])
         return arrow_files.Columns(batch, table.path, table.first).numbers(name)
 
     def _class_index(self, table: arrow_files.Columns, name: str) -> np.ndarray:
         """f32[N, 1] of a column of classes."""
-        if self._absent(table, name):
+        name = self._column(table, name)
+        if not name:
             return np.full((len(table), 1), np.nan, np.float32)
         array = table.raw(name)
         if pa.types.is_floating(array.type):
@@ -244,10 +227,10 @@ class Labels:
         text = pc.utf8_trim_whitespace(array.cast(pa.large_string()))
         text = pc.replace_substring_regex(text, r"^(-?\d+)\.0+$", r"\1")  # 3.0 is class 3
         classes = pa.array(self.task.spec.labels, pa.large_string())
-        index = pc.fill_null(pc.index_in(text, value_set=classes).cast(pa.float32()), np.nan)
-        outside = pc.and_(pc.not_equal(text, ""), pc.is_null(pc.index_in(text, value_set=classes)))
+        index = pc.index_in(text, value_set=classes)
+        outside = pc.and_(pc.not_equal(text, ""), index.is_null())
         self.flow[f"{self.name}: labels of no listed class"] += pc.sum(outside).as_py() or 0
-        return index.to_numpy(zero_copy_only=False)[:, None].astype(np.float32)
+        return index.cast(pa.float32()).to_numpy(zero_copy_only=False)[:, None]
 
 
 def assign(

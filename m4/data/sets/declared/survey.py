@@ -54,7 +54,9 @@ def read(root: Path) -> tuple[dict[str, Code], dict[str, int]]:
     for path in paths:
         for table in arrow_files.tables(path, only=COLUMNS):
             part = {"code": table.strings("code"), "subject": table.subjects("subject_id")}
-            part["group"] = _groups(part["code"])
+            coded = part["code"].dictionary_encode()
+            names = [None if c is None else group_of(c) for c in coded.dictionary.to_pylist()]
+            part["group"] = pa.array(names, pa.string()).take(coded.indices)
             for key, name in (("number", "numeric_value"), ("text", "text_value")):
                 valid = table.raw(name).is_valid() if table.has(name) else [False] * len(table)
                 part[key] = pa.array(valid, pa.bool_()).cast(pa.int64())
@@ -79,13 +81,6 @@ def group_of(code: str) -> str:
         if found:
             return f"{before}{mark}"
     return code if code in OWN else ""
-
-
-def _groups(codes: pa.Array) -> pa.Array:
-    """`group_of` of every code."""
-    coded = codes.dictionary_encode()
-    names = [None if c is None else group_of(c) for c in coded.dictionary.to_pylist()]
-    return pa.array(names, pa.string()).take(coded.indices)
 
 
 def groups(codes: dict[str, Code]) -> dict[str, dict[str, Code]]:
