@@ -3,11 +3,6 @@
 Thirteen modalities as thirteen modules cost thirteen graphs to compile. Here their parameters
 are stacked on a leading axis and one einsum serves all; a stack of 1 is shared by all.
 
-Dropout's random numbers must cost less than what they are multiplied with. JAX's generator takes
-20 ns per number on a CPU core, PyTorch's 2: with attention weights and hidden layers to drop from,
-half of a training step. Dropout needs no cryptographic strength: here the generator makes two words
-per call, and every element's number is a hash of its index and them.
-
 Letters: B rows, M modalities, S stacks (M, or 1 when shared), i input, o output width, T tokens of
 a modality (tasks in heads), Q queries, L keys, H heads, c width of a head, D model width.
 """
@@ -25,29 +20,12 @@ from m4.specs import TaskSpec
 from m4.types import Array
 
 Initializer = nn.initializers.Initializer
+# Of stacked kernels [S, i, o].
+LECUN = nn.initializers.lecun_normal(batch_axis=(0,))
+XAVIER = nn.initializers.xavier_uniform(batch_axis=(0,))
 GENERIC = ("binary", "multilabel", "multiclass", "regression", "survival")
 LARGE = 2**16  # numbers in the input of an affine map from which the order of operands matters
 HAT_EDGES = (-2.07, -1.38, -0.67, -0.21, 0.21, 0.67, 1.38)  # cut the normal evenly; one tail below
-
-
-def lecun_init() -> Initializer:
-    """Normal with variance 1 / fan-in, for stacked kernels [S, i, o]."""
-    return nn.initializers.variance_scaling(
-        1.0, "fan_in", "truncated_normal", in_axis=-2, out_axis=-1, batch_axis=(0,)
-    )
-
-
-def xavier_init(scheme: str = "uniform", *, outputs: int | None = None) -> Initializer:
-    """Glorot init of stacked kernels; `outputs` overrides the fan-out (packed projections)."""
-
-    def init(key, shape, dtype=jnp.float32):
-        scale = 2.0 / (shape[-2] + (outputs or shape[-1]))
-        if scheme == "normal":
-            return scale**0.5 * jax.random.normal(key, shape, dtype)
-        bound = (3 * scale) ** 0.5
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
 
 
 class StackedDense(nn.Module):
@@ -55,14 +33,14 @@ class StackedDense(nn.Module):
 
     features: int
     num_stacks: int = 1
-    kernel_init: Initializer | None = None
+    kernel_init: Initializer = LECUN
     bias_init: Initializer | None = nn.initializers.zeros  # None: no bias
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[B, M, ..., i] -> [B, M, ..., features]; M must be `num_stacks` unless that is 1."""
         shape = (self.num_stacks, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init or lecun_init(), shape)
+        kernel = self.param("kernel", self.kernel_init, shape)
         x, kernel = jnp.asarray(x), jnp.asarray(kernel)  # vmap takes no NumPy array in a jit
         if self.num_stacks == 1:
             y = linear(x, kernel[0])
@@ -137,7 +115,11 @@ def hats(x_BN: Array) -> Array:
 
 
 class Dropout(nn.Module):
-    """As `nn.Dropout`: zeros with probability `rate`, everything else over 1 - rate."""
+    """As `nn.Dropout`: zeros with probability `rate`, everything else over 1 - rate.
+
+    JAX's generator takes 20 ns per number on a CPU core: half of a training step. Here it makes two
+    words per call, and an element's number is a hash of its index and them.
+    """
 
     rate: float
     deterministic: bool
@@ -223,16 +205,15 @@ def attend(
 class SelfAttention(nn.Module):
     """Multi-head self-attention within each modality, parameters per modality or shared.
 
-    Initialised as in PyTorch: Xavier-uniform with the three input projections as one matrix,
-    zero biases. `kernel_init` replaces all of it; without `qkv_bias_init` the input projections
-    have no bias.
+    Initialised as in PyTorch: Xavier-uniform with the three input projections as one matrix, zero
+    biases.
     """
 
     num_heads: int
     num_stacks: int = 1
     dropout: float = 0.0
-    kernel_init: Initializer | None = None  # None: Xavier-uniform
-    qkv_bias_init: Initializer | None = nn.initializers.zeros
+    kernel_init: Initializer = XAVIER
+    qkv_bias_init: Initializer | None = nn.initializers.zeros  # None: no bias
     bias_init: Initializer = nn.initializers.zeros  # of the output map
 
     @nn.compact
@@ -243,7 +224,7 @@ class SelfAttention(nn.Module):
 
         `bias_TT` is added to the scores of every head; -inf in it forbids a pair.
         """
-        width, init = x_BMTD.shape[-1], self.kernel_init or xavier_init()
+        width, init = x_BMTD.shape[-1], self.kernel_init
         if width % self.num_heads:
             raise ValueError(f"{self.num_heads} heads cannot split a width of {width}")
         qkv = StackedDense(3 * width, self.num_stacks, init, self.qkv_bias_init, name="qkv")
@@ -282,11 +263,10 @@ class AttentionBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BMTD: Array, mask_BMT: Array, *, train: bool) -> Array:
         """[B, M, T, D], bool[B, M, T] -> [B, M, T, D]."""
-        y = StackedLayerNorm(self.num_stacks, self.epsilon, name="norm")(x_BMTD)
-        y = SelfAttention(self.num_heads, self.num_stacks, self.dropout, name="attention")(
-            y, mask_BMT, train=train
-        )
-        return x_BMTD + Dropout(self.dropout, deterministic=not train, name="drop")(y)
+        y_BMTD = StackedLayerNorm(self.num_stacks, self.epsilon, name="norm")(x_BMTD)
+        attend = SelfAttention(self.num_heads, self.num_stacks, self.dropout, name="attention")
+        drop = Dropout(self.dropout, deterministic=not train, name="drop")
+        return x_BMTD + drop(attend(y_BMTD, mask_BMT, train=train))
 
 
 class MLPBlock(nn.Module):
@@ -302,10 +282,9 @@ class MLPBlock(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         """[B, M, ..., D] -> the same shape."""
         y = StackedLayerNorm(self.num_stacks, self.epsilon, name="norm")(x)
-        y = MLP(self.hidden, self.num_stacks, self.dropout, self.activation, name="mlp")(
-            y, train=train
-        )
-        return x + Dropout(self.dropout, deterministic=not train, name="drop")(y)
+        mlp = MLP(self.hidden, self.num_stacks, self.dropout, self.activation, name="mlp")
+        drop = Dropout(self.dropout, deterministic=not train, name="drop")
+        return x + drop(mlp(y, train=train))
 
 
 # --- heads ----------------------------------------------------------------------------------------
@@ -320,7 +299,7 @@ class TaskHeads(nn.Module):
 
     tasks: Sequence[TaskSpec]
     two_logits: bool = False
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, h: Mapping[str, Array]) -> dict[str, Array]:
@@ -332,10 +311,8 @@ class TaskHeads(nn.Module):
         logits = {}
         for task in self.tasks:
             double = self.two_logits and task.kind == "binary"
-            dense = nn.Dense(
-                2 * task.dim if double else task.dim, kernel_init=self.kernel_init, name=task.name
-            )
-            y = dense(h[task.name])
+            size = 2 * task.dim if double else task.dim
+            y = nn.Dense(size, kernel_init=self.kernel_init, name=task.name)(h[task.name])
             logits[task.name] = y[:, task.dim :] - y[:, : task.dim] if double else y
         return logits
 
@@ -347,8 +324,6 @@ class StackedHeads(nn.Module):
     """
 
     tasks: Sequence[TaskSpec]
-    kernel_init: nn.initializers.Initializer | None = None
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, h_BTD: Array) -> dict[str, Array]:
@@ -360,16 +335,14 @@ class StackedHeads(nn.Module):
         logits = {}
         for dim in sorted({task.dim for task in self.tasks}):
             chosen = [t for t, task in enumerate(self.tasks) if task.dim == dim]
-            name = f"dim_{dim}"
-            heads = StackedDense(dim, len(chosen), self.kernel_init, self.bias_init, name=name)
+            heads = StackedDense(dim, len(chosen), name=f"dim_{dim}")
             y_BTC = heads(h_BTD[:, np.array(chosen)])
             logits |= {self.tasks[t].name: y_BTC[:, i] for i, t in enumerate(chosen)}
         return {task.name: logits[task.name] for task in self.tasks}
 
 
 def _require_generic(tasks):
-    for task in tasks:
-        if task.kind not in GENERIC:
-            raise ValueError(
-                f"task {task.name}: no generic head for kind {task.kind!r}; known: {GENERIC}"
-            )
+    for t in tasks:
+        if t.kind not in GENERIC:
+            what = f"task {t.name}: no generic head for kind {t.kind!r}"
+            raise ValueError(f"{what}; known: {GENERIC}")

@@ -264,7 +264,7 @@ def test_released_zeroes_absent_modalities_and_paper_learns_them():
 def test_released_imputation_golden_case():
     # The observed 2 of hour 1 is lost to the later row of the same hour; hour 2 has no row.
     series = stack(GOLDEN_X, GOLDEN_M, GOLDEN_T, np.ones(4, bool), bins=5)
-    got = jnp.concatenate(impute_released(series, num_bins=5), -1)[0, 0]
+    got = jnp.concatenate(impute_released(series, 5), -1)[0, 0]
     expected = [[1, 5, 1, 1], [1, 6, 1, 1], [0, 0, 0, 0], [3, 0, 1, 0], [0, 0, 0, 0]]
     np.testing.assert_array_equal(got, expected)
 
@@ -273,6 +273,6 @@ def test_released_imputation_of_bin_0_reads_the_last_bin():
     # Rows at hours 4.5 and 0.5 (out of order, as the loop allows): the second row does not
     # observe the feature and takes the last bin's 7. Its flag stays 0.
     series = stack([[7.0], [0.0]], [[True], [False]], [4.5, 0.5], [True, True], bins=5)
-    value, flag = impute_released(series, num_bins=5)
+    value, flag = impute_released(series, 5)
     np.testing.assert_array_equal(value[0, 0, :, 0], [7, 0, 0, 0, 7])
     np.testing.assert_array_equal(flag[0, 0, :, 0], [0, 0, 0, 0, 1])

@@ -74,5 +74,5 @@ def test_embeddings_are_weighted_by_hour_as_released():
     mask = np.array([[True, True, True], [True, False, False]])
     times = np.array([[0.0, 1.0, 3.0], [0.0, 0.0, 0.0]], np.float32) / 48
     x = Vectors(values, mask, times)
-    np.testing.assert_allclose(haim.mean_by_hour(x), [[5.0], [0.0]], rtol=1e-6)
-    np.testing.assert_allclose(haim.mean(x), [[16 / 3], [8.0]], rtol=1e-6)
+    np.testing.assert_allclose(haim.mean(x, by_hour=True), [[5.0], [0.0]], rtol=1e-6)
+    np.testing.assert_allclose(haim.mean(x, by_hour=False), [[16 / 3], [8.0]], rtol=1e-6)

@@ -10,11 +10,9 @@ from m4.nn.encoders.query_tokens import (
     UTDE,
     MultiTimeAttention,
     TimeEmbedding,
-    carry_forward,
     channel_attention,
     frequency_init,
     impute,
-    query_times,
 )
 from tests.nn.test_summary_statistics import one_feature
 
@@ -104,10 +102,6 @@ def test_time_embedding_is_linear_first_then_sines():
     np.testing.assert_allclose(got[0], [1.5, np.sin(0.5), np.sin(2.5)], rtol=1e-6)
 
 
-def test_query_times_include_both_ends():
-    np.testing.assert_allclose(query_times(5), [0, 0.25, 0.5, 0.75, 1.0])
-
-
 def test_frequencies_span_a_quarter_turn_to_the_grid():
     weight = frequency_init(8)(None, (5,))
     # geometric from pi/2 to 8 pi in 4 terms: each step multiplies by 16 ** (1/3)
@@ -134,28 +128,25 @@ def stack(values, observed, times, mask, *, bins):
 def test_imputation_carries_the_last_observation_forward():
     # Same case by the paper's rule: hour 1 keeps 2 and 6, hours 2 to 4 carry on.
     series = stack(GOLDEN_X, GOLDEN_M, GOLDEN_T, np.ones(4, bool), bins=5)
-    value, flag = impute(series, num_bins=5)
+    value, flag = impute(series, 5)
     np.testing.assert_array_equal(value[0, 0], [[1, 5], [2, 6], [2, 6], [3, 6], [3, 6]])
     np.testing.assert_array_equal(flag[0, 0], [[1, 1], [1, 1], [0, 0], [1, 0], [0, 0]])
 
 
 def test_imputation_skips_masked_rows_and_starts_at_the_mean():
-    values = jnp.array([[9.0], [4.0], [np.nan], [9.0]])
-    observed = jnp.array([[True], [True], [True], [True]])
-    times = jnp.array([0.1, 0.5, 0.6, 0.9])
-    mask = jnp.array([False, True, False, False])
-    value, flag = carry_forward(values, observed, times, mask, num_bins=4)
-    np.testing.assert_array_equal(value[:, 0], [0, 0, 4, 4])
-    np.testing.assert_array_equal(flag[:, 0], [0, 0, 1, 0])
+    values, mask = np.array([[9.0], [4.0], [np.nan], [9.0]]), [False, True, False, False]
+    series = stack(values, np.ones((4, 1), bool), np.array([0.4, 2, 2.4, 3.6]), mask, bins=4)
+    value, flag = impute(series, 4)
+    np.testing.assert_array_equal(value[0, 0, :, 0], [0, 0, 4, 4])
+    np.testing.assert_array_equal(flag[0, 0, :, 0], [0, 0, 1, 0])
 
 
 def test_imputation_puts_late_rows_in_the_last_bin():
     # Windows longer than the grid: t = 1.3 windows counts in the last bin, not nowhere.
-    value, flag = carry_forward(
-        jnp.array([[5.0]]), jnp.ones((1, 1), bool), jnp.array([1.3]), jnp.ones(1, bool), num_bins=3
-    )
-    np.testing.assert_array_equal(value[:, 0], [0, 0, 5])
-    np.testing.assert_array_equal(flag[:, 0], [0, 0, 1])
+    series = stack([[5.0]], np.ones((1, 1), bool), np.array([3.9]), np.ones(1, bool), bins=3)
+    value, flag = impute(series, 3)
+    np.testing.assert_array_equal(value[0, 0, :, 0], [0, 0, 5])
+    np.testing.assert_array_equal(flag[0, 0, :, 0], [0, 0, 1])
 
 
 def test_heads_must_divide_the_time_embedding():
@@ -187,14 +178,6 @@ def test_utde_gate_mixes_both_encodings(level):
     irregular, regular, half = with_bias(50.0), with_bias(-50.0), with_bias(0.0)
     assert np.abs(irregular - regular).max() > 1e-3
     np.testing.assert_allclose(half, (irregular + regular) / 2, atol=1e-6)
-
-
-def test_unknown_level_is_refused():
-    series = one_feature([1.0], [0.0])
-    with pytest.raises(ValueError, match="level 'row' is not one of"):
-        UTDE(6, 2, 1, level="row").init(
-            jax.random.key(0), series, jnp.ones((2, 4)), jnp.ones((1, 1, 1, 4)), train=False
-        )
 
 
 def test_modalities_of_a_stack_do_not_share_parameters_or_data():

@@ -10,7 +10,7 @@ from einops import rearrange
 
 from m4.maths import torch_uniform
 from m4.nn.encoders.modalities import clean_table, known, stack_series
-from m4.nn.encoders.query_tokens import carry_forward
+from m4.nn.encoders.query_tokens import impute
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Batch, Stream, Tokens
 
@@ -77,9 +77,8 @@ class TokenEncoder(nn.Module):
             return jnp.where(mask_BT[..., None], stream.values, 0).astype(jnp.float32), mask_BT
         if kind == "table":
             return jnp.concatenate(clean_table(stream), -1)[:, None], mask_BT
-        s = stack_series([stream], hours=self.hours)
         hours = max(1, round(self.hours))
-        grid = carry_forward(s.values, s.observed, s.times, s.mask, num_bins=hours)
+        grid = impute(stack_series([stream], hours=self.hours), hours)
         mask_BL = jnp.broadcast_to(stream.present[:, None], (stream.present.shape[0], hours))
         return jnp.concatenate(grid, -1)[:, 0], mask_BL
 

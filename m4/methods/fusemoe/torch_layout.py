@@ -21,7 +21,7 @@ from m4.nn.torch_table import (
     stack,
     take,
 )
-from m4.specs import DataSpec
+from m4.specs import ModalitySpec
 
 # Order of the release's type table, and of its fusion by the modalities there are.
 TYPES = ("ts", "text", "cxr", "ecg")
@@ -41,12 +41,17 @@ def layout(method: ReleasedFuseMoE) -> Layout:
 
     Routers of 'permod' and 'disjoint' are in no file: the release neither trains nor saves them.
     """
-    roles = _roles(method.data)
+    data = method.data
+    roles = [_role(m) for m in data.modalities]
     fusion = next((f for f in FUSIONS if sorted(f) == sorted(roles)), None)
-    task = _task(method.data)
+    if len(data.tasks) != 1:
+        raise ConfigError(
+            f"tasks {', '.join(data.task_names)}: the release has one; choose it with"
+            " data.options.tasks"
+        )
     if fusion is None:
         raise ConfigError(
-            f"modalities {', '.join(method.data.modality_names)}: the release fuses one series with"
+            f"modalities {', '.join(data.modality_names)}: the release fuses one series with"
             " notes, with cxr, with both, or with both and ecg; choose with data.options.modalities"
         )
     if "ecg" in roles and roles[1] != "text":
@@ -58,7 +63,7 @@ def layout(method: ReleasedFuseMoE) -> Layout:
         )
     order = [fusion.index(role) for role in roles]  # of the release, per slot of m4
     types = sorted(roles, key=TYPES.index)
-    by_slot = blocks(order)
+    by_slot, task = blocks(order), data.task_names[0]
     position = f"{TRANSFORMER}.embed_positions_q_1.weight"
     entries = [
         *_embedding(method, roles),
@@ -80,23 +85,11 @@ def layout(method: ReleasedFuseMoE) -> Layout:
     return Layout(entries, copies, constants, IGNORED, root="network")
 
 
-def _roles(data: DataSpec) -> list[str]:
-    """The release's name of every modality; others keep theirs and fit no fusion."""
-    known: dict[str, str] = dict.fromkeys(NOTES, "text")
-    kinds = {"series": "ts"}
-    return [
-        known.get(m.name, m.name) if m.kind == "vectors" else kinds.get(m.kind, m.kind)
-        for m in data.modalities
-    ]
-
-
-def _task(data: DataSpec) -> str:
-    if len(data.tasks) != 1:
-        raise ConfigError(
-            f"tasks {', '.join(data.task_names)}: the release has one; choose it with"
-            " data.options.tasks"
-        )
-    return data.task_names[0]
+def _role(m: ModalitySpec) -> str:
+    """The release's name of a modality; others keep theirs and fit no fusion."""
+    if m.kind != "vectors":
+        return "ts" if m.kind == "series" else m.kind
+    return "text" if m.name in NOTES else m.name
 
 
 def _embedding(method: ReleasedFuseMoE, roles: list[str]) -> list[Entry]:
@@ -149,15 +142,14 @@ def experts(
     def each(name: str) -> list[str]:
         return [f"{expert}.{name}" for expert in names]
 
-    reads = blocks(order) if joint else SAME
-    reads_w1 = blocks(order, 1) if joint else SAME
+    reads = [blocks(order, dim) if joint else SAME for dim in (0, 1)]
     entries = [
-        stack(f"{path}/w1", each("fc1.weight"), reads_w1),
+        stack(f"{path}/w1", each("fc1.weight"), reads[1]),
         stack(f"{path}/b1", each("fc1.bias")),
         stack(f"{path}/w2", each("fc2.weight"), SWAP, blocks(order, 1)),
         stack(f"{path}/b2", each("fc2.bias"), blocks(order)),
     ]
     if joint:
-        entries.append(one(f"{path}/{GATES[gate]}", f"{at}.w_gate", reads, LEAD))
-        entries.append(one(f"{path}/router_noise", f"{at}.w_noise", reads, LEAD))
+        entries.append(one(f"{path}/{GATES[gate]}", f"{at}.w_gate", reads[0], LEAD))
+        entries.append(one(f"{path}/router_noise", f"{at}.w_noise", reads[0], LEAD))
     return entries

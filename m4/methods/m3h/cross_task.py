@@ -21,6 +21,7 @@ EPS = 1e-8  # of the third party's division
 Norm = Literal["absmax", "max", "sqrt_d"]
 Identity = Literal["logit", "mix"]
 Balance = Literal["fixed", "learned"]
+Form = Literal["linear", "residual"]
 
 
 class CrossTask(nn.Module):
@@ -30,7 +31,7 @@ class CrossTask(nn.Module):
 
     num_tasks: int
     width: int
-    form: Literal["linear", "residual"] = "linear"
+    form: Form = "linear"
     norm: Norm = "absmax"
     identity: Identity = "logit"
     alpha: float = 1.0

@@ -27,7 +27,7 @@ STATISTICS = (
 class HaimVectors(nn.Module):
     """Vectors of all modalities in the spec's order; what absent ones hold means nothing.
 
-    `zero_row` and `by_hour` are the authors' quirks, see `statistics` and `mean_by_hour`.
+    `zero_row` and `by_hour` are the authors' quirks, see `statistics` and `mean`.
     """
 
     data: DataSpec
@@ -45,7 +45,7 @@ class HaimVectors(nn.Module):
             x_BMN = rearrange(x_BMfS, "b m f s -> b m (f s)")
             tokens.append(self._embed(f"series_{limit}", x_BMN, train))
         for name, x in streams.vectors.items():
-            mean_Bp = mean_by_hour(x) if self.by_hour else mean(x)
+            mean_Bp = mean(x, by_hour=self.by_hour)
             tokens.append(self._embed(name, mean_Bp[:, None], train))
         for name, stream in streams.tables.items():
             x_Bf, _ = clean_table(stream)
@@ -66,17 +66,13 @@ class HaimVectors(nn.Module):
         return StackedDense(self.width, num, name=f"{name}_down")(h)
 
 
-def mean(x: Vectors) -> Array:
-    """Mean vector, [B, p]; 0 without any."""
-    return x.values.sum(1) / jnp.maximum(x.mask.sum(1), 1)[:, None]
+def mean(x: Vectors, *, by_hour: bool) -> Array:
+    """Mean vector, [B, p]; 0 without any.
 
-
-def mean_by_hour(x: Vectors) -> Array:
-    """Mean weighted by the time since the start of the window, [B, p].
-
-    As released: a vector at time 0 does not count, and if there is no other the mean is 0.
+    With `by_hour`, as released, weighted by the time since the start of the window: a vector at
+    time 0 does not count, and if there is no other the mean is 0.
     """
-    weight_BL = jnp.where(x.mask, x.times, 0.0)
+    weight_BL = jnp.where(x.mask, x.times if by_hour else 1.0, 0.0)
     total_B1 = weight_BL.sum(1, keepdims=True)
     return jnp.einsum("blp,bl->bp", x.values, weight_BL) / jnp.where(total_B1 > 0, total_B1, 1.0)
 
@@ -88,7 +84,11 @@ def statistics(series: SeriesStack, *, zero_row: bool) -> Array:
     does: the minimum is then never above 0, last - first is -first, and slopes bend. Their zero is
     in raw units; here it is in those of the series (0 is the mean after z-scoring).
     """
-    x, count = _compress(series)
+    # Observations of every feature moved to the front, [B, M, f, L], and their number.
+    seen = jnp.swapaxes(series.observed, -1, -2)
+    x = jnp.where(seen, jnp.swapaxes(series.values, -1, -2), 0.0)
+    x = jnp.take_along_axis(x, jnp.argsort(~seen, axis=-1, stable=True), -1)
+    count = seen.sum(-1)
     if zero_row:
         x = jnp.pad(x, ((0, 0),) * 3 + ((0, 1),))  # whatever follows the last observation is 0
         count = count + 1
@@ -129,11 +129,3 @@ def num_peaks(step: Array) -> Array:
     newest = jax.lax.cummax(place, axis=sign.ndim - 1)
     way = jnp.where(newest >= 0, jnp.take_along_axis(sign, jnp.maximum(newest, 0), -1), 0.0)
     return ((way[..., :-1] > 0) & (sign[..., 1:] < 0)).sum(-1).astype(jnp.float32)
-
-
-def _compress(series: SeriesStack) -> tuple[Array, Array]:
-    """Observations of every feature moved to the front, [B, M, f, L], and their number."""
-    seen = jnp.swapaxes(series.observed, -1, -2)
-    x = jnp.where(seen, jnp.swapaxes(series.values, -1, -2), 0.0)
-    order = jnp.argsort(~seen, axis=-1, stable=True)
-    return jnp.take_along_axis(x, order, -1), seen.sum(-1)

@@ -11,7 +11,7 @@ N columns, T codes, D width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ import flax.struct
 import jax.numpy as jnp
 from einops import rearrange
 
-from m4.nn.layers import StackedDense
+from m4.nn.layers import StackedDense, masked_mean
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Batch, Stream
 
@@ -110,29 +110,22 @@ def length_limit(m: ModalitySpec) -> int:
 
 def stack_series(streams: Sequence[Stream], *, hours: float) -> SeriesStack:
     """Pads to the longest and widest modality; `hours` is the window's length."""
-    length = max(s.values.shape[1] for s in streams)
-    width = max(s.values.shape[2] for s in streams)
+    size = [max(s.values.shape[dim] for s in streams) for dim in (1, 2)]
 
-    def stack(xs: Sequence[Array]) -> Array:
-        size = (length, width)
-        gaps = [[n - old for n, old in zip(size, x.shape[1:], strict=False)] for x in xs]
-        widths = [[(0, 0), *((0, gap) for gap in some)] for some in gaps]
-        return jnp.stack([jnp.pad(x, w) for x, w in zip(xs, widths, strict=True)], axis=1)
+    def stack(name: str) -> Array:
+        xs = [known(getattr(s, name), name) for s in streams]
+        gaps = [[(0, n - old) for n, old in zip(size, x.shape[1:], strict=False)] for x in xs]
+        return jnp.stack([jnp.pad(x, [(0, 0), *g]) for x, g in zip(xs, gaps, strict=True)], 1)
 
-    mask = [s.mask & s.present[:, None] for s in streams]
-    observed = [
-        known(s.observed, "observed") & m[..., None] for s, m in zip(streams, mask, strict=True)
-    ]
-    values = [jnp.where(o, s.values, 0) for s, o in zip(streams, observed, strict=True)]
-    times = [
-        jnp.where(m, known(s.times, "times"), 0) / hours for s, m in zip(streams, mask, strict=True)
-    ]
+    present_BM = jnp.stack([s.present for s in streams], axis=1)
+    mask_BML = stack("mask") & present_BM[..., None]
+    observed_BMLf = stack("observed") & mask_BML[..., None]
     return SeriesStack(
-        values=stack(values).astype(jnp.float32),
-        observed=stack(observed),
-        times=stack(times).astype(jnp.float32),
-        mask=stack(mask),
-        present=jnp.stack([s.present for s in streams], axis=1),
+        values=jnp.where(observed_BMLf, stack("values"), 0).astype(jnp.float32),
+        observed=observed_BMLf,
+        times=jnp.where(mask_BML, stack("times") / hours, 0).astype(jnp.float32),
+        mask=mask_BML,
+        present=present_BM,
     )
 
 
@@ -147,9 +140,10 @@ def clean_vectors(stream: Stream, *, hours: float) -> Vectors:
 
 
 def clean_table(stream: Stream) -> tuple[Array, Array]:
-    """f32[B, f] with 0 (the mean) where unobserved, and bool[B, f] of what was observed."""
+    """Values with 0 (the mean) where unobserved, and flags of what was observed, f32[B, f]."""
     seen_Bf = known(stream.observed, "observed") & stream.present[:, None]
-    return jnp.where(seen_Bf, stream.values, 0).astype(jnp.float32), seen_Bf
+    values_Bf = jnp.where(seen_Bf, stream.values, 0).astype(jnp.float32)
+    return values_Bf, seen_Bf.astype(jnp.float32)
 
 
 def known(part: T | None, name: str) -> T:
@@ -176,19 +170,18 @@ class SummaryTokens(nn.Module):
         for limit, series in streams.series.items():
             statistics = jnp.clip(summary_statistics(series), -6.0, 6.0)
             x_BMN = rearrange(statistics, "b m f s -> b m (f s)")
-            name = f"series_{limit}"
-            encoder = SeriesSummary(self.width, x_BMN.shape[1], self.dropout, name=name)
-            tokens.append(encoder(x_BMN, train=train))
+            sizes = self.width, 2 * self.width, self.dropout, x_BMN.shape[1]
+            tokens.append(TwoLayers(*sizes, name=f"series_{limit}")(x_BMN, train=train))
             columns.append(rearrange(x_BMN, "b m n -> b (m n)"))
         for name, x in streams.vectors.items():
-            tokens.append(VectorsSummary(self.width, name=name)(x)[:, None])
+            token_BD = TwoLayers(self.width, self.width, name=name)(vectors_summary(x), train=train)
+            tokens.append(token_BD[:, None])
         for stream in streams.tables.values():
-            values, seen = clean_table(stream)
-            columns += [values, seen.astype(jnp.float32)]
+            columns += clean_table(stream)
         static = StaticTokens(self.data, self.width, self.dropout, name="static")
         tokens += [x_BD[:, None] for x_BD in static(streams, train=train)]
-        rows = tokens[0].shape[0]
-        return jnp.concatenate(tokens, 1), jnp.concatenate([jnp.zeros((rows, 0)), *columns], -1)
+        nothing = jnp.zeros((tokens[0].shape[0], 0))
+        return jnp.concatenate(tokens, 1), jnp.concatenate([nothing, *columns], -1)
 
 
 class StaticTokens(nn.Module):
@@ -201,65 +194,50 @@ class StaticTokens(nn.Module):
     @nn.compact
     def __call__(self, streams: Streams, *, train: bool) -> list[Array]:
         """[B, D] per modality without times."""
-        tokens = [
-            TableEncoder(self.width, self.dropout, name=name)(stream, train=train)
-            for name, stream in streams.tables.items()
-        ]
+        tokens = []
+        for name, stream in streams.tables.items():
+            x_Bf = jnp.concatenate(clean_table(stream), -1)  # values and flags
+            encoder = TwoLayers(self.width, self.width, self.dropout, name=name)
+            tokens.append(encoder(x_Bf, train=train))
         for name, stream in streams.codes.items():
             vocab = self.data.modality(name).vocab
             tokens.append(CodesEncoder(vocab, self.width, name=name)(stream))
         return tokens
 
 
-class SeriesSummary(nn.Module):
-    """Two-layer MLP of the summary statistics -> one token per modality."""
+class TwoLayers(nn.Module):
+    """W2 drop(GELU(W1 x)); of a stack of modalities with parameters of each."""
 
     features: int
-    num_stacks: int
+    hidden: int
     dropout: float = 0.0
+    num_stacks: int = 0  # 0: no stack
 
     @nn.compact
-    def __call__(self, statistics_BMN: Array, *, train: bool) -> Array:
-        """[B, M, N] -> [B, M, features]; parameters per modality."""
-        h = nn.gelu(StackedDense(2 * self.features, self.num_stacks, name="up")(statistics_BMN))
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """[B, N] -> [B, features], with a stack [B, M, N] -> [B, M, features]."""
+
+        def affine(size: int, name: str) -> Callable[[Array], Array]:
+            if self.num_stacks:
+                return StackedDense(size, self.num_stacks, name=name)
+            return nn.Dense(size, name=name)
+
+        h = nn.gelu(affine(self.hidden, "up")(x))
         h = nn.Dropout(self.dropout, deterministic=not train, name="drop")(h)
-        return StackedDense(self.features, self.num_stacks, name="down")(h)
+        return affine(self.features, "down")(h)
 
 
-class VectorsSummary(nn.Module):
-    """Mean and newest vector, the log of their number and the newest time -> one token."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: Vectors) -> Array:
-        """[B, D]."""
-        count_B1 = x.mask.sum(-1, keepdims=True).astype(jnp.float32)
-        newest_BL = x.mask & (jnp.cumsum(x.mask[:, ::-1], 1)[:, ::-1] == 1)
-        parts = (
-            x.values.sum(1) / jnp.maximum(count_B1, 1.0),
-            jnp.where(newest_BL[..., None], x.values, 0).sum(1),
-            jnp.log1p(count_B1),
-            jnp.where(newest_BL, x.times, 0).sum(1, keepdims=True),
-        )
-        h = nn.gelu(nn.Dense(self.features, name="up")(jnp.concatenate(parts, -1)))
-        return nn.Dense(self.features, name="down")(h)
-
-
-class TableEncoder(nn.Module):
-    """Two-layer MLP of a row's values and observation flags -> one token."""
-
-    features: int
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(self, stream: Stream, *, train: bool) -> Array:
-        """[B, f] -> [B, D]."""
-        values, seen = clean_table(stream)
-        x = jnp.concatenate([values, seen.astype(jnp.float32)], -1)
-        h = nn.gelu(nn.Dense(self.features, name="up")(x))
-        h = nn.Dropout(self.dropout, deterministic=not train, name="drop")(h)
-        return nn.Dense(self.features, name="down")(h)
+def vectors_summary(x: Vectors) -> Array:
+    """Mean and newest vector, the log of their number and the newest time, [B, 2 p + 2]."""
+    count_B1 = x.mask.sum(-1, keepdims=True).astype(jnp.float32)
+    newest_BL = x.mask & (jnp.cumsum(x.mask[:, ::-1], 1)[:, ::-1] == 1)
+    parts = (
+        x.values.sum(1) / jnp.maximum(count_B1, 1.0),
+        jnp.where(newest_BL[..., None], x.values, 0).sum(1),
+        jnp.log1p(count_B1),
+        jnp.where(newest_BL, x.times, 0).sum(1, keepdims=True),
+    )
+    return jnp.concatenate(parts, -1)
 
 
 class CodesEncoder(nn.Module):
@@ -276,10 +254,8 @@ class CodesEncoder(nn.Module):
         code_BT = jnp.clip(jnp.where(mask_BT, stream.values, 0), 0, vocab - 1)
         x_BTD = nn.Embed(vocab, self.features, name="embed")(code_BT)
         count_B1 = mask_BT.sum(-1, keepdims=True).astype(jnp.float32)
-        mean_BD = jnp.where(mask_BT[..., None], x_BTD, 0).sum(1) / jnp.maximum(count_B1, 1.0)
-        return nn.Dense(self.features, name="out")(
-            jnp.concatenate([mean_BD, jnp.log1p(count_B1)], -1)
-        )
+        parts = masked_mean(x_BTD, mask_BT, dim=1), jnp.log1p(count_B1)
+        return nn.Dense(self.features, name="out")(jnp.concatenate(parts, -1))
 
 
 def summary_statistics(series: SeriesStack) -> Array:

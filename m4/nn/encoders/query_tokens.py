@@ -11,7 +11,8 @@ P value channels, p width of a vector, f features, K time-embedding width, D mod
 """
 
 import math
-from typing import Literal, Protocol, get_args
+from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -20,25 +21,33 @@ from einops import rearrange
 
 from m4.maths import torch_uniform
 from m4.nn.encoders.modalities import SeriesStack, Streams, Vectors
-from m4.nn.layers import Initializer, StackedDense, xavier_init
+from m4.nn.layers import Initializer, StackedDense
 from m4.types import Array
 
 Level = Literal["batch", "batch_seq", "batch_seq_feature"]
+Impute = Callable[[SeriesStack, int], tuple[Array, Array]]
 
 
-class Impute(Protocol):
-    """Fills a regular grid."""
+def impute(series: SeriesStack, num_bins: int) -> tuple[Array, Array]:
+    """Last observed value at the end of each bin, else 0 (the mean of z-scored values).
 
-    def __call__(self, series: SeriesStack, *, num_bins: int) -> tuple[Array, Array]:
-        """Values and flags "observed within the bin", both [B, M, num_bins, f]."""
-        ...
-
-
-def impute(series: SeriesStack, *, num_bins: int) -> tuple[Array, Array]:
-    """Last observed value, else the global mean (0 after z-scoring); flags of the bin."""
-    return carry_forward(
-        series.values, series.observed, series.times, series.mask, num_bins=num_bins
-    )
+    Rows are in time order; the last bin takes everything later. Returns values and flags "observed
+    within the bin", both [B, M, num_bins, f]. FuseMoE appendix E.1.
+    """
+    position = jnp.arange(series.values.shape[-2])
+    bin_BML = jnp.clip(jnp.floor(series.times * num_bins), 0, num_bins - 1).astype(jnp.int32)
+    observed = series.observed & series.mask[..., None]
+    # Of every row: the newest observation up to it; of every bin: the last row up to it.
+    newest = jnp.where(observed, position[:, None], -1)
+    newest = jax.lax.cummax(newest, axis=observed.ndim - 2)
+    bins = jnp.arange(num_bins)[:, None]
+    earlier = series.mask[..., None, :] & (bin_BML[..., None, :] <= bins)
+    until = jnp.where(earlier, position, -1).max(-1)
+    row = jnp.take_along_axis(newest, jnp.maximum(until, 0)[..., None], axis=-2)
+    seen, row = (until[..., None] >= 0) & (row >= 0), jnp.maximum(row, 0)
+    value = jnp.take_along_axis(jnp.where(observed, series.values, 0.0), row, axis=-2)
+    row_bin = jnp.take_along_axis(bin_BML[..., None], row, axis=-2)
+    return jnp.where(seen, value, 0.0), (seen & (row_bin == bins)).astype(value.dtype)
 
 
 class QueryTokens(nn.Module):
@@ -63,23 +72,15 @@ class QueryTokens(nn.Module):
         """[B, M, Q, D] of the timed modalities in the order of `streams`."""
         init = self.frequencies or frequency_init(self.num_queries)
         embed = TimeEmbedding(self.embed_time, init, name="time")
-        query_QK = embed(query_times(self.num_queries))
+        query_QK = embed(jnp.linspace(0.0, 1.0, self.num_queries))
         tokens = []
         for limit, series in streams.series.items():
-            utde = UTDE(
-                self.width,
-                self.num_heads,
-                series.mask.shape[1],
-                self.utde,
-                self.dropout,
-                self.impute,
-                name=f"series_{limit}",
-            )
+            sizes = self.width, self.num_heads, series.mask.shape[1], self.utde, self.dropout
+            utde = UTDE(*sizes, self.impute, name=f"series_{limit}")
             tokens.append(utde(series, query_QK, embed(series.times), train=train))
         for name, x in streams.vectors.items():
-            encoder = VectorsEncoder(
-                self.width, self.num_heads, self.dropout, self.project, name=name
-            )
+            sizes = self.width, self.num_heads, self.dropout, self.project
+            encoder = VectorsEncoder(*sizes, name=name)
             tokens.append(encoder(x, query_QK, embed(x.times), train=train)[:, None])
         return jnp.concatenate(tokens, axis=1)
 
@@ -103,18 +104,10 @@ class UTDE(nn.Module):
         self, series: SeriesStack, query_QK: Array, key_BMLK: Array, *, train: bool
     ) -> Array:
         """[B, M, Q, features]; parameters per modality."""
-        if self.level not in get_args(Level):
-            raise ValueError(f"utde level {self.level!r} is not one of {get_args(Level)}")
-        mtand = MultiTimeAttention(
-            self.features,
-            self.num_heads,
-            self.num_stacks,
-            self.dropout,
-            append_flags=True,
-            name="mtand",
-        )
+        sizes = self.features, self.num_heads, self.num_stacks, self.dropout
+        mtand = MultiTimeAttention(*sizes, append_flags=True, name="mtand")
         irregular = mtand(query_QK, key_BMLK, series.values, series.observed, train=train)
-        grid = jnp.concatenate(self.impute(series, num_bins=query_QK.shape[0]), -1)
+        grid = jnp.concatenate(self.impute(series, query_QK.shape[0]), -1)
         init = torch_uniform(grid.shape[-1])
         dense = StackedDense(self.features, self.num_stacks, init, bias_init=None, name="imputed")
         regular = dense(grid)
@@ -127,11 +120,13 @@ class UTDE(nn.Module):
             both = both.max(-2, keepdims=True)
         both = nn.Dropout(self.dropout, deterministic=not train, name="gate_drop")(both)
         out = self.features if self.level == "batch_seq_feature" else 1
-        init, biases = xavier_init("normal"), torch_uniform(both.shape[-1])
-        up = StackedDense(self.features, self.num_stacks, init, biases, name="gate_up")
-        biases = torch_uniform(self.features)
-        down = StackedDense(out, self.num_stacks, init, biases, name="gate_out")
-        return nn.sigmoid(down(nn.relu(up(both))))
+
+        def dense(size: int, inputs: int, name: str) -> StackedDense:
+            init = nn.initializers.xavier_normal(batch_axis=(0,))
+            return StackedDense(size, self.num_stacks, init, torch_uniform(inputs), name=name)
+
+        up = dense(self.features, both.shape[-1], "gate_up")
+        return nn.sigmoid(dense(out, self.features, "gate_out")(nn.relu(up(both))))
 
 
 class VectorsEncoder(nn.Module):
@@ -169,11 +164,6 @@ def frequency_init(num_queries: int) -> Initializer:
         return jnp.concatenate([jnp.ones(1), waves]).astype(dtype)
 
     return init
-
-
-def query_times(num: int) -> Array:
-    """`num` equally spaced query points from 0 to 1 inclusive."""
-    return jnp.linspace(0.0, 1.0, num)
 
 
 class TimeEmbedding(nn.Module):
@@ -256,30 +246,3 @@ class MultiTimeAttention(nn.Module):
         x = rearrange(x, "b m q h p -> b m q (h p)")
         init = torch_uniform(x.shape[-1])
         return StackedDense(self.features, self.num_stacks, init, init, name="out")(x)
-
-
-def carry_forward(
-    values: Array, observed: Array, times: Array, mask: Array, *, num_bins: int
-) -> tuple[Array, Array]:
-    """Last observed value at the end of each bin, else 0 (the mean of z-scored values).
-
-    `values`, `observed` [..., L, f]; `times` (windows), `mask` [..., L]; rows in time order.
-    The last bin takes everything later. Returns values and flags "observed within the bin",
-    both [..., num_bins, f]. FuseMoE appendix E.1.
-    """
-    length = values.shape[-2]
-    position = jnp.arange(length)
-    bin_index = jnp.clip(jnp.floor(times * num_bins), 0, num_bins - 1).astype(jnp.int32)
-    observed = observed & mask[..., None]
-    last = jax.lax.cummax(
-        jnp.where(observed, position[:, None], -1), axis=observed.ndim - 2
-    )  # [..., L, f]: row of the newest observation up to here
-    bins = jnp.arange(num_bins)[:, None]
-    until = jnp.where(mask[..., None, :] & (bin_index[..., None, :] <= bins), position, -1).max(-1)
-    row = jnp.take_along_axis(last, jnp.maximum(until, 0)[..., None], axis=-2)
-    seen = (until[..., None] >= 0) & (row >= 0)
-    safe = jnp.where(observed, values, 0.0)
-    value = jnp.where(seen, jnp.take_along_axis(safe, jnp.maximum(row, 0), axis=-2), 0.0)
-    row_bin = jnp.take_along_axis(bin_index, jnp.maximum(row, 0).reshape(*row.shape[:-2], -1), -1)
-    flag = seen & (row_bin.reshape(row.shape) == bins)
-    return value, flag.astype(values.dtype)
