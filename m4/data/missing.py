@@ -283,7 +283,8 @@ def _pieces(store: Store) -> Iterator[Rows]:
 
 def _stream(spec: DataSpec, rows: Rows, name: str) -> Stream:
     """A modality of some rows."""
-    return Stream(**{part: rows[f"{name}/{part}"] for part in layout(spec.modality(name))})
+    parts: dict[str, Any] = {part: rows[f"{name}/{part}"] for part in layout(spec.modality(name))}
+    return Stream(**parts)
 
 
 def mean_of(stream: Stream, feature: int) -> np.ndarray:

@@ -269,8 +269,8 @@ def decode(spec: DataSpec, raw: bytes) -> Example:
 
 def _features(spec: DataSpec) -> dict[str, Any]:
     def tensor(shape, dtype):
-        options = {"encoding": tfds.features.Encoding.BYTES} if shape else {}
-        return tfds.features.Tensor(shape=shape, dtype=np.dtype(dtype), **options)
+        encoding = tfds.features.Encoding.BYTES if shape else tfds.features.Encoding.NONE
+        return tfds.features.Tensor(shape=shape, dtype=np.dtype(dtype), encoding=encoding)
 
     inputs = {}
     for modality in spec.modalities:

@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,6 +40,11 @@ class Code:
     subjects: int = 0
     numbers: int = 0
     texts: int = 0
+
+    @staticmethod
+    def total(codes: Iterable["Code"]) -> tuple[int, ...]:
+        """Events, subjects, numbers and texts of several codes."""
+        return tuple(map(sum, zip(*map(dataclasses.astuple, codes), strict=True)))
 
 
 def read(root: Path) -> tuple[dict[str, Code], dict[str, int]]:
@@ -99,11 +105,9 @@ def lines(root: Path) -> list[str]:
         "group                     codes      events  numbers  text",
     ]
     for group, codes in groups(read(root)[0]).items():
-        events = sum(c.events for c in codes.values())
-        numbers = sum(c.numbers for c in codes.values()) / events
-        texts = sum(c.texts for c in codes.values()) / events
-        name = group.rstrip("/") or "(no group)"
-        out.append(f"{name:24}{len(codes):>7,}{events:>12,}{numbers:>9.0%}{texts:>6.0%}")
+        events, _, numbers, texts = Code.total(codes.values())
+        shares = f"{numbers / events:>9.0%}{texts / events:>6.0%}"
+        out.append(f"{group.rstrip('/') or '(no group)':24}{len(codes):>7,}{events:>12,}{shares}")
     for name, (path, column) in labels(root).items():
         out.append(f"labels {name}: {path}, {column}")
     has = (root / SPLIT_FILE).is_file()
@@ -180,10 +184,9 @@ def _task(root: Path, path: str, column: str) -> list[str]:
 def _modality(
     group: str, codes: dict[str, Code], subjects: int, table: list[str], taken: set[str]
 ) -> list[str]:
-    events = sum(c.events for c in codes.values())
-    uses = sum(c.subjects for c in codes.values())  # a subject counts once per code
-    enough = {name: c for name, c in codes.items() if c.subjects >= SMALLEST}
-    ranked = sorted(enough, key=lambda name: (-enough[name].subjects, name))[:MOST]
+    events, uses, numbers, texts = Code.total(codes.values())  # a subject counts once per code
+    enough = [name for name, code in codes.items() if code.subjects >= SMALLEST]
+    ranked = sorted(enough, key=lambda name: (-codes[name].subjects, name))[:MOST]
     key = re.sub(r"\W+", "_", group.lower()).strip("_") or "events"
     if not ranked:
         return []
@@ -191,17 +194,16 @@ def _modality(
     taken.add(key)
     text = json.dumps
     once = events <= 2 * uses and len(ranked) <= FEW
-    numeric = sum(c.numbers for c in codes.values()) >= events / 2
-    if numeric and once:
+    if numbers >= events / 2 and once:
         table += [f"{text(name)} = {text(_literal(name))}" for name in ranked]
         return []
-    if numeric:
+    if numbers >= events / 2:
         rows = [f"{text(n.removeprefix(group))} = {text(_literal(n))}" for n in ranked]
         head = [f"[modalities.{key}]", 'kind = "series"', "every = 1", 'take = "mean"']
         return ["", *head, f"[modalities.{key}.features]", *rows]
-    if sum(c.texts for c in codes.values()) > events / 2:
+    if texts > events / 2:
         return ["", f"[modalities.{key}]", 'kind = "text"', f"codes = {text(_all(group, codes))}"]
-    if events <= 2 * uses and uses <= 1.1 * subjects and len(ranked) <= FEW and "//" in group:
+    if once and uses <= 1.1 * subjects and "//" in group:
         group = group.removesuffix("//")
         values = [name.removeprefix(f"{group}//") for name in ranked]
         if not any("*" in v or "?" in v for v in values):
