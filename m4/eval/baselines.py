@@ -49,18 +49,13 @@ def fit_predict(
     for task in spec.tasks:
         if task.name not in labels or task.kind not in FITTED_KINDS:
             continue
-        label_NL, mask_NL = _columns(*labels[task.name])
-        if not mask_NL.any():
-            continue
-        for name in NAMES:
-            out[name][task.name] = _task(name, task, x_NF, label_NL, mask_NL, x_TF, seed)
+        label, mask = labels[task.name]
+        label_NL = np.asarray(label, np.float64).reshape(len(label), -1)
+        mask_NL = np.broadcast_to(np.asarray(mask).reshape(len(mask), -1) > 0, label_NL.shape)
+        if mask_NL.any():
+            for name in NAMES:
+                out[name][task.name] = _task(name, task, x_NF, label_NL, mask_NL, x_TF, seed)
     return out
-
-
-def _columns(label: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    label_NL = np.asarray(label, np.float64).reshape(len(label), -1)
-    mask_NL = np.broadcast_to(np.asarray(mask).reshape(len(mask), -1) > 0, label_NL.shape)
-    return label_NL, mask_NL
 
 
 def _task(name: str, task: TaskSpec, x_NF, label_NL, mask_NL, x_TF, seed: int) -> np.ndarray:
@@ -85,8 +80,8 @@ def _classes(name: str, x_NF, y_N, x_TF, num_classes: int, seed: int) -> np.ndar
     if len(seen) < 2:  # nothing to fit: the prevalence is all there is
         out[:, seen] = 1.0
         return out
-    x_NF, x_TF = _without_unseen(x_NF, x_TF)
-    model = _model(name, "classes", seed).fit(x_NF, y_N)
+    models = {"boosting": HistGradientBoostingClassifier, "linear": LogisticRegression}
+    model, x_TF = _fitted(name, models[name], x_NF, y_N, x_TF, seed)
     out[:, seen] = model.predict_proba(x_TF)
     return out
 
@@ -94,27 +89,22 @@ def _classes(name: str, x_NF, y_N, x_TF, num_classes: int, seed: int) -> np.ndar
 def _value(name: str, task: TaskSpec, x_NF, y_N, x_TF, seed: int) -> np.ndarray:
     log = task.transform == "log1p"
     target_N = np.log1p(np.maximum(y_N, 0)) if log else y_N
-    x_NF, x_TF = _without_unseen(x_NF, x_TF)
-    out = _model(name, "value", seed).fit(x_NF, target_N).predict(x_TF)
-    out = np.clip(out, target_N.min(), target_N.max())
+    models = {"boosting": HistGradientBoostingRegressor, "linear": Ridge}
+    model, x_TF = _fitted(name, models[name], x_NF, target_N, x_TF, seed)
+    out = np.clip(model.predict(x_TF), target_N.min(), target_N.max())
     return np.expm1(out) if log else out
 
 
-def _without_unseen(x_NF, x_TF) -> tuple[np.ndarray, np.ndarray]:
-    """Features that no training row has become 0 everywhere: scikit-learn's boosting fails on them
+def _fitted(name: str, kind: Any, x_NF, y_N, x_TF, seed: int) -> tuple[Any, np.ndarray]:
+    """The fitted model and the test features it takes.
+
+    Features that no training row has become 0 everywhere: scikit-learn's boosting fails on them
     (1.9), and nothing could be learnt from them.
     """
     unseen_F = np.isnan(x_NF).all(axis=0)
-    return np.where(unseen_F, 0.0, x_NF), np.where(unseen_F, 0.0, x_TF)
-
-
-def _model(name: str, what: str, seed: int) -> Any:
+    x_NF, x_TF = (np.where(unseen_F, 0.0, x) for x in (x_NF, x_TF))
     if name == "boosting":
-        boosting = {
-            "classes": HistGradientBoostingClassifier,
-            "value": HistGradientBoostingRegressor,
-        }[what]
-        return boosting(early_stopping=False, random_state=seed)
-    linear = {"classes": LogisticRegression(max_iter=1000), "value": Ridge()}[what]
+        return kind(early_stopping=False, random_state=seed).fit(x_NF, y_N), x_TF
     impute = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
-    return make_pipeline(impute, StandardScaler(), linear)
+    linear = kind(max_iter=1000) if kind is LogisticRegression else kind()
+    return make_pipeline(impute, StandardScaler(), linear).fit(x_NF, y_N), x_TF

@@ -44,18 +44,10 @@ def reliability(
     for k in range(num_bins):
         inside = index_N == k
         patients = len(np.unique(patient_N[inside]))
-        if patients < min_patients:
-            continue
-        rate = float(label_N[inside].mean())
-        low, high = wilson(rate, patients)
-        curve.append(
-            {
-                "predicted": float(predicted_N[inside].mean()),
-                "observed": rate,
-                "low": low,
-                "high": high,
-            }
-        )
+        if patients >= min_patients:
+            rate, mean = float(label_N[inside].mean()), float(predicted_N[inside].mean())
+            low, high = wilson(rate, patients)
+            curve.append({"predicted": mean, "observed": rate, "low": low, "high": high})
     return curve
 
 
@@ -79,12 +71,11 @@ def brier_parts(
     label_K = np.bincount(index_N, weights=label_N, minlength=num_bins) / safe_K
     mean_K = np.bincount(index_N, weights=predicted_N, minlength=num_bins) / safe_K
     base = float(label_N.mean())
-    reliability_ = float(np.sum(n_K * (mean_K - label_K) ** 2) / n)
-    resolution = float(np.sum(n_K * (label_K - base) ** 2) / n)
-    brier = float(np.mean((predicted_N - label_N) ** 2))
-    return {
-        "reliability": reliability_,
-        "resolution": resolution,
+    parts = {
+        "reliability": float(np.sum(n_K * (mean_K - label_K) ** 2) / n),
+        "resolution": float(np.sum(n_K * (label_K - base) ** 2) / n),
         "uncertainty": base * (1 - base),
-        "within": brier - (reliability_ - resolution + base * (1 - base)),
     }
+    brier = float(np.mean((predicted_N - label_N) ** 2))
+    within = brier - parts["reliability"] + parts["resolution"] - parts["uncertainty"]
+    return parts | {"within": within}

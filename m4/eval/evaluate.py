@@ -28,12 +28,13 @@ def mask_modalities(batch: Batch, keep_M: Array, spec: DataSpec) -> Batch:
     with nothing gets weight 0. With all of `keep_M` True no bit changes. `keep_M` is bool[M] in
     the spec's order and may be traced, so one compilation serves every subset.
     """
-    inputs = {}
-    for m, name in enumerate(spec.modality_names):
-        stream, keep = batch.inputs[name], keep_M[m]
-        inputs[name] = jax.tree.map(
-            lambda x, k=keep: jnp.where(k, x, jnp.zeros((), x.dtype)), stream
-        )
+
+    def kept(stream, keep):
+        return jax.tree.map(lambda x: jnp.where(keep, x, jnp.zeros((), x.dtype)), stream)
+
+    inputs = {
+        name: kept(batch.inputs[name], keep_M[m]) for m, name in enumerate(spec.modality_names)
+    }
     masked = batch.replace(inputs=inputs)
     something_B = masked.present(spec).any(axis=-1)
     return masked.replace(weight=jnp.where(something_B, batch.weight, 0.0))
@@ -101,21 +102,17 @@ def _fetch(batch: Batch, results: Any, spec: DataSpec, subsets_SM, done: int) ->
         if task.kind not in SCORED_KINDS or task.name not in tasks_S[0]:
             continue
         value_SNC = np.stack([tasks[task.name][rows] for tasks in tasks_S]).astype(np.float32)
-        part["prediction"][task.name] = _finite(task, value_SNC, part["counted"])
+        bad_SN = ~np.isfinite(value_SNC).all(axis=-1) & part["counted"]
+        if bad_SN.any():
+            raise DivergedError(
+                f"task {task.name}: {bad_SN.sum()} of {part['counted'].sum()} predictions are not "
+                "finite; the checkpoint has diverged (try a lower optim.lr)"
+            )
+        part["prediction"][task.name] = value_SNC
         own_N = np.isin(np.asarray(batch.task)[rows], (-1, index))
         target = batch.targets[task.name]
         part["label"][task.name], part["label_mask"][task.name] = _labels(task, target, rows, own_N)
     return part
-
-
-def _finite(task: TaskSpec, value_SNC: np.ndarray, counted_SN: np.ndarray) -> np.ndarray:
-    bad_SN = ~np.isfinite(value_SNC).all(axis=-1) & counted_SN
-    if bad_SN.any():
-        raise DivergedError(
-            f"task {task.name}: {bad_SN.sum()} of {counted_SN.sum()} predictions are not finite; "
-            "the checkpoint has diverged (try a lower optim.lr)"
-        )
-    return value_SNC
 
 
 def _labels(task: TaskSpec, target, rows: np.ndarray, own_N: np.ndarray):
@@ -182,17 +179,14 @@ def _merge_layer(layers: list[dict[str, Any]], order_N: np.ndarray) -> LayerRout
             return None
         return float(np.average([float(layer[key]) for layer in layers], weights=weights))
 
+    def total(key):
+        return np.sum([layer[key] for layer in layers], axis=0) if key in layers[0] else None
+
     by_row = None
     if "by_row" in layers[0]:
         by_row = np.concatenate([layer["by_row"] for layer in layers])
         kept_N = order_N < len(by_row)
         by_row = by_row[order_N[: np.append(kept_N, False).argmin()]]
     return LayerRouting(
-        by_modality=np.sum([layer["by_modality"] for layer in layers], axis=0)
-        if "by_modality" in layers[0]
-        else None,
-        load=np.sum([layer["load"] for layer in layers], axis=0),
-        entropy=mean("entropy"),
-        dropped=mean("dropped"),
-        by_row=by_row,
+        total("by_modality"), np.asarray(total("load")), mean("entropy"), mean("dropped"), by_row
     )

@@ -1,7 +1,7 @@
 """How modalities and tasks compete: what the analyses of M4oE measure (Wu et al., ICLR 2025).
 
 - `utilisation`: shares of modalities in the routing, per task, and their evenness;
-- `competition`: how much worse an encoder is after joint training than after its own;
+- `probe`: what an encoder's features tell, after joint training or after its own;
 - `decompose`: redundant, unique and synergistic information of two features about a label
   (Bertschinger et al. 2014; Liang et al. 2023);
 - `gradient_conflict`: angles between the gradients of tasks.
@@ -9,7 +9,8 @@
 Letters: N rows, M modalities, P tasks, D width, X, Z values of two features, Y labels.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -37,22 +38,7 @@ def utilisation(share_NMP: np.ndarray, weight_N: np.ndarray) -> tuple[np.ndarray
 
 def probe(train_ND, train_y) -> Pipeline:
     """A fitted linear classifier on frozen features."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    return model.fit(train_ND, train_y)
-
-
-def probe_accuracy(train_ND, train_y, test_ND, test_y) -> float:
-    """Accuracy of a linear probe on frozen features."""
-    return float(probe(train_ND, train_y).score(test_ND, test_y))
-
-
-def competition(alone: Sequence[float], joint: Sequence[tuple[Any, Any, Any, Any]]) -> np.ndarray:
-    """Accuracy lost by each modality's encoder in joint training, f64[M].
-
-    `alone[m]` is the accuracy of a model of modality m only; `joint[m]` holds the arguments of
-    `probe_accuracy` for the features of the jointly trained encoder. Above 0: m lost out.
-    """
-    return np.array(alone) - np.array([probe_accuracy(*features) for features in joint])
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(train_ND, train_y)
 
 
 class Information(NamedTuple):
@@ -106,9 +92,4 @@ def gradient_conflict(
         for name, tree in jacobian.items()
     }
     unit = {name: g / jnp.maximum(jnp.linalg.norm(g), 1e-30) for name, g in flat.items()}
-    names = [*unit]
-    return {
-        (a, b): jnp.vdot(unit[a], unit[b])
-        for place, a in enumerate(names)
-        for b in names[place + 1 :]
-    }
+    return {(a, b): jnp.vdot(unit[a], unit[b]) for a, b in itertools.combinations(unit, 2)}

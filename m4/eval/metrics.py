@@ -102,11 +102,9 @@ def under(
         return dict.fromkeys(names, np.full(weight_NB.shape[1], np.nan))
     y, p, w = label_NL[known_N], prediction_NC[known_N], weight_NB[known_N]
     with np.errstate(invalid="ignore", divide="ignore"):
-        if task.kind == "binary":
-            cut = None if threshold is None else float(np.ravel(threshold)[0])
-            return _binary(y[:, 0], p[:, 0], w, cut)
-        if task.kind == "multilabel":
-            return _multilabel(y, mask_NL[known_N], p, w, threshold)
+        if task.kind in ("binary", "multilabel"):
+            by_kind = _binary if task.kind == "binary" else _multilabel
+            return by_kind(y, mask_NL[known_N], p, w, threshold)
         if task.kind == "multiclass":
             return _multiclass(y[:, 0].astype(int), p, w)
         if task.kind == "regression":
@@ -208,12 +206,8 @@ def _bin_gaps(y_N: np.ndarray, p_N: np.ndarray) -> np.ndarray:
     return (bin_index(p_N)[:, None] == np.arange(NUM_BINS)) * (y_N - p_N)[:, None]
 
 
-def _f1(hit_B: np.ndarray, said_B: np.ndarray, real_B: np.ndarray) -> np.ndarray:
-    return np.where(real_B > 0, 2 * hit_B / (said_B + real_B), np.nan)
-
-
-def _probability(y_N: np.ndarray, p_N: np.ndarray, cuts: dict, w_NB: np.ndarray) -> dict:
-    """Brier score, ECE, log loss, and F1 for every named set of positive decisions bool[N]."""
+def _probability(y_N: np.ndarray, p_N: np.ndarray, w_NB: np.ndarray) -> dict[str, np.ndarray]:
+    """AUROC, average precision, Brier score, log loss and ECE."""
     safe_N = np.clip(p_N, EPS, 1 - EPS)
     sums = _sums(
         w_NB,
@@ -221,43 +215,42 @@ def _probability(y_N: np.ndarray, p_N: np.ndarray, cuts: dict, w_NB: np.ndarray)
         brier=(p_N - y_N) ** 2,
         log_loss=-(y_N * np.log(safe_N) + (1 - y_N) * np.log1p(-safe_N)),
         gaps=_bin_gaps(y_N, p_N),
-        real=y_N,
-        **{f"said_{name}": said_N for name, said_N in cuts.items()},
-        **{f"hit_{name}": y_N * said_N for name, said_N in cuts.items()},
     )
-    out = {name: sums[name] / sums["weight"] for name in ("brier", "log_loss")}
-    out["ece"] = np.abs(sums["gaps"]).sum(axis=0) / sums["weight"]
-    f1 = {name: _f1(sums[f"hit_{name}"], sums[f"said_{name}"], sums["real"]) for name in cuts}
-    return out | f1
+    out = dict(zip(("auroc", "auprc"), rank_scores(y_N, p_N, w_NB), strict=True))
+    out |= {name: sums[name] / sums["weight"] for name in ("brier", "log_loss")}
+    return out | {"ece": np.abs(sums["gaps"]).sum(axis=0) / sums["weight"]}
 
 
-def _binary(y_N, p_N, w_NB, cut) -> dict[str, np.ndarray]:
-    auroc, auprc = rank_scores(y_N, p_N, w_NB)
-    cuts = {"f1": p_N >= 0.5} | ({} if cut is None else {"f1_val": p_N >= cut})
-    return {"auroc": auroc, "auprc": auprc} | _probability(y_N, p_N, cuts, w_NB)
+def _f1(y_NC, mask_NC, p_NC, w_NB, cuts) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Name of the cut -> F1 of each label f64[C, B] and over all cells f64[B]."""
+    out, real_NC = {}, y_NC * mask_NC
+    for name, cut in {"f1": 0.5, "f1_val": cuts}.items():
+        if cut is not None:
+            said_NC = (p_NC >= cut) * mask_NC
+            sums = _sums(w_NB, hit=said_NC * real_NC, either=said_NC + real_NC, real=real_NC)
+            hit_CB, either_CB, real_CB = sums.values()
+            each = np.where(real_CB > 0, 2 * hit_CB / either_CB, np.nan)
+            over_all = 2 * hit_CB.sum(0) / either_CB.sum(0)
+            out[name] = each, np.where(real_CB.sum(0) > 0, over_all, np.nan)
+    return out
+
+
+def _binary(y_N1, mask_N1, p_N1, w_NB, cut) -> dict[str, np.ndarray]:
+    f1 = _f1(y_N1, mask_N1, p_N1, w_NB, cut)
+    return _probability(y_N1[:, 0], p_N1[:, 0], w_NB) | {n: whole for n, (_, whole) in f1.items()}
 
 
 def _multilabel(y_NC, mask_NC, p_NC, w_NB, cuts) -> dict[str, np.ndarray]:
-    said = {"f1": p_NC >= 0.5} | ({} if cuts is None else {"f1_val": p_NC >= cuts})
-    real_NC = y_NC * mask_NC
-    counts = {f"said_{name}": x * mask_NC for name, x in said.items()}
-    counts |= {f"hit_{name}": x * real_NC for name, x in said.items()}
-    sums = _sums(w_NB, real=real_NC, **counts)
     ranks = []
-    for c in range(p_NC.shape[1]):
-        keep = mask_NC[:, c]
-        ranks.append(rank_scores(y_NC[keep, c], p_NC[keep, c], w_NB[keep]))
+    for y_N, known_N, p_N in zip(y_NC.T, mask_NC.T, p_NC.T, strict=True):
+        ranks.append(rank_scores(y_N[known_N], p_N[known_N], w_NB[known_N]))
     auroc_CB, auprc_CB = np.swapaxes(ranks, 0, 1)
     out = {"auroc_macro": _nanmean(auroc_CB), "auprc_macro": _nanmean(auprc_CB)}
-    for name in said:
-        out[f"{name}_macro"] = _nanmean(
-            _f1(sums[f"hit_{name}"], sums[f"said_{name}"], sums["real"])
-        )
+    for name, (each_CB, over_all_B) in _f1(y_NC, mask_NC, p_NC, w_NB, cuts).items():
+        out |= {f"{name}_macro": _nanmean(each_CB), f"{name}_micro": over_all_B}
     row_N, _ = np.nonzero(mask_NC)
-    y, p, w = y_NC[mask_NC], p_NC[mask_NC], w_NB[row_N]
-    out["auroc_micro"], out["auprc_micro"] = rank_scores(y, p, w)
-    flat = {f"{name}_micro": x[mask_NC] for name, x in said.items()}
-    return out | _probability(y, p, flat, w)
+    flat = _probability(y_NC[mask_NC], p_NC[mask_NC], w_NB[row_N])
+    return out | {f"{n}_micro" if n in RANKS_AND_CUTS else n: x for n, x in flat.items()}
 
 
 def _multiclass(y_N, p_NC, w_NB) -> dict[str, np.ndarray]:

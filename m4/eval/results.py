@@ -28,6 +28,7 @@ differences do not give away a cell below `min_patients`. No patient identifier 
 
 import json
 from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def compose(
     if [s.keep for s in subsets] != [tuple(map(bool, keep)) for keep in predictions.subsets]:
         raise ValueError("subsets are not those that were swept")
     sampled = bootstrap.resample(predictions.patient, draws=draws, seed=seed)
-    patients = len(np.unique(predictions.patient))
+    patients, names = len(np.unique(predictions.patient)), spec.modality_names
     out: dict[str, Any] = {
         "schema": SCHEMA,
         "split": split,
@@ -98,11 +99,11 @@ def compose(
         "patients": patients if patients >= min_patients else None,
         "bootstrap": {"draws": draws, "level": 0.95, "seed": seed, "unit": "patient"},
         "min_patients": min_patients,
-        "modalities": list(spec.modality_names),
+        "modalities": list(names),
         "tasks": {},
         "patterns": pooled_patterns(spec, predictions, min_patients),
         "subsets": [
-            {"label": s.label, "kind": s.kind, "keep": _kept(spec, s.keep)} for s in subsets
+            {"label": s.label, "kind": s.kind, "keep": [*compress(names, s.keep)]} for s in subsets
         ],
         "scores": [],
         "deltas": [],
@@ -172,17 +173,13 @@ def _add_strata(out: dict, scorer: Scorer) -> None:
     present = scorer.predictions.present
     for keep, _ in patterns(present, scorer.predictions.patient):
         mask = scorer.mask_full & (present == keep).all(axis=1)[:, None]
-        if scorer.patients(mask) < scorer.min_patients:
+        count = _count(scorer, mask)
+        if count is None:
             continue
         scored = scorer.estimates(scorer.subset(scorer.full, mask), mask)
-        out["strata"].append(
-            {
-                "task": scorer.task.name,
-                "pattern": describe(scorer.spec.modality_names, keep),
-                "patients": _count(scorer, mask),
-                "metrics": {scorer.primary: scored[scorer.primary]},
-            }
-        )
+        name = describe(scorer.spec.modality_names, keep)
+        row = {"task": scorer.task.name, "pattern": name, "patients": count}
+        out["strata"].append({**row, "metrics": {scorer.primary: scored[scorer.primary]}})
 
 
 def _ranking(scorer: Scorer) -> dict[str, Any]:
@@ -190,23 +187,19 @@ def _ranking(scorer: Scorer) -> dict[str, Any]:
     predictions, name, rows = scorer.predictions, scorer.primary, []
     for m, modality in enumerate(scorer.spec.modality_names):
         keep_M = np.arange(predictions.subsets.shape[1]) != m
-        if not (predictions.subsets == keep_M).all(axis=1).any():
+        (found,) = np.nonzero((predictions.subsets == keep_M).all(axis=1))
+        if not found.size:
             continue
-        s = predictions.index(keep_M)
+        s = int(found[0])
         row: dict[str, Any] = {"modality": modality}
-        mask = scorer.mask(s)
-        for key, mask_NL in (("drop", mask), ("drop_if_present", mask & _column(predictions, m))):
-            a, b = scorer.subset(scorer.full, mask_NL), scorer.subset(s, mask_NL)
-            if name in LOWER_IS_BETTER:
-                a, b = b, a
+        mask, has_N1 = scorer.mask(s), predictions.present[:, [m]]
+        for key, mask_NL in (("drop", mask), ("drop_if_present", mask & has_N1)):
+            sides = scorer.subset(scorer.full, mask_NL), scorer.subset(s, mask_NL)
+            a, b = sides[::-1] if name in LOWER_IS_BETTER else sides
             row[key] = scorer.differences(a, b, mask_NL, [name])[name]
         rows.append(row)
     rows.sort(key=lambda row: -(-np.inf if row["drop"]["value"] is None else row["drop"]["value"]))
     return {"metric": name, "modalities": rows}
-
-
-def _column(predictions: Predictions, m: int) -> np.ndarray:
-    return predictions.present[:, [m]]
 
 
 def _count(scorer: Scorer, mask_NL: np.ndarray) -> int | None:
@@ -217,10 +210,6 @@ def _count(scorer: Scorer, mask_NL: np.ndarray) -> int | None:
 
 def _tens(count: int) -> int:
     return int(round(count, -1))
-
-
-def _kept(spec: DataSpec, keep: tuple[bool, ...]) -> list[str]:
-    return [name for name, k in zip(spec.modality_names, keep, strict=True) if k]
 
 
 def _tasks(predictions: Predictions, spec: DataSpec) -> list[TaskSpec]:

@@ -63,8 +63,8 @@ class Scorer:
     def point(self, subset: int) -> dict[str, Value]:
         """Metric values of a subset, without intervals."""
         prediction = self.predictions.prediction[self.task.name][subset]
-        mask = self.mask(subset)
-        return metrics.score(self.task, self.label, mask, prediction, threshold=self.threshold)
+        args = (self.task, self.label, self.mask(subset), prediction)
+        return metrics.score(*args, threshold=self.threshold)
 
     def subset(self, subset: int, mask_NL: np.ndarray) -> Scored:
         """The model's scores under a subset on the cells of `mask_NL`, computed once."""
@@ -86,20 +86,16 @@ class Scorer:
     def estimates(self, scored: Scored, mask_NL: np.ndarray) -> dict[str, dict]:
         """Every metric with its interval, as JSON."""
         if self.patients(mask_NL) < self.min_patients:
-            return dict.fromkeys(scored.values, self._suppressed())
+            note = f"fewer than {self.min_patients} patients"
+            small = {"value": None, "low": None, "high": None, "note": note}
+            return dict.fromkeys(scored.values, small)
         return {n: bootstrap.interval(v, scored.draws[n]) for n, v in scored.values.items()}
 
     def differences(self, a: Scored, b: Scored, mask_NL: np.ndarray, names) -> dict[str, dict]:
         """Paired a - b for the metrics in `names`, as JSON."""
-        if self.patients(mask_NL) < self.min_patients:
-            return dict.fromkeys(names, self._suppressed())
-        return {
-            name: bootstrap.interval(
-                Value(a.values[name].value - b.values[name].value),
-                a.draws[name] - b.draws[name],
-            )
-            for name in names
-        }
+        values = {name: Value(a.values[name].value - b.values[name].value) for name in names}
+        draws = {name: a.draws[name] - b.draws[name] for name in names}
+        return self.estimates(Scored(values, draws), mask_NL)
 
     def against(self, reference_NC: np.ndarray) -> dict[str, Any]:
         """A reference model on the rows of the full input, and the paired model - reference.
@@ -117,8 +113,7 @@ class Scorer:
     def card(self) -> dict[str, Any]:
         """What the task is, and how much there is of it."""
         events, prevalence = self._events()
-        patients = self.patients(self.mask_full)
-        cut = self.threshold
+        patients, cut = self.patients(self.mask_full), self.threshold
         return {
             "kind": self.task.kind,
             "dim": self.task.dim,
@@ -139,7 +134,9 @@ class Scorer:
         positive = hot & mask
         p_NC = self.predictions.prediction[self.task.name][self.full].astype(np.float64)
         order = np.argsort(-positive.sum(axis=0), kind="stable")[:MAX_CURVES]
-        names = self.task.labels if len(self.task.labels) == hot.shape[1] else None
+        names = [f"{self.task.name} {c}" for c in range(hot.shape[1])]
+        names = [self.task.name] if len(names) == 1 else names
+        names = self.task.labels if len(self.task.labels) == len(names) else names
         curves = []
         for c in order:
             keep = mask[:, c]
@@ -148,13 +145,9 @@ class Scorer:
             y, p, patient = hot[keep, c].astype(float), p_NC[keep, c], self.predictions.patient
             curve = calibration.reliability(y, p, patient[keep], min_patients=self.min_patients)
             enough = self.patients(positive[:, [c]]) >= self.min_patients
-            default = self.task.name if hot.shape[1] == 1 else f"{self.task.name} {c}"
+            brier = _numbers(calibration.brier_parts(y, p)) if enough else {}
             curves.append(
-                {
-                    "label": names[c] if names else default,
-                    "curve": [_numbers(point) for point in curve],
-                    "brier": _numbers(calibration.brier_parts(y, p)) if enough else {},
-                }
+                {"label": names[c], "curve": [_numbers(x) for x in curve], "brier": brier}
             )
         return curves
 
@@ -172,16 +165,11 @@ class Scorer:
         if self.task.kind == "regression":
             return None, None
         hot, mask = self._outcomes()
-        events = min(self.patients((hot & mask)[:, [c]]) for c in range(hot.shape[1]))
+        positive = hot & mask
+        events = min(self.patients(column[:, None]) for column in positive.T)
         if events < self.min_patients:
             return None, None
-        return events, [
-            number((hot & mask)[:, c].sum() / mask[:, c].sum()) for c in range(len(hot[0]))
-        ]
-
-    def _suppressed(self) -> dict[str, Any]:
-        note = f"fewer than {self.min_patients} patients"
-        return {"value": None, "low": None, "high": None, "note": note}
+        return events, [number(rate) for rate in positive.sum(axis=0) / mask.sum(axis=0)]
 
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:

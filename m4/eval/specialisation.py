@@ -119,21 +119,15 @@ def outcome_groups(
         order = np.argsort(-carried.sum(axis=0), kind="stable")[:MAX_GROUPS]
         names = task.labels or tuple(f"{task.name} {c}" for c in range(label_NL.shape[1]))
         return [(names[c], carried[:, c]) for c in order]
-    if task.kind == "survival":
-        event = label_NL[:, 1] > 0
-        return [(f"{task.name}: censored", known & ~event), (f"{task.name}: event", known & event)]
-    if task.kind == "segmentation":
-        there = label_NL[:, 0] > 0
-        return [(f"{task.name}: none", known & ~there), (f"{task.name}: some", known & there)]
-    classes = range(2 if task.kind == "binary" else min(task.dim, MAX_GROUPS))
-    names = task.labels if len(task.labels) == len(classes) else None
-    return [
-        (
-            f"{task.name}: {names[c]}" if names else f"{task.name} = {c}",
-            known & (label_NL[:, 0] == c),
-        )
-        for c in classes
-    ]
+    if task.kind in ("survival", "segmentation"):
+        no, yes = ("censored", "event") if task.kind == "survival" else ("none", "some")
+        there = label_NL[:, 1 if task.kind == "survival" else 0] > 0
+        return [(f"{task.name}: {no}", known & ~there), (f"{task.name}: {yes}", known & there)]
+    count = 2 if task.kind == "binary" else min(task.dim, MAX_GROUPS)
+    names = [f"{task.name} = {c}" for c in range(count)]
+    if len(task.labels) == count:
+        names = [f"{task.name}: {label}" for label in task.labels]
+    return [(name, known & (label_NL[:, 0] == c)) for c, name in enumerate(names)]
 
 
 def describe(
@@ -214,14 +208,11 @@ def _row_groups(predictions: Predictions, spec: DataSpec, rows: int):
 
 
 def _heat(named, shown: np.ndarray) -> list[dict]:
-    rows = []
-    for label, count_E in named:
-        total = float(count_E.sum())
-        if total > 0:
-            rows.append(
-                {"label": label, "share": [float(f"{c / total:.4g}") for c in count_E[shown]]}
-            )
-    return rows
+    return [
+        {"label": label, "share": [float(f"{c / count_E.sum():.4g}") for c in count_E[shown]]}
+        for label, count_E in named
+        if count_E.sum() > 0
+    ]
 
 
 def _relative_entropy(value: float | None, num_experts: int) -> float | None:

@@ -41,9 +41,7 @@ def choose(
     if count <= ALL_UP_TO:
         keeps += sorted(itertools.product((False, True), repeat=count), key=lambda k: -sum(k))
     else:
-        keeps += [
-            keep for keep, patients in patterns(present_NM, patient_N) if patients >= min_patients
-        ]
+        keeps += [keep for keep, n in patterns(present_NM, patient_N) if n >= min_patients]
     return [_named(names, keep) for keep in dict.fromkeys(keeps) if any(keep)]
 
 
@@ -64,13 +62,12 @@ def patterns(present_NM: np.ndarray, patient_N: np.ndarray) -> list[tuple[tuple[
 
 def describe(names: tuple[str, ...], keep: tuple[bool, ...]) -> str:
     """The kept modalities: 'vitals + labs', 'all', or 'all but ecg' where that is shorter."""
-    kept = [name for name, k in zip(names, keep, strict=True) if k]
     gone = [name for name, k in zip(names, keep, strict=True) if not k]
     if not gone:
         return "all"
     if len(gone) <= 2 and len(names) > 5:
         return f"all but {', '.join(gone)}"
-    return " + ".join(kept) or "nothing"
+    return " + ".join(itertools.compress(names, keep)) or "nothing"
 
 
 def _named(names: tuple[str, ...], keep: tuple[bool, ...]) -> Subset:
@@ -81,6 +78,6 @@ def _named(names: tuple[str, ...], keep: tuple[bool, ...]) -> Subset:
         return Subset(f"only {names[keep.index(True)]}", "only", keep)
     if sum(keep) == count - 1:
         return Subset(f"without {names[keep.index(False)]}", "without", keep)
-    kind = "other" if count <= ALL_UP_TO else "pattern"
-    prefix = "pattern " if kind == "pattern" else ""
-    return Subset(prefix + describe(names, keep), kind, keep)
+    if count <= ALL_UP_TO:
+        return Subset(describe(names, keep), "other", keep)
+    return Subset(f"pattern {describe(names, keep)}", "pattern", keep)

@@ -13,6 +13,7 @@ the caller's: `M3H` takes the mask of a coalition as an input, so one compiled s
 Letters: T tasks; entry [j, i] of a matrix is the effect of j on i, the diagonal is 0.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -20,21 +21,17 @@ from collections.abc import Callable
 import numpy as np
 
 Coalition = frozenset[int]
-Value = Callable[
-    [Coalition], np.ndarray
-]  # trained tasks -> score of each, f64[T], NaN if not in it
+# trained tasks -> score of each, f64[T], NaN if not in it
+Value = Callable[[Coalition], np.ndarray]
 EXACT_UP_TO = 6  # tasks: 63 trainings
 
 
 def cached(train: Callable[[np.ndarray], np.ndarray], num_tasks: int) -> Value:
     """`train(mask bool[T]) -> scores f64[T]`, called once per coalition."""
-    known: dict[Coalition, np.ndarray] = {}
 
+    @functools.cache
     def value(coalition: Coalition) -> np.ndarray:
-        if coalition not in known:
-            mask = np.isin(np.arange(num_tasks), [*coalition])
-            known[coalition] = np.asarray(train(mask), np.float64)
-        return known[coalition]
+        return np.asarray(train(np.isin(np.arange(num_tasks), [*coalition])), np.float64)
 
     return value
 
@@ -66,10 +63,17 @@ def shapley(
     Exact (2^T - 1 coalitions) up to `EXACT_UP_TO` tasks unless `num_permutations` is given; else
     the mean over so many random orders (20 by default), each used forwards and backwards.
     """
-    if num_permutations is None and num_tasks <= EXACT_UP_TO:
-        return _exact(value, num_tasks)
-    rng = np.random.default_rng(seed)
     out = np.zeros((num_tasks, num_tasks))
+    if num_permutations is None and num_tasks <= EXACT_UP_TO:
+        for j, i in itertools.permutations(range(num_tasks), 2):
+            others = {*range(num_tasks)} - {i, j}
+            for size in range(len(others) + 1):
+                weight = 1 / ((num_tasks - 1) * math.comb(num_tasks - 2, size))
+                for some in itertools.combinations(sorted(others), size):
+                    with_i = frozenset(some) | {i}
+                    out[j, i] += weight * (value(with_i | {j})[i] - value(with_i)[i])
+        return out
+    rng = np.random.default_rng(seed)
     orders = [rng.permutation(num_tasks) for _ in range(num_permutations or 20)]
     orders += [order[::-1] for order in orders]
     for order, i in itertools.product(orders, range(num_tasks)):
@@ -77,17 +81,4 @@ def shapley(
         for j in (int(j) for j in order if j != i):
             out[j, i] += (value(coalition | {j})[i] - value(coalition)[i]) / len(orders)
             coalition |= {j}
-    return out
-
-
-def _exact(value: Value, num_tasks: int) -> np.ndarray:
-    out = np.zeros((num_tasks, num_tasks))
-    for j, i in itertools.permutations(range(num_tasks), 2):
-        others = [k for k in range(num_tasks) if k not in (i, j)]
-        for size in range(len(others) + 1):
-            weight = math.factorial(size) * math.factorial(num_tasks - size - 2)
-            weight /= math.factorial(num_tasks - 1)
-            for some in itertools.combinations(others, size):
-                with_i = frozenset(some) | {i}
-                out[j, i] += weight * (value(with_i | {j})[i] - value(with_i)[i])
     return out

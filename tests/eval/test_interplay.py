@@ -52,13 +52,13 @@ def test_utilisation_by_hand():
     np.testing.assert_allclose(even, [0.0, 1.0])
 
 
-def test_competition_is_what_the_probe_lacks():
+def test_a_probe_finds_what_the_features_tell():
     rng = np.random.default_rng(0)
     y = np.arange(80) % 2
     good = np.stack([y + 0.01 * rng.normal(size=80), rng.normal(size=80)], 1)
     useless = np.zeros((80, 2))
-    found = interplay.competition([1.0, 0.9], [(good, y, good, y), (useless, y, useless, y)])
-    np.testing.assert_allclose(found, [0.0, 0.4], atol=1e-6)
+    found = [interplay.probe(x, y).score(x, y) for x in (good, useless)]
+    np.testing.assert_allclose(found, [1.0, 0.5], atol=1e-6)
 
 
 def test_gradient_conflict_by_hand():

@@ -70,7 +70,7 @@ def render(workdir: Path) -> str:
         warnings=words.warnings(results) if results else [],
         subsets=sections.subset_plots(results) if results else [],
         ranking=sections.ranking(results) if results else None,
-        strata=sections.strata(results) if results else [],
+        strata=results["strata"] if results else [],
         calibration=sections.calibration(results) if results else None,
         routing=sections.routing(results) if results else [],
     )

@@ -114,48 +114,28 @@ def subsets(
 
     A row is {keep: [name], kind, value, low, high, text}; rows are drawn from top to bottom.
     """
-    count = len(modalities)
-    matrix = max(1.0, 0.34 * count)
 
-    def paint(figure: Figure) -> None:
-        left, right = figure.subplots(1, 2, sharey=True, width_ratios=[matrix, 6.5])
+    def paint(right: Any) -> None:
         for y, row in enumerate(rows):
-            kept = [m for m, name in enumerate(modalities) if name in row["keep"]]
-            colour = KIND_COLOUR[row["kind"]]
-            left.scatter(range(count), [y] * count, s=26, color=GRID, zorder=2)
-            left.plot(kept, [y] * len(kept), color=colour, lw=1.3, zorder=3)
-            left.scatter(kept, [y] * len(kept), s=26, color=colour, zorder=4)
-            _interval(right, y, row, colour)
+            _interval(right, y, row, KIND_COLOUR[row["kind"]])
         full = next((row for row in rows if row["kind"] == "full"), None)
         if full is not None and full["value"] is not None:
             right.axvline(full["value"], color=SOFT, lw=1, ls=":", zorder=1)
-        _matrix(left, modalities, len(rows))
-        _beside(right, [row["text"] for row in rows])
         right.set_xlabel(metric)
 
-    longest = max(map(len, modalities))
-    return draw(paint, WIDTH, 0.26 * len(rows) + 0.8 + 0.055 * longest, alt)
+    texts = [row["text"] for row in rows]
+    return _beside_matrix(paint, rows, texts, modalities, alt)
 
 
 def presence(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str], *, alt: str) -> str:
     """Combinations of modalities, {keep: [name], count}: which are there, and how many rows."""
-    count = len(modalities)
+    counts = [row["count"] for row in rows]
 
-    def paint(figure: Figure) -> None:
-        widths = [max(1.0, 0.34 * count), 6.5]
-        left, right = figure.subplots(1, 2, sharey=True, width_ratios=widths)
-        for y, row in enumerate(rows):
-            kept = [m for m, name in enumerate(modalities) if name in row["keep"]]
-            left.scatter(range(count), [y] * count, s=26, color=GRID, zorder=2)
-            left.plot(kept, [y] * len(kept), color=INK, lw=1.3, zorder=3)
-            left.scatter(kept, [y] * len(kept), s=26, color=INK, zorder=4)
-        right.barh(range(len(rows)), [row["count"] for row in rows], color=BLUE, height=0.6)
-        _matrix(left, modalities, len(rows))
-        _beside(right, [f"{row['count']:,}" for row in rows])
+    def paint(right: Any) -> None:
+        right.barh(range(len(rows)), counts, color=BLUE, height=0.6)
         right.set_xlabel("rows")
 
-    longest = max(map(len, modalities))
-    return draw(paint, WIDTH, 0.26 * len(rows) + 0.8 + 0.055 * longest, alt)
+    return _beside_matrix(paint, rows, [f"{count:,}" for count in counts], modalities, alt)
 
 
 def drops(panels: Sequence[Mapping[str, Any]], *, alt: str) -> str:
@@ -256,6 +236,31 @@ def _interval(axes, y, row, colour, *, marker="o", size=5.5, width=1.8, hollow=F
         axes.plot([row["low"], row["high"]], [y, y], color=colour, lw=width, solid_capstyle="butt")
     face = "white" if hollow else colour
     axes.plot(row["value"], y, marker, color=colour, ms=size, mfc=face, zorder=5)
+
+
+def _beside_matrix(
+    paint: Callable[[Any], None],
+    rows: Sequence[Mapping[str, Any]],
+    texts: Sequence[str],
+    modalities: Sequence[str],
+    alt: str,
+) -> str:
+    """Dots for what each row keeps, what `paint` puts into the axes beside them, and the texts."""
+
+    def paint_all(figure: Figure) -> None:
+        widths = [max(1.0, 0.34 * len(modalities)), 6.5]
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=widths)
+        for y, row in enumerate(rows):
+            kept = [m for m, name in enumerate(modalities) if name in row["keep"]]
+            colour = KIND_COLOUR[row["kind"]] if "kind" in row else INK
+            left.scatter(range(len(modalities)), [y] * len(modalities), s=26, color=GRID, zorder=2)
+            left.plot(kept, [y] * len(kept), "o-", ms=26**0.5, color=colour, lw=1.3, zorder=3)
+        paint(right)
+        _matrix(left, modalities, len(rows))
+        _beside(right, texts)
+
+    longest = max(map(len, modalities))
+    return draw(paint_all, WIDTH, 0.26 * len(rows) + 0.8 + 0.055 * longest, alt)
 
 
 def _matrix(axes, modalities: Sequence[str], num_rows: int) -> None:

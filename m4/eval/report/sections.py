@@ -4,8 +4,11 @@ First those of a split's results, then those of the run: training, cohort, confi
 is an estimate of `m4.eval.results`: {value, low, high, note?}.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from m4 import cells
 from m4.eval.report import plots, words
@@ -56,9 +59,8 @@ def _notes(blocks: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in block["rows"]:
             for metric, estimate in row["metrics"].items():
                 if estimate.get("note"):
-                    notes.setdefault((block["task"], row["label"], estimate["note"]), []).append(
-                        words.metric_name(metric)
-                    )
+                    key = block["task"], row["label"], estimate["note"]
+                    notes.setdefault(key, []).append(words.metric_name(metric))
     return [f"{t}, {row}, {', '.join(m)}: {note}" for (t, row, note), m in notes.items()]
 
 
@@ -84,16 +86,8 @@ def subset_plots(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         alt = f"{name} of {task} for every modality subset"
         svg = plots.subsets(rows, results["modalities"], name, alt=alt)
         deltas = {r["subset"]: r["metrics"] for r in results["deltas"] if r["task"] == task}
-        out.append(
-            {
-                "task": task,
-                "auxiliary": card["auxiliary"],
-                "svg": svg,
-                "columns": card["headline"],
-                "rows": [{**row, "delta": deltas.get(row["subset"], {})} for row in scored],
-                "primary": metric,
-            }
-        )
+        table = [{**row, "delta": deltas.get(row["subset"], {})} for row in scored]
+        out.append({"task": task, "card": card, "svg": svg, "rows": table})
     return out
 
 
@@ -126,26 +120,14 @@ def ranking(results: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"svg": plots.drops(panels, alt=alt), "sentences": sentences}
 
 
-def strata(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The full input's primary metric by natural presence pattern."""
-    rows = []
-    for row in results["strata"]:
-        ((metric, estimate),) = row["metrics"].items()
-        rows.append({**row, "metric": metric, "estimate": estimate})
-    return rows
-
-
 def calibration(results: Mapping[str, Any]) -> str | None:
     """Reliability diagrams of all tasks."""
     panels = []
     for task, found in results["calibration"].items():
         error = words.scores(results, task).get("ece", {}).get("value")
-        ordered = (
-            found
-            if results["tasks"][task]["kind"] == "multilabel"
-            else sorted(found, key=lambda item: item["label"])
-        )
-        for item in ordered:
+        if results["tasks"][task]["kind"] != "multilabel":
+            found = sorted(found, key=lambda item: item["label"])
+        for item in found:
             if len(item["curve"]) < 2:
                 continue
             name = item["label"]
@@ -158,13 +140,9 @@ def routing(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Heat map, balance and information of each layer (the first eight)."""
     out = []
     for name, layer in list(results["routing"].items())[:MAX_LAYERS]:
+        inputs = ("modality", "presence pattern")
         groups = [
-            (
-                f"by {group}"
-                if group in ("modality", "presence pattern")
-                else f"by {group} outcome",
-                rows,
-            )
+            (f"by {group}" if group in inputs else f"by {group} outcome", rows)
             for group, rows in layer["heat"].items()
             if rows
         ]
@@ -191,15 +169,12 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += flat(value, f"{name}.")
         elif name not in ("data.raw_dir", "data.dir"):
-            rows.append((name, json_text(value)))
+            rows.append((name, _setting(value)))
     return rows
 
 
-def json_text(value: Any) -> str:
-    """A setting as people write it."""
-    if isinstance(value, list | tuple):
-        return ", ".join(map(json_text, value))
-    return str(value)
+def _setting(value: Any) -> str:
+    return ", ".join(map(_setting, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def training(log: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -207,22 +182,24 @@ def training(log: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> dic
     if not log:
         return None
     select = config.get("train", {}).get("select")
+    dropped = _lines(log, "train/moe/", "/dropped")
+    if not any(value for _, values in dropped.values() for value in values):
+        dropped = {}
     panels = [
-        {"title": "training loss", "lines": _lines(log, "train/loss", exact="total")},
+        {"title": "training loss", "lines": {"total": _series(log, "train/loss")}},
         {"title": "loss by task", "lines": _lines(log, "train/task/")},
         *_validation(log, select),
-        {"title": "router entropy (nats)", "lines": _layers(log, "/entropy")},
-        {"title": "expert load CV", "lines": _layers(log, "/load_cv")},
-        {"title": "dropped assignments", "lines": _layers(log, "/dropped")},
-        {"title": "examples per second", "lines": _lines(log, "time/examples_per_s", exact="ex/s")},
+        {"title": "router entropy (nats)", "lines": _lines(log, "train/moe/", "/entropy")},
+        {"title": "expert load CV", "lines": _lines(log, "train/moe/", "/load_cv")},
+        {"title": "dropped assignments", "lines": dropped},
+        {"title": "examples per second", "lines": {"ex/s": _series(log, "time/examples_per_s")}},
     ]
-    panels = [panel for panel in panels if panel["lines"]]
+    panels = [panel for panel in panels if any(panel["lines"].values())]
     best = _best(log, select)
     waits = [row["time/input_wait"] for row in log if row.get("time/input_wait") is not None]
+    svg = plots.curves(panels, mark=best and best[0], alt="learning curves") if panels else None
     return {
-        "svg": plots.curves(panels, mark=best and best[0], alt="learning curves")
-        if panels
-        else None,
+        "svg": svg,
         "select": select,
         "best": best,
         "steps": log[-1]["step"],
@@ -236,20 +213,11 @@ def _series(log, key: str):
     return tuple(zip(*found, strict=True)) if found else None
 
 
-def _lines(log, prefix: str, *, exact: str | None = None) -> dict[str, tuple]:
-    keys = [prefix] if exact else sorted({k for row in log for k in row if k.startswith(prefix)})
-    found = {exact or key.removeprefix(prefix): _series(log, key) for key in keys}
-    return {name: series for name, series in list(found.items())[:MAX_LINES] if series}
-
-
-def _layers(log, suffix: str) -> dict[str, tuple]:
-    keys = sorted(
-        {k for row in log for k in row if k.startswith("train/moe/") and k.endswith(suffix)}
-    )
-    found = {k.removeprefix("train/moe/").removesuffix(suffix): _series(log, k) for k in keys}
-    lines = {name: series for name, series in list(found.items())[:MAX_LINES] if series}
-    constant = all(value == 0 for _, values in lines.values() for value in values)
-    return {} if suffix == "/dropped" and constant else lines
+def _lines(log, prefix: str, suffix: str = "") -> dict[str, tuple]:
+    """Series of the first `MAX_LINES` keys `prefix<name>suffix`, by name."""
+    found = sorted({k for row in log for k in row if k.startswith(prefix) and k.endswith(suffix)})
+    series = {k.removeprefix(prefix).removesuffix(suffix): _series(log, k) for k in found}
+    return {name: points for name, points in [*series.items()][:MAX_LINES] if points}
 
 
 def _validation(log, select: str | None) -> list[dict[str, Any]]:
@@ -258,19 +226,14 @@ def _validation(log, select: str | None) -> list[dict[str, Any]]:
     panels: dict[str, dict[str, tuple]] = {}
     for key in keys:
         task, _, metric = key.removeprefix("val/").rpartition("/")
-        chosen = f"{task}/{metric}" == select
-        if chosen or metric in ("auroc", "auprc", "auroc_macro", "mae"):
-            series = _series(log, key)
-            if series:
-                panels.setdefault(metric, {})[task] = series
-    return [
-        {
-            "title": f"validation {words.metric_name(metric)}"
-            + (f", {next(iter(lines))}" if len(lines) == 1 else ""),
-            "lines": lines,
-        }
-        for metric, lines in panels.items()
-    ]
+        shown = f"{task}/{metric}" == select or metric in ("auroc", "auprc", "auroc_macro", "mae")
+        if shown and (series := _series(log, key)):
+            panels.setdefault(metric, {})[task] = series
+    out = []
+    for metric, lines in panels.items():
+        only = f", {next(iter(lines))}" if len(lines) == 1 else ""
+        out.append({"title": f"validation {words.metric_name(metric)}{only}", "lines": lines})
+    return out
 
 
 def _best(log, select: str | None) -> tuple[int, float] | None:
@@ -337,24 +300,21 @@ def _flow(flow: Sequence[Sequence], smallest: int) -> list[tuple[str, str]]:
     """Steps of the cohort; a step that removes few is not given exactly."""
     rows, before = [], None
     for step, count in flow:
-        near = before is not None and 0 < abs(count - before) < smallest
-        if near:
+        if before is not None and 0 < abs(count - before) < smallest:
             rows.append((step, f"within {smallest} of the line above"))
-            continue
-        rows.append((step, cells.count(count, smallest)))
-        before = count
+        else:
+            rows.append((step, cells.count(count, smallest)))
+            before = count
     return rows
 
 
-def _share(count: int, total: int, smallest: int) -> str:
-    return cells.share(count, total, smallest, digits=0, unknown="–")
+_share = functools.partial(cells.share, digits=0, unknown="–")
 
 
 def _label(task: Mapping[str, Any], found: Mapping[str, Any], smallest: int) -> str:
     """Prevalence or mean of a task's labels in a split."""
-    known = _flat(found["known"])
-    mean = _flat(found["mean"])
-    if not known or max(known) < smallest:
+    known, mean = np.ravel(found["known"]), np.ravel(found["mean"])
+    if not known.size or max(known) < smallest:
         return "–"
     if task["kind"] == "multiclass":
         return f"{task['dim']} classes"
@@ -362,15 +322,11 @@ def _label(task: Mapping[str, Any], found: Mapping[str, Any], smallest: int) -> 
         return f"mean {words.text(mean[0])}"
     if task["kind"] == "survival":  # of time and event
         known, mean = known[1:], mean[1:]
-    shown = [_share(round(n * m), int(n), smallest) for n, m in zip(known, mean, strict=True) if n]
+    shown = [
+        _share(round(float(n * m)), int(n), smallest) for n, m in zip(known, mean, strict=True) if n
+    ]
     if len(shown) == 1:
         return shown[0]
     numbers = sorted(float(s.rstrip("%")) for s in shown if s.endswith("%"))
     low = "rare" if "rare" in shown or not numbers else f"{numbers[0]:.0f}%"
     return f"{low} to {numbers[-1]:.0f}%" if numbers else low
-
-
-def _flat(value: Any) -> list[float]:
-    if isinstance(value, list):
-        return [x for item in value for x in _flat(item)]
-    return [value]

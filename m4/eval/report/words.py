@@ -95,14 +95,9 @@ def verdicts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             if delta is None or delta["value"] is None:
                 continue
             flip = -1 if metric in LOWER_IS_BETTER else 1
-            ends = [flip * end for end in (delta["low"], delta["high"]) if end is not None]
-            clears = bool(ends) and min(ends) > 0
-            if clears:
-                says = "is better than"
-            elif ends and max(ends) < 0:
-                says = "is worse than"
-            else:
-                says = "does not clear"
+            ends = [flip * end for end in (delta["low"], delta["high"]) if end is not None] or [0]
+            clears, worse = min(ends) > 0, max(ends) < 0
+            says = "is better than" if clears else "is worse than" if worse else "does not clear"
             reference = reference_name(name, results["tasks"][task]["kind"])
             numbers = f"{text(delta['value'], sign=True)} [{interval(delta, sign=True)}]"
             line = f"{task}: the model {says} {reference} ({metric_name(metric)} {numbers})"
