@@ -41,12 +41,8 @@ def loss(logits_BhwC: Array, target_BhwC: Array) -> Array:
 
 
 def scores(logits_BhwC: Array, target_BhwC: Array) -> Array:
-    """Dice of what is more likely than not, [B, C]."""
-    return dice((logits_BhwC > 0).astype(jnp.float32), target_BhwC.astype(jnp.float32))
-
-
-def dice(map_BhwC: Array, target_BhwC: Array) -> Array:
-    """Dice of two maps of 0 and 1 per row and channel, [B, C]; 1 where both are empty."""
+    """Dice of what is more likely than not, per row and channel [B, C]; 1 where both are empty."""
+    map_BhwC, target_BhwC = (logits_BhwC > 0).astype(jnp.float32), target_BhwC.astype(jnp.float32)
     both = 2.0 * jnp.sum(map_BhwC * target_BhwC, (1, 2))
     total = jnp.sum(map_BhwC, (1, 2)) + jnp.sum(target_BhwC, (1, 2))
     return jnp.where(total > 0, both / jnp.where(total > 0, total, 1.0), 1.0)

@@ -6,6 +6,7 @@ follow from `split`: a table holds no shapes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,18 +24,10 @@ class Codec(NamedTuple):
 
 def chain(*codecs: Codec) -> Codec:
     """The codecs one after the other."""
-
-    def forth(x):
-        for codec in codecs:
-            x = codec.forth(x)
-        return x
-
-    def back(x):
-        for codec in reversed(codecs):
-            x = codec.back(x)
-        return x
-
-    return Codec(forth, back)
+    return Codec(
+        lambda x: functools.reduce(lambda y, codec: codec.forth(y), codecs, x),
+        lambda x: functools.reduce(lambda y, codec: codec.back(y), reversed(codecs), x),
+    )
 
 
 SAME = chain()
@@ -121,33 +114,34 @@ def concat(path: str, names: Sequence[str], sizes: Sequence[int], *codecs: Codec
     )
 
 
-def linear(path: str, name: str) -> list[Entry]:
-    """`torch.nn.Linear` -> `nn.Dense`."""
-    return [one(f"{path}/kernel", f"{name}.weight", SWAP), one(f"{path}/bias", f"{name}.bias")]
+def linear(path: str, name: str, move: Codec = SWAP) -> list[Entry]:
+    """`torch.nn.Linear` -> `nn.Dense`, or another module whose weight `move` turns."""
+    return [one(f"{path}/kernel", f"{name}.weight", move), one(f"{path}/bias", f"{name}.bias")]
 
 
 def conv(path: str, name: str) -> list[Entry]:
     """`torch.nn.Conv2d` or `Conv3d` -> `nn.Conv`: (out, in, ...) -> (..., in, out)."""
-    move = Codec(
-        lambda x: np.moveaxis(x, (0, 1), (-1, -2)), lambda x: np.moveaxis(x, (-1, -2), (0, 1))
+    first, last = (0, 1), (-1, -2)
+    return linear(
+        path,
+        name,
+        Codec(lambda x: np.moveaxis(x, first, last), lambda x: np.moveaxis(x, last, first)),
     )
-    return [one(f"{path}/kernel", f"{name}.weight", move), one(f"{path}/bias", f"{name}.bias")]
 
 
-def linears(path: str, names: Sequence[str]) -> list[Entry]:
+def linears(
+    path: str, names: Sequence[str], leaf: str = "kernel", move: Codec = SWAP
+) -> list[Entry]:
     """One `torch.nn.Linear` per stack -> `StackedDense`."""
     return [
-        stack(f"{path}/kernel", [f"{n}.weight" for n in names], SWAP),
+        stack(f"{path}/{leaf}", [f"{n}.weight" for n in names], move),
         stack(f"{path}/bias", [f"{n}.bias" for n in names]),
     ]
 
 
 def norms(path: str, names: Sequence[str]) -> list[Entry]:
     """One `torch.nn.LayerNorm` per stack -> `StackedLayerNorm`."""
-    return [
-        stack(f"{path}/scale", [f"{n}.weight" for n in names]),
-        stack(f"{path}/bias", [f"{n}.bias" for n in names]),
-    ]
+    return linears(path, names, "scale", SAME)
 
 
 def packed(path: str, names: Sequence[str]) -> list[Entry]:

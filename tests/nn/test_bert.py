@@ -2,6 +2,7 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,7 @@ MASK = np.array([[1, 1, 1, 1, 0, 0], [1] * 6, [0] * 6], bool)
 def weights(sizes=SIZES, seed=0):
     rng = np.random.default_rng(seed)
     found = {}
-    for name, shape in bert.expected(sizes).items():
+    for name, shape in bert.tables(sizes)[1].items():
         centre = 1.0 if name.endswith("LayerNorm.weight") else 0.0
         found[name] = rng.normal(centre, 0.4, shape).astype(np.float32)
     return found
@@ -209,12 +210,16 @@ def test_reads_in_chunks_for_any_method(file):
     method = built(file)
     assert isinstance(method.method, M3H)
     assert method.method.data.modality("note").shape == (2, 8)
-    note = make_batch().inputs["note"]
+    batch = make_batch()
+    note = batch.inputs["note"]
 
-    def model(token, mask, *, train):
-        return bert.Bert(SIZES).apply({"params": params(file)}, token, mask, train=train)
+    class Seen(nn.Module):
+        @nn.compact
+        def __call__(self, batch, *, train):
+            return batch.inputs["note"]
 
-    stream = bert.read(model, note, positions=6, vocab=11, pooling="first", train=False)
+    behind = bert.with_text(lambda data: Seen(), SPEC, file=file, num_heads=2)
+    stream = behind.apply({"params": {behind.part: params(file)}}, batch, train=False)
     first, _ = by_hand(weights(), [note.values[0, :6]], np.ones((1, 6), bool))
     second, _ = by_hand(weights(), [note.values[0, 6:]], np.ones((1, 3), bool))
     np.testing.assert_allclose(stream.values[0], [first[0][0], second[0][0]], atol=1e-5)

@@ -89,8 +89,10 @@ def test_dice_and_its_loss_by_hand():
     target[0, 0] = 1.0  # two of four pixels
     guess = np.zeros_like(target)
     guess[0, :, 0] = 1.0  # one of them, and another
-    np.testing.assert_allclose(segmentation.dice(guess, target), [[0.5], [1.0]])  # both empty: 1
-    np.testing.assert_allclose(segmentation.dice(target, target), 1.0)
+    np.testing.assert_allclose(
+        segmentation.scores(guess - 0.5, target), [[0.5], [1.0]]
+    )  # both empty: 1
+    np.testing.assert_allclose(segmentation.scores(target - 0.5, target), 1.0)
     # At logit 0: cross-entropy log 2; p g = 1, sums 2 and 2: 1 - (2 + 1) / (2 + 2 + 1).
     loss = segmentation.loss(jnp.zeros((2, 2, 2, 1)), target)
     np.testing.assert_allclose(loss, [np.log(2) + 0.4, np.log(2) + 1 - 1 / 3], rtol=1e-5)

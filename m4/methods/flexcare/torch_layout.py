@@ -4,25 +4,8 @@ import numpy as np
 
 from m4.errors import ConfigError
 from m4.methods.flexcare.released import ReleasedFlexCare
-from m4.nn.torch_table import (
-    LEAD,
-    SAME,
-    SWAP,
-    Codec,
-    Entry,
-    Layout,
-    chain,
-    concat,
-    conv,
-    linear,
-    linears,
-    norms,
-    one,
-    packed,
-    pick,
-    shape,
-    stack,
-)
+from m4.nn import torch_table as table
+from m4.nn.torch_table import Entry, Layout
 from m4.specs import DataSpec
 
 # Heads by the row of the release's task embedding, and m4's names of the same tasks.
@@ -37,7 +20,7 @@ IGNORED = {
     "dense_layer_drg.*": "head of a task that is never trained",
 }
 MEMBERS = ("mm_cls_token", "cross_cls_tokens", "ehr_cls_token", "cxr_cls_token", "note_cls_token")
-SINGLE = Codec(lambda x: x[:, 0], lambda x: x[:, None])  # without a second dimension of 1
+SINGLE = table.Codec(lambda x: x[:, 0], lambda x: x[:, None])  # without a second dimension of 1
 GATES = {"gate_w": "w_gate", "gate_query": "task_gate", "router_noise": "w_noise"}
 
 
@@ -59,22 +42,24 @@ def layout(method: ReleasedFlexCare) -> Layout:
             " 'task_additive' and 'noisy_top_k'"
         )
     entries = [
-        one("task", "task_embedding.weight", pick([TASKS.index(t) for t in tasks], 40)),
-        concat("combination", MEMBERS, (1, 3, 1, 1, 1), SINGLE),
+        table.one("task", "task_embedding.weight", table.pick([TASKS.index(t) for t in tasks], 40)),
+        table.concat("combination", MEMBERS, (1, 3, 1, 1, 1), SINGLE),
         *_modalities(method),
-        one("choose/kernel", "mm_choose.weight", SWAP),
-        one("score/kernel", "mm_choose2.weight", SWAP),
-        *norms("fused_norm", ["mm_layernorm"]),
+        table.one("choose/kernel", "mm_choose.weight", table.SWAP),
+        table.one("score/kernel", "mm_choose2.weight", table.SWAP),
+        *table.norms("fused_norm", ["mm_layernorm"]),
         *_experts(method),
     ]
     for ours, theirs in zip(method.data.task_names, tasks, strict=True):
-        entries += linear(f"heads/{ours}", f"dense_layer_{theirs}")
+        entries += table.linear(f"heads/{ours}", f"dense_layer_{theirs}")
     for i in range(method.depth):
         at = f"transformer_fusion.layers.{i}"
-        entries += packed(f"attention_{i}", [f"{at}.self_attn"])
-        entries += linears(f"mlp_{i}/up", [f"{at}.linear1"])
-        entries += linears(f"mlp_{i}/down", [f"{at}.linear2"])
-        entries += norms(f"norm_{i}_0", [f"{at}.norm1"]) + norms(f"norm_{i}_1", [f"{at}.norm2"])
+        entries += table.packed(f"attention_{i}", [f"{at}.self_attn"])
+        entries += table.linears(f"mlp_{i}/up", [f"{at}.linear1"])
+        entries += table.linears(f"mlp_{i}/down", [f"{at}.linear2"])
+        entries += table.norms(f"norm_{i}_0", [f"{at}.norm1"]) + table.norms(
+            f"norm_{i}_1", [f"{at}.norm2"]
+        )
     constants = {"moe.mean": np.zeros(1, np.float32), "moe.std": np.ones(1, np.float32)}
     absent = {
         f"dense_layer_{task}.*": "head of a task that the data set does not have"
@@ -110,9 +95,9 @@ def _modalities(method: ReleasedFlexCare) -> list[Entry]:
     }
     names = (ehr.name, cxr.name, note.name)
     entries = [
-        *linear(f"{ehr.name}/project", "ehr_projection"),
-        *conv(f"{cxr.name}/project", "patch_projection.proj"),
-        *linear(f"{note.name}/project", "note_fc"),
+        *table.linear(f"{ehr.name}/project", "ehr_projection"),
+        *table.conv(f"{cxr.name}/project", "patch_projection.proj"),
+        *table.linear(f"{note.name}/project", "note_fc"),
     ]
     for name, (role, length) in zip(names, lengths.items(), strict=True):
         if length > POSITIONS[role]:
@@ -120,15 +105,19 @@ def _modalities(method: ReleasedFlexCare) -> list[Entry]:
                 f"modality {name}: {length} tokens, the release has {POSITIONS[role]} positions"
             )
         wide = (POSITIONS[role], method.width)
-        rows = chain(shape((1, *wide), wide), pick(range(length), POSITIONS[role]))
-        entries.append(one(f"{name}/position", f"{role}_pos_embed", rows))
+        rows = table.chain(
+            table.shape((1, *wide), wide), table.pick(range(length), POSITIONS[role])
+        )
+        entries.append(table.one(f"{name}/position", f"{role}_pos_embed", rows))
     return entries
 
 
 def _experts(method: ReleasedFlexCare) -> list[Entry]:
-    entries = [one(f"layer_0/{ours}", f"moe.{name}", LEAD) for ours, name in GATES.items()]
-    for number, codec in ((1, SAME), (2, SWAP)):
+    entries = [
+        table.one(f"layer_0/{ours}", f"moe.{name}", table.LEAD) for ours, name in GATES.items()
+    ]
+    for number, codec in ((1, table.SAME), (2, table.SWAP)):
         layers = [f"moe.experts.{e}.fc{number}" for e in range(method.moe.num_experts)]
-        entries.append(stack(f"layer_0/w{number}", [f"{at}.weight" for at in layers], codec))
-        entries.append(stack(f"layer_0/b{number}", [f"{at}.bias" for at in layers]))
+        entries.append(table.stack(f"layer_0/w{number}", [f"{at}.weight" for at in layers], codec))
+        entries.append(table.stack(f"layer_0/b{number}", [f"{at}.bias" for at in layers]))
     return entries

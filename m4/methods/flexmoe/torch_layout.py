@@ -2,21 +2,8 @@
 
 from m4.errors import ConfigError
 from m4.methods.flexmoe.released import ReleasedFlexMoE
-from m4.nn.torch_table import (
-    LEAD,
-    SAME,
-    SWAP,
-    Codec,
-    Entry,
-    Layout,
-    concat,
-    conv,
-    linear,
-    linears,
-    norms,
-    one,
-    shape,
-)
+from m4.nn import torch_table as table
+from m4.nn.torch_table import Entry, Layout
 
 FUSION = "fusion_model"
 
@@ -35,16 +22,18 @@ def layout(method: ReleasedFlexMoE) -> Layout:
             " 'noisy_top_k'"
         )
     num, patches, width = len(method.data.modalities), method.num_patches, method.width
-    flat = shape((1, num * patches, width), (num, patches, width))
+    flat = table.shape((1, num * patches, width), (num, patches, width))
     entries = [
-        one("bank/cells", "missing_embeds"),
-        one("position", f"{FUSION}.pos_embed", flat),
-        *linear(f"heads/{method.data.task_names[0]}", f"{FUSION}.network.{method.depth}.network.0"),
+        table.one("bank/cells", "missing_embeds"),
+        table.one("position", f"{FUSION}.pos_embed", flat),
+        *table.linear(
+            f"heads/{method.data.task_names[0]}", f"{FUSION}.network.{method.depth}.network.0"
+        ),
     ]
     for modality in method.data.modalities:
         at = f"encoder_dict.{modality.name}"
         volume = modality.kind == "image"
-        entries += linear(
+        entries += table.linear(
             f"{modality.name}/project", f"{at}.1.projection" if volume else f"{at}.projection"
         )
         entries += _volume(f"{modality.name}_volume", f"{at}.0", width) if volume else []
@@ -61,22 +50,24 @@ def _layer(i: int, width: int, copies: dict[str, str]) -> list[Entry]:
     at = f"{FUSION}.network.{i}"
     qkv = [f"{at}.attn.q.weight", f"{at}.attn.kv.weight"]
     entries = [
-        *norms(f"norm_{i}_0", [f"{at}.norm1"]),
-        *norms(f"norm_{i}_1", [f"{at}.norm2"]),
-        concat(f"attention_{i}/qkv/kernel", qkv, (width, 2 * width)).then(SWAP, LEAD),
-        *linears(f"attention_{i}/out", [f"{at}.attn.proj"]),
+        *table.norms(f"norm_{i}_0", [f"{at}.norm1"]),
+        *table.norms(f"norm_{i}_1", [f"{at}.norm2"]),
+        table.concat(f"attention_{i}/qkv/kernel", qkv, (width, 2 * width)).then(
+            table.SWAP, table.LEAD
+        ),
+        *table.linears(f"attention_{i}/out", [f"{at}.attn.proj"]),
     ]
     if i % 2:
-        entries += linears(f"mlp_{i}/up", [f"{at}.mlp.network.0"])
-        return entries + linears(f"mlp_{i}/down", [f"{at}.mlp.network.3"])
+        entries += table.linears(f"mlp_{i}/up", [f"{at}.mlp.network.0"])
+        return entries + table.linears(f"mlp_{i}/down", [f"{at}.mlp.network.3"])
     path = f"layer_{i // 2}"
     for ours, theirs in (("gate_w", "w_gate"), ("router_noise", "w_noise")):
         name = f"{at}.mlp.all_gates.0.{theirs}"
-        entries.append(one(f"{path}/{ours}", name, LEAD))
+        entries.append(table.one(f"{path}/{ours}", name, table.LEAD))
         copies[f"{at}.mlp.gate.{theirs}"] = name
-    for number, theirs, codec in (("1", "htoh4", SAME), ("2", "h4toh", SWAP)):
-        entries.append(one(f"{path}/w{number}", f"{at}.mlp.experts.{theirs}.weight", codec))
-        entries.append(one(f"{path}/b{number}", f"{at}.mlp.experts.{theirs}.bias"))
+    for number, theirs, codec in (("1", "htoh4", table.SAME), ("2", "h4toh", table.SWAP)):
+        entries.append(table.one(f"{path}/w{number}", f"{at}.mlp.experts.{theirs}.weight", codec))
+        entries.append(table.one(f"{path}/b{number}", f"{at}.mlp.experts.{theirs}.bias"))
     return entries
 
 
@@ -86,7 +77,7 @@ def _volume(path: str, at: str, width: int) -> list[Entry]:
     def turn(x, first):  # (first * second, out) -> (second * first, out)
         return x.reshape(first, -1, x.shape[-1]).swapaxes(0, 1).reshape(x.shape)
 
-    places = Codec(lambda x: turn(x, width), lambda x: turn(x, x.shape[0] // width))
-    entries = [e for i in range(6) for e in conv(f"{path}/conv_{i}", f"{at}.conv{i + 1}")]
-    kernel, bias = linear(f"{path}/out", f"{at}.fc")
+    places = table.Codec(lambda x: turn(x, width), lambda x: turn(x, x.shape[0] // width))
+    entries = [e for i in range(6) for e in table.conv(f"{path}/conv_{i}", f"{at}.conv{i + 1}")]
+    kernel, bias = table.linear(f"{path}/out", f"{at}.fc")
     return [*entries, kernel.then(places), bias]

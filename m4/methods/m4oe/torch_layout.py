@@ -7,19 +7,9 @@ import numpy as np
 
 from m4.errors import ConfigError
 from m4.methods.m4oe.released import ReleasedM4oE
-from m4.nn.torch_table import (
-    LAST,
-    LEAD,
-    SWAP,
-    Codec,
-    Entry,
-    Layout,
-    chain,
-    linears,
-    norms,
-    shape,
-    stack,
-)
+from m4.nn import torch_table as table
+from m4.nn import vit_names
+from m4.nn.torch_table import Entry, Layout
 
 VITS = ("vit_cc", "vit_mlo", "vit_2dcc", "vit_2dmlo")
 HEADS = (1, 2, 7)  # of the tasks in order
@@ -50,9 +40,9 @@ def layout(method: ReleasedM4oE) -> Layout:
     entries = [
         *_vits(method, "tokens/vit_" + "x".join(map(str, image)), image[-1]),
         *_block("mtoe", ["blocks.0"], width, method.moe.num_experts, slots=3),
-        stack("task", [f"blocks.0.mlp.task_embedding{t}" for t in (1, 2, 3)]),
-        *norms("norm", ["norm1", "norm2", "norm3"]),
-        *linears("project", [f"proj{head}" for head in HEADS]),
+        table.stack("task", [f"blocks.0.mlp.task_embedding{t}" for t in (1, 2, 3)]),
+        *table.norms("norm", ["norm1", "norm2", "norm3"]),
+        *table.linears("project", [f"proj{head}" for head in HEADS]),
     ]
     for i in range(method.depth):
         own = [f"blocks{m}.{i}" for m in (1, 2, 3, 4)]
@@ -61,7 +51,7 @@ def layout(method: ReleasedM4oE) -> Layout:
         entries += _block(f"fusion_{i}", [f"blocks5.{i}"], width, method.fusion_experts)
     for dim in {task.dim for task in method.data.tasks}:
         tasks = zip(method.data.tasks, HEADS, strict=True)
-        entries += linears(f"heads/dim_{dim}", [f"head{h}" for t, h in tasks if t.dim == dim])
+        entries += table.linears(f"heads/dim_{dim}", [f"head{h}" for t, h in tasks if t.dim == dim])
     return Layout(entries, ignored=IGNORED)
 
 
@@ -70,60 +60,55 @@ def _block(
 ) -> list[Entry]:
     """A block per stack: attention, then a soft mixture."""
     at, each = f"{path}_experts", [f"{b}.mlp.experts.{e}" for b in blocks for e in range(num)]
-    phi = shape((width, num, slots), (width, num * slots))
+    phi = table.shape((width, num, slots), (width, num * slots))
     return [
-        *norms(f"{path}_attention/norm", [f"{b}.norm1" for b in blocks]),
-        *linears(f"{path}_attention/attention/qkv", [f"{b}.attn.qkv" for b in blocks]),
-        *linears(f"{path}_attention/attention/out", [f"{b}.attn.proj" for b in blocks]),
-        *norms(f"{path}_norm", [f"{b}.norm2" for b in blocks]),
-        stack(f"{at}/gate_phi", [f"{b}.mlp.phi" for b in blocks], phi),
-        stack(f"{at}/gate_scale", [f"{b}.mlp.scale" for b in blocks], LAST),
-        stack(f"{at}/w1", [f"{e}.fc1.weight" for e in each]),
-        stack(f"{at}/b1", [f"{e}.fc1.bias" for e in each]),
-        stack(f"{at}/w2", [f"{e}.fc2.weight" for e in each], SWAP),
-        stack(f"{at}/b2", [f"{e}.fc2.bias" for e in each]),
+        *table.norms(f"{path}_attention/norm", [f"{b}.norm1" for b in blocks]),
+        *table.linears(f"{path}_attention/attention/qkv", [f"{b}.attn.qkv" for b in blocks]),
+        *table.linears(f"{path}_attention/attention/out", [f"{b}.attn.proj" for b in blocks]),
+        *table.norms(f"{path}_norm", [f"{b}.norm2" for b in blocks]),
+        table.stack(f"{at}/gate_phi", [f"{b}.mlp.phi" for b in blocks], phi),
+        table.stack(f"{at}/gate_scale", [f"{b}.mlp.scale" for b in blocks], table.LAST),
+        table.stack(f"{at}/w1", [f"{e}.fc1.weight" for e in each]),
+        table.stack(f"{at}/b1", [f"{e}.fc1.bias" for e in each]),
+        table.stack(f"{at}/w2", [f"{e}.fc2.weight" for e in each], table.SWAP),
+        table.stack(f"{at}/b2", [f"{e}.fc2.bias" for e in each]),
     ]
 
 
 def _vits(method: ReleasedM4oE, path: str, channels: int) -> list[Entry]:
     """The images' transformers, stacked."""
     patch, width = method.patch, method.width
-    first = Codec(LEAD.back, LEAD.forth)
-    pixels = chain(
-        Codec(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
-        shape((patch, patch, channels, width), (patch * patch * channels, width)),
+    first = table.Codec(table.LEAD.back, table.LEAD.forth)
+    pixels = table.chain(
+        table.Codec(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+        table.shape((patch, patch, channels, width), (patch * patch * channels, width)),
     )
     each = lambda name: [f"{vit}.{name}" for vit in VITS]  # noqa: E731
-    embed = "embeddings.patch_embeddings.projection"
+    names = vit_names.SAVED
     entries = [
-        stack(f"{path}/class_token", each("embeddings.cls_token"), first, first),
-        stack(f"{path}/position", each("embeddings.position_embeddings"), first),
-        stack(f"{path}/patch/kernel", each(f"{embed}.weight"), pixels),
-        stack(f"{path}/patch/bias", each(f"{embed}.bias")),
-        *norms(f"{path}/norm", each("layernorm")),
+        table.stack(f"{path}/class_token", each(names.class_token), first, first),
+        table.stack(f"{path}/position", each(names.position), first),
+        table.stack(f"{path}/patch/kernel", each(f"{names.patch}.weight"), pixels),
+        table.stack(f"{path}/patch/bias", each(f"{names.patch}.bias")),
     ]
-    for i in range(method.vit_depth):
-        at = f"encoder.layer.{i}"
-        entries += [
-            *norms(f"{path}/attention_{i}/norm", each(f"{at}.layernorm_before")),
-            _qkv(f"{path}/attention_{i}/attention/qkv/kernel", at, "weight").then(SWAP),
-            _qkv(f"{path}/attention_{i}/attention/qkv/bias", at, "bias"),
-            *linears(f"{path}/attention_{i}/attention/out", each(f"{at}.attention.output.dense")),
-            *norms(f"{path}/mlp_{i}/norm", each(f"{at}.layernorm_after")),
-            *linears(f"{path}/mlp_{i}/mlp/up", each(f"{at}.intermediate.dense")),
-            *linears(f"{path}/mlp_{i}/mlp/down", each(f"{at}.output.dense")),
-        ]
+    for place, (parts, shape) in vit_names.modules(names, method.vit_depth, width, 0).items():
+        if len(parts) > 1:
+            entries += _side_by_side(f"{path}/{place}", parts)
+        else:
+            module = table.norms if len(shape) == 1 else table.linears
+            entries += module(f"{path}/{place}", each(*parts))
     return entries
 
 
-def _qkv(path: str, at: str, part: str) -> Entry:
+def _side_by_side(path: str, parts: Sequence[str]) -> list[Entry]:
     """Query, key and value of every image, one behind the other, [S, 3 D, ...]."""
-    names = [
-        f"{v}.{at}.attention.attention.{n}.{part}" for v in VITS for n in ("query", "key", "value")
-    ]
-    return Entry(
-        path,
-        tuple(names),
-        lambda xs: np.stack([np.concatenate(xs[s : s + 3]) for s in range(0, len(xs), 3)]),
-        lambda x: [piece for row in x for piece in np.split(row, 3)],
-    )
+
+    def entry(leaf, theirs, *codecs):
+        return Entry(
+            f"{path}/{leaf}",
+            tuple(f"{vit}.{part}.{theirs}" for vit in VITS for part in parts),
+            lambda xs: np.stack([np.concatenate(xs[s : s + 3]) for s in range(0, len(xs), 3)]),
+            lambda x: [piece for row in x for piece in np.split(row, 3)],
+        ).then(*codecs)
+
+    return [entry("kernel", "weight", table.SWAP), entry("bias", "bias")]

@@ -22,12 +22,18 @@ from einops import rearrange
 from m4.maths import gelu
 from m4.nn.layers import MLP, Dropout, SelfAttention, StackedLayerNorm, masked_mean
 from m4.nn.pretrained import wrapper
+from m4.nn.vit_names import Modules
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Stream
 
 EPSILON = 1e-12  # of BERT's layer norms
-HEAD = 64  # width of a head, where nothing else is said: true of all published sizes
 UNUSED = r"(cls|classifier|qa_outputs|lm_head)\.|.*position_ids$"
+EMBEDDINGS = {
+    "word/embedding": "embeddings.word_embeddings.weight",
+    "position": "embeddings.position_embeddings.weight",
+    "type": "embeddings.token_type_embeddings.weight",
+}
+FIRST_NORM = ("embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias")
 normal = nn.initializers.normal(0.02)
 
 
@@ -59,25 +65,23 @@ class Bert(nn.Module):
         state. All tokens are of the first type.
         """
         s = self.sizes
+        drop = lambda name: Dropout(self.dropout, deterministic=not train, name=name)  # noqa: E731
         position_LD = self.param("position", normal, (s.positions, s.width))
         type_SD = self.param("type", normal, (s.types, s.width))
         word = nn.Embed(s.vocab, s.width, embedding_init=normal, name="word")
         x = word(token_BT) + position_LD[: token_BT.shape[1]] + type_SD[0]
-        x = self._drop(StackedLayerNorm(epsilon=EPSILON, name="norm")(x), "drop", train)
+        x = drop("drop")(StackedLayerNorm(epsilon=EPSILON, name="norm")(x))
         for i in range(s.depth):
             attend = SelfAttention(s.num_heads, dropout=self.dropout, name=f"attention_{i}")
             a = attend(x[:, None], mask_BT[:, None], train=train)[:, 0]
-            x = x + self._drop(a, f"drop_{i}_0", train)
+            x = x + drop(f"drop_{i}_0")(a)
             x = StackedLayerNorm(epsilon=EPSILON, name=f"norm_{i}_0")(x)
             y = MLP(s.hidden, activation=gelu, name=f"mlp_{i}")(x, train=train)
-            x = x + self._drop(y, f"drop_{i}_1", train)
+            x = x + drop(f"drop_{i}_1")(y)
             x = StackedLayerNorm(epsilon=EPSILON, name=f"norm_{i}_1")(x)
         if not s.pooler:
             return x, x[:, 0]
         return x, jnp.tanh(nn.Dense(s.width, name="pooler")(x[:, 0]))
-
-    def _drop(self, x, name, train):
-        return Dropout(self.dropout, deterministic=not train, name=name)(x)
 
 
 @functools.lru_cache(maxsize=2)
@@ -90,37 +94,14 @@ def load(file: str, num_heads: int = 0) -> tuple[BertSizes, wrapper.Readers]:
     """
     tensors = {_plain(name): x for name, x in wrapper.read(file).items()}
     tensors = {name: x for name, x in tensors.items() if not re.match(UNUSED, name)}
-    rank = {n: 1 if "LayerNorm" in n else 2 for n in _table(0)}
+    rank = dict.fromkeys(EMBEDDINGS.values(), 2) | dict.fromkeys(FIRST_NORM, 1)
     lacks = [n for n in rank if n not in tensors or tensors[n].ndim != rank[n]]
     if lacks:
         raise ValueError(f"{file}: no BERT, it lacks {', '.join(lacks)}")
     sizes = _sizes(file, tensors, num_heads)
-    wrapper.check(file, tensors, expected(sizes))
-    names: dict[str, tuple[str, ...]] = {}
-    for name, path in _table(sizes.depth, pooler=bool(sizes.pooler)).items():
-        names[path] = (*names.get(path, ()), name)
+    names, shapes = tables(sizes)
+    wrapper.check(file, tensors, shapes)
     return sizes, wrapper.as_readers(names, tensors, _join)
-
-
-def expected(sizes: BertSizes) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor by its name in the file."""
-    width, hidden = sizes.width, sizes.hidden
-    known = {
-        "embeddings.word_embeddings.weight": (sizes.vocab, width),
-        "embeddings.position_embeddings.weight": (sizes.positions, width),
-        "embeddings.token_type_embeddings.weight": (sizes.types, width),
-    }
-
-    def shape(name):
-        if name in known:
-            return known[name]
-        matrix = name.endswith("weight") and "LayerNorm" not in name
-        up = ".intermediate." in name
-        down = bool(re.search(r"\d\.output\.dense", name))
-        out = hidden if up else width
-        return (out, hidden if down else width) if matrix else (out,)
-
-    return {name: shape(name) for name in _table(sizes.depth, pooler=bool(sizes.pooler))}
 
 
 def _plain(name: str) -> str:
@@ -130,61 +111,42 @@ def _plain(name: str) -> str:
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
 
 
-def _table(depth: int, *, pooler: bool = False) -> dict[str, str]:
-    """Name in the file -> path in `Bert`, in the order in which parts are put together."""
-    table = {
-        "embeddings.word_embeddings.weight": "word/embedding",
-        "embeddings.position_embeddings.weight": "position",
-        "embeddings.token_type_embeddings.weight": "type",
-    }
-    modules = {"embeddings.LayerNorm": "norm"}
-    for i in range(depth):
+def tables(s: BertSizes) -> wrapper.Tables:
+    """Names in the file and shapes there."""
+    square, norm = (s.width, s.width), (s.width,)
+    found: Modules = {"norm": (("embeddings.LayerNorm",), norm)}
+    for i in range(s.depth):
         at = f"encoder.layer.{i}"
-        modules |= {
-            f"{at}.attention.self.{name}": f"attention_{i}/qkv"
-            for name in ("query", "key", "value")
+        qkv = tuple(f"{at}.attention.self.{name}" for name in ("query", "key", "value"))
+        found |= {
+            f"attention_{i}/qkv": (qkv, square),
+            f"attention_{i}/out": ((f"{at}.attention.output.dense",), square),
+            f"norm_{i}_0": ((f"{at}.attention.output.LayerNorm",), norm),
+            f"mlp_{i}/up": ((f"{at}.intermediate.dense",), (s.hidden, s.width)),
+            f"mlp_{i}/down": ((f"{at}.output.dense",), (s.width, s.hidden)),
+            f"norm_{i}_1": ((f"{at}.output.LayerNorm",), norm),
         }
-        modules |= {
-            f"{at}.attention.output.dense": f"attention_{i}/out",
-            f"{at}.attention.output.LayerNorm": f"norm_{i}_0",
-            f"{at}.intermediate.dense": f"mlp_{i}/up",
-            f"{at}.output.dense": f"mlp_{i}/down",
-            f"{at}.output.LayerNorm": f"norm_{i}_1",
-        }
-    if pooler:
-        modules["pooler.dense"] = "pooler"
-    for name, path in modules.items():
-        table[f"{name}.weight"] = f"{path}/scale" if "LayerNorm" in name else f"{path}/kernel"
-        table[f"{name}.bias"] = f"{path}/bias"
-    return table
+    if s.pooler:
+        found["pooler"] = (("pooler.dense",), square)
+    rows = {"word/embedding": s.vocab, "position": s.positions, "type": s.types}
+    arrays = {path: (EMBEDDINGS[path], (n, s.width)) for path, n in rows.items()}
+    return wrapper.tables(found, arrays)
 
 
 def _sizes(file, tensors, num_heads) -> BertSizes:
-    vocab, width = tensors["embeddings.word_embeddings.weight"].shape
-    layers = {m[1] for n in tensors if (m := re.match(r"encoder\.layer\.(\d+)\.", n))}
-    up = tensors.get("encoder.layer.0.intermediate.dense.weight", np.zeros(4 * width))
-    heads = num_heads or max(1, width // HEAD)
-    if width % heads:
-        raise ValueError(f"{file}: {heads} heads cannot split a width of {width}; set num_heads")
-    return BertSizes(
-        vocab=vocab,
-        positions=len(tensors["embeddings.position_embeddings.weight"]),
-        types=len(tensors["embeddings.token_type_embeddings.weight"]),
-        width=width,
-        hidden=(*up.shape, 0)[0],
-        depth=len(layers),
-        num_heads=heads,
-        pooler=int("pooler.dense.weight" in tensors),
+    vocab, positions, types = (len(tensors[name]) for name in EMBEDDINGS.values())
+    width = tensors[EMBEDDINGS["word/embedding"]].shape[1]
+    depth, hidden, heads = wrapper.sizes_of(
+        file, tensors, "encoder.layer", "intermediate.dense", width, num_heads
     )
+    pooler = int("pooler.dense.weight" in tensors)
+    return BertSizes(vocab, positions, types, width, hidden, depth, heads, pooler)
 
 
 def _join(path: str, parts: list[np.ndarray]) -> np.ndarray:
-    """One m4 array: stacks lead with a 1, query, key and value are side by side."""
-    if path.endswith("kernel"):
-        parts = [x.T for x in parts]
-    x = np.concatenate(parts, -1)
-    stacked = path.rpartition("/")[0] not in ("", "word", "pooler")
-    return x[None] if stacked else x
+    """One m4 array; all but embeddings and pooler are stacks."""
+    x = wrapper.join(path, parts)
+    return x if path in EMBEDDINGS or path.startswith("pooler") else x[None]
 
 
 Pooling = Literal["first", "mean", "pooler", "tokens"]
@@ -202,47 +164,35 @@ class WithText(wrapper.Reader):
     def vectors(self, streams: Mapping[str, Stream], *, train: bool) -> dict[str, Stream]:
         """By name of the modality."""
         bert = Bert(self.sizes, self.dropout, name=self.part)
-        sizes = {"positions": self.sizes.positions, "vocab": self.sizes.vocab}
-        return {
-            m.name: read(bert, streams[m.name], **sizes, pooling=self.pooling, train=train)
-            for m in _texts(self.data)
-        }
+        return {m.name: self._read(bert, streams[m.name], train) for m in _texts(self.data)}
 
     def readers(self) -> wrapper.Readers:
         """Of the BERT."""
         return load(self.file, self.sizes.num_heads)[1]
 
+    def _read(self, bert: Bert, stream: Stream, train: bool) -> Stream:
+        """A text in chunks of up to as many tokens as there are positions."""
+        mask_BT = stream.mask & stream.present[:, None]
+        rows, total = mask_BT.shape
+        length = min(total, self.sizes.positions)
+        pad = -total % length
 
-def read(
-    model: Callable[..., tuple[Array, Array]],
-    stream: Stream,
-    *,
-    positions: int,
-    vocab: int,
-    pooling: str,
-    train: bool,
-) -> Stream:
-    """A text as vectors, in chunks of up to `positions` tokens; `model` is a `Bert`'s call."""
-    mask_BT = stream.mask & stream.present[:, None]
-    rows, total = mask_BT.shape
-    length = min(total, positions)
-    pad = -total % length
+        def chunks(x_BT):
+            return rearrange(jnp.pad(x_BT, ((0, 0), (0, pad))), "b (c t) -> (b c) t", t=length)
 
-    def chunks(x_BT):
-        return rearrange(jnp.pad(x_BT, ((0, 0), (0, pad))), "b (c t) -> (b c) t", t=length)
-
-    token = jnp.where(mask_BT, jnp.clip(stream.values, 0, vocab - 1), 0).astype(jnp.int32)
-    mask = chunks(mask_BT)
-    x, pooled = model(chunks(token), mask, train=train)
-    if pooling == "tokens":
-        x_BKD = rearrange(x, "(b c) t d -> b (c t) d", b=rows)[:, :total]
-        mask_BK = mask_BT
-    else:
-        reduced = {"first": lambda: x[:, 0], "pooler": lambda: pooled}
-        reduced["mean"] = lambda: masked_mean(x, mask, dim=1)
-        x_BKD = rearrange(reduced[pooling](), "(b c) d -> b c d", b=rows)
-        mask_BK = rearrange(mask.any(-1), "(b c) -> b c", b=rows)
-    return Stream(x_BKD, mask_BK, stream.present, jnp.zeros(mask_BK.shape))
+        known = jnp.clip(stream.values, 0, self.sizes.vocab - 1)
+        token, mask = chunks(jnp.where(mask_BT, known, 0).astype(jnp.int32)), chunks(mask_BT)
+        x, pooled = bert(token, mask, train=train)
+        if self.pooling == "tokens":
+            x_BKD = rearrange(x, "(b c) t d -> b (c t) d", b=rows)[:, :total]
+            mask_BK = mask_BT
+        else:
+            if self.pooling == "mean":
+                pooled = masked_mean(x, mask, dim=1)
+            x_BD = x[:, 0] if self.pooling == "first" else pooled
+            x_BKD = rearrange(x_BD, "(b c) d -> b c d", b=rows)
+            mask_BK = rearrange(mask.any(-1), "(b c) -> b c", b=rows)
+        return Stream(x_BKD, mask_BK, stream.present, jnp.zeros(mask_BK.shape))
 
 
 def with_text(
@@ -270,18 +220,13 @@ def with_text(
     for m in _texts(data):
         if (m.vocab or 0) > sizes.vocab:
             raise ValueError(f"modality {m.name}: vocab={m.vocab}, but {file} has {sizes.vocab}")
-    method = make(as_vectors(data, sizes, pooling))
-    return WithText(method, data, file, sizes, tuning, pooling, dropout)
-
-
-def as_vectors(data: DataSpec, sizes: BertSizes, pooling: Pooling) -> DataSpec:
-    """The schema with text modalities as vectors."""
 
     def shape(m: ModalitySpec) -> tuple[int, int]:
         chunks = math.ceil(m.length / sizes.positions)
         return m.length if pooling == "tokens" else chunks, sizes.width
 
-    return wrapper.as_vectors(data, "text", shape)
+    method = make(wrapper.as_vectors(data, "text", shape))
+    return WithText(method, data, file, sizes, tuning, pooling, dropout)
 
 
 def _texts(data: DataSpec) -> list[ModalitySpec]:

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange, repeat
 
+from m4.nn import vit_names
 from m4.nn.pretrained import resnet, vit_file, wrapper
 from m4.nn.pretrained.resnet import ResNetSizes
 from m4.nn.pretrained.vit_file import ViTSizes
@@ -38,7 +39,7 @@ def load(file: str, num_heads: int = 0) -> tuple[Sizes, wrapper.Readers]:
     tensors = wrapper.read(file)
     found = vit_file.load(file, tensors, num_heads) or resnet.load(file, tensors)
     if found is None:
-        names = [f"{n.class_token} and {n.block}.0.{n.qkv[0]}.weight" for n in vit_file.LIBRARIES]
+        names = [f"{n.class_token} and {n.block}.0.{n.qkv[0]}.weight" for n in vit_names.LIBRARIES]
         lacks = f"{', or '.join(names)}; no ResNet, it lacks {resnet.FIRST}"
         raise ValueError(f"{file}: no ViT, it lacks {lacks}")
     return found

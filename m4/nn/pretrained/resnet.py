@@ -106,7 +106,7 @@ class Block(nn.Module):
         y = x
         for j, (features, size, stride) in enumerate(plan):
             y = ConvAffine(features, size, stride, name=f"part_{j}")(y if j == 0 else nn.relu(y))
-        if _projects(x.shape[-1], self.outer, self.stride):
+        if self.stride != 1 or x.shape[-1] != self.outer:
             x = ConvAffine(self.outer, 1, self.stride, name="project")(x)
         return nn.relu(x + y)
 
@@ -116,10 +116,6 @@ def _plan(inner, outer, stride, bottleneck) -> tuple[tuple[int, int, int], ...]:
     if bottleneck:
         return (inner, 1, 1), (inner, 3, stride), (outer, 1, 1)
     return (inner, 3, stride), (outer, 3, 1)
-
-
-def _projects(inputs, outer, stride) -> bool:
-    return stride != 1 or inputs != outer
 
 
 def load(
@@ -163,7 +159,7 @@ def _modules(s: ResNetSizes) -> dict[str, tuple[str, str, tuple[int, ...]]]:
     for k, (blocks, inner, outer) in enumerate(zip(s.blocks, s.inner, s.outer, strict=True)):
         for i in range(blocks):
             at, path, stride = f"layer{k + 1}.{i}", f"block_{k}_{i}", 2 if k and not i else 1
-            if _projects(inputs, outer, stride):
+            if stride != 1 or inputs != outer:
                 names = f"{at}.downsample.0", f"{at}.downsample.1"
                 found[f"{path}/project"] = (*names, (outer, inputs, 1, 1))
             for j, (features, size, _) in enumerate(_plan(inner, outer, stride, s.bottleneck)):
@@ -195,7 +191,4 @@ def _join(path: str, parts: list[np.ndarray]) -> np.ndarray:
         return rearrange(parts[0], "o i h w -> h w i o")
     *rest, weight, var = (x.astype(np.float64) for x in parts)
     scale = weight / np.sqrt(var + EPSILON)
-    if path.endswith("bias"):
-        bias, mean = rest
-        return (bias - mean * scale).astype(np.float32)
-    return scale.astype(np.float32)
+    return (rest[0] - rest[1] * scale if rest else scale).astype(np.float32)

@@ -5,7 +5,6 @@ Letters: N images, h, w, c image, T tokens, D width.
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -13,66 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from m4.nn import vit_names
 from m4.nn.encoders.vit import ViT
 from m4.nn.pretrained import wrapper
 from m4.types import Array
 
-HEAD = 64  # width of a head, where nothing else is said: true of ViT-Ti to ViT-L
 UNUSED = r"(classifier|head|head_dist|pre_logits|decoder|lm_head)\.|(embeddings\.)?mask_token$"
-
-
-@dataclasses.dataclass(frozen=True)
-class Names:
-    """What a library calls the parts of a ViT; those of a block follow `block.<i>.`."""
-
-    class_token: str
-    position: str
-    patch: str
-    norm: str
-    block: str
-    qkv: tuple[str, ...]
-    out: str
-    norms: tuple[str, str]
-    up: str
-    down: str
-    epsilon: float  # of its layer norms
-
-
-SAVED = Names(  # transformers, as it saves files
-    class_token="embeddings.cls_token",
-    position="embeddings.position_embeddings",
-    patch="embeddings.patch_embeddings.projection",
-    norm="layernorm",
-    block="encoder.layer",
-    qkv=tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
-    out="attention.output.dense",
-    norms=("layernorm_before", "layernorm_after"),
-    up="intermediate.dense",
-    down="output.dense",
-    epsilon=1e-12,
-)
-MEMORY = dataclasses.replace(  # its state dict since release 5
-    SAVED,
-    block="layers",
-    qkv=tuple(f"attention.{part}_proj" for part in "qkv"),
-    out="attention.o_proj",
-    up="mlp.fc1",
-    down="mlp.fc2",
-)
-TIMM = Names(
-    class_token="cls_token",
-    position="pos_embed",
-    patch="patch_embed.proj",
-    norm="norm",
-    block="blocks",
-    qkv=("attn.qkv",),
-    out="attn.proj",
-    norms=("norm1", "norm2"),
-    up="mlp.fc1",
-    down="mlp.fc2",
-    epsilon=1e-6,
-)
-LIBRARIES = (SAVED, MEMORY, TIMM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,17 +85,18 @@ def load(
     tensor that is missing, surplus, of another shape or not finite.
     """
 
-    def ours(names: Names) -> bool:
+    def ours(names: vit_names.Names) -> bool:
         ends = (names.class_token, f"{names.block}.0.{names.qkv[0]}.weight")
         return all(any(name.endswith(end) for name in tensors) for end in ends)
 
-    names = next((n for n in LIBRARIES if ours(n)), None)
+    names = next((n for n in vit_names.LIBRARIES if ours(n)), None)
     if names is None:
         return None
     tensors = wrapper.without(tensors, names.class_token, UNUSED)
     sizes = _sizes(file, names, tensors, num_heads)
-    wrapper.check(file, tensors, expected(sizes, names))
-    return sizes, wrapper.as_readers(_paths(names, sizes), tensors, _join)
+    paths, shapes = tables(sizes, names)
+    wrapper.check(file, tensors, shapes)
+    return sizes, wrapper.as_readers(paths, tensors, _join)
 
 
 def _sizes(file, names, tensors, num_heads) -> ViTSizes:
@@ -160,70 +106,35 @@ def _sizes(file, names, tensors, num_heads) -> ViTSizes:
     except (KeyError, ValueError):
         wanted = f"{names.patch}.weight [D, c, p, p] and {names.position} [1, 1 + patches, D]"
         raise ValueError(f"{file}: no ViT, it lacks {wanted}") from None
-    grid, heads = math.isqrt(max(tokens - 1, 0)), num_heads or max(1, width // HEAD)
+    grid = math.isqrt(max(tokens - 1, 0))
     if grid < 1 or grid**2 + 1 != tokens:
         raise ValueError(f"{file}: {names.position} has {tokens} rows, expected 1 + a square")
-    if width % heads:
-        raise ValueError(f"{file}: {heads} heads cannot split a width of {width}; set num_heads")
-    blocks = {m[1] for n in tensors if (m := re.match(rf"{re.escape(names.block)}\.(\d+)\.", n))}
-    up = tensors.get(f"{names.block}.0.{names.up}.weight", np.zeros(4 * width))
-    hidden = (*up.shape, 0)[0]
+    depth, hidden, heads = wrapper.sizes_of(file, tensors, names.block, names.up, width, num_heads)
     pooler = int("pooler.dense.weight" in tensors)
-    return ViTSizes(width, hidden, len(blocks), heads, patch, grid, channels, pooler, names.epsilon)
+    return ViTSizes(width, hidden, depth, heads, patch, grid, channels, pooler, names.epsilon)
 
 
-def _modules(names: Names, sizes: ViTSizes) -> dict[str, tuple[str, ...]]:
-    """Path of every module with weight and bias, and its names in the file."""
-    found: dict[str, tuple[str, ...]]
-    found = {"vit/patch": (names.patch,), "vit/norm": (names.norm,)}
-    for i in range(sizes.depth):
-        at = f"{names.block}.{i}."
-        found |= {
-            f"vit/attention_{i}/norm": (at + names.norms[0],),
-            f"vit/attention_{i}/attention/qkv": tuple(at + part for part in names.qkv),
-            f"vit/attention_{i}/attention/out": (at + names.out,),
-            f"vit/mlp_{i}/norm": (at + names.norms[1],),
-            f"vit/mlp_{i}/mlp/up": (at + names.up,),
-            f"vit/mlp_{i}/mlp/down": (at + names.down,),
-        }
-    return found | ({"pooler": ("pooler.dense",)} if sizes.pooler else {})
-
-
-def _paths(names: Names, sizes: ViTSizes) -> dict[str, tuple[str, ...]]:
-    """Names in the file of what makes a parameter, by its path."""
-    paths: dict[str, tuple[str, ...]]
-    paths = {"vit/class_token": (names.class_token,), "vit/position": (names.position,)}
-    for path, modules in _modules(names, sizes).items():
-        leaf = "scale" if path.endswith("norm") else "kernel"
-        paths[f"{path}/{leaf}"] = tuple(f"{module}.weight" for module in modules)
-        paths[f"{path}/bias"] = tuple(f"{module}.bias" for module in modules)
-    return paths
-
-
-def expected(sizes: ViTSizes, names: Names = SAVED) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor by its name in the file."""
-    width, hidden = sizes.width, sizes.hidden
-    shapes: dict[str, tuple[int, ...]]
-    shapes = {names.class_token: (1, 1, width), names.position: (1, 1 + sizes.grid**2, width)}
-    for path, modules in _modules(names, sizes).items():
-        inputs, outputs = (width,), 3 * width // len(modules) if path.endswith("qkv") else width
-        if path.endswith(("up", "down")):
-            inputs, outputs = ((width,), hidden) if path.endswith("up") else ((hidden,), width)
-        if path.endswith("patch"):
-            inputs = (sizes.channels, sizes.patch, sizes.patch)
-        for module in modules:
-            shapes[f"{module}.weight"] = (outputs, *(() if path.endswith("norm") else inputs))
-            shapes[f"{module}.bias"] = (outputs,)
-    return shapes
+def tables(s: ViTSizes, names: vit_names.Names = vit_names.SAVED) -> wrapper.Tables:
+    """Names in the file and shapes there."""
+    inner = vit_names.modules(names, s.depth, s.width, s.hidden)
+    found: vit_names.Modules = {f"vit/{path}": module for path, module in inner.items()}
+    found["vit/patch"] = (names.patch,), (s.width, s.channels, s.patch, s.patch)
+    if s.pooler:
+        found["pooler"] = ("pooler.dense",), (s.width, s.width)
+    arrays = {
+        "vit/class_token": (names.class_token, (1, 1, s.width)),
+        "vit/position": (names.position, (1, 1 + s.grid**2, s.width)),
+    }
+    return wrapper.tables(found, arrays)
 
 
 def _join(path: str, parts: list[np.ndarray]) -> np.ndarray:
-    """One m4 array: stacks lead with a 1; a patch is p, q, c; query, key, value side by side."""
+    """One m4 array: stacks lead with a 1; a patch is p, q, c."""
     if path == "vit/class_token":
         return parts[0][0]
     if path == "vit/position":
         return parts[0]
     if path == "vit/patch/kernel":
         return rearrange(parts[0], "d c p q -> 1 (p q c) d")
-    x = np.concatenate([x.T for x in parts], -1)
+    x = wrapper.join(path, parts)
     return x if path.startswith("pooler") else x[None]

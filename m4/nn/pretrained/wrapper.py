@@ -16,11 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from m4.nn.pretrained import safetensors
+from m4.nn.vit_names import Modules
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Batch, Outputs, Stream
 
+HEAD = 64  # width of a head, where nothing else is said: true of all published sizes
 Tuning = Literal["frozen", "tuned"]
 Readers = Mapping[str, Callable[[], np.ndarray]]
+# Path of a parameter -> its names in the file, and name -> shape there.
+Tables = tuple[dict[str, tuple[str, ...]], dict[str, tuple[int, ...]]]
 
 
 class Reader(nn.Module):
@@ -122,6 +126,38 @@ def check(
             lines.append(f"{name} has numbers that are not finite")
     if lines:
         raise ValueError(f"{file}: " + "; ".join(lines))
+
+
+def tables(modules: Modules, arrays: Mapping[str, tuple[str, tuple[int, ...]]]) -> Tables:
+    """Of modules with weight and bias, and of arrays by themselves."""
+    names: dict[str, tuple[str, ...]] = {path: (name,) for path, (name, _) in arrays.items()}
+    shapes = dict(arrays.values())
+    for path, (parts, shape) in modules.items():
+        leaf = "scale" if len(shape) == 1 else "kernel"
+        for ours, theirs, size in ((leaf, "weight", shape), ("bias", "bias", shape[:1])):
+            names[f"{path}/{ours}"] = tuple(f"{part}.{theirs}" for part in parts)
+            shapes |= dict.fromkeys(names[f"{path}/{ours}"], size)
+    return names, shapes
+
+
+def join(path: str, parts: list[np.ndarray]) -> np.ndarray:
+    """What lies side by side; kernels are (in, out) here and (out, in) in the file."""
+    return np.concatenate([x.T if path.endswith("kernel") else x for x in parts], -1)
+
+
+def sizes_of(
+    file: str, tensors: Mapping[str, np.ndarray], block: str, up: str, width: int, num_heads: int
+) -> tuple[int, int, int]:
+    """Number of blocks, rows of the tensor `up` of the first one, and heads, HEAD wide if 0.
+
+    Raises ValueError for heads that do not split the width.
+    """
+    heads = num_heads or max(1, width // HEAD)
+    if width % heads:
+        raise ValueError(f"{file}: {heads} heads cannot split a width of {width}; set num_heads")
+    blocks = {m[1] for n in tensors if (m := re.match(rf"{re.escape(block)}\.(\d+)\.", n))}
+    first = tensors.get(f"{block}.0.{up}.weight", np.zeros(4 * width))
+    return len(blocks), (*first.shape, 0)[0], heads
 
 
 def as_readers(
