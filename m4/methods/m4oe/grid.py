@@ -73,9 +73,8 @@ class GridTokens(nn.Module):
         x_BMTD = s_BMD[:, :, None]
         timed = streams.num_timed if self.timed == "grid" else 0
         if timed:
-            grid = QueryTokens(
-                self.width, self.num_heads, self.num_queries, self.embed_time, name="grid"
-            )
+            sizes = self.width, self.num_heads, self.num_queries, self.embed_time
+            grid = QueryTokens(*sizes, name="grid")
             init = nn.initializers.normal(0.02)
             position_QD = self.param("position", init, (self.num_queries, self.width))
             grid_BMQD = grid(streams, train=train) + position_QD
@@ -92,15 +91,9 @@ class GridTokens(nn.Module):
             values, mask_BSV = clean_images([batch.inputs[name] for name in names])
             views = shape[0]
             vit = ViT(
-                self.width,
-                self.vit_depth,
-                self.num_heads,
-                self.patch,
-                num_stacks=len(names),
-                dropout=self.dropout,
-                epsilon=self.epsilon,
-                name="vit_" + "x".join(map(str, shape)),
-            )
+                self.width, self.vit_depth, self.num_heads, self.patch, len(names), self.dropout,
+                self.epsilon, name="vit_" + "x".join(map(str, shape)),
+            )  # fmt: skip
             y = vit(rearrange(values, "b s v h w c -> (b v) s h w c"), train=train)
             x_BSTD = rearrange(y, "(b v) s t d -> b s (v t) d", v=views)
             mask_BST = jnp.repeat(mask_BSV, y.shape[2], axis=2)
