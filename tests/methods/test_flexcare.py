@@ -12,10 +12,10 @@ from flax.core import FrozenDict
 
 from m4 import task_losses
 from m4.methods.flexcare.combinations import available, members
-from m4.methods.flexcare.fusion import covariance
+from m4.methods.flexcare.covariance import covariance, covariance_of_all
 from m4.methods.flexcare.model import FlexCare
 from m4.methods.flexcare.paper import PaperFlexCare
-from m4.methods.flexcare.released import ReleasedFlexCare, covariance_of_all
+from m4.methods.flexcare.released import ReleasedFlexCare
 from m4.nn.layers import SelfAttention
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import properties

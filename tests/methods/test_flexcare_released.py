@@ -15,8 +15,9 @@ import pytest
 
 from m4.maths import combinations
 from m4.methods.flexcare import torch_layout as table
-from m4.methods.flexcare.released import ReleasedFlexCare, covariance_of_all
-from m4.methods.flexcare.sequence import attention_bias
+from m4.methods.flexcare.combinations import attention_bias
+from m4.methods.flexcare.covariance import covariance_of_all
+from m4.methods.flexcare.released import ReleasedFlexCare
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Batch, Stream, Target
 from tests.filler import filled, state_dict

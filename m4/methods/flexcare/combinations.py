@@ -1,23 +1,17 @@
-"""Combinations of modalities: which there are, which a row has, and the experts of their tokens.
+"""Combinations of modalities: which there are, which a row has, and what their tokens may read.
 
-Letters: B rows, M modalities, C combinations, K tasks, D width, N = B K C routed tokens, E experts.
+Letters: B rows, M modalities, C combinations, K tasks, L data tokens, T = K + C + L.
 """
 
 import math
-from collections.abc import Mapping
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 
-from m4.maths import combination_index, combinations
-from m4.moe.layer import MoE
-from m4.moe.options import MoEOptions
-from m4.types import Array, MoeAux
+from m4.maths import combinations
+from m4.types import Array
 
 LIMIT = 256  # combinations
-BY_COMBINATION = ("by_modality", "by_row", "dropped_by_modality")
 
 
 def members(num: int, max_size: int | None) -> np.ndarray:
@@ -42,39 +36,23 @@ def available(present_BM: Array, member_CM: np.ndarray) -> Array:
     return (present_BM[:, None] | ~member_CM).all(-1) & present_BM.any(-1)[:, None]
 
 
-def route(
-    z_BKCD: Array,
-    q_BKD: Array,
-    counted_BC: Array,
-    present_BM: Array,
-    member_CM: np.ndarray,
-    options: MoEOptions,
-    aux_weights: Mapping[str, float],
-    *,
-    gate_init: nn.initializers.Initializer | None = None,
-    train: bool,
-) -> tuple[Array, MoeAux]:
-    """Experts for the combinations' tokens z, chosen by z and the task's token q.
+def attention_bias(
+    member_CM: np.ndarray, owner_L: np.ndarray, num_tasks: int, *, additive: bool
+) -> Array:
+    """f32[T, T] over [tasks | combinations | data]: 0 where a query (row) may read a key.
 
-    [B, K, C, D], 0 outside `counted_BC`; statistics are by modality, as reports read them: what a
-    combination's token does counts for all its members. Losses are those of `aux_weights` but
-    'covariance'. Parameters are 'layer_0'; called inside a compact method.
+    Elsewhere -inf, or with `additive` the release's +1, which favours what it should forbid.
+    A task reads everything but other tasks; a combination itself and its members' data tokens;
+    a data token those of its modality.
     """
-    rows, num_tasks, combined, width = z_BKCD.shape
-    losses = tuple(sorted(set(aux_weights) - {"covariance"}))
-    pattern_B = combination_index(present_BM, modulo=options.num_experts)
-    layer = MoE(options, combined, losses=losses, gate_init=gate_init, name="layer_0")
-    y_ND, aux = layer(
-        rearrange(z_BKCD, "b k c d -> (b k c) d"),
-        valid_N=jnp.repeat(counted_BC, num_tasks, axis=0).reshape(-1),
-        modality_N=np.tile(np.arange(combined), rows * num_tasks),
-        pattern_N=jnp.repeat(pattern_B, num_tasks * combined),
-        query_NQ=jnp.repeat(q_BKD.reshape(-1, width), combined, axis=0),
-        num_rows=rows,
-        train=train,
-    )
-    stats = dict(aux.stats)
-    for name in set(BY_COMBINATION) & set(stats):
-        how = "...c,cm->...m" if name == "dropped_by_modality" else "...ce,cm->...me"
-        stats[name] = jnp.einsum(how, stats[name], member_CM.astype(np.float32))
-    return y_ND.reshape(z_BKCD.shape), aux.replace(stats=stats)
+    combined = len(member_CM)
+    tasks, sets = slice(num_tasks), slice(num_tasks, num_tasks + combined)
+    data = slice(num_tasks + combined, None)
+    size = num_tasks + combined + len(owner_L)
+    allowed_TT = np.zeros((size, size), bool)
+    allowed_TT[tasks] = True
+    allowed_TT[tasks, tasks] = np.eye(num_tasks, dtype=bool)
+    allowed_TT[sets, sets] = np.eye(combined, dtype=bool)
+    allowed_TT[sets, data] = member_CM[:, owner_L]
+    allowed_TT[data, data] = owner_L[:, None] == owner_L
+    return jnp.asarray(np.where(allowed_TT, 0.0, 1.0 if additive else -np.inf), jnp.float32)

@@ -7,46 +7,22 @@ task's token weighs the results. The heads read both, and the statistics. `paper
 published framework, `released.py` the authors' code; docs/methods/flexcare.md lists every
 difference.
 
-Letters: B rows, M modalities, C combinations, K tasks, T = K + C + M, D width, N statistics, F
-features of a head.
+Letters: B rows, M modalities, K tasks, D width, N statistics, F features of a head.
 """
-
-from collections.abc import Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from flax.core import FrozenDict
 
-from m4 import task_losses
-from m4.methods.flexcare.combinations import available, members, route
-from m4.methods.flexcare.fusion import covariance, fuse
-from m4.methods.flexcare.sequence import attention_bias, encode
-from m4.moe.options import MoEOptions
+from m4.methods.flexcare.framework import Framework
 from m4.nn.encoders.summary import ModalitySummary
 from m4.nn.layers import TaskHeads
 from m4.resolve import check_fields
-from m4.specs import DataSpec
-from m4.types import Array, Batch, Mean, Outputs
+from m4.types import Batch, Outputs
 
 
-class FlexCare(nn.Module):
-    """Any number of modalities, any tasks, all answered in one pass.
-
-    Published sizes are the defaults. Of M modalities there are 2^M - 1 combinations, or with
-    `max_size` the full set and those of at most so many.
-    """
-
-    data: DataSpec
-    moe: MoEOptions = MoEOptions("task_additive", "noisy_top_k", num_experts=10, activation="relu")
-    width: int = 128
-    depth: int = 4
-    num_heads: int = 2
-    mlp: int = 512  # hidden width of the transformer
-    dropout: float = 0.1
-    temperature: float = 0.2  # of the fusion
-    max_size: int | None = None  # of a combination but the full one; None: any
-    aux_weights: Mapping[str, float] = FrozenDict(covariance=0.5, importance=0.01, load=0.01)
+class FlexCare(Framework):
+    """Any number of modalities, any tasks, all answered in one pass."""
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
@@ -55,47 +31,15 @@ class FlexCare(nn.Module):
         Raises ValueError for impossible fields, kinds without an encoder and too many combinations.
         """
         check_fields(self, depth=1)
-        num_tasks, rows = len(self.data.tasks), batch.uid.shape[0]
-        member_CM = members(len(self.data.modalities), self.max_size)
-        present_BM = batch.present(self.data)
-        ready_BC = available(present_BM, member_CM)
-
-        # Tokens.
         summary = ModalitySummary(self.data, self.width, self.dropout, name="summary")
         x_BMD, wide_BN = summary(batch, train=train)
-        small, unit = nn.initializers.normal(0.02), nn.initializers.normal(1.0)
-        x_BMD += self.param("position", small, x_BMD.shape[1:])
-        task_KD = self.param("task", unit, (num_tasks, self.width))
-        token_CD = self.param("combination", small, (len(member_CM), self.width))
+        x_BMD += self.param("position", nn.initializers.normal(0.02), x_BMD.shape[1:])
+        present_BM, owner_M = batch.present(self.data), np.arange(x_BMD.shape[1])
+        h_BKF, aux, moe = self.answers(x_BMD, present_BM, owner_M, batch, train=train)
 
-        # Transformer.
-        query_BKD = jnp.broadcast_to(task_KD, (rows, *task_KD.shape))
-        bias_TT = attention_bias(member_CM, np.arange(x_BMD.shape[1]), num_tasks, additive=False)
-        q_BKD, z_BCD = encode(
-            query_BKD, token_CD, x_BMD, ready_BC, present_BM, bias_TT, depth=self.depth,
-            num_heads=self.num_heads, mlp=self.mlp, dropout=self.dropout, train=train,
-        )  # fmt: skip
-        z_BKCD = jnp.broadcast_to(z_BCD[:, None], (rows, num_tasks, *z_BCD.shape[1:]))
-
-        # Experts, fusion, heads.
-        counted_BC = ready_BC & (batch.weight > 0)[:, None]
-        y_BKCD, moe = route(
-            z_BKCD, q_BKD, counted_BC, present_BM, member_CM, self.moe, self.aux_weights,
-            train=train,
-        )  # fmt: skip
-        fused_BKD = fuse(q_BKD, y_BKCD, ready_BC, temperature=self.temperature)
         drop = nn.Dropout(self.dropout, deterministic=not train, name="head_drop")
-        h_BKF = jnp.concatenate([q_BKD, fused_BKD], -1)
-        h = [drop(h_BKF[:, k]) for k in range(num_tasks)]
+        h = {name: drop(h_BKF[:, k]) for k, name in enumerate(self.data.task_names)}
         wide_BN = drop(wide_BN)
-        h = [jnp.concatenate([h_BF, wide_BN], -1) for h_BF in h]
-        heads = TaskHeads(self.data.tasks, name="heads")
-        logits = heads(dict(zip(self.data.task_names, h, strict=True)))
-        aux = dict(moe.losses)
-        if "covariance" in self.aux_weights:
-            aux["covariance"] = covariance(z_BKCD, counted_BC)
+        h = {name: jnp.concatenate([h_BF, wide_BN], -1) for name, h_BF in h.items()}
+        logits = TaskHeads(self.data.tasks, name="heads")(h)
         return Outputs(logits, aux, {"layer_0": moe})
-
-    def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
-        """Losses of the rows' tasks plus `aux_weights` times the other losses."""
-        return task_losses.objective(self.data, out, batch, self.aux_weights)

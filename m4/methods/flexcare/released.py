@@ -9,49 +9,30 @@ Letters: B rows, P passes, M modalities, C combinations, K tasks (1 in a pass of
 tokens, T = K + C + L, D width, E experts, N routed tokens, F features of a head.
 """
 
-from collections.abc import Mapping
 from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
-from flax.core import FrozenDict
 
 from m4 import task_losses
 from m4.maths import torch_uniform
-from m4.methods.flexcare.combinations import available, members, route
-from m4.methods.flexcare.fusion import fuse, squared_covariances
-from m4.methods.flexcare.sequence import attention_bias, encode
+from m4.methods.flexcare.combinations import attention_bias, available, members
+from m4.methods.flexcare.covariance import covariance_of_all
+from m4.methods.flexcare.framework import Framework
 from m4.methods.flexcare.tokens import data_tokens
-from m4.moe.options import MoEOptions
 from m4.nn.layers import TaskHeads
 from m4.resolve import check_fields
-from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, Outputs
 
 zeros = nn.initializers.zeros
 
 
-class ReleasedFlexCare(nn.Module):
-    """Any number of modalities, any tasks.
+class ReleasedFlexCare(Framework):
+    """Any number of modalities, any tasks."""
 
-    Published sizes are the defaults. Of M modalities there are 2^M - 1 combinations, or with
-    `max_size` the full set and those of at most so many.
-    """
-
-    data: DataSpec
-    moe: MoEOptions = MoEOptions("task_additive", "noisy_top_k", num_experts=10, activation="relu")
-    width: int = 128
-    depth: int = 4
-    num_heads: int = 2
-    mlp: int = 512  # hidden width of the transformer
-    dropout: float = 0.1
-    temperature: float = 0.2  # of the fusion
-    max_size: int | None = None  # of a combination but the full one; None: any
     patch: int = 16  # pixels of an image's token
     mask_mode: Literal["additive_one", "strict"] = "additive_one"  # the release's, or -inf
-    aux_weights: Mapping[str, float] = FrozenDict(covariance=0.5, importance=0.01, load=0.01)
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
@@ -64,8 +45,7 @@ class ReleasedFlexCare(nn.Module):
         check_fields(self, depth=1)
         num_tasks = len(self.data.tasks)
         member_CM = members(len(self.data.modalities), self.max_size)
-        present_BM = batch.present(self.data)
-        ready_BC = available(present_BM, member_CM)
+        ready_BC = available(batch.present(self.data), member_CM)
 
         # Tokens.
         x_BLD, mask_BL, owner_L = data_tokens(self.data, batch, self.width, self.patch)
@@ -82,22 +62,20 @@ class ReleasedFlexCare(nn.Module):
             )
         additive = self.mask_mode == "additive_one"
         bias_TT = attention_bias(member_CM, owner_L, query_BKD.shape[1], additive=additive)
-        q_BKD, z_BCD = encode(
-            query_BKD, token_CD, x_BLD, readable_BC, mask_BL, bias_TT, depth=self.depth,
-            num_heads=self.num_heads, mlp=self.mlp, dropout=self.dropout, train=train,
-        )  # fmt: skip
+        q_BKD, z_BCD = self.encode(
+            query_BKD, token_CD, x_BLD, readable_BC, mask_BL, bias_TT, train=train
+        )
         q_BKD = rearrange(q_BKD, "(b p) k d -> b (p k) d", p=passes)
         z_BPCD = rearrange(z_BCD, "(b p) c d -> b p c d", p=passes)
         z_BKCD = jnp.broadcast_to(z_BPCD, (*q_BKD.shape[:2], *z_BPCD.shape[2:]))
 
         # Experts, fusion, heads.
         counted_BC = ready_BC & (batch.weight > 0)[:, None]
-        y_BKCD, moe = route(
-            z_BKCD, q_BKD, counted_BC, present_BM, member_CM, self.moe, self.aux_weights,
-            gate_init=zeros if self.moe.gate == "task_additive" else None, train=train,
-        )  # fmt: skip
-        fused_BKD = fuse(q_BKD, y_BKCD, ready_BC, temperature=self.temperature)
-        h_BKF = jnp.concatenate([q_BKD, fused_BKD], -1)
+        init = zeros if self.moe.gate == "task_additive" else None
+        y_BKCD, moe = self.route(
+            z_BKCD, q_BKD, counted_BC, batch, member_CM, gate_init=init, train=train
+        )
+        h_BKF = self.fuse(q_BKD, y_BKCD, ready_BC)
         own = range(num_tasks) if h_BKF.shape[1] == num_tasks else [0] * num_tasks
         h = {name: h_BKF[:, k] for name, k in zip(self.data.task_names, own, strict=True)}
         heads = TaskHeads(self.data.tasks, kernel_init=torch_uniform(), name="heads")
@@ -132,16 +110,3 @@ class ReleasedFlexCare(nn.Module):
         scale = total / jnp.maximum(jnp.sum(batch.weight), 1.0)
         out = out.replace(aux_losses={name: scale * x for name, x in out.aux_losses.items()})
         return task_losses.objective(self.data, out, batch, self.aux_weights)
-
-
-def covariance_of_all(z_BKCD: Array, ready_BC: Array) -> Array:
-    """Squared covariances between all combinations' tokens, available or not, over (C - 1)^2.
-
-    Mean over the rows that have any.
-    """
-    combined = ready_BC.shape[1]
-    row_B = ready_BC.any(-1)
-    pair_BCC = row_B[:, None, None] & ~np.eye(combined, dtype=bool)
-    squared_BKCC = jnp.where(pair_BCC[:, None], squared_covariances(z_BKCD), 0.0)
-    total = squared_BKCC.sum() / z_BKCD.shape[1]
-    return total / jnp.maximum(row_B.sum() * max(combined - 1, 1) ** 2, 1)
