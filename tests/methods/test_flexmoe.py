@@ -107,7 +107,9 @@ def test_factorised_bank_equals_the_full_bank(num):
     present = maths.combinations(num)
     x = np.full((len(present), num, 2, 3), 7.0, np.float32)
     full = bank.FullBank().apply({"params": {"cells": cells}}, x, present)
-    factors = bank.FactorisedBank(rank=15).apply({"params": bank.factorise(cells)}, x, present)
+    weight, bias = bank.indicators(num)
+    params = {"weight": weight, "bias": bias, "value": cells, "base": np.zeros((num, 2, 3))}
+    factors = bank.FactorisedBank(rank=15).apply({"params": params}, x, present)
     np.testing.assert_array_equal(full, factors)
     absent = ~present
     np.testing.assert_array_equal(np.asarray(full)[present], 7.0)

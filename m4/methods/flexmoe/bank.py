@@ -62,7 +62,7 @@ class FactorisedBank(nn.Module):
 
     cell(S, m) = base_m + sum_r relu(<w_r, S> + b_r) value_rm, with S the row's presence bits.
     While there are at most R combinations every one has a unit of its own, which starts as its
-    indicator, and the bank starts as a full one with the same values (`factorise`). Beyond that
+    indicator, and the bank starts as a full one with the same values. Beyond that
     combinations share R units.
     """
 
@@ -75,15 +75,14 @@ class FactorisedBank(nn.Module):
         num, block = present_BM.shape[-1], x_BMPD.shape[1:]
         exact = 2**num - 1 <= self.rank
         units = 2**num - 1 if exact else self.rank
-        weight_MR, bias_R = indicators(num) if exact else (None, None)
-        normal = nn.initializers.normal(self.scale)
-        constant = lambda value: lambda *_: jnp.asarray(value)  # noqa: E731
-        weight_init = constant(weight_MR) if exact else nn.initializers.normal(num**-0.5)
-        bias_init = constant(bias_R) if exact else nn.initializers.zeros
+        normal, zeros = nn.initializers.normal(self.scale), nn.initializers.zeros
+        weight_init, bias_init = nn.initializers.normal(num**-0.5), zeros
+        if exact:
+            weight_init, bias_init = (lambda *_, x=x: jnp.asarray(x) for x in indicators(num))
         weight_MR = self.param("weight", weight_init, (num, units))
         bias_R = self.param("bias", bias_init, (units,))
         value_RMPD = self.param("value", normal, (units, *block))
-        base_MPD = self.param("base", nn.initializers.zeros if exact else normal, block)
+        base_MPD = self.param("base", zeros if exact else normal, block)
         unit_BR = nn.relu(present_BM.astype(jnp.float32) @ weight_MR + bias_R)
         cells_BMPD = base_MPD + jnp.einsum("br,rmpd->bmpd", unit_BR, value_RMPD)
         return jnp.where(present_BM[..., None, None], x_BMPD, cells_BMPD)
@@ -96,10 +95,3 @@ def indicators(num: int) -> tuple[np.ndarray, np.ndarray]:
     """
     sets_CM = combinations(num).astype(np.float32)
     return (2 * sets_CM - 1).T, 1 - sets_CM.sum(-1)
-
-
-def factorise(cells_CMPD: Array | np.ndarray) -> dict[str, Array | np.ndarray]:
-    """Parameters of a `FactorisedBank` of rank 2^M - 1 that equals this full bank exactly."""
-    weight_MR, bias_R = indicators(cells_CMPD.shape[1])
-    base_MPD = np.zeros(cells_CMPD.shape[1:], np.float32)
-    return {"weight": weight_MR, "bias": bias_R, "value": cells_CMPD, "base": base_MPD}

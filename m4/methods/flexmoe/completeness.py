@@ -11,7 +11,7 @@ Letters: B rows, N tokens, E experts, K chosen experts, M modalities, G = 2 M gr
 (complete and incomplete tokens of every modality).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
@@ -22,11 +22,6 @@ from m4.types import Array, Routing
 ROOM = "m4.methods.flexmoe.completeness"
 LOSSES = {name: f"{ROOM}:{name}" for name in ("router", "importance", "load")}
 PAPER_LOSSES = LOSSES | {name: f"{ROOM}:{name}_of_others" for name in ("importance", "load")}
-
-
-def chosen(aux_weights: Mapping[str, float], own: Mapping[str, str] = LOSSES) -> dict[str, str]:
-    """Names in `aux_weights` -> functions: Flex-MoE's `own`, any other of `m4.moe.losses`."""
-    return {name: own.get(name, name) for name in sorted(aux_weights)}
 
 
 def check_experts(num_experts: int, num_modalities: int) -> None:
@@ -56,55 +51,33 @@ def router(routing: Routing, *, pattern_N: Array, num_modalities: int) -> Array:
     return num_modalities * losses.pattern_cross_entropy(routing, pattern_N=pattern_N)
 
 
-def importance(
-    routing: Routing, *, modality_N: Array, num_modalities: int, pattern_N: Array
-) -> Array:
-    """CV^2 of the weights per expert; incomplete rows: without expert 0 (the release's eq. 4)."""
-    group_N = _group(modality_N, pattern_N)
-    total_GE = losses.tally(routing, group_N, 2 * num_modalities, routing.weights)
-    return jnp.sum(losses.cv_squared(total_GE, _without_expert_0(total_GE.shape)))
+def _balance(smooth: bool, counts: bool, paper: bool) -> Callable[..., Array]:
+    """A loss: CV^2 per expert over the complete, and over the incomplete tokens of a modality.
+
+    Of the weights, with `counts` of the number of choices, with `smooth` of the smooth load where
+    the router has one. Incomplete rows count without expert 0 (the release's eq. 4) or, as in the
+    paper's, without their first choice.
+    """
+
+    def loss(
+        routing: Routing, *, modality_N: Array, num_modalities: int, pattern_N: Array
+    ) -> Array:
+        group_N, num = 2 * modality_N + (pattern_N > 0), 2 * num_modalities
+        amount_NK = (routing.weights > 0.0).astype(jnp.float32) if counts else routing.weights
+        if paper:  # choices come in order of their weight
+            first_NK = jnp.arange(amount_NK.shape[-1]) == 0
+            amount_NK = jnp.where(first_NK & (pattern_N > 0)[:, None], 0.0, amount_NK)
+        total_GE = losses.tally(routing, group_N, num, amount_NK)
+        if smooth and routing.load is not None:
+            total_GE = jnp.zeros_like(total_GE).at[group_N].add(routing.load)
+        all_GE = jnp.ones(total_GE.shape, bool)
+        kept_GE = all_GE if paper else all_GE.at[1::2, 0].set(False)
+        return jnp.sum(losses.cv_squared(total_GE, kept_GE))
+
+    return loss
 
 
-def load(routing: Routing, *, modality_N: Array, num_modalities: int, pattern_N: Array) -> Array:
-    """CV^2 of the smooth load, else of the number of choices; see `importance`."""
-    shape = (2 * num_modalities, routing.probs.shape[-1])
-    group_N = _group(modality_N, pattern_N)
-    if getattr(routing, "load", None) is not None:
-        load_GE = jnp.zeros(shape).at[group_N].add(routing.load)
-    else:
-        chosen_NK = (routing.weights > 0.0).astype(jnp.float32)
-        load_GE = losses.tally(routing, group_N, 2 * num_modalities, chosen_NK)
-    return jnp.sum(losses.cv_squared(load_GE, _without_expert_0(shape)))
-
-
-def importance_of_others(
-    routing: Routing, *, modality_N: Array, num_modalities: int, pattern_N: Array
-) -> Array:
-    """CV^2 of the weights per expert; incomplete rows: without the first choice (paper eq. 4)."""
-    return _others(routing, routing.weights, modality_N, num_modalities, pattern_N)
-
-
-def load_of_others(
-    routing: Routing, *, modality_N: Array, num_modalities: int, pattern_N: Array
-) -> Array:
-    """CV^2 of the number of choices per expert, a constant; see `importance_of_others`."""
-    chosen_NK = (routing.weights > 0.0).astype(jnp.float32)
-    return _others(routing, chosen_NK, modality_N, num_modalities, pattern_N)
-
-
-def _others(routing, amount_NK, modality_N, num_modalities, pattern_N):
-    first_NK = jnp.arange(amount_NK.shape[-1]) == 0  # choices come in order of their weight
-    amount_NK = jnp.where(first_NK & (pattern_N > 0)[:, None], 0.0, amount_NK)
-    shape = (2 * num_modalities, routing.probs.shape[-1])
-    group_N1 = _group(modality_N, pattern_N)[:, None]
-    total_GE = jnp.zeros(shape).at[group_N1, routing.experts].add(amount_NK, mode="drop")
-    return jnp.sum(losses.cv_squared(total_GE, jnp.ones(shape, bool)))
-
-
-def _group(modality_N, pattern_N):
-    return 2 * modality_N + (pattern_N > 0)
-
-
-def _without_expert_0(shape):
-    group_G1, expert_E = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])
-    return (group_G1 % 2 == 0) | (expert_E > 0)
+importance = _balance(smooth=False, counts=False, paper=False)
+load = _balance(smooth=True, counts=True, paper=False)
+importance_of_others = _balance(smooth=False, counts=False, paper=True)
+load_of_others = _balance(smooth=False, counts=True, paper=True)  # a constant

@@ -8,30 +8,51 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from m4 import task_losses
 from m4.maths import torch_uniform
+from m4.methods.flexmoe import completeness
+from m4.methods.flexmoe.bank import complete
+from m4.methods.flexmoe.transformer import Transformer
 from m4.nn.encoders.modalities import clean_table, known, stack_series, summary_statistics
 from m4.nn.encoders.volume import VolumeEncoder
-from m4.nn.layers import masked_mean
-from m4.specs import DataSpec, ModalitySpec
-from m4.types import Array, Batch, Stream
+from m4.nn.layers import TaskHeads, masked_mean
+from m4.resolve import check_fields
+from m4.specs import ModalitySpec
+from m4.types import Array, Batch, Outputs, Stream
 
 
-def patch_tokens(
-    data: DataSpec, batch: Batch, width: int, num_patches: int, *, train: bool
-) -> Array:
-    """[B, M, P, D]; parameters '<modality>' and, of images, '<modality>_volume'.
+class PatchTransformer(Transformer):
+    """What paper and release share: fuses up to 12 modalities of any of these kinds."""
 
-    Called inside a compact method. Raises ValueError for kinds without an encoder.
-    """
-    tokens = []
-    for m in data.modalities:
-        stream = batch.inputs[m.name]
+    num_patches: int = 16  # tokens of a modality
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool) -> Outputs:
+        """Logits of every task, [B, dim]. Training needs rngs 'dropout' and 'gate'.
+
+        Tokens of every modality, those of absent ones from the bank (section 3.2), layers, and
+        heads on the mean token of every modality. Raises ValueError for modality kinds without an
+        encoder, for impossible fields and for fewer experts than combinations of modalities.
+        """
+        check_fields(self, depth=1, num_patches=1)
+        completeness.check_experts(self.moe.num_experts, len(self.data.modalities))
+        tokens = [self._tokens(m, batch.inputs[m.name], train) for m in self.data.modalities]
+        x_BMPD = complete(jnp.stack(tokens, axis=1), batch.present(self.data))
+        x_BMPD, moe = self.layers(x_BMPD, batch, train=train)
+        h_BF = rearrange(x_BMPD.mean(2), "b m d -> b (m d)")
+        heads = TaskHeads(
+            self.data.tasks, two_logits=True, kernel_init=torch_uniform(), name="heads"
+        )
+        aux = task_losses.over_layers(moe, self.aux_weights)
+        return Outputs(heads(dict.fromkeys(self.data.task_names, h_BF)), aux, moe)
+
+    def _tokens(self, m: ModalitySpec, stream: Stream, train: bool) -> Array:
+        """[B, P, D]; parameters '<modality>' and, of images, '<modality>_volume'."""
         if m.kind == "image":
-            x_BF = VolumeEncoder(width, name=f"{m.name}_volume")(stream, train=train)
+            x_BF = VolumeEncoder(self.width, name=f"{m.name}_volume")(stream, train=train)
         else:
-            x_BF = flatten(m, stream, hours=data.hours)
-        tokens.append(PatchTokens(width, num_patches, name=m.name)(x_BF))
-    return jnp.stack(tokens, axis=1)
+            x_BF = flatten(m, stream, hours=self.data.hours)
+        return PatchTokens(self.width, self.num_patches, name=m.name)(x_BF)
 
 
 def flatten(modality: ModalitySpec, stream: Stream, *, hours: float) -> Array:
