@@ -47,13 +47,8 @@ class Job:
     command: str
     method: str
     file: Path
+    folder: Path  # the work directory read or written
     flags: configs.Flags
-
-    @property
-    def folder(self) -> Path:
-        """The work directory read or written."""
-        assert self.flags.workdir is not None
-        return self.flags.workdir
 
 
 def names() -> tuple[str, ...]:
@@ -113,7 +108,8 @@ def parse(args: Sequence[str]) -> Job:
     flags = configs.parse([*others, f"--workdir={own[folder]}"])
     if command == "import" and flags.config is None:
         raise ConfigError("--config: is missing, --config=FILE[:VARIANT]")
-    return Job(command, own["method"], Path(own["torch"]).expanduser(), flags)
+    file, work = (Path(own[name]).expanduser() for name in ("torch", folder))
+    return Job(command, own["method"], file, work, flags)
 
 
 def check(config: ml_collections.ConfigDict, job: Job) -> None:
@@ -132,9 +128,9 @@ def check(config: ml_collections.ConfigDict, job: Job) -> None:
         for section in ("text", "image")
         if config[section].file
     ]
-    taken = job.folder / "checkpoints" if job.command == "import" else job.file
+    written = {"import": ("--out", job.folder / "checkpoints"), "export": ("--torch", job.file)}
+    flag, taken = written[job.command]
     if taken.exists():
-        flag = "--out" if job.command == "import" else "--torch"
         lines.append(f"{flag}: {taken} exists; choose another")
     if lines:
         raise ConfigError(*lines)
