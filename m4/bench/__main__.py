@@ -5,7 +5,7 @@ import sys
 
 from m4.errors import UserError
 
-NAMES = ("aot", "moe")  # what users run; the rest are their parts
+NAMES = ("aot",)  # what users run; the rest are its parts
 
 
 def main(argv: list[str]) -> int:

@@ -9,7 +9,7 @@ A case is CHIPSxEXPERTS. Every case is compiled in a process of its own and chec
 - exactly 4 all-to-alls of rows, padded or ragged;
 - no gather and no reduction of expert weights over the `expert` axis;
 - every gradient is split like its parameter;
-- peak memory within 5 % of the cost model (`_aot_case.model_bytes`).
+- peak memory within 5 % of the cost model (`aot_case.model_bytes`).
 
 Exit code 0 if all hold, 1 if one fails; without libtpu it says so and returns 0. Versions matter:
 with jax 0.10.2 use libtpu 0.0.48. Under 0.0.45 `ragged_dot` is expanded on v6e, and jax cannot
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 def compile_case(name: str, exchange: str = "all_to_all") -> dict:
     """Compile one case in a child process, print and return what was found."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-    command = [sys.executable, "-m", "m4.bench._aot_case", name, exchange]
+    command = [sys.executable, "-m", "m4.bench.aot_case", name, exchange]
     answer = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
     row = json.loads(answer.stdout.splitlines()[-1])
     failed = [check for check, passed in row["checks"].items() if not passed]

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from m4.bench.worker import Worker
 from m4.data import build, loader
 from m4.data.store import Store
+from tests.timing.worker_process import Worker
 
 BAR = 3.0
 ROUNDS = 5

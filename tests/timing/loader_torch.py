@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from m4.bench.worker import serve  # noqa: E402 (importable only by path)
+from tests.timing.worker_process import serve  # noqa: E402 (importable only by path)
 
 STEPS, FEATURES, WIDTH, SIZE = 48, 30, 768, 224
 

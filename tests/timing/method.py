@@ -18,11 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from m4.bench import moe
-from m4.bench.moe import MALLOC
-from m4.bench.worker import Worker
-from tests.timing import environment
+from tests.timing import moe
 from tests.timing.method_cases import CASES, LARGE, NOTES, case_of
+from tests.timing.moe import MALLOC
+from tests.timing.worker_process import Worker
 
 
 def main(argv: list[str]) -> None:
@@ -60,7 +59,7 @@ def measure(
     `apart` keeps one process alive at a time.
     """
     about, times = {}, {}
-    env = moe.environment(case["cores"], malloc) | {"PYTHONPATH": environment()["PYTHONPATH"]}
+    env = moe.environment(case["cores"], malloc)
     groups = [[name] for name in commands] if apart else [list(commands)]
     for group in groups:
         workers = {name: Worker(commands[name], env, case["cores"]) for name in group}

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
-from m4.bench.worker import serve
 from m4.methods.flexcare.released import ReleasedFlexCare
 from m4.methods.flexmoe.released import ReleasedFlexMoE
 from m4.methods.fusemoe.released import ReleasedFuseMoE
@@ -19,6 +18,7 @@ from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.train import optim
 from m4.train import step as steps
 from tests.timing.fusemoe import random_batch
+from tests.timing.worker_process import serve
 
 # The tasks that FlexCare's release trains, with its weights.
 FLEXCARE_TASKS = (

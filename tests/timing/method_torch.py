@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from m4.bench.worker import serve  # noqa: E402 (importable only by path)
+from tests.timing.worker_process import serve  # noqa: E402 (importable only by path)
 
 
 def setup(case):

@@ -1,9 +1,9 @@
 """The MoE layer, forward + backward, against a dense bound and torch rivals in the same run.
 
-    python -m m4.bench moe --experts=8,64,256,1024 --json=moe.json
-    python -m m4.bench moe --part=router --gate=linear,laplace --experts=64,256,1024
-    python -m m4.bench moe --mesh=2x4          # collectives of the compiled program
-    python -m m4.bench moe --rows_per_expert=32 --experts=64,256,1024    # growth in E
+    python -m tests.timing moe --experts=8,64,256,1024 --json=moe.json
+    python -m tests.timing moe --part=router --gate=linear,laplace --experts=64,256,1024
+    python -m tests.timing moe --mesh=2x4          # collectives of the compiled program
+    python -m tests.timing moe --rows_per_expert=32 --experts=64,256,1024    # growth in E
 
 Ratios are medians over rounds; a round runs every variant once, so that a busy machine slows all
 of them alike. Bounds and rivals:
@@ -33,8 +33,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from m4.bench.worker import Worker
 from m4.errors import ConfigError
+from tests.timing import environment as of_children
+from tests.timing.worker_process import Worker
 
 RIVALS = ("torch_loop", "torch_sorted")
 # Fresh gradients of hundreds of megabytes cost mostly page faults. Huge pages, and freed memory
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     _check(args)
     if args.mesh:
-        _in_child("m4.bench._moe_mesh", json.dumps(vars(args)), math.prod(args.mesh))
+        _in_child("tests.timing.moe_mesh", json.dumps(vars(args)), math.prod(args.mesh))
         return
     if args.part == "router":
         _write(router_rows(args), args.json)
@@ -83,7 +84,7 @@ def _write(rows, file):
 
 
 def _parser():
-    parser = argparse.ArgumentParser("python -m m4.bench moe", description=__doc__)
+    parser = argparse.ArgumentParser("python -m tests.timing moe", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
     def numbers(text):
@@ -142,7 +143,7 @@ def choose_split(rows_per_expert: float, cores: int) -> int:
 
 def environment(cores: int, malloc: str = "tuned") -> dict[str, str]:
     """Of a worker: `cores` host devices, and how it allocates (`MALLOC`)."""
-    env = {**os.environ, **MALLOC[malloc]}
+    env = of_children() | MALLOC[malloc]
     flag = f"--xla_force_host_platform_device_count={cores}"
     env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {flag}".strip()
     return env
@@ -151,10 +152,10 @@ def environment(cores: int, malloc: str = "tuned") -> dict[str, str]:
 def _start(args):
     env = environment(args.cores, args.malloc)
     print(f"{args.cores} cores, malloc {MALLOC[args.malloc]}", file=sys.stderr)
-    workers = {"jax": Worker([sys.executable, "-m", "m4.bench._moe_jax"], env, args.cores)}
+    workers = {"jax": Worker([sys.executable, "-m", "tests.timing.moe_jax"], env, args.cores)}
     has_torch = [args.torch_python, "-c", "import torch"]
     if subprocess.run(has_torch, capture_output=True, check=False).returncode == 0:
-        script = Path(__file__).with_name("_moe_torch.py")
+        script = Path(__file__).with_name("moe_torch.py")
         workers["torch"] = Worker([args.torch_python, str(script)], env, args.cores)
     else:
         print(f"no torch in {args.torch_python}: its ratios are null", file=sys.stderr)
@@ -179,7 +180,7 @@ def measure(workers: dict[str, Worker], case: dict[str, Any], repeats: int) -> l
 def router_rows(args: argparse.Namespace) -> list[dict]:
     """One row per E and gate: gate, top-k and weights over the bound, from the same rounds."""
     env = environment(args.cores, args.malloc)
-    worker = Worker([sys.executable, "-m", "m4.bench._moe_router"], env, args.cores)
+    worker = Worker([sys.executable, "-m", "tests.timing.moe_router"], env, args.cores)
     gates = (args.gate or "linear").split(",")
     clock = "cpu" if args.cores == 1 else "wall"
     case = {name: getattr(args, name) for name in ("tokens", "dim", "top_k", "seed", "cores")}

@@ -1,4 +1,4 @@
-"""The layer and its dense bound in JAX: the worker process of `m4.bench.moe`."""
+"""The layer and its dense bound in JAX: the worker process of `tests.timing.moe`."""
 
 import contextlib
 import functools
@@ -9,9 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from m4.bench import _moe_router, _program
-from m4.bench._moe_case import make_case
-from m4.bench.worker import serve
+from m4.bench import compiled as programs
 from m4.moe import experts
 from m4.moe.engine import dispatch
 from m4.moe.engine import mesh as parallel
@@ -19,6 +17,9 @@ from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
 from m4.sharding import compiler_options
 from m4.types import Routing
+from tests.timing import moe_router
+from tests.timing.moe_case import make_case
+from tests.timing.worker_process import serve
 
 
 def setup(case):
@@ -35,8 +36,8 @@ def setup(case):
     if case["gate"]:
         variants["gated"] = _gated(case, arrays, dtype)
         x = jnp.asarray(arrays["x"])
-        variants["router"] = _moe_router.router(case, case["gate"], x)
-        variants["router_bound"] = _moe_router.bound(case, x)
+        variants["router"] = moe_router.router(case, case["gate"], x)
+        variants["router_bound"] = moe_router.bound(case, x)
     for _ in range(2):
         for run in variants.values():
             run()
@@ -110,7 +111,7 @@ def _layer(case, arrays, dtype, engine, split):
     facts = {
         "loss": float(value),
         "dropped": float(dropped),
-        "peak_bytes": _program.peak_bytes(compiled) * split,
+        "peak_bytes": programs.peak_bytes(compiled) * split,
         "program_bytes": len(lowered.as_text()),
     }
     return _timed(compiled, args), facts

@@ -1,4 +1,4 @@
-"""Gate, top-k and weights against their bound: the worker of `m4.bench.moe --part=router`."""
+"""Gate, top-k and weights against their bound: the worker of `tests.timing.moe --part=router`."""
 
 import contextlib
 import functools
@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from m4 import sharding
-from m4.bench.worker import serve
 from m4.moe import route, routers
 from m4.resolve import resolve
+from tests.timing.worker_process import serve
 
 
 def setup(case):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from _moe_case import make_case  # noqa: E402 (a sibling file, importable only by path)
-from worker import serve  # noqa: E402
+from tests.timing.moe_case import make_case  # noqa: E402 (importable only by path)
+from tests.timing.worker_process import serve  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

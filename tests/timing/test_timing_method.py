@@ -42,7 +42,7 @@ def worker(tmp_path, name, seconds):
     script.write_text(
         textwrap.dedent(f"""
         import time
-        from m4.bench.worker import serve
+        from tests.timing.worker_process import serve
 
         def run():
             end = time.process_time() + {seconds}

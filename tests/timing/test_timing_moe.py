@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from m4.bench import _aot_case, _moe_case, _moe_mesh, _program, moe
+from m4.bench import aot_case
+from m4.bench import compiled as programs
 from m4.errors import ConfigError
+from tests.timing import moe, moe_case, moe_mesh
 
 TEXT = """HloModule step
 %body (p: f32[2]) -> f32[2] {
@@ -31,22 +33,22 @@ def compiled(text):
 
 def test_collectives_outside_loops_with_their_bytes():
     # Two parts of 1*8*4 float32: 2 * 32 * 4 = 256 bytes; 2 * 8 * 4 = 64; 16 * 4 * 2 = 128; 4.
-    assert _program.collectives(compiled(TEXT)) == [
+    assert programs.collectives(compiled(TEXT)) == [
         ("all-to-all", "2 x f32[1,8,4]", 256),
         ("all-to-all", "2 x s32[1,8]", 64),
         ("all-gather", "bf16[16,4]", 128),
         ("all-reduce", "f32[]", 4),
     ]
-    assert len(_program.collectives(compiled(TEXT), loops=True)) == 5
+    assert len(programs.collectives(compiled(TEXT), loops=True)) == 5
 
 
 def test_cases_are_the_same_everywhere_and_skew_skews():
     case = {"tokens": 200, "dim": 4, "hidden": 8, "experts": 16, "top_k": 2, "seed": 0, "zipf": 0.0}
-    one, two = _moe_case.make_case(case), _moe_case.make_case(case)
+    one, two = moe_case.make_case(case), moe_case.make_case(case)
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert (one["experts"][:, 0] != one["experts"][:, 1]).all()
     np.testing.assert_allclose(one["weights"].sum(1), 1, rtol=1e-6)
-    skewed = _moe_case.make_case(case | {"zipf": 2.0})
+    skewed = moe_case.make_case(case | {"zipf": 2.0})
     busiest = [np.bincount(c["experts"].ravel(), minlength=16).max() for c in (one, skewed)]
     assert busiest[0] < 50 < 100 < busiest[1]
 
@@ -118,8 +120,8 @@ def test_the_checks_of_a_pod_on_virtual_devices(exchange, number):
     """What `m4.bench aot` checks passes here, and the number of exchanges is really counted."""
     mesh = jax.make_mesh((2, 4), ("data", "expert"), (AxisType.Auto,) * 2)
     case = {"experts": 8, "tokens": 256, "dim": 16, "hidden": 32, "top_k": 2, "dtype": "float32"}
-    program = _moe_mesh.compile_layer(mesh, case, exchange=exchange, engine="dropless")
-    row = _aot_case.examine(program, "8x64", (2, 4), 32, case)
+    program = aot_case.compile_layer(mesh, case, exchange=exchange, engine="dropless")
+    row = aot_case.examine(program, "8x64", (2, 4), 32, case)
     assert row["exchanges"] == number
     assert row["checks"]["exchanges"] == (number == 4)
     # Here a gather of the tokens is larger than an expert matrix: the check sees it.
@@ -137,12 +139,12 @@ def test_bytes_on_a_mesh_follow_the_documented_formula():
     mesh = jax.make_mesh((2, 4), ("data", "expert"), (AxisType.Auto,) * 2)
     case = {"experts": 8, "tokens": 256, "dim": 16, "hidden": 32, "top_k": 2, "dtype": "float32"}
     for exchange in ("all_to_all", "all_gather"):
-        program = _moe_mesh.compile_layer(mesh, case, exchange=exchange, engine="dropless")
+        program = aot_case.compile_layer(mesh, case, exchange=exchange, engine="dropless")
         sent = {}
-        for kind, shapes, size in _program.collectives(program):
+        for kind, shapes, size in programs.collectives(program):
             if not shapes.endswith("[]"):
                 sent[kind] = sent.get(kind, 0) + size
-        expected = _moe_mesh.formula((2, 4), case, exchange=exchange)
+        expected = moe_mesh.formula((2, 4), case, exchange=exchange)
         assert set(sent) == set(expected)
         for kind, size in expected.items():
             assert abs(sent[kind] / size - 1) <= 0.05, (exchange, kind, sent[kind], size)

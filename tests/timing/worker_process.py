@@ -1,6 +1,6 @@
 """A benchmark worker process: JSON requests on stdin, one JSON answer a line on stdout.
 
-Imports nothing but the standard library, so that it runs in an interpreter without m4.
+Needs nothing but the standard library, so that it runs in an interpreter without m4.
 """
 
 import json

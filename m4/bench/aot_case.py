@@ -1,18 +1,22 @@
 """Compile one case of `m4.bench.aot` and print what was found as one line of JSON."""
 
+import functools
 import json
 import math
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from m4.bench import _moe_mesh, _program
+from m4.bench import compiled as programs
 from m4.bench.aot import CASES, LAYER, SLACK
 from m4.moe import experts
 from m4.moe.engine import mesh as parallel
+from m4.types import Routing
 
 
 def main(name: str, exchange: str) -> None:
@@ -23,14 +27,56 @@ def main(name: str, exchange: str) -> None:
     grid = mesh_utils.create_device_mesh(shape, description.devices, allow_split_physical_axes=True)
     mesh = Mesh(grid, ("data", "expert"), axis_types=(AxisType.Auto,) * 2)
     case = LAYER | {"experts": int(name.split("x")[1]), "tokens": tokens * math.prod(shape)}
-    compiled = _moe_mesh.compile_layer(mesh, case, exchange=exchange, engine="ragged", slack=SLACK)
+    compiled = compile_layer(mesh, case, exchange=exchange, engine="ragged", slack=SLACK)
     print(json.dumps(examine(compiled, name, shape, tokens, case, exchange)))
+
+
+def compile_layer(mesh, case, *, exchange, engine, slack=1.25, overflow: Any = "drop"):
+    """Forward + backward of the layer without its gate, compiled for the mesh from shapes alone.
+
+    `case` has tokens (of all devices), dim, hidden, top_k, experts and dtype.
+    """
+    dtype = jnp.dtype(case["dtype"])
+    shapes = experts.shapes(case["experts"], case["dim"], case["hidden"])
+    arrays: dict[str, Any] = {n: jax.ShapeDtypeStruct(s, dtype) for n, s in shapes.items()}
+    abstract = experts.ExpertParams(**arrays)
+    axes = parallel.Axes().on(mesh, abstract)
+    rows = NamedSharding(mesh, P(axes.tokens))
+    params = jax.tree.map(
+        lambda a, spec: jax.ShapeDtypeStruct(a.shape, dtype, sharding=NamedSharding(mesh, spec)),
+        abstract,
+        axes.weights(),
+    )
+    shardings = jax.tree.map(lambda a: a.sharding, params)
+    apply = functools.partial(
+        parallel.apply_experts,
+        mesh=mesh,
+        exchange=exchange,
+        functions=experts.Functions(jax.nn.relu),
+        engine=engine,
+        slack=slack,
+        overflow=overflow,
+    )
+
+    def loss(x_ND, weights_NK, params, experts_NK):
+        empty = jnp.zeros((x_ND.shape[0], 0))
+        valid_N = jnp.ones(x_ND.shape[0], bool)
+        y_ND, _ = apply(x_ND, Routing(experts_NK, weights_NK, empty, empty, valid_N), params)
+        return jnp.mean(jnp.square(y_ND.astype(jnp.float32)))
+
+    def rows_of(width, dtype):
+        return jax.ShapeDtypeStruct((case["tokens"], width), dtype, sharding=rows)
+
+    k = case["top_k"]
+    args = rows_of(case["dim"], dtype), rows_of(k, jnp.float32), params, rows_of(k, jnp.int32)
+    step = jax.jit(jax.grad(loss, (0, 1, 2)), out_shardings=(rows, rows, shardings))
+    return step.lower(*args).compile()
 
 
 def examine(compiled, name, shape, tokens, case, exchange="all_to_all"):
     """Facts and checks of a compiled case."""
     data, devices = shape
-    found = _program.collectives(compiled, loops=True)
+    found = programs.collectives(compiled, loops=True)
     rows = parallel.bucket_rows(tokens, case["top_k"], devices, SLACK)
     exchanged = devices * rows * case["dim"] * jnp.dtype(case["dtype"]).itemsize
     sizes = {exchanged}
@@ -43,8 +89,8 @@ def examine(compiled, name, shape, tokens, case, exchange="all_to_all"):
     # over `data` its gradient is summed once.
     moved = [kind for kind, _, size in found if "all-to-all" not in kind and size >= 2 * local]
     model_flops = 12 * case["top_k"] * tokens * case["dim"] * case["hidden"]
-    peak, expected = _program.peak_bytes(compiled), model_bytes(shape, tokens, case)
-    ratio = (_program.flops(compiled) or math.inf) / model_flops
+    peak, expected = programs.peak_bytes(compiled), model_bytes(shape, tokens, case)
+    ratio = (programs.flops(compiled) or math.inf) / model_flops
     gradients = jax.tree.leaves(compiled.output_shardings[2])
     weights = jax.tree.leaves(compiled.input_shardings[0][2])
     dims = [len(shape) for shape in experts.shapes(1, 1, 1).values()]
