@@ -4,8 +4,10 @@ import dataclasses
 import re
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
+import optax
 import pytest
 from flax.core import FrozenDict
 
@@ -98,6 +100,43 @@ def test_one_modality_trains():
     assert not np.any(grads.pop("missing")["embedding"])
     assert all(np.any(g) for g in jax.tree.leaves(grads))
     properties.garbage_changes_no_bit(probe)
+
+
+@pytest.mark.parametrize("fidelity", VERSIONS)
+def test_sharp_attention_over_time_trains(fidelity):
+    # One feature was drawn once; queries and keys have eight times their initial size, so that
+    # scores spread by hundreds. Training must go on from there.
+    spec = DataSpec((ModalitySpec("labs", "series", (16, 3)),), SERIES_ONLY.tasks)
+    method = VERSIONS[fidelity](spec, dropout=0.0)
+    batch = properties.random_batch(spec, rows=16, keep=1.0)
+    labs = batch.inputs["labs"]
+    observed = np.array(labs.observed)
+    observed[..., 2] = np.arange(16) == 0
+    labs = labs.replace(observed=observed & labs.mask[..., None])
+    batch = batch.replace(inputs={"labs": labs})
+    rngs = {"params": jax.random.key(0), "gate": jax.random.key(1)}
+    params = nn.unbox(jax.jit(lambda: method.init(rngs, batch, train=False))())["params"]
+    for name in ("query", "key"):
+        part = params["grid"]["series_16"]["mtand"][name]
+        part["kernel"] = 8 * part["kernel"]
+    optimiser = optax.adam(1e-3)
+
+    @jax.jit
+    def step(params, state):
+        def loss(params):
+            out = method.apply({"params": params}, batch, train=True, rngs=rngs)
+            return method.loss(out, batch, np.int32(0))[0]
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, state = optimiser.update(grads, state)
+        return optax.apply_updates(params, updates), state, value, optax.tree.norm(grads)
+
+    state, found = optimiser.init(params), []
+    for _ in range(30):
+        params, state, value, norm = step(params, state)
+        assert np.isfinite(norm)
+        found.append(value)
+    assert found[-1] < 0.9 * found[0]
 
 
 def test_series_of_different_lengths_keep_their_presence():

@@ -67,6 +67,69 @@ def test_channel_attention_is_a_softmax_per_channel():
     assert not got[0, 0, :, :, 1].any()  # the channel that nobody observed
 
 
+def channel_oracle(scores, values, mask, dy):
+    """Value and gradients of a masked softmax per channel, in float64, all pairs at once."""
+    scores, values, dy = (np.asarray(x, np.float64) for x in (scores, values, dy))
+    mask = np.broadcast_to(mask, values.shape)[:, :, None, None]  # B M H Q L P
+    masked = np.where(mask, scores[..., None], -np.inf)
+    top = masked.max(-2, keepdims=True)
+    power = np.exp(masked - np.where(np.isfinite(top), top, 0.0))
+    total = power.sum(-2, keepdims=True)
+    weights = np.divide(power, total, out=np.zeros_like(power), where=total > 0)
+    values = np.where(mask, values[:, :, None, None], 0.0)
+    y = (weights * values).sum(-2, keepdims=True)
+    dy = dy.transpose(0, 1, 3, 2, 4)[..., None, :]
+    dscores = (weights * dy * (values - y)).sum(-1)
+    return y[..., 0, :].transpose(0, 1, 3, 2, 4), dscores, (weights * dy).sum((2, 3))
+
+
+@pytest.mark.parametrize("channels", [4, 1], ids=["own_masks", "one_mask"])
+@pytest.mark.parametrize("spread", [1, 10, 44, 88, 300, 1000, 1e6])
+def test_channel_attention_is_exact_at_any_spread(spread, channels):
+    rng = np.random.default_rng(0)
+    scores = (rng.normal(size=(3, 2, 2, 5, 7)) * spread).astype(np.float32)
+    values = rng.normal(size=(3, 2, 7, 4)).astype(np.float32)
+    dy = rng.normal(size=(3, 2, 5, 2, 4)).astype(np.float32)
+    mask = rng.random((3, 2, 7, channels)) < 0.4
+    mask[0, 0] = False
+
+    @jax.jit
+    def run(scores, values, dy):
+        y, vjp = jax.vjp(lambda s, v: channel_attention(s, v, mask, same), scores, values)
+        return y, *vjp(dy)
+
+    expected = channel_oracle(scores, values, mask, dy)
+    for found, want in zip(run(scores, values, dy), expected, strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("gap", [1, 44, 63, 64, 65, 88, 104, 1000])
+def test_channels_that_were_seen_at_different_times_do_not_meet(gap):
+    # Each channel has one observation: its mean is that, and no score moves it.
+    scores = jnp.array([0.0, -gap]).reshape(1, 1, 1, 1, 2)
+    mask = np.array([[False, True], [True, False]])[None, None]
+    weight = jnp.array([1.0, 2.0])
+
+    def total(scores):
+        y = channel_attention(scores, jnp.ones((1, 1, 2, 2)), mask, same)
+        return (y * weight).sum(), y
+
+    (_, y), grad = jax.value_and_grad(total, has_aux=True)(scores)
+    np.testing.assert_array_equal(y.ravel(), [1.0, 1.0])
+    np.testing.assert_array_equal(grad.ravel(), [0.0, 0.0])
+
+
+def test_channel_attention_drops_from_the_numerator():
+    rng = np.random.default_rng(0)
+    scores = (rng.normal(size=(1, 1, 1, 2, 5)) * 100).astype(np.float32)
+    values, keep = rng.normal(size=(1, 1, 5, 3)).astype(np.float32), np.array([0, 2, 2, 0, 2.0])
+    mask = np.ones((1, 1, 5, 3), bool)
+    dropped = channel_attention(scores, values, mask, lambda x: x * keep)
+    weights = np.asarray(jax.nn.softmax(scores, -1)) * keep
+    expected = np.einsum("bmhql,bmlp->bmqhp", weights, values)
+    np.testing.assert_allclose(dropped, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_channel_attention_ignores_scores_and_values_outside_the_mask():
     scores = np.zeros((1, 1, 1, 1, 3), np.float32)
     values = np.array([1.0, np.nan, 3.0], np.float32).reshape(1, 1, 3, 1)

@@ -25,6 +25,7 @@ from m4.nn.layers import Initializer, StackedDense
 from m4.types import Array
 
 Level = Literal["batch", "batch_seq", "batch_seq_feature"]
+BAND = 64.0  # of scores: e^-64 is nothing beside 1 in float32, and 1 over it is finite
 Impute = Callable[[SeriesStack, int], tuple[Array, Array]]
 
 
@@ -146,7 +147,7 @@ class VectorsEncoder(nn.Module):
     def __call__(self, x: Vectors, query_QK: Array, key_BLK: Array, *, train: bool) -> Array:
         """[B, Q, D]."""
         values = nn.Dense(self.features, name="project")(x.values) if self.project else x.values
-        mask = jnp.broadcast_to(x.mask[..., None], values.shape)
+        mask = x.mask[..., None]  # of all channels
         mtand = MultiTimeAttention(self.features, self.num_heads, 1, self.dropout, name="mtand")
         return mtand(query_QK, key_BLK[:, None], values[:, None], mask[:, None], train=train)[:, 0]
 
@@ -187,21 +188,84 @@ class TimeEmbedding(nn.Module):
 def channel_attention(scores_BMHQL: Array, values_BMLP: Array, mask_BMLP: Array, drop) -> Array:
     """Softmax over L separately for every value channel, without a tensor of H x Q x L x P.
 
-    Numerator sum_l e^s m v and denominator sum_l e^s m are two matrix products. Equal to
-    masking scores by -10000 wherever a channel has an observation; 0 where it has none.
-    `drop` acts on the numerator only, shared by the channels (the authors draw one mask per
-    channel). Returns [B, M, Q, H, P].
+    Equal to masking scores by -10000 wherever a channel has an observation; 0 where it has none.
+    A mask of one channel is that of all. `drop` acts on the numerator only, shared by the channels
+    (the authors draw one mask per channel). Returns [B, M, Q, H, P].
     """
     any_BMHQL = mask_BMLP.any(-1)[:, :, None, None]
     scores_BMHQL = jnp.where(any_BMHQL, scores_BMHQL.astype(jnp.float32), -jnp.inf)
-    top = jax.lax.stop_gradient(scores_BMHQL.max(-1, keepdims=True))
-    exp_BMHQL = jnp.exp(scores_BMHQL - jnp.where(jnp.isfinite(top), top, 0.0))
-    kept_BMLP = mask_BMLP.astype(jnp.float32)
-    den = jnp.einsum("bmhql,bmlp->bmhqp", exp_BMHQL, kept_BMLP)
-    num = jnp.einsum("bmhql,bmlp->bmhqp", drop(exp_BMHQL), jnp.where(mask_BMLP, values_BMLP, 0.0))
+    keep_BMHQL = drop(jnp.ones_like(scores_BMHQL))
+    values_BMLP = jnp.where(mask_BMLP, values_BMLP, 0.0).astype(jnp.float32)
+    mean = _channel_means(scores_BMHQL, values_BMLP, mask_BMLP.astype(jnp.float32), keep_BMHQL)
+    return rearrange(mean, "b m h q p -> b m q h p")
+
+
+@jax.custom_vjp
+def _channel_means(scores, values, mask, keep):
+    """sum_l e^s k m v / sum_l e^s m by matrix products, exact however far the scores spread.
+
+    Scores are taken in bands of `BAND` below the largest that is left, nearly always one. A channel
+    counts from the top of the band in which it is first observed, as its own softmax would, so no
+    sum underflows; bands below it add what is left of them.
+    """
+    return _channel_means_forward(scores, values, mask, keep)[0]
+
+
+def _channel_means_forward(scores, values, mask, keep):
+    def add(state):
+        left, num, den, ref = state
+        power, top, left = _next_band(scores, left, mask.shape[-1] == 1)
+        scale = jnp.where(den > 0, jnp.exp(jnp.minimum(top - ref, 0.0)), 1.0)
+        ref = jnp.where(den > 0, ref, top)
+        num += scale * jnp.einsum("bmhql,bmlp->bmhqp", power * keep, values)
+        return left, num, den + scale * jnp.einsum("bmhql,bmlp->bmhqp", power, mask), ref
+
+    shape = scores.shape[:-1]
+    none = jnp.zeros((*shape, mask.shape[-1]))
+    start = jnp.ones(scores.shape, bool), jnp.zeros((*shape, values.shape[-1])), none, none
+    _, num, den, ref = jax.lax.while_loop(lambda s: _any_left(scores, s[0]), add, add(start))
     none = den <= 0  # not true of NaN, which must not become 0
     mean = jnp.where(none, 0.0, num / jnp.where(none, 1.0, den))
-    return rearrange(mean, "b m h q p -> b m q h p")
+    return mean, (scores, values, mask, keep, mean, den, ref)
+
+
+def _channel_means_backward(saved, dmean):
+    scores, values, mask, keep, mean, den, ref = saved
+    dnum = jnp.where(den <= 0, 0.0, dmean / jnp.where(den <= 0, 1.0, den))
+    dden = dnum * mean
+    dden = dden.sum(-1, keepdims=True) if mask.shape[-1] == 1 else dden
+
+    def add(state):
+        left, dscores, dvalues = state
+        power, top, left = _next_band(scores, left, mask.shape[-1] == 1)
+        scale = jnp.exp(jnp.minimum(top - ref, 0.0))
+        dpower = keep * jnp.einsum("bmhqp,bmlp->bmhql", scale * dnum, values)
+        dpower -= jnp.einsum("bmhqp,bmlp->bmhql", scale * dden, mask)
+        dvalues += jnp.einsum("bmhql,bmhqp->bmlp", power * keep, scale * dnum)
+        return left, dscores + power * dpower, dvalues
+
+    start = jnp.ones(scores.shape, bool), jnp.zeros_like(scores), jnp.zeros_like(values)
+    _, dscores, dvalues = jax.lax.while_loop(lambda s: _any_left(scores, s[0]), add, add(start))
+    return dscores, dvalues, None, None
+
+
+def _any_left(scores, left):
+    return (left & (scores > -jnp.inf)).any()
+
+
+def _next_band(scores, left, whole: bool):
+    """Exponentials of the largest scores `left`, all of them with `whole`, over the largest.
+
+    NaN and infinity stay what they are. Returns the largest and who is left then, too.
+    """
+    top = jnp.where(left, scores, -jnp.inf).max(-1, keepdims=True)
+    below = (scores < top - BAND) & (not whole)
+    top_or_0 = jnp.where(jnp.isfinite(top), top, 0.0)
+    power = jnp.where(left & ~below, jnp.exp(scores - top_or_0), 0.0)
+    return power, top_or_0, left & below
+
+
+_channel_means.defvjp(_channel_means_forward, _channel_means_backward)
 
 
 class MultiTimeAttention(nn.Module):
