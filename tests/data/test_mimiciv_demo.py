@@ -46,18 +46,13 @@ def built(raw):
 
 
 @pytest.fixture(scope="module")
-def by_stay(raw, built):
-    """(stay row of icustays, admission row, example), matched by patient and length of stay."""
+def by_stay(raw):
+    """(stay row of icustays, admission row, example)."""
     admissions = {a["hadm_id"]: a for a in rows(raw, "hosp/admissions")}
-    stays = {}
-    for stay in rows(raw, "icu/icustays"):
-        length = hours(when(stay["outtime"]), when(stay["intime"])) / 24
-        stays[int(stay["subject_id"]), round(length, 6)] = stay
-    matched = []
-    for example in (e for found in built[1].values() for e in found):
-        stay = stays[example["patient"], round(float(example["targets"]["los"]), 6)]
-        matched.append((stay, admissions[stay["hadm_id"]], example))
-    return matched
+    stays = {int(stay["stay_id"]): stay for stay in rows(raw, "icu/icustays")}
+    cohort = mimiciv.cohort(raw, seed=0, demo=True, modalities=ALL, split_by="stay")
+    found = [(stays[e["patient"]], e) for start in cohort.splits.values() for e in start()]
+    return [(stay, admissions[stay["hadm_id"]], example) for stay, example in found]
 
 
 def test_counts_agree_with_the_files(raw, built):
@@ -90,7 +85,8 @@ def test_labels_of_every_stay(raw, by_stay):
     assert len(by_stay) == 74
     for stay, admission, example in by_stay:
         died = admission["hospital_expire_flag"] == "1"
-        length = hours(when(stay["outtime"]), when(stay["intime"]))
+        death = when(admission["deathtime"]) or datetime.max
+        length = hours(min(when(stay["outtime"]), death), when(stay["intime"]))  # death ends it
         targets = example["targets"]
         assert targets["ihm48"] == died
         assert targets["los"] == pytest.approx(length / 24)

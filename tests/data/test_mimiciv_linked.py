@@ -206,13 +206,13 @@ def test_labels_by_hand():
         intime=[0] * 4,
         outtime=[100 * H, 60 * H, 40 * H, 30 * H],
         died=[0, 1, 1, nan],
-        death=[never, 70 * H, 30 * H, never],
+        dead_from=[(5 + 20) * 24.0 * H, 70 * H, 30 * H, 30 * H],  # a date of death: the whole day
+        dead_by=[(5 + 21) * 24 * H, 70 * H, 30 * H, np.inf],
         discharge=[120 * H, 70 * H, 30 * H, never],
         admit=[0, 0, 0, 0],
         subject=[1, 2, 3, 4],
         stay=[1, 2, 3, 4],
         hadm=[1, 2, 3, 4],
-        death_date=[120 * H + 20 * 24 * H, 3 * 24 * H, 24 * H, never],
     )
     places = np.array(["REHAB", "DIED", "HOSPICE", "AGAINST ADVICE"])
     stays = life.Life(**columns, facts={"discharge_location": places})
@@ -221,7 +221,8 @@ def test_labels_by_hand():
         "ihm48": [0, 1, 1, nan],
         "los_under_96h": [0, 0, 0, nan],
         "decompensation": [0, 0, 1, nan],  # 45 h and 5 h to death
-        "los_remaining": [3, 1, 0, 0],  # 75, 35, 15 and 5 h: days 3.1, 1.5, 0.6, 0.2
+        "los": [100 / 24, 60 / 24, 30 / 24, 30 / 24],  # ends at death
+        "los_remaining": [3, 1, 0, 0],  # 75, 35, 5 and 5 h: days 3.1, 1.5, 0.2, 0.2
         "los_after_cxr": [95, 45, 5, nan],
         "mortality_48h": [0, 1, 1, nan],
         "los_under_48h": [0, 0, 0, nan],
@@ -234,14 +235,20 @@ def test_labels_by_hand():
     with pytest.raises(KeyError):
         labels.simple("phe", stays, at)
     # 1: dead 20 days after discharge; 2: died after the ICU; 3: in it; 4: unknown
-    everyone = arrays(subject_id=[1, 2, 3, 4], admittime=[0, 0, 0, 0])
+    everyone = arrays(subject_id=[1, 2, 3, 4], admittime=[0] * 4, dischtime=[0] * 4)
     np.testing.assert_array_equal(labels.readmission(stays, everyone), [1, 1, nan, nan])
-    stays.death_date[0] = never
+    stays.dead_from[0] = stays.dead_by[0] = np.inf
     np.testing.assert_array_equal(labels.readmission(stays, everyone), [0, 1, nan, nan])
-    back = arrays(subject_id=[1, 1, 2, 3, 4], admittime=[0, 120 * H + 29 * 24 * H, 0, 0, 0])
+    back = arrays(
+        subject_id=[1, 1, 2, 3, 4],
+        admittime=[0, 120 * H + 29 * 24 * H, 0, 0, 0],
+        dischtime=[120 * H, 120 * H + 31 * 24 * H, 0, 0, 0],
+    )
     np.testing.assert_array_equal(labels.readmission(stays, back), [1, 1, nan, nan])
     back["admittime"][1] += 24 * H + 1  # thirty days are over
     assert labels.readmission(stays, back)[0] == 0
+    back["admittime"][1] = 110 * H  # begins before the discharge and outlasts it
+    assert np.isnan(labels.readmission(stays, back)[0])
 
 
 def test_diseases_by_prefix():
@@ -292,9 +299,11 @@ def test_haim_and_benchmark_of_a_stay(raw):
     np.testing.assert_array_equal(seventeen["values"][:, rate], [np.nan, 80, 90])
     grid = inputs["flexcare"]
     assert grid["values"].shape == (48, 76) and grid["times"].tolist() == [*range(1, 49)]
-    rate = benchmark.COLUMNS.index("heart_rate")
+    rate, (mean, deviation) = benchmark.COLUMNS.index("heart_rate"), benchmark.SCALE["heart_rate"]
+    assert cohort.spec.modality("flexcare").kind == "vectors"
     # normal until the value at 2 h, which is in the second bin; the last of two at one time
-    assert grid["values"][[0, 1, 2, 46, 47], rate].tolist() == [86, 81, 81, 81, 90]
+    rates = grid["values"][[0, 1, 2, 46, 47], rate] * deviation + mean
+    np.testing.assert_allclose(rates, [86, 81, 81, 81, 90], rtol=1e-6)
     assert grid["values"][:, benchmark.COLUMNS.index("heart_rate_observed")].sum() == 2
 
 
@@ -311,25 +320,22 @@ def test_flexcare_grid_against_the_released_numbers():
     assert grid.shape == (4, 76)
     marked = [(np.flatnonzero(row) + 59).tolist() for row in grid[:, 59:]]
     assert marked == [[62, 67], [], [70, 73], [75]]  # 3.0 h falls into the third bin
-    scale = {  # of the release's normaliser
-        2: (61.73746731237323, 221.89647947315552), 3: (0.2941986945120962, 0.1714931950435367),
-        49: (140.38699662380586, 1766.7412133808477), 50: (85.53853938464474, 57.11693013941011),
-        51: (169.80350234321443, 6.222631784123813), 52: (79.59640838796953, 148.53013549514117),
-        53: (104.98108350952208, 5135.238732591619), 54: (19.867925156740334, 7.3213287278950965),
-        55: (122.3975667186341, 141.3988560835634), 56: (36.94399135355236, 5.277914736088037),
-        57: (83.76208973419455, 27.233083363220278), 58: (7.207267791681239, 1.6568268628593597),
-    }  # fmt: skip
+    scaled = [benchmark.COLUMNS.index(name) for name in benchmark.SCALE]
+    assert scaled == [2, 3, *range(49, 59)]  # as in the release's normaliser
     z = grid.astype(np.float64)
-    for c, (mean, std) in scale.items():
+    for c, (mean, std) in zip(scaled, benchmark.SCALE.values(), strict=True):
         z[:, c] = (z[:, c] - mean) / std
     assert z.sum() == pytest.approx(23.389356, abs=1e-5)  # what the authors' code gives
     assert [len(benchmark.discretise([], hours=h)) for h in (30.5, 48.0)] == [31, 48]
-    assert benchmark.convert("fio2", 40) == 0.4 and benchmark.convert("fio2", 0.4) == 0.4
 
 
 def test_the_thirty_variables_of_fusemoe():
     spec = mimiciv.spec(variables="fusemoe")
     assert sum(spec.modality(name).shape[1] for name in ("vitals", "labs")) == 30
+    (one,) = mimiciv.spec(modalities=("fusemoe",)).modalities  # as the authors' model reads them
+    assert one.kind == "series" and one.features == sum(
+        (m.features for m in spec.modalities[:2]), ()
+    )
     with pytest.raises(ConfigError, match="variables"):
         mimiciv.spec(variables="all")
 

@@ -15,7 +15,8 @@ What each task means is said in `labels.py`. Draws are keyed by stay and seed.
 
 Modalities: `vitals`, `labs`, `static`; bags of hashed codes `medications` (ICU inputs),
 `prescriptions`, `procedures`, `history` (diagnoses of earlier admissions); notes, X-rays and ECGs
-(`linked.py`); `benchmark` and `flexcare` (`benchmark.py`); HAIM's blocks (`haim_blocks.py`).
+(`linked.py`); as published: `fusemoe`, the paper's 30 vitals and laboratory values in one series,
+`benchmark` and `flexcare` (`benchmark.py`), HAIM's blocks (`haim_blocks.py`).
 Diagnoses of the same admission are written at discharge and are never an input. In the demo, which
 has no notes, images and ECGs, such a modality is absent; in the full data it must be there.
 
@@ -42,7 +43,7 @@ from m4.data.sets.mimiciv.selector import SOURCES
 from m4.errors import DataError
 from m4.specs import DataSpec
 
-VERSION = "2.0.0"
+VERSION = "2.1.0"
 SCRATCH = True  # `cohort` takes a folder in which an interrupted build goes on
 LICENCE = (
     "PhysioNet Credentialed Health Data License 1.5.0 (the demo: Open Data Commons Open Database "
@@ -135,7 +136,7 @@ def spec(
     shapes: dict[str, dict] = {
         "vitals": {"steps": steps, "variables": variables},
         "labs": {"steps": lab_steps, "variables": variables},
-        "benchmark": {"steps": steps},
+        **dict.fromkeys(("fusemoe", "benchmark"), {"steps": steps}),
         **{name: {"vocab": vocab} for name in catalogue.CODES},
         **{name: {"dim": width} for name, width in dims.items()},
     }
@@ -166,7 +167,8 @@ def missing_files(raw_dir, **options) -> list[str]:
         hint = f"; {other} is the {'full data' if demo else 'demo'}" if other else ""
         return [f"{raw_dir}: no {what} folder with hosp/ and icu/ in it{hint}"]
     data = spec(**options)
-    missing = [
+    missing = release.without_follow_up(root, data.task_names)
+    missing += [
         f"{root / release.HOME.get(name, 'hosp') / name}.csv.gz: missing ({CONTENT[name]})"
         for name in tables(data)
         if release.table(root, name) is None

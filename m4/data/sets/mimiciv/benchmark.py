@@ -7,11 +7,12 @@ have items of the older system only) and stay unobserved.
 `flexcare`: what FlexCare (Xu et al., KDD 2024) makes of them: 48 bins of an hour; in a bin the last
 value counts; an empty bin carries the last observed one, before the first a normal value; the five
 categorical variables are one-hot over the benchmark's vocabularies; 17 columns say what was
-observed. Its normaliser's constants are left out: every store is scaled on its own training split.
+observed. The numbers are scaled by the constants of its release, so that each bin is a vector that
+goes into a model as it is, without m4's scaling and flags: the input of its checkpoints.
 
 Departures: values out of range are dropped (FlexCare ships a table of ranges and does not apply
-it); FiO2 is divided by 100 only when above 1; GCS categories come from the number of the score,
-whose text the benchmark spells in several ways.
+it); FiO2 is a fraction, or a percentage divided by 100 (`features.py`); GCS categories come from
+the number of the score, whose text the benchmark spells in several ways.
 
 Letters: e events, T bins, c columns.
 """
@@ -25,7 +26,7 @@ from m4.data.sets.mimiciv.features import Feature
 FEATURES = (  # in the order of the benchmark, which is the alphabet's
     Feature("capillary_refill", (), 0, 1),
     Feature("diastolic_bp", (220051, 225310, 220180, 224643), 5, 250),
-    Feature("fio2", (223835,), 0.2, 100),
+    Feature("fio2", (223835,), 0.2, 1, oxygen=True),
     Feature("gcs_eye", (220739,), 1, 4),
     Feature("gcs_motor", (223901,), 1, 6),
     Feature("gcs_total", (), 3, 15),
@@ -78,6 +79,20 @@ NORMAL = {
     "oxygen_saturation": 98.0, "respiratory_rate": 19.0, "systolic_bp": 118.0,
     "temperature": 36.6, "weight": 81.0, "ph": 7.4,
 }  # fmt: skip
+SCALE = {  # mean and deviation of the release's normaliser
+    "diastolic_bp": (61.73746731237323, 221.89647947315552),
+    "fio2": (0.2941986945120962, 0.1714931950435367),
+    "glucose": (140.38699662380586, 1766.7412133808477),
+    "heart_rate": (85.53853938464474, 57.11693013941011),
+    "height": (169.80350234321443, 6.222631784123813),
+    "mean_bp": (79.59640838796953, 148.53013549514117),
+    "oxygen_saturation": (104.98108350952208, 5135.238732591619),
+    "respiratory_rate": (19.867925156740334, 7.3213287278950965),
+    "systolic_bp": (122.3975667186341, 141.3988560835634),
+    "temperature": (36.94399135355236, 5.277914736088037),
+    "weight": (83.76208973419455, 27.233083363220278),
+    "ph": (7.207267791681239, 1.6568268628593597),
+}
 EDGE = 1e-6  # FlexCare's: a value on the hour belongs to the bin before
 
 
@@ -87,13 +102,8 @@ COLUMNS = (
 )
 
 
-def convert(feature: str, value: float) -> float:
-    """A fraction of inspired oxygen above 1 is a percentage."""
-    return value / 100 if feature == "fio2" and value > 1 else value
-
-
 def discretise(rows: list[tuple[float, str, Any]], *, hours: float) -> np.ndarray:
-    """f32[T, 76] of (hour, variable, value) in the order of their times.
+    """f32[T, 76] of (hour, variable, value) in the order of their times, not scaled.
 
     A categorical value is a spelling of `VOCABULARY`, or a score of the GCS.
     """
@@ -119,10 +129,13 @@ def discretise(rows: list[tuple[float, str, Any]], *, hours: float) -> np.ndarra
 
 
 def grid(events: np.ndarray, *, hours: float, num_bins: int) -> dict[str, np.ndarray]:
-    """A payload of kind series from events with fields feature, time, value; at most `num_bins`."""
+    """A payload of kind vectors, at most `num_bins`, from events with feature, time and value."""
     events = events[np.argsort(events["time"], kind="stable")]
     rows = [(float(e["time"]), NAMES[e["feature"]], float(e["value"])) for e in events]
-    rows = [(t, n, int(v) if n in VOCABULARY else convert(n, v)) for t, n, v in rows]
+    rows = [(t, n, int(v) if n in VOCABULARY else v) for t, n, v in rows]
     values_Tc = discretise(rows, hours=hours)[-num_bins:]
+    for name, (mean, deviation) in SCALE.items():
+        c = COLUMNS.index(name)
+        values_Tc[:, c] = (values_Tc[:, c] - mean) / deviation
     first = max(int(hours + 1 - EDGE) - num_bins, 0)
     return {"values": values_Tc, "times": np.arange(first, first + len(values_Tc)) + 1.0}

@@ -49,7 +49,8 @@ ECG_MEASURES = (
 LINKED = (*VECTORS, EARLIER, "note_words", "cxr_image", "ecg_measures")
 # Published sets of variables; see `benchmark.py` and `haim_blocks.py`.
 HAIM = ("haim_chart", "haim_labs", "haim_procedures", "haim_demographics")
-MODALITIES = ("vitals", "labs", "static", *CODES, *LINKED, "benchmark", "flexcare", *HAIM)
+PUBLISHED = ("fusemoe", "benchmark", "flexcare", *HAIM)
+MODALITIES = ("vitals", "labs", "static", *CODES, *LINKED, *PUBLISHED)
 TASKS = ("ihm48", "los", "los_under_96h", "phe")
 # By window of input: tasks asked for by default, and others that make sense.
 WINDOWS = {
@@ -88,9 +89,11 @@ def modality(
     if name in (*tables, *HAIM):
         names = tables.get(name) or haim_blocks.columns(name)
         return ModalitySpec(name, "table", (len(names),), features=names)
-    steps = int(HOURS) if name == "flexcare" else steps
-    grids = {"benchmark": benchmark.NAMES, "flexcare": benchmark.COLUMNS}
-    names = grids.get(name) or tuple(f.name for f in features(name, variables))
+    if name == "flexcare":
+        shape = (int(HOURS), len(benchmark.COLUMNS))
+        return ModalitySpec(name, "vectors", shape, features=benchmark.COLUMNS)
+    series = benchmark.FEATURES if name == "benchmark" else features(name, variables)
+    names = tuple(f.name for f in series)
     return ModalitySpec(name, "series", (steps, len(names)), features=names)
 
 

@@ -1,22 +1,33 @@
 """The columns of vitals and labs: which raw items each merges, its range and its unit.
 
-A value outside the range is discarded as an artefact.
+A value is brought to the column's unit first; outside the range it is discarded as an artefact.
+
+Letters: e events.
 """
 
 import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """One column of a series. `fahrenheit` lists items to convert to degrees Celsius."""
+    """One column of a series. `fahrenheit` lists items to convert to degrees Celsius.
+
+    With `oxygen` a value is a fraction of inspired oxygen, charted as one (0.21 to 1) or as a
+    percentage (20 to 100); anything else may be either or neither, and is implausible.
+    """
 
     name: str
     items: tuple[int, ...]
     low: float
     high: float
     fahrenheit: tuple[int, ...] = ()
+    oxygen: bool = False
 
 
+ROOM_AIR = 0.21  # its fraction of oxygen: there is no less
 # Non-invasive and arterial pressures are merged; items are of icu/chartevents.
 VITALS = (
     Feature("heart_rate", (220045,), 10, 300),
@@ -57,9 +68,30 @@ LABS = (
     Feature("glucose", (50931, 50809), 0, 2500),
 )
 FUSEMOE_DROPS = ("temperature", "glucose")  # of the 32 variables; its 30 are without these
+SERIES = {"vitals": VITALS, "labs": LABS, "fusemoe": VITALS + LABS}
 
 
 def features(name: str, variables: str = "m4") -> tuple[Feature, ...]:
-    """The columns of "vitals" or "labs"; `variables` "fusemoe" leaves its 30 of the 32."""
-    every = VITALS if name == "vitals" else LABS
-    return tuple(f for f in every if variables == "m4" or f.name not in FUSEMOE_DROPS)
+    """The columns of "vitals" or "labs"; `variables` "fusemoe" leaves its 30 of the 32.
+
+    Those of "fusemoe" are all 30 in one series, in the order of the authors' list.
+    """
+    less = FUSEMOE_DROPS if "fusemoe" in (name, variables) else ()
+    return tuple(f for f in SERIES[name] if f.name not in less)
+
+
+def in_units(
+    features: Sequence[Feature], feature_e: np.ndarray, item_e: np.ndarray, value_e: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values of e events in their features' units, f64[e], and whether they are plausible.
+
+    `feature_e` holds numbers of `features`, `item_e` those of the raw items.
+    """
+    value_e = np.array(value_e, float)
+    for item in (item for f in features for item in f.fahrenheit):
+        value_e[item_e == item] = (value_e[item_e == item] - 32) / 1.8
+    low, high, oxygen = np.array([(f.low, f.high, f.oxygen) for f in features]).T[:, feature_e]
+    percent = (oxygen == 1) & (value_e >= 20) & (value_e <= 100)
+    value_e = np.where(percent, value_e / 100, value_e)
+    plausible = (value_e >= low) & (value_e <= high)
+    return value_e, plausible & ((oxygen == 0) | percent | (value_e >= ROOM_AIR))

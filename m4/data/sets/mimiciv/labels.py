@@ -18,9 +18,12 @@
 | `mortality_48h` | died within 48 h of the image; none if discharged alive by then | HAIM |
 | `chexpert` | 14 findings of the image; uncertain or not mentioned is no label | FlexCare |
 
-No label: unknown death, an admission without a code, `readmission` of who died in the ICU,
-`mortality_1y` of who died in hospital, a DRG that training does not have. FlexCare sees
-readmissions among its filtered stays only; here any admission of the hospital counts.
+A stay in the ICU ends at death, whatever is written down later. No label: what depends on a death
+that is unknown, contradictory or not known well enough (`life.py`) or on an unknown discharge, an
+admission without a code, `readmission` of who died in the ICU, `mortality_1y` of who died in
+hospital, a `disposition` against that, a DRG that training does not have. FlexCare sees
+readmissions among its filtered stays only; here any admission of the hospital counts, but for one
+that begins before the discharge and outlasts it: then there is no label.
 
 All arrays are over n stays, whose times are those of `life.py`; NaN is no label.
 """
@@ -46,49 +49,66 @@ def simple(name: str, life: Life, limit_n: np.ndarray) -> np.ndarray:
 
     `limit_n`: end of the input, hours since ICU admission.
     """
-    died, unknown = life.died, np.isnan(life.died)
-    after = life.hours_to_discharge - limit_n
+    died, survived = life.died, life.died == 0
+    after = life.hours_in_hospital - limit_n
+    short = _sure(np.where(after >= 0, after < 48, np.nan))
     if name == "ihm48":
         return died
     if name == "los":
-        return life.hours / 24
+        return _sure(life.hours_lived / 24)
     if name == "los_under_96h":
-        return np.where(unknown, np.nan, (life.hours < 96) & (died == 0))
+        return np.where(np.isnan(died), np.nan, _sure((life.hours_lived < 96) & survived))
     if name == "decompensation":
-        return np.where(unknown, np.nan, (died == 1) & (life.hours_to_death - limit_n < 24))
+        return _if_died(life, _sure(life.hours_to_death - limit_n < 24), 0)
     if name == "los_remaining":
-        days = np.maximum(life.hours - limit_n, 0) / 24
-        return np.searchsorted([1, 2, 3, 4, 5, 6, 7, 8, 14], days, side="right").astype(float)
+        days = np.maximum(life.hours_lived - limit_n, 0) / 24
+        return _sure(np.searchsorted([1, 2, 3, 4, 5, 6, 7, 8, 14], days, side="right"))
     if name == "disposition":
-        return np.array([_place(text) for text in life.facts["discharge_location"]])
+        places = np.char.upper(life.facts["discharge_location"].astype(str))
+        found = np.array([_place(text) for text in places])
+        against = np.where(np.char.find(places, "DIED") >= 0, survived, (died == 1) & (found != 3))
+        return np.where(against, np.nan, found)
     if name == "mortality_1y":
-        days = life.days_to_death
-        return np.where(unknown | (died == 1), np.nan, (days >= 0) & (days <= 365))
+        return _if_died(life, np.nan, _dead_within(life, 365))
     if name == "los_after_cxr":
-        return np.where(after >= 0, after, np.nan)
+        return _sure(np.where(after >= 0, after, np.nan))
     if name == "los_under_48h":
-        return np.where(unknown | np.isnan(after), np.nan, (after < 48) & (died == 0))
+        return _if_died(life, 0, short)
     if name == "mortality_48h":
-        short = after < 48
-        return np.where(unknown | np.isnan(after) | (short & (died == 0)), np.nan, short)
+        soon = _sure(life.hours_to_death - limit_n < 48)
+        return _if_died(life, soon, np.where(short == 0, 0, np.nan))
     raise KeyError(name)
+
+
+def _sure(found_2n: np.ndarray) -> np.ndarray:
+    """f64[n]: what is so for the earliest and the latest death; NaN where they differ."""
+    return np.where(found_2n[0] == found_2n[1], found_2n[0], np.nan)
+
+
+def _if_died(life: Life, died, survived) -> np.ndarray:
+    """f64[n]: one label of those who died in the hospital stay, another of those who did not."""
+    return np.select([life.died == 1, life.died == 0], [died, survived], np.nan)
+
+
+def _dead_within(life: Life, days: int) -> np.ndarray:
+    """f64[n]: whether a survivor died within so many days of discharge."""
+    known = life.discharge > csv_files.NEVER
+    return np.where(known, _sure(life.days_to_death <= days), np.nan)
 
 
 def readmission(life: Life, admissions: dict[str, np.ndarray]) -> np.ndarray:
     """f64[n], see the module."""
-    died = life.died == 1
-    in_icu = died & (life.death > csv_files.NEVER) & (life.death <= life.outtime)
     order = np.lexsort((admissions["admittime"], admissions["subject_id"]))
-    subject, begin = admissions["subject_id"][order], admissions["admittime"][order]
-    days = life.days_to_death
-    out = np.zeros(len(died))
-    for i, (who, end) in enumerate(zip(life.subject, life.discharge, strict=True)):
-        first, last = np.searchsorted(subject, [who, who + 1])
-        mine = begin[first:last]
-        back = mine[mine > life.admit[i]]
-        gap = (back.min() - end) / DAY if len(back) else np.inf
-        out[i] = died[i] or gap < 30 or 0 <= days[i] < 30
-    return np.where(in_icu | np.isnan(life.died), np.nan, out)
+    subject, begin, end = (admissions[c][order] for c in ("subject_id", "admittime", "dischtime"))
+    back, overlaps = np.zeros((2, len(life)), bool)
+    for i, (who, left) in enumerate(zip(life.subject, life.discharge, strict=True)):
+        mine = slice(*np.searchsorted(subject, [who, who + 1]))
+        later, days = begin[mine] > life.admit[i], (begin[mine] - left) / DAY
+        back[i] = (later & (days >= 0) & (days < 30)).any()
+        overlaps[i] = (later & (days < 0) & (end[mine] > left)).any()
+    survived = np.select([overlaps, back], [np.nan, 1], _dead_within(life, 29))
+    after_icu = (life.dead_from >= life.outtime) & (life.dead_by > life.outtime)
+    return _if_died(life, np.where(after_icu, 1, np.nan), survived)
 
 
 def drg(root: Path, hadm_n: np.ndarray, train_n: np.ndarray) -> np.ndarray:
@@ -117,7 +137,6 @@ def chexpert(raw_dir: Path, studies: list[str]) -> np.ndarray:
 
 
 def _place(text: str) -> float:
-    text = text.upper().strip()
-    if not text:
+    if not text.strip():
         return np.nan
     return next((float(k) for k, words in PLACES if any(w in text for w in words)), 4.0)

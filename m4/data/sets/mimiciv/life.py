@@ -1,7 +1,21 @@
-"""The life of each ICU stay: when its patient came, left and died, and what was written down.
+"""The life of each ICU stay: when its patient came, left and died, and how surely that is known.
 
-One row per stay, read from the three small tables of every cohort. Labels, windows, filters and
+One row per stay, read from the three small tables of every cohort. Filters, windows, labels and
 static features take the times of a stay from here and from nowhere else.
+
+A death is known as an interval, from its earliest to its latest possible time:
+
+| what the tables say | earliest | latest |
+|---|---|---|
+| a time of death of this admission | that time | that time |
+| a death in another admission, or a date of death | its beginning | its end |
+| only that the patient died in this hospital stay | - | discharge |
+| that the patient lived through it, and no date | never | never |
+| nothing | - | never |
+
+A patient in the ICU is alive unless a time or date of death says otherwise, and a survivor is until
+discharge. Where two of the tables contradict each other about the hospital stay, whether the
+patient died is unknown, and the death may have been at any time from the earliest on.
 """
 
 import dataclasses
@@ -23,6 +37,7 @@ ADMISSIONS |= dict.fromkeys(WORDS, "text")
 PATIENTS = dict.fromkeys(("subject_id", "anchor_age", "anchor_year"), "int")
 PATIENTS |= {"gender": "text", "dod": "time"}
 TABLES = {"icustays": STAYS, "admissions": ADMISSIONS, "patients": PATIENTS}  # the id comes first
+Table = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass
@@ -36,10 +51,10 @@ class Life:
     outtime: np.ndarray
     admit: np.ndarray  # of the hospital
     discharge: np.ndarray
-    death: np.ndarray  # in the hospital
-    death_date: np.ndarray  # anywhere; a date: its midnight
-    died: np.ndarray  # f64[n], in the hospital stay; NaN where unknown
-    facts: dict[str, np.ndarray]  # the tables' other columns: words, and -1 for unknown numbers
+    died: np.ndarray  # f64[n], in the hospital stay; NaN where unknown or contradictory
+    dead_from: np.ndarray  # f64[n], earliest time of death, infinite without one
+    dead_by: np.ndarray  # f64[n], the latest
+    facts: Table  # the tables' other columns: words, and -1 for unknown numbers
 
     def __len__(self) -> int:
         return len(self.stay)
@@ -51,43 +66,62 @@ class Life:
         return Life(**{name: array[rows] for name, array in fields.items()}, facts=facts)
 
     @property
-    def timed(self) -> np.ndarray:
-        """bool[n]: whether both times of the ICU are known."""
-        return (self.intime > NEVER) & (self.outtime > NEVER)
-
-    @property
     def hours(self) -> np.ndarray:
-        """f64[n]: hours in the ICU."""
-        return (self.outtime - self.intime) / HOUR
+        """f64[n]: hours in the ICU, NaN where one of its times is unknown."""
+        return (_known(self.outtime) - _known(self.intime)) / HOUR
 
     @property
     def hours_to_death(self) -> np.ndarray:
-        """f64[n]: from ICU admission to a death in the hospital, infinite without one."""
-        return np.where(self.death > NEVER, (self.death - self.intime) / HOUR, np.inf)
+        """f64[2, n]: from ICU admission to death, at least and at most; infinite without one."""
+        return (np.stack([self.dead_from, self.dead_by]) - self.intime) / HOUR
 
     @property
     def hours_lived(self) -> np.ndarray:
-        """f64[n]: hours in the ICU, at most until death."""
+        """f64[2, n]: hours alive in the ICU, at least and at most."""
         return np.minimum(self.hours, self.hours_to_death)
 
     @property
-    def hours_to_discharge(self) -> np.ndarray:
-        """f64[n]: from ICU admission to the end of the hospital stay, NaN where unknown."""
-        return np.where(self.discharge > NEVER, (self.discharge - self.intime) / HOUR, np.nan)
+    def hours_in_hospital(self) -> np.ndarray:
+        """f64[2, n]: from ICU admission to discharge or death in hospital; NaN where unknown."""
+        end = (_known(self.discharge) - self.intime) / HOUR
+        return np.where(self.died == 1, np.fmin(end, self.hours_to_death), end)
 
     @property
     def days_to_death(self) -> np.ndarray:
-        """f64[n]: from discharge to the date of death, infinite without one."""
-        days = np.floor((self.death_date - self.discharge) / DAY) + 1
-        return np.where(self.death_date > NEVER, np.maximum(days, 0), np.inf)
+        """f64[2, n]: dates from that of discharge to that of death; infinite without one."""
+        death = np.stack([self.dead_from, self.dead_by])
+        return np.floor(death / DAY) - np.floor(_known(self.discharge) / DAY)
 
-    def hour_of(self, row: np.ndarray, time: np.ndarray) -> np.ndarray:
+    @property
+    def within_hospital(self) -> np.ndarray:
+        """bool[n]: whether the stay lies, in part, between hospital admission and discharge."""
+        late = (self.discharge > NEVER) & (self.intime > self.discharge)
+        return ~late & ~((self.outtime > NEVER) & (self.outtime < self.admit))
+
+    def hour_of(self, row, time: np.ndarray) -> np.ndarray:
         """f64[e]: hours from ICU admission of the stays `row` to the times of e events."""
         return (time - self.intime[row]) / HOUR
 
+    def overlapping(self, rows: np.ndarray) -> np.ndarray:
+        """bool[n]: whether a stay of `rows` shares time with another of its patient among them."""
+        found = np.zeros(len(self), bool)
+        last = -1  # of those that began, the one that ends last
+        for row in rows[np.lexsort((self.intime[rows], self.subject[rows]))]:
+            same = last >= 0 and self.subject[row] == self.subject[last]
+            if same and self.intime[row] < self.outtime[last]:
+                found[[last, row]] = True
+            if not same or self.outtime[row] > self.outtime[last]:
+                last = row
+        return found
 
-def read(root: Path) -> tuple[Life, np.ndarray, dict[str, np.ndarray]]:
-    """Every ICU stay, whether its admission and patient are known, and the table of admissions.
+
+def _known(time: np.ndarray) -> np.ndarray:
+    return np.where(time > NEVER, time, np.nan)
+
+
+def read(root: Path) -> tuple[Life, np.ndarray, Table, dict[str, int]]:
+    """Every ICU stay, whether its admission and patient are known, the table of admissions, and how
+    many stays have records that are contradictory or incomplete, by kind.
 
     Raises DataError for files that cannot be used, and for a row that comes twice: it would be two
     stays, or one of two answers.
@@ -99,7 +133,9 @@ def read(root: Path) -> tuple[Life, np.ndarray, dict[str, np.ndarray]]:
             raise DataError(f"{root}: {table} has {twice} rows whose id came before")
     a, known_admission = lookup(adm["hadm_id"], icu["hadm_id"])
     p, known_patient = lookup(pat["subject_id"], icu["subject_id"])
-    flag = adm["hospital_expire_flag"][a]
+    known = known_admission & known_patient
+    reversed_N = (adm["dischtime"] > NEVER) & (adm["dischtime"] < adm["admittime"])
+    adm["dischtime"] = np.where(reversed_N, NEVER, adm["dischtime"])
     facts = {name: adm[name][a] for name in WORDS} | {"first_careunit": icu["first_careunit"]}
     facts |= {name: pat[name][p] for name in ("gender", "anchor_age", "anchor_year")}
     life = Life(
@@ -110,12 +146,77 @@ def read(root: Path) -> tuple[Life, np.ndarray, dict[str, np.ndarray]]:
         outtime=icu["outtime"],
         admit=adm["admittime"][a],
         discharge=adm["dischtime"][a],
-        death=adm["deathtime"][a],
-        death_date=pat["dod"][p],
-        died=np.where(flag < 0, np.nan, flag),
+        died=np.where(adm["hospital_expire_flag"][a] < 0, np.nan, adm["hospital_expire_flag"][a]),
+        dead_from=np.zeros(0),
+        dead_by=np.zeros(0),
         facts=facts,
     )
-    return life, known_admission & known_patient, adm
+    contradictions = {"hospital discharge before admission": reversed_N[a]}
+    contradictions |= _deaths(life, _known(adm["deathtime"][a]), _known(pat["dod"][p]), adm)
+    return (
+        life,
+        known,
+        adm,
+        {kind: int(found[known].sum()) for kind, found in contradictions.items()},
+    )
+
+
+def _deaths(life: Life, time_n: np.ndarray, date_n: np.ndarray, adm: Table) -> Table:
+    """Fill in when the patients died; returns gaps and contradictions, kind -> bool[n].
+
+    `time_n`: of a death in this admission; `date_n`: midnight of the date of death. NaN if unknown.
+    """
+    flag, exact = life.died, ~np.isnan(time_n)
+    out, end = _known(life.outtime), _known(life.discharge)
+    other_from, other_by = _elsewhere(life, adm)
+    elsewhere = np.isfinite(other_by) | ~np.isnan(date_n)
+    date_from = np.where(np.isfinite(other_by), other_from, date_n)
+    date_by = np.where(np.isfinite(other_by), other_by, date_n + DAY)
+    before = np.where(exact, time_n <= life.intime, date_by <= life.intime)
+    before |= other_by < life.intime
+    dated = elsewhere & ~exact & ~before
+    kinds = {
+        "dead before the stay": before,
+        "a time of death, but discharged alive": exact & (flag == 0) & ~before,
+        "a date of death before a discharge alive": dated & (flag == 0) & (date_by < end),
+        "died in hospital, but a date of death after it": dated & (flag == 1) & (date_from > end),
+        "died in hospital without a time or date of death": ~exact & ~elsewhere & (flag == 1),
+        "time and date of death differ": exact & ((time_n < date_n) | (time_n >= date_n + DAY)),
+        "hospital discharge unknown": np.isnan(end),
+    }
+    _, alive, early, late, *_ = kinds.values()
+    low = np.select(
+        [exact, dated & ~late], [time_n, date_from], np.where(flag == 0, np.inf, -np.inf)
+    )
+    high = np.select([exact, dated], [time_n, date_by], np.where(flag == 1, end, np.inf))
+    high = np.where(dated & (flag == 1), np.fmin(high, end), high)
+    high = np.where(alive | early | late | np.isnan(high), np.inf, high)
+    in_icu = np.fmax(np.fmin(out, end), life.intime)  # alive until then, unless dead for certain
+    low = np.where(exact | early | (high < in_icu), low, np.fmax(low, in_icu))
+    low = np.where(dated & (flag == 0) & ~early, np.fmax(low, end), low)
+    low = np.where(before, -np.inf, np.where(exact, low, np.fmax(low, life.intime)))
+    flag = np.where(np.isnan(flag) & exact, 1, flag)
+    flag = np.where(np.isnan(flag) & dated & (high <= end), 1, flag)
+    flag = np.where(np.isnan(flag) & dated & (low > end), 0, flag)
+    life.died = np.where(alive | early | late, np.nan, flag)
+    life.dead_from, life.dead_by = low, high
+    return kinds | {"left the ICU after death": (high < out) & ~before}
+
+
+def _elsewhere(life: Life, adm: Table) -> tuple[np.ndarray, np.ndarray]:
+    """The first death in another admission of the patient, earliest and latest, f64[n]."""
+    dead = np.flatnonzero((adm["deathtime"] > NEVER) | (adm["hospital_expire_flag"] == 1))
+    deaths: dict[int, list] = {}
+    for i in dead:
+        time, begin, end = (_known(adm[c][i]) for c in ("deathtime", "admittime", "dischtime"))
+        at = (begin, end) if np.isnan(time) else (time, time)
+        if not np.isnan(at).any():
+            deaths.setdefault(int(adm["subject_id"][i]), []).append((*at[::-1], adm["hadm_id"][i]))
+    found = np.full((2, len(life)), np.inf)
+    for row in np.flatnonzero(np.isin(life.subject, [*deaths])):
+        others = [at for *at, hadm in deaths[int(life.subject[row])] if hadm != life.hadm[row]]
+        found[:, row] = min(others, default=(np.inf, np.inf))
+    return found[1], found[0]
 
 
 def lookup(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

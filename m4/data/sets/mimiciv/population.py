@@ -28,7 +28,9 @@ def load(
     phenotype_file: str,
 ) -> Stays:
     """Read the small tables and apply the filters of the cohort, each counted in `flow`."""
-    life, known, admissions = lives.read(root)
+    life, known, admissions, contradictions = lives.read(root)
+    flow.append(("ICU stays", len(life)))
+    flow += [(f"records: {kind}", count) for kind, count in contradictions.items() if count]
     rows = np.flatnonzero(_keep(life, known, window, flow))
     if not len(rows):
         raise DataError(f"{root}: no ICU stay passes the cohort's filters")
@@ -67,13 +69,15 @@ def _keep(life: lives.Life, known: np.ndarray, window: str, flow: Flow) -> np.nd
     """Filters of the cohort, bool[n], each counted in `flow`."""
     filters = [
         ("with admission and patient record", known),
-        ("with ICU exit after entry", life.timed & (life.hours > 0)),
+        ("with ICU exit after entry", life.hours > 0),
+        ("within the hospital stay", life.within_hospital),
+        ("that overlap no other of the patient", None),
+        ("whose patient is alive at entry", life.hours_lived[0] > 0),
         *windows.filters(window, life),
     ]
-    flow.append(("ICU stays", len(life)))
     keep = np.ones(len(life), bool)
     for step, passed in filters:
-        keep &= passed
+        keep &= ~life.overlapping(np.flatnonzero(keep)) if passed is None else passed
         flow.append((f"ICU stays {step}", int(keep.sum())))
     flow.append(("patients", len(np.unique(life.subject[keep]))))
     return keep

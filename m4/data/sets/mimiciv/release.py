@@ -21,6 +21,7 @@ SIGNS = {
     "2.2 or later": ("hosp/provider", "icu/caregiver"),
     "2.0 or 2.1": ("hosp/omr", "icu/ingredientevents"),
 }
+AFTER_DISCHARGE = ("readmission", "mortality_1y")
 DEMO_MARK = "demo_subject_id.csv"
 
 
@@ -67,6 +68,18 @@ def version(root: Path) -> str:
         if any((root / f"{sign}{end}").exists() for sign in signs for end in ("", *ENDINGS)):
             return found
     return "unknown"
+
+
+def without_follow_up(root: Path, tasks: tuple[str, ...]) -> list[str]:
+    """A line for a task that needs deaths outside the hospital of a release before 2.0."""
+    found, wrong = version(root), [task for task in tasks if task in AFTER_DISCHARGE]
+    if not wrong or not re.match(r"[01]\.", found):
+        return []
+    return [
+        f"data.options.tasks: {task} needs deaths outside the hospital, which MIMIC-IV {found} in"
+        f" {root} does not have; leave it out, or get release 2.0 or later"
+        for task in wrong
+    ]
 
 
 def table(root: Path, name: str) -> Path | None:

@@ -37,6 +37,7 @@ DONE = dataclasses.replace(GIVEN, table="procedureevents")
 SOURCES = {
     "vitals": (CHART,),
     "labs": (LAB,),
+    "fusemoe": (CHART, LAB),
     "medications": (GIVEN,),
     "procedures": (DONE,),
     "prescriptions": (Source("prescriptions", "subject_id", "starttime", "", "drug", "text"),),
@@ -53,7 +54,7 @@ GRIDS = ("benchmark", "flexcare")
 
 def measured(data: DataSpec, name: str) -> tuple[features.Feature, ...]:
     """The features of a modality of numbers; none for a bag of codes."""
-    if name in ("vitals", "labs"):
+    if name in features.SERIES:
         kept = data.modality(name).features
         return tuple(f for f in features.features(name) if f.name in kept)
     return haim_blocks.SIGNALS.get(name, benchmark.FEATURES if name in GRIDS else ())
@@ -72,13 +73,11 @@ class Selector:
             self.columns[source.stored] = "time"
         if self._features:
             self.columns[source.value] = "float"
-            # By item: feature index (-1: not wanted), whether in Fahrenheit.
+            # by item: feature index, -1 if it is not wanted
             size = max(item for f in self._features for item in f.items) + 1
             self._feature = np.full(size, -1, np.int32)
-            self._fahrenheit = np.zeros(size, bool)
             for j, feature in enumerate(self._features):
                 self._feature[list(feature.items)] = j
-                self._fahrenheit[list(feature.fahrenheit)] = True
         else:
             self._vocab, self._ids = data.modality(name).vocab or 1, {}
         keys = stays.life.stay if source.key == "stay_id" else stays.life.subject
@@ -113,12 +112,9 @@ class Selector:
     def _measure(self, batch, events, keep):
         """Fill feature and value; False for values that are missing or implausible."""
         item = batch[self.source.code].to_numpy(zero_copy_only=False)
-        value = batch[self.source.value].to_numpy(zero_copy_only=False).astype(float)
-        value = np.where(self._fahrenheit[item], (value - 32) / 1.8, value)
-        low, high = np.array([(f.low, f.high) for f in self._features]).T
-        feature = self._feature[item]
-        there = ~np.isnan(value)
-        plausible = (value >= low[feature]) & (value <= high[feature])
+        value = batch[self.source.value].to_numpy(zero_copy_only=False)
+        feature, there = self._feature[item], ~np.isnan(value)
+        value, plausible = features.in_units(self._features, feature, item, value)
         self.counts["dropped, no number"] += int((keep & ~there).sum())
         self.counts["dropped, out of range"] += int((keep & there & ~plausible).sum())
         events["feature"], events["value"] = feature, np.where(plausible, value, 0)

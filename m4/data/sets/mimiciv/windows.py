@@ -16,21 +16,23 @@ FIRST_HOUR = 5  # of a window that ends within the stay
 def filters(window: str, life: Life) -> list[tuple[str, np.ndarray]]:
     """(what is kept, bool[n]) of the stays that are long enough for a window."""
     if window == "48h":
-        return [("of at least 48 h", life.hours >= catalogue.HOURS)]
+        long, death = life.hours >= catalogue.HOURS, life.hours_to_death[0]
+        return [("of at least 48 h", long), ("alive after 48 h", death > catalogue.HOURS)]
     if window in ("hour", "cxr"):
-        return [(f"of at least {FIRST_HOUR} h", life.hours_lived >= FIRST_HOUR)]
+        return [(f"of at least {FIRST_HOUR} h", life.hours_lived[0] >= FIRST_HOUR)]
     return []
 
 
 def limits(window: str, life: Life, seed: int) -> np.ndarray:
     """f64[n]: end of the input in hours since ICU admission; of 'cxr' see `some_image`."""
+    hours, _ = life.hours_lived
     if window == "48h":
-        return np.minimum(life.hours, catalogue.HOURS)
+        return np.minimum(hours, catalogue.HOURS)
     if window != "hour":
-        return life.hours
+        return hours
     # a full hour, evenly from 5 to the last (FlexCare takes one at random too)
     draws = np.array([_draw(life, row, seed) for row in range(len(life))])
-    return FIRST_HOUR + np.floor(draws * (np.floor(life.hours_lived) - FIRST_HOUR + 1))
+    return FIRST_HOUR + np.floor(draws * (np.floor(hours) - FIRST_HOUR + 1))
 
 
 def some_image(stays: Stays, raw_dir: Path, seed: int) -> dict[int, str]:
