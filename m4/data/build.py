@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from m4 import atomic
-from m4.data import data_sets, index
+from m4.data import data_sets, index, shift
 from m4.data import manifest as manifests
 from m4.data import record as records
 from m4.data.cohort import Cohort, Example
@@ -35,6 +35,7 @@ from m4.errors import DataError, SaveError, UserError, place
 
 Progress = Callable[[str, int], None]  # called with the split and its records so far
 Report = Callable[[dict[str, Any]], None]  # called with the manifest of what was just built
+Say = Callable[[list[str]], None]  # called with how the files match, before records are made
 REPORT_EVERY = 200
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 STAMPS = "stamps.json"
@@ -49,6 +50,7 @@ def prepare(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    say: Say | None = None,
     report: Report | None = None,
 ) -> Path:
     """The folder with the records of a data set, built if there is none for these inputs.
@@ -60,6 +62,7 @@ def prepare(
       seed: key of the split.
       options: passed to the data set module.
       progress: told about every few hundred records.
+      say: told how the files match, if something is built.
       report: told the manifest, if something was built.
 
     Folders already built for the same name, version, options, seed and schema are reused while no
@@ -76,8 +79,7 @@ def prepare(
     module = data_sets.find(name)
     home = Path(data_dir) / name.rpartition(".")[2]
     identity = _identity(module, name, seed=seed, options=options)
-    ready = _unchanged(home, identity, raw_dir)
-    if ready:
+    if ready := _unchanged(home, identity, raw_dir):
         return ready
     if missing := module.missing_files(raw_dir, **options):
         raise DataError(*_damage(home), *missing, f"{name}: {module.WHERE}")
@@ -91,7 +93,7 @@ def prepare(
             with foreign(name):
                 cohort = module.cohort(raw_dir, seed=seed, **keeps, **options)
             stamps = {f: _stamp(raw_dir / f) for f in cohort.sources if (raw_dir / f).exists()}
-            told = {"progress": progress, "report": report}
+            told = {"progress": progress, "say": say, "report": report}
             built = _build(home, identity, cohort, stamps, **told)
             shutil.rmtree(scratch, ignore_errors=True)
             return built
@@ -177,6 +179,7 @@ def _build(
     stamps: dict[str, list[int]],
     *,
     progress: Progress | None,
+    say: Say | None,
     report: Report | None,
 ) -> Path:
     final = home / fingerprint(identity, cohort.sources)
@@ -186,7 +189,7 @@ def _build(
         return final
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home))  # mode 0700
     try:
-        manifest = write(partial, cohort, progress=progress)
+        manifest = write(partial, cohort, progress=progress, say=say)
         manifests.write(partial, {**identity, "fingerprint": final.name, **manifest})
         _write_stamps(partial, stamps)
         damaged = home / f".partial-{final.name}"  # swept up, should we be killed
@@ -202,7 +205,15 @@ def _build(
     return final
 
 
-def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> dict[str, Any]:
+def joining(cohort: Cohort) -> list[str]:
+    """How the files of a cohort match. Raises DataError if they don't."""
+    with foreign("joining"):
+        return cohort.joining()
+
+
+def write(
+    folder: Path, cohort: Cohort, *, progress: Progress | None = None, say: Say | None = None
+) -> dict[str, Any]:
     """Write a cohort's records and licence into `folder`; returns the manifest's measured part."""
     (folder / "LICENCE.txt").write_text(
         f"{cohort.licence}\n\nThese records are derived from patient data and fall under the terms "
@@ -214,15 +225,26 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
     if missing:
         raise DataError(f"splits: without {', '.join(sorted(missing))}")
 
+    joined = joining(cohort)
+    if say and joined:
+        say(joined)
+    features: dict[str, shift.Features] = {}
+
     def seen(split: str, record: Example) -> None:
         summaries[split].add(record)
         if split == "train":
             fitter.add(record)
+        elif summaries["train"].patients:
+            if split not in features:
+                features[split] = shift.Features(cohort.spec, fitter.normalisers())
+            features[split].add(record)
 
     cuts = write_records(folder, cohort, seen, progress=progress)
     if cohort.vocabularies:
         text = json.dumps(cohort.vocabularies, ensure_ascii=False, indent=1)
         (folder / VOCABULARY).write_text(text + "\n", encoding="utf-8")
+    if {*summaries["train"].result()["patterns"]} == {"0"}:
+        raise DataError("split train: no record has anything to predict from")
     supervised = [task.name for task in cohort.spec.tasks if task.kind != "cluster"]
     if supervised and not any(map(summaries["train"].knows, supervised)):
         raise DataError(f"split train: not one label of {', '.join(supervised)} is known")
@@ -237,6 +259,9 @@ def write(folder: Path, cohort: Cohort, *, progress: Progress | None = None) -> 
         "flow": flow(cohort, cuts),
         "splits": {split: summary.result() for split, summary in summaries.items()},
         "normalisers": fitter.normalisers(),
+        "features": {split: found.result() for split, found in features.items()},
+        "joining": joined,
+        "warnings": cohort.warnings,
     }
 
 

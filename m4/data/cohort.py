@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from m4.data import identifiers
 from m4.errors import DataError
 from m4.specs import DataSpec
 
@@ -50,7 +51,9 @@ class Cohort:
     split's examples in bounded memory. `flow` holds (step, count) pairs and may be filled while a
     split is iterated. So may `vocabularies`: modality -> tokens in the order of their ids, from id
     1 on, where ids were counted on training examples. `sources` maps file names relative to the
-    raw folder to their 'bytes' and 'sha256' (see `checksums`).
+    raw folder to their 'bytes' and 'sha256' (see `checksums`). `joining` is called before the
+    first example and says, a line each, how the files match; it raises DataError if they don't.
+    `warnings` are then known, too.
     """
 
     spec: DataSpec
@@ -61,14 +64,20 @@ class Cohort:
     flow: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     vocabularies: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     notes: str = ""
+    joining: Callable[[], list[str]] = list
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
 
 def patient_number(text: str) -> int:
-    """A patient's identifier as an integer: itself if it is one, else a hash of 63 bits."""
-    text = text.strip()
-    if text.isdecimal() and len(text) < 18:
-        return int(text)
-    return hash64(text) >> 1
+    """A patient's identifier as an integer: itself if it is one, else a hash of 63 bits.
+
+    Raises DataError for a number that is none of 64 bits.
+    """
+    try:
+        found = identifiers.canonical(text)
+    except ValueError as error:
+        raise DataError(f"the identifier of a patient {error}") from None
+    return found if isinstance(found, int) else hash64(found or "") >> 1
 
 
 def hash64(text: str) -> int:

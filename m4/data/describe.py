@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from m4 import cells
-from m4.data import aggregate
+from m4.data import aggregate, shift
 from m4.data import manifest as manifests
 from m4.data.store import Store
 from m4.errors import DataError
@@ -68,6 +68,8 @@ def lines(folder: Path) -> list[str]:
         found.append(f"  {task.name:20}{shown}   {task.kind}")
     found += ["", "combinations of modalities (all splits)", *_patterns(spec, splits)]
     found += ["", "flow", *(f"  {line}" for line in manifests.flow_lines(manifest))]
+    if joining := manifest.get("joining"):
+        found += ["", "joining", *(f"  {line}" for line in joining)]
     odd = [*warnings(folder)]
     return [*found, "", f"warnings: {len(odd) or 'none'}", *(f"  ! {line}" for line in odd)]
 
@@ -86,6 +88,7 @@ def warnings(folder: Path) -> Iterator[str]:
             yield f"{modality}: never observed in training: {_some(never)}"
         if same:
             yield f"{modality}: always the same value in training: {_some(same)}"
+    yield from shift.of_build(manifest)
     train = splits["train"]
     for m in spec.modality_names:
         for name, split in splits.items():

@@ -88,6 +88,7 @@ def _records(config: ml_collections.ConfigDict, folder: Path, new: Path) -> Iter
             target.mkdir(mode=0o700, parents=True)
             module = trained.module_of(config)
             manifest = apply.write(target, new, module, remembered, progress=_progress)
+            print("joining", *manifest["joining"], sep="\n")
             print("cohort", *manifests.flow_lines(manifest), sep="\n", flush=True)
             for line in apply.warnings(manifest, remembered):
                 print(f"warning  {line}", flush=True)
@@ -132,7 +133,8 @@ def _count(folder: Path, name: str, manifest: dict[str, Any], rows: int) -> None
         "points": new["rows"],
         "predicted": rows,
         "present": new["present"],
-        "features": manifest["features"],
+        "features": manifest["features"][apply.SPLIT],
+        "joining": manifest["joining"],
     }
     path = folder / "predictions" / f"{name}.json"
     atomic.write(path, json.dumps(document, indent=1) + "\n")

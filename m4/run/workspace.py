@@ -10,7 +10,7 @@ import jax
 import ml_collections
 
 from m4 import config as configs
-from m4.data import build, missing
+from m4.data import build, missing, shift
 from m4.data import manifest as manifests
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
@@ -45,6 +45,12 @@ def prepare(config: ml_collections.ConfigDict) -> Path:
     def progress(split: str, rows: int) -> None:
         print(f"building {config.data.name} {split}: {rows} records", flush=True)
 
+    def report(manifest: dict[str, Any]) -> None:
+        print("cohort", *manifests.flow_lines(manifest), sep="\n")
+        print(
+            *(f"warning  {line}\n" for line in shift.of_build(manifest)), sep="", end="", flush=True
+        )
+
     return build.prepare(
         config.data.name,
         raw_dir,
@@ -52,9 +58,8 @@ def prepare(config: ml_collections.ConfigDict) -> Path:
         seed=config.seed,
         options=config.data.options.to_dict(),
         progress=progress,
-        report=lambda manifest: print(
-            "cohort", *manifests.flow_lines(manifest), sep="\n", flush=True
-        ),
+        say=lambda lines: print("joining", *lines, sep="\n", flush=True),
+        report=report,
     )
 
 

@@ -99,7 +99,7 @@ def _labels(folder, rng, points, risk):
     sick = [bool(risk[s]) for s, _ in flat]
     base = {
         "subject_id": pa.array([s for s, _ in flat], pa.int64()),
-        "prediction_time": pa.array([t for _, t in flat], pa.timestamp("us")),
+        "prediction_time": pa.array([t for _, t in flat], pa.timestamp("us", "UTC")),
     }
     empty = {
         "boolean_value": pa.nulls(len(flat), pa.bool_()),

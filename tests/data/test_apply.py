@@ -13,6 +13,7 @@ from m4.data import manifest as manifests
 from m4.data.sets import meds, tables
 from m4.data.sets.declared import asked, parse
 from m4.data.sets.declared import definition as definitions
+from m4.data.sets.declared.joins import Joins
 from m4.data.sets.declared.points import Flow
 from m4.data.store import Store
 from m4.errors import DataError
@@ -253,7 +254,7 @@ def test_bad_points_are_named_with_the_row(tmp_path, points, says):
     (tmp_path / "points.csv").write_text(points)
     definition = parse.parse(definitions.load(mf.write(tmp_path, {})), "x", meds=True)
     with pytest.raises(DataError, match=says) as error:
-        asked.read(definition, tmp_path, flow=Flow())
+        asked.read(definition, tmp_path, joins=Joins(tmp_path), flow=Flow())
     assert len(error.value.args) == 1 and "noon" not in str(error.value)
 
 
@@ -262,7 +263,7 @@ def test_points_may_repeat_and_drop_out(tmp_path):
     (tmp_path / "points.csv").write_text(lines(*rows))
     definition = parse.parse(definitions.load(mf.write(tmp_path, {})), "x", meds=True)
     flow = Flow()
-    found = asked.read(definition, tmp_path, flow=flow)
+    found = asked.read(definition, tmp_path, joins=Joins(tmp_path), flow=flow)
     assert [found.ids[s] for s in found.subject_P] == [7]
     assert np.isnan(found.targets["death"]).all()
     assert flow["points file: label rows"] == 4 and flow["prediction points"] == 1

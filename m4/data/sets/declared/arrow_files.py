@@ -9,7 +9,7 @@ import contextlib
 import csv
 import gzip
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv as arrow_csv
 
+from m4.data import identifiers
 from m4.errors import DataError
 
 BATCH = 1 << 16  # rows
@@ -87,34 +88,39 @@ class Columns:
         """float64[n], NaN where null."""
         array = self.raw(name)
         if is_text(array.type):
-            array = self._parse(array, name, pa.float64(), "a number")
+            array, row = _cast(self._text(array), pa.float64())
+            if array is None:
+                raise DataError(
+                    f"{self.path}, row {self.first + row + 1}: {name!r} is not a number"
+                )
         elif any(is_kind(array.type) for is_kind in NUMERIC):
             array = array.cast(pa.float64(), safe=False)
         else:
             raise DataError(f"{self.path}: column {name!r} holds {array.type}, expected numbers")
         return pc.fill_null(array, np.nan).to_numpy(zero_copy_only=False)
 
-    def times(self, name: str, *, up: bool) -> np.ndarray:
-        """Microseconds since 1970, int64[n], `NEVER` where null; nanoseconds are rounded `up`.
+    def times(self, name: str, *, up: bool) -> tuple[np.ndarray, str | None]:
+        """Microseconds since 1970, int64[n], `NEVER` where null, and the times' zone.
 
-        A time with a zone is taken as UTC, like one without.
+        Nanoseconds are rounded `up`. The zone is "" of times without, None if there is no time;
+        times with one are those of UTC.
         """
         array = self.raw(name)
         kind = array.type
         if is_text(kind):
-            array = self._parse(array, name, pa.timestamp("us"), "a time")
+            array = self._text_times(array, name)
         elif pa.types.is_date(kind) or pa.types.is_null(kind):
             array = array.cast(pa.timestamp("us"))
         elif not pa.types.is_timestamp(kind):
             raise DataError(f"{self.path}: column {name!r} holds {kind}, expected a timestamp")
-        unit = array.type.unit
+        unit, zone = array.type.unit, array.type.tz or ""
         valid = array.is_valid().to_numpy(zero_copy_only=False)
         ticks = pc.fill_null(array.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
         if unit == "ns":
             micro = -(-ticks // 1000) if up else ticks // 1000
         else:
             micro = ticks * MICROSECONDS[unit]
-        return np.where(valid, micro, NEVER)
+        return np.where(valid, micro, NEVER), zone if valid.any() else None
 
     def strings(self, name: str) -> pa.Array:
         """The column as strings, of whatever type it was; null stays null."""
@@ -123,37 +129,67 @@ class Columns:
             raise DataError(f"{self.path}: column {name!r} holds {array.type}, expected strings")
         return array.cast(pa.large_string())
 
-    def subjects(self, name: str) -> pa.Array:
-        """Identifiers: integers as int64, everything else as strings."""
-        array = self.raw(name)
-        if pa.types.is_integer(array.type):
-            return array.cast(pa.int64(), safe=False)
-        if pa.types.is_floating(array.type):
-            return self._guarded(array, name, pa.int64(), "a whole number")
-        if is_text(array.type):
-            return pc.utf8_trim_whitespace(array.cast(pa.large_string()))
-        raise DataError(f"{self.path}: column {name!r} holds {array.type}, expected identifiers")
+    def identifiers(self, name: str, check: Callable[[int | str], Any]) -> tuple[list, np.ndarray]:
+        """The different identifiers in canonical form, and which of them each row has, i64[n].
 
-    def _parse(self, array: pa.Array, name: str, kind: pa.DataType, what: str) -> pa.Array:
+        Of a row without one that is -1. What `check` raises is told with the row, as is what
+        is no identifier.
+        """
+        array = self.raw(name)
+        if pa.types.is_nested(array.type):
+            raise DataError(
+                f"{self.path}: column {name!r} holds {array.type}, expected identifiers"
+            )
+        text = array.cast(pa.large_string()) if is_text(array.type) else array
+        coded = text.dictionary_encode()
+        found: dict[int | str, int] = {}
+        places = []
+        for code, value in enumerate(coded.dictionary.to_pylist()):
+            try:
+                if (one := identifiers.canonical(value)) is not None:
+                    check(one)
+            except ValueError as error:
+                row = self.first + pc.index(coded.indices, code).as_py() + 1
+                raise DataError(f"{self.path}, row {row}: {name!r} {error}") from None
+            places.append(-1 if one is None else found.setdefault(one, len(found)))
+        index = pc.fill_null(coded.indices, len(places)).to_numpy(zero_copy_only=False)
+        return [*found], np.array([*places, -1])[index]
+
+    def _text(self, array: pa.Array) -> pa.Array:
+        """Text without blanks around it, null where it says that there is none."""
         text = pc.utf8_trim_whitespace(array.cast(pa.large_string()))
         known = pc.invert(pc.is_in(text, value_set=pa.array(MISSING, pa.large_string())))
-        return self._guarded(pc.if_else(known, text, None), name, kind, what)
+        return pc.if_else(known, text, None)
 
-    def _guarded(self, array: pa.Array, name: str, kind: pa.DataType, what: str) -> pa.Array:
-        row, part = 0, array
-        try:
-            return array.cast(kind)
-        except pa.ArrowInvalid:
-            while len(part) > 1:  # which row it is: halves, of which the first is tried
-                half = len(part) // 2
-                try:
-                    part.slice(0, half).cast(kind)
-                    row, part = row + half, part.slice(half)
-                except pa.ArrowInvalid:
-                    part = part.slice(0, half)
-            raise DataError(
-                f"{self.path}, row {self.first + row + 1}: {name!r} is not {what}"
-            ) from None
+    def _text_times(self, array: pa.Array, name: str) -> pa.Array:
+        """Text as times, either all with a zone or all without."""
+        text = self._text(array)
+        found, row = _cast(text, pa.timestamp("us"))
+        if found is not None:
+            return found
+        zoned = pc.replace_substring_regex(text, r"\s*(?:UTC|GMT)$", "Z")
+        zoned = pc.replace_substring_regex(zoned, r"\s+([+-][0-9:]+)$", r"\1")
+        found, other = _cast(zoned, pa.timestamp("us", "UTC"))
+        if found is not None:
+            return found
+        row, what = max(row, other), "is not a time"
+        if _cast(text.slice(row, 1), pa.timestamp("us"))[0] is not None:
+            what = "has no zone, the times before it have one"
+        elif _cast(zoned.slice(row, 1), pa.timestamp("us", "UTC"))[0] is not None:
+            what = "has a zone, the times before it have none"
+        raise DataError(f"{self.path}, row {self.first + row + 1}: {name!r} {what}")
+
+
+def _cast(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array | None, int]:
+    """The array as another type, or None and the first row that is none."""
+    try:
+        return array.cast(kind), -1
+    except pa.ArrowInvalid:
+        if len(array) == 1:
+            return None, 0
+    half = len(array) // 2
+    found, row = _cast(array.slice(0, half), kind)
+    return (None, row) if found is None else (None, half + _cast(array.slice(half), kind)[1])
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -12,21 +12,21 @@ import numpy as np
 
 from m4.data.sets.declared import arrow_files
 from m4.data.sets.declared.definition import Definition, Task, find
+from m4.data.sets.declared.joins import Joins
 from m4.data.sets.declared.points import SPLITS, Flow, Labels, Points, join, unknown
 from m4.errors import DataError
 
 FILE = "points.*"
 
 
-def read(definition: Definition, root: Path, *, flow: Flow) -> Points:
+def read(definition: Definition, root: Path, *, joins: Joins, flow: Flow) -> Points:
     """The points by subject and time. Raises DataError if there are none, or for damaged files."""
-    ids: dict[int | str, int] = {}
     given = {}
     if find(root, FILE):
-        given[FILE] = _Asked(definition.labelled[0], root, ids, flow)
+        given[FILE] = _Asked(definition.labelled[0], root, joins, flow)
     for task in definition.labelled:
         if find(root, task.files):
-            given[task.spec.name] = Labels(task, root, ids, flow, optional=True)
+            given[task.spec.name] = Labels(task, root, joins, flow, optional=True)
     if not given:
         wanted = ", ".join(dict.fromkeys(task.files for task in definition.labelled))
         inside = root / definition.folder
@@ -46,16 +46,16 @@ def read(definition: Definition, root: Path, *, flow: Flow) -> Points:
     for task in definition.tasks:
         targets.setdefault(task.spec.name, unknown(task, len(key_P)))
     split_P = np.full(len(key_P), SPLITS.index("new"), np.int8)
-    return Points([*ids], key_P["subject"], key_P["time"], split_P, targets)
+    return Points([*joins.ids], key_P["subject"], key_P["time"], split_P, targets)
 
 
 class _Asked(Labels):
     """The rows of the points file; the value says that a point is asked."""
 
-    def __init__(self, task: Task, root: Path, ids: dict, flow: Flow):
+    def __init__(self, task: Task, root: Path, joins: Joins, flow: Flow):
         spec = dataclasses.replace(task.spec, name="points file")
         task = dataclasses.replace(task, spec=spec, files=FILE)
-        super().__init__(task, root, ids, flow, optional=True)
+        super().__init__(task, root, joins, flow, optional=True)
 
     def values(self, table: arrow_files.Columns) -> np.ndarray:
         """f32[N, 1] of zeros."""

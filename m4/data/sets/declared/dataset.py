@@ -12,7 +12,7 @@ from m4.data.sets.declared.definition import Definition
 from m4.errors import ConfigError, DataError
 from m4.specs import DataSpec
 
-VERSION = "1"
+VERSION = "2"
 LICENCE = "as the definition says"
 WHERE = "see `where` and `folder` of the definition"
 
@@ -171,10 +171,15 @@ def _cohort(found: Definition, sources: dict, prepare: Callable, splits: Sequenc
     prepared = functools.cache(prepare)
 
     def split(name: str) -> Iterator[Example]:
-        made, flow = prepared()
+        made = prepared()
         yield from made.split(name)
         result.vocabularies.update(made.vocabularies)
-        result.flow[:] = [(step, count) for step, count in flow.items() if count]
+        result.flow[:] = [(step, count) for step, count in made.flow.items() if count]
 
+    def joining() -> list[str]:
+        result.warnings[:] = prepared().warnings
+        return prepared().joining
+
+    result.joining = joining
     result.splits = {name: lambda name=name: split(name) for name in splits}
     return result

@@ -122,6 +122,7 @@ class Definition:
     modalities: tuple[Modality, ...]
     tasks: tuple[Task, ...]
     splits: Splits
+    implausible: float  # share of a feature's values outside low and high that is worth a warning
 
     @property
     def labelled(self) -> tuple[Task, ...]:

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 
 from m4.data.sets.declared import arrow_files
 from m4.data.sets.declared.definition import Definition, Source, find
+from m4.data.sets.declared.joins import SMALLEST, Joins, Reach, share
 from m4.data.sets.declared.match import TEXT, Matcher
-from m4.data.sets.declared.points import SPLITS, Flow, Points, known_ids
+from m4.data.sets.declared.points import SPLITS, Flow, Points
 from m4.errors import DataError
 
 EVENT = np.dtype(
@@ -33,11 +34,20 @@ class Events:
     """All events that the points may see, on disk; the folder goes with the object."""
 
     def __init__(
-        self, definition: Definition, root: Path, points: Points, matcher: Matcher, flow: Flow
+        self,
+        definition: Definition,
+        root: Path,
+        points: Points,
+        matcher: Matcher,
+        *,
+        joins: Joins,
+        flow: Flow,
     ):
         """Reads every source once. Raises DataError for files that can't be used."""
-        self._matcher, self._flow, self._points = matcher, flow, points
-        self._ids = {subject: i for i, subject in enumerate(points.ids)}
+        self._matcher, self._flow, self._points, self._joins = matcher, flow, points, joins
+        self._implausible = definition.implausible
+        self.reach = Reach(definition, matcher.slots, points)
+        self._outside = np.zeros((2, len(matcher.names)), np.int64)  # numbers of a slot, wrong ones
         self._block = _blocks(points)
         self._folder = Path(tempfile.mkdtemp(prefix="m4-meds-"))  # mode 0700
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # also at exit
@@ -57,32 +67,47 @@ class Events:
             order = np.lexsort((events["time"], events["subject"]))
             yield rows[block_P == block], events[order]
 
+    def warnings(self) -> list[str]:
+        """Features of which more than a share `implausible` lie outside `low` and `high`."""
+        names, (number_K, outside_K) = self._matcher.names, self._outside
+        odd_K = (number_K >= SMALLEST) & (outside_K > self._implausible * number_K)
+        return [
+            f"{names[k]}: {share(outside_K[k], number_K[k])} of its values lie outside low and high"
+            " and are dropped: another unit?"
+            for k in np.flatnonzero(odd_K)
+        ]
+
     def _read(self, path: Path, source: Source) -> None:
         wanted = (source.subject, source.time, source.code, source.value, source.text)
         only = [name for name in wanted if name] if source.code else None
         for table in arrow_files.tables(path, header=source.header, only=only):
-            subject_N = self._subjects(table, source)
+            subject_N = self._subjects(table, path, source)
             time_N = np.full(len(table), arrow_files.NEVER)
             if source.time:
-                time_N = table.times(source.time, up=True)
+                time_N = self._joins.times(table, source.time, up=True)
             (self._long if source.code else self._wide)(table, source, subject_N, time_N)
 
-    def _subjects(self, table: arrow_files.Columns, source: Source) -> np.ndarray:
+    def _subjects(self, table: arrow_files.Columns, path: Path, source: Source) -> np.ndarray:
         if source.number:
-            column = pa.array(range(table.first, table.first + len(table)))
+            found = [*range(table.first, table.first + len(table))]
+            subject_N = np.array([self._joins.ids.get(i, -2) for i in found], np.int32)
         else:
-            column = table.subjects(source.subject)
-        self._flow["events without a subject"] += column.null_count
-        subject_N = known_ids(column, self._ids)
-        known = (subject_N >= 0) & (self._block[subject_N] >= 0)
-        self._flow["events"] += len(known)
-        self._flow["events of subjects without a point"] += int((~known).sum())
-        return np.where(known, subject_N, -1)
+            found, subject_N = self._joins.find(table, source.subject)
+        self._flow["events without a subject"] += int((subject_N == -1).sum())
+        subject_N = np.where((subject_N >= 0) & (self._block[subject_N] >= 0), subject_N, -1)
+        self._flow["events"] += len(subject_N)
+        self._flow["events of subjects without a point"] += int((subject_N < 0).sum())
+        self._joins.count(path, source, found, subject_N)
+        return subject_N
 
     def _long(self, table, source: Source, subject_N, time_N) -> None:
         codes = table.strings(source.code)
         self._flow["events without a code"] += codes.null_count
-        keep = np.flatnonzero((subject_N >= 0) & codes.is_valid().to_numpy(zero_copy_only=False))
+        coded_N = codes.is_valid().to_numpy(zero_copy_only=False)
+        strangers, keep = (np.flatnonzero(coded_N & own) for own in (subject_N < 0, subject_N >= 0))
+        for row in codes.take(pa.array(strangers)).value_counts().to_pylist():
+            if uses := self._matcher(source.prefix + row["values"]):
+                self.reach.meet([use.slot for use in uses], row["counts"])
         encoded = codes.take(pa.array(keep)).dictionary_encode()
         names = [source.prefix + name for name in encoded.dictionary.to_pylist()]
         index = encoded.indices.to_numpy(zero_copy_only=False)
@@ -97,7 +122,8 @@ class Events:
             if name in (source.subject, source.time):
                 continue
             code, rows = source.prefix + name, pa.array(keep)
-            uses = self._matcher(code)
+            if uses := self._matcher(code):
+                self.reach.meet([use.slot for use in uses], 0)
             cells = pc.utf8_trim_whitespace(table.strings(name)).take(rows)
             filled = pc.fill_null(pc.not_equal(cells, ""), False).to_numpy(zero_copy_only=False)
             part, zeros = keep[filled], np.zeros(int(filled.sum()), np.int64)
@@ -132,6 +158,7 @@ class Events:
         value_n = np.array([entry.value for entry in flat])[entry_n]
         own = np.nan if value_N is None else value_N[row_n]
         events["value"] = np.where(np.isnan(value_n), own, value_n)
+        self.reach.add(events)
         self._append(self._numbers(events[events["token"] != TEXT]))
         is_text = events["token"] == TEXT
         if is_text.any():
@@ -142,6 +169,9 @@ class Events:
         names, matcher = self._matcher.names, self._matcher
         finite = np.isfinite(value)
         inside = (value >= matcher.low[slot]) & (value <= matcher.high[slot])
+        self._outside += [
+            np.bincount(slot[x], minlength=len(names)) for x in (finite, finite & ~inside)
+        ]
         untimed = matcher.timed[slot] & (events["time"] == arrow_files.NEVER)
         for reason, wrong in (
             ("uses without a finite number", ~finite),

@@ -22,11 +22,11 @@ from m4.data.cohort import Example
 from m4.data.sets.declared import arrow_files, asked
 from m4.data.sets.declared.definition import Definition, Modality, find
 from m4.data.sets.declared.events import Events
+from m4.data.sets.declared.joins import ALWAYS, HOUR, Joins, share
 from m4.data.sets.declared.match import Lexicon, Matcher
-from m4.data.sets.declared.points import ALWAYS, Flow, Points, patient, read
+from m4.data.sets.declared.points import Flow, Points, patient, read
 from m4.errors import DataError
 
-HOUR = 3_600_000_000
 YEAR = 365.25 * 24 * HOUR
 
 
@@ -47,7 +47,9 @@ class Examples:
         given: Mapping[str, Sequence[str]] | None = None,
     ):
         self._definition, self._points, self._events = definition, points, events
-        self._matcher, self._flow = matcher, flow
+        self._matcher, self.flow = matcher, flow
+        self.joining: list[str] = []  # what matches what, and what should make one look twice
+        self.warnings: list[str] = []
         self._counted: set[str] = set()  # splits whose events are in the flow
         self._adopted = given is not None
         lexicons = {
@@ -80,11 +82,11 @@ class Examples:
                 own = own[: np.searchsorted(own["time"], now, side="right")]
                 used[start : start + len(own)] = True
                 if count:
-                    self._flow["points of subjects without any event"] += int(start == stop)
-                    self._flow["points without an event up to the prediction time"] += not len(own)
+                    self.flow["points of subjects without any event"] += int(start == stop)
+                    self.flow["points without an event up to the prediction time"] += not len(own)
                 yield row, self._zero(own, now), own
             if count:
-                self._flow["uses after the last prediction time"] += int((~used).sum())
+                self.flow["uses after the last prediction time"] += int((~used).sum())
 
     def _zero(self, events: np.ndarray, now: int) -> int:
         marks = events["time"][events["slot"] == self._matcher.zero]
@@ -139,29 +141,27 @@ class Examples:
         ids_n = lexicon.ids(events["token"])
         if self._adopted:
             name = lexicon.modality.spec.name
-            self._flow[f"{name}: tokens"] += len(ids_n)
-            self._flow[f"{name}: tokens outside the vocabulary"] += int((ids_n == 0).sum())
+            self.flow[f"{name}: tokens"] += len(ids_n)
+            self.flow[f"{name}: tokens outside the vocabulary"] += int((ids_n == 0).sum())
         if not lexicon.modality.repeat:  # distinct ones, in the order of their last appearance
             _, from_end = np.unique(ids_n[::-1], return_index=True)
             ids_n = ids_n[::-1][np.sort(from_end)][::-1]
         return {"values": ids_n.astype(np.int32)}
 
 
-def prepare(definition: Definition, root: Path, *, seed: int) -> tuple[Examples, Flow]:
-    """Reads labels and events; the examples, and counts that go on while they are made."""
-    flow = Flow()
-    points = read(definition, root, seed=seed, flow=flow)
-    matcher = Matcher(definition)
-    events = Events(definition, root, points, matcher, flow)
-    return Examples(definition, points, events, matcher, flow), flow
+def prepare(definition: Definition, root: Path, *, seed: int) -> Examples:
+    """Reads labels and events, and makes sure that they belong together."""
+    flow, joins = Flow(), Joins(root)
+    points = read(definition, root, seed=seed, joins=joins, flow=flow)
+    return _joined(definition, root, points, joins, flow)
 
 
 def prepare_new(
     definition: Definition, root: Path, *, vocabularies: Mapping[str, Sequence[str]]
-) -> tuple[Examples, Flow]:
+) -> Examples:
     """Like `prepare` for new data, all in the split 'new'; files of some events may be absent."""
-    flow = Flow()
-    points = asked.read(definition, root, flow=flow)
+    flow, joins = Flow(), Joins(root)
+    points = asked.read(definition, root, joins=joins, flow=flow)
     sources = {source: find(root, source.files) for source in definition.sources}
     if not any(sources.values()):
         wanted = ", ".join(source.files for source in sources)
@@ -170,9 +170,29 @@ def prepare_new(
         flow[f"event files that are absent: {absent}"] += 1
     there = tuple(source for source, paths in sources.items() if paths)
     definition = dataclasses.replace(definition, sources=there)
+    return _joined(definition, root, points, joins, flow, given=vocabularies)
+
+
+def _joined(
+    definition: Definition,
+    root: Path,
+    points: Points,
+    joins: Joins,
+    flow: Flow,
+    *,
+    given: Mapping[str, Sequence[str]] | None = None,
+) -> Examples:
     matcher = Matcher(definition)
-    events = Events(definition, root, points, matcher, flow)
-    return Examples(definition, points, events, matcher, flow, given=vocabularies), flow
+    events = Events(definition, root, points, matcher, joins=joins, flow=flow)
+    joins.check(new=given is not None)
+    events.reach.check(new=given is not None)
+    made = Examples(definition, points, events, matcher, flow, given=given)
+    made.joining = [*joins.lines(), *events.reach.lines()]
+    for task, value_PC in points.targets.items():
+        known = int((~np.isnan(value_PC)).any(axis=1).sum())
+        made.joining.append(f"{task}: a label at {share(known, len(value_PC))} of the points")
+    made.warnings = events.warnings()
+    return made
 
 
 def _inside(events: np.ndarray, modality: Modality, now: int) -> np.ndarray:

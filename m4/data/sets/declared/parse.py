@@ -50,6 +50,7 @@ def parse(content: Mapping[str, Any], file: str, *, meds: bool) -> Definition:
         ),
         tasks=_tasks(root, meds=meds),
         splits=_splits(root.section("splits")),
+        implausible=root.number("implausible", 0.05),
     )
     root.finish()
     for what, items in (("modalities", found.modalities), ("tasks", found.tasks)):

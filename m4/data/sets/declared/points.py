@@ -7,7 +7,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +14,12 @@ import pyarrow.compute as pc
 
 from m4.data import split
 from m4.data.cohort import hash64
+from m4.data.identifiers import Forms
 from m4.data.sets.declared import arrow_files
 from m4.data.sets.declared.definition import Definition, Splits, Task, find
+from m4.data.sets.declared.joins import ALWAYS, Joins
 from m4.errors import DataError
 
-ALWAYS = np.iinfo(np.int64).max  # prediction time of labels without one: every event counts
 SPLIT_FILE = "metadata/subject_splits.parquet"
 SPLITS = ("train", "val", "test", "new")  # new: what a trained model is asked, see `asked.py`
 OTHER_COLUMNS = {  # where the MEDS label schema may keep the same kind of label
@@ -43,14 +43,13 @@ class Points:
     targets: dict[str, np.ndarray]  # task -> f32[P, C], NaN where unknown
 
 
-def read(definition: Definition, root: Path, *, seed: int, flow: Flow) -> Points:
+def read(definition: Definition, root: Path, *, seed: int, joins: Joins, flow: Flow) -> Points:
     """All label files, joined and split. Raises DataError for files that can't be used."""
-    ids: dict[int | str, int] = {}
-    key_P, targets = join({t.spec.name: Labels(t, root, ids, flow) for t in definition.labelled})
+    key_P, targets = join({t.spec.name: Labels(t, root, joins, flow) for t in definition.labelled})
     flow["prediction points"] = len(key_P)
     if not len(key_P):
         raise DataError(f"{root}: the label files have no rows")
-    names = list(ids)
+    names = [*joins.ids]
     for task in definition.tasks:
         targets.setdefault(task.spec.name, unknown(task, len(key_P)))
     places = assign(names, definition.splits, root, seed=seed, flow=flow)
@@ -91,26 +90,11 @@ def patient(subject: int | str) -> int:
     return subject if isinstance(subject, int) else hash64(subject) >> 1
 
 
-def known_ids(column: pa.Array, ids: Mapping[Any, int]) -> np.ndarray:
-    """Index of every identifier, i32[n], -1 where unknown or null. 7 and "7" are the same."""
-    distinct = pc.unique(column)
-    index = pc.index_in(column, value_set=distinct).to_numpy(zero_copy_only=False)
-    values = np.array([ids.get(as_id(v), -1) for v in distinct.to_pylist()], np.int32)
-    return values[index.astype(np.int64)] if len(values) else np.zeros(0, np.int32)
-
-
-def as_id(value: int | str | None) -> int | str | None:
-    """Identifiers that are whole numbers are numbers, whatever type the file gave them."""
-    if isinstance(value, str) and value.isascii() and value.isdigit() and str(int(value)) == value:
-        return int(value)
-    return value
-
-
 class Labels:
     """The rows of one task: key (subject, time) and values; duplicates are gone."""
 
-    def __init__(self, task: Task, root: Path, ids: dict, flow: Flow, *, optional: bool = False):
-        """Reads the files; `ids` takes in their subjects. DataError for files of no use.
+    def __init__(self, task: Task, root: Path, joins: Joins, flow: Flow, *, optional: bool = False):
+        """Reads the files; `joins` takes in their subjects. DataError for files of no use.
 
         With `optional` no label need be known, and a column that is absent has none.
         """
@@ -121,7 +105,7 @@ class Labels:
         keys, values, places = [], [], []
         for number, path in enumerate(paths):
             for table in arrow_files.tables(path, header=task.header):
-                subject_N, time_N = self._keys(table, ids)
+                subject_N, time_N = self._keys(table, joins)
                 value_NC = self.values(table)
                 use = subject_N >= 0
                 flow[f"{self.name}: label rows"] += len(use)
@@ -164,17 +148,16 @@ class Labels:
                 f"{paths[0]}: column {columns} has no usable label of task {self.name}{classes}"
             )
 
-    def _keys(self, table: arrow_files.Columns, ids: dict) -> tuple[np.ndarray, np.ndarray]:
-        column = pa.array(range(table.first, table.first + len(table)))
+    def _keys(self, table: arrow_files.Columns, joins: Joins) -> tuple[np.ndarray, np.ndarray]:
         if self.task.subject:
-            column = table.subjects(self.task.subject)
-        for value in pc.unique(column).to_pylist():
-            if value is not None and value != "":
-                ids.setdefault(as_id(value), len(ids))
-        subject_N = known_ids(column, ids)
+            subject_N = joins.add(table, self.task.subject)
+        else:
+            rows = range(table.first, table.first + len(table))
+            ids = joins.ids
+            subject_N = np.array([ids.setdefault(i, len(ids)) for i in rows], np.int32)
         if not self.task.time:
             return subject_N, np.full(len(table), ALWAYS)
-        time_N = table.times(self.task.time, up=False)
+        time_N = joins.times(table, self.task.time, up=False)
         return np.where(time_N == arrow_files.NEVER, -1, subject_N), time_N
 
     def values(self, table: arrow_files.Columns) -> np.ndarray:
@@ -263,12 +246,15 @@ def _published(path: Path, splits: Splits, ids: list, *, seed: int) -> list[str 
     """Splits of a MEDS data set; without validation subjects some training subjects become them."""
     if not path.is_file():
         raise DataError(f"{path}: is missing; splits.from = 'hash' or 'folds' does without")
-    own, found = {name: part for part, name in splits.names}, {}
+    own, found, forms = {name: part for part, name in splits.names}, {}, Forms()
+    for one in ids:
+        forms.keep(one)
     for table in arrow_files.tables(path):
-        subjects, names = table.subjects("subject_id").to_pylist(), table.strings("split")
-        for row, (subject, name) in enumerate(zip(subjects, names.to_pylist(), strict=True)):
+        subjects, place_N = table.identifiers("subject_id", forms.check)
+        names = table.strings("split").to_pylist()
+        for row, (place, name) in enumerate(zip(place_N, names, strict=True)):
             part = own.get(name)
-            if found.setdefault(as_id(subject), part) != part:
+            if place >= 0 and found.setdefault(subjects[place], part) != part:
                 raise DataError(f"{path}, row {table.first + row + 1}: a subject in two splits")
     names = [found.get(i) for i in ids]
     if "val" not in names:

@@ -59,7 +59,7 @@ def read(root: Path) -> tuple[dict[str, Code], dict[str, int]]:
     subjects: dict[str, int] = defaultdict(int)
     for path in paths:
         for table in arrow_files.tables(path, only=COLUMNS):
-            part = {"code": table.strings("code"), "subject": table.subjects("subject_id")}
+            part = {"code": table.strings("code"), "subject": table.strings("subject_id")}
             coded = part["code"].dictionary_encode()
             names = [None if c is None else group_of(c) for c in coded.dictionary.to_pylist()]
             part["group"] = pa.array(names, pa.string()).take(coded.indices)

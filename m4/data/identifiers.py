@@ -1,0 +1,73 @@
+"""Identifiers of patients, stays and studies in one form, whatever file and type they come in."""
+
+import decimal
+import re
+
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "NaT")
+NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.0*)?")
+SCIENTIFIC = re.compile(r"-?[0-9]+(\.[0-9]+)?[eE]\+[0-9]+")
+PADDED = re.compile(r"0[0-9]+")
+EXACT = 1 << 53  # beyond it a float stands for several whole numbers
+
+
+def canonical(value: object) -> int | str | None:
+    """7, 7.0, "7", " 7" and "7.0" are 7; other text is itself; what is missing is None.
+
+    "007" stays "007": whether it is 7 is not guessed, see `Forms`.
+
+    Raises:
+      ValueError: saying what the value is instead of an identifier; it quotes nothing.
+    """
+    if value is None or value != value:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _within(value)
+    if isinstance(value, float | decimal.Decimal):
+        if isinstance(value, float) and abs(value) > EXACT:
+            raise ValueError("is a float beyond 2^53, where the last digits are lost")
+        if value != int(value):
+            raise ValueError("is not a whole number")
+        return _within(int(value))
+    if not isinstance(value, str):
+        raise ValueError(f"is a {type(value).__name__}, expected identifiers")
+    text = value.strip().strip("\ufeff")
+    if text in MISSING:
+        return None
+    if SCIENTIFIC.fullmatch(text):
+        raise ValueError("is a number in powers of ten, whose last digits are lost")
+    found = NUMBER.fullmatch(text)
+    if not found:
+        if PADDED.fullmatch(text):
+            _within(int(text))
+        return text
+    if found[2] and abs(int(found[1])) > EXACT:
+        raise ValueError("is a float beyond 2^53, where the last digits are lost")
+    return _within(int(found[1]))
+
+
+def _within(number: int) -> int:
+    if not -(2**63) <= number < 2**63:
+        raise ValueError("is beyond 2^63")
+    return number
+
+
+class Forms:
+    """How numbers are written in a data set: once 7 was seen, "007" is refused, and vice versa."""
+
+    def __init__(self):
+        self._forms: dict[int, int | str] = {}
+
+    def keep(self, identifier: int | str) -> None:
+        """Takes in a canonical identifier. Raises ValueError as `check` does."""
+        self.check(identifier)
+        if isinstance(identifier, int) or PADDED.fullmatch(identifier):
+            self._forms[int(identifier)] = identifier
+
+    def check(self, identifier: int | str) -> None:
+        """Raises ValueError if what was kept has the same number in another form."""
+        number = isinstance(identifier, int) or PADDED.fullmatch(identifier)
+        if number and self._forms.get(int(identifier), identifier) != identifier:
+            raise ValueError(
+                "has leading zeros where another file has none, or the other way round: 007 and 7"
+                " may be two subjects, so write each alike everywhere"
+            )
