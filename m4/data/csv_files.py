@@ -112,8 +112,8 @@ def stream(path: Path, columns: dict[str, str]) -> Iterator:
         ) from None
 
 
-def seconds(column):
-    """A time column as whole seconds since 1970, int64, `NEVER` where it is null."""
+def seconds(column, *, up: bool = False):
+    """A time column as whole seconds since 1970, int64, `NEVER` where it is null; down, or `up`."""
     known = column.is_valid().to_numpy(zero_copy_only=False)
     micro = column.cast("int64").fill_null(0).to_numpy(zero_copy_only=False)
-    return np.where(known, micro // 1_000_000, NEVER)
+    return np.where(known, (micro + (999_999 if up else 0)) // 1_000_000, NEVER)

@@ -241,6 +241,37 @@ def test_releases_without_deaths_outside_the_hospital(tmp_path):
     assert mimiciv.missing_files(raw, modalities=("static",), tasks=("ihm48",)) == []
 
 
+def test_who_a_record_belongs_to(tmp_path):
+    """Admission 1 is of another patient; the year of patient 2's age is unknown, 3's is later."""
+    stay = {"admit": 0, "in": 1, "out": 91, "end": 95, "death": None, "dod": None, "flag": 0}
+    raw = write(tmp_path, [stay] * 10)
+    for name, old, new in (
+        ("hosp/admissions", "\n1,1,", "\n4,1,"),
+        ("hosp/patients", "\n2,F,60,2150", "\n2,F,60,"),
+        ("hosp/patients", "\n3,F,60,2150", "\n3,F,60,2230"),
+    ):
+        path = raw / "mimiciv" / "2.2" / f"{name}.csv"
+        path.write_text(path.read_text().replace(old, new))
+    made = mimiciv.cohort(raw, seed=0, modalities=("static",), tasks=("ihm48",))
+    found = {e["patient"]: e["inputs"] for start in made.splits.values() for e in start()}
+    assert sorted(found) == [*range(2, 11)]
+    assert dict(made.flow)["records: admission of another patient"] == 1
+    ages = [found[n]["static"]["values"][0] for n in (2, 3, 4)]
+    np.testing.assert_array_equal(ages, [np.nan, np.nan, 60])
+
+
+def test_what_is_stored_within_a_second_after_the_window_is_not_known(tmp_path):
+    stay = {"admit": 0, "in": 0, "out": 91, "end": 95, "death": None, "dod": None, "flag": 0}
+    raw = write(tmp_path, [stay] * 10)
+    stored = [f"{when(48)}.000", f"{when(48)}.500"]
+    lines = [f"1,1,{when(40 + n)},{text},220045,80" for n, text in enumerate(stored)]
+    header = "subject_id,stay_id,charttime,storetime,itemid,valuenum"
+    (raw / "mimiciv/2.2/icu/chartevents.csv").write_text("\n".join([header, *lines]) + "\n")
+    made = mimiciv.cohort(raw, seed=0, modalities=("vitals",), tasks=("ihm48",))
+    (one,) = [e for start in made.splits.values() for e in start() if e["inputs"]]
+    np.testing.assert_array_equal(one["inputs"]["vitals"]["times"], [40])
+
+
 def test_oxygen_is_a_fraction(tmp_path):
     stay = {"admit": 0, "in": 1, "out": 91, "end": 95, "death": None, "dod": None, "flag": 0}
     raw = write(tmp_path, [stay] * 10)

@@ -151,14 +151,12 @@ def read(root: Path) -> tuple[Life, np.ndarray, Table, dict[str, int]]:
         dead_by=np.zeros(0),
         facts=facts,
     )
-    contradictions = {"hospital discharge before admission": reversed_N[a]}
+    other = adm["subject_id"][a] != icu["subject_id"]
+    contradictions = {"admission of another patient": other}
+    contradictions |= {"hospital discharge before admission": reversed_N[a]}
     contradictions |= _deaths(life, _known(adm["deathtime"][a]), _known(pat["dod"][p]), adm)
-    return (
-        life,
-        known,
-        adm,
-        {kind: int(found[known].sum()) for kind, found in contradictions.items()},
-    )
+    counts = {kind: int(found[known].sum()) for kind, found in contradictions.items()}
+    return life, known & ~other, adm, counts
 
 
 def _deaths(life: Life, time_n: np.ndarray, date_n: np.ndarray, adm: Table) -> Table:

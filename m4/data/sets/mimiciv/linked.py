@@ -121,7 +121,11 @@ class Notes:
         ours = np.flatnonzero(self._find.known(subject))
         batch, subject = batch.take(ours), subject[ours]
         time = csv_files.seconds(batch["charttime"])
-        known = np.maximum(time, csv_files.seconds(batch["storetime"])) if self._stored else time
+        known = (
+            np.maximum(time, csv_files.seconds(batch["storetime"], up=True))
+            if self._stored
+            else time
+        )
         place = self._earlier if self.name == catalogue.EARLIER else self._during
         note, row = place(batch, subject, time, known)
         texts = batch["text"].take(note).to_pylist()

@@ -95,7 +95,7 @@ class Selector:
         batch = batch.take(ours)
         time = csv_files.seconds(batch[self.source.time])
         row = self._find(key[ours], time)
-        known = csv_files.seconds(batch[self.source.stored]) if self._stored else time
+        known = csv_files.seconds(batch[self.source.stored], up=True) if self._stored else time
         keep = self.stays.inside(row, time, known, self.counts if self._stored else None)
         events = np.zeros(len(row), EVENT)
         events["row"], events["time"] = row, self.stays.life.hour_of(row, time)

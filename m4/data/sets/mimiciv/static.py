@@ -22,10 +22,12 @@ def static(life: Life) -> np.ndarray:
     """f32[n, f]: the columns of `catalogue.STATIC`; NaN where unknown."""
     facts = life.facts
     year = life.intime.astype("datetime64[s]").astype("datetime64[Y]").astype(int) + 1970
-    age, gender = facts["anchor_age"], facts["gender"]
+    age = facts["anchor_age"] + year - facts["anchor_year"]
+    unknown = (facts["anchor_age"] < 0) | (facts["anchor_year"] < 0) | (age < 0)
+    gender = facts["gender"]
     before = (life.intime - life.admit) / HOUR
     columns = {
-        "age": np.where(age < 0, np.nan, age + year - facts["anchor_year"]),
+        "age": np.where(unknown, np.nan, age),
         "female": np.where(gender == "", np.nan, gender == "F"),
         "hours_before_icu": np.where(life.admit > csv_files.NEVER, before, np.nan),
     }
