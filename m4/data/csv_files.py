@@ -7,11 +7,12 @@ Arrow, which is imported with the first of them.
 
 import csv
 import gzip
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from m4.data import identifiers
 from m4.errors import DataError
 
 MAX_FIELD = 100_000  # characters
@@ -71,45 +72,71 @@ def stream(path: Path, columns: dict[str, str]) -> Iterator:
 
     Args:
       path: the file; `.gz` is decompressed on the way.
-      columns: name -> "int", "float", "time" (microseconds: some tables carry fractions of a
-        second) or "text". An empty field is null, in a text column the empty string.
+      columns: name -> "int" (also 7.0, as pandas writes 7 beside empty fields), "float", "time"
+        (microseconds: some tables carry fractions of a second), "text", or "id": text in its
+        canonical form (`m4.data.identifiers`). An empty field is null, in a text the empty string.
 
     Raises:
       DataError: a file that is unreadable, cut short, or lacks a column. The message names the
         file and the place but quotes nothing of its content.
     """
     import pyarrow as pa
+
+    rows, careful = 0, {name: "whole" if kind == "int" else kind for name, kind in columns.items()}
+    for kinds in (columns, careful):
+        seen = 0
+        try:
+            for batch in _open(path, kinds):
+                first, seen = seen, seen + batch.num_rows
+                if first == rows:  # not yielded before
+                    rows = seen
+                    yield _canonical(batch, path, kinds, first)
+            return
+        except (pa.ArrowKeyError, KeyError):
+            names = ", ".join(columns)
+            raise DataError(f"{path}: needs the columns {names}; one is missing") from None
+        except (pa.ArrowException, OSError, EOFError) as error:
+            if kinds is columns and "conversion error to int64" in str(error):
+                continue
+            kind = "cut short or corrupt" if isinstance(error, OSError | EOFError) else "malformed"
+            raise DataError(
+                f"{path}: {kind} after {rows} rows ({type(error).__name__}); download it again"
+            ) from None
+
+
+def _open(path: Path, columns: Mapping[str, str]) -> Iterator:
+    import pyarrow as pa
     from pyarrow import csv as arrow
 
-    types = {
-        "int": pa.int64(),
-        "float": pa.float64(),
-        "time": pa.timestamp("us"),
-        "text": pa.utf8(),
-    }
+    types = {"int": pa.int64(), "float": pa.float64(), "time": pa.timestamp("us")}
     convert = arrow.ConvertOptions(
         include_columns=list(columns),
-        column_types={name: types[kind] for name, kind in columns.items()},
+        column_types={name: types.get(kind, pa.utf8()) for name, kind in columns.items()},
         strings_can_be_null=False,
     )
-    rows = 0
-    try:
-        reader = arrow.open_csv(
-            path,
-            read_options=arrow.ReadOptions(block_size=BLOCK_BYTES),
-            parse_options=arrow.ParseOptions(newlines_in_values=True),
-            convert_options=convert,
-        )
-        for batch in reader:
-            rows += batch.num_rows
-            yield batch
-    except (pa.ArrowKeyError, KeyError):
-        raise DataError(f"{path}: needs the columns {', '.join(columns)}; one is missing") from None
-    except (pa.ArrowException, OSError, EOFError) as error:
-        kind = "cut short or corrupt" if isinstance(error, OSError | EOFError) else "malformed"
-        raise DataError(
-            f"{path}: {kind} after {rows} rows ({type(error).__name__}); download it again"
-        ) from None
+    yield from arrow.open_csv(
+        path,
+        read_options=arrow.ReadOptions(block_size=BLOCK_BYTES),
+        parse_options=arrow.ParseOptions(newlines_in_values=True),
+        convert_options=convert,
+    )
+
+
+def _canonical(batch, path: Path, columns: Mapping[str, str], first: int):
+    """The batch with identifiers in canonical form; `first` rows of the file are before it."""
+    import pyarrow as pa
+
+    for number, (name, kind) in enumerate(columns.items()):
+        if kind not in ("id", "whole"):
+            continue
+        check = identifiers.require_number if kind == "whole" else None
+        coded = batch[name].dictionary_encode()
+        found = identifiers.of_column(coded, path, name, first, check)
+        if kind == "id":
+            found = ["" if one is None else str(one) for one in found]
+        column = pa.array(found, pa.int64() if kind == "whole" else pa.utf8()).take(coded.indices)
+        batch = batch.set_column(number, name, column)
+    return batch
 
 
 def seconds(column, *, up: bool = False):

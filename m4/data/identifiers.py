@@ -2,7 +2,13 @@
 
 import decimal
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+from m4.errors import DataError
+
+Check = Callable[[int | str], Any]
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "NaT")
 NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.0*)?")
 SCIENTIFIC = re.compile(r"-?[0-9]+(\.[0-9]+)?[eE]\+[0-9]+")
@@ -43,6 +49,30 @@ def canonical(value: object) -> int | str | None:
     if found[2] and abs(int(found[1])) > EXACT:
         raise ValueError("is a float beyond 2^53, where the last digits are lost")
     return _within(int(found[1]))
+
+
+def of_column(coded: Any, path: Path, name: str, first: int, check: Check | None) -> list:
+    """The canonical forms of the dictionary of a dictionary-encoded Arrow array.
+
+    Raises DataError with the file, column and row (there are `first` before the array's) for what
+    is none, and for what `check` raises ValueError.
+    """
+    found = []
+    for code, value in enumerate(coded.dictionary.to_pylist()):
+        try:
+            found.append(canonical(value))
+            if check and found[-1] is not None:
+                check(found[-1])
+        except ValueError as error:
+            row = first + coded.indices.index(code).as_py() + 1
+            raise DataError(f"{path}, row {row}: {name!r} {error}") from None
+    return found
+
+
+def require_number(identifier: int | str) -> None:
+    """Raises ValueError for text."""
+    if isinstance(identifier, str):
+        raise ValueError("is not a whole number")
 
 
 def _within(number: int) -> int:

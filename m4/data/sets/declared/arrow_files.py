@@ -9,7 +9,7 @@ import contextlib
 import csv
 import gzip
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ class Columns:
             raise DataError(f"{self.path}: column {name!r} holds {array.type}, expected strings")
         return array.cast(pa.large_string())
 
-    def identifiers(self, name: str, check: Callable[[int | str], Any]) -> tuple[list, np.ndarray]:
+    def identifiers(self, name: str, check: identifiers.Check) -> tuple[list, np.ndarray]:
         """The different identifiers in canonical form, and which of them each row has, i64[n].
 
         Of a row without one that is -1. What `check` raises is told with the row, as is what
@@ -143,15 +143,10 @@ class Columns:
         text = array.cast(pa.large_string()) if is_text(array.type) else array
         coded = text.dictionary_encode()
         found: dict[int | str, int] = {}
-        places = []
-        for code, value in enumerate(coded.dictionary.to_pylist()):
-            try:
-                if (one := identifiers.canonical(value)) is not None:
-                    check(one)
-            except ValueError as error:
-                row = self.first + pc.index(coded.indices, code).as_py() + 1
-                raise DataError(f"{self.path}, row {row}: {name!r} {error}") from None
-            places.append(-1 if one is None else found.setdefault(one, len(found)))
+        places = [
+            -1 if one is None else found.setdefault(one, len(found))
+            for one in identifiers.of_column(coded, self.path, name, self.first, check)
+        ]
         index = pc.fill_null(coded.indices, len(places)).to_numpy(zero_copy_only=False)
         return [*found], np.array([*places, -1])[index]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from m4.data import csv_files
 from m4.errors import DataError
 
+IDENTIFIERS = ("empi_anon", "acc_anon", "patient_id", "study_id")  # written alike in every file
 DENSITIES = {"A": 0, "B": 1, "C": 2, "D": 3}
 
 
@@ -35,7 +36,8 @@ class Exam:
 def rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """The rows of a csv file as texts, empty where a field is; DataError as `csv_files.stream`."""
     found = []
-    for batch in csv_files.stream(path, dict.fromkeys(columns, "text")):
+    kinds = {name: "id" if name in IDENTIFIERS else "text" for name in columns}
+    for batch in csv_files.stream(path, kinds):
         found += batch.to_pylist()
     return found
 
