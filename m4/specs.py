@@ -24,7 +24,7 @@ METRICS: dict[TaskKind, tuple[str, ...]] = {  # without a threshold chosen elsew
     "survival": ("c_index",),
     "segmentation": ("dice",),
 }
-LOWER_IS_BETTER = (*PROBABILITY, "mae", "rmse")
+LOWER_IS_BETTER = (*PROBABILITY, "calibration_error", "mae", "rmse")
 RAGGED_KINDS = ("series", "vectors", "codes", "text")  # of a length that differs by row
 
 

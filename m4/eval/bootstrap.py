@@ -1,7 +1,9 @@
 """Percentile bootstrap over patients, all draws at once.
 
 Rows of one patient are drawn together, because they are not independent. Every score and every
-difference of a split uses the same draws, so differences are paired.
+difference of a split uses the same draws, so differences are paired. With few patients a percentile
+interval is too short; it takes in more of the draws then (Hesterberg, The American Statistician
+2015: as a t interval is wider than a normal one).
 
 Letters: P patients, N rows, B draws, b draws of one chunk.
 """
@@ -10,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from scipy.stats import norm, t
 
 from m4.eval import metrics
 from m4.eval.metrics import Value
@@ -39,13 +42,17 @@ class Draws:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def resample(patient_N: np.ndarray, *, draws: int = 1000, seed: int = 0) -> Draws:
-    """Draw P of P patients with replacement, `draws` times."""
-    ids, index_N = np.unique(patient_N, return_inverse=True)
-    rng, total = np.random.default_rng(seed), len(ids)
-    count_PB = np.empty((total, draws), np.uint16)
+def resample(
+    patient_N: np.ndarray, fold_N: np.ndarray | None = None, *, draws: int = 1000, seed: int = 0
+) -> Draws:
+    """Draw P of P patients with replacement, `draws` times; within each fold, if there are any."""
+    ids, first_P, index_N = np.unique(patient_N, return_index=True, return_inverse=True)
+    fold_P = np.zeros(len(ids)) if fold_N is None else fold_N[first_P]
+    members = [np.flatnonzero(fold_P == fold) for fold in np.unique(fold_P)]
+    rng, count_PB = np.random.default_rng(seed), np.empty((len(ids), draws), np.uint16)
     for b in range(draws):
-        count_PB[:, b] = np.bincount(rng.integers(0, total, total), minlength=total)
+        for own in members:
+            count_PB[own, b] = np.bincount(rng.integers(0, len(own), len(own)), minlength=len(own))
     return Draws(count_PB, index_N.reshape(-1))
 
 
@@ -57,22 +64,32 @@ def score(
     draws: Draws,
     *,
     threshold: np.ndarray | None = None,
+    fold_N: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Every metric of the task under every draw, name -> f64[B]; NaN where undefined."""
     rows_N = np.asarray(mask_NL.any(axis=1))
-    label, mask, prediction = label_NL[rows_N], mask_NL[rows_N], prediction_NC[rows_N]
+    args = task, label_NL[rows_N], mask_NL[rows_N], prediction_NC[rows_N]
+    fold = None if fold_N is None else fold_N[rows_N]
 
     def statistic(weight_nb):
-        return metrics.under(task, label, mask, prediction, weight_nb, threshold=threshold)
+        return metrics.under(*args, weight_nb, threshold=threshold, fold_N=fold)
 
     return draws.map(statistic, rows_N)
 
 
-def interval(value: Value, values_B: np.ndarray, *, level: float = 0.95) -> dict:
+def interval(
+    value: Value,
+    values_B: np.ndarray,
+    *,
+    level: float = 0.95,
+    units: int | None = None,
+    lost: str = "undefined",
+) -> dict:
     """The value with its percentile interval, as JSON: {value, low, high, note?}.
 
+    `units` is the number of patients that the value rests on: of the rarer outcome, if it has two.
     No interval is given where the value is undefined or more than a fifth of the draws are; a
-    smaller share of undefined draws is left out and noted.
+    smaller share of undefined draws is left out and noted, and `lost` says what they are.
     """
     notes = [value.note] if value.note else []
     defined = values_B[np.isfinite(values_B)]
@@ -80,11 +97,14 @@ def interval(value: Value, values_B: np.ndarray, *, level: float = 0.95) -> dict
     low = high = None
     if np.isfinite(value.value):
         if undefined > MAX_UNDEFINED:
-            notes.append(f"no interval: undefined in {undefined:.0%} of the draws")
+            notes.append(f"no interval: {lost} in {undefined:.0%} of the draws")
         else:
-            low, high = np.percentile(defined, [50 * (1 - level), 50 * (1 + level)])
+            tail = (1 - level) / 2
+            if units is not None and units > 1:
+                tail = float(norm.cdf(t.ppf(tail, units - 1) * np.sqrt(units / (units - 1))))
+            low, high = np.quantile(defined, [tail, 1 - tail])
             if undefined:
-                notes.append(f"undefined in {undefined:.1%} of the draws, left out")
+                notes.append(f"{lost} in {undefined:.1%} of the draws, left out")
     out = {"value": number(value.value), "low": number(low), "high": number(high)}
     return out | ({"note": "; ".join(notes)} if notes else {})
 

@@ -68,7 +68,7 @@ def sweep(
     """
     subsets_SM = np.asarray(subsets_SM, bool)
     whole = int(np.argmax(subsets_SM.all(axis=1)))
-    parts, pending, done = [], None, 0
+    parts, pending, place_N = [], None, np.random.default_rng(0).permutation(len(patients))
     for batch in itertools.chain(batches, [None]):
         queued = None
         if batch is not None:
@@ -76,16 +76,15 @@ def sweep(
             outs = [predict(on_device, keep_M) for keep_M in subsets_SM]
             queued = batch, ([tasks for tasks, _ in outs], dict(outs[whole][1]))
         if pending is not None:
-            parts.append(_fetch(*pending, spec, subsets_SM, done))
-            done += len(parts[-1]["uid"])
+            parts.append(_fetch(*pending, spec, subsets_SM, place_N))
         pending = queued
-    if not done:
+    if not any(len(part["uid"]) for part in parts):
         raise ValueError("nothing to evaluate: every row has weight 0")
     return _merge(parts, spec, subsets_SM, np.asarray(patients))
 
 
-def _fetch(batch: Batch, results: Any, spec: DataSpec, subsets_SM, done: int) -> dict[str, Any]:
-    """One batch on the host without its padding rows; `done` rows came before it."""
+def _fetch(batch: Batch, results: Any, spec: DataSpec, subsets_SM, place_N) -> dict[str, Any]:
+    """One batch on the host without its padding rows; `place_N` is each row's in a random order."""
     batch, (tasks_S, layers) = jax.device_get((batch, results))
     rows = np.flatnonzero(np.asarray(batch.weight) > 0)
     present_NM = np.stack([batch.inputs[m].present for m in spec.modality_names], axis=-1)[rows]
@@ -96,7 +95,10 @@ def _fetch(batch: Batch, results: Any, spec: DataSpec, subsets_SM, done: int) ->
         "prediction": {},
         "label": {},
         "label_mask": {},
-        "layers": {name: _layer(stats, rows, done) for name, stats in layers.items()},
+        "layers": {
+            name: _layer(stats, rows, place_N[np.asarray(batch.uid)[rows]])
+            for name, stats in layers.items()
+        },
     }
     for index, task in enumerate(spec.tasks):
         if task.kind not in SCORED_KINDS or task.name not in tasks_S[0]:
@@ -126,12 +128,12 @@ def _labels(task: TaskSpec, target, rows: np.ndarray, own_N: np.ndarray):
     return np.where(mask_NL, value_NL, 0.0), mask_NL
 
 
-def _layer(stats: Mapping[str, np.ndarray], rows: np.ndarray, done: int) -> dict[str, Any]:
+def _layer(stats: Mapping[str, np.ndarray], rows: np.ndarray, place_n) -> dict[str, Any]:
     layer = {key: stats[key] for key in ("entropy", "dropped") if key in stats}
     if "by_row" in stats:
         by_row = np.asarray(stats["by_row"], np.float32)[rows]
-        room = MAX_ROUTING_CELLS // max(1, int(np.prod(by_row.shape[1:]))) - done
-        layer["by_row"] = by_row[: max(0, room)]
+        layer["kept"] = place_n < MAX_ROUTING_CELLS // max(1, int(np.prod(by_row.shape[1:])))
+        layer["by_row"] = by_row[layer["kept"]]
         layer["by_modality"] = by_row.sum(axis=0, dtype=np.float64)
     elif "by_modality" in stats:
         layer["by_modality"] = np.asarray(stats["by_modality"], np.float64)
@@ -171,7 +173,7 @@ def _merge(parts, spec: DataSpec, subsets_SM: np.ndarray, patients: np.ndarray) 
 
 
 def _merge_layer(layers: list[dict[str, Any]], order_N: np.ndarray) -> LayerRouting:
-    """Sums and means; `by_row` as far as it was kept of all rows up to there, in `order_N`."""
+    """Sums and means; `by_row` of the rows that were kept, in `order_N`."""
     weights = np.array([layer["load"].sum() for layer in layers])
 
     def mean(key):
@@ -182,11 +184,11 @@ def _merge_layer(layers: list[dict[str, Any]], order_N: np.ndarray) -> LayerRout
     def total(key):
         return np.sum([layer[key] for layer in layers], axis=0) if key in layers[0] else None
 
-    by_row = None
+    by_row = rows = None
     if "by_row" in layers[0]:
+        kept_N = np.concatenate([layer["kept"] for layer in layers])
+        rows = np.flatnonzero(kept_N[order_N])
         by_row = np.concatenate([layer["by_row"] for layer in layers])
-        kept_N = order_N < len(by_row)
-        by_row = by_row[order_N[: np.append(kept_N, False).argmin()]]
-    return LayerRouting(
-        total("by_modality"), np.asarray(total("load")), mean("entropy"), mean("dropped"), by_row
-    )
+        by_row = by_row[(np.cumsum(kept_N) - 1)[order_N[rows]]]
+    entropy, dropped, load = mean("entropy"), mean("dropped"), np.asarray(total("load"))
+    return LayerRouting(total("by_modality"), load, entropy, dropped, by_row, rows)

@@ -12,13 +12,18 @@ itself (`score`) is the draw in which every row counts once. Tests compare it wi
 |            | f1_val_micro brier ece log_loss (the last three over all known labels)           |
 | multiclass | accuracy f1_macro auroc_macro (one against the rest) log_loss brier ece          |
 | regression | mae rmse r2 spearman, in the target's unit; mean over the task's values          |
-| survival   | c_index (Harrell), of the mean chance of the event over the intervals            |
+| survival   | c_index (Harrell), c_index_ipcw (Uno 2011), of the mean chance of the event over |
+|            | the intervals                                                                    |
 | segmentation | dice, mean over rows and channels; 1 for an empty map found empty              |
 
 `f1` cuts at 0.5, `f1_val` at the threshold that maximises F1 on the validation split
 (`choose_threshold`). ECE has ten equal-mass bins (`m4.eval.calibration`), of the original sample
 for every draw; for multiclass it is that of the predicted class. Probabilities are clipped to
-[1e-7, 1 - 1e-7] in `log_loss`.
+[1e-7, 1 - 1e-7] in `log_loss`. A macro metric leaves out what is undefined on the sample; a draw
+that loses another label or class is undefined.
+
+Out of fold, scores of different networks are not compared: what ranks rows (`RANKED`) is the mean
+of the folds, weighted by their events (positive labels, observed events, else rows).
 
 Letters: N rows, B draws, C labels, classes or values, L label columns (C, or 1 for multiclass),
 K bins.
@@ -43,14 +48,15 @@ PRIMARY = {
     "segmentation": "dice",
 }
 HEADLINE = {
-    "binary": ("auroc", "auprc", "f1_val", "brier", "ece"),
-    "multilabel": ("auroc_macro", "auprc_macro", "f1_val_macro", "brier", "ece"),
-    "multiclass": ("auroc_macro", "accuracy", "f1_macro", "brier", "ece"),
+    "binary": ("auroc", "auprc", "f1_val", "brier", "calibration_error"),
+    "multilabel": ("auroc_macro", "auprc_macro", "f1_val_macro", "brier", "calibration_error"),
+    "multiclass": ("auroc_macro", "accuracy", "f1_macro", "brier", "calibration_error"),
     "regression": ("mae", "rmse", "r2", "spearman"),
-    "survival": ("c_index",),
+    "survival": ("c_index", "c_index_ipcw"),
     "segmentation": ("dice",),
 }
 RANKS_AND_CUTS = ("auroc", "auprc", "f1", "f1_val")
+RANKED = ("auroc", "auprc", "c_index", "spearman")  # and what begins with them
 
 
 class Value(NamedTuple):
@@ -67,17 +73,24 @@ def score(
     prediction_NC: np.ndarray,
     *,
     threshold: np.ndarray | None = None,
+    fold_N: np.ndarray | None = None,
 ) -> dict[str, Value]:
     """Every metric of the task's kind over the cells with `mask_NL` True.
 
     `threshold` f64[C] is the cut chosen on the validation split; without it the `f1_val` metrics
-    are absent. Raises ValueError for kinds without generic metrics.
+    are absent. `fold_N` says which network predicted a row. Raises ValueError for kinds without
+    generic metrics.
     """
-    once_N1 = np.ones((len(label_NL), 1))
-    values = under(task, label_NL, mask_NL, prediction_NC, once_N1, threshold=threshold)
+    args = task, label_NL, mask_NL, prediction_NC, np.ones((len(label_NL), 1))
+    values = under(*args, threshold=threshold, fold_N=fold_N)
     if not mask_NL.any():
         return dict.fromkeys(values, Value(float("nan"), "no labelled row"))
     notes = _notes(task, label_NL, mask_NL, np.asarray(prediction_NC))
+    if fold_N is not None:
+        folds = [found for _, found in _by_fold(*args, threshold, fold_N)]
+        lost = {name: sum(np.isnan(found[name][0]) for found in folds) for name in values}
+        mean_of = {n: k for n, k in lost.items() if n.startswith(RANKED) and 0 < k < len(folds)}
+        notes |= {n: f"{k} of {len(folds)} folds undefined, left out" for n, k in mean_of.items()}
     return {name: Value(float(value), notes.get(name, "")) for name, (value,) in values.items()}
 
 
@@ -89,31 +102,72 @@ def under(
     weight_NB: np.ndarray,
     *,
     threshold: np.ndarray | None = None,
+    fold_N: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """The same metrics under many weights: name -> f64[B], NaN where a draw leaves it undefined.
 
     `weight_NB` holds multiplicities (whole numbers); float32 is faster and as exact.
     """
+    if fold_N is not None:
+        return _over_folds(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fold_N)
     known_N, prediction_NC = mask_NL.any(axis=1), np.asarray(prediction_NC, np.float64)
     if not known_N.any():  # one invented row tells the names
         label_1L, prediction_1C = (np.zeros((1, x.shape[1])) for x in (label_NL, prediction_NC))
         one = np.ones(label_1L.shape, bool), prediction_1C, np.ones((1, 1))
         names = under(task, label_1L, *one, threshold=threshold)
         return dict.fromkeys(names, np.full(weight_NB.shape[1], np.nan))
-    y, p, w = label_NL[known_N], prediction_NC[known_N], weight_NB[known_N]
+    y, p = label_NL[known_N], prediction_NC[known_N]
+    # the last column is the sample: what it leaves undefined, macro metrics leave out
+    w = np.concatenate([weight_NB, np.ones_like(weight_NB[:, :1])], axis=1)[known_N]
+    values = _of_kind(task, y, mask_NL[known_N], p, w, threshold)
+    return {name: value_B[:-1] for name, value_B in values.items()}
+
+
+def _of_kind(task, y, mask, p, w, threshold) -> dict[str, np.ndarray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         if task.kind in ("binary", "multilabel"):
             by_kind = _binary if task.kind == "binary" else _multilabel
-            return by_kind(y, mask_NL[known_N], p, w, threshold)
+            return by_kind(y, mask, p, w, threshold)
         if task.kind == "multiclass":
             return _multiclass(y[:, 0].astype(int), p, w)
         if task.kind == "regression":
             return _regression(y, p, w)
         if task.kind == "survival":
-            return {"c_index": c_index(y[:, 0], y[:, 1] > 0, p.mean(1), w)}
+            return _survival(y[:, 0], y[:, 1] > 0, p.mean(1), w)
         if task.kind == "segmentation":  # the predictions are scores already
             return {"dice": p.mean(1) @ w / w.sum(0)}
     raise ValueError(f"task {task.name}: kind {task.kind!r} has no generic metrics")
+
+
+def _by_fold(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fold_N):
+    """Of each fold the number of events and `under`."""
+    for fold in np.unique(fold_N):
+        own = fold_N == fold
+        label, mask = label_NL[own], mask_NL[own]
+        events = mask.any(axis=1).sum()
+        if task.kind in ("binary", "multilabel", "survival"):
+            events = (label * mask)[:, -1 if task.kind == "survival" else slice(None)].sum()
+        args = task, label, mask, prediction_NC[own], weight_NB[own]
+        yield float(events), under(*args, threshold=threshold)
+
+
+def _over_folds(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fold_N) -> dict:
+    args = task, label_NL, mask_NL, prediction_NC
+    out = under(*args, weight_NB, threshold=threshold)
+    ranked = [name for name in out if name.startswith(RANKED)]
+    once_N1 = np.ones((len(label_NL), 1))
+    each = (
+        _by_fold(*args, weight_NB, threshold, fold_N),
+        _by_fold(*args, once_N1, threshold, fold_N),
+    )
+    total, sums = dict.fromkeys(ranked, 0.0), {name: np.zeros_like(out[name]) for name in ranked}
+    for (events, drawn), (_, sample) in zip(*each, strict=True):
+        for name in ranked:
+            if np.isfinite(sample[name][0]):
+                total[name] += events
+                sums[name] = sums[name] + events * drawn[name]
+    means = {n: sums[n] / total[n] if total[n] else np.full_like(out[n], np.nan) for n in ranked}
+    return out | means
 
 
 def choose_threshold(
@@ -136,21 +190,40 @@ def choose_threshold(
     return np.array(cuts)
 
 
+def _survival(time_N, event_N, risk_N, w_NB) -> dict[str, np.ndarray]:
+    """Harrell's C, and Uno's: each event weighs 1 / P(not censored before it)^2 (Kaplan-Meier)."""
+    order_N = np.lexsort((~event_N, time_N))  # at one time events come before censorings
+    w = w_NB[order_N].astype(np.float64)
+    at_risk_NB = np.cumsum(w[::-1], axis=0)[::-1]
+    stays_NB = 1 - w * ~event_N[order_N, None] / np.maximum(at_risk_NB, 1e-300)
+    before_NB = np.cumprod(np.concatenate([np.ones((1, w.shape[1])), stays_NB]), axis=0)
+    free_NB = before_NB[np.searchsorted(time_N[order_N], time_N)]
+    inverse_NB = w_NB / np.where(free_NB > 0, free_NB, np.inf) ** 2
+    rows = time_N, event_N, risk_N, w_NB
+    return {"c_index": c_index(*rows, w_NB), "c_index_ipcw": c_index(*rows, inverse_NB)}
+
+
 def c_index(
-    time_N: np.ndarray, event_N: np.ndarray, risk_N: np.ndarray, w_NB: np.ndarray
+    time_N: np.ndarray,
+    event_N: np.ndarray,
+    risk_N: np.ndarray,
+    w_NB: np.ndarray,
+    event_w_NB: np.ndarray,
 ) -> np.ndarray:
     """Harrell's C f64[B]: the share of comparable pairs in which the earlier has the higher risk.
 
     A pair is comparable when the earlier of two times is an event; who is censored at the time of
     an event outlived it (Harrell 1982; R's survival, lifelines and scikit-survival agree). It
-    counts w_i w_j, ties in risk half. By blocks of events, so that the N x N table never exists.
+    counts the earlier's `event_w` times the later's `w`, ties in risk half. By blocks of events, so
+    that the N x N table never exists.
     """
     good_B, pairs_B = np.zeros(w_NB.shape[1]), np.zeros(w_NB.shape[1])
     for rows in np.array_split(np.flatnonzero(event_N), max(1, int(event_N.sum()) // 256)):
         later = (time_N > time_N[rows, None]) | ((time_N == time_N[rows, None]) & ~event_N)
         above = (risk_N[rows, None] > risk_N) + 0.5 * (risk_N[rows, None] == risk_N)
-        pairs_B += np.einsum("ib,ib->b", w_NB[rows], later.astype(np.float32) @ w_NB)
-        good_B += np.einsum("ib,ib->b", w_NB[rows], (later * above).astype(np.float32) @ w_NB)
+        own, good = event_w_NB[rows], (later * above).astype(np.float32)
+        pairs_B += np.einsum("ib,ib->b", own, later.astype(np.float32) @ w_NB)
+        good_B += np.einsum("ib,ib->b", own, good @ w_NB)
     return np.where(pairs_B > 0, good_B / pairs_B, np.nan)
 
 
@@ -221,6 +294,19 @@ def _probability(y_N: np.ndarray, p_N: np.ndarray, w_NB: np.ndarray) -> dict[str
     return out | {"ece": np.abs(sums["gaps"]).sum(axis=0) / sums["weight"]}
 
 
+def probabilities(task: TaskSpec, label_NL, mask_NL, prediction_NC):
+    """What calibration is of: labels, predictions and their rows, of all known cells.
+
+    Of several classes it is the predicted one, right or wrong.
+    """
+    if task.kind != "multiclass":
+        row_N, _ = np.nonzero(mask_NL)
+        return label_NL[mask_NL], np.asarray(prediction_NC, np.float64)[mask_NL], row_N
+    (row_N,) = np.nonzero(mask_NL[:, 0])
+    p_NC = np.asarray(prediction_NC, np.float64)[row_N]
+    return (p_NC.argmax(axis=1) == label_NL[row_N, 0]).astype(float), p_NC.max(axis=1), row_N
+
+
 def _f1(y_NC, mask_NC, p_NC, w_NB, cuts) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Name of the cut -> F1 of each label f64[C, B] and over all cells f64[B]."""
     out, real_NC = {}, y_NC * mask_NC
@@ -245,9 +331,9 @@ def _multilabel(y_NC, mask_NC, p_NC, w_NB, cuts) -> dict[str, np.ndarray]:
     for y_N, known_N, p_N in zip(y_NC.T, mask_NC.T, p_NC.T, strict=True):
         ranks.append(rank_scores(y_N[known_N], p_N[known_N], w_NB[known_N]))
     auroc_CB, auprc_CB = np.swapaxes(ranks, 0, 1)
-    out = {"auroc_macro": _nanmean(auroc_CB), "auprc_macro": _nanmean(auprc_CB)}
+    out = {"auroc_macro": _macro(auroc_CB), "auprc_macro": _macro(auprc_CB)}
     for name, (each_CB, over_all_B) in _f1(y_NC, mask_NC, p_NC, w_NB, cuts).items():
-        out |= {f"{name}_macro": _nanmean(each_CB), f"{name}_micro": over_all_B}
+        out |= {f"{name}_macro": _macro(each_CB), f"{name}_micro": over_all_B}
     row_N, _ = np.nonzero(mask_NC)
     flat = _probability(y_NC[mask_NC], p_NC[mask_NC], w_NB[row_N])
     return out | {f"{n}_micro" if n in RANKS_AND_CUTS else n: x for n, x in flat.items()}
@@ -271,8 +357,8 @@ def _multiclass(y_N, p_NC, w_NB) -> dict[str, np.ndarray]:
     return {
         **{name: sums[name] / sums["weight"] for name in ("accuracy", "log_loss", "brier")},
         "ece": np.abs(sums["gaps"]).sum(axis=0) / sums["weight"],
-        "f1_macro": _nanmean(2 * sums["hit"] / sums["either"]),  # NaN: neither real nor said
-        "auroc_macro": _nanmean(auroc_CB),
+        "f1_macro": _macro(2 * sums["hit"] / sums["either"]),  # NaN: neither real nor said
+        "auroc_macro": _macro(auroc_CB),
     }
 
 
@@ -317,9 +403,10 @@ def _ranks(x_N: np.ndarray, w_NB: np.ndarray) -> np.ndarray:
     return (below[first] + below[last]) / 2
 
 
-def _nanmean(x_CB: np.ndarray) -> np.ndarray:
-    known = np.isfinite(x_CB)
-    return np.where(known, x_CB, 0.0).sum(axis=0) / known.sum(axis=0)
+def _macro(x_CB: np.ndarray) -> np.ndarray:
+    """Mean over what the sample, the last draw, defines; a draw that lacks some of it has NaN."""
+    defined_C = np.isfinite(x_CB[:, -1])
+    return x_CB[defined_C].sum(axis=0) / defined_C.sum()
 
 
 def _notes(
@@ -340,7 +427,8 @@ def _notes(
     if task.kind == "survival":
         last = y[:, 0].max()
         comparable = (y[:, 1] > 0) & ((y[:, 0] < last) | (y[y[:, 0] == last, 1] == 0).any())
-        return {} if comparable.any() else {"c_index": "no comparable pair"}
+        names = [] if comparable.any() else ["c_index", "c_index_ipcw"]
+        return dict.fromkeys(names, "no comparable pair")
     if task.kind != "regression":
         return {}
     if (y.min(axis=0) == y.max(axis=0)).any():

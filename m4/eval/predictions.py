@@ -2,7 +2,7 @@
 
 Letters: S modality subsets, N rows, M modalities, E experts, C labels, classes or values,
 L label columns (C, but 1 for multiclass, 2 for
-survival: time and event), R rows whose routing was kept (the first R of N).
+survival: time and event), R rows whose routing was kept.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ class LayerRouting:
 
     `by_modality` counts assignments; `entropy` (nats) and `dropped` (share of assignments) are
     means weighted by each batch's assignments; None where the layer does not report them.
-    `by_row` holds the counts of the first R rows only, so that memory stays bounded.
+    `by_row` holds the counts of R rows, drawn at random so that memory stays bounded.
     """
 
     by_modality: np.ndarray | None  # f64[M, E]
@@ -28,6 +28,12 @@ class LayerRouting:
     entropy: float | None
     dropped: float | None
     by_row: np.ndarray | None  # f32[R, M, E]
+    rows: np.ndarray | None = None  # i64[R], which of the N rows; None: the first R
+
+    def kept(self) -> np.ndarray:
+        """The rows of `by_row`, i64[R]."""
+        some = 0 if self.by_row is None else len(self.by_row)
+        return np.arange(some) if self.rows is None else self.rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Predictions:
     label_mask: dict[str, np.ndarray]  # task -> bool[N, L]
     counted: np.ndarray  # bool[S, N]
     routing: dict[str, LayerRouting]
+    fold: np.ndarray | None = None  # [N], which network predicted a row; None: the same for all
 
     def full(self) -> int:
         """Index of the subset that keeps every modality; ValueError if it was not swept."""

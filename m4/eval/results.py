@@ -1,23 +1,29 @@
 """One split's evaluation as one JSON document, `results/<split>.json`.
 
 Schema (version 1). `E` stands for an estimate {value, low, high, note?}: null where undefined or
-suppressed, `note` says why; low and high are the 95 % percentile interval of the patient bootstrap.
+suppressed, `note` says why; low and high are the 95 % interval, of the patient bootstrap except for
+calibration_error. `ece` has none. Differences and drops have `p` (two-sided, normal) too.
 
     schema        1
     split         'test'
     rows, patients            of the split; null below `min_patients`
     bootstrap     {draws, level, seed, unit: 'patient'}
+    folds         1; of cross-validation, how many networks predicted
     min_patients  10          smaller cells are suppressed or pooled
     modalities    [name]
     tasks         {task: {kind, dim, auxiliary, primary, headline: [metric], threshold: [f] | null,
                   patients, events, prevalence}}   events = patients with the (rarest) outcome
     patterns      [{label, patients}]              natural presence patterns, small ones pooled
     subsets       [{label, kind, keep: [name]}]
-    scores        [{task, subset, patients, metrics: {metric: E}}]
-    deltas        [{task, subset, patients, metrics: {metric: E}}]    full - subset, paired
+    scores        [{task, subset, patients, metrics: {metric: E}, common: {primary: E}}]
+    deltas        [{task, subset, patients, metrics: {metric: E}, common: {primary: E}}]
+                  full - subset, paired; `metrics` on the rows that the subset leaves something,
+                  `common` on those of the full input: only it compares subsets with each other
     strata        [{task, pattern, patients, metrics: {primary: E}}]  full input, by natural pattern
     ranking       {task: {metric, modalities: [{modality, drop: E, drop_if_present: E}]}}
-    calibration   {task: [{label, curve: [{predicted, observed, low, high}], brier: {...}}]}
+                  on common rows; drop.p_holm is adjusted over all drops of the document
+    calibration   {task: [{label, curve: [{predicted, observed, low, high}], brier: {...},
+                  ece, error: E, band: [low, high]}]}   band: of ece, if perfectly calibrated
     routing       {layer: see m4.eval.specialisation.describe}
     references    {name: {task: {metrics: {metric: E}, delta: {metric: E}}}}   delta: model - name
 
@@ -84,20 +90,22 @@ def compose(
 ) -> dict[str, Any]:
     """Everything the report shows about one split; the schema is in the module's docstring.
 
-    `subsets` belong to `predictions.subsets` and start with the full one. `thresholds` come from
-    `thresholds(validation predictions)`. `references` holds per reference model and task the
-    predictions f[rows of the split, C], indexed by uid.
+    `subsets` belong to `predictions.subsets`, the full one first; `thresholds` come from
+    `thresholds(validation predictions)`; `references` holds per model and task f[rows of split, C].
     """
     if [s.keep for s in subsets] != [tuple(map(bool, keep)) for keep in predictions.subsets]:
         raise ValueError("subsets are not those that were swept")
-    sampled = bootstrap.resample(predictions.patient, draws=draws, seed=seed)
-    patients, names = len(np.unique(predictions.patient)), spec.modality_names
+    patient, fold = predictions.patient, predictions.fold
+    sampled = bootstrap.resample(patient, fold, draws=draws, seed=seed)
+    patients, names = len(np.unique(patient)), spec.modality_names
+    few = patients < min_patients
     out: dict[str, Any] = {
         "schema": SCHEMA,
         "split": split,
-        "rows": len(predictions.uid) if patients >= min_patients else None,
-        "patients": patients if patients >= min_patients else None,
+        "rows": None if few else len(predictions.uid),
+        "patients": None if few else patients,
         "bootstrap": {"draws": draws, "level": 0.95, "seed": seed, "unit": "patient"},
+        "folds": 1 if fold is None else len(np.unique(fold)),
         "min_patients": min_patients,
         "modalities": list(names),
         "tasks": {},
@@ -115,9 +123,7 @@ def compose(
     }
     for task in _tasks(predictions, spec):
         cut = (thresholds or {}).get(task.name)
-        scorer = Scorer(
-            predictions, spec, task, draws=sampled, threshold=cut, min_patients=min_patients
-        )
+        scorer = Scorer(predictions, spec, task, sampled, cut, min_patients)
         out["tasks"][task.name] = scorer.card()
         out["calibration"][task.name] = scorer.curves()
         _add_subsets(out, scorer, subsets)
@@ -128,6 +134,7 @@ def compose(
                 out["references"][name][task.name] = scorer.against(
                     np.asarray(by_task[task.name])[predictions.uid]
                 )
+    _adjust(out["ranking"])
     return out
 
 
@@ -158,15 +165,30 @@ def pooled_patterns(spec: DataSpec, predictions: Predictions, min_patients: int)
 
 
 def _add_subsets(out: dict, scorer: Scorer, subsets: list[Subset]) -> None:
+    primary = scorer.primary
     for s, subset in enumerate(subsets):
         mask = scorer.mask(s)
-        here = scorer.subset(s, mask)
+        here, (common_full, common, all_rows) = scorer.subset(s, mask), _common(scorer, s)
         row = {"task": scorer.task.name, "subset": subset.label, "patients": _count(scorer, mask)}
-        out["scores"].append({**row, "metrics": scorer.estimates(here, mask)})
+        on_common = {primary: scorer.estimates(common, all_rows)[primary]}
+        out["scores"].append({**row, "metrics": scorer.estimates(here, mask), "common": on_common})
         if s != scorer.full:  # a row that counts under a subset counts under the full input
             full = scorer.subset(scorer.full, mask)
             deltas = scorer.differences(full, here, mask, scorer.headline)
-            out["deltas"].append({**row, "metrics": deltas})
+            on_common = scorer.differences(common_full, common, all_rows, [primary])
+            out["deltas"].append({**row, "metrics": deltas, "common": on_common})
+
+
+def _common(scorer: Scorer, s: int, has_N1: np.ndarray | None = None):
+    """Full input and subset on the rows of the full input (that have a modality), and the cells.
+
+    Where a subset leaves hardly anybody, on the few it leaves: they are suppressed then. So it is
+    for maps, of which nothing can be said without an image.
+    """
+    few = 0 < scorer.patients(scorer.mask(s)) < scorer.min_patients
+    mask = scorer.mask(s) if few or scorer.task.kind == "segmentation" else scorer.mask_full
+    mask = mask if has_N1 is None else mask & has_N1
+    return scorer.subset(scorer.full, mask), scorer.everywhere(s, mask), mask
 
 
 def _add_strata(out: dict, scorer: Scorer) -> None:
@@ -192,14 +214,23 @@ def _ranking(scorer: Scorer) -> dict[str, Any]:
             continue
         s = int(found[0])
         row: dict[str, Any] = {"modality": modality}
-        mask, has_N1 = scorer.mask(s), predictions.present[:, [m]]
-        for key, mask_NL in (("drop", mask), ("drop_if_present", mask & has_N1)):
-            sides = scorer.subset(scorer.full, mask_NL), scorer.subset(s, mask_NL)
+        for key, has_N1 in (("drop", None), ("drop_if_present", predictions.present[:, [m]])):
+            *sides, mask = _common(scorer, s, has_N1)
             a, b = sides[::-1] if name in LOWER_IS_BETTER else sides
-            row[key] = scorer.differences(a, b, mask_NL, [name])[name]
+            row[key] = scorer.differences(a, b, mask, [name])[name]
         rows.append(row)
     rows.sort(key=lambda row: -(-np.inf if row["drop"]["value"] is None else row["drop"]["value"]))
     return {"metric": name, "modalities": rows}
+
+
+def _adjust(ranking: Mapping[str, Any]) -> None:
+    """Holm's adjusted p over the drops of all modalities and tasks, as 'p_holm' beside 'p'."""
+    drops = [row["drop"] for found in ranking.values() for row in found["modalities"]]
+    drops = sorted((drop for drop in drops if drop.get("p") is not None), key=lambda d: d["p"])
+    largest = 0.0
+    for rank, drop in enumerate(drops):
+        largest = max(largest, min(1.0, (len(drops) - rank) * drop["p"]))
+        drop["p_holm"] = bootstrap.number(largest)
 
 
 def _count(scorer: Scorer, mask_NL: np.ndarray) -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import norm
 
 from m4.eval import bootstrap, calibration, metrics
 from m4.eval.bootstrap import Draws, number
@@ -22,6 +23,7 @@ class Scored(NamedTuple):
 
     values: dict[str, Value]
     draws: dict[str, np.ndarray]  # metric -> f64[B]
+    others: dict[str, dict]  # estimates whose interval does not come from the draws
 
 
 class Scorer:
@@ -35,7 +37,6 @@ class Scorer:
         predictions: Predictions,
         spec: DataSpec,
         task: TaskSpec,
-        *,
         draws: Draws | None = None,
         threshold: np.ndarray | None = None,
         min_patients: int = 10,
@@ -74,28 +75,80 @@ class Scorer:
             self._cache[key] = self.of(prediction, mask_NL)
         return self._cache[key]
 
+    def everywhere(self, subset: int, mask_NL: np.ndarray) -> Scored:
+        """As `subset`, where rows that have nothing left get the mean of the full input's answers.
+
+        So every subset is scored on the same rows. Needs no label; out of fold it is the fold's.
+        """
+        predictions, count_N = self.predictions, self.mask(subset).any(axis=1)
+        p_NC, full_NC = (predictions.prediction[self.task.name][s] for s in (subset, self.full))
+        lost_N = mask_NL.any(axis=1) & ~count_N
+        if not lost_N.any():
+            return self.subset(subset, mask_NL)
+        fold_N = np.zeros(len(p_NC)) if predictions.fold is None else predictions.fold
+        p_NC = p_NC.copy()
+        for fold in np.unique(fold_N[lost_N]):
+            own_N = (fold_N == fold) & self.mask_full.any(axis=1)
+            p_NC[lost_N & (fold_N == fold)] = full_NC[own_N].mean(axis=0)
+        return self.of(p_NC, mask_NL)
+
     def of(self, prediction_NC: np.ndarray, mask_NL: np.ndarray) -> Scored:
         """Scores of any prediction on the cells of `mask_NL`."""
         assert self.draws is not None, "a scorer without draws serves point values only"
-        args = (self.task, self.label, mask_NL, prediction_NC)
-        return Scored(
-            metrics.score(*args, threshold=self.threshold),
-            bootstrap.score(*args, self.draws, threshold=self.threshold),
-        )
+        args, fold = (self.task, self.label, mask_NL, prediction_NC), self.predictions.fold
+        values = metrics.score(*args, threshold=self.threshold, fold_N=fold)
+        drawn = bootstrap.score(*args, self.draws, threshold=self.threshold, fold_N=fold)
+        others = {}
+        if "ece" in values:
+            y, p, row_N = metrics.probabilities(*args)
+            found = calibration.error(y, p, self.predictions.patient[row_N]) if len(y) else ()
+            keys = dict.fromkeys(("value", "low", "high"))
+            numbers = dict(zip(keys, map(number, found), strict=False))
+            others = {"calibration_error": keys | numbers, "ece": keys}
+            others["ece"] = keys | {"value": number(values["ece"].value)}
+        return Scored(values, drawn, others)
 
     def estimates(self, scored: Scored, mask_NL: np.ndarray) -> dict[str, dict]:
         """Every metric with its interval, as JSON."""
         if self.patients(mask_NL) < self.min_patients:
             note = f"fewer than {self.min_patients} patients"
             small = {"value": None, "low": None, "high": None, "note": note}
-            return dict.fromkeys(scored.values, small)
-        return {n: bootstrap.interval(v, scored.draws[n]) for n, v in scored.values.items()}
+            return dict.fromkeys([*scored.values, *scored.others], small)
+        units, lost = self._units(mask_NL), "without one of the labels or classes"
+        return {
+            name: bootstrap.interval(
+                value,
+                scored.draws[name],
+                units=units,
+                lost=lost if name.endswith("_macro") else "undefined",
+            )
+            for name, value in scored.values.items()
+        } | scored.others
 
     def differences(self, a: Scored, b: Scored, mask_NL: np.ndarray, names) -> dict[str, dict]:
-        """Paired a - b for the metrics in `names`, as JSON."""
+        """Paired a - b for the metrics in `names` that have draws, as JSON with two-sided p."""
+        names = [name for name in names if name in a.draws]
         values = {name: Value(a.values[name].value - b.values[name].value) for name in names}
         draws = {name: a.draws[name] - b.draws[name] for name in names}
-        return self.estimates(Scored(values, draws), mask_NL)
+        found = self.estimates(Scored(values, draws, {}), mask_NL)
+        for name, estimate in found.items():
+            if estimate["low"] is not None:
+                spread, distance = np.nanstd(draws[name]), abs(values[name].value)
+                p = 2 * norm.sf(distance / spread) if spread else distance == 0
+                found[name] = estimate | {"p": number(float(p))}
+        return found
+
+    def _units(self, mask_NL: np.ndarray) -> int:
+        """Patients that a score rests on: of the rarer of two outcomes, where there are two."""
+        if self.task.kind not in ("binary", "survival"):
+            return self.patients(mask_NL)
+        event_N1, known_N1 = self.label[:, -1:] > 0, mask_NL[:, -1:]
+        events = self.patients(event_N1 & known_N1)
+        return (
+            events
+            if self.task.kind == "survival"
+            else min(events, self.patients(~event_N1 & known_N1))
+        )
 
     def against(self, reference_NC: np.ndarray) -> dict[str, Any]:
         """A reference model on the rows of the full input, and the paired model - reference.
@@ -145,10 +198,18 @@ class Scorer:
             y, p, patient = hot[keep, c].astype(float), p_NC[keep, c], self.predictions.patient
             curve = calibration.reliability(y, p, patient[keep], min_patients=self.min_patients)
             enough = self.patients(positive[:, [c]]) >= self.min_patients
-            brier = _numbers(calibration.brier_parts(y, p)) if enough else {}
-            curves.append(
-                {"label": names[c], "curve": [_numbers(x) for x in curve], "brier": brier}
-            )
+            found = {"label": names[c], "curve": [_numbers(x) for x in curve], "brier": {}}
+            if enough:
+                error = zip(
+                    ("value", "low", "high"), calibration.error(y, p, patient[keep]), strict=True
+                )
+                found |= {
+                    "brier": _numbers(calibration.brier_parts(y, p)),
+                    "ece": number(calibration.ece(y, p)),
+                    "band": [number(x) for x in calibration.band(p)],
+                    "error": _numbers(dict(error)),
+                }
+            curves.append(found)
         return curves
 
     def _outcomes(self) -> tuple[np.ndarray, np.ndarray]:

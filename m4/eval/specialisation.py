@@ -16,7 +16,7 @@ from m4.evenness import evenness
 from m4.specs import DataSpec, TaskSpec
 
 PERMUTATIONS = 200
-MAX_NULL_CELLS = 2_000_000  # rows x modalities x experts used for the permutation null
+MAX_NULL_CELLS = 2_000_000  # not empty, of rows x modalities x experts, for the permutations
 MAX_EXPERTS_SHOWN = 64
 MAX_GROUPS = 8
 
@@ -35,65 +35,111 @@ def entropy(count: np.ndarray) -> float:
     return float(-(p * np.log(p)).sum())
 
 
-def mutual_information(count_GE: np.ndarray) -> tuple[float, float]:
-    """I(group; expert) in nats: plug-in, and with the Miller-Madow correction.
+def mutual_information(count_GE: np.ndarray) -> float:
+    """Plug-in I(group; expert) in nats; of counts [M, G, E] given the first index.
 
-    The plug-in estimate is too large by about (G - 1)(E - 1) / 2N. Miller and Madow add
-    (non-empty cells - 1) / 2N to each of the three entropies of I = H(G) + H(E) - H(G, E).
+    It is too large by about (G - 1)(E - 1) / 2N of independent counts: see `information`.
     """
-    total = count_GE.sum()
-    if not total:
-        return float("nan"), float("nan")
-    g, e = count_GE.sum(axis=1), count_GE.sum(axis=0)
-    plain = entropy(g) + entropy(e) - entropy(count_GE)
-    cells = (g > 0).sum() + (e > 0).sum() - (count_GE > 0).sum() - 1
-    return plain, plain + float(cells) / (2 * total)
+    if not count_GE.sum():
+        return float("nan")
+    both = entropy(count_GE.sum(axis=-1)) + entropy(count_GE.sum(axis=-2))
+    return both - entropy(count_GE) - entropy(count_GE.sum(axis=(-1, -2)))
+
+
+def evened(by_row_RME: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As many assignments of every modality that a row has, as shares, f64[R, M, E].
+
+    Of the modalities with more, so many are drawn at random as that with the fewest has: else a
+    modality would be known by its number of tokens alone, or by how even its experts look.
+    Weights of soft routers are no assignments; they become shares as they are.
+    """
+    total_RM = by_row_RME.sum(axis=2)
+    if (by_row_RME == np.round(by_row_RME)).all():
+        fewest_R = np.where(total_RM > 0, total_RM, np.inf).min(axis=1)
+        cell = np.repeat(np.arange(by_row_RME.size), by_row_RME.ravel().astype(int))
+        group = cell // by_row_RME.shape[2]  # (row, modality) of each assignment
+        order = np.lexsort((rng.random(len(cell)), group))
+        first = np.searchsorted(group, np.arange(total_RM.size))
+        kept = np.arange(len(cell)) - first[group] < fewest_R[group // total_RM.shape[1]]
+        count = np.bincount(cell[order][kept], minlength=by_row_RME.size)
+        by_row_RME = count.reshape(by_row_RME.shape)
+    total_RM1 = by_row_RME.sum(axis=2, keepdims=True)
+    return by_row_RME / np.where(total_RM1 > 0, total_RM1, 1)
 
 
 def shuffled_modalities(
-    by_row_RME: np.ndarray, present_RM: np.ndarray, rng: np.random.Generator, draws: int
+    share_RME: np.ndarray, patient_R: np.ndarray, rng: np.random.Generator, draws: int
 ) -> Iterator[np.ndarray]:
-    """Counts [M, E] with the modality labels exchanged within every row.
+    """Counts [M, E] with the modality labels exchanged within every patient.
 
-    A row's tokens of one modality move together, so their dependence stays; the null says that it
-    does not matter to the router which of a patient's modalities a token came from.
+    All tokens that a patient has of one modality move together, so their dependence stays; the null
+    says that it does not matter to the router which of a patient's modalities a token came from.
     """
-    own_RM = np.argsort(~present_RM, axis=1, kind="stable")  # present modalities, then absent
+    (row, m, e), (_, num_modalities, num_experts) = np.nonzero(share_RME), share_RME.shape
+    weight, has_RM = share_RME[row, m, e], share_RME.sum(axis=2) > 0
+    ids, owner_R = np.unique(patient_R, return_inverse=True)
+    own_RM = np.argsort(~has_RM, axis=1, kind="stable")  # modalities with tokens, then the others
+    label_RM = np.empty_like(own_RM)
     for _ in range(draws):
-        key_RM = np.where(present_RM, rng.random(present_RM.shape), 2.0)
-        other_RM = np.argsort(key_RM, axis=1, kind="stable")
-        source_RM = np.empty_like(own_RM)
-        np.put_along_axis(source_RM, own_RM, other_RM, axis=1)
-        yield np.take_along_axis(by_row_RME, source_RM[:, :, None], axis=1).sum(axis=0)
+        key_RM = np.where(has_RM, rng.random((len(ids), num_modalities))[owner_R], 2.0)
+        np.put_along_axis(label_RM, np.argsort(key_RM, axis=1, kind="stable"), own_RM, axis=1)
+        cell, cells = label_RM[row, m] * num_experts + e, num_modalities * num_experts
+        yield np.bincount(cell, weight, cells).reshape(num_modalities, num_experts)
 
 
-def shuffled_rows(
-    by_row_RE: np.ndarray, group_R: np.ndarray, rng: np.random.Generator, draws: int
+def blocks(patient_R: np.ndarray) -> list[np.ndarray]:
+    """The rows of patients who have equally many, [patients, rows of each], by that number."""
+    order_R = np.argsort(patient_R, kind="stable")
+    _, first, size = np.unique(patient_R[order_R], return_index=True, return_counts=True)
+    return [order_R[first[size == n, None] + np.arange(n)] for n in np.unique(size)]
+
+
+def shuffled_groups(
+    share_RME: np.ndarray,
+    group_R: np.ndarray,
+    patient_R: np.ndarray,
+    rng: np.random.Generator,
+    draws: int,
 ) -> Iterator[np.ndarray]:
-    """Counts [G, E] with the group labels exchanged between rows."""
-    hot_GR = np.eye(group_R.max() + 1)[group_R].T
-    for _ in range(draws):
-        yield hot_GR[:, rng.permutation(len(group_R))] @ by_row_RE
+    """Counts [M, G, E] with the group labels exchanged between patients, first the true ones.
+
+    The labels of all rows of a patient move together, to a patient with as many rows of the
+    modality: rows of one patient are not independent.
+    """
+    (row, m, e), num_experts = np.nonzero(share_RME), share_RME.shape[2]
+    weight, has_RM = share_RME[row, m, e], share_RME.sum(axis=2) > 0
+    shape = has_RM.shape[1], int(group_R.max()) + 1, num_experts
+    ids, owner_R = np.unique(patient_R, return_inverse=True)
+    own = [(modality, np.flatnonzero(has_R)) for modality, has_R in enumerate(has_RM.T)]
+    alike = [(modality, rows[b]) for modality, rows in own for b in blocks(owner_R[rows])]
+    label_RM = np.repeat(group_R[:, None], shape[0], axis=1)
+    for draw in range(draws + 1):
+        key_P = rng.random(len(ids)) if draw else np.zeros(len(ids))
+        for modality, rows in alike:
+            source = rows[np.argsort(key_P[owner_R[rows[:, 0]]], kind="stable")]
+            label_RM[rows, modality] = group_R[source]
+        cell = (m * shape[1] + label_RM[row, m]) * num_experts + e
+        yield np.bincount(cell, weight, int(np.prod(shape))).reshape(shape)
 
 
-def information(count_GE: np.ndarray, null: Iterator[np.ndarray]) -> dict[str, float | None]:
-    """Mutual information with its permutation null.
+def information(count: np.ndarray, null: Iterator[np.ndarray]) -> dict[str, float | None]:
+    """Mutual information of counts [G, E] or [M, G, E] with its permutation null.
 
     `p` is (1 + #{null >= observed}) / (1 + draws); `excess` = plug-in - mean of the null, which
-    removes the bias whatever the dependence of the tokens; `share` = excess / H(group).
+    removes the bias whatever the dependence of the tokens and however many experts there are;
+    `share` = excess / (H(group) - mean of the null): 0 by chance, 1 if the expert tells the group
+    (adjusted mutual information, Vinh et al., JMLR 2010).
     """
-    plain, corrected = mutual_information(count_GE)
-    values = np.array([mutual_information(counts)[0] for counts in null])
+    plain, values = mutual_information(count), np.array([mutual_information(x) for x in null])
     # the null includes the identity up to rounding: compare with a tolerance
     p = (1 + (values >= plain - 1e-9).sum()) / (1 + len(values))
-    spread = entropy(count_GE.sum(axis=1)) if count_GE.sum() else 0.0
-    excess = plain - values.mean()
+    spread = entropy(count.sum(axis=-1)) - entropy(count.sum(axis=(-1, -2))) if count.sum() else 0.0
+    excess, room = plain - values.mean(), spread - values.mean()
     return {
         "plugin": number(plain),
-        "miller_madow": number(corrected),
         "null": number(values.mean()),
         "excess": number(excess),
-        "share": number(excess / spread) if spread > 0 else None,
+        "share": number(excess / room) if room > 1e-12 else None,
         "p": number(p),
     }
 
@@ -137,10 +183,11 @@ def describe(
 
     {num_experts, balance, router_entropy (of ln E), dropped, rows (whose routing was kept),
      experts: [indices shown], heat: {group: [{label, share: [of the group's assignments]}]},
-     information: {group: plugin, miller_madow, null, excess, share, p}}.
+     information: {group: plugin, null, excess, share, p}}.
 
-    Groups are 'modality', 'presence pattern' and each task's outcomes. Groups of rows with fewer
-    than `min_patients` patients are left out.
+    Groups are 'modality', 'presence pattern' and each task's outcomes. Information about the last
+    two is given the modality: a token's modality tells both its expert and which patterns it can
+    come from. Groups of rows with fewer than `min_patients` patients are left out.
     """
     return {
         name: _describe_layer(layer, predictions, spec, min_patients, seed)
@@ -171,39 +218,40 @@ def _describe_layer(layer: LayerRouting, predictions, spec, min_patients, seed) 
         out["heat"]["modality"] = _heat([(n, c) for n, c, kept in named if kept], shown)
     if layer.by_row is None or not len(layer.by_row):
         return out
-    rng = np.random.default_rng(seed)
-    rows = max(2, min(len(layer.by_row), MAX_NULL_CELLS // max(1, layer.by_row[0].size)))
-    few, present = layer.by_row[:rows], predictions.present[:rows]
-    null = shuffled_modalities(few, present, rng, PERMUTATIONS)
-    out["information"]["modality"] = information(few.sum(axis=0, dtype=np.float64), null)
-    by_row_RE = layer.by_row.sum(axis=1, dtype=np.float64)
-    for group, members, exclusive in _row_groups(predictions, spec, len(by_row_RE)):
-        patient = predictions.patient[: len(by_row_RE)]
+    rng, rows = np.random.default_rng(seed), layer.kept()
+    patient, by_row_RE = predictions.patient[rows], layer.by_row.sum(axis=1, dtype=np.float64)
+    chosen = np.arange(len(rows))
+    if np.count_nonzero(layer.by_row) > MAX_NULL_CELLS:
+        few = MAX_NULL_CELLS // max(1, np.count_nonzero(layer.by_row, axis=(1, 2)).max())
+        chosen = np.sort(rng.permutation(len(rows))[: max(2, few)])
+    share_RME = evened(layer.by_row[chosen].astype(np.float64), rng)
+    null = shuffled_modalities(share_RME, patient[chosen], rng, PERMUTATIONS)
+    out["information"]["modality"] = information(share_RME.sum(axis=0), null)
+    for group, members, exclusive in _row_groups(predictions, spec, rows):
         kept = [(n, m) for n, m in members if len(np.unique(patient[m])) >= min_patients]
         if not kept:
             continue
         out["heat"][group] = _heat([(name, by_row_RE[m].sum(axis=0)) for name, m in kept], shown)
         if exclusive and len(kept) > 1:
-            stacked = np.stack([m for _, m in kept])
-            chosen = np.flatnonzero(stacked.any(axis=0))[:rows]
-            group_R, counts_RE = stacked[:, chosen].argmax(axis=0), by_row_RE[chosen]
-            counts_GE = np.eye(len(kept))[group_R].T @ counts_RE
-            null = shuffled_rows(counts_RE, group_R, rng, PERMUTATIONS)
-            out["information"][group] = information(counts_GE, null)
+            stacked = np.stack([m for _, m in kept])[:, chosen]
+            of = stacked.any(axis=0)
+            args = share_RME[of], stacked[:, of].argmax(axis=0), patient[chosen][of]
+            counts = shuffled_groups(*args, rng, PERMUTATIONS)
+            out["information"][group] = information(next(counts), counts)
     return out
 
 
-def _row_groups(predictions: Predictions, spec: DataSpec, rows: int):
+def _row_groups(predictions: Predictions, spec: DataSpec, rows: np.ndarray):
     """(group, [(label, bool[R])], whether the members are disjoint)."""
-    present = predictions.present[:rows]
+    present = predictions.present[rows]
     names = spec.modality_names
-    found = patterns(present, predictions.patient[:rows])[:MAX_GROUPS]
+    found = patterns(present, predictions.patient[rows])[:MAX_GROUPS]
     members = [(pattern_name(names, keep), (present == keep).all(axis=1)) for keep, _ in found]
     yield "presence pattern", members, True
     for task in spec.tasks:
         if task.name in predictions.label:
             label, mask = predictions.label[task.name], predictions.label_mask[task.name]
-            groups = outcome_groups(task, label[:rows], mask[:rows])
+            groups = outcome_groups(task, label[rows], mask[rows])
             yield task.name, groups, task.kind != "multilabel"
 
 

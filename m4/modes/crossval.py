@@ -1,9 +1,11 @@
 """`--mode=crossval`: one run per fold of patients, evaluated out of fold, all folds pooled.
 
 Every fold is an ordinary run in `workdir/fold_<k>`; the same command resumes where it was stopped.
-Each patient is tested once, by the model that never saw him. Scores are computed on the pooled
-predictions with a bootstrap over patients; references are fitted on the same folds. The data set
-needs the options `fold` and `num_folds`.
+Each patient is tested once, by the model that never saw him. What judges each prediction by itself
+(Brier score, calibration, errors) is computed on the pooled ones. What ranks patients (AUROC, C) is
+computed within each fold, because scores of different networks are not comparable, and averaged
+with the folds' numbers of events as weights. The bootstrap draws patients within folds;
+references are fitted on the same folds. The data set needs the options `fold` and `num_folds`.
 """
 
 import os
@@ -105,6 +107,7 @@ def pool(parts: list[Evaluation]) -> Evaluation:
             label_mask={task: joined([f.label_mask[task] for f in found]) for task in tasks},
             counted=joined([f.counted[p] for f, p in zip(found, places, strict=True)], axis=1),
             routing={},  # experts of different folds have nothing to do with each other
+            fold=np.repeat(np.arange(len(found)), [len(f.uid) for f in found]),
         ),
         kept,
         {},

@@ -7,6 +7,10 @@ Every point (configuration, seed) is a process of its own in a folder of its own
 other; overrides hold for all of them. The same command goes on where it was stopped: finished
 points are skipped, others resume. `table.md` is written after every point, so that an unfinished
 sweep has one, too.
+
+A score's interval is over seeds and patients: the mean of the points' patient intervals, and the
+t interval of the mean over seeds, added in squares on either side (MOVER, Zou & Donner, Statistics
+in Medicine 2008). So are the differences to the references, paired in every point.
 """
 
 import json
@@ -18,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
+from scipy.stats import t
 
 from m4 import atomic
 from m4 import config as configs
@@ -86,8 +92,9 @@ def finished(folder: Path, config: str, seed: int, overrides: Mapping[str, str])
 
 
 def table(points: dict[tuple[str, int], Path], *, task: str, metrics: Sequence[str]) -> str:
-    """Markdown: mean and standard deviation over seeds, the interval of the first, references."""
+    """Markdown: mean, standard deviation and interval over seeds, references, differences."""
     rows: dict[str, dict[int, dict[str, Any]]] = {}
+    deltas: dict[str, dict[int, dict[str, Any]]] = {}
     for (config, seed), folder in points.items():
         path = folder / "results/test.json"
         if not path.exists():
@@ -96,6 +103,8 @@ def table(points: dict[tuple[str, int], Path], *, task: str, metrics: Sequence[s
         rows.setdefault(_stem(config), {})[seed] = _scores(found, task)
         for name, tasks in (found["references"] or {}).items():
             rows.setdefault(name, {}).setdefault(seed, tasks.get(task, {}).get("metrics", {}))
+            delta = tasks.get(task, {}).get("delta", {})
+            deltas.setdefault(f"{_stem(config)} − {name}", {})[seed] = delta
     first = metrics[0]
     sign = 1 if first in LOWER_IS_BETTER else -1
     order = sorted(rows, key=lambda name: sign * _mean(rows[name], first))
@@ -108,6 +117,10 @@ def table(points: dict[tuple[str, int], Path], *, task: str, metrics: Sequence[s
         str(folder) for folder in points.values() if not (folder / "results/test.json").exists()
     ]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    compared = {name: runs for name, runs in deltas.items() if _values(runs, first)}
+    paired = [f"- {name}: {_cell(runs, first)}" for name, runs in compared.items()]
+    if paired:
+        text += f"\nPaired differences, {task} {first}:\n\n" + "\n".join(paired) + "\n"
     return text + (f"\nNot finished: {', '.join(missing)}\n" if missing else "")
 
 
@@ -119,11 +132,27 @@ def _scores(found: dict[str, Any], task: str) -> dict[str, Any]:
 
 
 def _values(runs: dict[int, dict[str, Any]], metric: str) -> list[float]:
-    return [run[metric]["value"] for _, run in sorted(runs.items()) if metric in run]
+    found = [run.get(metric, {}).get("value") for _, run in sorted(runs.items())]
+    return [value for value in found if value is not None]
 
 
 def _mean(runs, metric):
     return statistics.fmean(_values(runs, metric) or [0.0])
+
+
+def interval(estimates: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """95 % interval of the mean over seeds of {value, low, high}; None if one lacks its own.
+
+    All seeds are tested on the same patients, so more seeds do not shorten the patients' part.
+    """
+    if not estimates or any(e.get("low") is None for e in estimates):
+        return None
+    value = np.array([e["value"] for e in estimates])
+    seeds = 0.0
+    if len(value) > 1:
+        seeds = t.ppf(0.975, len(value) - 1) * value.std(ddof=1) / np.sqrt(len(value))
+    below, above = (abs(np.mean([e[end] for e in estimates] - value)) for end in ("low", "high"))
+    return value.mean() - np.hypot(below, seeds), value.mean() + np.hypot(above, seeds)
 
 
 def _cell(runs: dict[int, dict[str, Any]], metric: str) -> str:
@@ -132,9 +161,11 @@ def _cell(runs: dict[int, dict[str, Any]], metric: str) -> str:
     if not values:
         return "-"
     deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    first = next(run[metric] for _, run in sorted(runs.items()) if metric in run)
-    interval = f" [{first['low']:.3f}, {first['high']:.3f}]" if first.get("low") is not None else ""
-    return f"{statistics.fmean(values):.3f}{deviation}{interval}"
+    known = [run[metric] for run in runs.values() if run.get(metric, {}).get("value") is not None]
+    found = interval(known)
+    most = np.inf if metric in ("mae", "rmse") else 1.0
+    span = f" [{found[0]:.3f}, {min(found[1], most):.3f}]" if found else ""
+    return f"{statistics.fmean(values):.3f}{deviation}{span}"
 
 
 def _stem(config: str) -> str:

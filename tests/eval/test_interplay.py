@@ -38,6 +38,38 @@ def test_copies_are_redundant_and_one_feature_is_unique():
     np.testing.assert_allclose([first.redundant, first.synergy], 0.0, atol=1e-3)
 
 
+def test_many_tables_at_once_equal_one_at_a_time():
+    tables = np.random.default_rng(0).random((3, 2, 3, 2))
+    together = interplay.decompose(tables)
+    for b, table in enumerate(tables):
+        alone = interplay.decompose(table)
+        np.testing.assert_allclose(together.synergy[b], alone.synergy, atol=1e-12)
+        np.testing.assert_allclose([u[b] for u in together.unique], alone.unique, atol=1e-12)
+
+
+def test_bits_of_noise_are_none_and_too_few_rows_are_refused():
+    rng, parts, ps = np.random.default_rng(0), [], []
+    for _ in range(20):
+        x, z, y = rng.integers(0, 3, (3, 1500))  # 27 cells: 1,350 rows are needed
+        found = interplay.partial_information(x, z, y, np.arange(1500), draws=39)
+        parts.append([found["synergy"], *found["unique"], found["redundant"]])
+        ps.append(found["p"])
+    assert found["null"]["synergy"] > 0.003  # what a table of 27 cells shows by chance
+    np.testing.assert_allclose(np.mean(parts, axis=0), 0, atol=2e-3)
+    assert sum(p <= 0.1 for p in ps) <= 6  # binomial(20, 0.1): at most 6 with chance 0.998
+    few = slice(0, 1349)
+    assert interplay.partial_information(x[few], z[few], y[few], np.arange(1349)) is None
+
+
+def test_labels_of_a_patient_move_together():
+    rng, low = np.random.default_rng(1), 0
+    for _ in range(30):  # features and labels are the same in all four rows of a patient
+        x, z, y = np.repeat(rng.integers(0, 2, (3, 150)), 4, axis=1)
+        found = interplay.partial_information(x, z, y, np.repeat(np.arange(150), 4), draws=39)
+        low += found["p"] <= 0.05
+    assert low <= 5  # binomial(30, 0.05): at most 5 with chance 0.997
+
+
 def test_cells_that_underflow_count_as_empty():
     table = np.array([[0.5, 0.0], [1e-320, 0.5]])
     assert interplay.bits(table) == pytest.approx(1.0)

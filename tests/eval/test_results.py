@@ -40,9 +40,12 @@ def test_document_is_complete_and_plain_json(document, fabricate, tmp_path):
     for task in document["tasks"]:
         (full,) = rows(document, "scores", task=task, subset="full")
         for name, estimate in full["metrics"].items():
-            if "f1_val" not in name:
+            if "f1_val" not in name and name != "calibration_error":
                 assert estimate["value"] == pytest.approx(values[f"{task}/{name}"], rel=1e-4)
-            assert estimate["low"] <= estimate["high"]
+            if name == "ece":  # a bootstrap would double its bias
+                assert estimate["low"] is None is estimate["high"]
+            else:
+                assert estimate["low"] <= estimate["high"]
 
 
 def test_no_patient_identifier_is_written(document):

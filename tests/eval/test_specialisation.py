@@ -30,25 +30,32 @@ def test_balance_at_the_ends():
 
 def test_mutual_information_by_hand():
     # each modality has its own expert: I = H = ln 2
-    plain, corrected = specialisation.mutual_information(np.diag([50.0, 50]))
-    assert plain == pytest.approx(np.log(2))
-    # cells: 2 groups + 2 experts - 2 joint - 1 = 1, over 2 * 100
-    assert corrected == pytest.approx(np.log(2) + 1 / 200)
-    plain, corrected = specialisation.mutual_information(np.full((2, 2), 25.0))
-    # independent: 2 + 2 - 4 - 1 = -1
-    assert plain == pytest.approx(0) and corrected == pytest.approx(-1 / 200)
+    own = np.diag([50.0, 50])
+    assert specialisation.mutual_information(own) == pytest.approx(np.log(2))
+    assert specialisation.mutual_information(np.full((2, 2), 25.0)) == pytest.approx(0)
+    # given the modality: 100 of 150 in a table that tells, 50 in one that does not
+    both = np.stack([own, np.full((2, 2), 12.5)])
+    assert specialisation.mutual_information(both) == pytest.approx(np.log(2) * 2 / 3)
+    # the expert tells the modality and nothing else, and so does the pattern: 0 given it
+    mechanical = np.array([[[10.0, 0], [0, 0]], [[0, 20.0], [0, 30]]])
+    assert specialisation.mutual_information(mechanical) == pytest.approx(0, abs=1e-12)
+    assert specialisation.mutual_information(mechanical.sum(0)) > 0.1
 
 
-def test_corrections_remove_the_bias_of_independent_routing():
-    # plug-in bias is about (E - 1)(G - 1) / 2N = 63 * 3 / (2 * 2000) = .047 nat
-    rng, plain, corrected = np.random.default_rng(0), [], []
-    for _ in range(50):
-        counts = rng.multinomial(2000, np.full(256, 1 / 256)).reshape(4, 64)
-        a, b = specialisation.mutual_information(counts)
-        plain.append(a)
-        corrected.append(b)
-    assert np.mean(plain) == pytest.approx(63 * 3 / 4000, rel=0.1)
-    assert abs(np.mean(corrected)) < 0.1 * np.mean(plain)
+@pytest.mark.parametrize("experts", [64, 256, 4096])
+def test_the_share_is_free_of_the_bias_of_many_experts(experts):
+    # 500 rows of 4 modalities; plug-in bias is about 3 (E - 1) / 4000, half a nat of 4096 experts
+    rng = np.random.default_rng(0)
+    own = np.arange(4) * (experts // 4)
+    for chance, low, high in ((0.0, -0.05, 0.05), (0.5, 0.2, 0.5), (1.0, 0.999, 1.0)):
+        told = rng.random((500, 4)) < chance
+        expert = np.where(told, own + rng.integers(experts // 4, size=(500, 4)), 0)
+        expert = np.where(told, expert, rng.integers(experts, size=(500, 4)))
+        counts = np.zeros((500, 4, experts), np.float32)
+        np.put_along_axis(counts, expert[:, :, None], 1.0, axis=2)
+        null = specialisation.shuffled_modalities(counts, np.arange(500), rng, 40)
+        out = specialisation.information(counts.sum(0, dtype=float), null)
+        assert low <= out["share"] <= high, (chance, out)
 
 
 def by_row(rng, rows=200, experts=8, specialised=False):
@@ -58,14 +65,14 @@ def by_row(rng, rows=200, experts=8, specialised=False):
         for m in range(3):
             out[r, m, m if specialised else rng.integers(experts)] = 12
     present = rng.random((rows, 3)) < 0.8
-    return out * present[:, :, None], present
+    return out * present[:, :, None]
 
 
 def test_permutation_null_holds_its_level_for_dependent_tokens():
     rng, ps, excess = np.random.default_rng(1), [], []
     for _ in range(40):
-        counts, present = by_row(rng, rows=60)
-        null = specialisation.shuffled_modalities(counts, present, rng, 99)
+        counts = by_row(rng, rows=60)
+        null = specialisation.shuffled_modalities(counts, np.arange(60), rng, 99)
         out = specialisation.information(counts.sum(0, dtype=float), null)
         ps.append(out["p"])
         excess.append((out["excess"], out["plugin"]))
@@ -77,27 +84,54 @@ def test_permutation_null_holds_its_level_for_dependent_tokens():
 
 def test_specialised_experts_are_found():
     rng = np.random.default_rng(2)
-    counts, present = by_row(rng, specialised=True)
-    null = specialisation.shuffled_modalities(counts, present, rng, 99)
+    counts = by_row(rng, specialised=True)
+    null = specialisation.shuffled_modalities(counts, np.arange(200), rng, 99)
     out = specialisation.information(counts.sum(0, dtype=float), null)
     assert out["p"] == 0.01 and out["share"] > 0.8
 
 
 def test_shuffling_moves_only_present_modalities_within_a_row():
-    counts = np.array([[[5.0], [7.0], [0.0]]])
-    present = np.array([[True, True, False]])
+    counts, rng = np.array([[[5.0], [7.0], [0.0]]]), np.random.default_rng(0)
     seen = {
-        tuple(c[:, 0])
-        for c in specialisation.shuffled_modalities(counts, present, np.random.default_rng(0), 40)
+        tuple(c[:, 0]) for c in specialisation.shuffled_modalities(counts, np.zeros(1), rng, 40)
     }
     assert seen == {(5.0, 7.0, 0.0), (7.0, 5.0, 0.0)}
+    # two rows of one patient move together: 5 and 1 never part
+    twice, patient = np.concatenate([counts, [[[1.0], [2.0], [0.0]]]]), np.zeros(2)
+    seen = {tuple(c[:, 0]) for c in specialisation.shuffled_modalities(twice, patient, rng, 40)}
+    assert seen == {(6.0, 9.0, 0.0), (9.0, 6.0, 0.0)}
 
 
-def test_shuffled_rows_keep_the_margins():
+def test_shuffled_groups_move_between_patients_and_keep_the_margins():
     rng = np.random.default_rng(0)
-    rows, group = rng.random((30, 4)), np.arange(30) % 3
-    for counts in specialisation.shuffled_rows(rows, group, rng, 5):
-        np.testing.assert_allclose(counts.sum(0), rows.sum(0))
+    rows, group, patient = rng.random((30, 2, 4)), np.arange(30) // 2 % 3, np.arange(30) // 2
+    true, *others = specialisation.shuffled_groups(rows, group, patient, rng, 5)
+    np.testing.assert_allclose(true[0, 1], rows[group == 1, 0].sum(0))
+    assert len(others) == 5
+    for counts in others:
+        np.testing.assert_allclose(counts.sum(1), rows.sum(0))
+        assert not np.allclose(counts, true)
+    # of one patient with two rows and one with three nobody can take the other's place
+    alone = specialisation.shuffled_groups(
+        rows[:5], np.array([0, 1, 1, 0, 0]), np.array([0, 0, 1, 1, 1]), rng, 5
+    )
+    first, *same = alone
+    assert all((counts == first).all() for counts in same)
+
+
+def test_every_modality_of_a_row_counts_as_much():
+    rng = np.random.default_rng(0)
+    counts = np.zeros((2, 3, 4))
+    counts[0, 0], counts[0, 1] = [40, 6, 2, 1], [0, 0, 1, 0]  # 49 tokens and one
+    counts[1, 1], counts[1, 2] = [2, 0, 0, 1], [3, 3, 0, 0]
+    for _ in range(20):
+        even = specialisation.evened(counts, rng)
+        np.testing.assert_allclose(even.sum(2), [[1, 1, 0], [0, 1, 1]])
+        assert even[0].max() == 1 and (even[0, 1] == [0, 0, 1, 0]).all()
+        assert (even[1, 1] == np.array([2, 0, 0, 1]) / 3).all()
+        assert set(np.unique(even[1, 2] * 3).round(9)) <= {0, 1, 2, 3}
+    soft = counts / 3
+    np.testing.assert_allclose(specialisation.evened(soft, rng)[0, 0], np.array([40, 6, 2, 1]) / 49)
 
 
 def test_outcome_groups():

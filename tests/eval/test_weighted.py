@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m4.eval import metrics
+from m4.eval import bootstrap, metrics
 from m4.eval.calibration import ece
 from m4.specs import TaskSpec
 from tests.eval import by_sklearn
@@ -49,10 +49,36 @@ def test_equals_sklearn_on_the_resampled_rows(kind, seed, rows, ties):
         slow = by_sklearn.score(task, y[rows_b], mask[rows_b], p[rows_b], threshold=cut)
         assert set(slow) == set(fast)
         for name, value in slow.items():
+            lost = defined(name, kind, y, mask, p) - defined(name, kind, y, mask, p, rows_b)
+            expected = np.nan if lost else value.value
             if name != "ece":  # its bins are those of the original sample
                 np.testing.assert_allclose(
-                    fast[name][b], value.value, rtol=1e-9, atol=1e-12, err_msg=name
+                    fast[name][b], expected, rtol=1e-9, atol=1e-12, err_msg=name
                 )
+
+
+def defined(name, kind, y, mask, p, rows=slice(None)):
+    """The labels or classes that a macro metric is a mean of."""
+    y, mask, p = y[rows], mask[rows], p[rows]
+    if not name.endswith("_macro"):
+        return set()
+    if kind == "multiclass":
+        known = mask[:, 0]
+        real, said = {*y[known, 0].astype(int)}, {*p[known].argmax(1)}
+        return real | said if name == "f1_macro" else real if len(real) > 1 else set()
+    own = [{*y[mask[:, c], c]} for c in range(y.shape[1])]
+    return {c for c, has in enumerate(own) if 1 in has and (0 in has or "auroc" not in name)}
+
+
+def test_a_draw_that_loses_a_label_is_undefined_and_the_interval_says_so():
+    rng = np.random.default_rng(0)
+    y = np.stack([rng.random(300) < 0.3, np.arange(300) < 2], 1).astype(float)
+    p, task = rng.random((300, 2)), TaskSpec("t", "multilabel", dim=2)
+    draws = bootstrap.resample(np.arange(300), draws=1000)
+    drawn = bootstrap.score(task, y, y >= 0, p, draws)["auroc_macro"]
+    # neither of the two positives of label 1 is drawn with chance (1 - 2 / 300)^300 = 0.134
+    assert np.isnan(drawn).mean() == pytest.approx(0.134, abs=0.04)
+    assert np.isfinite(bootstrap.score(task, y, y >= 0, p, draws)["auroc_micro"]).all()
 
 
 @settings(max_examples=60, deadline=None)

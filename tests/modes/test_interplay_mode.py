@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pytest
 
 from m4 import main
 from m4.modes import interplay
@@ -57,10 +58,8 @@ def test_every_analysis_from_one_compiled_step(folder, made, capsys):
             assert score["lost"] == score["alone"] - score["joint"]
             assert 0 <= min(score["alone"], score["joint"]) <= 1
         assert len(found["information"][task]) == 6
-        for bits in found["information"][task].values():
-            # Of a label with 4 or 2 values nobody can know more than 2 bits or 1.
-            known = bits["redundant"] + sum(bits["unique"]) + bits["synergy"]
-            assert -1e-6 <= known <= {"density": 2.0, "risk": 1.0}[task] + 1e-6
+        # 20 test patients are too few for bits of a table of at least 8 cells
+        assert set(found["information"][task].values()) == {None}
     assert [*found["conflict"]] == ["density risk"]
     assert -1 <= found["conflict"]["density risk"] <= 1
 
@@ -71,8 +70,29 @@ def test_too_few_rows_give_no_score():
         utilisation=np.zeros((9, 1, 1)),
         present=np.ones((9, 1), bool),
         labels={"risk": (np.arange(9) % 2, np.ones(9, bool))},
+        patient=np.arange(9),
     )
     assert interplay._probed(few, few, "risk", 0) is None
+
+
+def test_bits_are_of_the_rows_that_have_both_modalities():
+    rng, rows = np.random.default_rng(0), 900
+    x, z = rng.integers(0, 2, (2, rows))
+    present = rng.random((rows, 3)) < 0.9
+    split = interplay.Split(
+        features=np.zeros((rows, 3, 1)),
+        utilisation=np.zeros((rows, 3, 1)),
+        present=present,
+        labels={"risk": (x ^ z, rng.random(rows) < 0.9)},
+        patient=np.arange(rows) // 2,
+    )
+    found = {"a": (0.5, x), "b": (0.5, z), "c": None}
+    pairs = interplay._information(split, "risk", found, ("a", "b", "c"))
+    # Of a label with 2 values nobody can know more than 1 bit; the exclusive or is all synergy.
+    assert pairs["a b"]["synergy"] == pytest.approx(1.0, abs=0.02)
+    assert pairs["a b"]["p"] == pytest.approx(1 / 201)
+    assert pairs["a b"]["rows"] == (present[:, :2].all(1) & split.labels["risk"][1]).sum()
+    assert pairs["a c"] is None is pairs["b c"]
 
 
 def test_a_method_without_features_is_refused_before_it_is_trained(folder, capsys):

@@ -69,13 +69,15 @@ def place(tmp_path, monkeypatch):
 
 
 def test_table_by_hand(place):
-    # good: mean of 0.8 and 0.9 is 0.85, deviation sqrt(2 * 0.05^2) = 0.0707; the interval is that
-    # of seed 0. boosting: 0.70 and 0.71, deviation 0.0071, no interval.
+    # good: mean of 0.8 and 0.9 is 0.85, deviation sqrt(2 * 0.05^2) = 0.0707. Patients: 0.05 below,
+    # (0.15 + 0.05) / 2 = 0.1 above. Seeds: t(1) = 12.706 times 0.0707 / sqrt(2) is 0.6353. In
+    # squares 0.637 below, 0.643 above, but at most 1. boosting: 0.70 and 0.71, deviation 0.0071,
+    # no interval.
     _, sweep, _ = place
     assert sweep("--seeds=0,1") == (
         "|  | seeds | death auroc |\n"
         "| --- | --- | --- |\n"
-        "| good | 0, 1 | 0.850 ± 0.071 [0.750, 0.950] |\n"
+        "| good | 0, 1 | 0.850 ± 0.071 [0.213, 1.000] |\n"
         "| boosting | 0, 1 | 0.705 ± 0.007 |\n"
         "| bad | 0, 1 | 0.600 ± 0.000 [0.550, 0.950] |\n"
     )

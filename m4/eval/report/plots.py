@@ -141,7 +141,7 @@ def presence(rows: Sequence[Mapping[str, Any]], modalities: Sequence[str], *, al
 def drops(panels: Sequence[Mapping[str, Any]], *, alt: str) -> str:
     """Loss by removing a modality: {title, xlabel, rows: [{label, drop: E, drop_if_present: E}]}.
 
-    Filled: the interval excludes zero. The pale diamond below is among patients who have it.
+    Filled: beyond chance. The pale diamond below is among patients who have it.
     """
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
@@ -150,7 +150,7 @@ def drops(panels: Sequence[Mapping[str, Any]], *, alt: str) -> str:
         for i, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, i + 1)
             for y, row in enumerate(panel["rows"]):
-                sure = row["drop"]["low"] is not None and row["drop"]["low"] > 0
+                sure = beyond_chance(row["drop"])
                 _interval(axes, y - 0.12, row["drop"], BLUE if sure else SOFT, hollow=not sure)
                 _interval(axes, y + 0.2, row["drop_if_present"], SKY, marker="D", size=3, width=1)
             axes.axvline(0, color=INK, lw=1)
@@ -165,6 +165,11 @@ def drops(panels: Sequence[Mapping[str, Any]], *, alt: str) -> str:
 
     height = max(len(panel["rows"]) for panel in panels)
     return draw(paint, WIDTH / 2 * columns, (0.36 * height + 0.95) * rows, alt)
+
+
+def beyond_chance(drop: Mapping[str, Any]) -> bool:
+    """Whether a drop is above 0 in spite of all the drops that were tried (Holm, 5 %)."""
+    return drop["low"] is not None and drop["value"] > 0 and drop.get("p_holm", 1.0) <= 0.05
 
 
 def calibration(panels: Sequence[Mapping[str, Any]], *, alt: str) -> str:

@@ -65,7 +65,10 @@ def _notes(blocks: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def subset_plots(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per task the forest plot over subsets, full first, then from good to bad, and its table."""
+    """Per task the forest plot over subsets, full first, then from good to bad, and its table.
+
+    Subsets are compared on the rows of the full input (`common`), which are the same for all.
+    """
     info = {subset["label"]: subset for subset in results["subsets"]}
     out = []
     for task, card in results["tasks"].items():
@@ -74,7 +77,7 @@ def subset_plots(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         scored.sort(key=lambda row: _order(row, metric))
         rows = []
         for row in scored:
-            estimate, subset = row["metrics"][metric], info[row["subset"]]
+            estimate, subset = _common(row)[metric], info[row["subset"]]
             span = words.interval(estimate)
             line = f"{words.text(estimate['value'])} ({span})" if span else "no estimate"
             count = words.cell(row["patients"], results["min_patients"])
@@ -85,14 +88,18 @@ def subset_plots(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         name = f"{words.metric_name(metric)} {words.arrow(metric)}"
         alt = f"{name} of {task} for every modality subset"
         svg = plots.subsets(rows, results["modalities"], name, alt=alt)
-        deltas = {r["subset"]: r["metrics"] for r in results["deltas"] if r["task"] == task}
+        deltas = {r["subset"]: _common(r) for r in results["deltas"] if r["task"] == task}
         table = [{**row, "delta": deltas.get(row["subset"], {})} for row in scored]
         out.append({"task": task, "card": card, "svg": svg, "rows": table})
     return out
 
 
+def _common(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return row.get("common", row["metrics"])  # older results have none
+
+
 def _order(row: Mapping[str, Any], metric: str) -> tuple[bool, bool, float]:
-    value = row["metrics"][metric]["value"]
+    value = _common(row)[metric]["value"]
     good = 0.0 if value is None else (value if metric in LOWER_IS_BETTER else -value)
     return (row["subset"] != "full", value is None, good)
 
@@ -108,7 +115,7 @@ def ranking(results: Mapping[str, Any]) -> dict[str, Any] | None:
         gain = "increase" if found["metric"] in LOWER_IS_BETTER else "loss"
         panel = {"title": task, "xlabel": f"{metric} {gain} when removed"}
         panels.append({**panel, "rows": [{**row, "label": row["modality"]} for row in rows]})
-        sure = [row for row in rows if row["drop"]["low"] is not None and row["drop"]["low"] > 0]
+        sure = [row for row in rows if plots.beyond_chance(row["drop"])]
         if sure:
             named = ", ".join(f"{r['modality']} ({words.text(r['drop']['value'])})" for r in sure)
             sentences.append(f"{task}: removing {named} costs {metric} beyond chance.")
@@ -120,20 +127,26 @@ def ranking(results: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"svg": plots.drops(panels, alt=alt), "sentences": sentences}
 
 
-def calibration(results: Mapping[str, Any]) -> str | None:
-    """Reliability diagrams of all tasks."""
-    panels = []
+def calibration(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Reliability diagrams of all tasks, and a sentence on each curve."""
+    panels, sentences = [], []
     for task, found in results["calibration"].items():
-        error = words.scores(results, task).get("ece", {}).get("value")
         if results["tasks"][task]["kind"] != "multilabel":
             found = sorted(found, key=lambda item: item["label"])
         for item in found:
             if len(item["curve"]) < 2:
                 continue
-            name = item["label"]
-            single = len(found) == 1 and error is not None
-            panels.append({**item, "title": f"{name}, ECE {words.text(error)}" if single else name})
-    return plots.calibration(panels, alt="reliability diagrams") if panels else None
+            panels.append({**item, "title": item["label"]})
+            if "error" in item:
+                low, high = map(words.text, item["band"])
+                sentences.append(
+                    f"{item['label']}: calibration error {words.text(item['error']['value'])} "
+                    f"({words.interval(item['error']) or 'no interval'}). Plug-in ECE "
+                    f"{words.text(item['ece'])}; a perfectly calibrated model with these "
+                    f"predictions would show {low} to {high}."
+                )
+    svg = plots.calibration(panels, alt="reliability diagrams") if panels else None
+    return {"svg": svg, "sentences": sentences} if svg else None
 
 
 def routing(results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -18,12 +18,15 @@ _NAMES = {
     "f1_val": "F1*",
     "brier": "Brier",
     "ece": "ECE",
+    "calibration_error": "cal. error",
     "log_loss": "log loss",
     "accuracy": "accuracy",
     "mae": "MAE",
     "rmse": "RMSE",
     "r2": "R²",
     "spearman": "Spearman",
+    "c_index": "C",
+    "c_index_ipcw": "C (IPCW)",
 }
 
 
