@@ -16,6 +16,7 @@ from m4.bench import compiled as programs
 from m4.bench.aot import CASES, LAYER, SLACK
 from m4.moe import experts
 from m4.moe.engine import mesh as parallel
+from m4.moe.engine.dispatch import target_of
 from m4.types import Routing
 
 
@@ -56,6 +57,7 @@ def compile_layer(mesh, case, *, exchange, engine, slack=1.25, overflow: Any = "
         engine=engine,
         slack=slack,
         overflow=overflow,
+        target=target_of(mesh.devices.flat[0]),
     )
 
     def loss(x_ND, weights_NK, params, experts_NK):

@@ -98,8 +98,8 @@ def fields(cls: type, prefix: str = "", values: Any = None) -> list[tuple[str, F
     """
     hints, found = typing.get_type_hints(cls, include_extras=True), []
     for field in dataclasses.fields(cls):
-        if field.name in ("data", "parent", "name") and not prefix:
-            continue
+        if "set_by" in field.metadata or field.name in ("data", "parent", "name") and not prefix:
+            continue  # set by m4, never by a configuration
         default = _default(field) if values is None else getattr(values, field.name)
         if dataclasses.is_dataclass(default) and not isinstance(default, type):
             found += fields(type(default), f"{prefix}{field.name}.", default)

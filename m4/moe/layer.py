@@ -162,7 +162,7 @@ class MoE(nn.Module):
         x_ND = x_ND if o.dtype is None else x_ND.astype(o.dtype)
         functions = experts.Functions.named(o.activation, o.output)
         args, lost_NK = (x_ND, routing, params, functions), None
-        limits = {"engine": o.engine, "capacity": o.capacity}
+        limits = {"engine": o.engine, "capacity": o.capacity, "target": o.target}
         if routing.tokens is not None or routing.combine is not None:
             y_NO = slots.apply_experts(*args)
         elif jax.sharding.get_abstract_mesh().size > 1:

@@ -15,6 +15,8 @@ from flax.core import FrozenDict
 from m4.config import code
 from m4.data.batch import empty
 from m4.errors import ConfigError
+from m4.moe.engine.dispatch import Target
+from m4.moe.options import MoEOptions
 from m4.nn.pretrained import bert, images
 from m4.specs import DataSpec
 from m4.types import Method
@@ -26,27 +28,29 @@ def make_method(
     *,
     text: Mapping[str, Any] = FrozenDict(),
     image: Mapping[str, Any] = FrozenDict(),
+    target: Target | None = None,
 ) -> Method:
     """The method that `config['name']` and `['fidelity']` name, the other entries as its fields.
 
     An entry whose field is itself a dataclass replaces what it names of the field's default.
 
-    With `text['file']` a BERT reads the text modalities for it, with `image['file']` a ViT or a
-    ResNet the images.
+    Its layers are compiled for `target`. With `text['file']` a BERT reads the text modalities for
+    it, with `image['file']` a ViT or a ResNet the images.
     """
     given = {k: FrozenDict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
     name = given.pop("name")
     fidelity = "m4" if ":" in name else given.pop("fidelity", "m4")  # outside, a field like others
     cls = code.method_class(name, fidelity)
-    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(cls)}
+    fields: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(cls)}
+    sections: dict[str, Any] = {n: d for n, d in fields.items() if dataclasses.is_dataclass(d)}
 
     def make(data: DataSpec) -> Method:
         try:
-            parts = {
-                field: dataclasses.replace(defaults[field], **value)
-                for field, value in given.items()
-                if dataclasses.is_dataclass(defaults.get(field))
-            }
+            parts: dict[str, Any] = {}
+            for field, default in sections.items():
+                parts[field] = dataclasses.replace(default, **given.get(field, {}))
+                if isinstance(default, MoEOptions):
+                    parts[field] = dataclasses.replace(parts[field], target=target)
             return cls(data=data, **given | parts)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"method.name={name!r}: {error}") from error

@@ -20,6 +20,7 @@ from m4.data.loader import TrainLoader
 from m4.data.sampling import Sampling
 from m4.data.store import Store
 from m4.errors import ConfigError
+from m4.moe.engine.dispatch import target_of
 from m4.run.method import make_method
 from m4.run.workspace import open_incomplete
 from m4.specs import DataSpec
@@ -74,8 +75,9 @@ def make_model(
     cuts = ladder(spec, config.train.buckets)
     spec = weighted(spec, config.train.task_weights)
     text, image = config.text.to_dict(), config.image.to_dict()
-    method = make_method(config.method.to_dict(), spec, text=text, image=image)
-    platform = mesh.devices.flat[0].platform
+    target = target_of(own_device(mesh))
+    method = make_method(config.method.to_dict(), spec, text=text, image=image, target=target)
+    platform = target.platform
     tx, schedule, ema = make_optimiser(config, platform)
     fresh = functools.partial(train_step.init_state, tx=tx, ema=ema)
     fresh = functools.partial(fresh, spike_window=config.train.spike_window)
@@ -85,6 +87,12 @@ def make_model(
     step = train_step.make_step(method, tx, seed=config.seed, ema=ema, platform=platform, **how)
     precision = config.train.precision
     return Model(data, spec, mesh, method, precision, schedule, step, init, state, cuts)
+
+
+def own_device(mesh: jax.sharding.Mesh) -> Any:
+    """A device of the mesh: of this process, or of a pod that is only described the first."""
+    own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
+    return (own or mesh.devices.flat)[0]
 
 
 def _loader(

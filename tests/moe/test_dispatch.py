@@ -1,7 +1,6 @@
 """Every engine against a float64 loop over tokens, and what dropping means."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import pytest
 
 from m4.moe import experts
 from m4.moe.engine import dispatch
-from m4.moe.engine.dispatch import apply_experts
+from m4.moe.engine.dispatch import Target, apply_experts
 from m4.moe.engine.grouped import Layout, grouped_mlp, make_plan, slots
 from m4.moe.experts import ExpertParams, Functions
 from m4.types import Routing
@@ -84,6 +83,7 @@ def layer(engine, capacity=None, output=None):
             Functions(jnp.tanh, output),
             engine=engine,
             capacity=capacity,
+            target=Target("cpu", grouped=engine == "ragged"),
         )
         return y_NO
 
@@ -274,11 +274,13 @@ def test_program_size_does_not_depend_on_the_number_of_experts():
 
 
 def test_auto_never_drops_and_bad_options_are_named():
-    assert dispatch.choose_engine(4, 4, jax.devices()[0]) == "dropless"
-    gpu = types.SimpleNamespace(platform="gpu")
+    cpu, gpu = Target("cpu", False), Target("gpu", False)
+    assert dispatch.choose_engine(4, 4, cpu) == "dropless"
     assert dispatch.choose_engine(4, 5, gpu) == "dense"
     assert dispatch.choose_engine(4, 6, gpu) == "dropless"
-    assert dispatch.choose_engine(2, 64, jax.devices()[0]) == "dropless"
+    assert dispatch.choose_engine(2, 64, cpu) == "dropless"
+    assert dispatch.choose_engine(2, 64, Target("tpu", True)) == "ragged"
+    assert dispatch.choose_engine(2, 64, Target("tpu", False)) == "dropless"
     routing, params = make_routing([[0]], 2), make_params(2, dtype="float32")
     apply = functools.partial(apply_experts, jnp.ones((1, D)), routing, params, Functions(jnp.tanh))
     with pytest.raises(ValueError, match="moe.engine='fast'; choose one of auto"):
@@ -290,8 +292,7 @@ def test_auto_never_drops_and_bad_options_are_named():
 
 
 @pytest.mark.parametrize("case", ROUTINGS[23, 2, 7])
-def test_ragged_equals_dense(case, monkeypatch):
-    monkeypatch.setattr(dispatch.ragged, "pays", lambda device: True)
+def test_ragged_equals_dense(case):
     chosen, output = ROUTINGS[23, 2, 7][case], experts.softmax
     params, routing = make_params(7, dtype="float32"), make_routing(chosen, 7)
     args = make_x(23, "float32"), routing.weights, params, jnp.asarray(chosen, jnp.int32)

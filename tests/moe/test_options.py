@@ -67,7 +67,7 @@ OTHER = {
     "engine": ({"capacity": 0.4}, {"engine": "capacity", "capacity": 0.4}),
     "capacity": ({"engine": "capacity"}, {"engine": "capacity", "capacity": 0.4}),
 }
-ON_A_MESH = {"exchange", "slack", "overflow", "replicas"}
+ON_A_MESH = {"exchange", "slack", "overflow", "replicas", "target"}
 
 
 def test_every_option_is_tried():

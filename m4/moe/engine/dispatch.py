@@ -19,7 +19,10 @@ Engines, equal in value and in every gradient where nothing is dropped:
 Letters: N tokens, E experts, K chosen experts, D input, F hidden and O output width.
 """
 
+import dataclasses
+import functools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
 
 import jax
@@ -34,6 +37,18 @@ from m4.types import Array, Routing
 Engine = Literal["auto", "dense", "dropless", "capacity", "capacity_prioritised", "ragged"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The kind of device that a program is compiled for, which decides engine and layouts.
+
+    Asked once for a model, before anything is traced, and handed down in `MoEOptions.target`: so
+    the program for a pod that is only described is the same as on the pod itself.
+    """
+
+    platform: str  # cpu, cuda, tpu, ...
+    grouped: bool  # its compiler spends FLOPs on a group's own rows alone (`ragged.pays`)
+
+
 def apply_experts(
     x_ND: Array,
     routing: Routing,
@@ -43,7 +58,7 @@ def apply_experts(
     engine: str = "auto",
     capacity: float | None = None,
     expected: int | None = None,
-    device: Any = None,
+    target: Target | None = None,
 ) -> tuple[Array, Array | None]:
     """Mixture of the chosen experts' outputs [N, O], and which assignments were lost.
 
@@ -51,8 +66,7 @@ def apply_experts(
     weight gradients are summed in at least float32. `capacity` is C / (N*K/E): how many rows an
     expert can serve, or with 'dropless' how many it serves fast. None: 1.25 where the rest is
     dropped, else a choice by backend and size. `expected` replaces N*K where many assignments are
-    known to be invalid; `device`, a `jax.Device`, is what the program is meant for (None: the first
-    of the default backend).
+    known to be invalid; `target` is what the program is meant for (None: the devices at hand).
 
     Raises ValueError for an unknown engine, for a capacity that is not positive, and for 'ragged'
     where it would cost E times the work.
@@ -62,14 +76,15 @@ def apply_experts(
     if capacity is not None and not capacity > 0:
         raise ValueError(f"moe.capacity={capacity} must be positive")
     num_tokens, k = routing.experts.shape
-    num_experts, device = params.w1.shape[0], device or jax.local_devices()[0]
+    num_experts, target = params.w1.shape[0], target or current_target()
     if engine == "auto":
-        engine = choose_engine(k, num_experts, device)
+        engine = choose_engine(k, num_experts, target)
     if engine == "dense":
         return dense(x_ND, routing, params, functions), None
     if engine == "ragged":
-        if not ragged.pays(device):
-            raise ValueError(f"moe.engine='ragged' costs E times the work on {device}; choose auto")
+        if not target.grouped:
+            where = f"a {target.platform} with this compiler"
+            raise ValueError(f"moe.engine='ragged' costs E times the work on {where}; choose auto")
         plan, params = make_plan(routing.experts, num_experts), cast(params, x_ND.dtype)
         return ragged.ragged_mlp(functions, x_ND, plan, routing.weights, params), None
     layout = choose_layout(
@@ -78,7 +93,7 @@ def apply_experts(
         engine=engine,
         capacity=capacity,
         expected=expected,
-        backend=device.platform,
+        backend=target.platform,
     )
     priority_N = routing.weights.max(axis=1) if engine == "capacity_prioritised" else None
     plan = make_plan(routing.experts, num_experts, priority_N=priority_N)
@@ -98,13 +113,35 @@ def dense(x_ND: Array, routing: Routing, params: ExpertParams, functions: Functi
     return jnp.einsum("ne,eno->no", mix_NE, y_ENO)
 
 
-def choose_engine(k: int, num_experts: int, device: Any) -> str:
+@functools.cache
+def target_of(device: Any) -> Target:
+    """The target that a `jax.Device` is, also one that is only described (`topologies`)."""
+    if device.platform != "tpu":  # no other compiler has a kernel for groups of rows
+        return Target(device.platform, False)
+    # In a thread of its own, which no mesh is set for and nothing is traced in: with a mesh of
+    # several devices JAX refuses a program for one of them.
+    with ThreadPoolExecutor(1) as thread:
+        return Target(device.platform, thread.submit(ragged.pays, device).result())
+
+
+def current_target() -> Target:
+    """The target of the mesh that is set, or else of the default backend.
+
+    For layers that were handed none. What is only described and not here is not asked.
+    """
+    kind, own = jax.sharding.get_abstract_mesh().abstract_device, jax.local_devices()[0]
+    if kind is None or (kind.platform, kind.device_kind) == (own.platform, own.device_kind):
+        return target_of(own)
+    return Target(kind.platform, False)
+
+
+def choose_engine(k: int, num_experts: int, target: Target) -> str:
     """What 'auto' means; see the top of the file."""
-    if device.platform == "cpu":
+    if target.platform == "cpu":
         return "dropless"
     if num_experts <= 1.25 * k:
         return "dense"
-    return "ragged" if device.platform == "tpu" and ragged.pays(device) else "dropless"
+    return "ragged" if target.grouped else "dropless"
 
 
 def choose_layout(

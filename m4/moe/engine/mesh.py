@@ -104,6 +104,7 @@ class Local:
     functions: Functions
     engine: str
     capacity: float | None
+    target: dispatch.Target | None
 
     def size(self, axis: str | None) -> int:
         """Devices along an axis."""
@@ -124,6 +125,7 @@ def apply_experts(
     engine: str = "auto",
     capacity: float | None = None,
     replicas: int = 0,
+    target: dispatch.Target | None = None,
 ) -> tuple[Array, Array | None]:
     """`dispatch.apply_experts`, with experts split over `axes.expert` of the mesh.
 
@@ -156,20 +158,19 @@ def apply_experts(
         functions=functions,
         engine=engine,
         capacity=capacity,
+        target=target,
     )
     _check(local, overflow)
-    tokens = P(axes.tokens)
-    args = x_ND, routing.experts, routing.weights
-    rows = *_pad(local, args, (0, num_experts, 0)), params
+    args = _pad(local, (x_ND, routing.experts, routing.weights), (0, num_experts, 0))
     run: Any = jax.shard_map(
         partial(_on_device, local),
         mesh=mesh,
-        in_specs=(tokens, tokens, tokens, axes.weights()),
-        out_specs=(tokens, tokens),
+        in_specs=(*[P(axes.tokens)] * 3, axes.weights()),
+        out_specs=(P(axes.tokens),) * 2,
         # The custom gradients below are not typed by varying axes; one device is the test.
         check_vma=False,
     )
-    return jax.tree.map(lambda a_N: a_N[: x_ND.shape[0]], run(*rows))
+    return jax.tree.map(lambda a_N: a_N[: x_ND.shape[0]], run(*args, params))
 
 
 def _pad(local, arrays, fills):
@@ -306,16 +307,8 @@ def _run(local, x_ND, experts_NK, weights_NK, params, expected):
         engine=local.engine,
         capacity=local.capacity,
         expected=expected,
-        device=_device(local.mesh),
+        target=local.target,
     )
-
-
-def _device(mesh):
-    """A device of the mesh, which need not be of the default backend; None if it is abstract."""
-    if not isinstance(mesh, Mesh):
-        return None
-    own = [d for d in mesh.devices.flat if d.process_index == jax.process_index()]
-    return (own or mesh.devices.flat)[0]
 
 
 def _own_experts(local, x_ND, experts_NK, weights_NK, params):

@@ -7,7 +7,6 @@ the target and counts.
 Letters: N tokens, K choices, A = K*N assignments, E experts, D input, F hidden, O output width.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -82,7 +81,6 @@ def _sum_rows(rows_AX, expert_A, like_EX):
     return zeros.at[expert_A].add(rows_AX, mode="drop", indices_are_sorted=True)
 
 
-@functools.cache
 def pays(device: Any) -> bool:
     """Whether a `jax.Device`'s compiler spends FLOPs on a group's own rows alone, backwards too."""
     num_experts, rows, width = 8, 1024, 128
