@@ -101,6 +101,18 @@ def mimic(method, **train):
     return experiment("mimiciv", {}, method, optim, 10_000, 1000, log=50, **train)
 
 
+def of_mimic(config, variant, **sizes):
+    """`:demo`, `:synthetic` and `:tiny` of a configuration for MIMIC-IV."""
+    if variant == "demo":
+        return demo(config)
+    if variant == "synthetic":
+        return synthetic(config, dims=SMALL, tasks=TASKS)
+    if variant == "tiny":
+        toy_cohort(config, SMALL)
+        return tiny(config, rows=16, **sizes)
+    return config
+
+
 def demo(config, **options):
     """The same on the 100 patients of MIMIC-IV's demo."""
     config.data.options.update(options, demo=True)

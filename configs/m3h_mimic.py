@@ -13,12 +13,4 @@ VARIANTS = ("demo", "synthetic", "tiny")
 
 def get_config(variant=""):
     method = dict(name="m3h", width=64, task_width=64, dropout=0.2)
-    config = common.mimic(method, modality_dropout=0.1)
-    if variant == "demo":
-        return common.demo(config)
-    if variant == "synthetic":
-        return common.synthetic(config, dims=common.SMALL, tasks=common.TASKS)
-    if variant == "tiny":
-        common.toy_cohort(config, common.SMALL)
-        return common.tiny(config, width=16, rows=16)
-    return config
+    return common.of_mimic(common.mimic(method, modality_dropout=0.1), variant, width=16)

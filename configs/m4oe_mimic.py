@@ -14,11 +14,7 @@ VARIANTS = ("synthetic", "tiny")
 
 def get_config(variant=""):
     method = dict(name="m4oe", moe=dict(num_experts=16, hidden=128), dropout=0.2)
-    config = common.mimic(method, modality_dropout=0.1)
+    config = common.of_mimic(common.mimic(method, modality_dropout=0.1), variant)
     if variant == "synthetic":
-        common.synthetic(config, dims=common.SMALL, tasks=common.TASKS)
         config.eval.batch_size = 256
-    if variant == "tiny":
-        common.toy_cohort(config, common.SMALL)
-        common.tiny(config, rows=16)
     return config

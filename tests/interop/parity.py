@@ -46,6 +46,13 @@ def randomise(model, seed=0):
     return model.double()
 
 
+def scale(model, size):
+    """All weights times `size`."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(size)
+
+
 def state(model):
     """The state dict as NumPy arrays, in single precision."""
     return {name: x.detach().numpy().astype(np.float32) for name, x in model.state_dict().items()}

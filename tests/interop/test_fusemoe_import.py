@@ -30,7 +30,7 @@ MODALITIES = {
     "cxr": ModalitySpec("cxr", "vectors", (2, 4)),
     "ecg": ModalitySpec("ecg", "vectors", (2, 3)),
 }
-SIZES = {"width": 8, "depth": 2, "num_queries": 3, "embed_time": 4, "num_heads": 2}
+SIZES = {"width": 8, "depth": 2, "num_queries": 3, "embed_time": 8, "num_heads": 2}
 CONFIG = """
 import ml_collections
 def get_config(variant=''):
@@ -38,7 +38,7 @@ def get_config(variant=''):
         data=dict(name='synthetic', options=dict(
             modalities=('vitals', 'notes', 'cxr', 'ecg'), tasks=('ihm48',), num_patients=120,
             steps=8, dims=dict(notes=4, cxr=4, ecg=4))),
-        method=dict(name='fusemoe', fidelity='released', width=8, num_queries=3, embed_time=4,
+        method=dict(name='fusemoe', fidelity='released', width=8, num_queries=3, embed_time=8,
                     num_heads=2, moe=dict(share='joint', hidden=6, num_experts=3, top_k=2)),
         optim=dict(lr=0.01),
         train=dict(steps=6, batch_size=16, select='ihm48/auroc'),

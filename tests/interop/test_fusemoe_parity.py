@@ -1,5 +1,7 @@
 """FuseMoE as released against a PyTorch model of the same structure, whole, at random weights."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import FrozenDict
@@ -9,22 +11,37 @@ from m4.methods.fusemoe.released import ReleasedFuseMoE
 from m4.moe.options import MoEOptions
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, Stream, Target
+from tests import properties
 from tests.interop import shared
 from tests.interop.parity import (
+    RNGS,
     close,
     imported,
     randomise,
     run,
     same_gradients,
     same_noise,  # noqa: F401 (a fixture)
+    scale,
     tensors,
+    torch,
     torch_noise,
 )
 
-SIZES = {"width": 8, "num_heads": 2, "num_queries": 48, "embed_time": 4}
+SIZES = {"width": 8, "num_heads": 2, "num_queries": 48, "embed_time": 8}
 CHANNELS = {"ts": 3, "text": 5, "cxr": 4, "ecg": 3}
 NAMES = {"ts": "vitals", "text": "notes", "cxr": "cxr", "ecg": "ecg"}
 ROWS, LENGTH, TIMES = 3, 6, 2
+
+
+def schema(roles):
+    """The data of modalities by the release's names."""
+    kinds = {"ts": ("series", LENGTH)}
+    modalities = [
+        ModalitySpec(NAMES[r], kind, (length, CHANNELS[r]))
+        for r in roles
+        for kind, length in [kinds.get(r, ("vectors", TIMES))]
+    ]
+    return DataSpec(tuple(modalities), (TaskSpec("death", "binary"),))
 
 
 def impute(values, observed, times, length, bins=48):
@@ -42,13 +59,13 @@ def impute(values, observed, times, length, bins=48):
     return np.concatenate([grid, flags], 1)
 
 
-def batches(roles, seed=0):
-    """One batch for m4 and for the rival; the second row lacks all but the series."""
+def batches(roles, seed=0, lacking=1):
+    """One batch for m4 and for the rival; row `lacking` has the series alone."""
     rng = np.random.default_rng(seed)
     ours, theirs = {}, {}
     for role in roles:
         f, steps = CHANNELS[role], LENGTH if role == "ts" else TIMES
-        missing = np.arange(ROWS) == 1 if role != "ts" else np.zeros(ROWS, bool)
+        missing = np.arange(ROWS) == lacking if role != "ts" else np.zeros(ROWS, bool)
         length = np.where(missing, 0, rng.integers(1, steps + 1, ROWS))
         mask = np.arange(steps) < length[:, None]
         times = (np.sort(rng.uniform(0, 47.9, (ROWS, steps)), 1) * mask).astype(np.float32)
@@ -88,29 +105,21 @@ def batches(roles, seed=0):
     ],
     ids=lambda x: "-".join(map(str, x.values() if isinstance(x, dict) else x)),
 )
+@pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.usefixtures("same_noise")
-def test_forward_losses_and_gradients(roles, fields, moe):
+def test_forward_losses_and_gradients(roles, fields, moe, size):
     from tests.rivals.fusemoe import Model
 
     fields = SIZES | {"depth": 1, "utde": "batch", "dropout": 0.0} | fields
     moe = {"num_experts": 8, "top_k": 2, "hidden": 6} | moe
     theirs = {"router" if name == "share" else name: value for name, value in moe.items()}
     model = randomise(Model(channels={r: CHANNELS[r] for r in roles}, **fields, **theirs))
+    scale(model, size)
     for layer in model.trans_self_cross_ts_txt.layers:
         layer.moe.randn = torch_noise
-    shapes = {"ts": LENGTH}
-    spec = DataSpec(
-        tuple(
-            ModalitySpec(
-                NAMES[r], "series" if r == "ts" else "vectors", (shapes.get(r, TIMES), CHANNELS[r])
-            )
-            for r in roles
-        ),
-        (TaskSpec("death", "binary"),),
-    )
-    weights = FrozenDict({"importance": 0.0, "load": 0.0})  # as released: computed, never added
+    weights = FrozenDict({"importance": 0.0, "load": 0.0})  # computed, never added
     options = MoEOptions(router="noisy_top_k", engine="dense", **moe)
-    method = ReleasedFuseMoE(spec, options, aux_weights=weights, **fields)
+    method = ReleasedFuseMoE(schema(roles), options, aux_weights=weights, **fields)
     layout = table.layout(method)
     params = imported(method, layout, model, shared.shapes(method))
     batch, theirs = batches(roles)
@@ -123,3 +132,31 @@ def test_forward_losses_and_gradients(roles, fields, moe):
     close(terms["total"], losses["total"].detach(), "total")
     close(sum(aux.values()), balance.detach(), "balance")
     same_gradients(layout, model, grads)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_batch_that_is_filled_up_predicts_as_the_original_s_smaller_one(size, monkeypatch):
+    """The last batch of an evaluation, without noise; filler rows lack an ECG."""
+    from tests.rivals.fusemoe import Model
+
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape=(), *_: jnp.zeros(shape))
+    roles, sizes = ("ts", "text", "ecg", "cxr"), SIZES | {"depth": 2, "utde": "batch"}
+    moe = {"num_experts": 8, "top_k": 2, "hidden": 6, "gate": "laplace"}
+    model = Model(channels={r: CHANNELS[r] for r in roles}, dropout=0.0, **sizes, **moe)
+    scale(randomise(model), size)
+    for layer in model.trans_self_cross_ts_txt.layers:
+        layer.moe.randn = torch.zeros
+    options = MoEOptions(router="noisy_top_k", engine="dense", share="joint", **moe)
+    method = ReleasedFuseMoE(schema(roles), options, dropout=0.0, **sizes)
+    params = imported(method, table.layout(method), model, shared.shapes(method))
+    batch, theirs = batches(roles, lacking=-1)  # all have an ECG but what fills up
+    filler = properties.take(properties.random_batch(method.data, seed=3), [1, 4])
+    filler = properties.drop_modalities(filler, row=0).replace(weight=np.zeros(2, np.float32))
+    filled = jax.tree.map(lambda x, y: np.concatenate([x, y]), batch, filler)
+    order = np.array([3, 0, 1, 4, 2])
+    predict = jax.jit(
+        lambda b: method.apply({"params": params}, b, train=False, rngs=RNGS).logits["death"]
+    )
+    found = predict(properties.take(filled, order))[np.argsort(order)[:ROWS], 0]
+    out = model(theirs)[0].detach()
+    close(found, out[:, 1] - out[:, 0], "logits")

@@ -24,7 +24,7 @@ SIZES = {
     "width": 8,
     "depth": 1,
     "num_queries": 3,
-    "embed_time": 4,
+    "embed_time": 8,
     "num_heads": 2,
     "dropout": 0.1,
     "aux_weights": FrozenDict({}),

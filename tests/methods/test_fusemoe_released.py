@@ -15,6 +15,7 @@ import pytest
 from m4.methods.fusemoe import released as fusemoe
 from m4.methods.fusemoe import torch_layout
 from m4.methods.fusemoe.authors import PatientMoE
+from m4.methods.fusemoe.paper import PaperFuseMoE
 from m4.methods.fusemoe.released import impute_released, mixing_flatten, mixing_unflatten
 from m4.moe.options import MoEOptions
 from m4.nn.encoders.modalities import gather
@@ -65,9 +66,9 @@ def run_golden(monkeypatch, u_BMQD, params, *, noise, **layer):
     params = {stem if name == "gate" else name: x for name, x in params.items()}
     rows = jnp.ones(u_BMQD.shape[0], bool)
     patterns, rngs = jnp.zeros(len(u_BMQD), jnp.int32), {"gate": jax.random.key(0)}
-    u_BMU, variables = mixing_flatten(u_BMQD), {"params": {"moe": params}}
+    u_BMU, variables = mixing_flatten(u_BMQD, rows), {"params": {"moe": params}}
     y_BMU, aux = module.apply(variables, u_BMU, rows, patterns, train=True, rngs=rngs)
-    return mixing_unflatten(y_BMU, u_BMQD.shape[2]), aux
+    return mixing_unflatten(y_BMU, rows, u_BMQD.shape[2]), aux
 
 
 X = det((3, 4), 0.5, 1.0)
@@ -142,13 +143,25 @@ def test_mixing_flatten_by_hand():
     # 2 patients a and b, 1 modality, times 0 to 2, width 1. Time-major storage is
     # a0 b0 a1 b1 a2 b2; cut into two rows it mixes the patients.
     x = np.array([[0, 1, 2], [10, 11, 12]], np.float32)[:, None, :, None]
-    np.testing.assert_array_equal(mixing_flatten(x)[:, 0], [[0, 10, 1], [11, 2, 12]])
-    np.testing.assert_array_equal(mixing_unflatten(mixing_flatten(x), 3), x)
+    u_BMU = mixing_flatten(x, jnp.ones(2, bool))
+    np.testing.assert_array_equal(u_BMU[:, 0], [[0, 10, 1], [11, 2, 12]])
+    np.testing.assert_array_equal(mixing_unflatten(u_BMU, jnp.ones(2, bool), 3), x)
+
+
+def test_mixing_is_among_the_rows_that_count():
+    # a and b as above, between rows that only fill up the batch.
+    x = np.array([[7, 7, 7], [0, 1, 2], [8, 8, 8], [10, 11, 12]], np.float32)[:, None, :, None]
+    valid = jnp.array([False, True, False, True])
+    u_BMU = mixing_flatten(x, valid)
+    np.testing.assert_array_equal(u_BMU[[1, 3], 0], [[0, 10, 1], [11, 2, 12]])
+    y_BMQD = mixing_unflatten(u_BMU, valid, 3)
+    np.testing.assert_array_equal(y_BMQD[np.array([1, 3])], x[[1, 3]])
 
 
 def test_mixing_flatten_is_right_for_one_patient():
     x = np.arange(24.0).reshape(1, 2, 4, 3)
-    np.testing.assert_array_equal(mixing_flatten(x), x.reshape(1, 2, 12))  # all times of a modality
+    u_BMU = mixing_flatten(x, jnp.ones(1, bool))
+    np.testing.assert_array_equal(u_BMU, x.reshape(1, 2, 12))  # all times of a modality
 
 
 SPEC = DataSpec(
@@ -178,6 +191,66 @@ def test_released_mixes_patients_of_a_batch(released):
 def test_paper_does_not_mix_patients():
     method = small(SPEC, fidelity="paper", moe={"share": "joint"})
     properties.batch_composition_invariance(properties.probe(method))
+
+
+@pytest.mark.parametrize("share", ["joint", "permod", "disjoint"])
+def test_released_rows_that_only_fill_up_a_batch_change_nothing(share, monkeypatch):
+    # The authors' last batch is a smaller one; here it is filled up, at any place, and what fills
+    # it up may lack an ECG, which would give all others the type vector of text.
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape=(), *_: jnp.zeros(shape))
+    method = small(SPEC, fidelity="released", moe={"share": share, "num_experts": 12})
+    params, batch = properties.random_params(method), properties.random_batch(SPEC)
+    ecg = batch.inputs["ecg"]
+    there = ecg.replace(mask=ecg.mask | (np.arange(2) == 0), present=np.ones(6, bool))
+    batch = batch.replace(inputs=batch.inputs | {"ecg": there})
+    order, places = np.array([1, 0, 3, 2, 0, 5, 1, 4]), np.array([0, 3, 5, 7])
+    filled = properties.take(batch, order)
+    filled = filled.replace(weight=np.isin(np.arange(8), places).astype(np.float32))
+    empty = properties.drop_modalities(filled, row=4)
+    rngs = {"gate": jax.random.key(0)}
+    predict = jax.jit(
+        lambda b: method.apply({"params": params}, b, train=False, rngs=rngs).logits["death"]
+    )
+    expected = predict(properties.take(batch, order[places]))
+    for some in (filled, empty):
+        np.testing.assert_allclose(predict(some)[places], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("low", [1, 80, 95, 103])
+def test_released_mixtures_keep_numbers_as_small_as_pytorch_does(low):
+    # float32 below 2^-126 (e^-87.3): kept by PyTorch, flushed to 0 by XLA.
+    x = jnp.array([[0.0, -low]])
+
+    def mixture(x):
+        return fusemoe.log_mixture(0.5 * fusemoe.lifted_softmax(x))
+
+    y, grad = jax.jit(mixture)(x), jax.jit(jax.grad(lambda x: mixture(x)[0, 1]))(x)
+    expected = np.log(0.5) + np.array([0.0, -low]) - np.log1p(np.exp(-low))
+    np.testing.assert_allclose(y[0], expected, rtol=1e-6)
+    share = np.exp(expected - np.log(0.5))  # d log p_1 / dx = 1_1 - p
+    np.testing.assert_allclose(grad[0], [-share[0], 1 - share[1]], rtol=1e-5)
+
+
+def test_released_mixtures_that_are_0_in_pytorch_are_its_floor():
+    x = jnp.array([[0.0, -110.0, -1e4]])
+    y = fusemoe.log_mixture(fusemoe.lifted_softmax(x))
+    floor = np.log(np.finfo(float).eps)
+    np.testing.assert_allclose(y[0], [0.0, floor, floor], rtol=1e-6, atol=1e-6)
+    grad = jax.grad(lambda x: fusemoe.log_mixture(fusemoe.lifted_softmax(x))[0, 1])(x)
+    np.testing.assert_array_equal(grad, 0.0)
+
+
+def test_released_attention_over_times_has_eight_heads_whatever_num_heads():
+    trees = {n: properties.parameter_tree(small(SPEC, "released", num_heads=n)) for n in (2, 4)}
+    assert trees[2] == trees[4]
+    assert "grid/notes/mtand/out/kernel (1, 40, 8)" in trees[2]  # 8 heads of 5 channels
+    with pytest.raises(ValueError, match="embed_time: 8 heads cannot split a time embedding of 4"):
+        properties.parameter_tree(small(SPEC, "released", embed_time=4))
+
+
+def test_released_adds_no_balance_loss_and_the_paper_three():
+    assert not fusemoe.ReleasedFuseMoE(SPEC).aux_weights
+    assert set(PaperFuseMoE(SPEC).aux_weights) == {"importance", "load", "entropy"}
 
 
 def test_released_draws_noise_in_evaluation(released):
@@ -211,7 +284,7 @@ def test_released_gates_have_the_layer_s_names():
 
 def test_released_joint_router_starts_at_zero():
     module = released_layer(options(), LOSSES)
-    rngs, u_BMU = {"params": jax.random.key(0), "gate": jax.random.key(1)}, mixing_flatten(TWO)
+    rngs, u_BMU = {"params": jax.random.key(0), "gate": jax.random.key(1)}, TWO[:, :, 0]
     init = jax.jit(lambda: module.init(rngs, u_BMU, jnp.ones(3, bool), PATTERNS, train=True))
     params = nn.unbox(init())["params"]["moe"]
     assert not params["gate_centre"].any() and not params["router_noise"].any()

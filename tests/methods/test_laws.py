@@ -16,7 +16,6 @@ SCHEMAS = {"m4": (properties.SPEC,), "published": (properties.THREE, properties.
 BROKEN = {
     "ReleasedFuseMoE": (
         properties.patient_permutation_equivariance,
-        properties.padding_rows_count_nowhere,
         properties.every_modality_matters,
     )
 }

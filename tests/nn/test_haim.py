@@ -1,11 +1,14 @@
 """HAIM's statistics: by hand, against NumPy and SciPy on the compressed signal, and its quirk."""
 
+import jax
 import numpy as np
 import pytest
 from scipy.signal import find_peaks
 
 from m4.methods.m3h import haim
 from m4.nn.encoders.modalities import SeriesStack, Vectors
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from tests import properties
 
 
 def stack(values, observed):
@@ -74,5 +77,29 @@ def test_embeddings_are_weighted_by_hour_as_released():
     mask = np.array([[True, True, True], [True, False, False]])
     times = np.array([[0.0, 1.0, 3.0], [0.0, 0.0, 0.0]], np.float32) / 48
     x = Vectors(values, mask, times)
-    np.testing.assert_allclose(haim.mean(x, by_hour=True), [[5.0], [0.0]], rtol=1e-6)
-    np.testing.assert_allclose(haim.mean(x, by_hour=False), [[16 / 3], [8.0]], rtol=1e-6)
+    np.testing.assert_allclose(haim.mean(x, weight="hour"), [[5.0], [0.0]], rtol=1e-6)
+    np.testing.assert_allclose(haim.mean(x, weight="equal"), [[16 / 3], [8.0]], rtol=1e-6)
+
+
+def test_images_are_weighted_by_the_time_since_the_first_as_released():
+    # Hours 10, 11, 13 of 8, 2, 6: weights 0, 1, 3. A single image counts for nothing, nor do none.
+    values = np.array([[[8.0], [2.0], [6.0]], [[8.0], [0.0], [0.0]], [[0.0], [0.0], [0.0]]])
+    mask = np.array([[True, True, True], [True, False, False], [False] * 3])
+    times = np.array([[10.0, 11.0, 13.0], [9.0, 0.0, 0.0], [0.0] * 3], np.float32) / 48
+    x = Vectors(values.astype(np.float32), mask, times)
+    found = haim.mean(x, weight="since_first")
+    np.testing.assert_allclose(found, [[5.0], [0.0], [0.0]], rtol=1e-5)
+
+
+def test_only_notes_are_weighted_by_hour():
+    spec = DataSpec(
+        (ModalitySpec("notes", "vectors", (2, 3)), ModalitySpec("cxr", "vectors", (2, 3))),
+        (TaskSpec("death", "binary"),),
+    )
+    batch = properties.random_batch(spec, keep=1.0)
+    encoder = haim.HaimVectors(spec, 4, by_hour=True)
+    params = jax.jit(lambda: encoder.init(jax.random.key(0), batch, train=False))()
+    run = jax.jit(lambda b: encoder.apply(params, b, train=False))
+    both = {n: s.replace(times=s.times + s.mask * 5.0) for n, s in batch.inputs.items()}
+    moved = np.abs(run(batch.replace(inputs=both)) - run(batch)).max((0, 2))
+    assert moved[0] > 1e-3 and moved[1] < 1e-5  # later by 5 hours: notes weigh otherwise

@@ -52,7 +52,9 @@ class Dispatcher:
         total = y.new_zeros(self.num_rows, y.shape[1]).index_add(0, self.row_A, y)
         if not logs:
             return total
-        return torch.where(total == 0, torch.full_like(total, 2.2e-16), total).log()
+        return torch.where(
+            total == 0, torch.full_like(total, torch.finfo(torch.double).eps), total
+        ).log()
 
 
 class PackedAttention(nn.Module):

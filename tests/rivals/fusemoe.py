@@ -172,7 +172,7 @@ class Model(nn.Module):
         self.token_type_embeddings = nn.Embedding(num, width)
         for role, size in channels.items():
             values = 2 * size if role == "ts" else size
-            attention = TimeAttention(values, width, embed_time, num_heads, dropout)
+            attention = TimeAttention(values, width, embed_time, 8, dropout)
             self.add_module(f"time_attn_{role}", attention)
         self.proj_ts = nn.Conv1d(2 * channels["ts"], width, 1, bias=False)
         self.moe = Gate(width, width if utde == "batch_seq_feature" else 1, dropout)

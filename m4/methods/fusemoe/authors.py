@@ -40,7 +40,7 @@ class AuthorsFuseMoE(nn.Module):
     embed_time: int = 32
     dropout: float = 0.2
     utde: Level = "batch_seq_feature"
-    aux_weights: Mapping[str, float] = FrozenDict({"importance": 0.01, "load": 0.01})
+    aux_weights: Mapping[str, float] = FrozenDict()
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
@@ -55,7 +55,8 @@ class AuthorsFuseMoE(nn.Module):
             "valid_B": present_BM.any(-1) & (batch.weight > 0),
             "pattern_B": combination_index(present_BM, modulo=self.moe.num_experts),
         }
-        x_BMQD = self._drop("embed_drop", self.embed(batch, present_BM, train), train)
+        x_BMQD = self.embed(batch, present_BM, routing["valid_B"], train)
+        x_BMQD = self._drop("embed_drop", x_BMQD, train)
         num, every_BMQ = x_BMQD.shape[1], jnp.ones(x_BMQD.shape[:3], bool)  # absent ones, too
         for i in range(self.depth):
             block = AttentionBlock(self.num_heads, num, self.dropout, name=f"time_{i}")
@@ -75,8 +76,8 @@ class AuthorsFuseMoE(nn.Module):
         del step
         return task_losses.objective(self.data, out, batch, self.aux_weights)
 
-    def embed(self, batch: Batch, present_BM: Array, train: bool) -> Array:
-        """All modalities at the query times, [B, M, Q, D]."""
+    def embed(self, batch: Batch, present_BM: Array, valid_B: Array, train: bool) -> Array:
+        """All modalities at the query times, [B, M, Q, D]; rows outside `valid_B` fill up."""
         raise NotImplementedError
 
     def route(
@@ -85,10 +86,12 @@ class AuthorsFuseMoE(nn.Module):
         """What a layer's experts make of `u`, [B, M, Q, D]."""
         raise NotImplementedError
 
-    def on_query_times(self, streams: Streams, train: bool, impute: Impute = impute) -> Array:
+    def on_query_times(
+        self, streams: Streams, train: bool, *, num_heads: int, impute: Impute = impute
+    ) -> Array:
         """[B, M, Q, D] in the spec's order; a modality without times has Q equal tokens."""
         num_queries = self.num_queries
-        sizes = self.width, self.num_heads, num_queries, self.embed_time, self.utde, self.dropout
+        sizes = self.width, num_heads, num_queries, self.embed_time, self.utde, self.dropout
         timed = QueryTokens(*sizes, torch_uniform(1), project=False, impute=impute, name="grid")
         static = StaticTokens(self.data, self.width, self.dropout, name="static")
         tokens = [timed(streams, train=train)] if streams.num_timed else []

@@ -10,6 +10,7 @@ Letters: B rows (patients), M modalities in the spec's order, Q query times, D w
 from collections.abc import Mapping
 
 from einops import rearrange
+from flax.core import FrozenDict
 
 from m4.methods.fusemoe.authors import AuthorsFuseMoE, PatientMoE
 from m4.nn.encoders.modalities import gather
@@ -18,11 +19,18 @@ from m4.types import Array, Batch, MoeAux
 
 
 class PaperFuseMoE(AuthorsFuseMoE):
-    """Section 3.3's loss: the task plus `aux_weights` times importance, load and entropy losses."""
+    """Section 3.3's loss: the task plus `aux_weights` times importance, load and entropy losses.
 
-    def embed(self, batch: Batch, present_BM: Array, train: bool) -> Array:
+    The weight of the entropy is not given; with share 'joint' it is 0 by its formula.
+    """
+
+    aux_weights: Mapping[str, float] = FrozenDict(importance=0.01, load=0.01, entropy=0.01)
+
+    def embed(self, batch: Batch, present_BM: Array, valid_B: Array, train: bool) -> Array:
         """Section 3.1: UTDE and mTAND at the query times; Z_m stands for an absent modality."""
-        x_BMQD = self.on_query_times(gather(self.data, batch), train)
+        del valid_B
+        streams = gather(self.data, batch)
+        x_BMQD = self.on_query_times(streams, train, num_heads=self.num_heads)
         type_MD, position_QD = self.types_and_positions()
         missing = MissingIndicator(x_BMQD.shape[1], name="missing")
         return self.width**0.5 * missing(x_BMQD + type_MD[:, None], present_BM) + position_QD

@@ -23,24 +23,28 @@ from m4.specs import DataSpec
 from m4.types import Array, Batch, MoeAux
 
 NOTES: tuple[str, ...] = ("notes", "text")  # modalities whose times run backwards
+TIME_HEADS = 8  # of attention over times, whatever `num_heads`
+FLOOR = float(np.finfo(float).eps)  # what the release takes the logarithm of instead of 0
+LIFT = 2.0**24  # PyTorch keeps numbers down to 2^-149, where XLA knows none below 2^-126
 
 
 class ReleasedFuseMoE(AuthorsFuseMoE):
-    """Logits of a row depend on the whole batch, and evaluation needs the rng 'gate', too.
+    """Logits of a row depend on the others that count; evaluation needs the rng 'gate', too.
 
-    The release computes its balance losses and never adds them: `aux_weights` {} or 0 is what it
-    trains with.
+    The release computes balance losses and never adds them: without `aux_weights`, nor does this.
+    `embed_time` must be a multiple of `TIME_HEADS`, `width` of `num_heads`.
     """
 
     eval_rngs: ClassVar[tuple[str, ...]] = ("gate",)  # noise is drawn in evaluation, too
 
-    def embed(self, batch: Batch, present_BM: Array, train: bool) -> Array:
+    def embed(self, batch: Batch, present_BM: Array, valid_B: Array, train: bool) -> Array:
         """All modalities at the query times, absent ones zeros (`module.py`)."""
         streams = gather(self.data, batch)
         streams = streams.replace(vectors=released_times(streams.vectors, self.data.hours))
-        x_BMQD = self.on_query_times(streams, train, impute_released)
+        x_BMQD = self.on_query_times(streams, train, num_heads=TIME_HEADS, impute=impute_released)
         type_MD, position_QD = self.types_and_positions()
-        x_BMQD += released_types(self.data, type_MD, present_BM)[:, None]
+        present = present_BM | ~valid_B[:, None]  # what only fills up a batch lacks nothing
+        x_BMQD += released_types(self.data, type_MD, present)[:, None]
         if x_BMQD.shape[1] > 2:  # models of two modalities know nothing of missing ones
             x_BMQD = jnp.where(present_BM[..., None, None], x_BMQD, 0.0)
         first = jnp.arange(self.num_queries)[:, None] == 0  # a padding index: no gradient
@@ -52,8 +56,8 @@ class ReleasedFuseMoE(AuthorsFuseMoE):
     ) -> tuple[Array, MoeAux]:
         """Rows that mix patients, with noise in evaluation, too."""
         moe = released_layer(self.moe, tuple(sorted(self.aux_weights)), name=name)
-        y_BMU, aux = moe(mixing_flatten(u_BMQD), train=True, **routing)
-        return mixing_unflatten(y_BMU, self.num_queries), aux
+        y_BMU, aux = moe(mixing_flatten(u_BMQD, routing["valid_B"]), train=True, **routing)
+        return mixing_unflatten(y_BMU, routing["valid_B"], self.num_queries), aux
 
 
 def released_layer(options: MoEOptions, losses: tuple[str, ...], *, name: str) -> PatientMoE:
@@ -65,30 +69,58 @@ def released_layer(options: MoEOptions, losses: tuple[str, ...], *, name: str) -
     """
     if options.output not in (None, "softmax"):
         raise ValueError(f"output={options.output!r}: released experts end in 'softmax'")
-    options = dataclasses.replace(options.with_router(normalise="after"), output="softmax")
+    output = f"{__name__}:lifted_softmax"
+    options = dataclasses.replace(options.with_router(normalise="after"), output=output)
     fixed = options.share != "joint"
     return PatientMoE(options, losses, nn.initializers.zeros, fixed, log_mixture, name=name)
 
 
+def lifted_softmax(x: Array) -> Array:
+    """`LIFT` times the softmax, from half exponents: as far below 1 as PyTorch's, and farther."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    half = jnp.exp(0.5 * (x - jax.lax.stop_gradient(x.max(-1, keepdims=True))))
+    power = jnp.square(LIFT**0.5 * half)
+    return power / (power.sum(-1, keepdims=True) / LIFT)
+
+
 def log_mixture(y_NO: Array) -> Array:
-    """Logarithm of a mixture of softmax outputs, with the authors' floor."""
-    return jnp.log(jnp.where(y_NO == 0, 2.2e-16, y_NO))
+    """Logarithm of a mixture of softmax outputs that are `LIFT` times too large.
+
+    What float32 rounds to 0 in PyTorch is the authors' floor.
+    """
+    y_NO = jnp.where(y_NO <= LIFT * 2.0**-150, LIFT * FLOOR, y_NO)
+    return jnp.log(y_NO) - jnp.log(LIFT)
 
 
-def mixing_flatten(x_BMQD: Array) -> Array:
-    """[B, M, U]: reshapes time-major data to rows without a transpose.
+def mixing_flatten(x_BMQD: Array, valid_B: Array) -> Array:
+    """[B, M, U]: reshapes time-major data of the rows that count to rows without a transpose.
 
     With more than one patient, a row then holds time steps of several of them.
     """
-    rows, num = x_BMQD.shape[:2]
-    return rearrange(x_BMQD, "b m q d -> m q b d").reshape(num, rows, -1).swapaxes(0, 1)
+    (row_BQ, query_BQ), _ = _mixing(valid_B, x_BMQD.shape[2])
+    return rearrange(x_BMQD[row_BQ, :, query_BQ], "b q m d -> b m (q d)")
 
 
-def mixing_unflatten(y_BMU: Array, num_queries: int) -> Array:
-    """Inverse of `mixing_flatten`."""
-    rows, num = y_BMU.shape[:2]
-    y_MQBD = y_BMU.swapaxes(0, 1).reshape(num, num_queries, rows, -1)
-    return rearrange(y_MQBD, "m q b d -> b m q d")
+def mixing_unflatten(y_BMU: Array, valid_B: Array, num_queries: int) -> Array:
+    """Inverse of `mixing_flatten` on the rows that count."""
+    y_BMQD = rearrange(y_BMU, "b m (q d) -> b m q d", q=num_queries)
+    _, (row_BQ, part_BQ) = _mixing(valid_B, num_queries)
+    return rearrange(y_BMQD[row_BQ, :, part_BQ], "b q m d -> b m q d")
+
+
+def _mixing(valid_B: Array, num_queries: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Whose query is part q of row b after the reshape, and where query q of row b is then.
+
+    Places are counted among the rows that count: the authors' last batch is a smaller one.
+    """
+    count, place_B1 = jnp.maximum(valid_B.sum(), 1), (jnp.cumsum(valid_B) - 1)[:, None]
+    row_B, query_Q = jnp.argsort(~valid_B, stable=True), jnp.arange(num_queries)
+    flat_BQ = place_B1 * num_queries + query_Q  # in the order (query, row), as time-major data lie
+    there_BQ = query_Q * count + place_B1
+    return (
+        (row_B[flat_BQ % count], flat_BQ // count),
+        (row_B[there_BQ // num_queries], there_BQ % num_queries),
+    )
 
 
 def released_times(vectors: Mapping[str, Vectors], hours: float) -> dict[str, Vectors]:

@@ -8,6 +8,8 @@ Letters: B rows, M modalities (of a kind), L observations, p width of an embeddi
 S statistics, N numbers of a modality, D width.
 """
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from m4.nn.layers import StackedDense, StackedLayerNorm
 from m4.specs import DataSpec
 from m4.types import Array, Batch
 
+NOTES = ("notes", "text")
 STATISTICS = (
     "max", "min", "mean", "variance", "mean_diff", "mean_abs_diff", "max_abs_diff",
     "sum_abs_diff", "last_minus_first", "num_peaks", "slope",
@@ -45,7 +48,8 @@ class HaimVectors(nn.Module):
             x_BMN = rearrange(x_BMfS, "b m f s -> b m (f s)")
             tokens.append(self._embed(f"series_{limit}", x_BMN, train))
         for name, x in streams.vectors.items():
-            mean_Bp = mean(x, by_hour=self.by_hour)
+            timed = "hour" if name in NOTES else "since_first"
+            mean_Bp = mean(x, weight=timed if self.by_hour else "equal")
             tokens.append(self._embed(name, mean_Bp[:, None], train))
         for name, stream in streams.tables.items():
             x_Bf, _ = clean_table(stream)
@@ -66,13 +70,16 @@ class HaimVectors(nn.Module):
         return StackedDense(self.width, num, name=f"{name}_down")(h)
 
 
-def mean(x: Vectors, *, by_hour: bool) -> Array:
+def mean(x: Vectors, *, weight: Literal["equal", "hour", "since_first"]) -> Array:
     """Mean vector, [B, p]; 0 without any.
 
-    With `by_hour`, as released, weighted by the time since the start of the window: a vector at
-    time 0 does not count, and if there is no other the mean is 0.
+    As released, notes are weighted by the 'hour' since the start of the window, images by the time
+    since the first one. A vector of weight 0 does not count; if there is no other the mean is 0.
     """
-    weight_BL = jnp.where(x.mask, x.times if by_hour else 1.0, 0.0)
+    weight_BL = jnp.ones_like(x.times) if weight == "equal" else x.times
+    if weight == "since_first":
+        weight_BL -= jnp.where(x.mask, x.times, jnp.inf).min(1, keepdims=True)
+    weight_BL = jnp.where(x.mask, weight_BL, 0.0)
     total_B1 = weight_BL.sum(1, keepdims=True)
     return jnp.einsum("blp,bl->bp", x.values, weight_BL) / jnp.where(total_B1 > 0, total_B1, 1.0)
 

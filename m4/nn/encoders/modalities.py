@@ -270,6 +270,7 @@ def summary_statistics(series: SeriesStack) -> Array:
     per = 1.0 / jnp.maximum(count, 1.0)
     mean = x.sum(-2) * per
     centred = jnp.where(seen, x - mean[..., None, :], 0.0)
+    variance = jnp.square(centred).sum(-2) * per  # its root has no gradient at 0
     mean_time = jnp.where(seen, t, 0.0).sum(-2) * per
     offset = jnp.where(seen, t - mean_time[..., None, :], 0.0)
     slope = (offset * centred).sum(-2) * per / (jnp.square(offset).sum(-2) * per + 0.01)
@@ -286,7 +287,7 @@ def summary_statistics(series: SeriesStack) -> Array:
         mean,
         jnp.where(some, jnp.where(seen, x, jnp.inf).min(-2), 0.0),
         jnp.where(some, jnp.where(seen, x, -jnp.inf).max(-2), 0.0),
-        jnp.sqrt(jnp.square(centred).sum(-2) * per),
+        jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0),
         slope,
         jnp.log1p(count) / 3.0,
         1.0 - jnp.clip(pick(t, newest), 0.0, 1.0),

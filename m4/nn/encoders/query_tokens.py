@@ -292,7 +292,8 @@ class MultiTimeAttention(nn.Module):
         """Embedded queries and keys, values, bool mask of the values -> [B, M, Q, features]."""
         stacks, width = key_BMLK.shape[1], key_BMLK.shape[-1]
         if width % self.num_heads:
-            raise ValueError(f"{self.num_heads} heads cannot split a time embedding of {width}")
+            heads = f"{self.num_heads} heads"
+            raise ValueError(f"embed_time: {heads} cannot split a time embedding of {width}")
 
         def project(x, name):
             init = torch_uniform(width)
