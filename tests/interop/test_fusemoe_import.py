@@ -18,6 +18,8 @@ from m4.main import main as m4_main
 from m4.methods.fusemoe import torch_layout as fusemoe
 from m4.methods.fusemoe.released import ReleasedFuseMoE
 from m4.moe.options import MoEOptions
+from m4.run import raw
+from m4.run.method import make_method
 from m4.run.setup import make_setup
 from m4.run.workspace import prepare
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
@@ -245,3 +247,50 @@ def test_refusals_before_data_are_built(place, flag, match, code, capsys):
     assert run(place, "import", *args, flag) == code
     assert match in capsys.readouterr().err
     assert not (place / "x").exists()
+
+
+def released_on_mimic(*overrides):
+    """The method of the shipped configuration, on the schema of MIMIC-IV."""
+    target = "--config=configs/fusemoe_mimic.py:released"
+    config = configs.load(configs.parse([target, *overrides]))
+    return make_method(config.method, raw.schema(config))
+
+
+SMALL_EXPERTS = [f"--config.method.moe.{s}" for s in ("num_experts=3", "top_k=2", "hidden=4")]
+
+
+def test_the_release_fits_mimic_by_its_names():
+    # Abstract: shapes are computed, and no array of 1.2 billion numbers is made.
+    whole = shared.shapes(released_on_mimic())
+    assert whole["layer_2/moe/w1"].shape == (16, 512, 4 * 48 * 128)
+    m = released_on_mimic(*SMALL_EXPERTS)
+    assert m.data.modality_names == ("fusemoe", "notes", "cxr", "ecg")
+    found = convert.expected(fusemoe.layout(m), shared.shapes(m))
+    inputs = {"ts": 2 * 30, "text": 768, "cxr": 1024, "ecg": 256}
+    for role, channels in inputs.items():
+        name = f"time_attn_{role}.linears.2.weight"
+        assert found[name] == f"float32{[128, 8 * channels]}"
+    assert found["proj_ts.weight"] == f"float32{[128, 60, 1]}"
+    assert found["out_layer.weight"] == f"float32{[2, 512]}"
+
+
+def test_published_shapes_on_mimic_are_the_original_s():
+    torch = pytest.importorskip("torch")
+    from tests.rivals.fusemoe import Model
+
+    channels = {"ts": 30, "text": 768, "cxr": 1024, "ecg": 256}
+    with torch.device("meta"):
+        model, small = (
+            Model(channels=channels),
+            Model(channels=channels, num_experts=3, top_k=2, hidden=4),
+        )
+    theirs = sum(p.numel() for p in model.parameters())
+    ours = shared.shapes(released_on_mimic())
+    assert sum(np.prod(x.shape) for x in ours.values()) == theirs > 10**9
+    m = released_on_mimic(*SMALL_EXPERTS)
+    layout = fusemoe.layout(m)
+    expected = {n: f"float32{list(x.shape)}" for n, x in small.state_dict().items()}
+    found = convert.expected(layout, shared.shapes(m))
+    found |= {n: f"float32{list(x.shape)}" for n, x in layout.constants.items()}
+    found |= {n: found[source] for n, source in layout.copies.items()}
+    assert found == expected
