@@ -25,6 +25,7 @@ METHODS = {  # attribute -> keyword that makes the call safe, None if nothing do
 }
 CONFIGURATION_FILES = "m4/config/program.py"  # a configuration file is a program, and says so
 CONVERTER = "m4/interop/state_dicts.py"
+UNPICKLER = "m4/interop/torch_file.py"  # knows a fixed list of names, all of them inert
 
 
 def dotted(node):
@@ -46,7 +47,8 @@ def problems(text, name):
         line = f"{name}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Import):
             names = [alias.name.partition(".")[0] for alias in node.names]
-            found += [f"{line}: imports {n}" for n in names if n in MODULES]
+            allowed = {"pickle"} if name == UNPICKLER else set()
+            found += [f"{line}: imports {n}" for n in names if n in MODULES - allowed]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in MODULES:
             found.append(f"{line}: imports {node.module}")
         elif isinstance(node, ast.Call):

@@ -1,6 +1,7 @@
 """`python -m m4.interop import --method=fusemoe --torch=ckpt.pt --config=... --out=DIR`."""
 
 import dataclasses
+import functools
 import importlib
 import os
 import sys
@@ -26,12 +27,14 @@ from m4.run.workspace import prepare, use_cache
 from m4.train import workdir
 from m4.train.checkpoint import Checkpoints
 
+# Options on which no tensor's shape depends.
+UNTOLD = ("num_heads", "vit_heads", "moe.top_k", "temperature")
 FOLDER = Path(methods.__file__).parent
 USAGE = """usage: python -m m4.interop import --method=NAME --torch=FILE --config=FILE --out=DIR
        python -m m4.interop export --method=NAME --torch=FILE --workdir=DIR [--config=...]
 
   --method        {names}
-  --torch         the PyTorch file: .safetensors, or anything that torch.load reads
+  --torch         the PyTorch file: .safetensors, or what torch.save wrote
   --config        FILE[:VARIANT] as of m4.main, with --config.a.b=v for single fields
   --out           new work directory for `m4.main --mode=eval --workdir=DIR`
   --workdir       work directory whose best checkpoint is exported
@@ -56,14 +59,14 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in FOLDER.glob("*/torch_layout.py")))
 
 
-def layout_of(name: str) -> Callable[[Any], Layout]:
+def layout_of(name: str) -> Callable[..., Layout]:
     """The function `layout` of a method's `torch_layout.py`."""
     return importlib.import_module(f"m4.methods.{name}.torch_layout").layout
 
 
 def fidelity_of(name: str) -> str:
     """The fidelity whose class a method's layout is for, as the annotation of its argument says."""
-    (cls,) = (hint for key, hint in get_type_hints(layout_of(name)).items() if key != "return")
+    cls = get_type_hints(layout_of(name))["method"]
     return next(f for f in code.method_modules(name) if code.method_class(name, f) is cls)
 
 
@@ -138,10 +141,13 @@ def check(config: ml_collections.ConfigDict, job: Job) -> None:
 
 def import_(config: ml_collections.ConfigDict, job: Job) -> None:
     """Writes a work directory with the file's weights as its best checkpoint."""
-    if not job.file.is_file():  # before data are built
-        state_dicts.read(job.file)
-    setup, layout, shapes = _setup(config, job)
-    tensors = state_dicts.read(job.file, root=layout.root)
+    file = state_dicts.read(job.file)  # before data are built
+    setup, shapes = _setup(config, job)
+    make = layout_of(job.method)
+    if "names" in get_type_hints(make):  # where the order of a file's tensors tells something
+        make = functools.partial(make, names=list(file.tensors) if file.ordered else [])
+    layout = make(setup.method)
+    tensors, prefix = convert.without_prefix(layout, file.tensors)
     arrays = convert.to_m4(layout, tensors, _flat(shapes), str(job.file))
     params = traverse_util.unflatten_dict(arrays, sep="/")
     params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, shapes)
@@ -156,13 +162,19 @@ def import_(config: ml_collections.ConfigDict, job: Job) -> None:
         finally:
             best.close()
     print(f"{len(tensors)} tensors -> {len(arrays)} arrays in {job.folder}")
+    for note in (*file.notes, *prefix, *layout.notes):
+        print(note)
     for why, count in convert.dropped(layout, tensors).items():
         print(f"not taken: {count} tensors: {why}")
+    options = {name: _option(setup.method, name) for name in UNTOLD}
+    told = ", ".join(f"{name}={x}" for name, x in options.items() if x is not None)
+    print(f"the file cannot tell, and the configuration says: {told}")
 
 
 def export(config: ml_collections.ConfigDict, job: Job) -> None:
     """Writes the best checkpoint of a work directory under the authors' names."""
-    setup, layout, _ = _setup(config, job)
+    setup, _ = _setup(config, job)
+    layout = layout_of(job.method)(setup.method)
     params = jax.device_get(eval_mode.best_params(config, setup, job.folder))
     tensors = convert.to_torch(layout, _flat(params))
     state_dicts.write(job.file, tensors, sections=layout.sections)
@@ -171,11 +183,18 @@ def export(config: ml_collections.ConfigDict, job: Job) -> None:
         print(f"not written: {pattern}: {why}")
 
 
-def _setup(config, job: Job) -> tuple[Setup, Layout, Any]:
-    """The run's objects, the release's layout and the shapes of the parameters."""
+def _setup(config, job: Job) -> tuple[Setup, Any]:
+    """The run's objects and the shapes of the parameters."""
     use_cache(job.folder)
     setup = make_setup(config, prepare(config))
-    return setup, layout_of(job.method)(setup.method), setup.state.eval_params
+    return setup, setup.state.eval_params
+
+
+def _option(method: Any, name: str) -> Any:
+    """Of a method, or None if it has no such."""
+    for part in name.split("."):
+        method = getattr(method, part, None)
+    return method
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -36,6 +36,19 @@ def expected(layout: Layout, shapes: Mapping[str, Any]) -> dict[str, str]:
     return words | {name: _words(x) for name, x in layout.constants.items()}
 
 
+def without_prefix(layout: Layout, tensors: Tensors) -> tuple[Tensors, list[str]]:
+    """Without what all names begin with, where none is one of the release's, and a line of it."""
+    known = {name for entry in layout.entries for name in entry.names} | {*layout.copies}
+    found, prefix = dict(tensors), ""
+    while not any(name in known or reason(layout, name) is not None for name in found):
+        firsts = {name.partition(".")[0] for name in found if "." in name}
+        if len(firsts) != 1 or not all("." in name for name in found):
+            return tensors, []
+        prefix += f"{firsts.pop()}."
+        found = {name.partition(".")[2]: x for name, x in found.items()}
+    return found, [f"prefix {prefix} was taken off"] if prefix else []
+
+
 def to_m4(
     layout: Layout, tensors: Tensors, shapes: Mapping[str, Any], source: str
 ) -> dict[str, np.ndarray]:

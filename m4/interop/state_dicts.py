@@ -1,5 +1,11 @@
-"""Tensor files: `.safetensors` without torch, anything else with torch and `weights_only`."""
+"""Tensor files: `.safetensors`, or what torch.save wrote; neither can run anything here.
 
+A checkpoint is often more than a state dict. What wraps one (`WRAPPERS`), the prefixes of
+DataParallel and torch.compile, and what lies beside it (an optimiser's state, options, scores) is
+taken off, and said.
+"""
+
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,38 +15,60 @@ import numpy as np
 
 from m4 import USE, atomic
 from m4.errors import ConfigError, DataError, SaveError
+from m4.interop import torch_file
 from m4.nn.pretrained import safetensors
 
 SAFE = ".safetensors"
+WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
+PREFIXES = ("module", "_orig_mod")  # of DataParallel and of torch.compile, anywhere in a name
+BESIDE = ("optim", "sched", "scaler")  # parts of the names of what is never a model's
 
 
-def read(path: Path, *, root: str = "") -> dict[str, np.ndarray]:
+@dataclasses.dataclass(frozen=True)
+class StateDict:
+    """Tensors by name, in the file's own order if that says anything, and what was taken off."""
+
+    tensors: dict[str, np.ndarray]
+    ordered: bool = False
+    notes: Sequence[str] = ()
+
+
+def read(path: Path) -> StateDict:
     """Tensors by name; names of nested dictionaries are joined by dots.
 
-    Where the file has a dictionary `root`, only that is read. Raises DataError for a file that
-    is missing or damaged, or that is more than tensors in dictionaries.
+    Raises DataError for a file that is missing or damaged, or that holds no tensors but something
+    else, with a line for every tensor that has no numbers in a form that NumPy knows.
     """
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"{path}: no such file")
-    load = safetensors.read if path.suffix == SAFE else _load_torch
-    try:
-        tree = load(path)
-    except ConfigError:
-        raise
-    except Exception as error:
-        why = " ".join(str(error).split())[:160]
-        raise DataError(
-            f"{path}: cannot be read as tensors alone ({type(error).__name__}: {why}); nothing in"
-            " it was executed. If you trust it, save its state dict by itself with torch.save"
-        ) from None
+    if not path.is_file():
+        raise DataError(f"{path}: is a folder, expected a file")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if path.suffix == SAFE:
+        tree: Any = _safetensors(path)
+    elif start == b"PK\x03\x04":  # a zip
+        tree = torch_file.read(path)
+    else:
+        tree = _old_torch(path)
     if not isinstance(tree, Mapping):
         raise DataError(f"{path}: holds a {type(tree).__name__}, expected a state dict")
-    inner = tree.get(root)
-    whole: Mapping = inner if isinstance(inner, Mapping) else tree
-    tensors = dict(_flatten(whole, "", path))
-    if not tensors:
+    tree, notes = _unwrapped(tree, path)
+    found: dict[str, torch_file.Tensor] = {}
+    for full, tensor in _flatten(tree, ""):
+        name = ".".join(part for part in full.split(".") if part not in PREFIXES)
+        if name in found:
+            raise DataError(f"{path}: {name} is there twice, with and without a prefix")
+        if name != full and "prefixes" not in str(notes):
+            notes.append(f"prefixes {' and '.join(f'{p}.' for p in PREFIXES)} were taken off")
+        found[name] = tensor
+    if not found:
         raise DataError(f"{path}: holds no tensors")
-    return tensors
+    lacks = [f"{path}: {name} {tensor.lacks}" for name, tensor in found.items() if tensor.lacks]
+    if lacks:
+        raise DataError(*lacks)
+    tensors = {name: tensor.values for name, tensor in found.items() if tensor.values is not None}
+    return StateDict(tensors, path.suffix != SAFE, notes)
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], *, sections: Sequence[str] = ()) -> None:
@@ -60,19 +88,49 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], *, sections: Sequence[s
         raise SaveError(f"{path}: not written ({error.strerror or error})") from error
 
 
-def _flatten(tree: Mapping, prefix: str, path: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _safetensors(path: Path) -> dict[str, torch_file.Tensor]:
+    try:
+        found = safetensors.read(path)
+    except (ValueError, OSError) as error:
+        why = " ".join(str(error).removeprefix(f"{path}: ").split())[:160]
+        raise DataError(f"{path}: cannot be read as tensors alone: {why}") from None
+    return {name: torch_file.Tensor(x) for name, x in found.items()}
+
+
+def _unwrapped(tree: Mapping, path: Path) -> tuple[Mapping, list[str]]:
+    """Without wrappers and companions, and what is to be said of them."""
+    notes: list[str] = []
+    beside: set[str] = set()
+    while True:
+        rest = {key: x for key, x in tree.items() if not any(b in str(key) for b in BESIDE)}
+        beside |= {str(key) for key, x in tree.items() if key not in rest or not _holds(x)}
+        tree = {key: x for key, x in rest.items() if _holds(x)}
+        wraps = [key for key in WRAPPERS if isinstance(tree.get(key), Mapping)]
+        if not wraps:
+            break
+        if len(wraps) > 1:
+            names = " and ".join(map(repr, wraps))
+            raise DataError(f"{path}: holds weights under {names}: save one of them by itself")
+        beside |= {str(key) for key in tree} - {*wraps}
+        tree = tree[wraps[0]]
+        notes.append(f"the state dict is under {wraps[0]!r}")
+    if beside:
+        notes.append(f"beside it, not taken: {', '.join(sorted(beside))}")
+    return tree, notes
+
+
+def _holds(x: Any) -> bool:
+    """Whether there are tensors in it."""
+    return isinstance(x, torch_file.Tensor) or isinstance(x, Mapping) and any(_flatten(x, ""))
+
+
+def _flatten(tree: Mapping, prefix: str) -> Iterator[tuple[str, torch_file.Tensor]]:
     """Numbers and texts beside the tensors (epochs, scores) are passed over."""
     for key, value in tree.items():
-        name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{name}.", path)
-        elif hasattr(value, "detach"):
-            try:
-                yield name, value.detach().cpu().numpy()
-            except TypeError:
-                raise DataError(f"{path}: {name} is {value.dtype}, expected float32") from None
-        elif isinstance(value, np.ndarray):
-            yield name, value
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, torch_file.Tensor):
+            yield f"{prefix}{key}", value
 
 
 def _nest(tensors: Mapping[str, np.ndarray], sections: Sequence[str]) -> dict[str, Any]:
@@ -87,8 +145,22 @@ def _nest(tensors: Mapping[str, np.ndarray], sections: Sequence[str]) -> dict[st
     return tree
 
 
-def _load_torch(path: Path) -> Any:
-    return _torch().load(path, map_location="cpu", weights_only=True)
+def _old_torch(path: Path) -> Any:
+    """What torch before 1.6 wrote, by torch itself, which runs nothing of it."""
+    torch = _torch()
+
+    def plain(x):
+        if isinstance(x, Mapping):
+            return {key: plain(value) for key, value in x.items()}
+        return torch_file.Tensor(x.detach().cpu().numpy()) if hasattr(x, "detach") else x
+
+    try:
+        return plain(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise DataError(
+            f"{path}: is damaged, or no file of torch.save ({type(error).__name__}); nothing in it"
+            " was executed"
+        ) from None
 
 
 def _save_torch(tree: Mapping, path: Path) -> None:

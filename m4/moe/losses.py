@@ -196,9 +196,12 @@ def pattern_cross_entropy(routing: Routing, *, pattern_N: Array) -> Array:
     """
     counted_N = routing.valid & (pattern_N > 0)
     target_N1 = (pattern_N % routing.probs.shape[-1])[:, None]
-    chance_N = jnp.take_along_axis(routing.probs, target_N1, axis=-1)[:, 0]
-    log_N = jnp.log(jnp.where(counted_N, jnp.maximum(chance_N, 1e-30), 1.0))
-    return -jnp.sum(log_N) / jnp.maximum(counted_N.sum(), 1)
+    log_NE = routing.log_probs
+    if log_NE is None:
+        log_NE = jnp.log(jnp.maximum(routing.probs, 1e-30))
+    log_N = jnp.take_along_axis(log_NE, target_N1, axis=-1)[:, 0]
+    log_N = jnp.where(log_N <= -1e29, jnp.log(1e-30), log_N)  # an expert that is forbidden
+    return -jnp.sum(jnp.where(counted_N, log_N, 0.0)) / jnp.maximum(counted_N.sum(), 1)
 
 
 # --- statistics ---------------------------------------------------------------------------------

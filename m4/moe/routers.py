@@ -265,7 +265,7 @@ def routing_to(
 ) -> Routing:
     """The `Routing` to given experts, weighted by `scores_NE` (default: the logits)."""
     scores_NE = logits_NE if scores_NE is None else scores_NE
-    return _assemble(
+    routing = _assemble(
         experts_NK,
         _weigh(scores_NE, experts_NK, normalise),
         softmax(scores_NE),
@@ -273,6 +273,7 @@ def routing_to(
         valid_N,
         allowed_NK=jnp.take_along_axis(scores_NE, experts_NK, axis=-1) != -jnp.inf,
     )
+    return routing.replace(log_probs=jax.nn.log_softmax(jnp.maximum(scores_NE, -1e30)))
 
 
 def _weigh(scores: Array, chosen: Array, normalise: Normalise) -> Array:

@@ -159,13 +159,13 @@ class Layout:
 
     `copies` are stored twice (name -> the tensor that it repeats); `constants` are buffers with
     one possible value; `ignored` (pattern as in `fnmatch` -> reason) is never read by the
-    model, and not written. `root` is the key of a checkpoint file under which the state dict
-    may lie; `sections` are prefixes of names that are dictionaries in the file.
+    model, and not written. `sections` are prefixes of names that are dictionaries in the file;
+    `notes` say what goes where, as far as names or the file tell it.
     """
 
     entries: Sequence[Entry]
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     constants: Mapping[str, Array] = dataclasses.field(default_factory=dict)
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    root: str = ""
     sections: Sequence[str] = ()
+    notes: Sequence[str] = ()

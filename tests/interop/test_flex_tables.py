@@ -1,9 +1,11 @@
 """Flex-MoE's and FlexCare's tables: exact round trips, places, refusals."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from m4.errors import ConfigError, DataError
 from m4.interop import convert
@@ -12,6 +14,7 @@ from m4.methods.flexcare.released import ReleasedFlexCare
 from m4.methods.flexmoe import torch_layout as flexmoe
 from m4.methods.flexmoe.released import ReleasedFlexMoE
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.types import Batch, Stream, Target
 from tests.interop import shared
 
 ADNI = DataSpec(
@@ -65,6 +68,101 @@ def test_flexmoe_reads_channels_last():
     )
 
 
+FOUR = ("image", "genomic", "clinical", "biospecimen")
+SETS = [s for size in (2, 3, 4) for s in itertools.combinations(FOUR, size)]
+
+
+def adni(names, **fields):
+    tables = tuple(ModalitySpec(name, "table", (9 + FOUR.index(name),)) for name in names)
+    return flex_moe(DataSpec(tables, ADNI.tasks), num_experts=16, **fields)
+
+
+@pytest.mark.parametrize("names", SETS, ids="-".join)
+def test_every_published_set_of_adni_has_a_bank_of_four(names):
+    """The authors' bank has a column for all four, whatever was chosen (`n_full_modalities`)."""
+    assert len(SETS) == 11
+    m = adni(names)
+    layout, shapes = flexmoe.layout(m), shared.shapes(m)
+    theirs = shared.tensors(layout, shapes)
+    assert theirs["missing_embeds"].shape == (2 ** len(names) - 1, 4, 2, 8)
+    shared.round_trip(layout, shapes)
+    # A row that has the first alone reads the others' columns of its own row of the bank.
+    ordered = [set(s) for k in range(len(names), 0, -1) for s in itertools.combinations(names, k)]
+    cells = theirs["missing_embeds"]
+    read = np.zeros_like(cells)
+    for name in names[1:]:
+        at = ordered.index({names[0]}), FOUR.index(name)
+        read[at] = cells[at]
+    batch = batch_of(m, np.array([[True] + [False] * (len(names) - 1)]))
+    found = [
+        m.apply({"params": shared.params_from(layout, state)}, batch, train=False)
+        for state in (theirs, theirs | {"missing_embeds": read}, theirs | {"missing_embeds": -read})
+    ]
+    logits = [out.logits["diagnosis"] for out in found]
+    np.testing.assert_array_equal(logits[0], logits[1])
+    assert (logits[0] != logits[2]).any()
+
+
+def batch_of(m, present):
+    """Rows of tables, present or not."""
+    rng, rows = np.random.default_rng(0), np.arange(len(present), dtype=np.int32)
+    inputs = {}
+    for i, modality in enumerate(m.data.modalities):
+        here = present[:, i]
+        x = rng.normal(size=(len(rows), *modality.shape)).astype(np.float32) * here[:, None]
+        inputs[modality.name] = Stream(x, here[:, None], here, None, x != 0)
+    label = {"diagnosis": Target(rows % 3, np.ones(len(rows), np.float32))}
+    return Batch(inputs, label, rows * 0 - 1, np.ones(len(rows), np.float32), rows)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(("a", "b", "c")))[1:], ids="".join)
+def test_flexmoe_takes_the_order_of_modalities_from_the_file(order):
+    """The same file in data sets of two orders: equal logits, and equal losses of the routers."""
+    rng = np.random.default_rng(1)
+    sizes = {"a": 5, "b": 7, "c": 9}
+    task = TaskSpec("diagnosis", "multiclass", dim=3)
+    make = lambda names: flex_moe(  # noqa: E731
+        DataSpec(tuple(ModalitySpec(n, "table", (sizes[n],)) for n in names), (task,)),
+        num_experts=8,
+    )
+    first, other = make("abc"), make(order)
+    names = [f"encoder_dict.{n}.projection.weight" for n in "abc"]
+    layout = flexmoe.layout(first, names)
+    theirs = shared.tensors(layout, shared.shapes(first))
+    present = rng.random((6, 3)) < 0.6
+    present[0], present[1] = True, [False, True, True]
+    present[~present.any(1), 0] = True
+    batch = batch_of(first, present)
+    outs = []
+    for m in (first, other):
+        table = flexmoe.layout(m, names)
+        params = convert.to_m4(table, theirs, shared.shapes(m), "x")
+        shared.same(convert.to_torch(table, params), theirs)  # and back under the file's order
+        outs.append(
+            m.apply(
+                {"params": traverse_util.unflatten_dict(params, sep="/")},
+                dataclasses.replace(
+                    batch, inputs={n: batch.inputs[n] for n in m.data.modality_names}
+                ),
+                train=False,
+            )
+        )
+    np.testing.assert_allclose(outs[0].logits["diagnosis"], outs[1].logits["diagnosis"], rtol=2e-4)
+    for name, x in outs[0].aux_losses.items():
+        np.testing.assert_allclose(x, outs[1].aux_losses[name], rtol=1e-4, err_msg=name)
+
+
+def test_a_file_without_an_order_is_refused_unless_the_names_tell():
+    m = flex_moe(
+        DataSpec((ModalitySpec("x", "table", (3,)), ModalitySpec("y", "table", (4,))), ADNI.tasks)
+    )
+    with pytest.raises(ConfigError, match="in which order the file has them only torch.save's"):
+        flexmoe.layout(m, [])
+    turned = adni(("clinical", "image"))
+    note = flexmoe.layout(turned, []).notes[0]
+    assert note == "modalities, in the release's order: image, clinical"
+
+
 def test_flexmoe_copies_must_agree():
     m = flex_moe()
     layout, shapes = flexmoe.layout(m), shared.shapes(m)
@@ -92,6 +190,39 @@ def test_flexcare_tasks_find_their_rows():
     head = theirs["dense_layer_mortality.weight"].T
     np.testing.assert_array_equal(got["heads/ihm48/kernel"], head)
     assert sum(convert.dropped(layout, theirs).values()) == 3
+
+
+def test_a_prefix_of_all_names_is_taken_off():
+    m = flex_care()
+    layout, shapes = flexcare.layout(m), shared.shapes(m)
+    theirs = shared.tensors(layout, shapes)
+    found, said = convert.without_prefix(layout, {f"net.m.{n}": x for n, x in theirs.items()})
+    shared.same(found, theirs)
+    assert said == ["prefix net.m. was taken off"]
+    for mixed in (theirs, {**theirs, "net.extra": theirs["ehr_pos_embed"]}):
+        assert convert.without_prefix(layout, mixed) == (mixed, [])
+
+
+def test_flexcare_takes_the_tasks_of_mimic_by_their_names():
+    tasks = (
+        TaskSpec("readmission", "binary"),
+        TaskSpec("los_remaining", "multiclass", dim=10),
+        TaskSpec("chexpert", "multilabel", dim=14),
+        TaskSpec("decompensation", "binary"),
+        TaskSpec("phe", "multilabel", dim=25),
+        TaskSpec("ihm48", "binary"),
+    )
+    vectors = (ModalitySpec("flexcare", "vectors", (48, 76)), *MIMIC.modalities[1:])
+    m = flex_care(DataSpec(vectors, tasks))
+    layout, shapes = flexcare.layout(m), shared.shapes(m)
+    theirs = shared.tensors(layout, shapes)
+    assert theirs["ehr_projection.weight"].shape == (8, 76)
+    got = convert.to_m4(layout, theirs, shapes, "x")
+    expected = theirs["task_embedding.weight"][[4, 3, 5, 1, 2, 0]]
+    np.testing.assert_array_equal(got["task"], expected)
+    for ours, name in (("readmission", "readm"), ("chexpert", "diag"), ("los_remaining", "los")):
+        weight = theirs[f"dense_layer_{name}.weight"]
+        np.testing.assert_array_equal(got[f"heads/{ours}/kernel"], weight.T)
 
 
 TURNED = DataSpec(MIMIC.modalities[::-1], MIMIC.tasks)

@@ -11,8 +11,8 @@ import pytest
 from flax import traverse_util
 
 from m4 import config as configs
-from m4.errors import ConfigError
-from m4.interop import convert
+from m4.errors import ConfigError, DataError
+from m4.interop import convert, state_dicts
 from m4.interop.__main__ import main
 from m4.main import main as m4_main
 from m4.methods.fusemoe import torch_layout as fusemoe
@@ -152,7 +152,13 @@ def place(tmp_path_factory):
 def disk(monkeypatch, place):
     """Tensor files as a dictionary, so that neither torch nor safetensors is needed."""
     files: dict = {}
-    monkeypatch.setattr("m4.interop.state_dicts.read", lambda path, root="": dict(files[path.name]))
+
+    def read(path):
+        if path.name not in files:
+            raise DataError(f"{path}: no such file")
+        return state_dicts.StateDict(dict(files[path.name]))
+
+    monkeypatch.setattr("m4.interop.state_dicts.read", read)
     monkeypatch.setattr(
         "m4.interop.state_dicts.write", lambda path, x, sections: files.update({path.name: x})
     )

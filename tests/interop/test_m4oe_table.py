@@ -46,6 +46,53 @@ def test_round_trip_and_places():
     np.testing.assert_array_equal(got["heads/dim_4/bias"][1], theirs["head7.bias"])
 
 
+@pytest.mark.parametrize(
+    ("images", "tasks"),
+    [
+        (("cview_cc", "cview_mlo", "ffdm_cc", "ffdm_mlo"), ("density", "birads", "risk_1y")),
+        (("2dmlo", "cc", "2dcc", "mlo"), ("birads", "risk", "density")),
+    ],
+)
+def test_heads_and_images_go_by_name(images, tasks):
+    """EMBED's tasks as the data set has them; a binary risk has the release's two rows."""
+    kinds = {"density": ("multiclass", 4), "birads": ("multiclass", 3)}
+    spec = DataSpec(
+        tuple(ModalitySpec(name, "image", (1, 8, 8, 3)) for name in images),
+        tuple(
+            TaskSpec(n, kinds.get(n, ("binary", 1))[0], dim=kinds.get(n, ("binary", 1))[1])
+            for n in tasks
+        ),
+    )
+    m = METHOD.clone(data=spec)
+    layout, shapes = m4oe.layout(m), shared.shapes(m)
+    shared.round_trip(layout, shapes)
+    theirs = shared.tensors(layout, shapes)
+    assert [theirs[f"head{h}.weight"].shape[0] for h in (1, 2, 7)] == [4, 2, 3]
+    got = convert.to_m4(layout, theirs, shapes, "x")
+    heads = {"d": (1, 1), "r": (2, 2), "b": (7, 3)}  # head, and number among the tasks
+    vits = {"cc": "vit_cc", "mlo": "vit_mlo", "2dcc": "vit_2dcc", "2dmlo": "vit_2dmlo"}
+    vits |= {"cview_cc": "vit_cc", "cview_mlo": "vit_mlo"}
+    vits |= {"ffdm_cc": "vit_2dcc", "ffdm_mlo": "vit_2dmlo"}
+    for t, name in enumerate(tasks):
+        head, number = heads[name[0]]
+        projection = theirs[f"proj{head}.bias"]
+        np.testing.assert_array_equal(got["project/bias"][t], projection)
+        np.testing.assert_array_equal(got["norm/bias"][t], theirs[f"norm{number}.bias"])
+        embedding = theirs[f"blocks.0.mlp.task_embedding{number}"]
+        np.testing.assert_array_equal(got["task"][t], embedding)
+        phi = theirs["blocks.0.mlp.phi"][:, 1, number - 1]  # expert 1
+        np.testing.assert_array_equal(got["mtoe_experts/gate_phi"][0][:, 3 + t], phi)
+        dim = theirs[f"head{head}.bias"].shape[0]
+        np.testing.assert_array_equal(got[f"heads/dim_{dim}/bias"][0], theirs[f"head{head}.bias"])
+    for i, name in enumerate(images):
+        bias = theirs[f"{vits[name]}.layernorm.bias"]
+        np.testing.assert_array_equal(got["tokens/vit_1x8x8x3/norm/bias"][i], bias)
+        own = list(dict.fromkeys(vits.values())).index(vits[name]) + 1
+        norm = theirs[f"blocks{own}.0.norm1.bias"]
+        np.testing.assert_array_equal(got["msoe_0_attention/norm/bias"][i], norm)
+    assert layout.notes[0].startswith("by name: ")
+
+
 def test_other_data_are_refused():
     two = ReleasedM4oE(DataSpec(SPEC.modalities[:2], SPEC.tasks))
     with pytest.raises(ConfigError, match="four images of one shape"):

@@ -41,7 +41,7 @@ def test_safetensors_need_no_torch(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_torch)
     path = tmp_path / "x.safetensors"
     state_dicts.write(path, {name: np.array(x, order="C") for name, x in TENSORS.items()})
-    same(state_dicts.read(path))
+    same(state_dicts.read(path).tensors)
     header = path.read_bytes()[8:]
     assert header.startswith(b'{"__metadata__":{"use":"research use only; not a medical device"}')
     with pytest.raises(ConfigError, match="torch files need torch"):
@@ -64,14 +64,19 @@ def test_torch_files_hold_dictionaries(tmp_path, torch):
     tree = torch.load(path, weights_only=True)
     assert list(tree) == ["scale", "bias", "enc"] and list(tree["enc"]) == ["a", "b.weight"]
     assert tree._metadata == {"": {"use": "research use only; not a medical device"}}
-    same(state_dicts.read(path))
+    same(state_dicts.read(path).tensors)
     linear = torch.nn.Linear(2, 3)
     state_dicts.write(path, {"weight": np.ones((3, 2), np.float32), "bias": np.ones(3, np.float32)})
     linear.load_state_dict(torch.load(path, weights_only=True), strict=True)
     assert linear.weight.sum() == 6
     state_dicts.write(path, TENSORS, sections=("enc", "enc.a"))
     torch.save({"network": tree, "epoch": 3, "best": {"f1": 0.5}}, path)
-    same(state_dicts.read(path, root="network"))
+    found = state_dicts.read(path)
+    same(found.tensors)
+    assert found.notes == [
+        "the state dict is under 'network'",
+        "beside it, not taken: best, epoch",
+    ]
     with pytest.raises(DataError, match=r"bias is torch.bfloat16, expected float32"):
         torch.save({"bias": torch.zeros(2, dtype=torch.bfloat16)}, path)
         state_dicts.read(path)

@@ -15,7 +15,7 @@ import pytest
 from m4 import maths
 from m4.methods.flexmoe import completeness
 from m4.methods.flexmoe import torch_layout as table
-from m4.methods.flexmoe.released import ReleasedFlexMoE
+from m4.methods.flexmoe.released import ReleasedFlexMoE, weighted
 from m4.moe import gates, routers
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, Stream, Target
@@ -206,3 +206,36 @@ def test_golden_gate_alone_in_evaluation():
         theirs = parts["cross_entropy"] + 2 * found["total"]
         np.testing.assert_allclose(theirs, expected["total"], rtol=1e-5)
         assert abs(parts["total"] - expected["total"]) > 0.1
+
+
+def test_class_weights_are_those_of_cross_entropy():
+    """As `torch.nn.CrossEntropyLoss(weight)`: the sum over rows of w_y l over the sum of w_y."""
+    rng, task = np.random.default_rng(0), TaskSpec("death", "binary")
+    logits, label = rng.normal(size=(5, 1)).astype(np.float32), np.array([0, 1, 1, 0, 1])
+    target = Target(label[:, None].astype(np.float32), np.array([1, 1, 0, 1, 1], np.float32))
+    loss, weight = weighted({"death": (0.25, 0.75)})(task, logits, target)
+    z, known = np.asarray(logits[:, 0], np.float64), target.mask > 0
+    entry, w = np.logaddexp(0, z) - label * z, np.where(label, 0.75, 0.25)
+    found = float((loss * weight).sum() / weight.sum())
+    np.testing.assert_allclose(found, (w * entry)[known].sum() / w[known].sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1, 30, 1000])
+def test_router_loss_at_any_spread_of_scores(scale):
+    """Cross-entropy of the noisy scores in float64, forward and gradient; no floor of a chance."""
+    rng = np.random.default_rng(0)
+    scores, pattern = scale * rng.normal(size=(7, 5)), np.array([1, 2, 0, 4, 3, 1, 0])
+    own = jnp.asarray(scores, jnp.float32)
+
+    def loss(scores_NE):
+        routing = routers.top_k(scores_NE, jnp.ones(7, bool), k=2)
+        return completeness.router(routing, pattern_N=pattern, num_modalities=3)
+
+    value, slope = jax.value_and_grad(loss)(own)
+    high = np.asarray(own, np.float64)
+    log_p = high - np.logaddexp.reduce(high, axis=1, keepdims=True)
+    kept = pattern > 0
+    expected = -3 * log_p[np.arange(7), pattern][kept].mean()
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    gradient = 3 * kept[:, None] * (np.exp(log_p) - np.eye(5)[pattern]) / kept.sum()
+    np.testing.assert_allclose(slope, gradient, rtol=1e-4, atol=1e-6)

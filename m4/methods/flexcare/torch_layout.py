@@ -10,9 +10,12 @@ from m4.specs import DataSpec
 
 # Heads by the row of the release's task embedding, and m4's names of the same tasks.
 TASKS = ("mortality", "decomp", "ph", "los", "readm", "diag")
-SAME_TASK = {"ihm48": "mortality", "phe": "ph"}
+SAME_TASK = {
+    "ihm48": "mortality", "phe": "ph", "phenotypes": "ph", "readmission": "readm",
+    "decompensation": "decomp", "los_remaining": "los", "chexpert": "diag",
+}  # fmt: skip
 ROLES = {"series": "ehr", "image": "cxr"}
-NAMES = {"notes": "note", "text": "note"}
+NAMES = {"notes": "note", "text": "note", "flexcare": "ehr"}
 POSITIONS = {"ehr": 600, "cxr": 197, "note": 600}  # rows of the release's tables
 IGNORED = {
     "note_projection.*": "language model: m4 reads embeddings computed beforehand",

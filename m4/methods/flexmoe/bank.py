@@ -25,11 +25,14 @@ def complete(
     kind: Literal["auto", "full", "factorised"] = "full",
     rank: int = 16,
     scale: float = 1.0,
+    columns: tuple[int, ...] = (),
+    total: int = 0,
 ) -> Array:
     """`x_BMPD` with the tokens of absent modalities from a bank, whose parameters are 'bank'.
 
     One modality alone leaves nothing to tell: it has no bank, and its absent tokens are 0. Called
-    inside a compact method. Raises ValueError for a full bank of more than 12 modalities.
+    inside a compact method. `columns` and `total` as of `FullBank`. Raises ValueError for a full
+    bank of more than 12 modalities.
     """
     num = present_BM.shape[-1]
     if num == 1:
@@ -40,19 +43,27 @@ def complete(
         raise ValueError(
             f"bank='full' of {num} modalities has {2**num - 1} rows; choose bank='factorised'"
         )
-    return FullBank(scale, name="bank")(x_BMPD, present_BM)
+    return FullBank(scale, columns, total, name="bank")(x_BMPD, present_BM)
 
 
 class FullBank(nn.Module):
-    """One learned block of tokens per combination and missing modality."""
+    """One learned block of tokens per combination and missing modality.
+
+    The modalities have the `columns` of a bank of `total` modalities; else it is of them alone.
+    """
 
     scale: float = 1.0
+    columns: tuple[int, ...] = ()
+    total: int = 0
 
     @nn.compact
     def __call__(self, x_BMPD: Array, present_BM: Array) -> Array:
         """`x_BMPD` with the blocks of absent modalities replaced."""
         num, init = present_BM.shape[-1], nn.initializers.normal(self.scale)
-        cells_CMPD = self.param("cells", init, (2**num - 1, *x_BMPD.shape[1:]))
+        shape = 2**num - 1, self.total or num, *x_BMPD.shape[2:]
+        cells_CMPD = self.param("cells", init, shape)
+        if self.columns:
+            cells_CMPD = cells_CMPD[:, np.array(self.columns)]
         cells_BMPD = jnp.take(cells_CMPD, combination_index(present_BM), axis=0, mode="clip")
         return jnp.where(present_BM[..., None, None], x_BMPD, cells_BMPD)
 

@@ -37,7 +37,10 @@ class PatchTransformer(Transformer):
         check_fields(self, depth=1, num_patches=1)
         completeness.check_experts(self.moe.num_experts, len(self.data.modalities))
         tokens = [self._tokens(m, batch.inputs[m.name], train) for m in self.data.modalities]
-        x_BMPD = complete(jnp.stack(tokens, axis=1), batch.present(self.data))
+        full, present_BM = self.full_modalities(), batch.present(self.data)
+        columns = tuple(full.index(name) for name in self.data.modality_names)
+        bank = {"columns": columns, "total": len(full)}
+        x_BMPD = complete(jnp.stack(tokens, axis=1), present_BM, **bank)
         x_BMPD, moe = self.layers(x_BMPD, batch, train=train)
         h_BF = rearrange(x_BMPD.mean(2), "b m d -> b (m d)")
         heads = TaskHeads(
@@ -45,6 +48,10 @@ class PatchTransformer(Transformer):
         )
         aux = task_losses.over_layers(moe, self.aux_weights)
         return Outputs(heads(dict.fromkeys(self.data.task_names, h_BF)), aux, moe)
+
+    def full_modalities(self) -> tuple[str, ...]:
+        """Those that the bank has columns for."""
+        return self.data.modality_names
 
     def _tokens(self, m: ModalitySpec, stream: Stream, train: bool) -> Array:
         """[B, P, D]; parameters '<modality>' and, of images, '<modality>_volume'."""

@@ -82,7 +82,7 @@ def layout(method: ReleasedFuseMoE) -> Layout:
         moe = f"{TRANSFORMER}.layers.{i}.moe"
         constants |= {f"{moe}.mean": np.zeros(1, np.float32), f"{moe}.std": np.ones(1, np.float32)}
     copies = {f"{TRANSFORMER}.embed_positions_q.{m}.weight": position for m in range(len(order))}
-    return Layout(entries, copies, constants, IGNORED, root="network")
+    return Layout(entries, copies, constants, IGNORED)
 
 
 def _role(m: ModalitySpec) -> str:

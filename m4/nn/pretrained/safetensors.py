@@ -1,5 +1,6 @@
 """The safetensors format, by its own library: nothing in such a file can be executed."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ def read(path: Path | str) -> dict[str, np.ndarray]:
     Raises ValueError for a file that is damaged or not of this format, OSError for one that cannot
     be opened.
     """
+    _check_header(Path(path))
     try:
         with safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -23,6 +25,30 @@ def read(path: Path | str) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a safetensors file, or damaged ({why})") from None
     wide = np.float32
     return {name: x.astype(wide) if x.dtype == jnp.bfloat16 else x for name, x in tensors.items()}
+
+
+def _check_header(path: Path) -> None:
+    """Raises ValueError for a name that is there twice, or a file longer than its tensors."""
+    with path.open("rb") as file:
+        length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+        header = file.read(length) if length <= size else b""
+    twice = []
+
+    def unique(pairs):
+        names = [name for name, _ in pairs]
+        twice.extend(name for name in {*names} if names.count(name) > 1)
+        return dict(pairs)
+
+    try:
+        tensors = json.loads(header, object_pairs_hook=unique)
+        end = max(x["data_offsets"][1] for name, x in tensors.items() if name != "__metadata__")
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return  # the library says what is wrong
+    if twice:
+        raise ValueError(f"{path}: not a safetensors file, or damaged ({twice[0]} is there twice)")
+    if size > 8 + length + end:
+        extra = size - 8 - length - end
+        raise ValueError(f"{path}: damaged: {extra} bytes follow the last tensor")
 
 
 def write(

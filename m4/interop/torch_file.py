@@ -1,0 +1,197 @@
+"""PyTorch's files without PyTorch: a zip of one pickle and one record of bytes per storage.
+
+The pickle is read by an unpickler that knows a fixed list of names and makes inert objects of
+them; any other name is refused before it is looked up, so nothing in a file can be executed.
+`argparse.Namespace` and NumPy's scalars and arrays, which the authors' scripts save beside their
+weights, are on the list.
+"""
+
+import collections
+import dataclasses
+import io
+import math
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m4.errors import DataError
+
+STORAGES = {
+    "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,
+    "BFloat16Storage": np.uint16, "LongStorage": np.int64, "IntStorage": np.int32,
+    "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_, "ComplexFloatStorage": np.complex64,
+    "ComplexDoubleStorage": np.complex128,
+}  # fmt: skip
+CODE = pickle.UnpicklingError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tensor:
+    """Numbers of a tensor, or why there are none."""
+
+    values: np.ndarray | None
+    lacks: str = ""
+
+
+class Inert:
+    """What stands for an object that is no tensor; whatever its pickle says is only kept."""
+
+    __slots__ = ("state",)
+
+    def __init__(self, *_: Any):
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        """Keeps it."""
+        self.state = state
+
+
+class _Function:
+    """A function on the list, without anything that a pickle could set."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function):
+        object.__setattr__(self, "function", function)
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+    def __setattr__(self, name, value):
+        raise CODE(f"sets {name} of a function")
+
+
+def read(path: Path) -> Any:
+    """The tree of a file: dictionaries, lists, numbers, `Tensor` and `Inert`.
+
+    Raises DataError for a file that is damaged (every record's CRC-32 is checked), holds another
+    name than those on the list, or is no such zip.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()
+            if broken is not None:
+                raise DataError(f"{path}: is damaged: the checksum of {broken} is wrong")
+            return _tree(file)
+    except DataError:
+        raise
+    except CODE as error:
+        raise DataError(
+            f"{path}: cannot be read as tensors alone ({error}); nothing in it was executed. If"
+            " you trust it, save its state dict by itself with torch.save"
+        ) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged zip or pickle there is no end
+        why = " ".join(str(error).split())[:160]
+        raise DataError(f"{path}: is damaged ({type(error).__name__}: {why})") from None
+
+
+def _tree(file: zipfile.ZipFile) -> Any:
+    pickles = [name for name in file.namelist() if name.rpartition("/")[2] == "data.pkl"]
+    if len(pickles) != 1:
+        raise CODE("it is a zip without one data.pkl, so no file of torch.save")
+    folder = pickles[0].removesuffix("data.pkl")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in file.infolist()):
+        raise CODE("its records are compressed, which torch.save never does")
+    if f"{folder}byteorder" in file.namelist() and file.read(f"{folder}byteorder") != b"little":
+        raise CODE("its numbers are big-endian")
+    return _Unpickler(file, folder).load()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Names on the list become inert objects."""
+
+    def __init__(self, file: zipfile.ZipFile, folder: str):
+        super().__init__(io.BytesIO(file.read(f"{folder}data.pkl")))
+        self.file, self.folder = file, folder
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The inert object of a name. Raises UnpicklingError for any other."""
+        if module == "torch" and name in STORAGES:
+            return name
+        try:
+            return NAMES[module, name]
+        except KeyError:
+            raise CODE(f"it names {module}.{name}") from None
+
+    def persistent_load(self, pid: Any) -> tuple[str, np.ndarray]:
+        """Kind and numbers of a storage."""
+        kind, name, key, _, count = pid
+        if kind != "storage" or name not in STORAGES or not isinstance(key, str):
+            raise CODE("it has records of an unknown kind")
+        values = np.frombuffer(self.file.read(f"{self.folder}data/{key}"), STORAGES[name])
+        if len(values) != count:
+            raise ValueError(f"record {key} has {len(values)} numbers, expected {count}")
+        return name, values
+
+
+def _tensor(stored, offset, size, stride, *_) -> Tensor:
+    """`torch._utils._rebuild_tensor_v2`."""
+    name, storage = stored
+    if name == "BFloat16Storage":  # NumPy has no such numbers
+        return Tensor(None, "is torch.bfloat16, expected float32")
+    size, stride = tuple(size), tuple(stride)
+    counts = (offset, *size, *stride)
+    if any(type(n) is not int or n < 0 for n in counts) or len(size) != len(stride):
+        raise ValueError(f"a tensor of size {size} and strides {stride}")
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    if math.prod(size) > len(storage) or (math.prod(size) and last >= len(storage)):
+        raise ValueError(f"a tensor of size {size} reaches beyond its {len(storage)} numbers")
+    steps = tuple(s * storage.itemsize for s in stride)
+    values = np.lib.stride_tricks.as_strided(storage[offset:], size, steps)
+    return Tensor(np.array(values, order="C"))
+
+
+def _meta(*_) -> Tensor:
+    return Tensor(None, "is on the meta device: it has a shape, but no numbers")
+
+
+def _sparse(*_) -> Tensor:
+    return Tensor(None, "is sparse, expected a dense tensor")
+
+
+def _quantised(*_) -> Tensor:
+    return Tensor(None, "is quantised, expected float32")
+
+
+def _nothing(*_) -> Inert:
+    return Inert()
+
+
+def _text(text, encoding="latin1"):
+    """`codecs.encode`, by which protocol 2 stores bytes."""
+    return text.encode(encoding if encoding == "latin1" else "utf-8")
+
+
+NAMES: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _Function(_tensor),
+    ("torch._utils", "_rebuild_parameter"): _Function(lambda data, *_: data),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Function(lambda data, *_: data),
+    ("torch._utils", "_rebuild_meta_tensor_no_storage"): _Function(_meta),
+    ("torch._utils", "_rebuild_sparse_tensor"): _Function(_sparse),
+    ("torch._utils", "_rebuild_qtensor"): _Function(_quantised),
+    ("torch", "Size"): _Function(lambda size=(): tuple(size)),
+    ("torch", "device"): _Function(_nothing),
+    ("torch.serialization", "_get_layout"): _Function(_nothing),
+    ("argparse", "Namespace"): Inert,
+    ("numpy", "dtype"): Inert,
+    ("numpy", "ndarray"): Inert,
+    ("collections", "defaultdict"): _Function(lambda *_: {}),
+    ("collections", "Counter"): _Function(lambda *_: {}),
+    ("_codecs", "encode"): _Function(_text),
+    ("builtins", "set"): _Function(lambda items=(): list(items)),
+}
+for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+    NAMES[_module, "scalar"] = NAMES[_module, "_reconstruct"] = _Function(_nothing)
+for _name in ("dict", "int", "float", "list", "tuple", "str", "bool"):  # of defaultdicts
+    NAMES["builtins", _name] = _Function(_nothing)
+for _name in ("float16", "bfloat16", "float32", "float64", "int64", "int32", "uint8", "bool"):
+    NAMES["torch", _name] = _Function(_nothing)
+for _name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath"):
+    NAMES["pathlib", _name] = _Function(_nothing)
