@@ -32,7 +32,7 @@ def same_noise(monkeypatch):
     monkeypatch.setattr(jax.random, "normal", lambda key, shape=(), *_: jnp.asarray(noise(shape)))
 
 
-def randomise(model, seed=0):
+def randomise(model, seed=0, scale=1.0):
     """Weights off their initial values, at scales that keep every part of the model awake.
 
     The model then computes in double precision: what m4 differs by is m4's own rounding.
@@ -40,9 +40,9 @@ def randomise(model, seed=0):
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            scale = 1.5 * p.shape[-1] ** -0.5 if p.ndim > 1 else 0.3
+            size = scale * (1.5 * p.shape[-1] ** -0.5 if p.ndim > 1 else 0.3)
             offset = 1.0 if "norm" in name and name.endswith("weight") and p.ndim == 1 else 0.0
-            p.copy_(torch.from_numpy(rng.normal(offset, scale, p.shape).astype(np.float32)))
+            p.copy_(torch.from_numpy(rng.normal(offset, size, p.shape).astype(np.float32)))
     return model.double()
 
 

@@ -187,7 +187,7 @@ def test_golden_losses_of_the_strict_mask(noise, monkeypatch):
 def test_covariance_by_formula():
     # The authors' check: 2 H(4000) as (2, 3, 4) gives 0.0767395.
     z = jnp.asarray(filled(4000, (2, 3, 4)), jnp.float32)[:, None]
-    found = covariance_of_all(z, np.ones((2, 3), bool))
+    found = covariance_of_all(z, np.ones(2, bool))
     np.testing.assert_allclose(found, 0.0767395, rtol=1e-5)
 
 
@@ -207,3 +207,38 @@ def test_attention_bias_by_hand():
     np.testing.assert_array_equal(found, expected)
     strict = attention_bias(member, np.array([0, 1, 1]), 1, additive=False)
     np.testing.assert_array_equal(strict == -np.inf, np.array(expected) == 1)
+
+
+def test_findings_count_one_by_one_and_rows_with_nothing_too():
+    """The authors' mean is over the known entries of the batch (`y_pred[label_mask]`)."""
+    spec = DataSpec(
+        (ModalitySpec("ehr", "vectors", (2, 3)), ModalitySpec("note", "vectors", (2, 3))),
+        tuple(t for t in TASKS if t.name in ("diag", "mortality")),
+    )
+    moe = dataclasses.replace(ReleasedFlexCare.moe, num_experts=3, hidden=6)
+    method = ReleasedFlexCare(spec, moe=moe, width=8, depth=1, mlp=8, dropout=0.0)
+    rng, rows = np.random.default_rng(0), np.arange(4, dtype=np.int32)
+    here = np.array([True, True, False, True])
+    stream = lambda: Stream(  # noqa: E731
+        rng.normal(size=(4, 2, 3)).astype(np.float32) * here[:, None, None],
+        np.repeat(here[:, None], 2, 1), here, np.zeros((4, 2), np.float32),
+    )  # fmt: skip
+    known = rng.random((4, 14)) < [[0.1], [0.9], [0.5], [0.4]]
+    known[2, 0] = True
+    truth = (rng.random((4, 14)) < 0.5).astype(np.float32)
+    targets = {
+        "diag": Target(truth, known.astype(np.float32)),
+        "mortality": Target(truth[:, :1], np.ones(4, np.float32)),
+    }
+    inputs = {"ehr": stream(), "note": stream()}
+    zero = jnp.zeros((), jnp.int32)
+    for name, mask in (("diag", known), ("mortality", np.ones((4, 1), bool))):
+        index = spec.task_names.index(name)
+        batch = Batch(inputs, targets, rows * 0 + index, np.ones(4, np.float32), rows)
+        rngs = {"gate": jax.random.key(0), "dropout": jax.random.key(1)}
+        params = method.init({"params": jax.random.key(2), **rngs}, batch, train=True)
+        out = method.apply(params, batch, train=True, rngs=rngs)
+        z = np.asarray(out.logits[name], np.float64)
+        entry = np.logaddexp(0, z) - truth[:, : z.shape[1]] * z
+        _, terms = method.loss(out, batch, zero)
+        np.testing.assert_allclose(terms[name].value(), entry[mask].mean(), rtol=1e-5)

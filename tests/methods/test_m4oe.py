@@ -331,3 +331,29 @@ def test_the_page_names_tests_that_exist():
     names = {n for n in re.findall(r"`([a-z_0-9]+)`", table) if n.count("_") > 1}
     assert len(names) > 8
     assert not {n for n in names if f"def {n}(" not in code}
+
+
+def test_released_has_no_dropout_and_no_information_loss():
+    assert ReleasedM4oE.dropout == 0.0 and not ReleasedM4oE.aux_weights
+    _, _, out = run_images(
+        properties.random_batch(IMAGES), fidelity="released", aux_weights=FrozenDict({})
+    )
+    assert out.aux_losses == {}
+
+
+def test_rows_without_an_image_count_as_released():
+    """Their zero images are images: the mean focal loss is over all rows with every label."""
+    batch = properties.drop_modalities(properties.random_batch(IMAGES, keep=1.0), row=1)
+    weight = np.ones(len(batch.weight), np.float32)
+    batch = batch.replace(weight=weight)
+    method = small(IMAGES, fidelity="released", aux_weights=FrozenDict({}))
+    params = method.init({"params": jax.random.key(0)}, batch, train=False)
+    out = method.apply(params, batch, train=False)
+    _, terms = method.loss(out, batch, jnp.zeros((), jnp.int32))
+    counted = np.asarray(all_labels(batch), np.float64)
+    assert counted[1] == 1
+    for task in IMAGES.tasks:
+        found = focal_loss({}, 2.0)(task, out.logits[task.name], batch.targets[task.name])[0]
+        np.testing.assert_allclose(
+            terms[task.name].value(), (found * counted).sum() / counted.sum(), rtol=1e-5
+        )

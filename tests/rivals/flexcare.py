@@ -118,7 +118,8 @@ class Model(nn.Module):
         if batch["task"] == "los":
             task = F.cross_entropy(logits, batch["label"])
         else:
-            task = F.binary_cross_entropy_with_logits(logits, batch["label"])
+            known = batch["label"] > -1  # of all findings of all rows
+            task = F.binary_cross_entropy_with_logits(logits[known], batch["label"][known])
         total = (task + 0.5 * cov + balance) * WEIGHTS[batch["task"]]
         return {"total": total, "task": task, "covariance": cov, "balance": balance}
 

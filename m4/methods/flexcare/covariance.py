@@ -17,17 +17,16 @@ def covariance(z_BKCD: Array, ready_BC: Array) -> Array:
     return squared_BKCC.sum() / z_BKCD.shape[1] / jnp.maximum(pair_BCC.sum(), 1)
 
 
-def covariance_of_all(z_BKCD: Array, ready_BC: Array) -> Array:
+def covariance_of_all(z_BKCD: Array, counted_B: Array) -> Array:
     """Squared covariances between all combinations' tokens, available or not, over (C - 1)^2.
 
-    Mean over the rows that have any.
+    Mean over the `counted_B` rows, also such as have nothing.
     """
-    combined = ready_BC.shape[1]
-    row_B = ready_BC.any(-1)
-    pair_BCC = row_B[:, None, None] & ~np.eye(combined, dtype=bool)
+    combined = z_BKCD.shape[2]
+    pair_BCC = counted_B[:, None, None] & ~np.eye(combined, dtype=bool)
     squared_BKCC = jnp.where(pair_BCC[:, None], _squared(z_BKCD), 0.0)
     total = squared_BKCC.sum() / z_BKCD.shape[1]
-    return total / jnp.maximum(row_B.sum() * max(combined - 1, 1) ** 2, 1)
+    return total / jnp.maximum(counted_B.sum() * max(combined - 1, 1) ** 2, 1)
 
 
 def _squared(z_BKCD: Array) -> Array:

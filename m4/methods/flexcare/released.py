@@ -23,7 +23,8 @@ from m4.methods.flexcare.framework import Framework
 from m4.methods.flexcare.tokens import data_tokens
 from m4.nn.layers import TaskHeads
 from m4.resolve import check_fields
-from m4.types import Array, Batch, Mean, Outputs
+from m4.specs import TaskSpec
+from m4.types import Array, Batch, Mean, Outputs, Target
 
 zeros = nn.initializers.zeros
 
@@ -81,7 +82,7 @@ class ReleasedFlexCare(Framework):
         heads = TaskHeads(self.data.tasks, kernel_init=torch_uniform(), name="heads")
         aux = dict(moe.losses)
         if "covariance" in self.aux_weights:
-            aux["covariance"] = covariance_of_all(z_BKCD, counted_BC)
+            aux["covariance"] = covariance_of_all(z_BKCD, batch.weight > 0)
         return Outputs(heads(h), aux, {"layer_0": moe}, {"task": task_B})
 
     def _ask(self, task_KD: Array, batch: Batch, train: bool) -> tuple[Array, Array, int]:
@@ -102,11 +103,24 @@ class ReleasedFlexCare(Framework):
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """Losses of the rows' tasks plus `aux_weights` times the other losses.
 
-        The other losses are scaled by the weight of the batch's task.
+        The other losses are scaled by the weight of the batch's task. A row with nothing present
+        counts like any other.
         """
-        batch = task_losses.counted(self.data, batch.replace(task=out.extra["task"]))
+        batch = batch.replace(task=out.extra["task"])
         weight_K = jnp.array([task.weight for task in self.data.tasks])
         total = jnp.sum(batch.weight * weight_K[batch.task])
         scale = total / jnp.maximum(jnp.sum(batch.weight), 1.0)
-        out = out.replace(aux_losses={name: scale * x for name, x in out.aux_losses.items()})
-        return task_losses.objective(self.data, out, batch, self.aux_weights)
+        aux = {name: scale * x for name, x in out.aux_losses.items()}
+        terms = task_losses.task_losses(self.data, out.logits, batch, row_loss=per_entry)
+        return task_losses.total(self.data, terms, aux, self.aux_weights), terms
+
+
+def per_entry(task: TaskSpec, logits: Array, target: Target) -> tuple[Array, Array]:
+    """As `task_losses.row_loss`, but a row of several labels weighs as many as are known.
+
+    The mean is then over all known entries of the batch.
+    """
+    loss_B, known_B = task_losses.row_loss(task, logits, target)
+    if task.kind == "multilabel":
+        known_B = jnp.broadcast_to(target.mask.reshape(len(loss_B), -1), logits.shape).sum(-1)
+    return loss_B, known_B

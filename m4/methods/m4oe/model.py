@@ -16,6 +16,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from m4 import task_losses
 from m4.methods.m4oe.grid import TokenGrid
 from m4.methods.m4oe.objective import objective, row_loss
 from m4.methods.m4oe.regularised import RegularisedMixtures
@@ -36,4 +37,5 @@ class M4oE(RegularisedMixtures):
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """Task losses minus `aux_weights['information']` times the information."""
         del step
+        batch = task_losses.counted(self.data, batch)
         return objective(self.data, out, batch, self.aux_weights, row_loss)

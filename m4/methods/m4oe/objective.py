@@ -24,9 +24,8 @@ def objective(
     """Task losses minus `aux_weights['information']` times the information; unweighted terms.
 
     With `sigma` [P] in `out.extra` it is the sum of L / (2 sigma^2) + log(1 + sigma^2) over the
-    tasks that have a label. A row without any present modality counts nowhere.
+    tasks that have a label.
     """
-    batch = task_losses.counted(data, batch)
     terms = task_losses.task_losses(data, out.logits, batch, row_loss=row_loss)
     weighed = dict(terms)
     for task, sigma in zip(data.tasks, out.extra.get("sigma", ()), strict=False):

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 from flax.core import FrozenDict
 
+from m4 import task_losses
 from m4.methods.m4oe.objective import focal_loss, objective
 from m4.methods.m4oe.regularised import RegularisedMixtures
 from m4.moe.options import SoftOptions
@@ -40,4 +41,5 @@ class PaperM4oE(RegularisedMixtures):
         """Task losses minus `aux_weights['information']` times the information."""
         del step
         row_loss = focal_loss(self.class_weights, self.focal)
+        batch = task_losses.counted(self.data, batch)
         return objective(self.data, out, batch, self.aux_weights, row_loss)
