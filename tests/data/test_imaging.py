@@ -9,7 +9,7 @@ from m4 import config as configs
 from m4.data import __main__ as data_main
 from m4.data import build, fake
 from m4.data.sets import imaging
-from m4.data.sets.imaging import embed
+from m4.data.sets.imaging import embed, gamma
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 from m4.main import main
@@ -63,6 +63,107 @@ def test_a_narrow_window_clips_what_lies_outside(tmp_path):
     header.save_as(tmp_path / "x.dcm")
     row = pixels.mammogram(tmp_path / "x.dcm", 4, "pad")[0, :, 0]
     assert row[0] == row[1] == 255 and row[3] == 0 and 120 < row[2] < 135
+
+
+def breast():
+    """int32 [64, 48]: a half disc of 12 to 3000 that is soft at the skin, on 0."""
+    y, x = np.mgrid[0:64, 0:48]
+    inside = 1 - ((y - 32) / 29) ** 2 - (x / 36) ** 2
+    return np.where(inside > 0, 12 + inside * 2988, 0).astype(np.int32)
+
+
+def stored(path, image_hw, **elements):
+    """The picture of a file of these stored values and elements of its header."""
+    signed, bits = elements.pop("signed", False), elements.pop("bits", 12)
+    mammography.write_dicom(path, np.zeros_like(image_hw, np.uint16))
+    header = pydicom.dcmread(path)
+    del header.WindowCenter, header.WindowWidth
+    header.PixelRepresentation, header.BitsStored, header.HighBit = int(signed), bits, bits - 1
+    header.PixelData = (image_hw % 2**bits).astype("<u2").tobytes()
+    if signed:
+        header.PixelData = image_hw.astype("<i2").tobytes()
+    for name, value in elements.items():
+        if name.startswith("PixelPadding"):
+            header.add_new(name, "SS" if value < 0 else "US", value)
+        else:
+            setattr(header, name, value)
+    header.save_as(path)
+    return pixels.mammogram(path, 32, "stretch")
+
+
+WINDOW = {"WindowCenter": 1500, "WindowWidth": 2000}
+PADDING = {
+    "above": (4095, {"PixelPaddingValue": 4095}),
+    "at the end": (0, {"PixelPaddingValue": 0}),
+    "a value of tissue": (777, {"PixelPaddingValue": 777}),
+    "a range": ([4000, 4050, 4095], {"PixelPaddingValue": 4095, "PixelPaddingRangeLimit": 4000}),
+    "a range upwards": ([4000, 4095], {"PixelPaddingValue": 4000, "PixelPaddingRangeLimit": 4095}),
+    "windowed": (4095, {"PixelPaddingValue": 4095} | WINDOW),
+    "rescaled": (
+        4095,
+        {"PixelPaddingValue": 4095, "RescaleSlope": 2, "RescaleIntercept": -1000},
+    ),
+    "rescaled and windowed": (
+        4095,
+        {"PixelPaddingValue": 4095, "RescaleSlope": 2, "RescaleIntercept": -1000}
+        | {"WindowCenter": 2000, "WindowWidth": 5000},
+    ),
+    "signed": (-2000, {"PixelPaddingValue": -2000, "signed": True, "bits": 16}),
+    "signed, sharp": (-32768, {"PixelPaddingValue": -32768, "signed": True, "bits": 16}),
+    "signed, written without its sign": (-2000, {"PixelPaddingValue": 63536, "signed": True,
+                                                "bits": 16}),
+    "more bits than stored": (4095, {"PixelPaddingValue": 65535}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("name", PADDING)
+def test_padding_is_background(name, inverted, tmp_path):
+    value, elements = PADDING[name]
+    if inverted and "range" in name:
+        value, elements = 4095 - np.array(value), {k: 4095 - v for k, v in elements.items()}
+    clean_hw = breast() + (500 * (breast() > 0) if "sharp" in name else 0)
+    outside = clean_hw == 0
+    clean_hw = 4095 - clean_hw if inverted else clean_hw
+    padded_hw = clean_hw.copy()
+    padded_hw[outside] = np.resize(value, outside.sum())
+    if name == "a value of tissue":  # then, it must not be tissue
+        clean_hw = clean_hw + (clean_hw == value)
+        padded_hw[~outside] = clean_hw[~outside]
+    elements = elements | {"PhotometricInterpretation": f"MONOCHROME{2 - inverted}"}
+    if "WindowCenter" in elements and inverted:
+        slope, zero = elements.get("RescaleSlope", 1), elements.get("RescaleIntercept", 0)
+        elements["WindowCenter"] = slope * 4095 + 2 * zero - elements["WindowCenter"]
+    plain = {key: value for key, value in elements.items() if "Padding" not in key}
+    if inverted and "signed" in plain and plain["bits"] == 16:  # where black is nobody knows
+        padded = stored(tmp_path / "p.dcm", padded_hw, **elements)
+        inside = stored(tmp_path / "c.dcm", clean_hw, **plain) > 0
+        assert padded[0, -1, 0] == 0 and padded.max() == 255 and padded[inside].mean() > 100
+        return
+    expected = stored(tmp_path / "c.dcm", clean_hw, **plain)
+    assert expected[0, -1].max() == 0 and expected.max() == 255
+    np.testing.assert_array_equal(stored(tmp_path / "p.dcm", padded_hw, **elements), expected)
+
+
+def test_the_picture_of_the_case_is_the_same_in_three_files(tmp_path):
+    """Padding of 0 under MONOCHROME1, of 4095 under MONOCHROME2, and none."""
+    outside, one = breast() == 0, "MONOCHROME1"
+    clean = stored(tmp_path / "1.dcm", breast())
+    high = stored(tmp_path / "2.dcm", np.where(outside, 4095, breast()), PixelPaddingValue=4095)
+    low_hw = np.where(outside, 0, 4095 - breast())
+    low = stored(tmp_path / "3.dcm", low_hw, PixelPaddingValue=0, PhotometricInterpretation=one)
+    np.testing.assert_array_equal(high, clean)
+    np.testing.assert_array_equal(low, clean)
+    assert 40 < clean.mean() < 110
+    # no end of the scale is near the picture: its darkest pixel is black
+    far_hw = np.where(outside, 0, breast() + 30_000)
+    far = stored(tmp_path / "4.dcm", far_hw, PixelPaddingValue=0, bits=16)
+    assert np.abs(far.astype(int) - clean).max() <= 2
+
+
+def test_padding_alone_is_no_picture(tmp_path):
+    nothing = np.full((8, 8), 4095)
+    assert stored(tmp_path / "x.dcm", nothing, PixelPaddingValue=4095) is None
 
 
 def test_fundus_oct_and_cup(tmp_path):
@@ -182,6 +283,130 @@ def test_rsna_labels_of_a_breast_and_a_file_that_lacks(tmp_path):
     (root / "train_images/5/2.dcm").unlink()
     _, found = examples(tmp_path, **options)
     assert [count for step, count in found.flow if "not there" in step] == [1]
+
+
+def counted(flow):
+    return {step: count for step, count in flow if count and "table" not in step}
+
+
+def test_embed_counts_what_its_tables_contradict(tmp_path):
+    dates = {7: "2015-01-01", 8: "2015-01-02"}
+    seen = [
+        {"empi_anon": str(who), "acc_anon": f"{who}{k}", "study_date_anon": f"{2015 + k}-01-01"}
+        for who in dates
+        for k in range(2)
+    ]
+    lost = {"empi_anon": "9", "acc_anon": "90", "study_date_anon": "2015-01-01"}
+    third = seen[1] | {"acc_anon": "72", "anon_dicom_path": "/cohort_1/y/1/0/0.dcm"}
+    image = {"ImageLateralityFinal": "L"}
+    embed_files(
+        tmp_path,
+        [
+            *(row | image for row in seen),
+            seen[0] | {"ImageLateralityFinal": ""},  # of no breast
+            lost | image,  # the same exam as a patient's ...
+            lost | image | {"empi_anon": "10"},  # ... and another's
+            *(third | {"ImageLateralityFinal": side} for side in "LR"),  # one file, two sides
+        ],
+        [
+            seen[0] | {"side": "L", "asses": "N", "tissueden": "3.0"},
+            seen[0] | {"side": "R", "asses": "N", "tissueden": "2"},  # another density
+            seen[1] | {"side": "L", "asses": "N", "tissueden": "2", "path_severity": "1"},
+            seen[2] | {"side": "L", "asses": "N", "tissueden": "odd"},
+            seen[3] | {"side": "L", "asses": "N", "tissueden": "2.0"},
+            seen[3] | {"side": "L", "asses": "B", "study_date_anon": "2017-01-01"},
+            {"empi_anon": "8", "acc_anon": "89", "study_date_anon": "2015-02-01", "side": "L"},
+        ],
+    )
+    parts, found = examples(tmp_path, layout="embed", size=16)
+    labels = [(e["patient"], *e["targets"].values()) for part in parts.values() for e in part]
+    assert sorted(labels, key=str) == [
+        (7, 1, 0, None),  # a cancer at an unknown time
+        (7, None, 0, None),  # two densities
+        (8, 1, 1, None),  # two dates
+        (8, None, 0, None),  # no follow-up that the tables agree on but of a month
+    ]
+    assert counted(found.flow) == {
+        "breasts with a standard view": 4,
+        "images listed with another side, view or exam as well, left out": 2,
+        "images of exams of two patients, left out": 2,
+        "images without a side, left out": 1,
+        "exams with findings but no standard view": 1,
+        "exams with two dates, no risk": 1,
+        "exams with two densities, no density": 1,
+        "cancers without a date": 1,
+    }
+
+
+def test_rsna_and_vindr_count_what_their_tables_contradict(tmp_path):
+    row = {"patient_id": "5", "laterality": "L", "view": "CC", "cancer": "0", "BIRADS": "1"}
+    root = tmp_path / "rsna-breast-cancer-detection"
+    (root / "train_images").mkdir(parents=True)
+    table(
+        root / "train.csv",
+        [
+            row | {"image_id": "1", "density": "D"},
+            row | {"image_id": "2", "density": "C", "view": "MLO", "cancer": "1"},
+            row | {"image_id": "3", "density": "B", "patient_id": "6"},
+            row | {"image_id": "3", "density": "B", "patient_id": "6", "laterality": "R"},
+            row | {"image_id": "4", "density": "B", "patient_id": "6", "laterality": ""},
+        ],
+    )
+    tasks = ("density", "birads", "cancer")
+    parts, found = examples(tmp_path, layout="rsna", size=8, tasks=tasks)
+    (breast,) = [e for part in parts.values() for e in part]
+    assert breast["targets"] == {"density": None, "birads": 1, "cancer": 1}
+    steps = {k: v for k, v in counted(found.flow).items() if "split" not in k and "listed" in k}
+    assert steps["images listed with another side, view or exam as well, left out"] == 2
+    flow = dict(found.flow)
+    assert (
+        flow["breasts with two labels of density"] == 1 == flow["images without a side, left out"]
+    )
+    assert flow["breasts with two labels of cancer"] == 1
+
+    row = {"study_id": "a", "laterality": "L", "view_position": "CC", "split": "training"}
+    root = tmp_path / "vindr-mammo"
+    (root / "images").mkdir(parents=True)
+    labels = {"breast_birads": "BI-RADS 2", "breast_density": "DENSITY B"}
+    table(
+        root / "breast-level_annotations.csv",
+        [
+            row | labels | {"image_id": "1"},
+            row | labels | {"image_id": "2", "view_position": "MLO", "breast_birads": "BI-RADS 4"},
+            row | labels | {"image_id": "3", "study_id": "b"},
+            row | labels | {"image_id": "4", "study_id": "b", "split": "test"},
+        ],
+    )
+    parts, found = examples(tmp_path, layout="vindr", size=8)
+    (breast,) = [e for part in parts.values() for e in part]
+    assert breast["targets"] == {"density": 1, "birads": None}
+    flow = dict(found.flow)
+    assert flow["images of exams in two splits, left out"] == 2
+    assert flow["breasts with two labels of birads"] == 1
+
+
+def test_a_file_that_names_the_other_side_is_counted(tmp_path):
+    row = {"patient_id": "5", "laterality": "R", "cancer": "0", "BIRADS": "1", "density": "A"}
+    root = tmp_path / "rsna-breast-cancer-detection"
+    table(root / "train.csv", [row | {"image_id": str(k), "view": v} for k, v in
+                               enumerate(("CC", "MLO"))])  # fmt: skip
+    for k, side in enumerate("LR"):
+        mammography.write_dicom(root / f"train_images/5/{k}.dcm", np.eye(8, dtype=np.uint16),
+                                side=side)  # fmt: skip
+    _, found = examples(tmp_path, layout="rsna", size=8)
+    assert [count for step, count in found.flow if "another side than the table" in step] == [1]
+
+
+def test_gamma_pairs_with_two_grades_have_none(tmp_path):
+    grading = tmp_path / "gamma" / gamma.TABLE
+    for place in (gamma.IMAGES, gamma.MASKS):
+        (tmp_path / "gamma" / place).mkdir(parents=True)
+    rows = ["data,non,early,mid_advanced", "1,1,0,0", "2,1,1,0", "3,0,0,1", "3,0,1,0", "4,0,0,0"]
+    (grading / "glaucoma_grading_training_GT.csv").write_text("\n".join(rows) + "\n")
+    parts, found = examples(tmp_path, layout="gamma", size=8, tasks=("glaucoma",))
+    labels = {e["patient"]: e["targets"]["glaucoma"] for part in parts.values() for e in part}
+    assert labels == {1: 0, 2: None, 3: None, 4: None}
+    assert dict(found.flow)["pairs with no grade or with two, no label"] == 3
 
 
 # --- whole data sets ----------------------------------------------------------------------------

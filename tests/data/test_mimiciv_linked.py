@@ -131,6 +131,46 @@ def test_embeddings_are_found_by_identifier(raw, tmp_path):
         toy.examples(raw, **options)
 
 
+@pytest.mark.parametrize(
+    ("date", "time", "hour"),
+    [
+        ("21500101", "213014.531", 11.504),
+        ("21500102", "1250.375", 14.2139),  # 00:12:50, its zeros lost
+        ("21500102.0", "0.0", 14.0),  # midnight is a time
+        ("21500102", "", None),  # no time is not midnight
+        ("21500102", " ", None),
+        ("21500102", "nan", None),
+        ("21500102", "256000", None),
+        ("", "213014", None),
+        ("2150", "213014", None),
+    ],
+)
+def test_an_image_without_a_time_has_no_hour(raw, date, time, hour, tmp_path):
+    path = raw / "mimic-cxr-jpg/2.0.0/mimic-cxr-2.0.0-metadata.csv.gz"
+    rows = (
+        f"dicom_id,subject_id,study_id,ViewPosition,StudyDate,StudyTime\na,1,500,AP,{date},{time}"
+    )
+    path.write_bytes(gzip.compress(f"{rows}\nb,1,501,LATERAL,{date},{time}\n".encode()))
+    options = {"embeddings": {"cxr": embeddings(tmp_path / "c", {"a": 1, "b": 2})}}
+    found, cohort = toy.examples(raw, modalities=("static", "cxr"), **options)
+    there = [e["inputs"]["cxr"] for e in found.values() if "cxr" in e["inputs"]]
+    assert dict(cohort.flow)["cxr: left out, without a date and a time of day"] == (hour is None)
+    if hour is None:
+        assert not there
+    else:
+        np.testing.assert_allclose(there[0]["times"], [hour], atol=1e-3)
+
+
+@pytest.mark.parametrize("time", ["", "2150-01-02", "2150-01-02 00:00:00+02:00", "soon"])
+def test_an_ecg_without_a_time_has_no_hour(raw, time):
+    path = raw / "mimic-iv-ecg-1.0/machine_measurements.csv"
+    path.write_text(path.read_text().replace("2150-01-02 11:00:00", time))
+    found, cohort = toy.examples(raw, modalities=("static", "ecg_measures"))
+    measures = found[1, 4.0]["inputs"]["ecg_measures"]["values"]
+    assert measures[0] == 800  # not the 700 of the second one
+    assert dict(cohort.flow)["ecg_measures: left out, without a date and a time of day"] == 1
+
+
 def test_the_last_image_and_ecg_before_the_end(raw):
     from PIL import Image
 

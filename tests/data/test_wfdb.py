@@ -61,6 +61,68 @@ def test_damage_is_one_line_without_a_name(header, damage):
     assert "70" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("about", "millivolts"),
+    [  # of the sample 400
+        ("200/mV 16 0", 2.0),
+        ("200 16 0", 2.0),  # no unit: mV
+        ("0/mV 16 0", 2.0),  # no gain: 200
+        ("0.2/uV 16 0", 2.0),
+        ("0.2/\u00b5V 16 0", 2.0),
+        ("0.2/\u03bcV 16 0", 2.0),
+        ("200000/V 16 0", 2.0),
+        ("2e2(100)/mV 16 0", 1.5),
+        ("200(100)/mV 16 300", 1.5),  # a baseline stands before the ADC's zero
+        ("200/mV 16 100", 1.5),  # none: the ADC's zero
+        ("-200/mV 16 0", -2.0),  # a gain has a sign
+        ("", 2.0),  # a header may end after the format
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_units_gain_and_baseline_of_a_header(about, millivolts, encoding, tmp_path):
+    try:
+        text = f"70 1 500 1\n70.dat 16 {about}\n".encode(encoding)
+    except UnicodeEncodeError:
+        pytest.skip("no such letter")
+    (tmp_path / "70.hea").write_bytes(text)
+    (tmp_path / "70.dat").write_bytes(struct.pack("<h", 400))
+    value_CT, _, _ = wfdb.read(tmp_path / "70.hea")
+    np.testing.assert_allclose(value_CT, [[millivolts]], rtol=1e-6)
+
+
+def test_a_unit_that_is_no_voltage_is_refused(header):
+    header.write_text(HEADER.replace("(0)/mV", "(0)/mmHg"))
+    with pytest.raises(DataError, match="in 'mmHg', which is no unit of voltage"):
+        wfdb.read(header)
+
+
+@pytest.mark.parametrize(
+    ("names", "lead"),
+    [
+        (("II", "ii", "Lead II", "LEAD_II", "ECG II", "MDC_ECG_LEAD_II", "DII", "D2"), "II"),
+        (("aVR", "AVR", "avr", "Lead aVR", "MDC_ECG_LEAD_AVR"), "aVR"),
+        (("V4", "v4", "C4", "ECG_V4"), "V4"),
+        (("ABP", "MLII", "V7", "IV", "", "Resp"), None),
+    ],
+)
+def test_leads_in_every_usual_spelling(names, lead):
+    assert {wfdb.lead_of(name) for name in names} == {(lead, 1) if lead else None}
+    assert {wfdb.lead_of(f"-{name}") for name in names[:1]} == {(lead, -1) if lead else None}
+
+
+def test_leads_that_come_twice_or_under_no_known_name(header):
+    header.write_text(HEADER.replace("0 II", "0 lead i"))  # and then "I"
+    first = wfdb.twelve_leads(header, rate=500, length=3)
+    np.testing.assert_array_equal(first[0], np.float32([1, 2, 0]))
+    header.write_text(HEADER.replace("0 II", "0 -aVR").replace("0 I\n", "0 ABP\n"))
+    twelve = wfdb.twelve_leads(header, rate=500, length=3)
+    np.testing.assert_array_equal(twelve[3], np.float32([-1, -2, 0]))
+    assert not np.delete(twelve, 3, axis=0).any()
+    header.write_text(HEADER.replace("0 II", "0 PLETH").replace("0 I\n", "0 ABP\n"))
+    with pytest.raises(DataError, match="none of the twelve"):
+        wfdb.twelve_leads(header, rate=500, length=3)
+
+
 def test_what_is_written_is_read(tmp_path):
     value_CT = np.random.default_rng(0).normal(size=(12, 30)).round(2).astype(np.float32)
     value_CT[3, 4] = np.nan

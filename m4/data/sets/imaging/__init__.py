@@ -29,6 +29,7 @@ from m4.data import split as splits
 from m4.data.cohort import Cohort, Example, checksums
 from m4.data.option_checks import check
 from m4.data.sets.imaging import embed, gamma, pixels, rsna, vindr
+from m4.data.sets.imaging.exam import folder, missing
 from m4.data.sets.imaging.invented import invent  # noqa: F401
 from m4.data.workers import ordered
 from m4.errors import DataError
@@ -116,11 +117,12 @@ def spec(
 def missing_files(raw_dir: Path | str, **options) -> list[str]:
     """One line per table, folder or package that a layout needs and is not there."""
     spec(**options)
-    missing = _reader(options).missing_files(Path(raw_dir))
+    reader = _reader(options)
+    lines = missing(Path(raw_dir), reader.FOLDERS, reader.TABLE, reader.NEEDS)
     for package, install in (("PIL", "pillow"), ("pydicom", "pydicom")):
         if importlib.util.find_spec(package) is None:
-            missing.append(f"{install} is not installed: pip install 'm4-moe[images]'")
-    return missing
+            lines.append(f"{install} is not installed: pip install 'm4-moe[images]'")
+    return lines
 
 
 def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
@@ -129,12 +131,12 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     Raises:
       DataError: missing files; a damaged table or, while iterating, image.
     """
-    data, raw_dir = spec(**options), Path(raw_dir)
-    missing = missing_files(raw_dir, **options)
-    if missing:
-        raise DataError(*missing)
-    reader, flow = _reader(options), []
-    exams, tables = reader.load(raw_dir, data, flow, record=options.get("record", "breast"))
+    data, raw_dir, reader, flow = spec(**options), Path(raw_dir), _reader(options), []
+    lines = missing_files(raw_dir, **options)
+    root = folder(raw_dir, reader.FOLDERS, reader.TABLE)
+    if lines or not root:
+        raise DataError(*lines)
+    exams, tables = reader.load(root, flow, record=options.get("record", "breast"))
     assign = functools.partial(_assign, seed=seed, fold=options.get("fold", 0))
     parts = {name: [e for e in exams if assign(e) == name] for name in FRACTIONS}
 

@@ -11,22 +11,33 @@ each; magnification views are left out. Findings are joined by exam *and side*, 
 - BI-RADS: the worst assessment of findings of this side or of both; A (further images needed)
   without a worse one is no label, and so is a side of which no finding speaks;
 - risk: cancer proven (path_severity 0 or 1) in the patient from the exam's date to a year later.
-  Follow-up ends with the patient's last exam; if that is earlier and without cancer: no label.
+  Follow-up ends with the patient's last exam; if that is earlier and without cancer: no label,
+  nor with a cancer whose date is not known.
 
 `record="exam"` is M4oE's release: the first file of each view from either side.
 """
 
 import datetime
+from collections import Counter
 from pathlib import Path
 
 from m4.data.cohort import patient_number
-from m4.data.sets.imaging.exam import Exam, Picture, folder, home, rows
-from m4.specs import DataSpec
+from m4.data.sets.imaging.exam import (
+    NO_SIDE,
+    SIDES,
+    TWICE,
+    Exam,
+    Picture,
+    Row,
+    disagreeing,
+    rows,
+)
 
 LICENCE = "EMBED Open Data licence, research only, not to be redistributed"
 FOLDERS = ("embed*", "EMBED*")
 CLINICAL = "tables/EMBED_OpenData_clinical.csv"
-METADATA = "tables/EMBED_OpenData_metadata.csv"
+TABLE = METADATA = "tables/EMBED_OpenData_metadata.csv"
+NEEDS = {CLINICAL: "findings", "images": "DICOM"}
 CLINICAL_COLUMNS = (
     "empi_anon", "acc_anon", "study_date_anon", "side", "asses", "tissueden", "path_severity",
     "procdate_anon",
@@ -38,40 +49,42 @@ METADATA_COLUMNS = (
 TYPES = {"cview": "cview", "c-view": "cview", "2d": "ffdm"}
 BIRADS = {"N": 0, "B": 1, "P": 1, "S": 2, "M": 2, "K": 2}  # A: more images needed, so no label
 WORST = "NBPASMK"  # in this order
+DENSITY = {str(k): k for k in range(1, 6)}  # 1 is A; 5 a male patient
 CANCER = ("0", "1")  # invasive, in situ
 YEAR = 365  # so that an exam of the same date a year later ends it
 
 
-def missing_files(raw_dir: Path) -> list[str]:
-    """One line per table or folder that is not there."""
-    root = folder(raw_dir, FOLDERS, METADATA)
-    if root is None:
-        return [f"{raw_dir}: no embed/{METADATA}"]
-    missing = [f"{root / CLINICAL}: missing"] if not (root / CLINICAL).is_file() else []
-    return missing + ([] if (root / "images").is_dir() else [f"{root / 'images'}: missing (DICOM)"])
-
-
-def load(raw_dir: Path, data: DataSpec, flow: list, *, record: str) -> tuple[list, list[Path]]:
+def load(root: Path, flow: list, *, record: str) -> tuple[list[Exam], list[Path]]:
     """Breasts (or exams) in the order of the image table, and the tables read."""
-    root = home(raw_dir, FOLDERS, METADATA)
-    images = rows(root / METADATA, METADATA_COLUMNS)
+    images = rows(root / TABLE, METADATA_COLUMNS)
     findings = _Findings(rows(root / CLINICAL, CLINICAL_COLUMNS), images)
-    flow.append(("images in the table", len(images)))
+    place = ("acc_anon", "ImageLateralityFinal", "ViewPosition")
+    twice = disagreeing(images, ("anon_dicom_path",), place)
     exams: dict[tuple[str, str], Exam] = {}
+    counts: Counter[str] = Counter()
     for line, row in enumerate(images, start=2):
-        kind = TYPES.get(row["FinalImageType"].strip().lower())
-        view = row["ViewPosition"].strip().lower()
-        if not kind or view not in ("cc", "mlo") or row["spot_mag"].removesuffix(".0") == "1":
+        kind = TYPES.get(row["FinalImageType"].lower())
+        view, side = row["ViewPosition"].lower(), row["ImageLateralityFinal"]
+        if not kind or view not in ("cc", "mlo") or row["spot_mag"] == "1":
             continue
-        side = row["ImageLateralityFinal"].strip() if record == "breast" else ""
-        key = (row["acc_anon"], side)
-        if key not in exams:
-            exams[key] = Exam(patient_number(row["empi_anon"]), {}, findings.labels(row, side))
-        path = root / "images" / _relative(row["anon_dicom_path"])
-        where = f"{METADATA} line {line}"
-        exams[key].pictures.setdefault(f"{kind}_{view}", Picture(path, "mammogram", where))
-    flow.append((f"{record}s with a standard view", len(exams)))
-    return list(exams.values()), [root / CLINICAL, root / METADATA]
+        if (row["acc_anon"],) in findings.torn:
+            counts["images of exams of two patients, left out"] += 1
+        elif (row["anon_dicom_path"],) in twice:
+            counts[TWICE] += 1
+        elif record == "breast" and side not in SIDES:
+            counts[NO_SIDE] += 1
+        else:
+            key = (row["acc_anon"], side if record == "breast" else "")
+            if key not in exams:
+                labels = findings.labels(row, key[1])
+                exams[key] = Exam(patient_number(row["empi_anon"]), {}, labels)
+            path = root / "images" / _relative(row["anon_dicom_path"])
+            picture = Picture(path, "mammogram", f"{TABLE} line {line}", side)
+            exams[key].pictures.setdefault(f"{kind}_{view}", picture)
+    flow += [("images in the table", len(images))]
+    flow += [(f"{record}s with a standard view", len(exams)), *sorted(counts.items())]
+    flow += findings.flow({exam for exam, _ in exams})
+    return [*exams.values()], [root / CLINICAL, root / TABLE]
 
 
 def labels(
@@ -96,46 +109,76 @@ def labels(
 
 
 class _Findings:
-    """Clinical rows by exam; dates of proven cancers and of the last exam by patient."""
+    """Clinical rows by exam; dates of exams, of proven cancers and of the last exam of a patient.
 
-    def __init__(self, findings, images):
-        self._exam: dict[str, list[dict[str, str]]] = {}
+    `torn` are exams that the tables give to two patients. What the tables contradict is unknown.
+    """
+
+    def __init__(self, findings: list[Row], images: list[Row]):
+        everything = [*findings, *images]
+        self.torn = disagreeing(everything, ("acc_anon",), ("empi_anon",))
+        self._dated_twice = disagreeing(everything, ("acc_anon",), ("study_date_anon",))
+        self._dense_twice = disagreeing(findings, ("acc_anon",), ("tissueden",))
+        self._exam: dict[str, list[Row]] = {}
         self._cancer: dict[str, list[datetime.date]] = {}
+        self._undated: Counter[str] = Counter()  # patient -> cancers at an unknown time
+        self._early = 0
         self._last: dict[str, datetime.date] = {}
         for row in findings:
             self._exam.setdefault(row["acc_anon"], []).append(row)
-            proven = _date(row["procdate_anon"])
-            if row["path_severity"].removesuffix(".0") in CANCER and proven:
-                self._cancer.setdefault(row["empi_anon"], []).append(proven)
-        for row in [*findings, *images]:
-            day, who = _date(row["study_date_anon"]), row["empi_anon"]
+            if row["path_severity"] in CANCER:
+                proven, seen = _date(row["procdate_anon"]), _date(row["study_date_anon"])
+                if proven:
+                    self._cancer.setdefault(row["empi_anon"], []).append(proven)
+                    self._early += bool(seen and proven < seen)
+                else:
+                    self._undated[row["empi_anon"]] += 1
+        for row in everything:
+            day, who = self._day(row), row["empi_anon"]
             if day:
                 self._last[who] = max(day, self._last.get(who, day))
 
-    def labels(self, image: dict[str, str], side: str) -> dict[str, int | None]:
+    def _day(self, row: Row) -> datetime.date | None:
+        unknown = (row["acc_anon"],) in self._dated_twice
+        return None if unknown else _date(row["study_date_anon"])
+
+    def labels(self, image: Row, side: str) -> dict[str, int | None]:
         """Labels of a side ('' for both) of the exam that an image is from."""
-        found = self._exam.get(image["acc_anon"], [])
-        mine = [row for row in found if not side or row["side"].strip() in (side, "B", "")]
-        assessed = [row["asses"].strip() for row in mine if row["asses"].strip() in {*WORST}]
-        worst = max(assessed, key=WORST.index, default="")
-        density = next((row["tissueden"] for row in found if row["tissueden"].strip()), "0")
-        who, day = image["empi_anon"], _date(image["study_date_anon"])
+        exam, who, day = image["acc_anon"], image["empi_anon"], self._day(image)
+        found = self._exam.get(exam, [])
+        mine = [row for row in found if not side or row["side"] in (side, "B", "")]
+        worst = max(
+            (r["asses"] for r in mine if r["asses"] in [*WORST]), key=WORST.index, default=""
+        )
+        density = next((row["tissueden"] for row in found if row["tissueden"]), "")
+        density = DENSITY.get(density if (exam,) not in self._dense_twice else "", 0)
         if day is None:
-            return labels(int(float(density)), worst, float("inf"), 0)
+            return labels(density, worst, float("inf"), 0)
         later = [(date - day).days / YEAR for date in self._cancer.get(who, []) if date >= day]
-        seen = (self._last[who] - day).days / YEAR
-        return labels(int(float(density)), worst, min(later, default=float("inf")), seen)
+        seen = 0 if who in self._undated else (self._last[who] - day).days / YEAR
+        return labels(density, worst, min(later, default=float("inf")), seen)
+
+    def flow(self, shown: set[str]) -> list[tuple[str, int]]:
+        """How often the tables contradict each other; `shown` are the exams with an image."""
+        return [
+            ("exams with findings but no standard view", len(self._exam.keys() - shown)),
+            ("exams with a standard view but no findings", len(shown - self._exam.keys())),
+            ("exams with two dates, no risk", len(self._dated_twice)),
+            ("exams with two densities, no density", len(self._dense_twice)),
+            ("cancers without a date", self._undated.total()),
+            ("cancers dated before the exam of their finding, kept", self._early),
+        ]
 
 
 def _date(text: str) -> datetime.date | None:
     try:
-        return datetime.date.fromisoformat(text.strip()[:10])
+        return datetime.date.fromisoformat(text[:10])
     except ValueError:
         return None
 
 
 def _relative(path: str) -> Path:
     """cohort_<n>/<patient>/<study>/<file> of the path that the table gives."""
-    parts = path.strip().split("/")
+    parts = path.split("/")
     cohort = next((part for part in parts if part.startswith("cohort_")), "cohort_1")
     return Path(cohort, *parts[-3:])

@@ -1,13 +1,24 @@
-"""What every layout's reader hands over, and reading its tables."""
+"""What every layout's reader hands over: reading its tables, and records of tables that disagree.
+
+What tables say twice and differently is no label, and an image that they place twice belongs
+nowhere; both are counted in the flow.
+"""
 
 import dataclasses
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from m4.data import csv_files
-from m4.errors import DataError
+from m4.data.cohort import patient_number
 
 IDENTIFIERS = ("empi_anon", "acc_anon", "patient_id", "study_id")  # written alike in every file
 DENSITIES = {"A": 0, "B": 1, "C": 2, "D": 3}
+VIEWS = {"CC": "cc", "MLO": "mlo"}
+SIDES = ("L", "R")
+TWICE = "images listed with another side, view or exam as well, left out"
+NO_SIDE = "images without a side, left out"
+Row = dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +28,7 @@ class Picture:
     path: Path
     kind: str
     where: str  # table and line, for messages: file names carry identifiers
+    side: str = ""  # that the table gives, L or R
 
 
 @dataclasses.dataclass
@@ -33,24 +45,92 @@ class Exam:
     maps: dict[str, Picture] = dataclasses.field(default_factory=dict)  # segmentation task -> mask
 
 
-def rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of a csv file as texts, empty where a field is; DataError as `csv_files.stream`."""
-    found = []
+def rows(path: Path, columns: tuple[str, ...]) -> list[Row]:
+    """The rows of a csv file as texts, without blanks around them and a decimal that says nothing.
+
+    Raises DataError as `csv_files.stream` does.
+    """
     kinds = {name: "id" if name in IDENTIFIERS else "text" for name in columns}
-    for batch in csv_files.stream(path, kinds):
-        found += batch.to_pylist()
-    return found
+    return [
+        {name: str(value).strip().removesuffix(".0") for name, value in row.items()}
+        for batch in csv_files.stream(path, kinds)
+        for row in batch.to_pylist()
+    ]
 
 
-def home(raw_dir: Path, patterns: tuple[str, ...], holds: str) -> Path:
-    """`folder`, or a DataError if there is none."""
-    found = folder(raw_dir, patterns, holds)
-    if found is None:
-        raise DataError(f"{raw_dir}: no {patterns[0]} folder with {holds} in it")
-    return found
+def missing(raw_dir: Path, patterns: tuple[str, ...], holds: str, needs: Mapping) -> list[str]:
+    """One line per place that is not there. `needs`: place, or pattern of it -> what it holds."""
+    root = folder(raw_dir, patterns, holds)
+    if root is None:
+        return [f"{raw_dir}: no {patterns[0].rstrip('*')}/{holds}"]
+    absent = [place for place in needs if not any(root.glob(place))]
+    return [f"{root / place}: missing ({needs[place]})" for place in absent]
 
 
 def folder(raw_dir: Path, patterns: tuple[str, ...], holds: str) -> Path | None:
     """The first folder below `raw_dir` that matches a pattern, or itself, and has `holds` in it."""
     places = [found for pattern in patterns for found in sorted(raw_dir.glob(pattern))]
     return next((place for place in [*places, raw_dir] if (place / holds).exists()), None)
+
+
+def disagreeing(table: Iterable[Row], key: Collection[str], names: Collection[str]) -> set:
+    """Values of `key`'s columns whose rows differ in a column of `names`, empty fields aside."""
+    said: dict[tuple, set] = {}
+    for row in table:
+        known = ((name, row[name]) for name in names if row[name])
+        said.setdefault(tuple(row[name] for name in key), set()).update(known)
+    return {who for who, facts in said.items() if len(facts) > len({name for name, _ in facts})}
+
+
+def breasts(
+    path: Path,
+    table: list[Row],
+    columns: tuple[str, str, str],
+    *,
+    place: Callable[[Row], Path],
+    labels: Callable[[Row], dict[str, int | None]],
+    flow: list,
+) -> list[Exam]:
+    """The breasts of a table of images, in its order, each with its first CC and MLO image.
+
+    Args:
+      path: of the table, for messages.
+      table: its rows, with `laterality` and `image_id`.
+      columns: of the exam, which is split; of the view; of the owner's split ("" without one).
+      place: the image's file.
+      labels: the labels that a row gives to its breast. Where rows differ there is none, but
+        cancer that one row knows of is cancer.
+      flow: takes counts.
+    """
+    exam, view, split = columns
+    counts: Counter[str] = Counter()
+    twice = disagreeing(table, (exam, "image_id"), ("laterality", view))
+    torn = disagreeing(table, (exam,), (split,)) if split else set()
+    found: dict[tuple[str, str], Exam] = {}
+    said: dict[tuple[str, str], list[dict]] = {}
+    for line, row in enumerate(table, start=2):
+        key, name = (row[exam], row["laterality"]), VIEWS.get(row[view])
+        if (row[exam],) in torn:
+            counts["images of exams in two splits, left out"] += 1
+        elif (row[exam], row["image_id"]) in twice:
+            counts[TWICE] += 1
+        elif row["laterality"] not in SIDES:
+            counts[NO_SIDE] += 1
+        else:
+            part = ("test" if row[split] == "test" else "train") if split else None
+            breast = found.setdefault(key, Exam(patient_number(row[exam]), {}, {}, part))
+            said.setdefault(key, []).append(labels(row))
+            if name and name not in breast.pictures:
+                where = f"{path.name} line {line}"
+                breast.pictures[name] = Picture(place(row), "mammogram", where, row["laterality"])
+    for key, breast in found.items():
+        for task in said[key][0]:
+            known = {label[task] for label in said[key]} - {None}
+            one = len(known) == 1 or known and task == "cancer"
+            breast.targets[task] = max(known) if one else None
+            counts[f"breasts with two labels of {task}"] += len(known) > 1
+    flow += [("images in the table", len(table)), ("exams", len({who for who, _ in found}))]
+    kept = [breast for breast in found.values() if breast.pictures]
+    flow += [("breasts", len(found)), ("breasts with a CC or MLO image", len(kept))]
+    flow += [(step, count) for step, count in sorted(counts.items()) if count]
+    return kept

@@ -12,63 +12,53 @@ pairs and are not named, so that both eyes of one may be in two folds.
 from pathlib import Path
 
 from m4.data.cohort import patient_number
-from m4.data.sets.imaging.exam import Exam, Picture, folder, home, rows
+from m4.data.sets.imaging.exam import Exam, Picture, Row, disagreeing, rows
 from m4.errors import DataError
-from m4.specs import DataSpec
 
 LICENCE = "terms of the GAMMA challenge; not to be redistributed"
 FOLDERS = ("gamma*", "GAMMA*")
-GRADING = "Glaucoma_grading/training"
-TABLE = "glaucoma_grading_training_GT"
+TABLE = "Glaucoma_grading/training"
 GRADES = ("non", "early", "mid_advanced")
+FILE = f"{TABLE}/glaucoma_grading_training_GT"
+IMAGES = f"{TABLE}/multi-modality_images"
 MASKS = "Disc_Cup_Segmentation/training/Disc_Cup_Mask"
+NEEDS = {f"{FILE}.[cx][sl]*": "grades, .xlsx or .csv", IMAGES: "images", MASKS: "images"}
 
 
-def missing_files(raw_dir: Path) -> list[str]:
-    """One line per table or folder that is not there."""
-    root = folder(raw_dir, FOLDERS, GRADING)
-    if root is None:
-        return [f"{raw_dir}: no gamma/{GRADING}"]
-    missing = [] if _table(root) else [f"{root / GRADING / TABLE}.xlsx: missing (grades)"]
-    for place in (f"{GRADING}/multi-modality_images", MASKS):
-        if not (root / place).is_dir():
-            missing.append(f"{root / place}: missing (images)")
-    return missing
-
-
-def load(raw_dir: Path, data: DataSpec, flow: list, *, record: str) -> tuple[list, list[Path]]:
+def load(root: Path, flow: list, *, record: str) -> tuple[list[Exam], list[Path]]:
     """Pairs in the order of the table, and the tables read."""
-    root = home(raw_dir, FOLDERS, GRADING)
-    path = _table(root)
-    if path is None:
-        raise DataError(f"{root / GRADING / TABLE}.xlsx: missing (grades)")
-    exams, images = [], root / GRADING / "multi-modality_images"
-    for line, row in enumerate(_rows(path), start=2):
-        grades = [int(float(row[name] or 0)) for name in GRADES]
-        name = f"{int(float(row['data'])):04d}"
+    path = next(path for end in (".csv", ".xlsx") if (path := root / f"{FILE}{end}").is_file())
+    table, exams = _rows(path), {}
+    twice = disagreeing(table, ("data",), GRADES)
+    for line, row in enumerate(table, start=2):
         where = f"{path.name} line {line}"
-        exams.append(
+        try:
+            grades = [int(float(row[name] or 0)) for name in GRADES]
+            number = int(float(row["data"]))
+        except ValueError:
+            raise DataError(f"{where}: a cell is no number") from None
+        name = f"{number:04d}"
+        known = sum(grades) == max(grades) == 1 and (row["data"],) not in twice
+        exams.setdefault(
+            name,
             Exam(
-                patient_number(name),
+                patient_number(str(number)),
                 {
-                    "fundus": Picture(images / name / f"{name}.jpg", "fundus", where),
-                    "oct": Picture(images / name / name, "oct", where),
+                    "fundus": Picture(root / IMAGES / name / f"{name}.jpg", "fundus", where),
+                    "oct": Picture(root / IMAGES / name / name, "oct", where),
                 },
-                {"glaucoma": grades.index(1) if sum(grades) == 1 else None},
+                {"glaucoma": grades.index(1) if known else None},
                 split="fold",
                 maps={"cup": Picture(root / MASKS / f"{name}.png", "cup", where)},
-            )
+            ),
         )
-    flow.append(("pairs in the table", len(exams)))
-    return exams, [path]
+    none = sum(exam.targets["glaucoma"] is None for exam in exams.values())
+    flow += [("pairs in the table", len(table)), ("pairs", len(exams))]
+    flow += [("pairs with no grade or with two, no label", none)]
+    return [*exams.values()], [path]
 
 
-def _table(root: Path) -> Path | None:
-    found = (root / GRADING / f"{TABLE}{ending}" for ending in (".csv", ".xlsx"))
-    return next((path for path in found if path.is_file()), None)
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path) -> list[Row]:
     columns = ("data", *GRADES)
     if path.suffix == ".csv":
         return rows(path, columns)

@@ -1,10 +1,10 @@
 """Image files -> uint8 [size, size, 3].
 
 A mammogram (DICOM) goes through, in this order: modality rescale; the file's own window or VOI
-table (the first, where there are several); inversion of MONOCHROME1; a mirror image where the
-right half is the brighter one, so that the chest wall is on the left whatever the side and the
-site's convention; stretch to 0..255; resize. M4oE's release neither windows nor mirrors, and
-divides by the maximum.
+table (the first, where there are several); inversion of MONOCHROME1; pixels of the header's padding
+value or range become the black of the scale; a mirror image where the right half is the brighter
+one, so that the chest wall is on the left whatever the side and the site's convention; stretch to
+0..255; resize. M4oE's release neither windows nor mirrors, and divides by the maximum.
 
 A fundus photograph is cut to its central square. An OCT volume gives the B-scans at 1/4, 1/2 and
 3/4 of it as the three channels. A mask of 0 (cup), 128 (disc), 255 gives the cup as 1.
@@ -23,6 +23,7 @@ from m4.specs import DataSpec
 
 CUP = 0
 SLICES = (0.25, 0.5, 0.75)
+OTHER_SIDE = "images whose file names another side than the table, kept"
 
 
 def example(exam: Exam, *, data: DataSpec, fit: str, skip: bool) -> tuple[dict, Counter]:
@@ -50,7 +51,10 @@ def _decode(picture: Picture, size: int, fit: str, skip: bool, counts: Counter):
         counts["images listed but not there"] += 1
         return None
     try:
-        return READERS[picture.kind](picture.path, size, fit)
+        image = READERS[picture.kind](picture.path, size, fit)
+        counts["images of padding alone, left out"] += image is None
+        counts[OTHER_SIDE] += bool(picture.side) and _side(picture.path) not in (picture.side, "")
+        return image
     except Exception as error:  # a decoder may raise anything on a damaged file
         if skip:
             counts["images that cannot be decoded, skipped"] += 1
@@ -60,6 +64,15 @@ def _decode(picture: Picture, size: int, fit: str, skip: bool, counts: Counter):
             f"{picture.where}: its image cannot be decoded ({type(error).__name__}{kind}); get it"
             " again, install 'm4-moe[images]', or set data.options.unreadable='skip'"
         ) from None
+
+
+def _side(path: Path) -> str:
+    """The side that a DICOM file names, empty if it names none."""
+    import pydicom
+
+    names = ["ImageLaterality", "Laterality"]
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=names)
+    return next((side for name in names if (side := header.get(name))), "")
 
 
 def _syntax(path: Path) -> str:
@@ -73,17 +86,58 @@ def _syntax(path: Path) -> str:
         return ""
 
 
-def mammogram(path: Path, size: int, fit: str) -> np.ndarray:
-    """A DICOM mammogram, see the module."""
+def mammogram(path: Path, size: int, fit: str) -> np.ndarray | None:
+    """A DICOM mammogram, see the module; None for a file of padding alone."""
     import pydicom
-    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
     header = pydicom.dcmread(path)
-    image_hw = apply_modality_lut(header.pixel_array, header)
-    image_hw = np.asarray(apply_voi_lut(image_hw, header, index=0), np.float32)
-    if header.PhotometricInterpretation == "MONOCHROME1":
-        image_hw = image_hw.max() - image_hw
+    stored_hw = header.pixel_array
+    image_hw, padded_hw = _shown(stored_hw, header), _padded(stored_hw, header)
+    if padded_hw.all():
+        return None
+    if padded_hw.any():
+        black = _black(stored_hw[~padded_hw], image_hw[~padded_hw], header)
+        image_hw[padded_hw] = _shown(np.array([black], stored_hw.dtype), header)
     return grey(image_hw, size, fit)
+
+
+def _shown(stored: np.ndarray, header) -> np.ndarray:
+    """Stored values -> f32 of the same shape, brighter where larger: rescale, window, inversion."""
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+
+    values = apply_voi_lut(apply_modality_lut(stored, header), header, index=0)
+    inverted = header.PhotometricInterpretation == "MONOCHROME1"
+    return np.array(values, np.float32) * (-1 if inverted else 1)
+
+
+def _padded(stored_hw: np.ndarray, header) -> np.ndarray:
+    """bool[h, w]: pixels that only fill up the picture, by the header's padding value or range.
+
+    A header may give the value in the other sign, or in more bits than are stored.
+    """
+    low = header.get("PixelPaddingValue")
+    if low is None:
+        return np.zeros(stored_hw.shape, bool)
+    high = header.get("PixelPaddingRangeLimit", low)
+    bits = header.BitsStored
+    half = 2 ** (bits - 1) * header.PixelRepresentation
+    low, high = sorted(
+        (int(v) + half) % 2**bits - half for v in (low, low if high is None else high)
+    )
+    return (stored_hw >= low) & (stored_hw <= high)
+
+
+def _black(stored_n: np.ndarray, shown_n: np.ndarray, header) -> int:
+    """The stored value of the background of pixels that are no padding, given how they are shown.
+
+    The end of the scale, as in files without padding; the darkest pixel where that end lies on its
+    bright side or so far away (more than the picture's own range) that nothing would be left.
+    """
+    low, high = int(stored_n.min()), int(stored_n.max())
+    if stored_n[shown_n.argmin()] <= stored_n[shown_n.argmax()]:
+        return 0 if 0 <= low <= high - low else low
+    top = 2 ** (header.BitsStored - header.PixelRepresentation) - 1
+    return top if 0 <= top - high <= high - low else high
 
 
 def grey(image_hw: np.ndarray, size: int, fit: str) -> np.ndarray:

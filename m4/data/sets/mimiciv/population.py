@@ -44,7 +44,7 @@ def load(
     stays = Stays(life, unit[order], limit, split_n[order], names, static=static.static(life))
     studies: list[str] = []
     if window == "cxr":
-        image_of = windows.some_image(stays, raw_dir, seed)
+        image_of = windows.some_image(stays, raw_dir, seed, flow)
         flow.append(("ICU stays with a frontal chest X-ray after hour 4", len(image_of)))
         stays, studies = stays.only([*image_of]), [*image_of.values()]
     life, diagnoses = stays.life, Diagnoses(root, data, phenotype_file)

@@ -1,8 +1,10 @@
 """X-rays and ECGs of a cohort: which lie in a stay's window, and what they hold.
 
+A study without a date and a time of day has no hour: it is left out and counted in the flow.
 See `linked.py` for the files. Letters: n stays, h rows, w columns.
 """
 
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 from m4.data import csv_files
 from m4.data.sets.mimiciv import catalogue, linked, release
 from m4.data.sets.mimiciv.embeddings.folder import Embeddings
-from m4.data.sets.mimiciv.stays import Stays
+from m4.data.sets.mimiciv.stays import Finder, Stays
 from m4.errors import DataError
 
 FRONTAL = ("AP", "PA")
@@ -22,12 +24,17 @@ UNKNOWN = 29_999  # and more: what the machine could not measure
 def read(name: str, root: Path, stays: Stays, flow: list, embeddings: dict) -> dict[int, Any]:
     """Row -> what its stay has of a modality: a payload, of `cxr_image` the file of the last."""
     if name == "cxr_image":
-        return {row: path for row, _, _, path in sorted(frontal(root, stays), key=lambda r: r[:2])}
+        images = frontal(root, stays, flow, name)
+        return {row: path for row, _, _, path in sorted(images, key=lambda r: r[:2])}
     if name == "ecg_measures":
-        return _measures(root, stays)
+        return _measures(root, stays, flow)
     if name not in embeddings:
         return {}
-    keys = [image[:3] for image in frontal(root, stays)] if name == "cxr" else _ecgs(root, stays)
+    if name == "cxr":
+        keys = [image[:3] for image in frontal(root, stays, flow, name)]
+    else:
+        placed = _placed(release.need(root, "record_list"), {"study_id": "text"}, stays, flow, name)
+        keys = [(row, hour, record["study_id"]) for row, hour, record in placed]
     there, vectors = Embeddings(embeddings[name])([key for _, _, key in keys])
     flow.append((f"{name}: dropped, no embedding", len(keys) - len(there)))
     found: dict[int, list] = {}
@@ -39,16 +46,11 @@ def read(name: str, root: Path, stays: Stays, flow: list, embeddings: dict) -> d
     }
 
 
-def _ecgs(root: Path, stays: Stays) -> list[tuple[int, float, str]]:
-    columns = {"subject_id": "int", "study_id": "text", "ecg_time": "time"}
-    placed = _placed(release.need(root, "record_list"), columns, stays)
-    return [(row, hour, record["study_id"]) for row, hour, record in placed]
-
-
-def _measures(root: Path, stays: Stays) -> dict[int, dict[str, np.ndarray]]:
+def _measures(root: Path, stays: Stays, flow: list) -> dict[int, dict[str, np.ndarray]]:
     names = catalogue.ECG_MEASURES
-    columns = {"subject_id": "int", "ecg_time": "time"} | dict.fromkeys(names, "float")
-    placed = _placed(release.need(root, "machine_measurements"), columns, stays)
+    path = release.need(root, "machine_measurements")
+    columns: dict[str, str] = dict.fromkeys(map(str, names), "float")
+    placed = _placed(path, columns, stays, flow, "ecg_measures")
     found = {}
     for row, _, record in sorted(placed, key=lambda p: p[:2]):  # the last stands
         values = np.array([record[name] for name in names], float)
@@ -56,16 +58,26 @@ def _measures(root: Path, stays: Stays) -> dict[int, dict[str, np.ndarray]]:
     return found
 
 
-def _placed(path: Path, columns: dict[str, str], stays: Stays) -> Iterator[tuple[int, float, dict]]:
-    """(row, hour, record) of the records of a table that lie in a stay's window."""
+def _placed(
+    path: Path, columns: dict[str, str], stays: Stays, flow: list, name: str
+) -> Iterator[tuple[int, float, dict]]:
+    """(row, hour, record) of the records of a table that lie in a stay's window.
+
+    X-rays are told by their `StudyDate`; of them only the frontal ones count.
+    """
+    ours, lost = Finder(stays.life.subject, stays.life.intime), 0
+    columns = columns | {"subject_id": "int"}
+    columns |= {} if "StudyDate" in columns else {"ecg_time": "text"}
     for batch in csv_files.stream(path, columns):
         records = batch.to_pylist()
-        if "ecg_time" in columns:
-            time = csv_files.seconds(batch["ecg_time"])
-        else:
-            time = np.array([study_seconds(r["StudyDate"], r["StudyTime"]) for r in records], int)
+        time = np.array([_seconds(record) for record in records], np.int64)
+        subject = batch["subject_id"].fill_null(-1).to_numpy(zero_copy_only=False)
+        for i in np.flatnonzero(ours.known(subject) & (time <= csv_files.NEVER)):
+            lost += records[i].get("ViewPosition", FRONTAL[0]).strip() in FRONTAL
         for i, row, hour in stays.place(batch["subject_id"], time):
-            yield row, hour, records[i]
+            if records[i].get("ViewPosition", FRONTAL[0]).strip() in FRONTAL:
+                yield row, hour, records[i]
+    flow.append((f"{name}: left out, without a date and a time of day", lost))
 
 
 def image(path: Path) -> dict[str, np.ndarray] | None:
@@ -101,23 +113,39 @@ def image_path(root: Path, subject: int, study: int, dicom: str) -> Path:
     return root / "files" / f"p{str(subject)[:2]}" / f"p{subject}" / f"s{study}" / f"{dicom}.jpg"
 
 
-def frontal(root: Path, stays: Stays) -> list[tuple[int, float, str, Path]]:
-    """(row, hour, dicom_id, file) of the frontal images in a stay's window."""
-    columns = {"dicom_id": "text", "subject_id": "int", "study_id": "int"}
+def frontal(root: Path, stays: Stays, flow: list, name: str) -> list[tuple[int, float, str, Path]]:
+    """(row, hour, dicom_id, file) of the frontal images in a stay's window.
+
+    `flow` takes how many have no time, under `name`.
+    """
+    columns = {"dicom_id": "text", "study_id": "int"}
     columns |= dict.fromkeys(("ViewPosition", "StudyDate", "StudyTime"), "text")
     found = []
-    for row, hour, image in _placed(release.need(root, linked.METADATA), columns, stays):
-        if image["ViewPosition"].strip() in FRONTAL:
-            path = image_path(root, image["subject_id"], image["study_id"], image["dicom_id"])
-            found.append((row, hour, image["dicom_id"], path))
+    for row, hour, image in _placed(
+        release.need(root, linked.METADATA), columns, stays, flow, name
+    ):
+        path = image_path(root, image["subject_id"], image["study_id"], image["dicom_id"])
+        found.append((row, hour, image["dicom_id"], path))
     return found
 
 
-def study_seconds(date: str, time: str) -> int:
-    """Seconds since 1970 of '21800506', '213014.531'; `csv_files.NEVER` for anything else."""
-    clock = time.partition(".")[0].strip().zfill(6)
+def _seconds(record: dict) -> int:
+    """Seconds since 1970 when a study was made, or `csv_files.NEVER`.
+
+    An ECG's '2180-05-06 21:30:14', an X-ray's '21800506' and '213014.531', whose zeros in front
+    are lost: '1250.3' is twelve minutes past midnight.
+    """
+    if "ecg_time" in record:
+        text = record["ecg_time"].strip()
+    else:
+        date = record["StudyDate"].strip().removesuffix(".0")
+        clock = record["StudyTime"].strip().partition(".")[0]
+        clock = clock.zfill(6) if clock.isdecimal() else ""
+        text = f"{date[:4]}-{date[4:6]}-{date[6:]} {clock[:2]}:{clock[2:4]}:{clock[4:]}"
     try:
-        text = f"{date[:4]}-{date[4:6]}-{date[6:8]}T{clock[:2]}:{clock[2:4]}:{clock[4:6]}"
-        return int(np.datetime64(text, "s").astype(np.int64))
+        found = datetime.datetime.fromisoformat(text)
     except ValueError:
         return csv_files.NEVER
+    if len(text) < len("2180-05-06 21:30") or found.tzinfo:
+        return csv_files.NEVER
+    return (found - datetime.datetime(1970, 1, 1)) // datetime.timedelta(seconds=1)

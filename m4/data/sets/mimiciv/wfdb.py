@@ -1,8 +1,9 @@
 """ECG waveforms in the WFDB format of MIMIC-IV-ECG: a text header `.hea` and its `.dat`.
 
 Only what that data set uses: one signal file, format 16 (little-endian int16, samples of all leads
-in turn), gain and baseline per lead. Source: PhysioNet's `header(5)` and `signal(5)`. For anything
-else convert with the `wfdb` package first.
+in turn). What a header says of a lead, or leaves out, is read as PhysioNet's `header(5)` asks: gain
+(0 or none: 200), baseline (none: the ADC's zero), unit (none: mV), name in any usual spelling. For
+anything else convert with the `wfdb` package first.
 
 Letters: C leads, T samples.
 """
@@ -17,51 +18,93 @@ from m4.errors import DataError
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 INVALID = -(2**15)
 DEFAULT_GAIN = 200.0  # of a header that gives 0 or none
-SIGNAL = re.compile(  # file, format, gain (baseline) / units, resolution, zero, first, checksum
-    r"(\S+)\s+16\s+([-+.\deE]+)(?:\(([-+]?\d+)\))?(?:/(\S+))?"
-    r"\s+\d+\s+([-+]?\d+)\s+[-+]?\d+\s+([-+]?\d+)\s+\d+\s+(.+)"
+FORMAT = re.compile(r"16(?:x1)?(?:\+(\d+))?")  # samples per frame, first byte
+GAIN = re.compile(r"([-+.\deE]+)?(?:\(([-+]?\d+)\))?(?:/(\S+))?")  # (baseline) / unit
+MILLIVOLTS = {"": 1, "mv": 1, "v": 1e3, "nv": 1e-6} | dict.fromkeys(
+    ("uv", "\u00b5v", "\u03bcv", "\ufffdv"), 1e-3  # micro, as sign, letter or in a lost encoding
+)  # fmt: skip
+NAME = re.compile(
+    r"(?:MDC_)?(?:ECG|EKG)?[ _]*(?:LEAD)?[ _]*(-?)(?:D?(I{1,3}|[123])|(AV[RLF])|[VC]([1-6]))", re.I
 )
+DAMAGED = "ecg: a waveform is damaged or in another format than MIMIC-IV-ECG's; get it again"
 
 
 def read(header: Path) -> tuple[np.ndarray, float, tuple[str, ...]]:
-    """Samples f32[C, T] in the header's units with NaN where invalid, samples per second, leads.
+    """Millivolts f32[C, T] with NaN where invalid, samples per second, leads as the header says.
 
-    Raises DataError for damaged files, without their names: they hold the patient's number.
+    Raises DataError for damaged files and units that are no voltage, without the files' names:
+    they hold the patient's number.
     """
     try:
-        lines = [s for s in header.read_text("ascii").splitlines() if s and not s.startswith("#")]
-        name, count, rate, length = re.split(r"\s+", lines[0])[:4]
-        found = [SIGNAL.fullmatch(line.strip()) for line in lines[1 : 1 + int(count)]]
-        signals = [match for match in found if match]
-        if len(signals) != int(count) or len({s[1] for s in signals}) != 1:
+        text = header.read_text("utf-8", errors="replace").splitlines()
+        lines = [line for line in text if line.strip() and not line.startswith("#")]
+        _, count, rate, length = lines[0].split()[:4]
+        signals = [_signal(line) for line in lines[1 : 1 + int(count)]]
+        if len(signals) != int(count) or len({signal[:2] for signal in signals}) != 1:
             raise ValueError
-        place = header.parent / Path(signals[0][1]).name
-        raw_TC = np.fromfile(place, "<i2").reshape(int(length), int(count))
-        sums = [int(s[6]) & 0xFFFF for s in signals]
-        if [int(x) & 0xFFFF for x in raw_TC.sum(0, dtype=np.int64)] != sums:
+        (name, start), names = signals[0][:2], tuple(signal[-1] for signal in signals)
+        raw_TC = np.fromfile(header.parent / Path(name).name, "<i2", offset=start)
+        raw_TC = raw_TC.reshape(int(length), int(count))
+        sums = raw_TC.sum(0, dtype=np.int64).tolist()
+        if any(
+            s[5] and (int(s[5]) - total) % 2**16 for s, total in zip(signals, sums, strict=True)
+        ):
             raise ValueError
-        gain_C = np.array([abs(float(s[2])) or DEFAULT_GAIN for s in signals], np.float32)
-        base_C = np.array([int(s[3] or s[5]) for s in signals], np.float32)
+        gain_C, base_C, scale_C = np.array([s[2:5] for s in signals], np.float32).T
+        value_TC = (raw_TC - base_C) / gain_C * scale_C
+        value_TC = np.where(raw_TC == INVALID, np.nan, value_TC)
+        return value_TC.T.astype(np.float32), float(rate.split("/")[0]), names
     except (OSError, ValueError, LookupError, TypeError):
-        raise DataError(
-            "ecg: a waveform is damaged or in another format than MIMIC-IV-ECG's; get it again"
-        ) from None
-    value_TC = np.where(raw_TC == INVALID, np.nan, (raw_TC - base_C) / gain_C)
-    return value_TC.T.astype(np.float32), float(rate.split("/")[0]), tuple(s[7] for s in signals)
+        raise DataError(DAMAGED) from None
+
+
+def _signal(line: str) -> tuple:
+    """File, first byte, gain, baseline, millivolts per unit, checksum ("" without), lead."""
+    fields = [*line.split(maxsplit=8), *[""] * 7]
+    name, form, about, _, zero, _, total, _, lead = fields[:9]
+    found, gain = FORMAT.fullmatch(form), GAIN.fullmatch(about)
+    if not found or not gain or not np.isfinite(float(gain[1] or 0)):
+        raise ValueError
+    unit = (gain[3] or "").lower()
+    if unit not in MILLIVOLTS:
+        raise DataError(f"ecg: a lead in {gain[3][:20]!r}, which is no unit of voltage")
+    baseline = int(gain[2] or zero or 0)
+    per_unit = float(gain[1] or 0) or DEFAULT_GAIN
+    return name, int(found[1] or 0), per_unit, baseline, MILLIVOLTS[unit], total, lead.strip()
+
+
+def lead_of(name: str) -> tuple[str, int] | None:
+    """A lead's name in one of the usual spellings -> one of `LEADS` and its sign, or None.
+
+    "II", "Lead II", "DII", "D2", "MDC_ECG_LEAD_II"; "AVR", "avr", and "-aVR" with sign -1; "C1".
+    """
+    found = NAME.fullmatch(name.strip())
+    if not found:
+        return None
+    sign, limb, augmented, chest = found.groups()
+    if limb:
+        lead = "I" * (int(limb) if limb.isdecimal() else len(limb))
+    else:
+        lead = f"aV{augmented[-1].upper()}" if augmented else f"V{chest}"
+    return lead, -1 if sign else 1
 
 
 def twelve_leads(header: Path, *, rate: int, length: int) -> np.ndarray:
     """f32[12, length] millivolts in the order of `LEADS`; gaps and absent leads are 0.
 
-    Longer records are cut, shorter ones filled. Raises DataError for another sampling rate.
+    Longer records are cut, shorter ones filled; of a lead that comes twice the first stands.
+    Raises DataError for another sampling rate, and for names none of which is one of the twelve.
     """
     value_CT, found, names = read(header)
     if found != rate:
         raise DataError(f"ecg: a waveform of {found:g} samples per second, not {rate}")
     out_CT = np.zeros((len(LEADS), length), np.float32)
-    for c, lead in enumerate(LEADS):
-        for own_T in [value_CT[i, :length] for i, n in enumerate(names) if n == lead]:
-            out_CT[c, : len(own_T)] = np.nan_to_num(own_T)
+    place = {known: c for c, name in reversed([*enumerate(names)]) if (known := lead_of(name))}
+    if not place:
+        raise DataError("ecg: a waveform names none of the twelve standard leads")
+    for (lead, sign), c in place.items():
+        own_T = sign * np.nan_to_num(value_CT[c, :length])
+        out_CT[LEADS.index(lead), : len(own_T)] = own_T
     return out_CT
 
 

@@ -35,11 +35,11 @@ def limits(window: str, life: Life, seed: int) -> np.ndarray:
     return FIRST_HOUR + np.floor(draws * (np.floor(hours) - FIRST_HOUR + 1))
 
 
-def some_image(stays: Stays, raw_dir: Path, seed: int) -> dict[int, str]:
+def some_image(stays: Stays, raw_dir: Path, seed: int, flow: list) -> dict[int, str]:
     """Row -> study of one frontal image after hour 4, drawn evenly; ends that row's window."""
     root = linked.home(raw_dir, "cxr")
     images: dict[int, list] = {}
-    for row, hour, _, path in studies.frontal(root, stays):
+    for row, hour, _, path in studies.frontal(root, stays, flow, "window"):
         if hour > FIRST_HOUR - 1:
             images.setdefault(row, []).append((hour, path.parent.name[1:]))
     chosen = {}
