@@ -100,6 +100,11 @@ def test_cleaning_is_counted(folder):
         ("500,1,7,8,-1,1", {"death": 1, "los": 8, "los_over_7d": 1, "sofa7": 1}),
         ("500,1,6,7,-1,0", {"death": 0, "los": 7, "los_over_7d": 0, "sofa7": 0}),
         ("500,1,-1,-1,-1,0", {"death": 0, "los": None, "los_over_7d": None, "sofa7": None}),
+        ("500,1,6,8,12,1", {"death": None, "los": 8, "los_over_7d": 1, "sofa7": 0}),
+        ("500,1,6,10,0,0", {"death": None, "los": 10, "los_over_7d": 1, "sofa7": 0}),
+        ("500,1,6,19,2,1", {"death": 1, "los": 3, "los_over_7d": 0, "sofa7": 0}),
+        ("500,1,6,10,9,1", {"death": 1, "los": 10, "los_over_7d": 1, "sofa7": 0}),
+        ("500,1,6,10,300,0", {"death": 0, "los": 10, "los_over_7d": 1, "sofa7": 0}),
         ("501,1,6,7,-1,0", dict.fromkeys(("death", "los", "los_over_7d", "sofa7"))),
     ],
 )
@@ -108,7 +113,9 @@ def test_labels(folder, row, expected):
     (folder / "Outcomes-b.txt").write_text(f"{OUTCOMES}{row}\n")
     (only,), flow = examples(folder)
     assert only["targets"] == expected
-    assert flow["set b: stays without an outcome row"] == (expected["death"] is None)
+    assert flow["set b: stays without an outcome row"] == row.startswith("501")
+    settled = [step for step in flow if step.startswith("set b: records:")]
+    assert len(settled) == (row in ("500,1,6,8,12,1", "500,1,6,10,0,0", "500,1,6,19,2,1"))
 
 
 def test_extracted_folders_give_the_same_examples(folder):

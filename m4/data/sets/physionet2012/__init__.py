@@ -13,7 +13,10 @@ Tasks
   length-of-stay tasks of mimic3-benchmarks; so a short stay is not always good news.
 - `los_over_7d`: los > 7.
 - `sofa7` (auxiliary): SOFA score of the first day >= 7.
-An outcome of -1 is unknown.
+An outcome of -1 is unknown. Where the days of survival contradict the death (a survivor who is dead
+by the end of the stay, a death in hospital after it) there is no `death`; a stay that goes on more
+than a day after the death ends on the day after it, as the other stays that end in death do. Both
+are counted in the flow.
 
 Cleaning, all counted in the flow: values outside the physiological `RANGES` (0 blood pressures
 from disconnected lines, temperatures of 0, pH of 735) are dropped, as are rows without a
@@ -25,6 +28,7 @@ again and again); the hourly copies are not used as a series.
 import functools
 import hashlib
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -36,7 +40,7 @@ from m4.data.sets.physionet2012.archive import RawSet, read_set, set_files
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
-VERSION = "1.0.0-1"  # of the source, and of this reading of it
+VERSION = "1.0.0-2"  # of the source, and of this reading of it
 LICENCE = "Open Data Commons Attribution License (ODC-BY) 1.0; cite Silva et al. 2012"
 URL = "https://physionet.org/files/challenge-2012/1.0.0"
 WHERE = f"`python -m m4.data download physionet2012 RAW_DIR` gets them from {URL}/ (open access)"
@@ -154,6 +158,7 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
             *raw.flow,
             ("stays without an outcome row", unlabelled),
             ("outcome rows without a stay", sum(stay not in known for stay in outcomes)),
+            *Counter(kind for row in outcomes.values() for kind in _settle(row)).items(),
         ]
         flow.extend((f"set {letter}: {step}", count) for step, count in counts)
         return raw, outcomes
@@ -183,7 +188,7 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
 
 def read_outcomes(path: Path) -> dict[int, dict[str, float]]:
     """Record id -> outcome columns. Raises DataError naming the file and line."""
-    columns = ("RecordID", "SOFA", "Length_of_stay", "In-hospital_death")
+    columns = ("RecordID", "SOFA", "Length_of_stay", "Survival", "In-hospital_death")
     found: dict[int, dict[str, float]] = {}
     for line, row in csv_files.rows(path, columns):
         where = f"{path}, line {line}"
@@ -195,6 +200,19 @@ def read_outcomes(path: Path) -> dict[int, dict[str, float]]:
             raise DataError(f"{where}: this record came before")
         found[int(stay)] = values
     return found
+
+
+def _settle(outcome: dict[str, float]) -> Iterator[str]:
+    """Take contradictions out of an outcome, yielding the kind of each. See the module."""
+    death, days, lived = (outcome[c] for c in ("In-hospital_death", "Length_of_stay", "Survival"))
+    if not (days >= 0 and lived >= 0):
+        return
+    if (death == 0 and lived <= days) or (death == 1 and lived > days):
+        outcome["In-hospital_death"] = -1
+        yield "records: death and days of survival contradict each other, no label"
+    elif death == 1 and lived + 1 < days:
+        outcome["Length_of_stay"] = lived + 1
+        yield "records: stays that go on after death, ended at it"
 
 
 def download(raw_dir: Path | str) -> None:
