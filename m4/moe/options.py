@@ -56,9 +56,7 @@ class MoEOptions:
     overflow: mesh.Overflow = "exact"  # what becomes of rows that fit in no bucket
     replicas: int = 0  # hot experts that every device of a mesh runs for its own tokens
     # What the layer is compiled for (None: the devices at hand); no field of a configuration.
-    target: dispatch.Target | None = dataclasses.field(
-        default=None, metadata={"set_by": "m4.run"}
-    )
+    target: dispatch.Target | None = dataclasses.field(default=None, metadata={"set_by": "m4.run"})
 
     def __post_init__(self) -> None:
         """Freezes the options of gate and router, so that a layer can be hashed."""
