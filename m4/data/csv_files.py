@@ -20,8 +20,12 @@ BLOCK_BYTES = 1 << 20  # of a stream; pyarrow reads up to 32 blocks ahead
 NEVER = -(1 << 53)  # stands for an unknown time
 
 
-def rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def rows(
+    path: Path, columns: Iterable[str], *, ids: Iterable[str] = ()
+) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, column -> text without blanks around it) of a file with a header line.
+
+    The columns `ids` are in their canonical form (`m4.data.identifiers`).
 
     Raises:
       DataError: a file that cannot be read, lacks one of `columns`, or has a broken row.
@@ -38,7 +42,9 @@ def rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[int, dict[str, st
                     raise DataError(f"{path}, line {reader.line_num}: not as long as the header")
                 if max(map(len, row.values())) > MAX_FIELD:
                     raise DataError(f"{path}, line {reader.line_num}: a field is too long")
-                yield reader.line_num, {key: value.strip() for key, value in row.items()}
+                where = f"{path}, line {reader.line_num}:"
+                known = {name: identifiers.text(row[name], f"{where} {name!r}") for name in ids}
+                yield reader.line_num, {k: v.strip() for k, v in row.items()} | known
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         line = f", after line {reader.line_num}" if reader else ""
         reason = getattr(error, "strerror", None) or type(error).__name__

@@ -2,7 +2,7 @@
 
 import decimal
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "NaT")
 NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.0*)?")
 SCIENTIFIC = re.compile(r"-?[0-9]+(\.[0-9]+)?[eE]\+[0-9]+")
 PADDED = re.compile(r"0[0-9]+")
+FEW = 10  # of fewer identifiers one that matches is enough
+NEARLY_NOBODY = 0.05  # share of the identifiers that could match
 EXACT = 1 << 53  # beyond it a float stands for several whole numbers
 
 
@@ -67,6 +69,27 @@ def of_column(coded: Any, path: Path, name: str, first: int, check: Check | None
             row = first + coded.indices.index(code).as_py() + 1
             raise DataError(f"{path}, row {row}: {name!r} {error}") from None
     return found
+
+
+def text(value: object, where: str) -> str:
+    """The canonical form as text, empty for none. Raises DataError that names `where`."""
+    try:
+        found = canonical(value)
+    except ValueError as error:
+        raise DataError(f"{where} {error}") from None
+    return "" if found is None else str(found)
+
+
+def require_match(ours: Collection, theirs: Collection, where: str) -> None:
+    """Raises DataError, `where` in front, if (nearly) none of many in one is in the other."""
+    both, could = len({*ours} & {*theirs}), min(len({*ours}), len({*theirs}))
+    if could >= FEW and nobody(both, could):
+        raise DataError(f"{where}: {'hardly any' if both else 'none'} is there: written alike?")
+
+
+def nobody(matched: int, could: int) -> bool:
+    """Whether so few of those that could match do that the identifiers are not the same."""
+    return could > 0 and matched <= (0 if could < FEW else NEARLY_NOBODY * could)
 
 
 def require_number(identifier: int | str) -> None:

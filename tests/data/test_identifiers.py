@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 
 from m4.data import csv_files, fake
 from m4.data.cohort import patient_number
-from m4.data.sets import imaging, mimiciv
+from m4.data.sets import adni, imaging, mimiciv
 from m4.errors import DataError
 from tests.data import mimiciv_toy
 
@@ -58,6 +59,48 @@ def test_embed_through_pandas_is_embed(tmp_path):
     found = read(imaging, tmp_path / "b", layout="embed")
     same(found, expected)
     assert any(e["targets"]["density"] is not None for part in found.values() for e in part)
+
+
+def test_exams_of_embed_that_nobody_has_read_are_one_line(tmp_path):
+    pytest.importorskip("pydicom")
+    assert fake.main(["embed", str(tmp_path), "--patients=12"]) == 0
+    (path,) = (p for p in tmp_path.rglob("*.csv") if "clinical" in p.name.lower())
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table["acc_anon"] = "A" + table["acc_anon"]
+    table.to_csv(path, index=False)
+    with pytest.raises(DataError, match="of the exams in .* none is there") as error:
+        read(imaging, tmp_path, layout="embed")
+    assert len(error.value.args) == 1
+
+
+def test_subjects_of_adni_are_the_same_in_lists_and_tables(tmp_path):
+    pytest.importorskip("h5py")
+    assert fake.main(["adni", str(tmp_path), "--patients=40"]) == 0
+    options = {"modalities": ("clinical", "biospecimen")}
+    expected = read(adni, tmp_path, **options)
+    number = {}
+    for path in sorted(tmp_path.rglob("*.csv")):
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if "PTID" in table:
+            numbers = [number.setdefault(who, len(number) + 1) for who in table["PTID"]]
+            table["PTID"] = [f"{n}.0" if "label" in path.name else f"{n}" for n in numbers]
+            table.to_csv(path, index=False)
+    (path,) = tmp_path.rglob("PTID_splits.json")
+    lists = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({k: [number[w] for w in v if w in number] for k, v in lists.items()})
+    )
+    found = read(adni, tmp_path, **options)
+    for name, part in expected.items():
+        assert len(part) == len(found[name]) > 0
+        for one, two in zip(part, found[name], strict=True):
+            assert one["targets"] == two["targets"] and one["inputs"].keys() == two["inputs"].keys()
+    (path,) = tmp_path.rglob("label.csv")
+    table = pd.read_csv(path, dtype=str)
+    table["PTID"] = "S" + table["PTID"]
+    table.to_csv(path, index=False)
+    with pytest.raises(DataError, match="none is there: written alike"):
+        read(adni, tmp_path, **options)
 
 
 @pytest.mark.parametrize("late", [False, True])

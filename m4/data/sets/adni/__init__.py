@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from m4.data import csv_files, split
+from m4.data import csv_files, identifiers, split
 from m4.data.cohort import Cohort, Example, checksums, patient_number
 from m4.data.option_checks import check
 from m4.data.sets.adni.invented import invent  # noqa: F401
@@ -132,6 +132,7 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
         else:
             table, names, paths = _table(root, modality.name, train, options.get("variants", 1024))
             modality = ModalitySpec(modality.name, "table", (len(names),), features=names)
+        identifiers.require_match(label_of, table, f"{paths[0]}: of the subjects in label.csv")
         tables[modality.name], files = table, [*files, *paths]
         specs.append(modality)
         flow.append((f"with {modality.name}", len(part_of.keys() & table.keys())))
@@ -158,7 +159,7 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
 
 def _labels(path: Path) -> dict[str, int]:
     found = {}
-    for line, row in csv_files.rows(path, ("PTID", "DIAGNOSIS")):
+    for line, row in csv_files.rows(path, ("PTID", "DIAGNOSIS"), ids=("PTID",)):
         try:
             found[row["PTID"]] = (1, 2, 3).index(float(row["DIAGNOSIS"]))
         except ValueError:
@@ -175,7 +176,7 @@ def _splits(path: Path, label_of: dict[str, int], seed: int) -> tuple[dict[str, 
         raise DataError(f"{path}: has {sorted(lists)}, expected {sorted(SPLITS)}")
     part_of = {}
     for key, part in SPLITS.items():
-        for who in lists[key]:
+        for who in (identifiers.text(one, f"{path}: a subject") for one in lists[key]):
             if part_of.setdefault(who, part) != part:
                 raise DataError(f"{path}: a subject is in {part_of[who]} and in {part}")
     return {who: part for who, part in part_of.items() if who in label_of}, f"split by {path.name}"
@@ -192,7 +193,7 @@ def _table(root: Path, name: str, train: set[str], variants: int):
     header = csv_files.header(path)
     names = tuple(c for c in header[1:] if not c.upper().startswith(LEAKS))
     table = {}
-    for line, row in csv_files.rows(path, (*header[:1], *names)):
+    for line, row in csv_files.rows(path, (*header[:1], *names), ids=header[:1]):
         table[row[header[0]]] = _numbers([row[n] for n in names], f"{path}: line {line}")
     return table, names, [path]
 
@@ -203,7 +204,7 @@ def _freesurfer(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     names = tuple(c for c in header if c.startswith("ST") and c.endswith(("CV", "TA", "SV")))
     latest: dict[str, str] = {}
     table = {}
-    for line, row in csv_files.rows(path, ("PTID", "update_stamp", *names)):
+    for line, row in csv_files.rows(path, ("PTID", "update_stamp", *names), ids=("PTID",)):
         who, stamp = row["PTID"], _stamp(row["update_stamp"])
         if stamp >= latest.get(who, ""):
             latest[who] = stamp

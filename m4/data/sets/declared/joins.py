@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from m4 import cells
-from m4.data.identifiers import Forms
+from m4.data.identifiers import NEARLY_NOBODY, Forms, nobody
 from m4.data.sets.declared import arrow_files
 from m4.data.sets.declared.definition import Definition, Source
 from m4.errors import DataError
 
 SMALLEST = 10  # subjects; fewer are not shown, and decide nothing but where there is none
-NEARLY_NOBODY = 0.05  # share of the subjects that could match
 HOUR = 3_600_000_000
 ALWAYS = np.iinfo(np.int64).max  # prediction time of labels without one: every event counts
 
@@ -94,8 +93,7 @@ class Joins:
         """
         for source, known in self._known.items():
             could = min(len(known) + len(self._strangers[source]), len(self.ids))
-            few = could < SMALLEST
-            if could and len(known) <= (0 if few else NEARLY_NOBODY * could) and not (few and new):
+            if nobody(len(known), could) and not (new and could < SMALLEST):
                 raise DataError(
                     f"{source.files}: {'hardly a' if known else 'no'} subject in {source.subject!r}"
                     " is one with a label: does the column hold the same identifiers as theirs?"

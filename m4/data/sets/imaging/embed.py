@@ -21,6 +21,7 @@ import datetime
 from collections import Counter
 from pathlib import Path
 
+from m4.data import identifiers
 from m4.data.cohort import patient_number
 from m4.data.sets.imaging.exam import (
     NO_SIDE,
@@ -56,8 +57,10 @@ YEAR = 365  # so that an exam of the same date a year later ends it
 
 def load(root: Path, flow: list, *, record: str) -> tuple[list[Exam], list[Path]]:
     """Breasts (or exams) in the order of the image table, and the tables read."""
-    images = rows(root / TABLE, METADATA_COLUMNS)
-    findings = _Findings(rows(root / CLINICAL, CLINICAL_COLUMNS), images)
+    images, clinical = rows(root / TABLE, METADATA_COLUMNS), rows(root / CLINICAL, CLINICAL_COLUMNS)
+    pictured, seen = ({row["acc_anon"] for row in table} for table in (images, clinical))
+    identifiers.require_match(pictured, seen, f"{root / CLINICAL}: of the exams in {TABLE}")
+    findings = _Findings(clinical, images)
     place = ("acc_anon", "ImageLateralityFinal", "ViewPosition")
     twice = disagreeing(images, ("anon_dicom_path",), place)
     exams: dict[tuple[str, str], Exam] = {}

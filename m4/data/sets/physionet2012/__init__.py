@@ -33,7 +33,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from m4 import atomic
-from m4.data import csv_files, split
+from m4.data import csv_files, identifiers, split
 from m4.data.cohort import Cohort, Example, checksums
 from m4.data.option_checks import check
 from m4.data.sets.physionet2012.archive import RawSet, read_set, set_files
@@ -154,6 +154,8 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
         outcomes = read_outcomes(folder / f"Outcomes-{letter}.txt")
         unlabelled = sum(stay not in outcomes for stay in raw.stays)
         known = {*raw.stays}
+        where = f"{folder}/Outcomes-{letter}.txt: of the stays in set {letter}"
+        identifiers.require_match(known, outcomes, where)
         counts = [
             *raw.flow,
             ("stays without an outcome row", unlabelled),
