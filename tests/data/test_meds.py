@@ -199,6 +199,20 @@ def test_nothing_after_the_prediction_time_changes_a_record(tmp_path):
     assert_equal(expected, found)
 
 
+def test_points_after_a_death_are_counted(tmp_path):
+    rows = [(TRAIN, 5, "MEDS_DEATH"), (TRAIN, 7, "MEDS_DEATH"), (VAL, None, "MEDS_DEATH")]
+    rows += [(TEST, 50, "MEDS_DEATH"), (TRAIN, 1, "DRUG//a")]
+    asked = [
+        (TRAIN, 2, False),
+        (TRAIN, 5, True),
+        (TRAIN, 6, False),
+        (VAL, 4, True),
+        (TEST, 4, True),
+    ]
+    _, flow = read(tmp_path, mf.write(tmp_path, tables(rows, asked)))
+    assert flow["points at or after the death of their subject"] == 2
+
+
 def test_only_training_subjects_are_fitted_to(tmp_path, monkeypatch):
     given = mf.cohort_tables(30)
     file = mf.write(tmp_path, given)
@@ -389,5 +403,7 @@ def test_the_eicu_demo():
     long = sum(e["targets"]["los_over_72h"][0] for e in every)
     assert (len(every), deaths, long) == (873, 81, 300)
     assert flow["events"] == 415_739
+    # the demo puts the stays of a patient in an order of its own
+    assert flow["points at or after the death of their subject"] == 19
     present = {name: sum(name in e["inputs"] for e in every) for name in ("vitals", "treatments")}
     assert present["vitals"] == 873 and 650 < present["treatments"] < 720

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from m4.data.sets.declared import arrow_files
 from m4.data.sets.declared.definition import Definition, Source, find
-from m4.data.sets.declared.joins import SMALLEST, Joins, Reach, share
+from m4.data.sets.declared.joins import ALWAYS, SMALLEST, Joins, Reach, share
 from m4.data.sets.declared.match import TEXT, Matcher
 from m4.data.sets.declared.points import SPLITS, Flow, Points
 from m4.errors import DataError
@@ -26,7 +26,9 @@ from m4.errors import DataError
 EVENT = np.dtype(
     [("subject", "<i4"), ("slot", "<i4"), ("time", "<i8"), ("token", "<i4"), ("value", "<f4")]
 )
+DEATH = "MEDS_DEATH"
 SUBJECTS = 512  # of one split in one block
+AFTER_DEATH = "points at or after the death of their subject"
 OPTIONAL = ("numeric_value", "text_value")  # in MEDS; a column of another name must be there
 
 
@@ -51,11 +53,14 @@ class Events:
         self._block = _blocks(points)
         self._folder = Path(tempfile.mkdtemp(prefix="m4-meds-"))  # mode 0700
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # also at exit
+        self._death_S = np.full(len(points.ids), ALWAYS)  # of each subject, the first
         for source in definition.sources:
             if not (paths := find(root, source.files)):
                 raise DataError(f"{root / source.files}: no event files")
             for path in paths:
                 self._read(path, source)
+        time_P, death_P = points.time_P, self._death_S[points.subject_P]
+        flow[AFTER_DEATH] = int(((time_P >= death_P) & (time_P < ALWAYS)).sum())
 
     def blocks(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(indices of points, their subjects' events by subject and time) of a split."""
@@ -108,6 +113,9 @@ class Events:
         for row in codes.take(pa.array(strangers)).value_counts().to_pylist():
             if uses := self._matcher(source.prefix + row["values"]):
                 self.reach.meet([use.slot for use in uses], row["counts"])
+        dead_N = pc.equal(codes, DEATH).fill_null(False).to_numpy(zero_copy_only=False)
+        dead = np.flatnonzero(dead_N & (subject_N >= 0) & (time_N > arrow_files.NEVER))
+        np.minimum.at(self._death_S, subject_N[dead], time_N[dead])
         encoded = codes.take(pa.array(keep)).dictionary_encode()
         names = [source.prefix + name for name in encoded.dictionary.to_pylist()]
         index = encoded.indices.to_numpy(zero_copy_only=False)
