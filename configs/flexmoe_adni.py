@@ -4,14 +4,15 @@
 
 Variants: ADNI in Flex-MoE's layout (docs/datasets.md), image as FreeSurfer measures; `:volume`,
 image as grey-matter volume (the paper's); `:synthetic`, four modalities of the generated cohort in
-their place; `:tiny`, six steps of it. `python -m m4.data fake adni FOLDER` writes invented files.
-The paper's setting: 50 epochs of which the first 5 are sorted by completeness; accuracy 66.11 ±
-1.14 on complete rows (Yun et al., NeurIPS 2024, Tables 1 and 6). Cost and numbers: not measured.
+their place; `:tiny`, six steps of it; `:released`, the authors' model and recipe. `python -m
+m4.data fake adni FOLDER` writes invented files. The paper's setting: 50 epochs of which the first 5
+are sorted by completeness; accuracy 66.11 ± 1.14 on complete rows (Yun et al., NeurIPS 2024, Tables
+1 and 6). Cost and numbers: not measured.
 """
 
 import common
 
-VARIANTS = ("volume", "synthetic", "tiny")
+VARIANTS = ("volume", "synthetic", "tiny", "released")
 
 
 def get_config(variant=""):
@@ -20,6 +21,8 @@ def get_config(variant=""):
     train = dict(select="diagnosis/accuracy", order="complete_first", order_epochs=5)
     sizes = dict(batch=8, log=50, rows=64)
     config = common.experiment("adni", {}, method, optim, 7500, 150, **sizes, **train)
+    if variant == "released":
+        config.method.update(fidelity="released", moe=dict(hidden=256))
     if variant == "volume":
         config.data.options.image = "volume"
     if variant in ("synthetic", "tiny"):
