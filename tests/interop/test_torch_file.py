@@ -12,6 +12,8 @@ import pytest
 
 from m4.errors import DataError
 from m4.interop import state_dicts, torch_file
+from m4.interop.__main__ import main
+from m4.nn.pretrained import safetensors
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((3, 2)).astype(np.float32)
@@ -263,3 +265,28 @@ def test_torch_agrees(tmp_path):
         torch.save({"a": bad}, tmp_path / "c.pt")
         with pytest.raises(DataError, match="a is (on the meta device|sparse)"):
             state_dicts.read(tmp_path / "c.pt")
+
+
+def test_bad_files_end_the_command_in_one_line_before_data_are_built(tmp_path, capsys):
+    meta = Call("torch._utils", "_rebuild_meta_tensor_no_storage", 1, (2, 3), (3, 1), False)
+    save(tmp_path / "meta.pt", {"model": {"a": meta}})
+    (tmp_path / "folder.pt").mkdir()
+    whole = save(tmp_path / "cut.pt", {"a": tensor(W)}).read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    safetensors.write({"a": W}, tmp_path / "long.safetensors")
+    with (tmp_path / "long.safetensors").open("ab") as file:
+        file.write(bytes(64))
+    out = tmp_path / "out"
+    for name, says in {
+        "meta.pt": "a is on the meta device: it has a shape, but no numbers",
+        "folder.pt": "is a folder, expected a file",
+        "cut.pt": "is damaged",
+        "long.safetensors": "64 bytes follow the last tensor",
+    }.items():
+        args = [f"--torch={tmp_path / name}", f"--out={out}", "--config=configs/flexmoe_adni.py"]
+        code = main(["import", "--method=flexmoe", "--config.method.fidelity=released", *args])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert (
+            code == 3 and line.startswith(f"m4: data error: {tmp_path / name}: ") and says in line
+        )
+        assert not out.exists()

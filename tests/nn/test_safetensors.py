@@ -78,3 +78,17 @@ def test_damaged_files_are_refused(tmp_path, damage):
     with pytest.raises(ValueError, match="x: not a safetensors file, or damaged") as error:
         safetensors.read(tmp_path / "x")
     assert "\n" not in str(error.value)
+
+
+def test_a_longer_file_and_a_name_twice_are_refused(tmp_path):
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+    header += b'"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
+    twice = len(header).to_bytes(8, "little") + header + bytes(8)
+    (tmp_path / "x.safetensors").write_bytes(twice)
+    with pytest.raises(ValueError, match="a is there twice"):
+        safetensors.read(tmp_path / "x.safetensors")
+    safetensors.write({"a": np.ones(3, np.float32)}, tmp_path / "x.safetensors")
+    with (tmp_path / "x.safetensors").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ValueError, match="1 bytes follow the last tensor"):
+        safetensors.read(tmp_path / "x.safetensors")
