@@ -5,8 +5,8 @@ DataParallel and torch.compile, and what lies beside it (an optimiser's state, o
 taken off, and said.
 """
 
+import collections
 import dataclasses
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,14 @@ def read(path: Path) -> StateDict:
     if not isinstance(tree, Mapping):
         raise DataError(f"{path}: holds a {type(tree).__name__}, expected a state dict")
     tree, notes = _unwrapped(tree, path)
-    found: dict[str, torch_file.Tensor] = {}
-    for full, tensor in _flatten(tree, ""):
-        name = ".".join(part for part in full.split(".") if part not in PREFIXES)
-        if name in found:
-            raise DataError(f"{path}: {name} is there twice, with and without a prefix")
-        if name != full and "prefixes" not in str(notes):
-            notes.append(f"prefixes {' and '.join(f'{p}.' for p in PREFIXES)} were taken off")
-        found[name] = tensor
+    flat = dict(_flatten(tree, ""))
+    names = {full: ".".join(p for p in full.split(".") if p not in PREFIXES) for full in flat}
+    found = {names[full]: tensor for full, tensor in flat.items()}
+    if len(found) < len(flat):
+        name = collections.Counter(names.values()).most_common(1)[0][0]
+        raise DataError(f"{path}: {name} is there twice, with and without a prefix")
+    if found.keys() != flat.keys():
+        notes.append(f"prefixes {' and '.join(f'{p}.' for p in PREFIXES)} were taken off")
     if not found:
         raise DataError(f"{path}: holds no tensors")
     lacks = [f"{path}: {name} {tensor.lacks}" for name, tensor in found.items() if tensor.lacks]
@@ -168,7 +168,7 @@ def _save_torch(tree: Mapping, path: Path) -> None:
 
     def tensor(x):
         if isinstance(x, Mapping):
-            return OrderedDict((key, tensor(value)) for key, value in x.items())
+            return collections.OrderedDict((key, tensor(value)) for key, value in x.items())
         return torch.from_numpy(np.array(x))
 
     whole = tensor(tree)
