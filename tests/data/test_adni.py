@@ -1,6 +1,7 @@
 """ADNI in Flex-MoE's layout: joins, gaps, leaks, splits, and damaged files."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -71,6 +72,55 @@ def test_volumes_are_unpacked_and_scaled_on_training_scans(raw):
     assert len(background) == 1 and background.pop() < 0  # -mean / std, as in the release
     with pytest.raises(DataError, match="do not belong together"):
         adni.cohort(raw, seed=0, **options | {"volume": (6, 5, 5, 1)})
+
+
+def test_records_that_contradict_each_other(raw, tmp_path):
+    import h5py
+
+    root = tmp_path / "adni"
+    shutil.copytree(raw / "adni", root)
+    people = [row.split(",")[0] for row in (root / "label.csv").read_text().splitlines()[1:]]
+    before, _ = subjects(tmp_path)
+    torn, twice = people[0], next(
+        who for who in people[1:] if "clinical" in before[patient_number(who)][1]["inputs"]
+    )  # fmt: skip
+
+    def add(file, *lines):
+        with open(root / file, "a", newline="") as handle:
+            handle.write("".join(f"{line}\r\n" for line in lines))
+
+    diagnosis = int((root / "label.csv").read_text().splitlines()[1].split(",")[1])
+    add("label.csv", f"{torn},{diagnosis % 3 + 1}", f"{people[1]},")
+    with pytest.raises(DataError, match="line 83: DIAGNOSIS"):
+        adni.cohort(tmp_path, seed=0)
+    lines = (root / "label.csv").read_text().splitlines()[:-1]
+    (root / "label.csv").write_text("\n".join([*lines, lines[2]]) + "\n")  # twice the same: fine
+    add("clinical/clinical_merged.csv", f"{twice},999,2000,True")
+    add("image/UCSFFSX7_01Jan2025.csv", f"{people[2]},2030-01-01,-4,2,3,Pass")
+    with h5py.File(root / "genomic/genomic_merged.h5ad", "a") as file:
+        file["X"][3, 1:3] = (-1, 9)
+    after, found = subjects(tmp_path)
+    flow = dict(found.flow)
+    assert patient_number(torn) not in after and len(after) == len(before) - 1
+    assert "clinical" not in after[patient_number(twice)][1]["inputs"]
+    sizes = after[patient_number(people[2])][1]["inputs"]["image"]["values"]
+    np.testing.assert_array_equal(sizes, [np.nan, 2, 3])
+    assert flow["subjects with two diagnoses, left out"] == 1
+    assert flow["clinical: subjects whose rows differ, without it"] == 1
+    assert flow["image: sizes of -1 or -4, gaps"] == 1
+    assert flow["genomic: genotypes outside 0 to 2, gaps"] == 2
+
+
+def test_a_modality_of_other_subjects_is_refused(raw, tmp_path):
+    root = tmp_path / "adni"
+    shutil.copytree(raw / "adni", root)
+    (root / "clinical/clinical_merged.csv").write_text("PTID,AGE\n7,60\n")
+    with pytest.raises(DataError, match="clinical_merged.csv: holds none of the 80 subjects"):
+        adni.cohort(tmp_path, seed=0)
+    (root / "clinical/clinical_merged.csv").unlink()
+    (root / "genomic/genomic_merged.h5ad").write_bytes(b"not HDF5")
+    with pytest.raises(DataError, match="no HDF5 file"):
+        adni.cohort(tmp_path, seed=0, modalities=("genomic",))
 
 
 def test_build_and_configuration(raw, tmp_path):

@@ -118,6 +118,22 @@ def test_labels(folder, row, expected):
     assert len(settled) == (row in ("500,1,6,8,12,1", "500,1,6,10,0,0", "500,1,6,19,2,1"))
 
 
+def test_records_that_contradict_themselves(folder):
+    rows = ["01:00,FiO2,40", "02:00,FiO2,0.5", "03:00,FiO2,5", "00:00,Gender,0", "00:00,Age,60"]
+    archive(folder / "set-b.tar.gz", {"500": stay(500, rows), "501": stay(502)})
+    first, second = examples(folder)[0]
+    flow = examples(folder)[1]
+    np.testing.assert_allclose(first["inputs"]["ventilation"]["values"][:, 0], [0.4, 0.5])
+    assert np.isnan(first["inputs"]["demographics"]["values"][1])  # woman and man
+    assert first["inputs"]["demographics"]["values"][0] == 60
+    assert first["targets"]["death"] == 0 and {*second["targets"].values()} == {None}
+    counted = {step.removeprefix("set b: "): n for step, n in flow.items() if n}
+    assert counted["stays with two values of Gender, unknown"] == 1
+    assert counted["stays whose record names another stay, no labels"] == 1
+    assert counted["FiO2 in percent, read as a fraction"] == 1
+    assert counted["FiO2 outside 0.21 to 1, dropped"] == 1
+
+
 def test_extracted_folders_give_the_same_examples(folder):
     before, _ = examples(folder)
     with tarfile.open(folder / "set-b.tar.gz") as tar:

@@ -26,6 +26,7 @@ Letters: n subjects or scans, f features, v voxels inside the mask.
 import datetime
 import importlib.util
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from m4.data.sets.adni.invented import invent  # noqa: F401
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
-VERSION = "1"
+VERSION = "2"
 LICENCE = "ADNI Data Use Agreement"
 WHERE = "ADNI needs an approved application, https://adni.loni.usc.edu; see docs/datasets.md"
 FOLDER = "adni"
@@ -53,6 +54,7 @@ FILES = {
 }
 IMAGES = {"freesurfer": ("UCSFFSX7*.csv",), "volume": ("ADNI_G.npy", "ADNI_subj.txt", "*.nii.gz")}
 LEAKS = ("PTCOGBEG", "PTADDX", "PTADBEG")  # years of onset and diagnosis
+UNKNOWN = (-1, -4)  # ADNI's codes of what is missing
 GREY = 150  # label of the atlas's mask
 SPLITS = {"training": "train", "validation": "val", "testing": "test"}
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -120,8 +122,9 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     missing = missing_files(raw_dir, **options)
     if missing:
         raise DataError(*missing)
-    label_of = _labels(root / "label.csv")
+    label_of, torn = _labels(root / "label.csv")
     flow = [("subjects with one diagnosis", len(label_of))]
+    flow.append(("subjects with two diagnoses, left out", torn))
     part_of, note = _splits(root / "PTID_splits.json", label_of, seed)
     flow.append(("in a split", len(part_of)))
     train = {who for who, part in part_of.items() if part == "train"}
@@ -130,12 +133,21 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
         if modality.kind == "image":
             table, paths = _volumes(root / "image", modality.shape, train)
         else:
-            table, names, paths = _table(root, modality.name, train, options.get("variants", 1024))
+            counts: Counter[str] = Counter()
+            variants = options.get("variants", 1024)
+            table, names, paths = _table(root, modality.name, train, variants, counts)
+            flow += [(f"{modality.name}: {step}", count) for step, count in counts.items()]
             modality = ModalitySpec(modality.name, "table", (len(names),), features=names)
         identifiers.require_match(label_of, table, f"{paths[0]}: of the subjects in label.csv")
         tables[modality.name], files = table, [*files, *paths]
         specs.append(modality)
         flow.append((f"with {modality.name}", len(part_of.keys() & table.keys())))
+        if not flow[-1][1]:
+            raise DataError(
+                f"{paths[0]}: holds none of the {len(part_of)} subjects of label.csv in a split."
+                f" Are their PTID written alike? Else leave {modality.name} out of"
+                " data.options.modalities"
+            )
     kept = [who for who in part_of if any(who in table for table in tables.values())]
     flow.append(("with any modality", len(kept)))
 
@@ -157,21 +169,26 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     )
 
 
-def _labels(path: Path) -> dict[str, int]:
-    found = {}
+def _labels(path: Path) -> tuple[dict[str, int], int]:
+    """Subject -> class, and how many subjects have two."""
+    found: dict[str, set[int]] = {}
     for line, row in csv_files.rows(path, ("PTID", "DIAGNOSIS"), ids=("PTID",)):
         try:
-            found[row["PTID"]] = (1, 2, 3).index(float(row["DIAGNOSIS"]))
+            found.setdefault(row["PTID"], set()).add((1, 2, 3).index(float(row["DIAGNOSIS"])))
         except ValueError:
             raise DataError(f"{path}: line {line}: DIAGNOSIS is none of 1, 2, 3") from None
-    return found
+    one = {who: classes.pop() for who, classes in found.items() if len(classes) == 1}
+    return one, len(found) - len(one)
 
 
 def _splits(path: Path, label_of: dict[str, int], seed: int) -> tuple[dict[str, str], str]:
     if not path.exists():
         part_of = {who: split.assign(who, FRACTIONS, seed) for who in label_of}
         return part_of, "split by a keyed hash: there is no PTID_splits.json"
-    lists = json.loads(path.read_text())
+    try:
+        lists = json.loads(path.read_text())
+    except ValueError:
+        raise DataError(f"{path}: no JSON; write it again, or leave it out") from None
     if {*lists} != {*SPLITS}:
         raise DataError(f"{path}: has {sorted(lists)}, expected {sorted(SPLITS)}")
     part_of = {}
@@ -182,34 +199,51 @@ def _splits(path: Path, label_of: dict[str, int], seed: int) -> tuple[dict[str, 
     return {who: part for who, part in part_of.items() if who in label_of}, f"split by {path.name}"
 
 
-def _table(root: Path, name: str, train: set[str], variants: int):
+def _table(root: Path, name: str, train: set[str], variants: int, counts: Counter):
     """Subject -> f32[f], names of the features, files."""
     if name == "image":
         (path, *_) = sorted(root.glob(f"image/{IMAGES['freesurfer'][0]}"), reverse=True)
-        return *_freesurfer(path), [path]
+        return *_freesurfer(path, counts), [path]
     path = root / FILES[name]
     if name == "genomic":
-        return *_genome(path, train, variants), [path]
+        return *_genome(path, train, variants, counts), [path]
     header = csv_files.header(path)
     names = tuple(c for c in header[1:] if not c.upper().startswith(LEAKS))
     table = {}
     for line, row in csv_files.rows(path, (*header[:1], *names), ids=header[:1]):
-        table[row[header[0]]] = _numbers([row[n] for n in names], f"{path}: line {line}")
-    return table, names, [path]
+        values = _numbers([row[n] for n in names], f"{path}: line {line}")
+        table.setdefault(row[header[0]], []).append(values)
+    return _agreed(table, counts), names, [path]
 
 
-def _freesurfer(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def _agreed(rows_of: dict[str, list[np.ndarray]], counts: Counter) -> dict[str, np.ndarray]:
+    """Subject -> its row; a subject whose rows differ has none."""
+    found = {
+        who: first
+        for who, (first, *more) in rows_of.items()
+        if all(np.array_equal(first, other, equal_nan=True) for other in more)
+    }
+    counts["subjects whose rows differ, without it"] += len(rows_of) - len(found)
+    return found
+
+
+def _freesurfer(path: Path, counts: Counter) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """The latest volumes, thicknesses and areas of every subject."""
     header = csv_files.header(path)
     names = tuple(c for c in header if c.startswith("ST") and c.endswith(("CV", "TA", "SV")))
     latest: dict[str, str] = {}
-    table = {}
+    table: dict[str, list[np.ndarray]] = {}
     for line, row in csv_files.rows(path, ("PTID", "update_stamp", *names), ids=("PTID",)):
         who, stamp = row["PTID"], _stamp(row["update_stamp"])
+        counts["rows without a readable date"] += not stamp
         if stamp >= latest.get(who, ""):
+            values = _numbers([row[n] for n in names], f"{path}: line {line}")
+            unknown_f = np.isin(values, UNKNOWN)
+            counts["sizes of -1 or -4, gaps"] += int(unknown_f.sum())
+            values[unknown_f] = np.nan
+            table[who] = [*(table[who] if latest.get(who) == stamp else []), values]
             latest[who] = stamp
-            table[who] = _numbers([row[n] for n in names], f"{path}: line {line}")
-    return table, names
+    return _agreed(table, counts), names
 
 
 def _stamp(text: str) -> str:
@@ -222,11 +256,11 @@ def _stamp(text: str) -> str:
     return ""
 
 
-def _genome(path: Path, train: set[str], variants: int):
+def _genome(path: Path, train: set[str], variants: int, counts: Counter):
     """The most variable variants in training subjects, in the order of the file."""
     import h5py
 
-    with h5py.File(path, "r") as file:
+    with _h5(path) as file:
         try:
             parts: dict[str, Any] = {name: file[name] for name in ("X", "obs", "var")}
             matrix, obs, var = parts.values()
@@ -236,26 +270,42 @@ def _genome(path: Path, train: set[str], variants: int):
             raise DataError(f"{path}: no AnnData file with a dense X ({error})") from None
         if not isinstance(matrix, h5py.Dataset) or matrix.shape != (len(people), len(names)):
             raise DataError(f"{path}: X must be a dense matrix of subjects x variants")
-        ours = np.array([who in train for who in people])
+
+        def blocks():
+            for start in range(0, len(people), CHUNK):
+                block_nf = matrix[start : start + CHUNK].astype(float)
+                wrong_nf = (block_nf < 0) | (block_nf > 2)
+                block_nf[wrong_nf] = np.nan
+                yield block_nf, int(wrong_nf.sum()), people[start : start + CHUNK]
+
         count, total, square = np.zeros((3, len(names)))
-        for start in range(0, len(people), CHUNK):
-            block_nf = matrix[start : start + CHUNK][ours[start : start + CHUNK]].astype(float)
+        for block_nf, wrong, who in blocks():
+            counts["genotypes outside 0 to 2, gaps"] += wrong
+            block_nf = block_nf[[one in train for one in who]]
             count += (~np.isnan(block_nf)).sum(0)
             total += np.nansum(block_nf, 0)
             square += np.nansum(block_nf**2, 0)
         mean = total / np.maximum(count, 1)
         variance = square / np.maximum(count, 1) - mean**2
         kept = np.sort(np.argsort(-variance, kind="stable")[:variants])
-        rows = [
-            matrix[start : start + CHUNK][:, kept].astype(np.float32)
-            for start in range(0, len(people), CHUNK)
-        ]
-    table = dict(zip(people, np.concatenate(rows), strict=True))
-    return table, tuple(names[k] for k in kept)
+        table: dict[str, list[np.ndarray]] = {}
+        for block_nf, _, who in blocks():
+            for one, row_f in zip(who, block_nf[:, kept].astype(np.float32), strict=True):
+                table.setdefault(one, []).append(row_f)
+    return _agreed(table, counts), tuple(names[k] for k in kept)
+
+
+def _h5(path: Path):
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError:
+        raise DataError(f"{path}: no HDF5 file, or a damaged one; get it again") from None
 
 
 def _text(value) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return (value.decode() if isinstance(value, bytes) else str(value)).strip()
 
 
 class _Volumes(dict):

@@ -40,7 +40,7 @@ from m4.data.sets.physionet2012.archive import RawSet, read_set, set_files
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
-VERSION = "1.0.0-2"  # of the source, and of this reading of it
+VERSION = "1.0.0-3"  # of the source, and of this reading of it
 LICENCE = "Open Data Commons Attribution License (ODC-BY) 1.0; cite Silva et al. 2012"
 URL = "https://physionet.org/files/challenge-2012/1.0.0"
 WHERE = f"`python -m m4.data download physionet2012 RAW_DIR` gets them from {URL}/ (open access)"
@@ -152,16 +152,16 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     def load(letter: str) -> tuple[RawSet, dict[int, dict[str, float]]]:
         raw = read_set(folder, letter, groups={n: v for n, (_, v) in GROUPS.items()}, ranges=RANGES)
         outcomes = read_outcomes(folder / f"Outcomes-{letter}.txt")
-        unlabelled = sum(stay not in outcomes for stay in raw.stays)
         known = {*raw.stays}
         where = f"{folder}/Outcomes-{letter}.txt: of the stays in set {letter}"
         identifiers.require_match(known, outcomes, where)
         counts = [
             *raw.flow,
-            ("stays without an outcome row", unlabelled),
-            ("outcome rows without a stay", sum(stay not in known for stay in outcomes)),
+            ("stays without an outcome row", len(known - outcomes.keys())),
+            ("outcome rows without a stay", len(outcomes.keys() - known)),
             *Counter(kind for row in outcomes.values() for kind in _settle(row)).items(),
         ]
+        outcomes = {stay: o for stay, o in outcomes.items() if stay not in raw.misnamed}
         flow.extend((f"set {letter}: {step}", count) for step, count in counts)
         return raw, outcomes
 

@@ -20,6 +20,8 @@ import numpy as np
 from m4.errors import DataError
 
 STATICS = ("Age", "Gender", "Height", "Weight", "ICUType")
+FIXED = tuple(name for name in STATICS if name != "Weight")  # said once of a stay
+PERCENT = ("FiO2",)  # fractions, that some chart as 21 to 100
 HOURS = 48.0
 MAX_RECORD, MAX_RECORDS, MAX_SET = 2**20, 50_000, 2**30  # bytes, files, bytes: ten times the real
 _MARKER = "<stay>"  # pseudo-parameter of a row put before each stay's rows
@@ -37,6 +39,7 @@ class RawSet:
     groups: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
     static_values: dict[str, np.ndarray]  # [N] with NaN
     flow: list[tuple[str, int]]
+    misnamed: set[int]  # stays whose record names another one
 
     def series(self, name: str, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Values [t, f] and hours [t] of stay number `i`, in order of time."""
@@ -95,15 +98,20 @@ def read_set(
         raise DataError(f"{folder}/set-{letter}: {len(stays) - len({*stays})} records come twice")
     flow["stays"] = len(stays)
     codes = {name: code for code, name in enumerate(ranges)}
-    rows = _clean(_parse(text, codes, f"{folder}/set-{letter}", flow), codes, ranges, flow)
+    rows = _parse(text, codes, f"{folder}/set-{letter}", flow)
+    other_R = (rows.variable == _RECORD_ID) & (rows.value != np.array(stays)[rows.stay])
+    misnamed = {stays[i] for i in rows.stay[other_R]}
+    flow["stays whose record names another stay, no labels"] += len(misnamed)
+    rows = _clean(rows.keep(rows.variable != _RECORD_ID), codes, ranges, flow)
     grouped = {
         name: _group(rows, [codes[v] for v in variables], len(stays), flow)
         for name, variables in groups.items()
     }
     statics = {
-        name: _first(rows.keep(rows.variable == codes[name]), len(stays)) for name in STATICS
+        name: _first(rows.keep(rows.variable == codes[name]), len(stays), name, flow)
+        for name in STATICS
     }
-    return RawSet(stays, grouped, statics, [*flow.items()])
+    return RawSet(stays, grouped, statics, [*flow.items()], misnamed)
 
 
 def _contents(folder: Path, letter: str) -> Iterator[tuple[str, bytes]]:
@@ -177,7 +185,7 @@ def _parse(text: io.BytesIO, codes: Mapping[str, int], where: str, flow: Counter
     stay_R = np.cumsum(variable_R == _STAY, dtype=np.int32) - 1
     flow["rows of another shape, dropped"] += len(malformed)
     rows = _Rows(stay_R, variable_R, time_R, table["value"].to_numpy())
-    return rows.keep((variable_R != _STAY) & (variable_R != _RECORD_ID))
+    return rows.keep(variable_R != _STAY)
 
 
 def _decode(column, function: Callable, dtype, default) -> np.ndarray:
@@ -224,6 +232,10 @@ def _clean(
     unknown_R = (rows.value == -1) & np.isin(rows.variable, statics)
     flow["static descriptors and weights recorded as unknown (-1)"] += int(unknown_R.sum())
     rows = rows.keep(~unknown_R)
+    for name in PERCENT:
+        percent_R = (rows.variable == codes[name]) & (rows.value >= 21) & (rows.value <= 100)
+        rows.value = np.where(percent_R, rows.value / 100, rows.value)
+        flow[f"{name} in percent, read as a fraction"] += int(percent_R.sum())
     bounds = np.array([ranges[name] for name in codes])[rows.variable]
     outside_R = (rows.value < bounds[:, 0]) | (rows.value > bounds[:, 1])
     dropped = np.bincount(rows.variable[outside_R], minlength=len(codes))
@@ -253,9 +265,13 @@ def _group(
     return values_Sf, rows.time[new_R], starts
 
 
-def _first(rows: _Rows, num_stays: int) -> np.ndarray:
-    """[N] first value per stay, NaN where there is none."""
+def _first(rows: _Rows, num_stays: int, name: str, flow: Counter) -> np.ndarray:
+    """[N] first value per stay, NaN where there is none, or two of what never changes."""
     found = np.full(num_stays, np.nan)
     order = np.lexsort((rows.time, rows.stay))[::-1]
     found[rows.stay[order]] = rows.value[order]  # reversed: the earliest is written last
+    if name in FIXED:
+        torn = np.unique(rows.stay[rows.value != found[rows.stay]])
+        found[torn] = np.nan
+        flow[f"stays with two values of {name}, unknown"] += len(torn)
     return found
