@@ -228,6 +228,18 @@ def test_a_later_death_in_hospital_counts_where_no_date_of_death_does(tmp_path):
     assert [found[n]["readmission"] for n in (1, 2, 3)] == [0, 1, 0]
 
 
+def test_who_died_without_a_time_of_death_is_counted(tmp_path):
+    """Discharged dead at hour 61; the date of death, if any, is that of the discharge."""
+    stay = {"admit": 0, "in": 1, "out": 61, "end": 62, "death": None, "dod": None, "flag": 1}
+    raw = write(tmp_path, [stay, {**stay, "dod": 61}, *[{**stay, "flag": 0}] * 8])
+    made = mimiciv.cohort(raw, seed=0, window="hour", modalities=("static",))
+    assert dict(made.flow)["records: died in hospital without a time of death"] == 2
+    table, _, _, _ = life.read(raw / "mimiciv" / "2.2")
+    for hour, label in ((5, 0), (35, 0), (36.5, np.nan), (38, 1), (60, 1)):  # dead by hour 61
+        found = labels.simple("decompensation", table, np.full(10, float(hour)))
+        np.testing.assert_array_equal(found[:3], [label, label, 0])
+
+
 def test_releases_without_deaths_outside_the_hospital(tmp_path):
     stay = {"admit": 0, "in": 1, "out": 91, "end": 95, "death": None, "dod": None, "flag": 0}
     raw = write(tmp_path, [stay] * 10)

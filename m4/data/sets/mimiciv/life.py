@@ -178,7 +178,7 @@ def _deaths(life: Life, time_n: np.ndarray, date_n: np.ndarray, adm: Table) -> T
         "a time of death, but discharged alive": exact & (flag == 0) & ~before,
         "a date of death before a discharge alive": dated & (flag == 0) & (date_by < end),
         "died in hospital, but a date of death after it": dated & (flag == 1) & (date_from > end),
-        "died in hospital without a time or date of death": ~exact & ~elsewhere & (flag == 1),
+        "died in hospital without a time of death": ~exact & (flag == 1) & ~before,
         "time and date of death differ": exact & ((time_n < date_n) | (time_n >= date_n + DAY)),
         "hospital discharge unknown": np.isnan(end),
     }
