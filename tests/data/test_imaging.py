@@ -1,6 +1,7 @@
 """EMBED, RSNA, VinDr-Mammo and GAMMA from files whose every pixel and label is known."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -442,6 +443,17 @@ def test_invented_files_build_and_read_back(layout, raw, tmp_path):
     again, _ = examples(raw, **options)
     numbers = [{e["patient"] for e in part} for part in again.values()]
     assert not (numbers[0] & numbers[1] or numbers[0] & numbers[2] or numbers[1] & numbers[2])
+
+
+def test_images_that_are_nowhere_are_refused_before_a_build(raw, tmp_path):
+    options = {"layout": "rsna", "size": 16}
+    (line, _) = imaging.cohort(raw, seed=0, **options).joining()
+    assert line.startswith("cc: 100% of the listed images are there")
+    root = tmp_path / "rsna-breast-cancer-detection"
+    (root / "train_images").mkdir(parents=True)
+    shutil.copy(raw / root.name / "train.csv", root)
+    with pytest.raises(DataError, match="not one image that train.csv lists is there"):
+        build.prepare("imaging", tmp_path, tmp_path / "d", options=options)
 
 
 @pytest.mark.parametrize("layout", ["rsna", "gamma"])

@@ -67,6 +67,7 @@ ON_REQUEST = ("cancer",)
 CHOICES = {"record": ("breast", "exam"), "fit": ("pad", "stretch"), "unreadable": ("stop", "skip")}
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
 FOLDS = 5
+LOOKED_AT = 2000  # images whose files are looked for before a build
 
 
 def spec(
@@ -153,7 +154,20 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
             yield example
         flow.extend((f"{name}: {step}", count) for step, count in sorted(lost.items()))
 
+    def joining() -> list[str]:
+        listed = [(name, image.path) for exam in exams for name, image in exam.pictures.items()]
+        asked = listed[:: max(len(listed) // LOOKED_AT, 1)]
+        there = Counter(name for name, path in asked if path.exists())
+        if not there:
+            raise DataError(f"{root}: not one image that {reader.TABLE} lists is there")
+        total = Counter(name for name, _ in asked)
+        return [
+            f"{name}: {there[name] / n:.0%} of the listed images are there (of {n} looked for)"
+            for name, n in sorted(total.items())
+        ]
+
     return Cohort(
+        joining=joining,
         spec=data,
         splits={name: lambda name=name: examples(name) for name in FRACTIONS},
         sources=checksums(raw_dir, tables),
