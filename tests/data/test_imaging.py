@@ -156,6 +156,9 @@ def test_the_picture_of_the_case_is_the_same_in_three_files(tmp_path):
     np.testing.assert_array_equal(high, clean)
     np.testing.assert_array_equal(low, clean)
     assert 40 < clean.mean() < 110
+    shifted_hw = np.where(outside, 2047, breast() - 2048)
+    shifted = stored(tmp_path / "5.dcm", shifted_hw, PixelPaddingValue=2047, signed=True)
+    np.testing.assert_array_equal(shifted, clean)
     # no end of the scale is near the picture: its darkest pixel is black
     far_hw = np.where(outside, 0, breast() + 30_000)
     far = stored(tmp_path / "4.dcm", far_hw, PixelPaddingValue=0, bits=16)

@@ -130,14 +130,19 @@ def _padded(stored_hw: np.ndarray, header) -> np.ndarray:
 def _black(stored_n: np.ndarray, shown_n: np.ndarray, header) -> int:
     """The stored value of the background of pixels that are no padding, given how they are shown.
 
-    The end of the scale, as in files without padding; the darkest pixel where that end lies on its
-    bright side or so far away (more than the picture's own range) that nothing would be left.
+    The end of the scale (0 of values that are not negative), as in files without padding; the
+    darkest pixel where that end is so far away, more than the picture's own range, that nothing of
+    the picture would be left. Below 0, where a scale may begin anywhere, the end must be near.
     """
     low, high = int(stored_n.min()), int(stored_n.max())
-    if stored_n[shown_n.argmin()] <= stored_n[shown_n.argmax()]:
-        return 0 if 0 <= low <= high - low else low
-    top = 2 ** (header.BitsStored - header.PixelRepresentation) - 1
-    return top if 0 <= top - high <= high - low else high
+    signed, bits = header.PixelRepresentation, header.BitsStored
+    if stored_n[shown_n.argmin()] > stored_n[shown_n.argmax()]:  # the larger, the darker
+        top = 2 ** (bits - signed) - 1
+        return top if top - high <= high - low else high
+    if low >= 0:
+        return 0 if low <= high - low else low
+    end = -(2 ** (bits - 1))
+    return end if low - end <= (high - low) / 20 else low
 
 
 def grey(image_hw: np.ndarray, size: int, fit: str) -> np.ndarray:
