@@ -113,11 +113,12 @@ def _fetch(batch: Batch, results: Any, spec: DataSpec, subsets_SM, place_N) -> d
         part["prediction"][task.name] = value_SNC
         own_N = np.isin(np.asarray(batch.task)[rows], (-1, index))
         target = batch.targets[task.name]
-        part["label"][task.name], part["label_mask"][task.name] = _labels(task, target, rows, own_N)
+        part["label"][task.name], part["label_mask"][task.name] = labels(task, target, rows, own_N)
     return part
 
 
-def _labels(task: TaskSpec, target, rows: np.ndarray, own_N: np.ndarray):
+def labels(task: TaskSpec, target, rows: np.ndarray, own_N: np.ndarray):
+    """(labels f64[N, L], 0 where unknown; known bool[N, L]) of `rows`, known where `own_N`."""
     columns = {"multiclass": 1, "survival": 2}.get(task.kind, task.dim)
     value = np.asarray(target.value)[rows]
     value = value.mean((1, 2)) if task.kind == "segmentation" else value

@@ -14,9 +14,9 @@ from clu import parameter_overview
 from m4 import sharding
 from m4.config import Flags
 from m4.errors import CheckpointError, DivergedError
-from m4.run import programs
+from m4.run import origin, programs, raw, selection
 from m4.run.setup import context, make_setup
-from m4.run.workspace import prepare
+from m4.run.workspace import open_incomplete, prepare
 from m4.train.checkpoint import Checkpoints
 
 
@@ -25,7 +25,10 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     _scrub(folder)
     if flags.config is None and flags.config_json is None:
         return
-    setup = make_setup(config, prepare(config))
+    origin.require(config, raw.schema(config), folder)
+    data = prepare(config)
+    selection.require_defined(config, open_incomplete(config, data, "val"))
+    setup = make_setup(config, data)
     for modality in setup.spec.modalities:
         print(f"modality {modality.name}: {modality.kind} {modality.shape}")
     for task in setup.spec.tasks:
@@ -34,7 +37,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         start = time.perf_counter()
         step, zeros = programs.compile_step(setup, config.train.batch_size)
         print(f"compiled in {time.perf_counter() - start:.1f} s")
-        state = setup.init()
+        state = origin.begin(config, setup, setup.init())
         print(parameter_overview.get_parameter_overview(state.params, include_stats="global"))
         _print_memory(step)
         batch = sharding.put_batch(setup.loader.batch(0), setup.mesh)

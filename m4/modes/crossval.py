@@ -25,7 +25,8 @@ from m4.modes import eval as eval_mode
 from m4.modes import train
 from m4.modes.eval import Evaluation
 from m4.run import meds_predictions as meds
-from m4.run.workspace import open_split, owned, prepare
+from m4.run import selection
+from m4.run.workspace import open_incomplete, open_split, owned, prepare
 from m4.train import processes
 
 NUM_FOLDS = 5
@@ -46,9 +47,12 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
             train.claim(config, folder, force=flags.force_config)
         os.environ.setdefault("M4_CACHE", str((folder / "cache").absolute()))
         parts, keys = [], []
-        for k in range(number):
+        folds = [_fold(config, k, number) for k in range(number)]
+        for k, own in enumerate(folds):  # all of them before the first is trained
+            val = open_incomplete(own, prepare(own), "val")
+            selection.require_defined(own, val, f"the validation split of fold {k}")
+        for k, own in enumerate(folds):
             print(f"fold {k} of {number}", flush=True)
-            own = _fold(config, k, number)
             parts.append(train.run(own, folder / f"fold_{k}", flags))
             data = prepare(own)
             keys.append(index.read(data, "test"))

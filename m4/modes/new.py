@@ -80,7 +80,7 @@ def _records(config: ml_collections.ConfigDict, folder: Path, new: Path) -> Iter
 
     It is called as that of the training data: to the checkpoints it is the same data set.
     """
-    remembered = trained.read(config, folder)
+    remembered = trained.read(folder)
     target = folder / SCRATCH / remembered.manifest["fingerprint"]
     try:
         if processes.first():

@@ -23,10 +23,10 @@ from m4.data.store import Store
 from m4.errors import ConfigError, SaveError
 from m4.eval import results
 from m4.modes import eval as eval_mode
-from m4.run import programs, trained
+from m4.run import origin, programs, raw, selection, trained
 from m4.run.setup import Setup, context, make_setup
 from m4.run.workspace import open_incomplete, owned, prepare, same_run, use_cache
-from m4.train import guard, loop, preemption, processes, telemetry, watchdog, workdir
+from m4.train import guard, loop, preemption, processes, retention, telemetry, watchdog, workdir
 from m4.train.checkpoint import Checkpoints
 from m4.train.step import State, make_step
 
@@ -37,12 +37,16 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> eval_m
         if processes.first():
             claim(config, folder, force=flags.force_config)
         use_cache(folder)
+        if not retention.complete(folder / "checkpoints/last"):
+            origin.require(config, raw.schema(config), folder)
         data = prepare(config)
+        val = open_incomplete(config, data, "val")
+        selection.require_defined(config, val)
         setup = make_setup(config, data)
         if processes.first():
             _introduce(config, setup, folder)
         with context(setup.mesh):
-            predict = _train(config, setup, folder, flags, signals)
+            predict = _train(config, setup, val, folder, flags, signals)
             signals.idle()
             return eval_mode.finish(config, setup, folder, predict)
 
@@ -110,12 +114,12 @@ def _git() -> str | None:
 def _train(
     config: ml_collections.ConfigDict,
     setup: Setup,
+    val: Store,
     folder: Path,
     flags: Flags,
     signals: preemption.Signals,
 ):
     """Runs the loop; returns the compiled predict function for the evaluation that follows."""
-    val = open_incomplete(config, setup.data, "val")
     predict = programs.compile_predict(setup, config.eval.batch_size)
     names = {field.name for field in dataclasses.fields(loop.Plan)}
     plan = loop.Plan(**{k: v for k, v in config.train.to_dict().items() if k in names})
@@ -237,7 +241,7 @@ def _restore(last: Checkpoints, config, setup: Setup, folder: Path, *, force: bo
         same_run(note, config, setup.data, folder, sections=sections)
 
     if not last.used():
-        return setup.init(), {}
+        return origin.begin(config, setup, setup.init()), {}
     state, note = last.restore(setup.state, accept=accept)
     print(f"resuming from step {int(state.step)}")
     return state, note

@@ -42,7 +42,7 @@ def keep(data: Path, folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def read(config: ml_collections.ConfigDict, folder: Path) -> Trained:
+def read(folder: Path) -> Trained:
     """What is remembered. Raises DataError if it is absent or damaged."""
     again = "the command that trained writes it again"
     manifest, path = _json(folder / MANIFEST), folder / VOCABULARY
@@ -58,6 +58,11 @@ def read(config: ml_collections.ConfigDict, folder: Path) -> Trained:
     if wanted is not None and sha256(path) != wanted:
         raise DataError(f"{path}: is not the vocabulary of the training data; {again}")
     return Trained(manifest, words)
+
+
+def vocabulary(data: Path) -> dict[str, Any]:
+    """The tokens of a built data set, {} without any."""
+    return _json(data / VOCABULARY) or {}
 
 
 def _whole(manifest: Mapping[str, Any]) -> bool:
@@ -99,7 +104,7 @@ def require(config: ml_collections.ConfigDict, folder: Path, new: Path) -> None:
     if (folder / "fold_0").is_dir() and not (folder / "checkpoints").is_dir():
         raise CheckpointError(f"{folder}: holds a model per fold; choose --workdir={folder}/fold_0")
     module = module_of(config)
-    manifest = read(config, folder).manifest
+    manifest = read(folder).manifest
     then, now = manifest["version"], module.VERSION
     if then != now:
         raise ConfigError(

@@ -22,8 +22,13 @@ class Arrays:
 
     def problem(self, path: Path) -> str | None:
         """What is wrong with a step, read into host memory."""
+        return self.read(path)[2]
+
+    def read(self, path: Path) -> tuple[Any, Any, str | None]:
+        """(arrays in host memory, note, None) of a step, or (None, None, what is wrong)."""
         try:
-            leaves = meta(path)["leaves"]
+            found = meta(path)
+            leaves = found["leaves"]
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 names, host = self._layout
                 if names != leaves.keys():  # once: reading it keeps 10 kB an array for ever
@@ -32,9 +37,10 @@ class Arrays:
                     self._layout = (frozenset(leaves), host)
                 args = ocp.args.PyTreeRestore(restore_args=host)
                 state = reader.restore(path / "state", args=args)
-            return differing(leaves, digest.of_tree(state))
+            wrong = differing(leaves, digest.of_tree(state))
         except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)
-            return f"cannot be read ({words(error)})"
+            wrong = f"cannot be read ({words(error)})"
+        return (state, found["note"], None) if wrong is None else (None, None, wrong)
 
 
 def meta(path: Path) -> dict[str, Any]:

@@ -111,9 +111,8 @@ def test_a_work_directory_without_its_memory_is_refused(place, capsys):
     for manifest in damage:
         (place / "w2").mkdir(exist_ok=True)
         (place / "w2/data.json").write_text(json.dumps(manifest))
-        config = ml_collections.ConfigDict({"data": {"name": "meds", "raw_dir": "", "dir": ""}})
         with contextlib.suppress(DataError):  # and no other
-            trained.read(config, place / "w2")
+            trained.read(place / "w2")
     good = {name: (place / "w" / name).read_text() for name in ("data.json", "vocabulary.json")}
     none, odd = json.dumps({"drugs": []}), json.dumps({"drugs": [], "notes": "x"})
     many = json.dumps({"drugs": [*"abcdefghijk"], "notes": []})
