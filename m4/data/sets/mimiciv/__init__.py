@@ -167,8 +167,7 @@ def missing_files(raw_dir, **options) -> list[str]:
         hint = f"; {other} is the {'full data' if demo else 'demo'}" if other else ""
         return [f"{raw_dir}: no {what} folder with hosp/ and icu/ in it{hint}"]
     data = spec(**options)
-    missing = release.without_follow_up(root, data.task_names)
-    missing += [
+    missing = [
         f"{root / release.HOME.get(name, 'hosp') / name}.csv.gz: missing ({CONTENT[name]})"
         for name in tables(data)
         if release.table(root, name) is None
@@ -187,7 +186,8 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options) -> Coh
     `scratch` folder these files outlive an interruption.
 
     Raises:
-      DataError: no files; while iterating, a damaged one, named.
+      DataError: no files, or no deaths outside the hospital for a task that needs them; while
+        iterating, a damaged file, named.
     """
     data, chosen = spec(**options), {**(spec.__kwdefaults__ or {}), **options}
     missing = missing_files(raw_dir, **options)
@@ -195,6 +195,8 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options) -> Coh
         raise DataError(*missing)
     root, raw_dir = release.find_root(raw_dir, demo=chosen["demo"]), Path(raw_dir)
     assert root is not None  # no file is missing
+    if unknown := release.without_follow_up(root, data.task_names):
+        raise DataError(*unknown)
     flow: list[tuple[str, int]] = []
     choice = {name: chosen[name] for name in ("window", "split_by", "phenotype_file")}
     stays = population.load(root, raw_dir, data, flow, seed=seed, fractions=FRACTIONS, **choice)
