@@ -2,9 +2,8 @@
 
     python -m m4.main --config=configs/m4oe_embed.py --workdir=runs/m4oe_embed
 
-`:released` is the authors' model at these sizes, without dropout and information loss.
-Files: docs/datasets.md; `python -m m4.data fake embed FOLDER` invents such. Cost and numbers: not
-measured, the published sizes were never run (2.3 billion parameters: `mesh.expert`).
+Files: docs/datasets.md; `python -m m4.data fake embed FOLDER` invents such. `:released` is the
+authors' code. Not measured: the published sizes were never run (2.3 billion parameters).
 """
 
 import common
@@ -14,7 +13,5 @@ VARIANTS = ("tiny", "released")
 
 def get_config(variant=""):
     config = common.published_m4oe("embed", select="risk_1y/auroc")
-    if variant == "released":
-        config.method.fidelity = "released"
-        return config
-    return common.tiny_published_m4oe(config) if variant else config
+    config.method.fidelity = "released" if variant == "released" else "paper"
+    return common.tiny_published_m4oe(config) if variant == "tiny" else config
