@@ -142,7 +142,7 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
         tables[modality.name], files = table, [*files, *paths]
         specs.append(modality)
         flow.append((f"with {modality.name}", len(part_of.keys() & table.keys())))
-        if not flow[-1][1]:
+        if table and not flow[-1][1]:
             raise DataError(
                 f"{paths[0]}: holds none of the {len(part_of)} subjects of label.csv in a split."
                 f" Are their PTID written alike? Else leave {modality.name} out of"

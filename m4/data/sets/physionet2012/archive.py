@@ -81,11 +81,7 @@ def read_set(
     stays, text = [], io.BytesIO()
     for number, (name, content) in enumerate(_contents(folder, letter), start=1):
         stem = Path(name).stem
-        if (
-            not stem.isascii()
-            or not stem.isdigit()
-            or not content.startswith(b"Time,Parameter,Value")
-        ):
+        if not re.fullmatch("[0-9]+", stem) or not content.startswith(b"Time,Parameter,Value"):
             raise DataError(f"{folder}/set-{letter}, file {number}: not a record of the challenge")
         try:
             content.decode()
@@ -123,9 +119,7 @@ def _contents(folder: Path, letter: str) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(files[0], "r:gz") as archive:
             for member in archive:
-                tarfile.data_filter(
-                    member, str(folder)
-                )  # refuses paths and links that lead outside
+                tarfile.data_filter(member, str(folder))  # refuses what leads outside
                 if member.isdir():
                     continue
                 if not member.isfile() or member.size > MAX_RECORD:
@@ -223,9 +217,8 @@ def _clean(
     """Drop and count what is unreadable, unknown or implausible."""
     flow["rows"] = len(rows.variable)
     readable_R = (rows.time >= 0) & (rows.time <= HOURS) & np.isfinite(rows.value)
-    flow["rows without a readable time within 48 h, or a value, dropped"] += int(
-        (~readable_R).sum()
-    )
+    unreadable = int((~readable_R).sum())
+    flow["rows without a readable time within 48 h, or a value, dropped"] += unreadable
     flow["rows of unknown parameters, dropped"] += int((rows.variable == _UNKNOWN).sum())
     rows = rows.keep(readable_R & (rows.variable != _UNKNOWN))
     statics = [codes[name] for name in STATICS]
