@@ -102,14 +102,41 @@ def test_c_index_counts_the_pairs_of_the_definition():
         assert found.value == pytest.approx(good / pairs, nan_ok=True)
 
 
+def test_both_c_indices_equal_scikit_survivals():
+    theirs = pytest.importorskip("sksurv.metrics", reason="scikit-survival is not locked")
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        dead, left = rng.exponential(3, 80), rng.exponential(4, 80)
+        label = np.stack([np.minimum(dead, left), dead <= left], 1)
+        chance = np.round(1 / (1 + dead) + 0.2 * rng.random(80), 1)
+        fields = [("event", bool), ("time", float)]
+        outcome = np.array([(e > 0, t) for t, e in label], fields)
+        found = metrics.score(TASK, label, np.ones((80, 2), bool), np.repeat(chance[:, None], 3, 1))
+        harrell = theirs.concordance_index_censored(label[:, 1] > 0, label[:, 0], chance)[0]
+        np.testing.assert_allclose(found["c_index"].value, harrell, rtol=1e-6)
+        uno = theirs.concordance_index_ipcw(outcome, outcome, chance)[0]
+        np.testing.assert_allclose(found["c_index_ipcw"].value, uno, rtol=1e-6)
+
+
+def test_events_weigh_by_the_chance_to_be_seen_by_hand():
+    # Four at risk at 1 (event), three at 2 (censored: 2/3 stay), two at 3 (event, seen with 2/3):
+    # pairs 1 x 3 and 9/4 x 1; the first is right in all, the second is wrong.
+    label = np.array([[1, 1], [2, 0], [3, 1], [4, 0]], float)
+    chance = np.repeat(np.array([0.9, 0.1, 0.2, 0.5])[:, None], 3, 1)
+    found = metrics.score(TASK, label, np.ones((4, 2), bool), chance)
+    np.testing.assert_allclose(found["c_index_ipcw"].value, 3 / (3 + 9 / 4))
+    np.testing.assert_allclose(found["c_index"].value, 3 / 4)
+
+
 def test_weighted_c_index_equals_repeated_rows():
     rng = np.random.default_rng(0)
     label = np.stack([rng.integers(1, 9, 40), rng.integers(0, 2, 40)], 1).astype(float)
     chance = rng.integers(0, 5, (40, 3)) / 5
     weight = rng.integers(0, 3, (40, 4)).astype(np.float32)
     mask = np.ones((40, 2), bool)
-    found = metrics.under(TASK, label, mask, chance, weight)["c_index"]
+    found = metrics.under(TASK, label, mask, chance, weight)
     for b in range(4):
         rows = np.repeat(np.arange(40), weight[:, b].astype(int))
-        again = metrics.score(TASK, label[rows], mask[rows], chance[rows])["c_index"]
-        np.testing.assert_allclose(found[b], again.value, rtol=1e-6)
+        again = metrics.score(TASK, label[rows], mask[rows], chance[rows])
+        for name in ("c_index", "c_index_ipcw"):
+            np.testing.assert_allclose(found[name][b], again[name].value, rtol=1e-6)

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
+from m4.eval import results
 from m4.eval.results import compose, pooled_patterns, summary, thresholds, write
 
 SECRET = 880_000_000  # patient ids start here; none may appear in a result
@@ -72,6 +74,53 @@ def test_deltas_are_paired_on_the_rows_of_the_subset(document):
     assert only["patients"] < full["patients"]
     unpaired = full["metrics"]["auroc"]["value"] - alone["metrics"]["auroc"]["value"]
     assert only["metrics"]["auroc"]["value"] != pytest.approx(unpaired, abs=1e-4)
+
+
+def test_subsets_are_compared_on_the_same_rows(fabricate):
+    spec, subsets, predictions = fabricate(modalities=("vitals", "labs"), tasks=("ihm",))
+    out = compose(predictions, spec, subsets, split="test", draws=40)
+    known = predictions.label_mask["ihm"]
+    for row, subset in zip(rows(out, "scores", task="ihm"), subsets, strict=True):
+        s = predictions.index(np.array(subset.keep))
+        p = predictions.prediction["ihm"][s].copy()
+        p[~predictions.counted[s]] = predictions.prediction["ihm"][0][known[:, 0]].mean(axis=0)
+        y, p = predictions.label["ihm"][known], p[known]
+        common = row["common"]["auroc"]
+        assert common["value"] == pytest.approx(roc_auc_score(y, p), rel=1e-5), subset
+        assert common["low"] < common["value"] < common["high"]
+    (alone,) = rows(out, "scores", task="ihm", subset="only vitals")
+    assert alone["metrics"]["auroc"] != alone["common"]["auroc"]
+    (delta,) = rows(out, "deltas", task="ihm", subset="only vitals")
+    (full,) = rows(out, "scores", task="ihm", subset="full")
+    apart = full["common"]["auroc"]["value"] - alone["common"]["auroc"]["value"]
+    assert delta["common"]["auroc"]["value"] == pytest.approx(apart, abs=2e-6)
+    ranked = {r["modality"]: r["drop"] for r in out["ranking"]["ihm"]["modalities"]}
+    assert ranked["labs"]["value"] == delta["common"]["auroc"]["value"]
+
+
+def test_out_of_fold_ranking_is_the_event_weighted_mean_of_folds(fabricate):
+    spec, subsets, predictions = fabricate(modalities=("vitals",), tasks=("ihm",))
+    fold = predictions.patient % 3
+    predictions.prediction["ihm"][:, fold == 1] **= 3  # another network, another scale
+    pooled = dataclasses.replace(predictions, fold=fold)
+    out = compose(pooled, spec, subsets, split="crossval", draws=40)
+    known, p = predictions.label_mask["ihm"][:, 0] & predictions.counted[0], predictions.prediction
+    y, p = predictions.label["ihm"][:, 0], p["ihm"][0, :, 0]
+    own = [known & (fold == k) for k in range(3)]
+    events = [y[rows].sum() for rows in own]
+    values = [roc_auc_score(y[rows], p[rows]) for rows in own]
+    found = rows(out, "scores", task="ihm", subset="full")[0]["metrics"]
+    assert out["folds"] == 3
+    assert found["auroc"]["value"] == pytest.approx(np.average(values, weights=events), rel=1e-5)
+    assert found["brier"]["value"] == pytest.approx(np.mean((y - p)[known] ** 2), rel=1e-5)
+    assert found["auroc"]["value"] > roc_auc_score(y[known], p[known])
+
+
+def test_drops_are_adjusted_by_holm():
+    # 0.01 x 4, then 0.02 x 3, 0.03 x 2 and 0.5; none below the one before
+    drops = [{"p": p} for p in (0.02, 0.5, 0.01, 0.03)] + [{"p": None}, {}]
+    results._adjust({"a": {"modalities": [{"drop": d} for d in drops]}})
+    assert [d.get("p_holm") for d in drops] == [0.06, 0.5, 0.04, 0.06, None, None]
 
 
 def test_delta_against_itself_is_zero(fabricate):
