@@ -25,7 +25,7 @@ from m4.types import Array, Batch, MoeAux
 NOTES: tuple[str, ...] = ("notes", "text")  # modalities whose times run backwards
 TIME_HEADS = 8  # of attention over times, whatever `num_heads`
 FLOOR = float(np.finfo(float).eps)  # what the release takes the logarithm of instead of 0
-LIFT = 2.0**24  # PyTorch keeps numbers down to 2^-149, where XLA knows none below 2^-126
+LIFT = 2.0**60  # PyTorch keeps numbers down to 2^-149, where XLA knows none below 2^-126
 
 
 class ReleasedFuseMoE(AuthorsFuseMoE):
@@ -89,7 +89,9 @@ def log_mixture(y_NO: Array) -> Array:
     What float32 rounds to 0 in PyTorch is the authors' floor.
     """
     y_NO = jnp.where(y_NO <= LIFT * 2.0**-150, LIFT * FLOOR, y_NO)
-    return jnp.log(y_NO) - jnp.log(LIFT)
+    large = y_NO > 1.0
+    lowered = jnp.log(jnp.where(large, LIFT, y_NO)) - jnp.log(LIFT)
+    return jnp.where(large, jnp.log(jnp.where(large, y_NO / LIFT, 1.0)), lowered)
 
 
 def mixing_flatten(x_BMQD: Array, valid_B: Array) -> Array:
