@@ -137,6 +137,8 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
             variants = options.get("variants", 1024)
             table, names, paths = _table(root, modality.name, train, variants, counts)
             flow += [(f"{modality.name}: {step}", count) for step, count in counts.items()]
+            if not names:
+                raise DataError(f"{paths[0]}: no column of numbers beside the subject's")
             modality = ModalitySpec(modality.name, "table", (len(names),), features=names)
         identifiers.require_match(label_of, table, f"{paths[0]}: of the subjects in label.csv")
         tables[modality.name], files = table, [*files, *paths]
