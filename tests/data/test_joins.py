@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from m4.data import build, describe, shift
+from m4.data import apply, build, describe, shift
 from m4.data.identifiers import canonical
 from m4.data.sets import tables
 from m4.errors import DataError
@@ -373,3 +373,36 @@ def test_values_of_another_split_in_another_unit_are_told(tmp_path):
     assert line.startswith("test: labs: urea is clipped in") and "another unit" in line
     assert f"  ! {line}" in describe.lines(folder)
     assert any(line.startswith("  measurements.csv: 600 events") for line in describe.lines(folder))
+
+
+def test_new_data_are_asked_the_same(tmp_path):
+    frames = study(subjects=[*range(1, 201)])
+    file = write(tmp_path, frames)
+    built = build.prepare("tables", tmp_path, tmp_path / "data", options={"file": file})
+    known = apply.Trained(json.loads((built / "manifest.json").read_text()), {})
+
+    def new(name, frames, **files):
+        write(tmp_path / name, frames, **files)
+        (tmp_path / name / "out").mkdir()
+        return apply.write(tmp_path / name / "out", tmp_path / name / "study", tables, known)
+
+    theirs = study(seed=1)
+    manifest = new("same", theirs)
+    assert apply.warnings(manifest, known) == []
+    assert manifest["joining"][0].startswith("measurements.csv: 120 events, 100%")
+    labs = theirs["measurements"]
+    few = (labs["item"] == "urea") & (labs["patient"] % 8 == 0)
+    odd = theirs | {
+        "measurements": labs.assign(result=labs["result"].where(~few, 6 * labs["result"]))
+    }
+    (line,) = apply.warnings(new("odd", odd), known)
+    assert line.startswith("labs: urea is clipped in") and line.endswith("unit than in training?")
+    prefix = theirs | {"measurements": labs.assign(patient=labs["patient"].map("P{}".format))}
+    with pytest.raises(DataError, match="measurements.*: no subject in 'patient' is one with a"):
+        new("prefix", prefix)
+    moment = theirs | {"measurements": labs.assign(charted=zoned(labs["charted"], "UTC"))}
+    with pytest.raises(DataError, match="write all with a zone or all without"):
+        new("zone", moment)
+    later = labs.assign(charted=labs["charted"] + datetime.timedelta(days=3650))
+    with pytest.raises(DataError, match="modality labs: none of its events is in time"):
+        new("later", theirs | {"measurements": later})
