@@ -57,6 +57,16 @@ def softmax(scores: Array, mask: Array | None = None, *, axis: int = -1) -> Arra
     return powers / jnp.where(total == 0.0, 1.0, total)
 
 
+def logsumexp(scores: Array) -> Array:
+    """Logarithm of the sum of exp(scores) over the last dimension; -inf where all are -inf.
+
+    The gradient is 0 there, where that of JAX's is NaN.
+    """
+    none = jnp.all(scores == -jnp.inf, axis=-1)
+    total = jax.nn.logsumexp(jnp.where(none[..., None], 0.0, scores), axis=-1)
+    return jnp.where(none, -jnp.inf, total)
+
+
 def entropy(probs: Array) -> Array:
     """-sum p log p over the last dimension in nats, with 0 log 0 = 0 and gradient 0 there."""
     safe = jnp.where(probs > 0.0, probs, 1.0)

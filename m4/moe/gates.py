@@ -17,6 +17,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from m4.maths import murmur3
@@ -121,7 +122,7 @@ def cosine(
     """
     low_NR = _matmul(x_ND, project_DR)
     norms_NE = _norm(low_NR, -1) * _norm(key_RE, 0)
-    return _matmul(low_NR, key_RE) / (norms_NE * jnp.maximum(jnp.exp(log_tau), 0.01))
+    return _matmul(low_NR, key_RE) / norms_NE * jnp.exp(-jnp.maximum(log_tau, jnp.log(0.01)))
 
 
 def perturbed_cosine(
@@ -133,7 +134,7 @@ def perturbed_cosine(
     scale 1 / tau = 1 (arXiv 2308.00951). Its spread is 1 / sqrt(D).
     """
     norms_NE = (_norm(x_ND, -1) + offset_x) * (_norm(w_DE, 0) + offset_w)
-    return _matmul(x_ND, w_DE) / (norms_NE * jnp.exp(log_tau))
+    return _matmul(x_ND, w_DE) / norms_NE * jnp.exp(-log_tau)
 
 
 # --- distances --------------------------------------------------------------------------------
@@ -165,7 +166,8 @@ def polynomial(x_ND: Array, centre_DE: Centre, *, power: float = 2.0) -> Array:
     squared_NE = _squared_distance(x_ND, centre_DE)
     zero_NE = squared_NE <= 0.0
     safe_NE = jnp.where(zero_NE, 1.0, squared_NE)
-    return -jnp.log1p(jnp.where(zero_NE, 0.0, safe_NE ** (power / 2.0)))
+    # log(1 + exp(log d^power)), since d^power itself overflows
+    return jnp.where(zero_NE, 0.0, -jax.nn.softplus(power / 2.0 * jnp.log(safe_NE)))
 
 
 def euclidean_sigmoid(x_ND: Array, centre_DE: Centre, bias_E: Zeros, log_tau: Zeros) -> Array:
@@ -175,7 +177,7 @@ def euclidean_sigmoid(x_ND: Array, centre_DE: Centre, bias_E: Zeros, log_tau: Ze
     """
     distance_NE = _sqrt(_squared_distance(x_ND, centre_DE))
     typical = (2.0 * x_ND.shape[-1]) ** 0.5
-    return jax.nn.log_sigmoid((bias_E + typical - distance_NE) / jnp.exp(log_tau))
+    return jax.nn.log_sigmoid((bias_E + typical - distance_NE) * jnp.exp(-log_tau))
 
 
 # --- quadratic forms --------------------------------------------------------------------------
@@ -203,19 +205,36 @@ def quadratic(
     return quadratic_monomial(x_ND, u_RDE, v_RDE, bias_E) + _matmul(x_ND, w_DE)
 
 
-# --- null gates: what routing must beat -------------------------------------------------------
+# --- gates to compare with: `hash` and `uniform` know nothing, `fixed_random` learns nothing ----
+
+
+def hash(x_ND: Array, *, num_experts: int) -> Array:
+    """A score in [0, 1] that is as good as random, of the token's content alone.
+
+    After hash layers (arXiv 2106.04426), whose key is the word. Two tokens that differ have
+    independent scores, whatever they have in common: the experts learn nothing of modality, place
+    or patient. It is a steep triangular wave along fixed directions rather than a hash of bits,
+    which the last digit of a sum in another order would change altogether. So tokens must vary
+    within what is compared by a tenth of their size or more. No gradient.
+    """
+    x_ND = jax.lax.stop_gradient(x_ND)
+    width, rank = x_ND.shape[-1], 8
+    mix_DR, wave_RE = _fixed(width, rank), 8.0 * _fixed(rank, num_experts)
+    start_E = _fixed(1, num_experts)[0]  # so that a token of zeros goes anywhere, too
+    cycles_NE = _matmul(_matmul(x_ND, mix_DR) * (3.0 / width) ** 0.5, wave_RE) + start_E
+    return jnp.abs(2.0 * (cycles_NE - jnp.floor(cycles_NE)) - 1.0)
 
 
 def uniform(x_ND: Array, *, num_experts: int) -> Array:
-    """Token n visits experts n, n + 1, ... (mod E): equal load whatever the content."""
-    ahead_NE = (jnp.arange(num_experts) - jnp.arange(x_ND.shape[0])[:, None]) % num_experts
-    return -1e-6 * ahead_NE.astype(x_ND.dtype)
+    """Any experts at equal weights: the choice is that of `hash`, the scores differ by 1e-6."""
+    return 1e-6 * hash(x_ND, num_experts=num_experts)
 
 
-def hash(x_ND: Array, *, num_experts: int, modality_N: Array, slot_N: Array) -> Array:
+def hash_modality(x_ND: Array, *, num_experts: int, modality_N: Array, slot_N: Array) -> Array:
     """A fixed random score in [0, 1) per (modality, position in the row, expert).
 
-    After hash layers (arXiv 2106.04426), whose key is the word.
+    Not a null gate: it knows modality and place, and nothing else. With a token a modality it is an
+    `oracle` at every number of experts.
     """
     token_N = (modality_N.astype(jnp.uint32) << 20) ^ slot_N.astype(jnp.uint32)
     bits_NE = murmur3(murmur3(token_N)[:, None] ^ jnp.arange(num_experts, dtype=jnp.uint32))
@@ -242,6 +261,14 @@ def oracle(x_ND: Array, *, num_experts: int, modality_N: Array, num_modalities: 
 
 def _matmul(x_ND, w_DE):
     return jnp.matmul(x_ND, w_DE, precision=jax.lax.Precision.HIGHEST)
+
+
+def _fixed(rows, columns):
+    """The same numbers in [-1, 1) every time, f32[rows, columns]."""
+    row_R1 = jnp.arange(rows, dtype=jnp.uint32)[:, None]
+    column_C = jnp.arange(columns, dtype=jnp.uint32)
+    bits_RC = murmur3(murmur3(row_R1 + np.uint32(0x9E3779B9)) ^ column_C)
+    return (bits_RC >> 8).astype(jnp.float32) / 2**23 - 1.0
 
 
 def _norm(x, dim):

@@ -4,6 +4,7 @@ Letters: N tokens, D input, F hidden and O output width, E experts, K chosen exp
 or one per modality), M modalities, B rows, Q width of a query token.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -56,9 +57,9 @@ class MoE(nn.Module):
 
         `modality_N` is i32[N] in [0, num_modalities). With `num_rows` the tokens are ordered by
         row, (b t) -> N, and `stats['by_row']` f32[B, M, E] is returned when not training, as is
-        'coactivation' f32[E, E] of up to 512 experts. Where experts have a capacity,
-        'dropped_by_modality' f32[M], 'dropped_by_task' f32[tasks] and 'dropped_by_row' f32[B]
-        count the assignments lost.
+        'coactivation' f32[E, E] of up to 512 experts. Where experts have a capacity, which they
+        have in training alone, 'dropped_by_modality' f32[M], 'dropped_by_task' f32[tasks] and
+        'dropped_by_row' f32[B] count the assignments lost.
         Further `inputs` reach the gates, routers and losses that name them, such as
         `temperature`, `query_NQ`, `pattern_N`, or `task_N` with `num_tasks`. Without `query_NQ` a
         token's query is its modality, one-hot.
@@ -74,7 +75,7 @@ class MoE(nn.Module):
         known = self._inputs(parts, x_ND, modality_N, num_rows, train, inputs)
         with exact():  # of any gate and router, also from outside
             routing, learned = self._route(parts, valid_N, known)
-        y_NO, lost_NK = self._experts(x_ND, routing)
+        y_NO, lost_NK = self._experts(x_ND, routing, train)
         y_NO = jnp.where(valid_N[:, None], y_NO, 0).astype(x_ND.dtype)
         stats = route.call(statistics, routing, lost_NK, **known.given())
         return y_NO, MoeAux(self._losses(routing, known, learned), stats)
@@ -154,9 +155,17 @@ class MoE(nn.Module):
 
     # --- engine ---------------------------------------------------------------------------------
 
-    def _experts(self, x_ND, routing) -> tuple[Array, Array | None]:
-        """Experts on their tokens: output [N, O] and which assignments were lost, bool[N, K]."""
+    def _experts(self, x_ND, routing, train) -> tuple[Array, Array | None]:
+        """Experts on their tokens: output [N, O] and which assignments were lost, bool[N, K].
+
+        Limits hold in training alone: a patient's prediction must not depend on who else is asked
+        about, on how many, or on how many devices.
+        """
         o, width = self.options, x_ND.shape[-1]
+        if not train:
+            engine = "dropless" if o.engine in dispatch.LIMITED else o.engine
+            capacity = None if o.engine in dispatch.LIMITED else o.capacity
+            o = dataclasses.replace(o, engine=engine, capacity=capacity, overflow="exact")
         out = width if self.out is None else self.out
         params = experts.create(self, o.num_experts, width, o.hidden, out, self.kernel_init)
         x_ND = x_ND if o.dtype is None else x_ND.astype(o.dtype)

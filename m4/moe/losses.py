@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from m4.evenness import evenness
 from m4.maths import entropy as entropy_of
+from m4.maths import logsumexp
 from m4.types import Array, Routing
 
 MAX_COACTIVATION = 512  # experts, above which [E, E] would be too much to fetch with every batch
@@ -88,9 +89,8 @@ def loss_free(routing: Routing, *, bias_E: Array, gate_N: Array, allowed_GE: Arr
 def z(routing: Routing) -> Array:
     """Mean squared logsumexp of the logits (router z-loss, ST-MoE, arXiv 2202.08906)."""
     counted_N = routing.valid & jnp.any(routing.logits != -jnp.inf, axis=-1)
-    # Safe before the logsumexp: its gradient is NaN where every logit is -inf.
-    lse_N = jax.nn.logsumexp(jnp.where(counted_N[:, None], routing.logits, 0.0), axis=-1)
-    return jnp.sum(lse_N**2 * counted_N) / jnp.maximum(counted_N.sum(), 1)
+    lse_N = jnp.where(counted_N, logsumexp(routing.logits), 0.0)
+    return jnp.sum(lse_N**2) / jnp.maximum(counted_N.sum(), 1)
 
 
 # --- entropies --------------------------------------------------------------------------------
@@ -181,8 +181,10 @@ def orthogonality(routing: Routing) -> Array:
     |Q'Q|^2 = |QQ'|^2 for column-normalised Q, so the smaller Gram matrix, of min(N, E)^2
     entries, is enough.
     """
-    norm_E = jnp.sqrt(jnp.maximum(jnp.sum(routing.probs**2, 0), 1e-20))
-    q_NE = routing.probs / norm_E
+    # The cosine does not depend on a column's size, and squares of small ones would be 0.
+    size_E = jax.lax.stop_gradient(routing.probs.max(0))
+    q_NE = routing.probs / jnp.where(size_E > 0.0, size_E, 1.0)
+    q_NE = q_NE / jnp.sqrt(jnp.maximum(jnp.sum(q_NE**2, 0), 0.5))
     num_tokens, num_experts = q_NE.shape
     gram = q_NE @ q_NE.T if num_tokens < num_experts else q_NE.T @ q_NE
     own = jnp.sum(jnp.sum(q_NE**2, 0) ** 2)
@@ -251,7 +253,6 @@ def statistics(
         if num_tokens % num_rows:
             raise ValueError(f"{num_tokens} tokens cannot be {num_rows} rows of equal length")
         row_N = jnp.arange(num_tokens) // (num_tokens // num_rows)
-        groups["row"] = row_N, num_rows
         both = tally(routing, row_N * num_modalities + modality_N, num_rows * num_modalities)
         stats["by_row"] = both.reshape(num_rows, num_modalities, -1)
         if by_token and num_experts <= MAX_COACTIVATION:
@@ -261,6 +262,8 @@ def statistics(
         stats["dropped"] = lost_NK.sum() / jnp.maximum(count_E.sum(), 1.0)
         for name, (index_N, num) in groups.items():
             stats[f"dropped_by_{name}"] = tally(routing, index_N, num, lost_NK).sum(-1)
+        if num_rows is not None:
+            stats["dropped_by_row"] = lost_NK.reshape(num_rows, -1).sum(-1)
     return jax.lax.stop_gradient(stats)
 
 

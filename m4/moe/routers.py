@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from m4.maths import largest, softmax
+from m4.maths import largest, logsumexp, softmax
 from m4.types import Array, Routing
 
 Normalise = Literal["auto", "after", "before", "none"]
@@ -185,32 +185,38 @@ def expert_choice(
     *,
     k: int,
     num_rows: int | None = None,
-    compete: Literal["batch", "row"] = "batch",
+    compete: Literal["row", "batch"] = "row",
+    train: bool = False,
     normalise: Normalise = "auto",
 ) -> Routing:
-    """Every expert takes its C = ceil(T K / E) best tokens (arXiv 2202.09368).
+    """Every expert takes the C = ceil(V K / E) best of V valid tokens (arXiv 2202.09368).
 
     The affinity is the softmax over experts, and so is the weight ('auto', 'before'); 'none'
-    takes s instead. With compete='batch' a token's output depends on the batch around it; with
-    'row' only on its own row.
+    takes s instead. Tokens compete within their row (without `num_rows` all are one), so that no
+    patient's output depends on another's. With compete='batch' they compete in training as in the
+    paper, over the whole batch; in evaluation within their row all the same.
     """
     if normalise not in ("auto", "before", "none"):
         raise ValueError(f"expert_choice cannot normalise {normalise!r}")
-    if compete not in ("batch", "row") or (compete == "row" and num_rows is None):
-        raise ValueError(f"compete={compete!r}: choose 'batch', or 'row' and give num_rows")
+    if compete not in ("row", "batch"):
+        raise ValueError(f"compete={compete!r}: choose 'row' or 'batch'")
     num_tokens, num_experts = logits_NE.shape
-    rows = num_rows if compete == "row" and num_rows else 1
+    rows = 1 if compete == "batch" and train else num_rows or 1
     probs_NE = jnp.where(valid_N[:, None], softmax(logits_NE), 0.0)
-    scores_NE = jnp.exp(logits_NE) if normalise == "none" else probs_NE
     bids_BET = rearrange(
         jnp.where(valid_N[:, None], probs_NE, -jnp.inf), "(b t) e -> b e t", b=rows
     )
-    capacity = min(-(-bids_BET.shape[-1] * k // num_experts), bids_BET.shape[-1])
-    bids_BEC, taken_BEC = jax.lax.top_k(jax.lax.stop_gradient(bids_BET), capacity)
+    most = min(-(-bids_BET.shape[-1] * k // num_experts), bids_BET.shape[-1])
+    bids_BEC, taken_BEC = jax.lax.top_k(jax.lax.stop_gradient(bids_BET), most)
+    # Of valid tokens: with the places that padding has, it would decide how many are taken.
+    capacity_B = -(-valid_N.reshape(rows, -1).sum(-1) * k // num_experts)
+    within_BEC = jnp.arange(most) < capacity_B[:, None, None]
     first_B = jnp.arange(rows) * (num_tokens // rows)
     tokens_EC = rearrange(taken_BEC + first_B[:, None, None], "b e c -> e (b c)")
-    real_EC = rearrange(bids_BEC > -jnp.inf, "b e c -> e (b c)")
+    real_EC = rearrange((bids_BEC > -jnp.inf) & within_BEC, "b e c -> e (b c)")
+    scores_NE = logits_NE if normalise == "none" else probs_NE
     weights_EC = jnp.take_along_axis(scores_NE.T, tokens_EC, axis=-1)
+    weights_EC = jnp.exp(weights_EC) if normalise == "none" else weights_EC
     expert_E1 = jnp.arange(num_experts, dtype=jnp.int32)[:, None]
     return Routing(
         tokens=jnp.where(real_EC, tokens_EC, num_tokens).astype(jnp.int32),
@@ -239,7 +245,7 @@ def soft(logits_NE: Array, valid_N: Array, *, num_rows: int, num_experts: int) -
         experts=jnp.where(valid_N[:, None], jnp.arange(num_experts), num_experts),
         weights=share_NE,
         probs=share_NE,
-        logits=rearrange(jax.nn.logsumexp(logits_BTEP, axis=-1), "b t e -> (b t) e"),
+        logits=rearrange(logsumexp(logits_BTEP), "b t e -> (b t) e"),
         valid=valid_N,
         dispatch=softmax(open_BTEP, axis=1),
         combine=combine_BTEP,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from m4.maths import entropy
+from m4.maths import entropy, softmax
 from m4.moe import experts, route, routers
 from m4.moe.engine import slots as mixing
 from m4.moe.options import SoftOptions
@@ -78,8 +78,8 @@ class SoftSlots:
         """'expert_slot' as routed; 'expert_per_task' lets every task's shares sum to 1."""
         if norm == "expert_slot":
             return self.combine
-        total = self.combine.sum(3, keepdims=True)
-        return self.combine / jnp.where(total > 0, total, 1.0)
+        # Not `combine` over its sum, which underflows where tasks' scores lie far apart.
+        return softmax(self.logits, self.mask[..., None, None], axis=3)
 
 
 class SoftExperts(nn.Module):

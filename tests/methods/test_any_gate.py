@@ -36,7 +36,7 @@ def having(kind):
 
 ROUTED, SOFT = having(MoEOptions), having(SoftOptions)
 # A soft mixture reads tokens alone: not whose they are, where they stand, or what is asked.
-NOT_SOFT = {"hash", "oracle", "task_additive"}
+NOT_SOFT = {"hash_modality", "oracle", "task_additive"}
 
 
 def spec(count):

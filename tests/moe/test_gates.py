@@ -99,7 +99,6 @@ HAND = {
         gates.quadratic(X, AXES_DE[None], AXES_DE[None], AXES_DE, np.float32([0, 1])),
         [12.0, 13.0],
     ),
-    "uniform": (gates.uniform(X, num_experts=2), [0.0, -1e-6]),
     "fixed_random": (gates.fixed_random(X, 7 * AXES_DE), [3.0, -4.0]),
     # modality 1 of 2: the second half of the experts
     "oracle": (
@@ -110,7 +109,7 @@ HAND = {
 
 
 def test_every_gate_is_computed_by_hand():
-    assert set(HAND) | {"hash"} == set(NAMES)
+    assert set(HAND) | {"hash", "uniform", "hash_modality"} == set(NAMES)  # below, by their laws
 
 
 @pytest.mark.parametrize("name", HAND)
@@ -271,32 +270,93 @@ def test_noise_only_with_a_key():
         assert float(jnp.abs(quiet - loud).min()) > 0
 
 
-def test_hash_depends_on_modality_and_position_only():
+def murmur(bits):
+    """The finaliser of MurmurHash3, in Python's integers."""
+    bits = (bits ^ bits >> 16) * 0x85EBCA6B % 2**32
+    bits = (bits ^ bits >> 13) * 0xC2B2AE35 % 2**32
+    return bits ^ bits >> 16
+
+
+def fixed(row, column):
+    return (murmur(murmur((row + 0x9E3779B9) % 2**32) ^ column) >> 8) / 2**23 - 1
+
+
+def test_hash_by_hand():
+    """Eight directions of x = (3, 4), eight waves on each, and a triangle of period 1."""
+    along = [(3 * fixed(0, r) + 4 * fixed(1, r)) * 1.5**0.5 for r in range(8)]
+    cycles = [sum(8 * a * fixed(r, e) for r, a in enumerate(along)) + fixed(0, e) for e in range(5)]
+    want = [abs(2 * (c - math.floor(c)) - 1) for c in cycles]
+    np.testing.assert_allclose(gates.hash(X, num_experts=5)[0], want, atol=1e-4)
+    np.testing.assert_allclose(gates.uniform(X, num_experts=5)[0], 1e-6 * np.array(want), atol=1e-9)
+
+
+def knowledge(expert_N, label_N, num_experts):
+    """(I - I of permuted labels) / (H(label) - the same), 1 where the expert tells the label."""
+
+    def information(label_N):
+        table = np.zeros((num_experts, label_N.max() + 1))
+        np.add.at(table, (expert_N, label_N), 1 / len(expert_N))
+        product = table.sum(1, keepdims=True) * table.sum(0)
+        return np.sum(table[table > 0] * np.log(table[table > 0] / product[table > 0]))
+
+    rng = np.random.default_rng(0)
+    chance = np.mean([information(rng.permutation(label_N)) for _ in range(5)])
+    share = np.bincount(label_N) / len(label_N)
+    return (information(label_N) - chance) / (-np.sum(share * np.log(share)) - chance)
+
+
+@pytest.mark.parametrize("num_experts", [3, 15, 16, 256])
+@pytest.mark.parametrize("name", ["hash", "uniform", "hash_modality", "oracle"])
+def test_null_gates_know_nothing(name, num_experts):
+    """4 modalities of means far apart, a token each; a tenth of the tokens' size is their own.
+
+    Whether modalities divide the experts or not; and what is no null gate is seen.
+    """
+    rng, rows = np.random.default_rng(1), 2000
+    modality, row = np.arange(4 * rows) % 4, np.arange(4 * rows) // 4
+    x = rng.normal(size=(4, 32))[modality] + 0.1 * rng.normal(size=(4 * rows, 32))
+    given = {"num_experts": num_experts, "modality_N": modality, "num_modalities": 4}
+    given |= {"slot_N": modality}
+    score = getattr(gates, name)
+    given = {n: v for n, v in given.items() if n in inspect.signature(score).parameters}
+    expert = np.argmax(score(x.astype(np.float32), **given), axis=-1)
+    known_of = [knowledge(expert, label, num_experts) for label in (modality, row % 5)]
+    if name in ("hash", "uniform"):
+        np.testing.assert_allclose(known_of, 0.0, atol=0.02)
+        load = np.bincount(expert, minlength=num_experts) / expert.size
+        sd = (1 / num_experts / expert.size) ** 0.5
+        np.testing.assert_allclose(load, 1 / num_experts, atol=6 * sd + 0.05 / num_experts)
+    else:
+        assert known_of[0] > 0.5
+
+
+def test_uniform_weighs_its_experts_alike():
+    x, score, params = draw("uniform", 50, 6, 12)
+    np.testing.assert_allclose(jax.nn.softmax(score(x, params)), 1 / 12, rtol=2e-6)
+    assert len(np.unique(np.argmax(score(x, params), axis=-1))) > 8
+    assert len(np.unique(np.argmax(score(0 * x, params), axis=-1))) == 1
+
+
+def test_hash_modality_depends_on_modality_and_position_only():
     x, _, _ = draw("linear", 12, 3, 8)
     modality, slot = np.arange(12) // 6, np.arange(12) % 3  # every pair occurs twice
     given = {"num_experts": 8, "modality_N": modality, "slot_N": slot}
-    logits = np.asarray(gates.hash(x, **given))
-    np.testing.assert_array_equal(logits, gates.hash(5 * x, **given))
+    logits = np.asarray(gates.hash_modality(x, **given))
+    np.testing.assert_array_equal(logits, gates.hash_modality(5 * x, **given))
     for m in range(2):
         np.testing.assert_array_equal(logits[6 * m : 6 * m + 3], logits[6 * m + 3 : 6 * m + 6])
     assert len(np.unique(logits)) == 2 * 3 * 8
     assert logits.min() >= 0 and logits.max() < 1
 
 
-def test_hash_is_spread_evenly():
+def test_hash_modality_is_spread_evenly():
     slot = np.arange(20_000)
-    logits = gates.hash(
+    logits = gates.hash_modality(
         np.zeros((slot.size, 1), np.float32), num_experts=10, modality_N=0 * slot, slot_N=slot
     )
     share = np.bincount(np.argmax(logits, -1), minlength=10) / slot.size
     # binomial: sd of a share is sqrt(.1 * .9 / 20000) = 0.0021
     np.testing.assert_allclose(share, 0.1, atol=5 * 0.0021)
-
-
-def test_uniform_gate_gives_equal_load():
-    logits = gates.uniform(np.zeros((15, 2), np.float32), num_experts=5)
-    chosen = jax.lax.top_k(logits, 2)[1]
-    np.testing.assert_array_equal(np.bincount(np.ravel(chosen)), 6)  # 15 * 2 / 5
 
 
 def test_fixed_random_is_not_trained_even_by_weight_decay():

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 B, T, D, M, E = 4, 6, 8, 3, 6
 N = B * T
 GATES, ROUTERS = known("gate"), known("router")
-OPTIONS = {"group_limited": {"groups_kept": 2}, "expert_choice": {"compete": "row"}}
+OPTIONS = {"group_limited": {"groups_kept": 2}}
 RNGS = {"params": jax.random.key(0), "gate": jax.random.key(1)}
 
 
@@ -117,7 +117,7 @@ def every_case():
     yield pytest.param({"share": "disjoint", "gate": "gaussian"}, id="disjoint")
 
 
-UNTRAINED = ("uniform", "hash", "oracle", "fixed_random")
+UNTRAINED = ("uniform", "hash", "hash_modality", "oracle", "fixed_random")
 LOSSES = ("importance", "switch", "z", "entropy", "conditional_information", "orthogonality")
 
 
@@ -260,7 +260,7 @@ def outside_gate(x_ND, w_DE: Annotated[jax.Array, nn.initializers.ones]):
 
 def test_drops_by_modality_task_and_row_add_up():
     variables, apply, x, given = build(engine="capacity", capacity=0.5)
-    _, aux = jax.jit(functools.partial(apply, train=False))(variables, x, **given)
+    _, aux = jax.jit(functools.partial(apply, train=True))(variables, x, **given)
     routed = 2 * given["valid_N"].sum()
     assert aux.stats["dropped"] > 0.1
     for by in ("dropped_by_modality", "dropped_by_task", "dropped_by_row"):

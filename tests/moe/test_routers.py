@@ -214,19 +214,21 @@ def test_modality_pattern():
 
 
 def test_expert_choice():
-    """Three tokens, two experts, K = 1: C = ceil(3 / 2) = 2 tokens each.
-
-    p = softmax over experts. Token 2 is invalid: only tokens 0 and 1 can be taken.
+    """p = softmax over experts. Three tokens, of which the last is invalid, and two experts: with
+    K = 1 each takes C = ceil(2 / 2) = 1 token, with K = 2 both.
     """
     s = np.float32([[3, 1], [1, 1], [9, 1]])
-    got = routing.expert_choice(LOG(s), np.array([True, True, False]), k=1)
-    np.testing.assert_array_equal(got.tokens, [[0, 1], [1, 0]])
-    np.testing.assert_allclose(got.weights, [[3 / 4, 1 / 2], [1 / 2, 1 / 4]], rtol=1e-6)
+    got = routing.expert_choice(LOG(s), np.array([True, True, False]), k=2)
+    np.testing.assert_array_equal(got.tokens, [[0, 1, 3], [1, 0, 3]])
+    np.testing.assert_allclose(got.weights, [[3 / 4, 1 / 2, 0], [1 / 2, 1 / 4, 0]], rtol=1e-6)
+    one = routing.expert_choice(LOG(s), np.array([True, True, False]), k=1)
+    np.testing.assert_array_equal(one.tokens, [[0, 3], [1, 3]])
+    np.testing.assert_allclose(one.weights, [[3 / 4, 0], [1 / 2, 0]], rtol=1e-6)
     only = routing.expert_choice(LOG(s), np.array([False, True, False]), k=1)
     np.testing.assert_array_equal(only.tokens, [[1, 3], [1, 3]])  # 3 = no token
     np.testing.assert_array_equal(only.weights[:, 1], 0.0)
-    with pytest.raises(ValueError, match="compete='row'"):
-        routing.expert_choice(LOG(s), np.ones(3, bool), k=1, compete="row")
+    with pytest.raises(ValueError, match="compete='all'"):
+        routing.expert_choice(LOG(s), np.ones(3, bool), k=1, compete="all")
 
 
 def test_expert_choice_by_row_ignores_other_rows():

@@ -35,6 +35,7 @@ from m4.moe.experts import ExpertParams, Functions, cast
 from m4.types import Array, Routing
 
 Engine = Literal["auto", "dense", "dropless", "capacity", "capacity_prioritised", "ragged"]
+LIMITED = ("capacity", "capacity_prioritised")  # may drop assignments
 
 
 @dataclasses.dataclass(frozen=True)
