@@ -323,6 +323,34 @@ def test_a_layer_is_checked_though_another_section_is_wrong():
     assert len(lines) == 2 and "method.moe.replicas=99 must be at most" in lines[1]
 
 
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [
+        ("router=soft share=joint engine=dense capacity=1.5", "engine='dense' capacity=1.5"),
+        ("router=expert_choice share=joint replicas=2", "replicas=2"),
+        ("router=product_keys gate=linear engine=dropless", "engine='dropless'"),
+        ("engine=dense capacity=2.0", "capacity=2.0"),
+        ("router=top_k num_groups=2", "num_groups=2"),
+    ],
+)
+def test_an_option_without_effect_is_refused(options, idle):
+    given = [f"--config.method.moe.{option}" for option in options.split()]
+    lines = "\n".join(problems("configs/fusemoe_mimic.py:tiny", *given))
+    for option in idle.split():
+        assert f"method.moe.{option}: has no effect, " in lines
+    assert lines.count("has no effect") == len(idle.split())
+
+
+def test_gate_router_and_select_are_told_at_once():
+    wrong = ["gate_options={'power': 2}", "router_options={'normalize': 1}"]
+    wrong = [f"--config.method.moe.{option}" for option in wrong]
+    wrong += ["--config.train.select=ihm/auroc", "--config.method.aux_weights.importance=-1"]
+    lines = "\n".join(problems("configs/fusemoe_mimic.py:tiny", *wrong))
+    assert "takes no option power" in lines and "takes no option normalize" in lines
+    assert "train.select='ihm/auroc': tasks are" in lines
+    assert "aux_weights.importance=-1: must be a finite number at least 0" in lines
+
+
 def test_a_misspelt_loss_or_weight_is_refused():
     def line(*args):
         return problems("configs/fusemoe_mimic.py:tiny", *args)[0]

@@ -7,7 +7,7 @@ command line gets wrong is reported at once, one line per problem.
 
 import ast
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from m4.config.hints import elsewhere, unknown
 from m4.config.plain import diff, flatten, nested, read_json, to_json, tuples
 from m4.config.program import load_file
 from m4.config.rules import REQUIRED, Rule
+from m4.data import data_sets
 from m4.errors import ConfigError
 
 __all__ = ["Flags", "check", "diff", "flatten", "load", "parse", "read_json", "stored", "to_json"]
@@ -87,7 +88,8 @@ def check(
         problems += [] if path in refused else _field_problems(path, value, fields)
     problems += rules.loss_problems(values, fields)
     method = nested(values).get("method", {})
-    right = "name" in method and not any(p.startswith("method") for p in problems)
+    others = [p for p in problems if not p.startswith("method.aux_weights.")]
+    right = "name" in method and not any(p.startswith("method") for p in others)
     problems += [] if problems else rules.cross_problems(values)
     if right:
         cls = code.method_class(method["name"], method.get("fidelity", "m4"))
@@ -95,6 +97,7 @@ def check(
         layer = rules.layer_problems(method, cls)
         problems += [p for p in layer if p.replace(" ", "=").partition("=")[0] not in told]
     if problems:
+        problems += _task_problems(values, problems)
         raise ConfigError(*dict.fromkeys(problems))
     return ml_collections.ConfigDict(nested(values)).lock()
 
@@ -111,6 +114,18 @@ def completed(found: Mapping[str, Any], name: str) -> dict[str, Any]:
         return check(whole, {}, name).to_dict()
     except ConfigError:  # written by a version with other rules
         return whole
+
+
+def _task_problems(values: Mapping[str, Any], told: Sequence[str]) -> list[str]:
+    """What does not fit the data set's tasks, beside other problems that were `told`."""
+    if "train.select" not in values or any(p.startswith(("data.", "train.")) for p in told):
+        return []
+    whole = nested(values)
+    try:
+        spec = data_sets.find(whole["data"]["name"]).spec(**whole["data"].get("options", {}))
+        return rules.data_problems(whole, spec)
+    except Exception:  # noqa: BLE001 (of foreign code; said once the configuration is right)
+        return []
 
 
 def _check_structure(config: Any, source: str) -> None:

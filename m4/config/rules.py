@@ -17,6 +17,7 @@ from m4.resolve import resolve
 from m4.specs import METRICS, DataSpec, TaskKind
 
 REQUIRED = object()
+MOVE_ROWS = ("soft", "expert_choice", "product_keys")  # routers that need no engine
 KINDS = {int: "an integer", float: "a finite number", bool: "true or false"}
 
 
@@ -208,7 +209,7 @@ def loss_problems(values: Mapping[str, Any], fields: Mapping[str, Rule]) -> list
     known = tuple(dict.fromkeys((*own, *(code.layer().known("losses") if routes else ()))))
     problems = []
     for name, value in weights.items():
-        wrong = Rule(float).problem(value)
+        wrong = Rule(float, low=0).problem(value)
         if name not in known:
             hint = f"it has: {', '.join(known)}{nearest(name, known)}"
             problems.append(f"{head}.{name}: no such loss; {hint}")
@@ -236,7 +237,25 @@ def layer_problems(method: Mapping[str, Any], cls: type) -> list[str]:
                 continue
             named = line.startswith(tuple(given))
             problems.append(f"method.{field.name}{'.' if named else ': '}{line}")
+        problems += [f"method.{field.name}.{line}" for line in _idle(given, default)]
     return problems
+
+
+def _idle(given: Mapping[str, Any], default: Any) -> list[str]:
+    """Options of a layer that were set but have no effect beside its router and engine."""
+    router, reasons = given.get("router"), {}
+    if router in MOVE_ROWS:
+        why = f"router={router!r} brings rows to experts itself"
+        reasons |= dict.fromkeys(("engine", "capacity", "replicas"), why)
+    elif given.get("engine") == "dense":
+        reasons["capacity"] = "engine='dense' runs every expert on every row"
+    if router is not None and not code.layer().grouped(router):
+        reasons["num_groups"] = f"router={router!r} has no groups of experts"
+    return [
+        f"{name}={given[name]!r}: has no effect, {why}; leave it out"
+        for name, why in reasons.items()
+        if name in given and given[name] != getattr(default, name)
+    ]
 
 
 def cross_problems(values: Mapping[str, Any]) -> list[str]:

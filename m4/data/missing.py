@@ -14,6 +14,7 @@ Letters: B rows of a batch, N rows of a split, T positions, M modalities.
 """
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import math
@@ -89,7 +90,7 @@ def mnar(
     rates_M, strength = by_modality(split.spec, rate), _strength(strength)
     features = {} if features is None else features
     if not isinstance(features, Mapping):
-        raise ValueError(f"features {features!r} must be by modality, as in {{'vitals': 0}}")
+        raise ValueError(f"features={features!r}: must be by modality, as in {{'vitals': 0}}")
     for name, feature in features.items():
         _number(split.spec, name, feature)
     lossy = [n for n, r in zip(split.spec.modality_names, rates_M, strict=True) if r > 0]
@@ -111,10 +112,10 @@ def blocks(
     names = split.spec.modality_names
     lists = groups.values() if isinstance(groups, Mapping) else [None]
     if not all(isinstance(group, list | tuple) and group for group in lists):
-        raise ValueError(f"groups {groups!r} must be lists of modalities by name of their group")
+        raise ValueError(f"groups={groups!r}: must be lists of modalities by name of their group")
     require(split.spec, [name for group in groups.values() for name in group])
     if not isinstance(rate, Mapping) or {*rate} - {*groups}:
-        raise ValueError(f"rate {rate} must be by group; groups are {', '.join(map(str, groups))}")
+        raise ValueError(f"rate={rate}: must be by group; groups are {', '.join(map(str, groups))}")
     require_share(rate.values())
     drop_NM = np.zeros_like(split.present_NM)
     for group, share in rate.items():
@@ -204,7 +205,9 @@ def _plan(split: Split, options: Mapping[str, Any], seed: int) -> Plan:
     arguments = dict(options)
     kind = arguments.pop("kind", None)
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
+        close = difflib.get_close_matches(str(kind), KINDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"kind={kind!r}: must be one of {', '.join(KINDS)}{hint}")
     known = dict([*inspect.signature(KINDS[kind]).parameters.items()][2:])
     for name in arguments:
         if name not in known:
@@ -212,6 +215,9 @@ def _plan(split: Split, options: Mapping[str, Any], seed: int) -> Plan:
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in arguments:
             raise ValueError(f"{name}: is missing, kind={kind!r} needs it")
+    empty = [name for name in ("rate", "groups") if arguments.get(name) == {}]
+    if empty:
+        raise ValueError(f"{empty[0]}={{}}: is empty, so that nothing would go missing")
     return KINDS[kind](split, np.random.default_rng((seed, SALT)), **arguments)
 
 
@@ -265,7 +271,7 @@ def _number(spec: DataSpec, name: str, feature: int | str) -> int:
 def _strength(value: float) -> float:
     """Log-odds that were asked for. Raises ValueError for what are none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"strength {value!r} must be a finite number")
+        raise ValueError(f"strength={value!r}: must be a finite number")
     return value
 
 

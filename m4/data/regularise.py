@@ -132,7 +132,7 @@ def require_share(rates: Iterable[float], what: str = "rate") -> None:
     """Raises ValueError for what is no share."""
     for rate in rates:
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
-            raise ValueError(f"{what} {rate!r} must be a number within 0..1")
+            raise ValueError(f"{what}={rate!r}: must be a number within 0..1")
 
 
 def by_modality(spec: DataSpec, rates: Rates) -> np.ndarray:

@@ -136,16 +136,33 @@ def problems(
         options = MoEOptions(router="soft", **{f: getattr(options, f) for f in shared}, top_k=1)
     if found:
         return found
+    found = _traced(options, num_modalities, losses)
+    for part in ("gate", "router"):  # without what was wrong with the one, is the other right?
+        if options.gate_options and options.router_options and f"moe.{part}: " in "".join(found):
+            other = dataclasses.replace(options, **{f"{part}_options": {}})
+            more = _traced(other, num_modalities, losses)
+            found += [text for text in more if not text.startswith(f"moe.{part}: ")]
+    return [" ".join(text.removeprefix("moe.").split()) for text in dict.fromkeys(found)]
+
+
+def grouped(router: str) -> bool:
+    """Whether a router knows groups of experts."""
+    if router == "product_keys":
+        return False
+    taken = inspect.signature(resolve(router, "m4.moe.routers")).parameters
+    return not {"num_groups", "outer_NG"}.isdisjoint(taken)
+
+
+def _traced(options, num_modalities, losses) -> list[str]:
+    """What `_trace` raises, at most one line."""
     try:
         _trace(options, num_modalities, losses)
     except route.MissingInput as error:
-        if not any(
-            route.shape_of(n)[:1] == "N" for n in str(error).split()
-        ):  # the method's to give
-            found.append(str(error))
+        given = any(route.shape_of(n)[:1] == "N" for n in str(error).split())
+        return [] if given else [str(error)]  # the method gives what there is of every token
     except (ValueError, TypeError) as error:
-        found.append(str(error))
-    return [" ".join(text.removeprefix("moe.").split()) for text in found]
+        return [str(error)]
+    return []
 
 
 def _choices(options) -> Iterator[str]:

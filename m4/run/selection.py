@@ -1,5 +1,7 @@
 """Can `train.select` be computed on the validation labels? Asked before anything is trained."""
 
+from typing import Any
+
 import ml_collections
 import numpy as np
 
@@ -27,7 +29,8 @@ def require_defined(
     present = {m: found[f"{m}/present"].astype(bool) for m in names}
     counted_N = np.any([*present.values()], axis=0)
     counted_N = np.all([counted_N, *(present[m] for m in task.needs)], axis=0)
-    target = Target(found[f"y/{name}"], found[f"y/{name}/mask"])
+    known: Any = found[f"y/{name}"], found[f"y/{name}/mask"]
+    target = Target(*known)
     label_NL, mask_NL = evaluate.labels(task, target, rows, counted_N)
     drawn_NC = np.random.default_rng(0).random((len(val), task.dim))
     values = metrics.score(task, label_NL, mask_NL, drawn_NC)

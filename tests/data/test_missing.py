@@ -202,7 +202,7 @@ def test_blocks_go_together_in_an_exact_number_of_rows():
     kind = {"kind": "blocks"}
     with pytest.raises(ValueError, match="eeg: no such modality; modalities are vitals"):
         missing.check(SPEC, kind | {"groups": {"icu": ("eeg",)}, "rate": {"icu": 0.1}})
-    with pytest.raises(ValueError, match="rate .* groups are icu, papers"):
+    with pytest.raises(ValueError, match="rate=.*: must be by group; groups are icu, papers"):
         missing.check(SPEC, kind | {"groups": groups, "rate": {"lab": 0.1}})
 
 
@@ -269,9 +269,9 @@ def test_an_incomplete_split_lacks_the_same_whoever_reads_it(train, options):
 
 
 def test_wrong_options_are_refused_in_words():
-    mar = {"kind": "mar", "rate": {}}
+    mar = {"kind": "mar", "rate": {"note": 0.5}}
     for options, words in (
-        ({"kind": "mcarr"}, "kind='mcarr': must be one of mcar, mar, mnar, blocks, gaps"),
+        ({"kind": "mcarr"}, "must be one of mcar, mar, mnar, blocks, gaps; did you mean mcar?"),
         ({"kind": "mcar", "rates": 0.1}, "rates: kind='mcar' takes rate"),
         (mar, "driver: is missing, kind='mar' needs it"),
         (mar | {"driver": "x"}, "x: no such modality"),
@@ -293,17 +293,20 @@ def test_arguments_of_another_type_are_refused_in_words():
         (mar | {"driver": None}, "None: no such modality"),
         (mar | {"driver": ["vitals"]}, "no such modality"),
         (mar | {"feature": True}, "feature True of 'vitals'"),
-        (mar | {"strength": "a"}, "strength 'a' must be a finite number"),
-        (mar | {"strength": None}, "strength None must be"),
-        (mar | {"strength": np.inf}, "strength inf must be"),
-        (mnar | {"strength": np.nan}, "strength nan must be"),
-        (mnar | {"features": 3}, "features 3 must be by modality"),
-        (mnar | {"features": "vitals"}, "features 'vitals' must be by modality"),
+        (mar | {"strength": "a"}, "strength='a': must be a finite number"),
+        (mar | {"strength": None}, "strength=None: must be"),
+        (mar | {"strength": np.inf}, "strength=inf: must be"),
+        (mnar | {"strength": np.nan}, "strength=nan: must be"),
+        (mnar | {"features": 3}, "features=3: must be by modality"),
+        (mnar | {"features": "vitals"}, "features='vitals': must be by modality"),
         (mnar | {"features": {"vitals": 9}}, "feature 9 of 'vitals'"),  # also where it stays
-        (blocks | {"groups": ["icu"]}, "groups .* must be lists of modalities"),
-        (blocks | {"groups": {"icu": "vitals"}}, "groups .* must be lists of modalities"),
-        (blocks | {"groups": {"icu": []}}, "groups .* must be lists of modalities"),
-        ({"kind": "gaps", "rate": 0.5, "share": 2}, "share 2 must be a number within 0..1"),
+        (blocks | {"groups": ["icu"]}, "groups=.*: must be lists of modalities"),
+        (blocks | {"groups": {"icu": "vitals"}}, "groups=.*: must be lists of modalities"),
+        (blocks | {"groups": {"icu": []}}, "groups=.*: must be lists of modalities"),
+        (blocks | {"groups": {}}, "groups={}: is empty"),
+        ({"kind": "mcar", "rate": {}}, "rate={}: is empty"),
+        ({"kind": "mcar", "rate": 2}, "rate=2: must be a number within 0..1"),
+        ({"kind": "gaps", "rate": 0.5, "share": 2}, "share=2: must be a number within 0..1"),
     ):
         with pytest.raises(ValueError, match=words):
             missing.check(SPEC, options)
