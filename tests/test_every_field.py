@@ -88,6 +88,8 @@ def test_every_field_of_every_method(name, fidelity):
         path = path.removeprefix("method.")
         section, dot, field = path.rpartition(".")
         values = {f"{section}{dot}{k}": v for k, v in WITH.get(field, {}).items()}
+        if path == "aux_weights" and not rule.default:
+            values[path] = {"importance": 0.5} if "method.moe.router" in known else {}
         values.setdefault(path, other(path, rule))
         method, _ = made(name, fidelity, values)
         for path, value in values.items():

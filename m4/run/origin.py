@@ -100,7 +100,7 @@ def begin(config: ml_collections.ConfigDict, setup: Setup, state: State) -> Stat
             print("differs  means and deviations that values are scaled by: those of these data")
     values = jax.tree_util.tree_map_with_path(functools.partial(_placed, taken), state.params)
     average = None if state.ema is None else jax.tree.map(jnp.copy, values)
-    return state.replace(params=values, ema=average)
+    return dataclasses.replace(state, params=values, ema=average)
 
 
 def _require_modalities(folder: Path, before: DataSpec, now: DataSpec) -> None:
