@@ -31,7 +31,7 @@ def run(**changes):
         lambda s: np.random.default_rng(s.size).normal(size=s.shape).astype(np.float32),
         nn.unbox(shapes),
     )
-    y_ND, aux = jax.jit(functools.partial(layer.apply, train=False, num_rows=4))(
+    y_ND, aux = jax.jit(functools.partial(layer.apply, train=True, num_rows=4))(
         params, X, valid_N=GIVEN["valid_N"], modality_N=GIVEN["modality_N"]
     )
     return params["params"], y_ND, aux.stats
@@ -145,7 +145,7 @@ def test_overflow_drops_on_a_mesh():
     for overflow in ("exact", "drop"):
         layer = MoE(dataclasses.replace(options, exchange="all_to_all", overflow=overflow))
         with jax.set_mesh(sharding.make_mesh({"data": 2, "expert": 4})):
-            stats = jax.jit(lambda p, f=layer: f.apply(p, x, valid_N=valid, train=False)[1].stats)(
+            stats = jax.jit(lambda p, f=layer: f.apply(p, x, valid_N=valid, train=True)[1].stats)(
                 params
             )
         dropped[overflow] = float(stats["dropped"])
