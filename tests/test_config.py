@@ -13,7 +13,7 @@ from m4 import config as configs
 from m4.config import code, program, rules
 from m4.errors import ConfigError
 from m4.eval import metrics
-from m4.run import raw
+from m4.run import preflight
 from m4.run.method import make_method, require_fit
 from m4.specs import METRICS, TaskSpec
 from tests import toy_data
@@ -476,7 +476,7 @@ def test_what_a_layer_refuses_of_a_schema_names_its_field():
     changed = ["--config.method.moe.share=disjoint", "--config.method.moe.num_experts=29"]
     config = load("configs/fusemoe_mimic.py:synthetic", *changed)
     with pytest.raises(ConfigError, match="^method.moe.num_experts=29 cannot be split"):
-        require_fit(config, raw.schema(config))
+        require_fit(config, preflight.schema(config))
 
 
 def test_sizes_of_parts_of_a_method_are_positive():

@@ -14,7 +14,7 @@ from m4.config import code, program
 from m4.data import data_sets, fake
 from m4.main import main
 from m4.modes import report
-from m4.run import raw
+from m4.run import preflight
 from m4.train import preemption
 from tests import raw_files
 
@@ -49,7 +49,7 @@ def quick():
     for target in TINY:
         config = loaded(target)
         if config.data.name in raw_files.WRITERS or not files_missing(config, Path("nowhere")):
-            size = (len(raw.schema(config).modalities), target)
+            size = (len(preflight.schema(config).modalities), target)
             sizes[config.method.name] = min(size, sizes.get(config.method.name, size))
     return {name: target for name, (_, target) in sizes.items()}
 

@@ -25,9 +25,9 @@ def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
 
         trained.require(config, flags.workdir, flags.on)
     elif config is not None and not without_data:
-        from m4.run import raw
+        from m4.run import preflight
 
-        raw.require(config, flags.config)
+        preflight.require(config, flags.config)
     name = flags.mode if flags.on is None else "new"
     mode = importlib.import_module(f"m4.modes.{name}")
     if os.environ.get("M4_COORDINATOR"):

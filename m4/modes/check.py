@@ -14,7 +14,7 @@ from clu import parameter_overview
 from m4 import sharding
 from m4.config import Flags
 from m4.errors import CheckpointError, DivergedError
-from m4.run import origin, programs, raw, selection
+from m4.run import origin, preflight, programs, selection
 from m4.run.setup import context, make_setup
 from m4.run.workspace import open_incomplete, prepare
 from m4.train.checkpoint import Checkpoints
@@ -25,7 +25,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     _scrub(folder)
     if flags.config is None and flags.config_json is None:
         return
-    origin.require(config, raw.schema(config), folder)
+    origin.require(config, preflight.schema(config), folder)
     data = prepare(config)
     selection.require_defined(config, open_incomplete(config, data, "val"))
     setup = make_setup(config, data)

@@ -23,7 +23,7 @@ from m4.data.store import Store
 from m4.errors import ConfigError, SaveError
 from m4.eval import results
 from m4.modes import eval as eval_mode
-from m4.run import origin, programs, raw, selection, trained
+from m4.run import origin, preflight, programs, selection, trained
 from m4.run.setup import Setup, context, make_setup
 from m4.run.workspace import open_incomplete, owned, prepare, same_run, use_cache
 from m4.train import guard, loop, preemption, processes, retention, telemetry, watchdog, workdir
@@ -38,7 +38,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> eval_m
             claim(config, folder, force=flags.force_config)
         use_cache(folder)
         if not retention.complete(folder / "checkpoints/last"):
-            origin.require(config, raw.schema(config), folder)
+            origin.require(config, preflight.schema(config), folder)
         data = prepare(config)
         val = open_incomplete(config, data, "val")
         selection.require_defined(config, val)

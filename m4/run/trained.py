@@ -20,7 +20,7 @@ from m4.data import manifest as manifests
 from m4.data.apply import Trained
 from m4.data.cohort import sha256
 from m4.errors import CheckpointError, ConfigError, DataError
-from m4.run import raw
+from m4.run import preflight
 
 MANIFEST, VOCABULARY = "data.json", "vocabulary.json"
 # Where files are and who is in which split: it says nothing of how a subject's files are read.
@@ -88,7 +88,7 @@ def _whole(manifest: Mapping[str, Any]) -> bool:
 
 def built(config: ml_collections.ConfigDict, fingerprint: str) -> Path:
     """Where the training data were built; they need not be there any more."""
-    return raw.folders(config)[1] / config.data.name.rpartition(".")[2] / fingerprint
+    return preflight.folders(config)[1] / config.data.name.rpartition(".")[2] / fingerprint
 
 
 def require(config: ml_collections.ConfigDict, folder: Path, new: Path) -> None:

@@ -14,7 +14,7 @@ from m4.data import build, missing, shift
 from m4.data import manifest as manifests
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
-from m4.run import raw
+from m4.run import preflight
 from m4.run.method import require_fit
 from m4.train import processes, workdir
 
@@ -39,8 +39,8 @@ def prepare(config: ml_collections.ConfigDict) -> Path:
 
     Raises ConfigError before that for what the method refuses.
     """
-    raw_dir, data_dir = raw.folders(config)
-    require_fit(config, raw.schema(config))
+    raw_dir, data_dir = preflight.folders(config)
+    require_fit(config, preflight.schema(config))
 
     def progress(split: str, rows: int) -> None:
         print(f"building {config.data.name} {split}: {rows} records", flush=True)

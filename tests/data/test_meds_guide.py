@@ -11,7 +11,7 @@ import pytest
 from m4 import config as configs
 from m4.data.__main__ import main
 from m4.data.sets import meds, tables
-from m4.run import raw
+from m4.run import preflight
 from tests.data import meds_folder as mf
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def test_the_commands_are_valid(ward, capsys, monkeypatch):
     assert training[:3] == ["python", "-m", "m4.main"]
     flags = configs.parse([a.replace("=configs", f"={ROOT}/configs") for a in training[3:]])
     config = configs.load(flags)
-    raw.require(config, flags.config)
+    preflight.require(config, flags.config)
     assert flags.mode == "crossval" and config.data.options.file == "ward.toml"
     assert describing == ["python", "-m", "m4.data", "describe", "data/meds"]
     assert configs.parse(asking[3:]).mode == "predict"  # it is run by tests/modes/test_new.py

@@ -18,7 +18,7 @@ from m4.main import main as m4_main
 from m4.methods.fusemoe import torch_layout as fusemoe
 from m4.methods.fusemoe.released import ReleasedFuseMoE
 from m4.moe.options import MoEOptions
-from m4.run import raw
+from m4.run import preflight
 from m4.run.method import make_method
 from m4.run.setup import make_setup
 from m4.run.workspace import prepare
@@ -259,7 +259,7 @@ def released_on_mimic(*overrides):
     """The method of the shipped configuration, on the schema of MIMIC-IV."""
     target = "--config=configs/fusemoe_mimic.py:released"
     config = configs.load(configs.parse([target, *overrides]))
-    return make_method(config.method, raw.schema(config))
+    return make_method(config.method, preflight.schema(config))
 
 
 SMALL_EXPERTS = [f"--config.method.moe.{s}" for s in ("num_experts=3", "top_k=2", "hidden=4")]

@@ -8,7 +8,7 @@ import pytest
 from m4 import config as configs
 from m4.interop import convert
 from m4.interop.__main__ import layout_of
-from m4.run import raw
+from m4.run import preflight
 from m4.run.method import make_method
 from tests.interop import shared
 
@@ -17,7 +17,7 @@ def released(name, *overrides):
     """The method of a shipped configuration on its data set's schema."""
     flags = [f"--config=configs/{name}.py:released", *overrides]
     config = configs.load(configs.parse(flags))
-    return config, make_method(config.method.to_dict(), raw.schema(config))
+    return config, make_method(config.method.to_dict(), preflight.schema(config))
 
 
 def expected(name, method):

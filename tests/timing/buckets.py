@@ -20,7 +20,7 @@ from m4 import config as configs
 from m4 import sharding
 from m4.data.buckets import WINDOW
 from m4.errors import ConfigError
-from m4.run import programs, raw
+from m4.run import preflight, programs
 from m4.run.setup import Setup, context, make_setup
 from m4.run.workspace import prepare
 from m4.specs import RAGGED_KINDS
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     config = configs.load(flags)
     if not config.train.buckets:
         raise ConfigError("train.buckets: is (); there is nothing to compare")
-    raw.require(config, flags.config)
+    preflight.require(config, flags.config)
     jax.config.update("jax_enable_compilation_cache", False)
     print(table(measure(config)))
 
