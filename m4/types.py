@@ -77,11 +77,11 @@ class Routing(flax.struct.PyTreeNode):
     probs: Array  # f32[N, E], router distribution, 0 on invalid tokens
     logits: Array  # f32[N, E], scores before selection, without noise
     valid: Array  # bool[N]
-    log_probs: Array | None = None  # f32[N, E], of `probs` where these are of scores
     load: Array | None = None  # f32[N, E], smooth chance of selection where the router has one
     tokens: Array | None = None  # i32[E, C], N in an empty place
     dispatch: Array | None = None  # f32[B, T, E, P], of tokens to slots
     combine: Array | None = None  # f32[B, T, E, P], of slots to tokens
+    log_probs: Array | None = None  # f32[N, E], of `probs` where these are of scores
 
 
 class MoeAux(flax.struct.PyTreeNode):

@@ -76,7 +76,7 @@ FEWER = ("header only", "column gone")  # nobody has that modality, or one featu
 # A label that is none is unknown and a date that is none has no later exams; both are counted.
 LABELS = ("text for a number", "NUL")
 SOURCES = (
-    Source("tables", "events.csv", 3, select="death/auroc", accepted=("header only",)),
+    Source("tables", "events.csv", 3, select="death/auroc"),
     Source("tables", "labels.csv", 2, select="death/auroc"),
     Source("adni", "label.csv", 1),
     Source("adni", "clinical_merged.csv", 1, accepted=FEWER),

@@ -106,6 +106,7 @@ class Reach:
     def __init__(self, definition: Definition, slots: list[range], points):
         """`slots`: those of each modality."""
         modalities, subjects = definition.modalities, len(points.ids)
+        self._files = ", ".join(dict.fromkeys(source.files for source in definition.sources))
         self._modalities = modalities
         self._of_slot = np.full(slots[-1].stop + 1, len(slots))
         for m, own in enumerate(slots):
@@ -155,7 +156,7 @@ class Reach:
             if not seen and self._strange_M[m] and self._asked >= SMALLEST:
                 why = "all its events are of subjects without a prediction point"
             elif not (seen or self._met_M[m] or new) and self._asked >= SMALLEST:
-                why = "there is no event with one of its codes"
+                why = f"there is no event with one of its codes in {self._files}"
             elif seen >= SMALLEST and reach <= NEARLY_NOBODY * seen:
                 why = (
                     f"{'hardly one' if reach else 'none'} of its events is in time for a"
