@@ -98,9 +98,11 @@ def interval(
     if np.isfinite(value.value):
         if undefined > MAX_UNDEFINED:
             notes.append(f"no interval: {lost} in {undefined:.0%} of the draws")
+        elif units is not None and units < 2:
+            notes.append("no interval: it rests on one patient")
         else:
             tail = (1 - level) / 2
-            if units is not None and units > 1:
+            if units is not None:
                 tail = float(norm.cdf(t.ppf(tail, units - 1) * np.sqrt(units / (units - 1))))
             low, high = np.quantile(defined, [tail, 1 - tail])
             if undefined:

@@ -58,10 +58,12 @@ def error(
     index_N, gap_N = bin_index(predicted_N, num_bins), label_N - predicted_N
     _, owner_N = np.unique(patient_N, return_inverse=True)
     n_K = np.bincount(index_N, minlength=num_bins)
+    _, first = np.unique(owner_N * num_bins + index_N, return_index=True)
+    patients_K = np.bincount(index_N[first], minlength=num_bins)
     mean_K = np.bincount(index_N, weights=gap_N, minlength=num_bins) / np.maximum(n_K, 1)
     e_PK = np.zeros((owner_N.max() + 1, num_bins))
     np.add.at(e_PK, (owner_N, index_N), gap_N - mean_K[index_N])
-    e_PK /= np.sqrt(np.maximum(n_K, 2) - 1)
+    e_PK *= np.sqrt(patients_K / (np.maximum(patients_K, 2) - 1) / np.maximum(n_K, 1))
     cov_KK = e_PK.T @ e_PK / len(label_N)
     square, trace = np.sum(n_K * mean_K**2) / len(label_N), np.trace(cov_KK)
     s_K = np.sqrt(n_K / len(label_N)) * mean_K

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import t
 
 from m4.eval import bootstrap, calibration, metrics
 from m4.eval.bootstrap import Draws, number
@@ -131,10 +131,12 @@ class Scorer:
         values = {name: Value(a.values[name].value - b.values[name].value) for name in names}
         draws = {name: a.draws[name] - b.draws[name] for name in names}
         found = self.estimates(Scored(values, draws, {}), mask_NL)
+        units = self._units(mask_NL)
         for name, estimate in found.items():
-            if estimate["low"] is not None:
-                spread, distance = np.nanstd(draws[name]), abs(values[name].value)
-                p = 2 * norm.sf(distance / spread) if spread else distance == 0
+            if estimate["low"] is not None:  # then there are two units; widened as the interval is
+                spread = np.nanstd(draws[name]) * np.sqrt(units / (units - 1))
+                distance = abs(values[name].value)
+                p = 2 * t.sf(distance / spread, units - 1) if spread else distance == 0
                 found[name] = estimate | {"p": number(float(p))}
         return found
 

@@ -114,12 +114,25 @@ def shuffled_groups(
     alike = [(modality, rows[b]) for modality, rows in own for b in blocks(owner_R[rows])]
     label_RM = np.repeat(group_R[:, None], shape[0], axis=1)
     for draw in range(draws + 1):
-        key_P = rng.random(len(ids)) if draw else np.zeros(len(ids))
+        next_P = rng.permutation(len(ids)) if draw else np.arange(len(ids))
         for modality, rows in alike:
-            source = rows[np.argsort(key_P[owner_R[rows[:, 0]]], kind="stable")]
-            label_RM[rows, modality] = group_R[source]
+            label_RM[rows, modality] = group_R[rows[_within(next_P, owner_R[rows[:, 0]])]]
         cell = (m * shape[1] + label_RM[row, m]) * num_experts + e
         yield np.bincount(cell, weight, int(np.prod(shape))).reshape(shape)
+
+
+def _within(next_P: np.ndarray, own_p: np.ndarray) -> np.ndarray:
+    """Place in `own_p` of each of its patients' successor there, by a permutation of all.
+
+    A successor elsewhere is followed until it is one of them. So the modalities' exchanges agree as
+    far as the patients who have them do, as their labels do in truth.
+    """
+    place_P = np.full(len(next_P), -1)
+    place_P[own_p] = np.arange(len(own_p))
+    found_p = next_P[own_p]
+    while (outside := place_P[found_p] < 0).any():
+        found_p[outside] = next_P[found_p[outside]]
+    return place_P[found_p]
 
 
 def information(count: np.ndarray, null: Iterator[np.ndarray]) -> dict[str, float | None]:
@@ -130,10 +143,12 @@ def information(count: np.ndarray, null: Iterator[np.ndarray]) -> dict[str, floa
     `share` = excess / (H(group) - mean of the null): 0 by chance, 1 if the expert tells the group
     (adjusted mutual information, Vinh et al., JMLR 2010).
     """
+    if not count.sum():
+        return dict.fromkeys(("plugin", "null", "excess", "share", "p"))
     plain, values = mutual_information(count), np.array([mutual_information(x) for x in null])
     # the null includes the identity up to rounding: compare with a tolerance
     p = (1 + (values >= plain - 1e-9).sum()) / (1 + len(values))
-    spread = entropy(count.sum(axis=-1)) - entropy(count.sum(axis=(-1, -2))) if count.sum() else 0.0
+    spread = entropy(count.sum(axis=-1)) - entropy(count.sum(axis=(-1, -2)))
     excess, room = plain - values.mean(), spread - values.mean()
     return {
         "plugin": number(plain),
@@ -233,7 +248,11 @@ def _describe_layer(layer: LayerRouting, predictions, spec, min_patients, seed) 
             continue
         out["heat"][group] = _heat([(name, by_row_RE[m].sum(axis=0)) for name, m in kept], shown)
         if exclusive and len(kept) > 1:
-            stacked = np.stack([m for _, m in kept])[:, chosen]
+            of_chosen = [m[chosen] for _, m in kept]
+            of_chosen = [m for m in of_chosen if len(np.unique(patient[chosen][m])) >= min_patients]
+            if len(of_chosen) < 2:  # of the rows that were drawn
+                continue
+            stacked = np.stack(of_chosen)
             of = stacked.any(axis=0)
             args = share_RME[of], stacked[:, of].argmax(axis=0), patient[chosen][of]
             counts = shuffled_groups(*args, rng, PERMUTATIONS)

@@ -226,8 +226,11 @@ def hash(x_ND: Array, *, num_experts: int) -> Array:
 
 
 def uniform(x_ND: Array, *, num_experts: int) -> Array:
-    """Any experts at equal weights: the choice is that of `hash`, the scores differ by 1e-6."""
-    return 1e-6 * hash(x_ND, num_experts=num_experts)
+    """Any experts at nearly equal weights: the choice is that of `hash`, scores differ by 1e-3.
+
+    By less, and ties after a router's softmax in float32 would go by place and index.
+    """
+    return 1e-3 * hash(x_ND, num_experts=num_experts)
 
 
 def hash_modality(x_ND: Array, *, num_experts: int, modality_N: Array, slot_N: Array) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from m4.moe import gates, route, soft
+from m4.moe import gates, route, routers, soft
 from m4.moe.options import known
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -166,7 +166,7 @@ def test_spread_does_not_depend_on_the_number_of_experts(name):
         if np.isinf(logits).any():  # relu and oracle: the affinities themselves
             logits = np.exp(logits)
         spreads.append(np.mean(np.std(logits, axis=1)))
-    if name == "uniform":  # a tie-break of 1e-6 per expert
+    if name == "uniform":  # a tie-break of 1e-3 per expert
         assert max(spreads) < 1e-3
     else:
         np.testing.assert_allclose(spreads[1], spreads[0], rtol=0.15)
@@ -287,7 +287,7 @@ def test_hash_by_hand():
     cycles = [sum(8 * a * fixed(r, e) for r, a in enumerate(along)) + fixed(0, e) for e in range(5)]
     want = [abs(2 * (c - math.floor(c)) - 1) for c in cycles]
     np.testing.assert_allclose(gates.hash(X, num_experts=5)[0], want, atol=1e-4)
-    np.testing.assert_allclose(gates.uniform(X, num_experts=5)[0], 1e-6 * np.array(want), atol=1e-9)
+    np.testing.assert_allclose(gates.uniform(X, num_experts=5)[0], 1e-3 * np.array(want), atol=1e-7)
 
 
 def knowledge(expert_N, label_N, num_experts):
@@ -332,9 +332,18 @@ def test_null_gates_know_nothing(name, num_experts):
 
 def test_uniform_weighs_its_experts_alike():
     x, score, params = draw("uniform", 50, 6, 12)
-    np.testing.assert_allclose(jax.nn.softmax(score(x, params)), 1 / 12, rtol=2e-6)
+    np.testing.assert_allclose(jax.nn.softmax(score(x, params)), 1 / 12, rtol=1e-3)
     assert len(np.unique(np.argmax(score(x, params), axis=-1))) > 8
     assert len(np.unique(np.argmax(score(0 * x, params), axis=-1))) == 1
+
+
+def test_uniform_knows_no_place_after_a_softmax_in_float32():
+    # known bad: scores that differ by 1e-6 tie, and ties go to the lower place (720 against 364)
+    x_ND, rows = jax.random.normal(jax.random.key(0), (2048, 16)), 256
+    scores_NE, valid_N = gates.uniform(x_ND, num_experts=16), jnp.ones(2048, bool)
+    chosen = routers.expert_choice(scores_NE, valid_N, k=2, num_rows=rows)
+    by_place = np.bincount(np.asarray(chosen.tokens).ravel() % 8, minlength=8)
+    assert by_place.max() < 1.2 * by_place.min()
 
 
 def test_hash_modality_depends_on_modality_and_position_only():
