@@ -32,7 +32,7 @@ def rows(
     """
     reader = None
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
             missing = {*columns} - {*(reader.fieldnames or ())}
             if missing:
@@ -67,7 +67,8 @@ def number(text: str, *, where: str) -> float:
 def header(path: Path) -> list[str]:
     """The columns of a csv file. Raises DataError for a file that cannot be read."""
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as handle:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig") as handle:  # Excel writes a mark in front
             return next(csv.reader(handle), [])
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None

@@ -162,6 +162,22 @@ def test_damage_is_named(tmp_path):
     (root / "label.csv").write_text("PTID,DIAGNOSIS\na,1\n")
     with pytest.raises(DataError, match="in train and in val"):
         adni.cohort(tmp_path, seed=0)
+    who = "011_S_0002"
+    lists = {"training": [who], "validation": [], "testing": []}
+    for wrong in (
+        {who: "training"},
+        [who],
+        5,
+        lists | {"testing": None},
+        lists | {"training": who},
+    ):
+        splits.write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match="PTID_splits.json: must hold the lists") as error:
+            adni.cohort(tmp_path, seed=0)
+        assert who not in str(error.value)
+    (root / "label.csv").write_text("\ufeffPTID,DIAGNOSIS\n,1\n")  # with Excel's mark
+    with pytest.raises(DataError, match="label.csv: line 2: PTID is missing"):
+        adni.cohort(tmp_path, seed=0)
     (root / "label.csv").unlink()
     assert adni.missing_files(tmp_path) == [f"{root / 'label.csv'}: missing"]
 

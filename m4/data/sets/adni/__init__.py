@@ -175,6 +175,8 @@ def _labels(path: Path) -> tuple[dict[str, int], int]:
     """Subject -> class, and how many subjects have two."""
     found: dict[str, set[int]] = {}
     for line, row in csv_files.rows(path, ("PTID", "DIAGNOSIS"), ids=("PTID",)):
+        if not row["PTID"]:
+            raise DataError(f"{path}: line {line}: PTID is missing")
         try:
             found.setdefault(row["PTID"], set()).add((1, 2, 3).index(float(row["DIAGNOSIS"])))
         except ValueError:
@@ -191,8 +193,9 @@ def _splits(path: Path, label_of: dict[str, int], seed: int) -> tuple[dict[str, 
         lists = json.loads(path.read_text())
     except ValueError:
         raise DataError(f"{path}: no JSON; write it again, or leave it out") from None
-    if {*lists} != {*SPLITS}:
-        raise DataError(f"{path}: has {sorted(lists)}, expected {sorted(SPLITS)}")
+    named = isinstance(lists, dict) and {*lists} == {*SPLITS}
+    if not named or not all(isinstance(one, list) for one in lists.values()):  # quotes no subject
+        raise DataError(f"{path}: must hold the lists {', '.join(SPLITS)}, and nothing else")
     part_of = {}
     for key, part in SPLITS.items():
         for who in (identifiers.text(one, f"{path}: a subject") for one in lists[key]):
@@ -213,6 +216,8 @@ def _table(root: Path, name: str, train: set[str], variants: int, counts: Counte
     names = tuple(c for c in header[1:] if not c.upper().startswith(LEAKS))
     table = {}
     for line, row in csv_files.rows(path, (*header[:1], *names), ids=header[:1]):
+        if not row[header[0]]:
+            raise DataError(f"{path}: line {line}: {header[0]} is missing")
         values = _numbers([row[n] for n in names], f"{path}: line {line}")
         table.setdefault(row[header[0]], []).append(values)
     return _agreed(table, counts), names, [path]
