@@ -17,6 +17,7 @@ from m4.errors import CheckpointError, DivergedError
 from m4.run import origin, preflight, programs, selection
 from m4.run.setup import context, make_setup
 from m4.run.workspace import open_incomplete, prepare
+from m4.train import retention
 from m4.train.checkpoint import Checkpoints
 
 
@@ -25,7 +26,9 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     _scrub(folder)
     if flags.config is None and flags.config_json is None:
         return
-    origin.require(config, preflight.schema(config), folder)
+    begun = bool(retention.complete(folder / "checkpoints/last"))  # it needs no `train.from` now
+    if not begun:
+        origin.require(config, preflight.schema(config), folder)
     data = prepare(config)
     selection.require_defined(config, open_incomplete(config, data, "val"))
     setup = make_setup(config, data)
@@ -37,7 +40,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         start = time.perf_counter()
         step, zeros = programs.compile_step(setup, config.train.batch_size)
         print(f"compiled in {time.perf_counter() - start:.1f} s")
-        state = origin.begin(config, setup, setup.init())
+        state = setup.init() if begun else origin.begin(config, setup, setup.init())
         print(parameter_overview.get_parameter_overview(state.params, include_stats="global"))
         _print_memory(step)
         batch = sharding.put_batch(setup.loader.batch(0), setup.mesh)

@@ -5,6 +5,7 @@ were there under the same name with the same meaning keep what belongs to them, 
 begin anew. What was taken, and what was not, is printed.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable
@@ -30,29 +31,41 @@ from m4.train.step import State, init_params
 
 SHOWN = 4  # names of arrays in a line
 BEST = "checkpoints/best"
+NOT_BY_TASK = (0, ())  # axis and tasks of an array without a row per task
+Arrays = dict[str, Any]  # by name
 
 
 def folder_of(config: ml_collections.ConfigDict) -> Path | None:
-    """The folder that `train.from` names."""
-    return Path(config.train["from"]).expanduser() if config.train["from"] else None
+    """The folder that `train.from` names. Raises ConfigError for the home of nobody."""
+    name = config.train["from"]
+    try:
+        return Path(name).expanduser() if name else None
+    except RuntimeError:
+        raise ConfigError(f"train.from={name}: no such user; give a work directory") from None
 
 
 def require(config: ml_collections.ConfigDict, spec: DataSpec, own: Path) -> None:
     """Refuses, before data are built, what a run in the folder `own` cannot begin from.
 
-    Raises ConfigError, CheckpointError without a checkpoint, DataError without data.json.
+    Raises ConfigError, also for a damaged config.json; CheckpointError without a checkpoint,
+    DataError without data.json.
     """
     folder = folder_of(config)
     if folder is None:
         return
-    if not folder.is_dir():
-        raise ConfigError(f"train.from={folder}: no such folder; give a work directory")
+    try:
+        there, reason = folder.is_dir(), "no such folder"
+    except OSError as error:  # a name that is too long, a folder above that may not be read
+        there, reason = False, error.strerror
+    if not there:
+        raise ConfigError(f"train.from={folder}: {reason}; give a work directory")
     if folder.resolve() == own.resolve():
         raise ConfigError(f"train.from={folder}: is this run's own; choose another --workdir")
     if (folder / "fold_0").is_dir() and not (folder / "checkpoints").is_dir():
         raise ConfigError(f"train.from={folder}: holds a model per fold; choose {folder}/fold_0")
     if not retention.complete(folder / BEST):
         raise CheckpointError(f"{folder / BEST}: holds no checkpoint to begin from")
+    _method_of(folder)
     _require_modalities(folder, manifests.spec_from(trained.read(folder).manifest["schema"]), spec)
 
 
@@ -71,36 +84,66 @@ def begin(config: ml_collections.ConfigDict, setup: Setup, state: State) -> Stat
     if known.vocabularies != trained.vocabulary(setup.data):
         raise ConfigError(f"train.from={folder}: its token ids stand for other words than here")
     found, note = _newest(folder)
-    same = [task.name for task in setup.spec.tasks if _meaning(task) in map(_meaning, before.tasks)]
     old, fresh = digest.named(found["params"]), digest.named(state.params)
-    shapes = functools.partial(_shapes, config)
-    free = shapes(_renamed(setup.spec, same)).keys()
-    stacked = {} if before.task_names == setup.spec.task_names else _stacked(shapes, setup.spec)
-    taken, wrong = {}, []
-    for name in fresh.keys() & old.keys() & free:
-        value, like = old[name], fresh[name]
-        if name in stacked:
-            value = _by_task(value, like, stacked[name], before, setup.spec, same)
-        if (value.shape, value.dtype) == (like.shape, like.dtype):
-            taken[name] = value
-        else:
-            wrong.append(f"{name} is {_words(value)} there, {_words(like)} here")
-    then = configs.completed(configs.read_json(folder / "config.json"), str(folder))["method"]
-    changes = [f"method.{line}" for line in configs.diff(then, config.method.to_dict())]
+    taken, partly, wrong = _taken(config, old, fresh, before, setup.spec)
+    changes = [
+        f"method.{line}" for line in configs.diff(_method_of(folder), config.method.to_dict())
+    ]
     if wrong or not taken:
         wrong = sorted(wrong) or ["nothing in it has a name that this method's arrays have"]
         lines = [f"train.from={folder}: {line}" for line in wrong[:SHOWN]]
         raise ConfigError(*lines, *(f"differs: {line}" for line in changes[:SHOWN]))
     if processes.first():
         print(f"from     {folder}, step {note['step']}: {len(taken)} of {len(fresh)} arrays")
-        _say("anew", fresh.keys() - taken.keys())
+        _say("anew", [*(fresh.keys() - taken.keys()), *partly])
         _say("left", old.keys() - taken.keys())
+        changes += _scales(before, setup.spec)
         print(*(f"differs  {line}\n" for line in changes), sep="", end="")
         if known.manifest["normalisers"] != manifests.read(setup.data)["normalisers"]:
             print("differs  means and deviations that values are scaled by: those of these data")
     values = jax.tree_util.tree_map_with_path(functools.partial(_placed, taken), state.params)
     average = None if state.ema is None else jax.tree.map(jnp.copy, values)
     return dataclasses.replace(state, params=values, ema=average)
+
+
+def _taken(
+    config, old: Arrays, fresh: Arrays, before: DataSpec, now: DataSpec
+) -> tuple[Arrays, list[str], list[str]]:
+    """(arrays to begin with, those that are fresh for some tasks, those of another shape)."""
+    same = [task.name for task in now.tasks if _meaning(task) in map(_meaning, before.tasks)]
+    shapes = functools.partial(_shapes, config)
+    free = shapes(_renamed(now, same)).keys()
+    there, here = {}, {}
+    if [*map(_meaning, before.tasks)] != [*map(_meaning, now.tasks)]:
+        here = _stacked(shapes, now)
+        with contextlib.suppress(ConfigError, ValueError):  # tasks that this method cannot take
+            there = _stacked(shapes, before)
+    taken, partly, wrong = {}, [], []
+    for name in fresh.keys() & old.keys() & free:
+        value, like = old[name], fresh[name]
+        if name in there or name in here:
+            axis, tasks = here.get(name, NOT_BY_TASK)
+            from_axis, rows = there.get(name, NOT_BY_TASK)
+            kept = [task for task in tasks if task in same and task in rows]
+            if not kept or axis != from_axis or np.shape(value)[axis : axis + 1] != (len(rows),):
+                continue
+            places = [tasks.index(task) for task in kept], [rows.index(task) for task in kept]
+            value = _by_task(value, like, axis, *places)
+            left = [task for task in tasks if task not in kept]
+            partly += [f"{name} ({_few(left)})"] if left else []
+        if (value.shape, value.dtype) == (like.shape, like.dtype):
+            taken[name] = value
+        else:
+            wrong.append(f"{name} is {_words(value)} there, {_words(like)} here")
+    return taken, partly, wrong
+
+
+def _method_of(folder: Path) -> dict[str, Any]:
+    """The section `method` of its configuration. Raises ConfigError without one."""
+    found = configs.stored(folder / "config.json").get("method")
+    if not isinstance(found, dict):
+        raise ConfigError(f"train.from={folder}: its config.json has no section 'method'")
+    return found
 
 
 def _require_modalities(folder: Path, before: DataSpec, now: DataSpec) -> None:
@@ -136,10 +179,30 @@ def _meaning(task: TaskSpec) -> tuple:
     return task.name, task.kind, task.dim, task.labels, task.transform
 
 
+def _scales(before: DataSpec, now: DataSpec) -> list[str]:
+    """Regression tasks whose head is taken and speaks of another scale than here."""
+    lines = []
+    for task in now.tasks:
+        for then in before.tasks:
+            if _meaning(then) == _meaning(task) and (then.loc, then.scale) != (
+                task.loc,
+                task.scale,
+            ):
+                shifts = f"loc {then.loc:.4g} -> {task.loc:.4g}"
+                lines.append(f"{task.name}: {shifts}, scale {then.scale:.4g} -> {task.scale:.4g}")
+    return lines
+
+
 def _renamed(spec: DataSpec, same: Iterable[str]) -> DataSpec:
     """The schema with other names for the tasks that are not the `same`."""
-    tasks = [t if t.name in same else dataclasses.replace(t, name=f"{t.name}_") for t in spec.tasks]
+    end = _ending(spec)
+    tasks = [t if t.name in same else dataclasses.replace(t, name=t.name + end) for t in spec.tasks]
     return dataclasses.replace(spec, tasks=tuple(tasks))
+
+
+def _ending(spec: DataSpec) -> str:
+    """What makes another name of a task's that no task has."""
+    return "_" * (1 + max(map(len, spec.task_names)))
 
 
 def _shapes(config: ml_collections.ConfigDict, spec: DataSpec) -> dict[str, tuple[int, ...]]:
@@ -150,25 +213,39 @@ def _shapes(config: ml_collections.ConfigDict, spec: DataSpec) -> dict[str, tupl
     return {name: x.shape for name, x in digest.named(params).items()}
 
 
-def _stacked(shapes, spec: DataSpec) -> dict[str, int]:
-    """The axis over tasks of every parameter that has one: that which grows by one with them."""
-    more = dataclasses.replace(spec.tasks[0], name=f"{spec.tasks[0].name}_")
-    now, then = shapes(spec), shapes(dataclasses.replace(spec, tasks=(*spec.tasks, more)))
-    return {
-        name: int(np.argmax(np.not_equal(shape, then[name])))
-        for name, shape in now.items()
-        if then.get(name, shape) != shape
-    }
+def _stacked(shapes, spec: DataSpec) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """(axis, tasks in order) of every parameter that grows with tasks like some of the schema's.
+
+    One that does not have a row for each of these tasks along one axis is `NOT_BY_TASK`.
+    """
+    now, grown, found = shapes(spec), {}, {}
+    for task in spec.tasks:
+        # Shapes may depend on all of a task but its scale; tasks alike are looked at once.
+        more = dataclasses.replace(task, name=f"more{_ending(spec)}", loc=0.0, scale=1.0)
+        if more not in grown:
+            grown[more] = shapes(dataclasses.replace(spec, tasks=(*spec.tasks, more)))
+        for name, shape in now.items():
+            if grown[more].get(name, shape) != shape:
+                found.setdefault(name, []).append((task.name, grown[more][name]))
+    stacked = {}
+    for name, grows in found.items():
+        tasks, larger = zip(*grows, strict=True)
+        axes = [
+            axis
+            for axis, size in enumerate(now[name])
+            if size == len(tasks)
+            and {(*now[name][:axis], size + 1, *now[name][axis + 1 :])} == set(larger)
+        ]
+        stacked[name] = (axes[0], tasks) if axes else NOT_BY_TASK
+    return stacked
 
 
-def _by_task(old, like, axis: int, before: DataSpec, now: DataSpec, same) -> np.ndarray:
-    """`like` with the parts of the `same` tasks from `old`, wherever they stand in it."""
-    if old.ndim != like.ndim or old.shape[axis] != len(before.tasks):
+def _by_task(old, like, axis: int, to: list[int], of: list[int]) -> np.ndarray:
+    """`like` with the rows `of` from `old` in the places `to`; `old` if other axes differ."""
+    new, rows = (np.moveaxis(np.array(x), axis, 0) for x in (like, old))
+    if new.shape[1:] != rows.shape[1:]:
         return old
-    new, old = (np.moveaxis(np.array(x), axis, 0) for x in (like, old))
-    if new.shape[1:] == old.shape[1:]:
-        for name in same:
-            new[now.task_names.index(name)] = old[before.task_names.index(name)]
+    new[to] = rows[of]
     return np.moveaxis(new, 0, axis)
 
 
@@ -182,10 +259,13 @@ def _placed(taken, path, like):
 
 
 def _say(what: str, names: Iterable[str]) -> None:
-    names = sorted(names)
+    if names := sorted(names):
+        print(f"{what}     {_few(names)}")
+
+
+def _few(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    if names:
-        print(f"{what}     {', '.join(names[:SHOWN])}{more}")
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _words(x: Any) -> str:

@@ -1,14 +1,19 @@
 """`train.from`: training begins with the parameters of another work directory."""
 
+import dataclasses
 import json
 import shutil
 
 import jax
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from m4.errors import ConfigError
 from m4.main import main
+from m4.run import origin
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 CONFIG = """
 import ml_collections
@@ -81,26 +86,96 @@ def test_what_is_of_another_task_begins_anew_and_is_named(place, capsys):
 
 def test_goes_on_without_the_folder_that_it_began_from(place):
     shutil.copytree(place / "w", place / "gone")
-    origin = f"--config.train.from={place / 'gone'}"
-    assert run(place, "begun", origin) == 0
+    given = f"--config.train.from={place / 'gone'}"
+    assert run(place, "begun", given) == 0
     shutil.rmtree(place / "gone")
-    assert run(place, "begun", origin, "--mode=train") == 0
+    assert run(place, "begun", given, "--mode=train") == 0
+    assert run(place, "begun", given, "--mode=check") == 0
 
 
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
         (["--config.train.from=nowhere"], 2, "train.from=nowhere: no such folder"),
+        (["--config.train.from=~nobody_xyz/foo"], 2, "train.from=~nobody_xyz/foo: no such user"),
+        ([f"--config.train.from={'x' * 300}"], 2, f"train.from={'x' * 300}: "),
         (["--config.method.width=16"], 2, "differs: method.width: 8 -> 16"),
         (["--config.data.options.modalities=('static','vitals')"], 2, "vitals, static there"),
     ],
 )
 def test_refused(place, capsys, request, args, code, words):
     work = f"refused{len(request.node.name)}"
-    origin = [f"--config.train.from={place / 'w'}"] if "from" not in args[0] else []
-    assert run(place, work, *origin, *args) == code
+    given = [f"--config.train.from={place / 'w'}"] if "from" not in args[0] else []
+    assert run(place, work, *given, *args) == code
     assert words in capsys.readouterr().err
     shutil.rmtree(place / work)
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_a_damaged_configuration_is_refused_before_data_are_built(tmp_path, content):
+    (step := tmp_path / origin.BEST / "1").mkdir(parents=True)
+    for name in ("_CHECKPOINT_METADATA", "state", "meta"):
+        (step / name).mkdir()
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    config = ml_collections.ConfigDict({"train": {"from": str(tmp_path)}})
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        origin.require(config, spec_of(LOS), tmp_path / "own")
+
+
+IHM, LOS, PHE, DEATH = (
+    TaskSpec("ihm48", "binary"),
+    TaskSpec("los", "regression", transform="log1p", loc=1.0),
+    TaskSpec("phe", "multilabel", dim=5),
+    TaskSpec("death", "binary"),
+)
+
+
+def spec_of(*tasks):
+    return DataSpec((ModalitySpec("static", "table", (3,)),), tasks)
+
+
+def begun(before, now, name="m3h"):
+    """(arrays there, fresh arrays, arrays to begin with, what is said to be fresh in part)."""
+    method = {"name": name, "width": 8} | ({"task_width": 8} if name == "m3h" else {})
+    config = ml_collections.ConfigDict({"method": method, "text": {}, "image": {}})
+    there, here = origin._shapes(config, before), origin._shapes(config, now)
+    rng = np.random.default_rng(0)
+    old, fresh = ({k: rng.normal(size=s) for k, s in x.items()} for x in (there, here))
+    taken, partly, wrong = origin._taken(config, old, fresh, before, now)
+    assert not wrong
+    return old, fresh, taken, partly
+
+
+def test_rows_of_stacked_heads_follow_their_tasks():
+    head, every = "heads.dim_1.kernel", "cross_task.task"
+    old, _, taken, partly = begun(spec_of(IHM, LOS, PHE), spec_of(LOS, IHM, PHE))
+    np.testing.assert_array_equal(taken[head], old[head][[1, 0]])
+    np.testing.assert_array_equal(taken[every], old[every][[1, 0, 2]])
+    np.testing.assert_array_equal(taken["heads.dim_5.kernel"], old["heads.dim_5.kernel"])
+    assert not partly
+    old, fresh, taken, partly = begun(spec_of(IHM, LOS, PHE), spec_of(PHE, DEATH, LOS))
+    np.testing.assert_array_equal(taken[head], [fresh[head][0], old[head][1]])
+    assert f"{head} (death)" in partly
+    old, _, taken, partly = begun(spec_of(IHM, LOS, PHE), spec_of(PHE, LOS))  # one left out
+    np.testing.assert_array_equal(taken[head], old[head][[1]])
+    assert not partly
+
+
+def test_a_task_of_another_meaning_begins_anew_in_stacked_arrays():
+    other = dataclasses.replace(LOS, transform="none")
+    head, before, now = "heads.dim_1.kernel", spec_of(IHM, LOS, PHE), spec_of(IHM, other, PHE)
+    old, fresh, taken, partly = begun(before, now)
+    np.testing.assert_array_equal(taken[head], [old[head][0], fresh[head][1]])
+    assert f"{head} (los)" in partly
+    _, _, taken, _ = begun(spec_of(LOS, PHE), spec_of(other, PHE))
+    assert head not in taken and "heads.dim_5.kernel" in taken
+
+
+def test_targets_of_another_scale_are_named():
+    other = dataclasses.replace(LOS, scale=2.0)
+    lines = origin._scales(spec_of(IHM, LOS), spec_of(other, IHM))
+    assert lines == ["los: loc 1 -> 1, scale 1 -> 2"]
 
 
 def test_refused_without_a_sound_checkpoint(place, capsys):
