@@ -1,7 +1,6 @@
 """`python -m m4.interop import --method=fusemoe --torch=ckpt.pt --config=... --out=DIR`."""
 
 import dataclasses
-import functools
 import importlib
 import os
 import sys
@@ -144,10 +143,11 @@ def import_(config: ml_collections.ConfigDict, job: Job) -> None:
     file = state_dicts.read(job.file)  # before data are built
     setup, shapes = _setup(config, job)
     make = layout_of(job.method)
-    if "names" in get_type_hints(make):  # where the order of a file's tensors tells something
-        make = functools.partial(make, names=list(file.tensors) if file.ordered else [])
-    layout = make(setup.method)
+    tells = file.ordered and "names" in get_type_hints(make)  # the order of a file's tensors
+    layout = make(setup.method, names=list(file.tensors)) if tells else make(setup.method)
     tensors, prefix = convert.without_prefix(layout, file.tensors)
+    if tells and prefix:
+        layout = make(setup.method, names=list(tensors))
     arrays = convert.to_m4(layout, tensors, _flat(shapes), str(job.file))
     params = traverse_util.unflatten_dict(arrays, sep="/")
     params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, shapes)

@@ -53,8 +53,14 @@ def read(path: Path) -> StateDict:
         tree = _old_torch(path)
     if not isinstance(tree, Mapping):
         raise DataError(f"{path}: holds a {type(tree).__name__}, expected a state dict")
-    tree, notes = _unwrapped(tree, path)
-    flat = dict(_flatten(tree, ""))
+    try:
+        tree, notes = _unwrapped(tree, path)
+        pairs = [*_flatten(tree, "")]
+    except (RecursionError, TypeError, ValueError, MemoryError) as error:
+        raise DataError(f"{path}: holds no plain state dict ({type(error).__name__})") from None
+    flat = dict(pairs)
+    if len(flat) < len(pairs):
+        raise DataError(f"{path}: two of its tensors have the same name")
     names = {full: ".".join(p for p in full.split(".") if p not in PREFIXES) for full in flat}
     found = {names[full]: tensor for full, tensor in flat.items()}
     if len(found) < len(flat):

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import math
 import pickle
+import pickletools
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ STORAGES = {
     "ComplexDoubleStorage": np.complex128,
 }  # fmt: skip
 CODE = pickle.UnpicklingError
+DEEPEST = 50  # tuples closed one after the other
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,8 +86,6 @@ def read(path: Path) -> Any:
             f"{path}: cannot be read as tensors alone ({error}); nothing in it was executed. If"
             " you trust it, save its state dict by itself with torch.save"
         ) from None
-    except MemoryError:
-        raise
     except Exception as error:  # of a damaged zip or pickle there is no end
         why = " ".join(str(error).split())[:160]
         raise DataError(f"{path}: is damaged ({type(error).__name__}: {why})") from None
@@ -103,17 +103,35 @@ def _tree(file: zipfile.ZipFile) -> Any:
     return _Unpickler(file, folder).load()
 
 
+def _require_small(code: bytes) -> None:
+    """Raises UnpicklingError for a pickle that asks for more memory or depth than it has bytes for.
+
+    Pickle makes room for the largest place of its memo, and tuples that lie deep in each other end
+    the process when they are hashed.
+    """
+    deep = 0
+    for op, argument, _ in pickletools.genops(code):
+        if op.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(code):
+            raise CODE("it keeps objects at places that it cannot have")
+        deep = deep + 1 if op.name in ("TUPLE1", "TUPLE2", "TUPLE3", "TUPLE") else 0
+        if deep > DEEPEST:
+            raise CODE("its tuples lie too deep in each other")
+
+
 class _Unpickler(pickle.Unpickler):
     """Names on the list become inert objects."""
 
     def __init__(self, file: zipfile.ZipFile, folder: str):
-        super().__init__(io.BytesIO(file.read(f"{folder}data.pkl")))
+        code = file.read(f"{folder}data.pkl")
+        _require_small(code)
+        super().__init__(io.BytesIO(code))
         self.file, self.folder = file, folder
 
     def find_class(self, module: str, name: str) -> Any:
         """The inert object of a name. Raises UnpicklingError for any other."""
         if module == "torch" and name in STORAGES:
             return name
+        module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
         try:
             return NAMES[module, name]
         except KeyError:
