@@ -70,6 +70,13 @@ def worlds(s):
     if s["death"] is not None:
         if flag == 0 and s["death"] > s["in"]:
             return later(s["death"]), None, end
+        if end is not None and s["death"] > s["in"] and s["death"] >= end + 24:
+            return later(alive), None, end
+        if s["dod"] is not None:
+            first, last = (s["death"] if h is None else h for h in (s["admit"], end))
+            first, last = min(first, s["death"]), max(last, s["death"])
+            if not first - 48 <= s["dod"] // 24 * 24 <= last + 24:
+                return later(s["death"]), None, end
         return [s["death"]], 1, end
     if s["dod"] is not None:
         day = range(int(s["dod"] // 24 * 24), int(s["dod"] // 24 * 24) + 25)
@@ -238,6 +245,65 @@ def test_who_died_without_a_time_of_death_is_counted(tmp_path):
     for hour, label in ((5, 0), (35, 0), (36.5, np.nan), (38, 1), (60, 1)):  # dead by hour 61
         found = labels.simple("decompensation", table, np.full(10, float(hour)))
         np.testing.assert_array_equal(found[:3], [label, label, 0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "label"),
+    [
+        ("died in hospital, but a time of death after it", {"death": 119}, None),
+        (None, {"death": 118}, 1),
+        (None, {"death": 118, "flag": None}, 1),
+        ("died in hospital, but a time of death after it", {"death": 119, "flag": None}, None),
+        ("time and date of death differ", {"death": 95, "dod": 5 * 9000}, None),
+        ("time and date of death differ", {"death": 95, "dod": -9000}, None),
+        ("time and date of death differ", {"death": 95, "dod": 95 + 24}, 1),
+        ("died in hospital neither 0 nor 1", {"flag": 2}, None),
+    ],
+)
+def test_deaths_that_contradict_the_hospital_stay(tmp_path, kind, changes, label):
+    stay = {"admit": 0, "in": 1, "out": 91, "end": 95, "death": None, "dod": None, "flag": 0}
+    write(tmp_path, [{**stay, "flag": 1, **changes}, stay])
+    table, _, _, counts = life.read(tmp_path / "mimiciv" / "2.2")
+    np.testing.assert_array_equal(table.died, [np.nan if label is None else label, 0])
+    assert {name: n for name, n in counts.items() if n} == ({kind: 1} if kind else {})
+    lived = labels.simple("los", table, np.full(2, 48.0))
+    np.testing.assert_allclose(lived, [90 / 24, 90 / 24])
+
+
+def test_who_is_admitted_after_death(tmp_path):
+    """Patients 1 to 4 die, by all that can say so; 1 to 5 are admitted again, 3 dies again."""
+    stay = {"admit": 0, "in": 1, "out": 91, "end": 95, "death": None, "dod": None, "flag": 0}
+    dead = {**stay, "death": 95, "flag": 1}
+    soon = {**stay, "dod": 60 * 24}
+    raw = write(tmp_path, [soon, dead, dead, {**dead, "death": None}, stay, soon, dead])
+    with open(raw / "mimiciv/2.2/hosp/admissions.csv", "a") as file:
+        for n in range(1, 6):
+            death, flag = (when(9100), 1) if n == 3 else ("", 0)
+            times = f"{when(9000)},{when(9100)},{death}"
+            file.write(f"{n},{n + 100},{times},URGENT,PACU,,Other,{flag}\n")
+    table, _, _, counts = life.read(raw / "mimiciv" / "2.2")
+    assert counts["admitted after death"] == 4
+    no = np.nan
+    np.testing.assert_array_equal(table.died, [0, no, no, no, 0, 0, 1])
+    year = labels.simple("mortality_1y", table, np.full(7, 48.0))
+    np.testing.assert_array_equal(year, [no, no, no, no, 0, 1, no])
+
+
+def test_admissions_that_enclose_the_discharge(tmp_path):
+    stay = {"admit": 0, "in": 1, "out": 91, "end": 95, "death": None, "dod": None, "flag": 0}
+    raw = write(tmp_path, [stay] * 5)
+    with open(raw / "mimiciv/2.2/hosp/admissions.csv", "a") as file:
+        for n, (begin, end) in enumerate([(-50, 200), (0, 200), (50, 200), (-50, 95)], 1):
+            file.write(f"{n},{n + 100},{when(begin)},{when(end)},,URGENT,PACU,,Other,0\n")
+    table, _, admissions, _ = life.read(raw / "mimiciv" / "2.2")
+    found = labels.readmission(table, admissions)
+    np.testing.assert_array_equal(found, [np.nan, np.nan, np.nan, 0, 0])
+
+
+def test_nulls_match_no_null():
+    found, known = life.lookup(np.array([5, -1, 3]), np.array([3, -1, 4, 5]))
+    np.testing.assert_array_equal(known, [True, False, False, True])
+    assert found[0] == 2 and found[3] == 0
 
 
 def test_releases_without_deaths_outside_the_hospital(tmp_path):

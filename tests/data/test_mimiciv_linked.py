@@ -275,12 +275,14 @@ def test_labels_by_hand():
     with pytest.raises(KeyError):
         labels.simple("phe", stays, at)
     # 1: dead 20 days after discharge; 2: died after the ICU; 3: in it; 4: unknown
-    everyone = arrays(subject_id=[1, 2, 3, 4], admittime=[0] * 4, dischtime=[0] * 4)
+    ids = [1, 2, 3, 4]
+    everyone = arrays(subject_id=ids, hadm_id=ids, admittime=[0] * 4, dischtime=[0] * 4)
     np.testing.assert_array_equal(labels.readmission(stays, everyone), [1, 1, nan, nan])
     stays.dead_from[0] = stays.dead_by[0] = np.inf
     np.testing.assert_array_equal(labels.readmission(stays, everyone), [0, 1, nan, nan])
     back = arrays(
         subject_id=[1, 1, 2, 3, 4],
+        hadm_id=[1, 11, 2, 3, 4],
         admittime=[0, 120 * H + 29 * 24 * H, 0, 0, 0],
         dischtime=[120 * H, 120 * H + 31 * 24 * H, 0, 0, 0],
     )

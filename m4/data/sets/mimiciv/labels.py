@@ -22,8 +22,8 @@ A stay in the ICU ends at death, whatever is written down later. No label: what 
 that is unknown, contradictory or not known well enough (`life.py`) or on an unknown discharge, an
 admission without a code, `readmission` of who died in the ICU, `mortality_1y` of who died in
 hospital, a `disposition` against that, a DRG that training does not have. FlexCare sees
-readmissions among its filtered stays only; here any admission of the hospital counts, but for one
-that begins before the discharge and outlasts it: then there is no label.
+readmissions among its filtered stays only; here any admission of the hospital counts, but for
+another that begins before the discharge, however early, and outlasts it: then there is no label.
 
 All arrays are over n stays, whose times are those of `life.py`; NaN is no label.
 """
@@ -99,13 +99,15 @@ def _dead_within(life: Life, days: int) -> np.ndarray:
 def readmission(life: Life, admissions: dict[str, np.ndarray]) -> np.ndarray:
     """f64[n], see the module."""
     order = np.lexsort((admissions["admittime"], admissions["subject_id"]))
-    subject, begin, end = (admissions[c][order] for c in ("subject_id", "admittime", "dischtime"))
+    columns = ("subject_id", "hadm_id", "admittime", "dischtime")
+    subject, hadm, begin, end = (admissions[c][order] for c in columns)
     back, overlaps = np.zeros((2, len(life)), bool)
     for i, (who, left) in enumerate(zip(life.subject, life.discharge, strict=True)):
         mine = slice(*np.searchsorted(subject, [who, who + 1]))
         later, days = begin[mine] > life.admit[i], (begin[mine] - left) / DAY
         back[i] = (later & (days >= 0) & (days < 30)).any()
-        overlaps[i] = (later & (days < 0) & (end[mine] > left)).any()
+        other = hadm[mine] != life.hadm[i]
+        overlaps[i] = (other & (begin[mine] < left) & (end[mine] > left)).any()
     survived = np.select([overlaps, back], [np.nan, 1], _dead_within(life, 29))
     after_icu = (life.dead_from >= life.outtime) & (life.dead_by > life.outtime)
     return _if_died(life, np.where(after_icu, 1, np.nan), survived)

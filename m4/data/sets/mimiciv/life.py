@@ -15,7 +15,9 @@ A death is known as an interval, from its earliest to its latest possible time:
 
 A patient in the ICU is alive unless a time or date of death says otherwise, and a survivor is until
 discharge. Where two of the tables contradict each other about the hospital stay, whether the
-patient died is unknown, and the death may have been at any time from the earliest on.
+patient died is unknown, and the death may have been at any time from the earliest on. Likewise
+where the patient is admitted again after the death. Time and date of a death in hospital may be a
+day apart: the time counts, unless the date lies more than a day outside the hospital stay.
 """
 
 import dataclasses
@@ -136,6 +138,8 @@ def read(root: Path) -> tuple[Life, np.ndarray, Table, dict[str, int]]:
     known = known_admission & known_patient
     reversed_N = (adm["dischtime"] > NEVER) & (adm["dischtime"] < adm["admittime"])
     adm["dischtime"] = np.where(reversed_N, NEVER, adm["dischtime"])
+    odd_N = ~np.isin(adm["hospital_expire_flag"], (-1, 0, 1))
+    adm["hospital_expire_flag"] = np.where(odd_N, -1, adm["hospital_expire_flag"])
     facts = {name: adm[name][a] for name in WORDS} | {"first_careunit": icu["first_careunit"]}
     facts |= {name: pat[name][p] for name in ("gender", "anchor_age", "anchor_year")}
     life = Life(
@@ -154,6 +158,7 @@ def read(root: Path) -> tuple[Life, np.ndarray, Table, dict[str, int]]:
     other = adm["subject_id"][a] != icu["subject_id"]
     contradictions = {"admission of another patient": other}
     contradictions |= {"hospital discharge before admission": reversed_N[a]}
+    contradictions |= {"died in hospital neither 0 nor 1": odd_N[a]}
     contradictions |= _deaths(life, _known(adm["deathtime"][a]), _known(pat["dod"][p]), adm)
     counts = {kind: int(found[known].sum()) for kind, found in contradictions.items()}
     return life, known & ~other, adm, counts
@@ -173,6 +178,8 @@ def _deaths(life: Life, time_n: np.ndarray, date_n: np.ndarray, adm: Table) -> T
     before = np.where(exact, time_n <= life.intime, date_by <= life.intime)
     before |= other_by < life.intime
     dated = elsewhere & ~exact & ~before
+    first, last = np.fmin(_known(life.admit), time_n), np.fmax(end, time_n)
+    far = exact & ((date_n > last + DAY) | (date_n + DAY < first - DAY)) & ~before
     kinds = {
         "dead before the stay": before,
         "a time of death, but discharged alive": exact & (flag == 0) & ~before,
@@ -183,22 +190,41 @@ def _deaths(life: Life, time_n: np.ndarray, date_n: np.ndarray, adm: Table) -> T
         "hospital discharge unknown": np.isnan(end),
     }
     _, alive, early, late, *_ = kinds.values()
+    outlived = exact & (flag != 0) & (time_n >= end + DAY) & ~before
+    timed, unsure = exact & ~outlived, alive | early | late | outlived | far
     low = np.select(
-        [exact, dated & ~late], [time_n, date_from], np.where(flag == 0, np.inf, -np.inf)
+        [timed, dated & ~late], [time_n, date_from], np.where(flag == 0, np.inf, -np.inf)
     )
+    low = np.where(outlived, -np.inf, low)
     high = np.select([exact, dated], [time_n, date_by], np.where(flag == 1, end, np.inf))
     high = np.where(dated & (flag == 1), np.fmin(high, end), high)
-    high = np.where(alive | early | late | np.isnan(high), np.inf, high)
+    back = (_last_other(life, adm) > np.fmin(high, date_n + DAY)) & ~before
+    high = np.where(unsure | back | np.isnan(high), np.inf, high)
     in_icu = np.fmax(np.fmin(out, end), life.intime)  # alive until then, unless dead for certain
-    low = np.where(exact | early | (high < in_icu), low, np.fmax(low, in_icu))
+    low = np.where(timed | early | (high < in_icu), low, np.fmax(low, in_icu))
     low = np.where(dated & (flag == 0) & ~early, np.fmax(low, end), low)
     low = np.where(before, -np.inf, np.where(exact, low, np.fmax(low, life.intime)))
     flag = np.where(np.isnan(flag) & exact, 1, flag)
     flag = np.where(np.isnan(flag) & dated & (high <= end), 1, flag)
     flag = np.where(np.isnan(flag) & dated & (low > end), 0, flag)
-    life.died = np.where(alive | early | late, np.nan, flag)
+    life.died = np.where(unsure | (back & (flag == 1)), np.nan, flag)
     life.dead_from, life.dead_by = low, high
-    return kinds | {"left the ICU after death": (high < out) & ~before}
+    return kinds | {
+        "died in hospital, but a time of death after it": outlived,
+        "admitted after death": back,
+        "left the ICU after death": (high < out) & ~before,
+    }
+
+
+def _last_other(life: Life, adm: Table) -> np.ndarray:
+    """f64[n]: when the last other admission of the patient begins, -infinite without one."""
+    order = np.lexsort((adm["admittime"], adm["subject_id"]))
+    subject, hadm, begin = (adm[c][order] for c in ("subject_id", "hadm_id", "admittime"))
+    last = np.searchsorted(subject, life.subject, side="right") - 1
+    last -= hadm[last] == life.hadm
+    found = (last >= 0) & (subject[last.clip(0)] == life.subject)
+    begin = begin[last.clip(0)]
+    return np.where(found & (begin > NEVER), begin, -np.inf)
 
 
 def _elsewhere(life: Life, adm: Table) -> tuple[np.ndarray, np.ndarray]:
@@ -218,7 +244,7 @@ def _elsewhere(life: Life, adm: Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lookup(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of `wanted` in unsorted `keys`, and whether each was found."""
+    """Positions of `wanted` in unsorted `keys`, and whether each was found; a null (-1) is not."""
     order = np.argsort(keys, kind="stable")
     found = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
-    return found, keys[found] == wanted
+    return found, (keys[found] == wanted) & (wanted != -1)
