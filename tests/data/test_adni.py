@@ -182,6 +182,55 @@ def test_damage_is_named(tmp_path):
     assert adni.missing_files(tmp_path) == [f"{root / 'label.csv'}: missing"]
 
 
+def few(folder, labels, clinical, splits=None):
+    """What is read of a label file and clinical table of these lines."""
+    root = folder / "adni"
+    (root / "clinical").mkdir(parents=True, exist_ok=True)
+    (root / "label.csv").write_text("\n".join(["PTID,DIAGNOSIS", *labels]))
+    (root / "clinical/clinical_merged.csv").write_text("\n".join(["PTID,AGE", *clinical]))
+    if splits is not None:
+        (root / "PTID_splits.json").write_text(json.dumps(splits))
+    return subjects(folder, modalities=("clinical",))
+
+
+def test_a_row_without_a_subject_is_refused(raw, tmp_path):
+    import h5py
+
+    root = tmp_path / "adni"
+    shutil.copytree(raw / "adni", root)
+    with h5py.File(root / "genomic/genomic_merged.h5ad", "a") as file:
+        people = file["obs/_index"][:]
+        people[0] = b""
+        file["obs/_index"][:] = people
+    with pytest.raises(DataError, match="genomic_merged.h5ad: a subject is missing"):
+        adni.cohort(tmp_path, seed=0, modalities=("genomic",))
+    with open(root / "image/UCSFFSX7_01Jan2025.csv", "a") as handle:
+        handle.write(",2030-01-01,1,2,3,Pass\n")
+    with pytest.raises(DataError, match=r"UCSFFSX7.*: line \d+: PTID is missing"):
+        adni.cohort(tmp_path, seed=0, modalities=("image",))
+
+
+@pytest.mark.parametrize("cell", ["inf", "-Infinity", "1e300"])
+def test_an_infinite_cell_is_refused(cell, tmp_path):
+    with pytest.raises(DataError, match="clinical_merged.csv: line 3: a cell is infinite"):
+        few(tmp_path, ["a,1", "b,2"], ["a,70", f"b,{cell}"])
+
+
+def test_a_number_with_and_without_zeros_is_refused(tmp_path):
+    for name, labels, clinical, splits in (
+        ("label.csv", ["007,1", "7,2"], ["7,70"], None),
+        ("clinical_merged.csv", ["7,1", "b,2"], ["007,70", "b,60"], None),
+        (
+            "PTID_splits.json",
+            ["7,1"],
+            ["7,70"],
+            {"training": ["007"], "validation": [], "testing": []},
+        ),
+    ):
+        with pytest.raises(DataError, match=f"{name}: a subject has leading zeros"):
+            few(tmp_path / name, labels, clinical, splits)
+
+
 @pytest.mark.parametrize(
     "options", [{"image": "pet"}, {"modalities": ("retina",)}, {"variants": 0}]
 )

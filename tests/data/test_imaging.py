@@ -413,6 +413,40 @@ def test_gamma_pairs_with_two_grades_have_none(tmp_path):
     assert dict(found.flow)["pairs with no grade or with two, no label"] == 3
 
 
+def grades(root, *lines):
+    """The labels of a table of these lines."""
+    path = root / f"{gamma.FILE}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["data,non,early,mid_advanced", *lines]) + "\n")
+    return [exam.targets["glaucoma"] for exam in gamma.load(root, [], record="pair")[0]]
+
+
+def test_gamma_pairs_are_one_however_their_number_is_written(tmp_path):
+    assert grades(tmp_path, "1,1,0,0", "0001,0,1,0", "2,0,1,0", "0002,0,1.0,") == [None, 1]
+
+
+@pytest.mark.parametrize("cell", ["1.5", "-1", "inf", "nan", "x", ""])
+def test_gamma_numbers_that_are_none_are_refused(cell, tmp_path):
+    with pytest.raises(DataError, match=r"training_GT.csv: line 3: data is no"):
+        grades(tmp_path, "1,1,0,0", f"{cell},1,0,0")
+    if cell:
+        with pytest.raises(DataError, match=r"training_GT.csv: line 2: early is no"):
+            grades(tmp_path, f"1,0,{cell},0")
+
+
+def test_gamma_workbooks_that_are_none_are_refused(tmp_path):
+    import openpyxl
+
+    path = tmp_path / f"{gamma.FILE}.xlsx"
+    path.parent.mkdir(parents=True)
+    path.write_text("no zip")
+    with pytest.raises(DataError, match="training_GT.xlsx: empty, or no readable workbook"):
+        gamma.load(tmp_path, [], record="pair")
+    openpyxl.Workbook().save(path)
+    with pytest.raises(DataError, match="training_GT.xlsx"):
+        gamma.load(tmp_path, [], record="pair")
+
+
 # --- whole data sets ----------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ import datetime
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +122,9 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     missing = missing_files(raw_dir, **options)
     if missing:
         raise DataError(*missing)
-    label_of, torn = _labels(root / "label.csv")
-    flow = [("subjects with one diagnosis", len(label_of))]
-    flow.append(("subjects with two diagnoses, left out", torn))
-    part_of, note = _splits(root / "PTID_splits.json", label_of, seed)
+    forms = identifiers.Forms()
+    label_of, flow = _labels(root / "label.csv", forms)
+    part_of, note = _splits(root / "PTID_splits.json", label_of, seed, forms)
     flow.append(("in a split", len(part_of)))
     train = {who for who, part in part_of.items() if part == "train"}
     tables, specs, files = {}, [], [root / "label.csv"]
@@ -140,6 +139,7 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
             if not names:
                 raise DataError(f"{paths[0]}: no column of numbers beside the subject's")
             modality = ModalitySpec(modality.name, "table", (len(names),), features=names)
+        _alike(table, forms.check, paths[-1])
         identifiers.require_match(label_of, table, f"{paths[0]}: of the subjects in label.csv")
         tables[modality.name], files = table, [*files, *paths]
         specs.append(modality)
@@ -171,8 +171,18 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     )
 
 
-def _labels(path: Path) -> tuple[dict[str, int], int]:
-    """Subject -> class, and how many subjects have two."""
+def _alike(people: Iterable[str], take: identifiers.Check, path: Path) -> None:
+    """Hands canonical identifiers to `take`. Raises DataError where it raises ValueError."""
+    try:
+        for who in map(identifiers.canonical, people):
+            if who is not None:
+                take(who)
+    except ValueError as error:
+        raise DataError(f"{path}: a subject {error}") from None
+
+
+def _labels(path: Path, forms: identifiers.Forms) -> tuple[dict[str, int], list]:
+    """Subject -> class, and the flow so far; `forms` keeps how the subjects are written."""
     found: dict[str, set[int]] = {}
     for line, row in csv_files.rows(path, ("PTID", "DIAGNOSIS"), ids=("PTID",)):
         if not row["PTID"]:
@@ -182,10 +192,17 @@ def _labels(path: Path) -> tuple[dict[str, int], int]:
         except ValueError:
             raise DataError(f"{path}: line {line}: DIAGNOSIS is none of 1, 2, 3") from None
     one = {who: classes.pop() for who, classes in found.items() if len(classes) == 1}
-    return one, len(found) - len(one)
+    _alike(found, forms.keep, path)
+    return one, [
+        ("subjects with one diagnosis", len(one)),
+        ("subjects with two diagnoses, left out", len(found) - len(one)),
+    ]
 
 
-def _splits(path: Path, label_of: dict[str, int], seed: int) -> tuple[dict[str, str], str]:
+def _splits(
+    path: Path, label_of: dict[str, int], seed: int, forms: identifiers.Forms
+) -> tuple[dict[str, str], str]:
+    """Subject -> split, and how it was split. Messages quote nothing: keys may be subjects."""
     if not path.exists():
         part_of = {who: split.assign(who, FRACTIONS, seed) for who in label_of}
         return part_of, "split by a keyed hash: there is no PTID_splits.json"
@@ -201,6 +218,7 @@ def _splits(path: Path, label_of: dict[str, int], seed: int) -> tuple[dict[str, 
         for who in (identifiers.text(one, f"{path}: a subject") for one in lists[key]):
             if part_of.setdefault(who, part) != part:
                 raise DataError(f"{path}: a subject is in {part_of[who]} and in {part}")
+    _alike(part_of, forms.check, path)
     return {who: part for who, part in part_of.items() if who in label_of}, f"split by {path.name}"
 
 
@@ -242,6 +260,8 @@ def _freesurfer(path: Path, counts: Counter) -> tuple[dict[str, np.ndarray], tup
     table: dict[str, list[np.ndarray]] = {}
     for line, row in csv_files.rows(path, ("PTID", "update_stamp", *names), ids=("PTID",)):
         who, stamp = row["PTID"], _stamp(row["update_stamp"])
+        if not who:
+            raise DataError(f"{path}: line {line}: PTID is missing")
         counts["rows without a readable date"] += not stamp
         if stamp >= latest.get(who, ""):
             values = _numbers([row[n] for n in names], f"{path}: line {line}")
@@ -271,7 +291,7 @@ def _genome(path: Path, train: set[str], variants: int, counts: Counter):
         try:
             parts: dict[str, Any] = {name: file[name] for name in ("X", "obs", "var")}
             matrix, obs, var = parts.values()
-            people = [_text(who) for who in obs[obs.attrs["_index"]][:]]
+            people = [_subject(who, path) for who in obs[obs.attrs["_index"]][:]]
             names = [_text(name) for name in var[var.attrs["_index"]][:]]
         except KeyError as error:
             raise DataError(f"{path}: no AnnData file with a dense X ({error})") from None
@@ -313,6 +333,13 @@ def _h5(path: Path):
 
 def _text(value) -> str:
     return (value.decode() if isinstance(value, bytes) else str(value)).strip()
+
+
+def _subject(value, path: Path) -> str:
+    who = identifiers.text(_text(value), f"{path}: a subject")
+    if not who:
+        raise DataError(f"{path}: a subject is missing")
+    return who
 
 
 class _Volumes(dict):
@@ -359,6 +386,10 @@ def _volumes(folder: Path, shape: tuple[int, ...], train: set[str]):
 def _numbers(cells: Sequence[str], where: str) -> np.ndarray:
     words = {"": "nan", "true": "1", "false": "-1"}
     try:
-        return np.array([float(words.get(c.lower(), c)) for c in cells], np.float32)
+        with np.errstate(over="ignore"):
+            found = np.array([float(words.get(c.lower(), c)) for c in cells], np.float32)
     except ValueError:
         raise DataError(f"{where}: a cell is no number") from None
+    if np.isinf(found).any():
+        raise DataError(f"{where}: a cell is infinite")
+    return found

@@ -29,14 +29,14 @@ def load(root: Path, flow: list, *, record: str) -> tuple[list[Exam], list[Path]
     """Pairs in the order of the table, and the tables read."""
     path = next(path for end in (".csv", ".xlsx") if (path := root / f"{FILE}{end}").is_file())
     table, exams = _rows(path), {}
+    for line, row in enumerate(table, start=2):
+        for name in row:
+            cell = row[name] or ("" if name == "data" else "0")
+            row[name] = _whole(cell, f"{path}: line {line}: {name}")
     twice = disagreeing(table, ("data",), GRADES)
     for line, row in enumerate(table, start=2):
         where = f"{path.name} line {line}"
-        try:
-            grades = [int(float(row[name] or 0)) for name in GRADES]
-            number = int(float(row["data"]))
-        except ValueError:
-            raise DataError(f"{where}: a cell is no number") from None
+        grades, number = [int(row[name]) for name in GRADES], int(row["data"])
         name = f"{number:04d}"
         known = sum(grades) == max(grades) == 1 and (row["data"],) not in twice
         exams.setdefault(
@@ -58,6 +58,17 @@ def load(root: Path, flow: list, *, record: str) -> tuple[list[Exam], list[Path]
     return [*exams.values()], [path]
 
 
+def _whole(cell: str, where: str) -> str:
+    """A whole number from 0 on in one form: 1 for 1.0 and 0001."""
+    try:
+        value = float(cell)
+    except ValueError:
+        raise DataError(f"{where} is no number") from None
+    if not (value >= 0 and value.is_integer()):
+        raise DataError(f"{where} is no whole number from 0 on")
+    return str(int(value))
+
+
 def _rows(path: Path) -> list[Row]:
     columns = ("data", *GRADES)
     if path.suffix == ".csv":
@@ -68,11 +79,15 @@ def _rows(path: Path) -> list[Row]:
         raise DataError(
             f"{path}: needs openpyxl (pip install 'm4-moe[images]') or a .csv"
         ) from None
-    book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     try:
-        header, *body = book.worksheets[0].iter_rows(values_only=True)
-    finally:
-        book.close()
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        try:
+            header, *body = book.worksheets[0].iter_rows(values_only=True)
+        finally:
+            book.close()
+    except Exception as error:  # zip, XML, keys: openpyxl raises what its parsers do
+        reason = type(error).__name__
+        raise DataError(f"{path}: empty, or no readable workbook ({reason})") from None
     names = [str(name).strip() for name in header]
     if {*columns} - {*names}:
         raise DataError(f"{path}: needs the columns {', '.join(columns)}; it has {names}")
