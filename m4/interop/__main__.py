@@ -143,11 +143,10 @@ def import_(config: ml_collections.ConfigDict, job: Job) -> None:
     file = state_dicts.read(job.file)  # before data are built
     setup, shapes = _setup(config, job)
     make = layout_of(job.method)
-    tells = file.ordered and "names" in get_type_hints(make)  # the order of a file's tensors
-    layout = make(setup.method, names=list(file.tensors)) if tells else make(setup.method)
+    layout = make(setup.method)
     tensors, prefix = convert.without_prefix(layout, file.tensors)
-    if tells and prefix:
-        layout = make(setup.method, names=list(tensors))
+    if "names" in get_type_hints(make):  # where the order of a file's tensors tells something
+        layout = make(setup.method, names=list(tensors) if file.ordered else [])
     arrays = convert.to_m4(layout, tensors, _flat(shapes), str(job.file))
     params = traverse_util.unflatten_dict(arrays, sep="/")
     params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, shapes)
