@@ -52,6 +52,11 @@ def flow_lines(manifest: dict[str, Any]) -> list[str]:
     ]
 
 
+def share(part: int, total: int) -> str:
+    """A percentage for people; where few are few or all, not exactly."""
+    return cells.share(part, total, SMALLEST, digits=0, unknown="some")
+
+
 def schema(spec: DataSpec) -> dict[str, Any]:
     """A `DataSpec` as JSON types."""
     return json.loads(json.dumps(dataclasses.asdict(spec)))

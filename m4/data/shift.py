@@ -11,9 +11,9 @@ import numpy as np
 from m4 import cells
 from m4.data import normalise
 from m4.data.cohort import Example
+from m4.data.manifest import SMALLEST, share
 from m4.specs import DataSpec
 
-SMALLEST = 10  # values, and rows; fewer decide nothing
 MANY_CLIPPED = 0.05  # share of a feature's values; of the training values it is 0.002
 
 
@@ -54,8 +54,8 @@ def warnings(split: Mapping[str, Any], train: Mapping[str, Any], features) -> It
     for name, present in split["present"].items():
         trained = [f for f in features.get(name, ()) if f["trained"]]
         if not present and train["present"][name]:
-            share = _share(train["present"][name], train["rows"])
-            yield f"{name}: in 0 of {rows} records (training: {share})"
+            trained_in = share(train["present"][name], train["rows"])
+            yield f"{name}: in 0 of {rows} records (training: {trained_in})"
         elif gone := [f["feature"] for f in trained if not f["values"]]:
             yield f"{name}: {', '.join(gone)} in 0 of {rows} records"
         for f in trained:
@@ -63,7 +63,7 @@ def warnings(split: Mapping[str, Any], train: Mapping[str, Any], features) -> It
             many = f["values"] * max(MANY_CLIPPED, 6 / (f["trained"] + 1))
             if f["values"] >= SMALLEST and f["clipped"] > many:
                 yield (
-                    f"{name}: {f['feature']} is clipped in {_share(f['clipped'], f['values'])} of"
+                    f"{name}: {f['feature']} is clipped in {share(f['clipped'], f['values'])} of"
                     " its values: another unit than in training?"
                 )
 
@@ -77,7 +77,3 @@ def of_build(manifest: Mapping[str, Any]) -> list[str]:
         for line in warnings(splits[split], splits["train"], features)
     ]
     return [*manifest.get("warnings", ()), *lines]
-
-
-def _share(part: int, total: int) -> str:
-    return cells.share(part, total, SMALLEST, digits=0, unknown="some")

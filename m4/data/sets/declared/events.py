@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from m4.data.manifest import SMALLEST, share
 from m4.data.sets.declared import arrow_files
 from m4.data.sets.declared.definition import Definition, Source, find
-from m4.data.sets.declared.joins import ALWAYS, SMALLEST, Joins, Reach, share
+from m4.data.sets.declared.joins import ALWAYS, Joins, Reach
 from m4.data.sets.declared.match import TEXT, Matcher
 from m4.data.sets.declared.points import SPLITS, Flow, Points
 from m4.errors import DataError

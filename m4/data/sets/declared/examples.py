@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from m4.data.cohort import Example
+from m4.data.manifest import share
 from m4.data.sets.declared import arrow_files, asked
 from m4.data.sets.declared.definition import Definition, Modality, find
 from m4.data.sets.declared.events import Events
-from m4.data.sets.declared.joins import ALWAYS, HOUR, Joins, share
+from m4.data.sets.declared.joins import ALWAYS, HOUR, Joins
 from m4.data.sets.declared.match import Lexicon, Matcher
 from m4.data.sets.declared.points import Flow, Points, patient, read
 from m4.errors import DataError

@@ -12,11 +12,11 @@ import numpy as np
 
 from m4 import cells
 from m4.data.identifiers import NEARLY_NOBODY, Forms, nobody
+from m4.data.manifest import SMALLEST, share
 from m4.data.sets.declared import arrow_files
 from m4.data.sets.declared.definition import Definition, Source
 from m4.errors import DataError
 
-SMALLEST = 10  # subjects; fewer are not shown, and decide nothing but where there is none
 HOUR = 3_600_000_000
 ALWAYS = np.iinfo(np.int64).max  # prediction time of labels without one: every event counts
 
@@ -164,11 +164,6 @@ class Reach:
                 )
             if why:
                 raise DataError(f"modality {modality.spec.name}: {why}")
-
-
-def share(part: int, total: int) -> str:
-    """A share for people."""
-    return cells.share(part, total, SMALLEST, digits=0, unknown="some")
 
 
 def _clock(zone: str) -> str:
