@@ -181,16 +181,22 @@ def _alike(people: Iterable[str], take: identifiers.Check, path: Path) -> None:
         raise DataError(f"{path}: a subject {error}") from None
 
 
+def _rows(path: Path, who: str, columns: Iterable[str]) -> Iterator[tuple[str, str, dict]]:
+    """(subject, where it stands, row) of a table. Raises DataError for a row without a subject."""
+    for line, row in csv_files.rows(path, (who, *columns), ids=(who,)):
+        if not row[who]:
+            raise DataError(f"{path}: line {line}: {who} is missing")
+        yield row[who], f"{path}: line {line}", row
+
+
 def _labels(path: Path, forms: identifiers.Forms) -> tuple[dict[str, int], list]:
     """Subject -> class, and the flow so far; `forms` keeps how the subjects are written."""
     found: dict[str, set[int]] = {}
-    for line, row in csv_files.rows(path, ("PTID", "DIAGNOSIS"), ids=("PTID",)):
-        if not row["PTID"]:
-            raise DataError(f"{path}: line {line}: PTID is missing")
+    for who, where, row in _rows(path, "PTID", ("DIAGNOSIS",)):
         try:
-            found.setdefault(row["PTID"], set()).add((1, 2, 3).index(float(row["DIAGNOSIS"])))
+            found.setdefault(who, set()).add((1, 2, 3).index(float(row["DIAGNOSIS"])))
         except ValueError:
-            raise DataError(f"{path}: line {line}: DIAGNOSIS is none of 1, 2, 3") from None
+            raise DataError(f"{where}: DIAGNOSIS is none of 1, 2, 3") from None
     one = {who: classes.pop() for who, classes in found.items() if len(classes) == 1}
     _alike(found, forms.keep, path)
     return one, [
@@ -211,7 +217,7 @@ def _splits(
     except ValueError:
         raise DataError(f"{path}: no JSON; write it again, or leave it out") from None
     named = isinstance(lists, dict) and {*lists} == {*SPLITS}
-    if not named or not all(isinstance(one, list) for one in lists.values()):  # quotes no subject
+    if not named or not all(isinstance(one, list) for one in lists.values()):
         raise DataError(f"{path}: must hold the lists {', '.join(SPLITS)}, and nothing else")
     part_of = {}
     for key, part in SPLITS.items():
@@ -233,11 +239,8 @@ def _table(root: Path, name: str, train: set[str], variants: int, counts: Counte
     header = csv_files.header(path)
     names = tuple(c for c in header[1:] if not c.upper().startswith(LEAKS))
     table = {}
-    for line, row in csv_files.rows(path, (*header[:1], *names), ids=header[:1]):
-        if not row[header[0]]:
-            raise DataError(f"{path}: line {line}: {header[0]} is missing")
-        values = _numbers([row[n] for n in names], f"{path}: line {line}")
-        table.setdefault(row[header[0]], []).append(values)
+    for who, where, row in _rows(path, header[0], names):
+        table.setdefault(who, []).append(_numbers([row[n] for n in names], where))
     return _agreed(table, counts), names, [path]
 
 
@@ -258,13 +261,11 @@ def _freesurfer(path: Path, counts: Counter) -> tuple[dict[str, np.ndarray], tup
     names = tuple(c for c in header if c.startswith("ST") and c.endswith(("CV", "TA", "SV")))
     latest: dict[str, str] = {}
     table: dict[str, list[np.ndarray]] = {}
-    for line, row in csv_files.rows(path, ("PTID", "update_stamp", *names), ids=("PTID",)):
-        who, stamp = row["PTID"], _stamp(row["update_stamp"])
-        if not who:
-            raise DataError(f"{path}: line {line}: PTID is missing")
+    for who, where, row in _rows(path, "PTID", ("update_stamp", *names)):
+        stamp = _stamp(row["update_stamp"])
         counts["rows without a readable date"] += not stamp
         if stamp >= latest.get(who, ""):
-            values = _numbers([row[n] for n in names], f"{path}: line {line}")
+            values = _numbers([row[n] for n in names], where)
             unknown_f = np.isin(values, UNKNOWN)
             counts["sizes of -1 or -4, gaps"] += int(unknown_f.sum())
             values[unknown_f] = np.nan

@@ -84,7 +84,7 @@ def disagreeing(table: Iterable[Row], key: Collection[str], names: Collection[st
 
 def breasts(
     path: Path,
-    table: list[Row],
+    read: tuple[str, ...],
     columns: tuple[str, str, str],
     *,
     place: Callable[[Row], Path],
@@ -94,15 +94,15 @@ def breasts(
     """The breasts of a table of images, in its order, each with its first CC and MLO image.
 
     Args:
-      path: of the table, for messages.
-      table: its rows, with `laterality` and `image_id`.
+      path: of the table.
+      read: its columns that are read, with `laterality` and `image_id`.
       columns: of the exam, which is split; of the view; of the owner's split ("" without one).
       place: the image's file.
       labels: the labels that a row gives to its breast. Where rows differ there is none, but
         cancer that one row knows of is cancer.
       flow: takes counts.
     """
-    exam, view, split = columns
+    table, (exam, view, split) = rows(path, read), columns
     counts: Counter[str] = Counter()
     twice = disagreeing(table, (exam, "image_id"), ("laterality", view))
     torn = disagreeing(table, (exam,), (split,)) if split else set()

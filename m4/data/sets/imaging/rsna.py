@@ -9,7 +9,7 @@ BI-RADS are known for a part of the breasts only and are no label elsewhere.
 
 from pathlib import Path
 
-from m4.data.sets.imaging.exam import DENSITIES, Exam, breasts, rows
+from m4.data.sets.imaging.exam import DENSITIES, Exam, breasts
 
 LICENCE = "rules of the competition RSNA Screening Mammography Breast Cancer Detection"
 FOLDERS = ("rsna-breast-cancer-detection*", "rsna*")
@@ -22,7 +22,7 @@ def load(root: Path, flow: list, *, record: str) -> tuple[list[Exam], list[Path]
     """Breasts in the order of the table, and the tables read."""
     found = breasts(
         root / TABLE,
-        rows(root / TABLE, COLUMNS),
+        COLUMNS,
         ("patient_id", "view", ""),
         place=lambda row: root / "train_images" / row["patient_id"] / f"{row['image_id']}.dcm",
         labels=lambda row: {

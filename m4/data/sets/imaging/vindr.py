@@ -10,7 +10,7 @@ not named: an exam stands for one.
 
 from pathlib import Path
 
-from m4.data.sets.imaging.exam import DENSITIES, Exam, Row, breasts, rows
+from m4.data.sets.imaging.exam import DENSITIES, Exam, Row, breasts
 
 LICENCE = "PhysioNet Restricted Health Data License 1.5.0"
 FOLDERS = ("vindr-mammo*", "vindr-mammo*/*", "vindr*")
@@ -26,7 +26,7 @@ def load(root: Path, flow: list, *, record: str) -> tuple[list[Exam], list[Path]
     """Breasts in the order of the table, and the tables read."""
     found = breasts(
         root / TABLE,
-        rows(root / TABLE, COLUMNS),
+        COLUMNS,
         ("study_id", "view_position", "split"),
         place=lambda row: root / "images" / row["study_id"] / f"{row['image_id']}.dicom",
         labels=_labels,
