@@ -48,20 +48,20 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         os.environ.setdefault("M4_CACHE", str((folder / "cache").absolute()))
         parts, keys = [], []
         folds = [_fold(config, k, number) for k in range(number)]
+        built = [prepare(own) for own in folds]
         for k, own in enumerate(folds):  # all of them before the first is trained
-            val = open_incomplete(own, prepare(own), "val")
+            val = open_incomplete(own, built[k], "val")
             selection.require_defined(own, val, f"the validation split of fold {k}")
         for k, own in enumerate(folds):
             print(f"fold {k} of {number}", flush=True)
             parts.append(train.run(own, folder / f"fold_{k}", flags))
-            data = prepare(own)
-            keys.append(index.read(data, "test"))
+            keys.append(index.read(built[k], "test"))
         if not processes.first():
             return
         pooled = pool(parts)
         for name in ("run.json", "data.json"):
             shutil.copyfile(folder / "fold_0" / name, folder / name)
-        spec = open_split(data, "test", 1).spec
+        spec = open_split(built[-1], "test", 1).spec
         print(f"{number} folds pooled", flush=True)
         eval_mode.publish(config, spec, folder, pooled, split="crossval")
         if all(table is not None for table in keys):

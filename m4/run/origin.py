@@ -61,7 +61,7 @@ def require(config: ml_collections.ConfigDict, spec: DataSpec, own: Path) -> Non
         raise ConfigError(f"train.from={folder}: {reason}; give a work directory")
     if folder.resolve() == own.resolve():
         raise ConfigError(f"train.from={folder}: is this run's own; choose another --workdir")
-    if (folder / "fold_0").is_dir() and not (folder / "checkpoints").is_dir():
+    if trained.per_fold(folder):
         raise ConfigError(f"train.from={folder}: holds a model per fold; choose {folder}/fold_0")
     if not retention.complete(folder / BEST):
         raise CheckpointError(f"{folder / BEST}: holds no checkpoint to begin from")

@@ -91,6 +91,11 @@ def built(config: ml_collections.ConfigDict, fingerprint: str) -> Path:
     return preflight.folders(config)[1] / config.data.name.rpartition(".")[2] / fingerprint
 
 
+def per_fold(folder: Path) -> bool:
+    """Whether a work directory is a cross-validation's, which has one model per fold."""
+    return (folder / "fold_0").is_dir() and not (folder / "checkpoints").is_dir()
+
+
 def require(config: ml_collections.ConfigDict, folder: Path, new: Path) -> None:
     """Refuses what can be refused without reading the new data.
 
@@ -101,7 +106,7 @@ def require(config: ml_collections.ConfigDict, folder: Path, new: Path) -> None:
     """
     if not new.is_dir():
         raise DataError(f"--on={new}: no such folder")
-    if (folder / "fold_0").is_dir() and not (folder / "checkpoints").is_dir():
+    if per_fold(folder):
         raise CheckpointError(f"{folder}: holds a model per fold; choose --workdir={folder}/fold_0")
     module = module_of(config)
     manifest = read(folder).manifest
