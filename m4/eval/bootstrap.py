@@ -111,6 +111,12 @@ def interval(
     return out | ({"note": "; ".join(notes)} if notes else {})
 
 
+def two_sided(value: float, values_B: np.ndarray, *, units: int) -> float:
+    """P of a difference being 0, as wide as `interval`; `units` of at least 2 as there."""
+    spread = np.nanstd(values_B) * np.sqrt(units / (units - 1))
+    return float(2 * t.sf(abs(value) / spread, units - 1) if spread else value == 0)
+
+
 def number(value: float | None) -> float | None:
     """A JSON number with six significant digits, None for what is not finite."""
     if value is None or not np.isfinite(value):

@@ -155,17 +155,15 @@ def _over_folds(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fo
     args = task, label_NL, mask_NL, prediction_NC
     out = under(*args, weight_NB, threshold=threshold)
     ranked = [name for name in out if name.startswith(RANKED)]
-    once_N1 = np.ones((len(label_NL), 1))
-    each = (
-        _by_fold(*args, weight_NB, threshold, fold_N),
-        _by_fold(*args, once_N1, threshold, fold_N),
-    )
+    # the last column is the sample: a fold that it leaves undefined is left out
+    with_sample_NB = np.concatenate([weight_NB, np.ones_like(weight_NB[:, :1])], axis=1)
     total, sums = dict.fromkeys(ranked, 0.0), {name: np.zeros_like(out[name]) for name in ranked}
-    for (events, drawn), (_, sample) in zip(*each, strict=True):
+    for events, found in _by_fold(*args, with_sample_NB, threshold, fold_N):
         for name in ranked:
-            if np.isfinite(sample[name][0]):
+            *_, sample = found[name]
+            if np.isfinite(sample):
                 total[name] += events
-                sums[name] = sums[name] + events * drawn[name]
+                sums[name] = sums[name] + events * found[name][:-1]
     means = {n: sums[n] / total[n] if total[n] else np.full_like(out[n], np.nan) for n in ranked}
     return out | means
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import t
 
 from m4.eval import bootstrap, calibration, metrics
 from m4.eval.bootstrap import Draws, number
@@ -133,11 +132,9 @@ class Scorer:
         found = self.estimates(Scored(values, draws, {}), mask_NL)
         units = self._units(mask_NL)
         for name, estimate in found.items():
-            if estimate["low"] is not None:  # then there are two units; widened as the interval is
-                spread = np.nanstd(draws[name]) * np.sqrt(units / (units - 1))
-                distance = abs(values[name].value)
-                p = 2 * t.sf(distance / spread, units - 1) if spread else distance == 0
-                found[name] = estimate | {"p": number(float(p))}
+            if estimate["low"] is not None:  # then there are two units
+                p = bootstrap.two_sided(values[name].value, draws[name], units=units)
+                found[name] = estimate | {"p": number(p)}
         return found
 
     def _units(self, mask_NL: np.ndarray) -> int:
