@@ -55,7 +55,7 @@ def read(path: Path) -> StateDict:
         raise DataError(f"{path}: holds a {type(tree).__name__}, expected a state dict")
     try:
         tree, notes = _unwrapped(tree, path)
-        pairs = [*_flatten(tree, "")]
+        pairs = [*_flatten(tree)]
     except (RecursionError, TypeError, ValueError, MemoryError) as error:
         raise DataError(f"{path}: holds no plain state dict ({type(error).__name__})") from None
     flat = dict(pairs)
@@ -127,14 +127,31 @@ def _unwrapped(tree: Mapping, path: Path) -> tuple[Mapping, list[str]]:
 
 def _holds(x: Any) -> bool:
     """Whether there are tensors in it."""
-    return isinstance(x, torch_file.Tensor) or isinstance(x, Mapping) and any(_flatten(x, ""))
+    left, seen = [x], set()
+    while left:
+        one = left.pop()
+        if isinstance(one, torch_file.Tensor):
+            return True
+        if isinstance(one, Mapping) and id(one) not in seen:
+            seen.add(id(one))
+            left += one.values()
+    return False
 
 
-def _flatten(tree: Mapping, prefix: str) -> Iterator[tuple[str, torch_file.Tensor]]:
-    """Numbers and texts beside the tensors (epochs, scores) are passed over."""
+def _flatten(
+    tree: Mapping, prefix: str = "", seen: set[int] | None = None
+) -> Iterator[tuple[str, torch_file.Tensor]]:
+    """Numbers and texts beside the tensors (epochs, scores) are passed over.
+
+    Raises ValueError for a dictionary in two places: a few of them would have names without end.
+    """
+    seen = set() if seen is None else seen
+    if id(tree) in seen:
+        raise ValueError("a dictionary lies in two places")
+    seen.add(id(tree))
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.", seen)
         elif isinstance(value, torch_file.Tensor):
             yield f"{prefix}{key}", value
 

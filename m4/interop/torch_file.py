@@ -11,8 +11,8 @@ import dataclasses
 import io
 import math
 import pickle
-import pickletools
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ STORAGES = {
     "ComplexDoubleStorage": np.complex128,
 }  # fmt: skip
 CODE = pickle.UnpicklingError
-DEEPEST = 50  # tuples closed one after the other
+PYTHON: Any = pickle._Unpickler
+SCALARS = (str, bytes, int, float, type(None))  # bool is an int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,28 +104,33 @@ def _tree(file: zipfile.ZipFile) -> Any:
     return _Unpickler(file, folder).load()
 
 
-def _require_small(code: bytes) -> None:
-    """Raises UnpicklingError for a pickle that asks for more memory or depth than it has bytes for.
+def _plain(keys: Iterable[Any]) -> None:
+    """Raises UnpicklingError for keys but numbers, texts and short tuples of them.
 
-    Pickle makes room for the largest place of its memo, and tuples that lie deep in each other end
-    the process when they are hashed.
+    Others are not hashed: a tuple that lies deep in itself would end the process.
     """
-    deep = 0
-    for op, argument, _ in pickletools.genops(code):
-        if op.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > len(code):
-            raise CODE("it keeps objects at places that it cannot have")
-        deep = deep + 1 if op.name in ("TUPLE1", "TUPLE2", "TUPLE3", "TUPLE") else 0
-        if deep > DEEPEST:
-            raise CODE("its tuples lie too deep in each other")
+    for key in keys:
+        parts = key if isinstance(key, tuple) else (key,)
+        if not all(isinstance(part, SCALARS) for part in parts):
+            raise CODE("its dictionaries have keys that are neither numbers nor texts")
 
 
-class _Unpickler(pickle.Unpickler):
-    """Names on the list become inert objects."""
+def _ordered(pairs=()) -> collections.OrderedDict:
+    pairs = [*pairs]
+    _plain(key for key, _ in pairs)
+    return collections.OrderedDict(pairs)
+
+
+class _Unpickler(PYTHON):
+    """Names on the list become inert objects, and every key is looked at before it is hashed.
+
+    The one in Python: that in C makes room for any place that a pickle names, and hashes unasked.
+    """
+
+    dispatch = dict(PYTHON.dispatch)
 
     def __init__(self, file: zipfile.ZipFile, folder: str):
-        code = file.read(f"{folder}data.pkl")
-        _require_small(code)
-        super().__init__(io.BytesIO(code))
+        super().__init__(io.BytesIO(file.read(f"{folder}data.pkl")))
         self.file, self.folder = file, folder
 
     def find_class(self, module: str, name: str) -> Any:
@@ -146,6 +152,26 @@ class _Unpickler(pickle.Unpickler):
         if len(values) != count:
             raise ValueError(f"record {key} has {len(values)} numbers, expected {count}")
         return name, values
+
+
+def _looking_first(name: str, keys: slice):
+    """A step of the unpickler that hashes what lies in `keys` of its stack."""
+
+    def load(self):
+        _plain(self.stack[keys])
+        getattr(_Unpickler, name)(self)
+
+    return load
+
+
+HASHING = {  # instruction -> method, and where its keys are
+    pickle.SETITEM: ("load_setitem", slice(-2, -1)),
+    pickle.SETITEMS: ("load_setitems", slice(None, None, 2)),
+    pickle.DICT: ("load_dict", slice(None, None, 2)),
+    pickle.ADDITEMS: ("load_additems", slice(None)),
+    pickle.FROZENSET: ("load_frozenset", slice(None)),
+}
+_Unpickler.dispatch |= {code[0]: _looking_first(*step) for code, step in HASHING.items()}
 
 
 def _tensor(stored, offset, size, stride, *_) -> Tensor:
@@ -187,7 +213,7 @@ def _text(text, encoding="latin1"):
 
 
 NAMES: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): _Function(_ordered),
     ("torch._utils", "_rebuild_tensor_v2"): _Function(_tensor),
     ("torch._utils", "_rebuild_parameter"): _Function(lambda data, *_: data),
     ("torch._utils", "_rebuild_parameter_with_state"): _Function(lambda data, *_: data),

@@ -33,21 +33,43 @@ def nested(depth):
     return tree
 
 
+def shared(depth):
+    tree = {}
+    for _ in range(depth):
+        tree = {"a": tree, "b": tree}
+    return tree
+
+
 @pytest.mark.parametrize(
     "code",
     [
         deep(10**6),  # hashed, it ended the process
         deep(2000),
+        b"\x80\x02})" + b"\x85q\x00" * 10**5 + b"K\x01s.",  # kept in the memo at every step
+        b"\x80\x02ccollections\nOrderedDict\n]]()" + b"\x85" * 10**5 + b"K\x01ea\x85R.",
         b"\x80\x02}r\x00\x00\x00\x08.",  # a memo of 2 GB
         b"\x80\x05\x96" + (2**62).to_bytes(8, "little") + b".",
         circle(),
         pickle.dumps(nested(400), 2),
+        pickle.dumps(shared(60), 2),
     ],
-    ids=["deep", "deeper than repr", "memo", "bytes", "circle", "dictionaries"],
+    ids=[
+        "deep",
+        "deeper than repr",
+        "deep with a memo",
+        "deep in pairs",
+        "memo",
+        "bytes",
+        "circle",
+        "dictionaries",
+        "shared",
+    ],
 )
 def test_what_a_pickle_asks_for_is_refused(tmp_path, code):
-    with pytest.raises(DataError, match="x.pt"):
+    with pytest.raises(DataError, match="x.pt") as error:
         state_dicts.read(file_of(tmp_path, code))
+    if b"\x85" * 10 in code or b"\x85q" in code:
+        assert "neither numbers nor texts" in str(error.value)
 
 
 def test_what_lies_beside_weights_is_read_by_the_names_of_protocol_2(tmp_path):
