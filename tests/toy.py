@@ -52,6 +52,24 @@ class Toy(nn.Module):
         return task_losses.total(self.data, terms, out.aux_losses, {}), terms
 
 
+def config(
+    data: str, file: object, select: str, *, choose: str = "best", bootstrap: int = 5
+) -> str:
+    """A configuration file: two steps of the toy on a data set that a definition describes."""
+    return f"""
+import ml_collections
+def get_config():
+    return ml_collections.ConfigDict(dict(
+        data=dict(name={data!r}, options=dict(file={str(file)!r})),
+        method=dict(name='tests.toy:Toy', width=4),
+        optim=dict(lr=0.01),
+        train=dict(steps=2, batch_size=8, log_every=1, eval_every=2, save_every=2,
+                   select={select!r}, choose={choose!r}),
+        eval=dict(batch_size=16, bootstrap={bootstrap}, subsets=False, baselines=False),
+    ))
+"""
+
+
 def batch(step: int, *, rows: int = 16, spec: DataSpec = SPEC, seed: int = 0) -> Batch:
     """Batch of NumPy arrays, a pure function of (seed, step); the labels can be learned."""
     rng = np.random.default_rng((seed, step))

@@ -9,20 +9,9 @@ from m4.data import index
 from m4.data.__main__ import main as data_main
 from m4.data.sets.declared import survey
 from m4.main import main
+from tests import toy
 from tests.data import hostile_meds
 
-CONFIG = """
-import ml_collections
-def get_config():
-    return ml_collections.ConfigDict(dict(
-        data=dict(name='meds', options=dict(file={file!r})),
-        method=dict(name='tests.toy:Toy', width=4),
-        optim=dict(lr=0.01),
-        train=dict(steps=2, batch_size=8, log_every=1, eval_every=2, save_every=2,
-                   select='death_in_30d/auroc', choose='last'),
-        eval=dict(batch_size=16, bootstrap=10, subsets=False, baselines=False),
-    ))
-"""
 PREDICTED = {  # task -> column of the label, of the prediction
     "death_in_30d": ("boolean_value", "predicted_boolean_probability"),
     "los_days": ("float_value", "predicted_float_value"),
@@ -40,7 +29,7 @@ def test_from_a_draft_to_predictions(tmp_path, monkeypatch, capsys):
     draft = tmp_path / "draft.toml"
     draft.write_text(capsys.readouterr().out)
     config = tmp_path / "c.py"
-    config.write_text(CONFIG.format(file=str(draft)))
+    config.write_text(toy.config("meds", draft, "death_in_30d/auroc", choose="last", bootstrap=10))
     flags = [f"--config={config}", f"--workdir={tmp_path / 'w'}"]
     assert main(flags) == 0, capsys.readouterr()
     assert "points of subjects in no split" in capsys.readouterr().out  # those of 'external'

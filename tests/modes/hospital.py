@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from m4.main import main
+from tests import toy
 from tests.data import meds_folder as mf
 
 DEFINITION = mf.DEFINITION.replace(
@@ -15,18 +16,6 @@ DEFINITION = mf.DEFINITION.replace(
     '[tasks.los]\nkind = "regression"\ntransform = "log1p"\nlabels = "labels/los"\n'
     "[modalities.vitals]",
 )
-CONFIG = """
-import ml_collections
-def get_config():
-    return ml_collections.ConfigDict(dict(
-        data=dict(name='meds', options=dict(file={file!r})),
-        method=dict(name='tests.toy:Toy', width=4),
-        optim=dict(lr=0.01),
-        train=dict(steps=2, batch_size=8, log_every=1, eval_every=2, save_every=2,
-                   select='death/auroc', choose='last'),
-        eval=dict(batch_size=16, bootstrap=5, subsets=False, baselines=False),
-    ))
-"""
 VALUE = {"death": "predicted_boolean_probability", "los": "predicted_float_value"}
 POINT = ["subject_id", "prediction_time"]
 
@@ -46,7 +35,7 @@ def train(folder):
         patch.setenv("M4_RAW_DIR", str(folder))
         patch.setenv("M4_DATA_DIR", str(folder / "data"))
         file = mf.write(folder, everyone(), definition=DEFINITION)
-        (folder / "c.py").write_text(CONFIG.format(file=file))
+        (folder / "c.py").write_text(toy.config("meds", file, "death/auroc", choose="last"))
         assert main([f"--config={folder / 'c.py'}", f"--workdir={folder / 'w'}"]) == 0
         assert main([f"--workdir={folder / 'w'}", "--mode=predict"]) == 0
     for gone in ("data", "hospital"):

@@ -10,19 +10,8 @@ from m4.errors import ConfigError
 from m4.main import main
 from m4.run import selection
 from m4.specs import METRICS, DataSpec, ModalitySpec, TaskSpec
+from tests import toy
 
-CONFIG = """
-import ml_collections
-def get_config():
-    return ml_collections.ConfigDict(dict(
-        data=dict(name='tables', options=dict(file={file!r})),
-        method=dict(name='tests.toy:Toy', width=4),
-        optim=dict(lr=0.01),
-        train=dict(steps=2, batch_size=8, log_every=1, eval_every=2, save_every=2,
-                   select='other/auroc'),
-        eval=dict(batch_size=16, bootstrap=5, subsets=False, baselines=False),
-    ))
-"""
 STUDY = """
 folder = "study"
 [window]
@@ -149,7 +138,7 @@ def study(tmp_path, monkeypatch):
     folder = tmp_path / "study"
     folder.mkdir()
     (tmp_path / "d.toml").write_text(STUDY)
-    (tmp_path / "c.py").write_text(CONFIG.format(file=str(tmp_path / "d.toml")))
+    (tmp_path / "c.py").write_text(toy.config("tables", tmp_path / "d.toml", "other/auroc"))
     events, outcomes = ["patient,at,item,result"], ["patient,at,death,other"]
     for n in range(80):
         events.append(f"{n},2020-01-01 00:00:00,lactate,{n % 7}.5")
