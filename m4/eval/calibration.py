@@ -9,9 +9,10 @@ Letters: N rows, K bins, P patients, B draws.
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import chi2, ncx2
+from scipy.stats import chi2, ncx2, norm
 
 NUM_BINS = 10
+LARGE = 1e6  # of chi^2 over its unit: from here on its root is normal, and SciPy's tails end in NaN
 
 
 def bin_index(predicted_N: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
@@ -69,7 +70,8 @@ def error(
     s_K = np.sqrt(n_K / len(label_N)) * mean_K
     noise, true = np.square(cov_KK).sum(), max(square - trace, 0.0)
     along = max(s_K @ cov_KK @ s_K - noise, 0.0)  # the variance in the direction of the gaps
-    if noise <= 1e-12 * square**2:  # bins of a row each, or of equal gaps: nothing to judge by
+    alone = (patients_K == 1).any()  # then chance cannot be told from the gap of that bin
+    if alone or noise <= 1e-30 * square**2:  # or all gaps are equal: nothing to judge by
         nothing = float("nan") if square else 0.0
         return float(np.sqrt(true)), nothing, nothing
     unit = (noise + 2 * along) / (trace + 2 * true)
@@ -77,13 +79,16 @@ def error(
 
     def end(tail: float) -> float:
         """The square of which this share of samples would lie below ours."""
+        ratio = square / unit
 
         def excess(centre):
-            return ncx2.cdf(square / unit, freedom, centre) - tail
+            return ncx2.cdf(ratio, freedom, centre) - tail
 
-        if chi2.cdf(square / unit, freedom) <= tail:
+        if chi2.cdf(ratio, freedom) <= tail:
             return 0.0
-        most = square / unit + 10 * np.sqrt(square / unit + freedom) + 100
+        if ratio > LARGE:
+            return unit * max((np.sqrt(ratio) - norm.ppf(tail)) ** 2 - freedom, 0.0)
+        most = ratio + 10 * np.sqrt(ratio + freedom) + 100
         return unit * brentq(excess, 0.0, most)
 
     low = end(0.975) or end(0.95)

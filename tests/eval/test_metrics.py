@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from m4.eval import metrics
-from m4.eval.calibration import bin_index, brier_parts, ece, reliability, wilson
+from m4.eval.calibration import bin_index, brier_parts, ece, error, reliability, wilson
 from m4.specs import TaskSpec
 
 BINARY = TaskSpec("ihm", "binary")
@@ -166,3 +166,19 @@ def test_wilson_against_a_published_value():
     # 10 of 100 (Brown, Cai & DasGupta's formula by hand): centre .1148, half width .0596
     low, high = wilson(0.1, 100)
     assert (low, high) == pytest.approx((0.05523, 0.17437), abs=1e-5)
+
+
+def test_calibration_error_of_very_few_and_of_very_sure_rows():
+    # Eleven rows in ten bins, two of them nearly alike: chance cannot be told from a bin of one.
+    predicted = np.array(
+        [0.028, 0.016, 0.043, 0.29, 0.12, 0.0085, 0.64, 0.0125, 7e-4, 0.0096, 2.6e-3]
+    )
+    label = (predicted == 0.29).astype(float)
+    value, low, high = error(label, predicted, np.arange(11))
+    assert 0.2 < value < 0.4 and math.isnan(low) and math.isnan(high)  # known bad: ValueError
+    # Gaps of 0.9 to a hundredth in many rows: the mean gap, and 1.96 deviations within ten bins.
+    predicted = np.random.default_rng(0).uniform(0.89, 0.90, 50_000)
+    value, low, high = error(np.zeros(50_000), predicted, np.arange(50_000))
+    width = 1.96 * 0.01 / 12**0.5 / 10 / 50_000**0.5
+    np.testing.assert_allclose([low, value, high], value + width * np.array([-1, 0, 1]), atol=2e-7)
+    assert value == pytest.approx(predicted.mean(), abs=1e-5)
