@@ -7,6 +7,7 @@ Standard library only: a launcher runs where m4 is not installed.
 
 import dataclasses
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -52,8 +53,19 @@ class Spec:
         return found
 
 
+REMOTE = re.compile(r"(--?[^=]*=)?\s*[A-Za-z][A-Za-z0-9+.-]*:[/\\]")  # gs://, s3:/, C:\\
+
+
 def split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """(the launcher's own arguments, those of m4.main after `--`)."""
+    """(the launcher's own arguments, those of m4.main after `--`).
+
+    Exits with code 2 if one of these names a place that is no local path: m4.main would refuse
+    it in every process.
+    """
     argv = list(argv)
     cut = argv.index("--") if "--" in argv else len(argv)
+    for arg in argv[cut + 1 :]:
+        if REMOTE.match(arg):
+            print(f"m4: config error: {arg}: must be a local path; mount it", file=sys.stderr)
+            raise SystemExit(2)
     return argv[:cut], tuple(argv[cut + 1 :])

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from m4 import config as configs
+from m4 import local
 from m4.config import flags as command_line
 from m4.errors import Preempted, SaveError, UserError, place
 
@@ -50,6 +51,7 @@ def run(args: Sequence[str]) -> int:
         if flags.help:
             print(command_line.USAGE)
             return 0
+        local.require_variables()
         config = None if flags.mode in ("report", "sweep") else configs.load(flags)
         from m4 import modes  # everything that JAX isn't needed for has been checked by now
 

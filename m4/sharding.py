@@ -5,7 +5,7 @@ hidden dimensions. Rows of a batch are split over data x fsdp x expert.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import optax
 from flax.core import meta
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from m4 import placement
 from m4.errors import ConfigError
 
 AXES = ("data", "fsdp", "expert", "tensor")
@@ -31,21 +32,22 @@ RULES: tuple[tuple[str, Any], ...] = (
 FSDP_SIZE = 2**16  # smaller parameters are not worth splitting
 
 
-def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """Mesh over the first `prod(sizes)` devices; axes left out have size 1.
+def make_mesh(
+    asked: Mapping[str, Any] | None = None,
+    devices: Sequence[Any] | None = None,
+    *,
+    fits: Callable[[dict[str, int]], bool] = lambda sizes: True,
+) -> Mesh:
+    """Mesh over the first devices, placed as `m4.placement` says; axes left out have size 1.
 
-    Raises ConfigError when there are fewer devices.
+    `asked` has sizes, one of which may be -1, the rest (as far as it `fits`), and `slices` and
+    `across` of `placement.grid`. Raises ConfigError when there are fewer devices.
     """
-    sizes = {axis: (sizes or {}).get(axis, 1) for axis in AXES}
-    devices = jax.devices() if devices is None else devices
-    needed = math.prod(sizes.values())
-    if needed > len(devices):
-        words = "*".join(f"{axis}={size}" for axis, size in sizes.items())
-        raise ConfigError(
-            f"mesh {words} needs {needed} devices, found {len(devices)}"
-            f" ({devices[0].platform}): make the product at most {len(devices)}"
-        )
-    grid = np.asarray(devices[:needed]).reshape(tuple(sizes.values()))
+    asked, devices = asked or {}, jax.devices() if devices is None else devices
+    sizes = {axis: asked.get(axis, 1) for axis in AXES}
+    sizes = placement.sizes(sizes, len(devices), fits=fits)
+    how = {name: asked[name] for name in ("slices", "across") if name in asked}
+    grid = placement.grid(sizes, devices, **how)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

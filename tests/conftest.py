@@ -1,5 +1,6 @@
 """Eight virtual devices for every test; set before JAX is imported anywhere."""
 
+import dataclasses
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,3 +12,9 @@ _FLAGS = (
 for _flag in _FLAGS:
     if _flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
+
+# The default mesh takes every device. In tests it takes one of the eight unless they say
+# otherwise: a program for eight compiles longer. tests/test_placement.py has the real default.
+from m4.config import rules  # noqa: E402 (imports no JAX, but let the flags come first)
+
+rules.FIELDS["mesh.data"] = dataclasses.replace(rules.FIELDS["mesh.data"], default=1)

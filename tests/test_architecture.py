@@ -22,8 +22,10 @@ ALLOWED = {
     "cells": set(),
     "seal": set(),
     "atomic": set(),
+    "local": {"errors"},
+    "placement": {"errors"},
     "types": {"specs"},
-    "sharding": {"types", "errors"},
+    "sharding": {"types", "errors", "placement"},
     "task_losses": {"types", "specs"},
     "moe": {"maths", "evenness", "types", "resolve", "moe.engine"},
     "moe.engine": {"maths", "types", "moe"},
@@ -31,8 +33,9 @@ ALLOWED = {
     "nn.pretrained": {"maths", "types", "specs", "nn"},
     "methods": {"maths", "types", "specs", "errors", "resolve", "task_losses", "moe", "nn"}
     | {"moe.engine"},
-    "data": {"specs", "types", "resolve", "errors", "cells", "seal", "atomic"},
-    "data.sets": {"data", "specs", "types", "resolve", "errors", "cells", "seal", "atomic"},
+    "data": {"specs", "types", "resolve", "errors", "cells", "seal", "atomic", "local"},
+    "data.sets": {"data", "specs", "types", "resolve", "errors", "cells", "seal", "atomic"}
+    | {"local"},
     "train": {"maths", "types", "specs", "sharding", "errors", "seal", "atomic"},
     "eval": {"evenness", "types", "specs", "errors", "cells", "atomic"},
     "eval.report": {"eval", "specs", "errors", "cells", "atomic"},

@@ -22,7 +22,8 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+
+from m4 import local
 
 # CHIPSxEXPERTS -> topology, (data, expert) mesh, tokens per chip.
 CASES = {
@@ -46,12 +47,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--exchange", default="all_to_all", choices=EXCHANGES)
     parser.add_argument("--json", help="file for the rows")
     args = parser.parse_args(argv)
+    target = local.folder(args.json, "--json") if args.json else None
     if importlib.util.find_spec("libtpu") is None:
         print("skipped: no libtpu; install the extra `tpu` (pip install 'm4-moe[tpu]')")
         return
     rows = [compile_case(name, args.exchange) for name in args.cases.split(",")]
-    if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+    if target:
+        target.write_text(json.dumps(rows, indent=1) + "\n")
     if not all(all(row["checks"].values()) for row in rows):
         raise SystemExit(1)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_collections
 
+from m4 import local
 from m4.config import code, rules
 from m4.config.flags import Flags, parse
 from m4.config.hints import elsewhere, unknown
@@ -225,6 +226,8 @@ def _field_problems(path: str, value: Any, fields: Mapping[str, Rule]) -> list[s
     problem = rule.problem(value)
     if problem is None and isinstance(value, float) and value - value != 0:
         problem = "must be a finite number"
+    if problem is None:
+        problem = _not_local(value)
     if problem is None and not _plain(value):
         problem = "must be plain data: numbers, text, true, false, None, tuples, dicts"
     if problem and rule.names and isinstance(value, str) and "did you mean" not in problem:
@@ -233,6 +236,15 @@ def _field_problems(path: str, value: Any, fields: Mapping[str, Rule]) -> list[s
         }
         problem += elsewhere(path, value, choices)
     return [f"{path}={value!r}: {problem}"] if problem else []
+
+
+def _not_local(value: Any) -> str | None:
+    """Why a value, or a part of it, names a place that is not on this machine."""
+    if isinstance(value, str):
+        return local.problem(value)
+    parts = value.values() if isinstance(value, Mapping) else value
+    found = map(_not_local, parts) if isinstance(value, list | tuple | Mapping) else ()
+    return next(filter(None, found), None)
 
 
 def _plain(value: Any) -> bool:

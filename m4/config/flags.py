@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+from m4 import local
 from m4.errors import ConfigError
 
 MODES = ("train", "crossval", "eval", "predict", "check", "report", "sweep", "tim", "interplay")
@@ -92,6 +93,8 @@ def parse(args: Sequence[str]) -> Flags:
             problems.append(f"--{name}: needs a value, --{name}=...")
         elif "\0" in value:
             problems.append(f"--{name}: must not hold a NUL")
+        elif name in ("workdir", "on") and (wrong := local.problem(value)):
+            problems.append(f"--{name}={value}: {wrong}")
     if "config" in found and "config_json" in found:
         problems.append("--config_json: cannot be given together with --config")
     mode = found.get("mode", "predict" if "on" in found else "train")
@@ -115,7 +118,7 @@ def parse(args: Sequence[str]) -> Flags:
         overrides=overrides,
         workdir=_workdir(found),
         mode=mode,
-        on=Path(found["on"]).expanduser() if "on" in found else None,
+        on=local.folder(found["on"], "--on") if "on" in found else None,
         options=options,
         **{k: found.get(k, "false").lower() in ("true", "1") for k in SWITCHES},
     )
@@ -123,7 +126,7 @@ def parse(args: Sequence[str]) -> Flags:
 
 def _workdir(found: dict[str, str]) -> Path | None:
     if "workdir" in found:
-        return Path(found["workdir"]).expanduser()
+        return local.folder(found["workdir"], "--workdir")
     if found.get("mode") == "sweep":
         return Path("runs/results")
     if "config" not in found and "config_json" not in found:

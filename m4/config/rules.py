@@ -161,10 +161,12 @@ FIELDS: dict[str, Rule] = {
     "eval.subsets": Rule(bool, True),
     "eval.baselines": Rule(bool, True),
     "eval.min_patients": _count(10),
-    "mesh.data": _count(1),
-    "mesh.fsdp": _count(1),
-    "mesh.expert": _count(1),
-    "mesh.tensor": _count(1),
+    "mesh.data": _count(-1, low=-1),  # -1, here or for one other axis: the rest of the devices
+    "mesh.fsdp": _count(1, low=-1),
+    "mesh.expert": _count(1, low=-1),
+    "mesh.tensor": _count(1, low=-1),
+    "mesh.slices": _count(-1, low=-1),  # parts with slow links between them; -1: as they are
+    "mesh.across": Rule(str, "data", names=_of("m4.sharding:AXES")),  # axis between slices
 }
 
 
@@ -260,8 +262,14 @@ def _idle(given: Mapping[str, Any], default: Any) -> list[str]:
 
 def cross_problems(values: Mapping[str, Any]) -> list[str]:
     """Conflicts between fields of a flat configuration `{"train.steps": 100, ...}`."""
-    v = values
-    problems = []
+    axes = {path: n for path, n in values.items() if path.startswith("mesh.") and n in (0, -1)}
+    problems = [f"{path}=0: must be at least 1, or -1" for path, n in axes.items() if n == 0]
+    rest = [path for path in axes if path not in ("mesh.slices", "mesh.data")]
+    if len(rest) > 1:
+        problems.append(f"{'=-1 and '.join(rest)}=-1: only one axis can take the rest")
+    if problems:
+        return problems
+    v: dict[str, Any] = {**values} | dict.fromkeys(axes, 1)  # the rest is known when devices are
     rows = v["mesh.data"] * v["mesh.fsdp"] * v["mesh.expert"]
     for field in ("train.batch_size", "eval.batch_size"):
         if v[field] % rows:
@@ -300,8 +308,9 @@ def cross_problems(values: Mapping[str, Any]) -> list[str]:
             f" {', '.join(known)}{nearest(metric, known)}"
         )
     sections = sorted({p.rpartition(".")[0] for p in v if p.endswith(".num_experts")})
-    if v["mesh.expert"] > 1 and not sections:
-        problems.append(f"mesh.expert={v['mesh.expert']}: must be 1, this method has no experts")
+    expert = values["mesh.expert"]
+    if expert != 1 and not sections:
+        problems.append(f"mesh.expert={expert}: must be 1, this method has no experts")
     for section in sections:
         problems += _expert_problems(section, v)
     return problems

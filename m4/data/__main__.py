@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from m4 import local
 from m4.data import data_sets
 from m4.errors import ConfigError, DataError, UserError
 
@@ -39,7 +40,7 @@ def main(args: Sequence[str]) -> int:
             raise ConfigError(USAGE)
         match [*args]:
             case ["describe" | "draft" as command, folder]:
-                place = Path(folder).expanduser()
+                place = local.folder(folder, "FOLDER")
                 if not place.is_dir():
                     raise DataError(f"{place}: no such folder")
                 print("\n".join(_lines(command, place)))
@@ -47,7 +48,7 @@ def main(args: Sequence[str]) -> int:
                 if name not in downloads():
                     known = " or ".join(downloads())
                     raise ConfigError(f"download: {name!r} is not {known}, which can be downloaded")
-                data_sets.find(name).download(Path(raw_dir).expanduser())
+                data_sets.find(name).download(local.folder(raw_dir, "RAW_DIR"))
             case _:
                 raise ConfigError(USAGE)
     except UserError as error:

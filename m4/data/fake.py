@@ -14,6 +14,7 @@ import gzip
 from collections.abc import Iterable
 from pathlib import Path
 
+from m4 import local
 from m4.data import data_sets
 from m4.errors import ConfigError
 
@@ -65,6 +66,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--patients", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    root = write(args.name, args.folder, patients=args.patients, seed=args.seed)
+    root = write(
+        args.name, local.folder(args.folder, "FOLDER"), patients=args.patients, seed=args.seed
+    )
     print(f"{root}: invented {args.name} files of {args.patients} patients")
     return 0

@@ -13,7 +13,7 @@ import jax
 import ml_collections
 from flax import traverse_util
 
-from m4 import atomic, methods
+from m4 import atomic, local, methods
 from m4 import config as configs
 from m4.config import code
 from m4.errors import ConfigError, UserError
@@ -107,10 +107,10 @@ def parse(args: Sequence[str]) -> Job:
         lines.append(f"--method={own['method']}: must be one of {', '.join(names())}")
     if lines:
         raise ConfigError(*lines)
-    flags = configs.parse([*others, f"--workdir={own[folder]}"])
+    file, work = (local.folder(own[name], f"--{name}") for name in ("torch", folder))
+    flags = configs.parse([*others, f"--workdir={work}"])
     if command == "import" and flags.config is None:
         raise ConfigError("--config: is missing, --config=FILE[:VARIANT]")
-    file, work = (Path(own[name]).expanduser() for name in ("torch", folder))
     return Job(command, own["method"], file, work, flags)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m4 import atomic, cells, sharding
+from m4 import atomic, cells
 from m4.config import Flags
 from m4.data import apply, index
 from m4.data import manifest as manifests
@@ -39,6 +39,7 @@ from m4.eval.report import words
 from m4.modes import eval as eval_mode
 from m4.modes import predict as predict_mode
 from m4.run import programs, trained
+from m4.run.devices import make_mesh
 from m4.run.setup import Model, context, make_model
 from m4.run.workspace import owned, use_cache
 from m4.specs import DataSpec
@@ -109,7 +110,7 @@ def _progress(split: str, rows: int) -> None:
 def _predict(
     config: ml_collections.ConfigDict, folder: Path, store: Store, data: Path
 ) -> tuple[Model, Predictions]:
-    mesh = sharding.make_mesh(config.mesh.to_dict())
+    mesh = make_mesh(config)
     first = next(eval_batches(store, config.eval.batch_size))
     model = make_model(config, data, store.spec, first, mesh)
     params = eval_mode.best_params(config, model, folder)

@@ -9,6 +9,7 @@ import jax
 import ml_collections
 
 from m4 import config as configs
+from m4 import local
 from m4.config import program, rules
 from m4.data import data_sets, missing
 from m4.data.batch import empty
@@ -25,7 +26,7 @@ def folders(config: ml_collections.ConfigDict) -> tuple[Path, Path]:
     """(root of the raw files, root of the built data sets)."""
     raw_dir = config.data.raw_dir or os.environ.get("M4_RAW_DIR") or "raw"
     data_dir = config.data.dir or os.environ.get("M4_DATA_DIR") or "data"
-    return Path(raw_dir).expanduser(), Path(data_dir).expanduser()
+    return local.folder(raw_dir, "data.raw_dir"), local.folder(data_dir, "data.dir")
 
 
 def require(config: ml_collections.ConfigDict, source: str | None) -> None:

@@ -21,6 +21,7 @@ from m4.data.sampling import Sampling
 from m4.data.store import Store
 from m4.errors import ConfigError
 from m4.moe.engine.dispatch import target_of
+from m4.run.devices import make_mesh
 from m4.run.method import make_method
 from m4.run.workspace import open_incomplete
 from m4.specs import DataSpec
@@ -56,7 +57,7 @@ class Setup(Model):
 
 def make_setup(config: ml_collections.ConfigDict, data: Path) -> Setup:
     """Builds everything from a built data set. Raises ConfigError for what the method refuses."""
-    mesh = sharding.make_mesh(config.mesh.to_dict())
+    mesh = make_mesh(config)
     store = open_incomplete(config, data, "train")
     block = sharding.row_block(mesh)
     loader = _loader(config, store, *block)

@@ -10,6 +10,7 @@ import jax
 import ml_collections
 
 from m4 import config as configs
+from m4 import local
 from m4.data import build, missing, shift
 from m4.data import manifest as manifests
 from m4.data.store import Store
@@ -30,7 +31,7 @@ def owned(folder: Path) -> Iterator[None]:
 def use_cache(folder: Path) -> None:
     """Keeps compiled programs in M4_CACHE or the work directory, unless JAX was told otherwise."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = Path(os.environ.get("M4_CACHE") or folder / "cache")
+        folder = local.folder(os.environ.get("M4_CACHE") or str(folder / "cache"), "M4_CACHE")
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 

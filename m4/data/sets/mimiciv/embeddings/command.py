@@ -29,6 +29,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
+from m4 import local
 from m4.data.sets.mimiciv.embeddings import folder, items
 from m4.data.sets.mimiciv.embeddings.backends import BACKENDS, SCALES, Plan
 from m4.errors import ConfigError
@@ -39,8 +40,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m m4.data embed", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("what", choices=["notes", "cxr", "ecg"])
-    parser.add_argument("raw_dir", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("raw_dir", type=lambda text: local.folder(text, "RAW_DIR"))
+    parser.add_argument("out", type=lambda text: local.folder(text, "OUT"))
     parser.add_argument("--backend", choices=[*BACKENDS], required=True)
     parser.add_argument("--encoder", default="", help="file or folder of the model")
     parser.add_argument("--revision", default="", help="noted; default: digest of the model")
