@@ -12,6 +12,7 @@ from m4 import config as configs
 from m4 import local
 from m4.config import flags as command_line
 from m4.errors import Preempted, SaveError, UserError, place
+from m4.train import rendezvous
 
 # What the operating system says of a disk that is full, read-only or broken.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
@@ -47,14 +48,16 @@ def run(args: Sequence[str]) -> int:
     os.umask(0o077)  # what is derived from patients is for its owner only
     debug = any(arg.lstrip("-") in ("debug", "debug=true", "debug=1") for arg in args)
     try:
-        flags = configs.parse(args)
-        if flags.help:
-            print(command_line.USAGE)
-            return 0
-        local.require_variables()
-        config = None if flags.mode in ("report", "sweep") else configs.load(flags)
-        from m4 import modes  # everything that JAX isn't needed for has been checked by now
+        with rendezvous.told(os.environ):
+            flags = configs.parse(args)
+            if flags.help:
+                print(command_line.USAGE)
+                return 0
+            local.require_variables()
+            config = None if flags.mode in ("report", "sweep") else configs.load(flags)
+            from m4 import modes  # everything that JAX isn't needed for has been checked by now
 
+            modes.require(config, flags)
         modes.run(config, flags)
     except UserError as error:
         if debug:

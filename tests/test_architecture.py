@@ -68,6 +68,7 @@ LATE = {
     ("m4.data.csv_files", "pyarrow"): "what needs no Arrow is refused before Arrow is imported",
     ("m4.data.sets.physionet2012.archive", "pyarrow"): "the same",
     ("m4.data.sets.mimiciv.embeddings.backends", "sklearn.feature_extraction.text"): "the same",
+    ("m4.modes", "m4.run.agreement"): "what needs no JAX is refused before JAX is imported",
     ("m4.modes", "m4.run.preflight"): "a report needs no JAX, and no method",
     ("m4.modes", "m4.run.trained"): "what needs no JAX is refused before JAX is imported",
     ("m4.modes", "m4.train.processes"): "what needs no JAX is refused before JAX is imported",

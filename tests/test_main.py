@@ -17,6 +17,7 @@ import pytest
 
 from m4.data.sets import synthetic
 from m4.main import main
+from m4.run import agreement
 from m4.run.setup import corruption, weighted
 from m4.train import preemption
 from tests.data import test_missing
@@ -101,6 +102,28 @@ def test_resuming_gives_the_same_bits_as_running_through(place):
     for name in before:
         assert np.array_equal(before[name], after[name]), name
     assert lines(work) == numbers
+
+
+def test_other_code_is_said_and_another_program_refused(place, monkeypatch, capsys):
+    work = place / "skew"
+    shutil.copytree(place / "w", work)
+    shutil.rmtree(work / "checkpoints/last/6")
+    monkeypatch.setattr(agreement, "code", lambda: "another")
+    with jax.default_matmul_precision("highest"):
+        assert run(place, workdir="skew") == 4
+        said = capsys.readouterr().err
+        assert (
+            "the program that trains is not the one that made step 3 (changed: code of m4)" in said
+        )
+        assert [*(work / "checkpoints/last").iterdir()] == [work / "checkpoints/last/3"]
+        assert run(place, "--force_program", workdir="skew") == 0
+    shutil.rmtree(work / "checkpoints/last/6")
+    assert run(place, workdir="skew") == 0
+    assert "warning: step 3 was made by other: code of m4\n" in capsys.readouterr().out
+    assert lines(work) == lines(place / "w")
+    starts = json.loads((work / "run.json").read_text())["starts"]  # and none was forgotten
+    assert [start["from_step"] for start in starts] == [0, 3, 3, 3]
+    assert [start["code"] == "another" for start in starts] == [False, True, True, True]
 
 
 def test_stopping_is_exit_75_and_the_same_command_goes_on(place, monkeypatch, capsys):

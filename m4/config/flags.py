@@ -10,7 +10,7 @@ from m4.errors import ConfigError
 
 MODES = ("train", "crossval", "eval", "predict", "check", "report", "sweep", "tim", "interplay")
 OPTIONS = {"sweep": ("seeds", "task", "metrics"), "tim": ("tasks", "permutations")}  # of one mode
-SWITCHES = ("debug", "debug_nans", "force_config", "help")
+SWITCHES = ("debug", "debug_nans", "force_config", "force_program", "help")
 NAMES = ("config", "config_json", "workdir", "mode", "on", *SWITCHES)
 NAMES += tuple(name for names in OPTIONS.values() for name in names)
 USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FIELD=VALUE ...]
@@ -37,6 +37,7 @@ USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FI
   --on            predict for all subjects of this folder of new raw files, with or without labels,
                   read as the training data were; needs --workdir alone
   --force_config  continue a run although the configuration differs
+  --force_program continue a run although its code, compiled, is another program
   --debug_nans    when a run gives up on numbers that are not finite, run the last bad step again
                   and name the operation
   --debug         print tracebacks, which may quote data
@@ -59,6 +60,7 @@ class Flags:
     debug: bool = False
     debug_nans: bool = False
     force_config: bool = False
+    force_program: bool = False
     help: bool = False
 
 

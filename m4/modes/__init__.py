@@ -13,8 +13,8 @@ from m4.config import Flags
 from m4.errors import ConfigError
 
 
-def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
-    """Runs the mode that `flags` name. Raises a UserError if it can't."""
+def require(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
+    """Raises a UserError for what the mode that `flags` name will not do."""
     if flags.workdir is None:
         raise ConfigError("--workdir: is missing")
     if flags.mode in ("eval", "predict", "report") and not flags.workdir.is_dir():
@@ -28,10 +28,15 @@ def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
         from m4.run import preflight
 
         preflight.require(config, flags.config)
+
+
+def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
+    """Runs the mode that `flags` name; `require` comes first. Raises a UserError if it can't."""
     name = flags.mode if flags.on is None else "new"
     mode = importlib.import_module(f"m4.modes.{name}")
     if os.environ.get("M4_COORDINATOR"):
+        from m4.run import agreement
         from m4.train import processes
 
-        processes.join()
-    mode.run(config, Path(flags.workdir), flags)
+        processes.join(agreement.at_start(config, flags))
+    mode.run(config, Path(flags.workdir or ""), flags)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import platform
 import subprocess
@@ -23,7 +22,7 @@ from m4.data.store import Store
 from m4.errors import ConfigError, SaveError
 from m4.eval import results
 from m4.modes import eval as eval_mode
-from m4.run import origin, preflight, programs, selection, trained
+from m4.run import agreement, origin, preflight, programs, selection, trained
 from m4.run.setup import Setup, context, make_setup
 from m4.run.workspace import open_incomplete, owned, prepare, same_run, use_cache
 from m4.train import guard, loop, preemption, processes, retention, telemetry, watchdog, workdir
@@ -80,12 +79,12 @@ def _introduce(config, setup: Setup, folder: Path) -> None:
     parameters = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(setup.state.params))
     counts = ", ".join(f"{name} {split['rows']}" for name, split in manifest["splits"].items())
     kind = f"{devices[0].device_kind} ({devices[0].platform})"
-    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
     run = {
         "m4": __version__,
         "git": _git(),
+        "code": agreement.code(),
         "python": platform.python_version(),
-        "versions": {p: importlib.metadata.version(p) for p in packages},
+        "versions": {k: v for k, v in agreement.versions().items() if k != "m4"},
         "devices": f"{len(devices)} x {kind}",
         "mesh": dict(setup.mesh.shape),
         "seed": config.seed,
@@ -93,13 +92,26 @@ def _introduce(config, setup: Setup, folder: Path) -> None:
         "data": {"name": config.data.name, "fingerprint": setup.data.name},
         "command": sys.argv[1:],
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "processes": jax.process_count(),
+        "from_step": max(retention.complete(folder / "checkpoints/last"), default=0),
     }
-    atomic.write(folder / "run.json", json.dumps(run, indent=2) + "\n")
+    starts = [*_starts(folder / "run.json"), run]
+    atomic.write(folder / "run.json", json.dumps(run | {"starts": starts}, indent=2) + "\n")
     print(f"m4 {__version__} ({run['git'] or 'no git'}), jax {jax.__version__}")
     print(f"devices  {run['devices']}; mesh {mesh or 'single device'}")
     print(f"data     {config.data.name} {manifest['version']} {setup.data.name}: {counts}")
     print(f"method   {config.method.name}, {parameters:,} parameters")
     print(f"workdir  {folder}", flush=True)
+
+
+def _starts(path: Path) -> list[dict]:
+    """Every start before this one that a run.json tells of; an older version kept the newest."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        starts = before.pop("starts", [before])
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return []
+    return [one for one in starts if isinstance(one, dict)] if isinstance(starts, list) else []
 
 
 def _git() -> str | None:
@@ -130,7 +142,9 @@ def _train(
             return predict
         _require_space(setup, last)
         start = time.perf_counter()
-        step, zeros = programs.compile_step(setup, config.train.batch_size)
+        made = agreement.made(setup.mesh)
+        accept = agreement.accept(meta.get("made"), made, first, force=flags.force_program)
+        step, zeros = programs.compile_step(setup, config.train.batch_size, accept)
         print(f"compiled in {time.perf_counter() - start:.1f} s", flush=True)
         writer = telemetry.Writer()
         if processes.first():
@@ -145,7 +159,7 @@ def _train(
             hooks = loop.Hooks(
                 put=lambda batch: sharding.put_batch(batch, setup.mesh),
                 evaluate=_evaluator(config, setup, val, predict, signals),
-                **_savers(config, setup, folder, last, best),
+                **_savers(config, setup, folder, last, best, made),
                 writer=writer,
                 stop=signals.stop,
                 explain=_explainer(config, setup, rerun=flags.debug_nans),
@@ -157,9 +171,10 @@ def _train(
     return predict
 
 
-def _savers(config, setup: Setup, folder: Path, last: Checkpoints, best: Checkpoints):
+def _savers(config, setup: Setup, folder: Path, last: Checkpoints, best: Checkpoints, made):
     """The loop's hooks that save."""
     note = {"seed": config.seed, "data": setup.data.name, "config": config.to_dict()}
+    note |= {"made": made}
 
     def save(number: int, state: State, progress) -> None:
         # A state must not be there before the best step that it tells of.

@@ -48,8 +48,11 @@ def _each(compile_for: Callable[[Any], Callable], model: Model, num_rows: int) -
     return ByLength({lengths(batch): compile_for(batch) for batch in batches})
 
 
-def compile_step(model: Model, num_rows: int):
-    """The train step for batches of `num_rows`, and a function that makes fresh totals."""
+def compile_step(model: Model, num_rows: int, accept: Callable[[list[str]], None] | None = None):
+    """The train step for batches of `num_rows`, and a function that makes fresh totals.
+
+    Before anything is compiled, `accept` gets the text of each lowered program and may raise.
+    """
     whole, batch = sharding.replicated(model.mesh), like(model.cuts[-1], num_rows, model.mesh)
     shapes = jax.eval_shape(model.step.zeros, model.state, batch)
     totals = abstract(shapes, jax.tree.map(lambda _: whole, shapes))
@@ -58,8 +61,14 @@ def compile_step(model: Model, num_rows: int):
     jitted = jax.jit(model.step.apply, donate_argnums=0, out_shardings=(placed, whole))
     options = sharding.compiler_options(model.mesh)
 
+    cuts = [like(cut, num_rows, model.mesh) for cut in model.cuts]
+    lowered = [jitted.lower(model.state, totals, cut) for cut in cuts]
+    if accept is not None:
+        accept([one.as_text() for one in lowered])
+    ready = iter(lowered)
+
     def compile_for(batch):
-        return jitted.lower(model.state, totals, batch).compile(options)
+        return next(ready).compile(options)
 
     return _each(compile_for, model, num_rows), lambda: sharding.put_whole(zeros, whole)
 

@@ -15,7 +15,7 @@ from m4.data import build, missing, shift
 from m4.data import manifest as manifests
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
-from m4.run import preflight
+from m4.run import agreement, preflight
 from m4.run.method import require_fit
 from m4.train import processes, workdir
 
@@ -52,7 +52,7 @@ def prepare(config: ml_collections.ConfigDict) -> Path:
             *(f"warning  {line}\n" for line in shift.of_build(manifest)), sep="", end="", flush=True
         )
 
-    return build.prepare(
+    folder = build.prepare(
         config.data.name,
         raw_dir,
         data_dir,
@@ -62,6 +62,9 @@ def prepare(config: ml_collections.ConfigDict) -> Path:
         say=lambda lines: print("joining", *lines, sep="\n", flush=True),
         report=report,
     )
+    if processes.several():
+        processes.agree(agreement.of_data(folder))
+    return folder
 
 
 def open_split(data: Path, split: str, batch_size: int) -> Store:

@@ -26,6 +26,7 @@ SCENARIOS = (
     Scenario("resume on another split of 8 devices", "gangs:resumes"),
     Scenario("resume on another number of devices", "gangs:devices", in_short=False),
     Scenario("dead, stopped or stalled peer", "gangs:peers"),
+    Scenario("two processes that differ", "unequal:peers"),
     Scenario("SIGTERM to two processes", "gangs:gang_terms", in_short=False),
     Scenario("bit flips in checkpoints", "flips:bits"),
     Scenario("flipped bits in a built data set", "data_flips:bits"),
