@@ -42,15 +42,15 @@ def adamw(lr=1e-3, *, weight_decay, warmup_steps=100, ema=0.0):
     return found | dict(lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps, ema=ema)
 
 
-def tiny(config, *, options=None, rows=None, baselines=False, **method):
-    """Six steps of a small model, for tests: sizes in `TINY`, or in `method`."""
+def tiny(config, *, options=None, rows=None, baselines=False, subsets=False, **method):
+    """Six steps of a small model, evaluated once: sizes in `TINY`, or in `method`."""
     config.data.options.update(options or {})
     config.method.update(TINY[config.method.name])
     config.method.update(method)
     config.train.update(steps=6, batch_size=8, log_every=2, eval_every=3, save_every=3)
     if config.optim.get("warmup_steps"):
         config.optim.warmup_steps = 2
-    config.eval.update(bootstrap=20, batch_size=rows or config.eval.batch_size)
+    config.eval.update(bootstrap=20, batch_size=rows or config.eval.batch_size, subsets=subsets)
     if not baselines:
         config.eval.baselines = False
     return config
@@ -109,7 +109,7 @@ def of_mimic(config, variant, **sizes):
         return synthetic(config, dims=SMALL, tasks=TASKS)
     if variant == "tiny":
         toy_cohort(config, SMALL)
-        return tiny(config, rows=16, **sizes)
+        return tiny(config, rows=16, subsets=True, **sizes)
     return config
 
 

@@ -16,4 +16,4 @@ VARIANTS = ("tiny",)
 
 def get_config(variant=""):
     config = common.physionet2012("flexcare")
-    return common.tiny(config, rows=16) if variant else config
+    return common.tiny(config) if variant else config

@@ -14,4 +14,4 @@ VARIANTS = ("tiny",)
 
 def get_config(variant=""):
     config = common.physionet2012("m3h")
-    return common.tiny(config, rows=16) if variant else config
+    return common.tiny(config) if variant else config

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from m4 import task_losses
+from m4.nn.layers import Dropout
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, MoeAux, Outputs, Stream, Target
 
@@ -39,7 +40,7 @@ class Toy(nn.Module):
                 x = jnp.einsum("btd,bt->bd", x, stream.mask) / 6.0
             pooled.append(x * stream.present[:, None])
         h = nn.LayerNorm(name="norm")(jnp.tanh(sum(pooled)))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = Dropout(self.dropout, deterministic=not train)(h)
         logits = {
             task.name: nn.Dense(task.dim, name=f"head_{task.name}")(h) for task in self.data.tasks
         }

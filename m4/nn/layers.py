@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from m4.maths import lowbias32, softmax, torch_uniform
+from m4.maths import softmax, torch_uniform, uniform_bits
 from m4.specs import TaskSpec
 from m4.types import Array
 
@@ -117,12 +117,13 @@ def hats(x_BN: Array) -> Array:
 class Dropout(nn.Module):
     """As `nn.Dropout`: zeros with probability `rate`, everything else over 1 - rate.
 
-    JAX's generator takes 20 ns per number on a CPU core: half of a training step. Here it makes two
-    words per call, and an element's number is a hash of its index and them.
+    An element's number is a hash of its index and of the site's key (`m4.maths.uniform_bits`):
+    a few operations beside those that read it, on any mesh the same.
     """
 
     rate: float
     deterministic: bool
+    shared: Sequence[int] = ()  # dimensions along which all have one fate
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -131,24 +132,10 @@ class Dropout(nn.Module):
             return x
         if self.rate >= 1:
             return jnp.zeros_like(x)
-        seed = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
-        keep = uniform_bits(seed, x.shape) >= np.uint32(round(self.rate * 2**32))
+        shape = tuple(1 if dim in self.shared else size for dim, size in enumerate(x.shape))
+        bits = uniform_bits(jax.random.key_data(self.make_rng("dropout")), shape)
+        keep = bits >= np.uint32(round(self.rate * 2**32))
         return jnp.where(keep, x / (1.0 - self.rate), 0).astype(x.dtype)
-
-
-def uniform_bits(seed: Array, shape: tuple[int, ...]) -> Array:
-    """u32 of a shape, from two random words: a hash of every element's index.
-
-    A bijection of 32 bits before and after the second word. Equal indices of two calls are
-    independent as far as their seeds are.
-    """
-    index = jnp.zeros(shape, jnp.uint32)
-    stride = 1
-    for dim in range(len(shape) - 1, -1, -1):
-        step = jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
-        index += step * np.uint32(stride % 2**32)
-        stride *= shape[dim]
-    return lowbias32(lowbias32(index ^ seed[0]) + seed[1])
 
 
 # --- what is absent -------------------------------------------------------------------------------

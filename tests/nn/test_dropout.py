@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from m4.nn.layers import Dropout, uniform_bits
+from m4.maths import uniform_bits
+from m4.nn.layers import Dropout
 
 SHAPE = (64, 50, 40)  # 128,000 numbers: a share has a standard error of at most 0.0014
 

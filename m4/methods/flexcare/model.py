@@ -16,7 +16,7 @@ import numpy as np
 
 from m4.methods.flexcare.framework import Framework
 from m4.nn.encoders.summary import ModalitySummary
-from m4.nn.layers import TaskHeads
+from m4.nn.layers import Dropout, TaskHeads
 from m4.resolve import check_fields
 from m4.types import Batch, Outputs
 
@@ -37,7 +37,7 @@ class FlexCare(Framework):
         present_BM, owner_M = batch.present(self.data), np.arange(x_BMD.shape[1])
         h_BKF, aux, moe = self.answers(x_BMD, present_BM, owner_M, batch, train=train)
 
-        drop = nn.Dropout(self.dropout, deterministic=not train, name="head_drop")
+        drop = Dropout(self.dropout, deterministic=not train, name="head_drop")
         h = {name: drop(h_BKF[:, k]) for k, name in enumerate(self.data.task_names)}
         wide_BN = drop(wide_BN)
         h = {name: jnp.concatenate([h_BF, wide_BN], -1) for name, h_BF in h.items()}

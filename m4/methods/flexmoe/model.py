@@ -20,7 +20,7 @@ from m4 import task_losses
 from m4.methods.flexmoe.bank import complete
 from m4.methods.flexmoe.transformer import Routed, Transformer
 from m4.nn.encoders.summary import ModalitySummary
-from m4.nn.layers import StackedLayerNorm, TaskHeads
+from m4.nn.layers import Dropout, StackedLayerNorm, TaskHeads
 from m4.resolve import check_fields
 from m4.types import Array, Batch, Outputs
 
@@ -50,7 +50,7 @@ class FlexMoE(Transformer):
         x_BMPD, moe = self.layers(x_BMPD, batch, train=train)
 
         # All tokens through a hidden layer, and the statistics.
-        drop = nn.Dropout(self.dropout, deterministic=not train, name="head_drop")
+        drop = Dropout(self.dropout, deterministic=not train, name="head_drop")
         x_BMPD = StackedLayerNorm(name="norm")(x_BMPD)
         h_BD = nn.Dense(self.width, name="head")(drop(rearrange(x_BMPD, "b m p d -> b (m p d)")))
         h_BF = jnp.concatenate([drop(nn.gelu(h_BD)), drop(wide_BN)], -1)

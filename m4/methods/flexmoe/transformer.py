@@ -20,7 +20,7 @@ from m4.maths import gelu
 from m4.methods.flexmoe import completeness
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
-from m4.nn.layers import MLP, SelfAttention, StackedLayerNorm
+from m4.nn.layers import MLP, Dropout, SelfAttention, StackedLayerNorm
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, MoeAux, Outputs
 
@@ -66,11 +66,10 @@ class Transformer(nn.Module):
         """The two of a layer."""
         return [StackedLayerNorm(name=f"norm_{i}_{n}") for n in range(2)]
 
-    def drops(self, i: int, num: int, train: bool) -> list[nn.Dropout]:
+    def drops(self, i: int, num: int, train: bool) -> list[Dropout]:
         """As many as a layer needs."""
         return [
-            nn.Dropout(self.dropout, deterministic=not train, name=f"drop_{i}_{n}")
-            for n in range(num)
+            Dropout(self.dropout, deterministic=not train, name=f"drop_{i}_{n}") for n in range(num)
         ]
 
     def attend(self, i: int, x_BTD: Array, train: bool, init: Init | None = None) -> Array:

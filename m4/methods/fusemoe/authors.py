@@ -18,7 +18,7 @@ from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
 from m4.nn.encoders.modalities import StaticTokens, Streams
 from m4.nn.encoders.query_tokens import Impute, Level, QueryTokens, impute
-from m4.nn.layers import AttentionBlock, MLPBlock, StackedLayerNorm, TaskHeads
+from m4.nn.layers import AttentionBlock, Dropout, MLPBlock, StackedLayerNorm, TaskHeads
 from m4.resolve import check_fields
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, MoeAux, Outputs
@@ -106,7 +106,7 @@ class AuthorsFuseMoE(nn.Module):
         return type_MD, self.param("position", normal(0.02), (self.num_queries, self.width))
 
     def _drop(self, name: str, x: Array, train: bool) -> Array:
-        return nn.Dropout(self.dropout, deterministic=not train, name=name)(x)
+        return Dropout(self.dropout, deterministic=not train, name=name)(x)
 
     def _read_out(self, x_BMQD: Array, train: bool) -> Array:
         """The last query of every modality through a residual MLP, [B, M D] (appendix E.2)."""

@@ -27,7 +27,14 @@ from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
 from m4.nn.encoders.modalities import Streams, SummaryTokens, gather
 from m4.nn.encoders.query_tokens import Level, QueryTokens
-from m4.nn.layers import AttentionBlock, MissingIndicator, StackedLayerNorm, TaskHeads, hats
+from m4.nn.layers import (
+    AttentionBlock,
+    Dropout,
+    MissingIndicator,
+    StackedLayerNorm,
+    TaskHeads,
+    hats,
+)
 from m4.resolve import check_fields
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, MoeAux, Outputs
@@ -126,7 +133,7 @@ class FuseMoE(nn.Module):
         losses = tuple(sorted(self.aux_weights))
         layer = MoE(self.moe, num_modalities=num, losses=losses, name=f"layer_{i}")
         y_ND, aux = layer(rearrange(normed_BTD, "b t d -> (b t) d"), train=train, **routing)
-        drop = nn.Dropout(self.dropout, deterministic=not train, name=f"drop_{i}")
+        drop = Dropout(self.dropout, deterministic=not train, name=f"drop_{i}")
         x_BTD += drop(y_ND.reshape(x_BTD.shape))
         x_BMQD = rearrange(x_BTD[:, num:], "b (m q) d -> b m q d", q=self.num_queries)
         return x_BTD[:, :num], x_BMQD, aux
@@ -140,7 +147,7 @@ class FuseMoE(nn.Module):
             s_BMD += jnp.pad(x_BMQD.mean(2), ((0, 0), (0, num - timed), (0, 0)))
         s_BMD = StackedLayerNorm(name="norm")(s_BMD)
         s_BMD = MissingIndicator(num, name="missing")(s_BMD, present_BM)
-        drop = nn.Dropout(self.dropout, deterministic=not train, name="head_drop")
+        drop = Dropout(self.dropout, deterministic=not train, name="head_drop")
         h_BD = nn.Dense(self.width, name="head")(drop(rearrange(s_BMD, "b m d -> b (m d)")))
         parts = [drop(nn.gelu(h_BD)), drop(columns_BC)]
         if self.statistics_hidden and columns_BC.shape[-1]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from m4.nn.encoders.modalities import CodesEncoder, SeriesStack, Vectors, clean_table, gather
-from m4.nn.layers import StackedDense, StackedLayerNorm
+from m4.nn.layers import Dropout, StackedDense, StackedLayerNorm
 from m4.specs import DataSpec
 from m4.types import Array, Batch
 
@@ -66,7 +66,7 @@ class HaimVectors(nn.Module):
         if norm:  # not for tables: a single value would be normalised away
             x_BMN = StackedLayerNorm(num, name=f"{name}_norm")(x_BMN)
         h = nn.gelu(StackedDense(self.width, num, name=f"{name}_up")(x_BMN))
-        h = nn.Dropout(self.dropout, deterministic=not train, name=f"{name}_drop")(h)
+        h = Dropout(self.dropout, deterministic=not train, name=f"{name}_drop")(h)
         return StackedDense(self.width, num, name=f"{name}_down")(h)
 
 

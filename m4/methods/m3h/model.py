@@ -14,11 +14,11 @@ Letters: B rows, M modalities, D width of a modality or of what heads read, T ta
 C columns of statistics.
 """
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from m4.methods.m3h.paper import PaperM3H
 from m4.nn.encoders.summary import ModalitySummary
+from m4.nn.layers import Dropout
 from m4.types import Array, Batch
 
 
@@ -35,6 +35,6 @@ class M3H(PaperM3H):
 
     def read(self, o_BTd: Array, columns_BC: Array, train: bool) -> Array:
         """A task's own view and the statistics, [B, T, D]."""
-        drop = nn.Dropout(self.dropout, deterministic=not train, name="head_drop")
+        drop = Dropout(self.dropout, deterministic=not train, name="head_drop")
         columns_BTC = jnp.repeat(drop(columns_BC)[:, None], o_BTd.shape[1], axis=1)
         return jnp.concatenate([drop(o_BTd), columns_BTC], -1)

@@ -16,7 +16,7 @@ from einops import rearrange
 from m4.methods.m3h.cross_task import Balance, CrossTask, Form, Identity, Norm
 from m4.methods.m3h.haim import HaimVectors
 from m4.methods.m3h.tasks import Cluster, Weighting, affine, objective, task_logits
-from m4.nn.layers import MissingIndicator
+from m4.nn.layers import Dropout, MissingIndicator
 from m4.resolve import check_fields
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, Outputs
@@ -59,7 +59,7 @@ class PaperM3H(nn.Module):
         # x_m, or a learned vector where m is absent; x = [x_1, ..., x_M]
         x_BMD, columns_BC = self.encode(batch, train)
         x_BMD = MissingIndicator(x_BMD.shape[1], name="missing")(x_BMD, batch.present(self.data))
-        drop = nn.Dropout(self.dropout, deterministic=not train, name="drop")
+        drop = Dropout(self.dropout, deterministic=not train, name="drop")
         x_BN = drop(rearrange(x_BMD, "b m d -> b (m d)"))
         # e_t = W_t x; A = softmax_u(beta I + alpha S / max |S|); o_t = sum_u A_tu W_V e_u
         attention = self.norm, self.identity, self.alpha, self.beta, self.mix, self.balance

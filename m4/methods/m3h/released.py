@@ -14,6 +14,7 @@ from einops import rearrange
 from m4.methods.m3h.cross_task import CrossTask
 from m4.methods.m3h.haim import HaimVectors
 from m4.methods.m3h.tasks import affine, objective, task_logits
+from m4.nn.layers import Dropout
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, Outputs
 
@@ -36,7 +37,7 @@ class ReleasedM3H(nn.Module):
         )
         here_BM1 = batch.present(self.data)[..., None]
         x_BMD = jnp.where(here_BM1, encoder(batch, train=train), 0.0)
-        drop = nn.Dropout(self.dropout, deterministic=not train, name="drop")
+        drop = Dropout(self.dropout, deterministic=not train, name="drop")
         x_BN = drop(rearrange(x_BMD, "b m d -> b (m d)"))
         # Scores over their signed maximum, and an identity of weight 1, which fades with T.
         cross = CrossTask(len(tasks), self.task_width, norm="max", beta=1.0, name="cross_task")

@@ -21,7 +21,7 @@ from m4.methods.m4oe.information import log_joint, utilisation
 from m4.moe import soft
 from m4.moe.options import SoftOptions
 from m4.moe.soft import SoftExperts, SoftSlots
-from m4.nn.layers import AttentionBlock, StackedDense, StackedLayerNorm, masked_mean
+from m4.nn.layers import AttentionBlock, Dropout, StackedDense, StackedLayerNorm, masked_mean
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Outputs
 
@@ -128,5 +128,5 @@ class Mixtures(nn.Module):
         x_BSTD, u_BSTD = self._attend(name, x_BSTD, mask_BST, stacks, train)
         options = dataclasses.replace(self.moe, num_experts=num_experts)
         experts = SoftExperts(options, num_stacks=stacks, name=f"{name}_experts")
-        drop = nn.Dropout(self.dropout, deterministic=not train, name=f"{name}_drop")
+        drop = Dropout(self.dropout, deterministic=not train, name=f"{name}_drop")
         return x_BSTD + drop(experts(u_BSTD, mask_BST).tokens())

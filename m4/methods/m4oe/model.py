@@ -20,6 +20,7 @@ from m4 import task_losses
 from m4.methods.m4oe.grid import TokenGrid
 from m4.methods.m4oe.objective import objective, row_loss
 from m4.methods.m4oe.regularised import RegularisedMixtures
+from m4.nn.layers import Dropout
 from m4.types import Array, Batch, Mean, Outputs
 
 
@@ -30,7 +31,7 @@ class M4oE(RegularisedMixtures):
 
     def read_by_heads(self, f_BPD: Array, grid: TokenGrid, train: bool) -> Array:
         """The fused vectors, and statistics of series and tables, [B, P, D + N]."""
-        drop = nn.Dropout(self.dropout, deterministic=not train, name="head_drop")
+        drop = Dropout(self.dropout, deterministic=not train, name="head_drop")
         wide_BPN = jnp.repeat(drop(grid.wide)[:, None], f_BPD.shape[1], axis=1)
         return jnp.concatenate([drop(nn.gelu(f_BPD)), wide_BPN], -1)
 

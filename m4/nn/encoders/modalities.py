@@ -19,7 +19,7 @@ import flax.struct
 import jax.numpy as jnp
 from einops import rearrange
 
-from m4.nn.layers import StackedDense, masked_mean
+from m4.nn.layers import Dropout, StackedDense, masked_mean
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Batch, Stream
 
@@ -223,7 +223,7 @@ class TwoLayers(nn.Module):
             return nn.Dense(size, name=name)
 
         h = nn.gelu(affine(self.hidden, "up")(x))
-        h = nn.Dropout(self.dropout, deterministic=not train, name="drop")(h)
+        h = Dropout(self.dropout, deterministic=not train, name="drop")(h)
         return affine(self.features, "down")(h)
 
 

@@ -21,7 +21,7 @@ from einops import rearrange
 
 from m4.maths import torch_uniform
 from m4.nn.encoders.modalities import SeriesStack, Streams, Vectors
-from m4.nn.layers import Initializer, StackedDense
+from m4.nn.layers import Dropout, Initializer, StackedDense
 from m4.types import Array
 
 Level = Literal["batch", "batch_seq", "batch_seq_feature"]
@@ -119,7 +119,7 @@ class UTDE(nn.Module):
         both = jnp.concatenate([irregular, regular], -1)
         if self.level == "batch":
             both = both.max(-2, keepdims=True)
-        both = nn.Dropout(self.dropout, deterministic=not train, name="gate_drop")(both)
+        both = Dropout(self.dropout, deterministic=not train, name="gate_drop")(both)
         out = self.features if self.level == "batch_seq_feature" else 1
 
         def dense(size: int, inputs: int, name: str) -> StackedDense:
@@ -303,7 +303,7 @@ class MultiTimeAttention(nn.Module):
         q = project(jnp.broadcast_to(query_QK, (1, stacks, *query_QK.shape)), "query")[0]
         k = project(key_BMLK, "key")
         scores = jnp.einsum("mqhc,bmlhc->bmhql", q, k) * (width / self.num_heads) ** -0.5
-        drop = nn.Dropout(self.dropout, deterministic=not train, name="drop")
+        drop = Dropout(self.dropout, deterministic=not train, name="drop")
         x = channel_attention(scores, values_BMLP, mask_BMLP, drop)
         if self.append_flags:
             flags = mask_BMLP.any(-2).astype(x.dtype)[:, :, None, None]

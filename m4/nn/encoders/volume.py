@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from m4.maths import torch_uniform
+from m4.nn.layers import Dropout
 from m4.types import Array, Stream
 
 POOLS = (2, 3, 4)
@@ -37,7 +38,9 @@ class VolumeEncoder(nn.Module):
                 x = nn.relu(conv(x))
             window = tuple(min(POOLS[i], size) for size in x.shape[1:4])
             x = nn.max_pool(x, window, window)
-            drop = nn.Dropout(self.dropout, (1, 2, 3), deterministic=not train, name=f"drop_{i}")
+            drop = Dropout(
+                self.dropout, deterministic=not train, shared=(1, 2, 3), name=f"drop_{i}"
+            )
             x = drop(x)
         x = x.reshape(x.shape[0], -1)
         return nn.Dense(self.features, kernel_init=init, name="out")(x)
