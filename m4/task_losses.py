@@ -6,7 +6,9 @@ missing labels and micro-batches merge exactly.
 Letters: B rows, C labels, classes or values, J intervals of time.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +60,37 @@ def standardise(task: TaskSpec, value: Array) -> Array:
     if task.transform == "log1p":
         value = jnp.log1p(jnp.maximum(value, 0.0))
     return (value - task.loc) / task.scale
+
+
+Scaling = Mapping[str, tuple[Any, Any]]  # f32 (loc, scale) of every regression task
+
+
+def scaling(spec: DataSpec) -> Scaling:
+    """What was fitted to the targets of a training split, as inputs of a program."""
+    regressions = [task for task in spec.tasks if task.kind == "regression"]
+    return {t.name: (np.float32(t.loc), np.float32(t.scale)) for t in regressions}
+
+
+def unscaled(spec: DataSpec) -> DataSpec:
+    """The schema of batches that are `in_loss_units`: the same for every training split."""
+    unit = {"transform": "none", "loc": 0.0, "scale": 1.0}
+    tasks = (dataclasses.replace(t, **unit) if t.kind == "regression" else t for t in spec.tasks)
+    return dataclasses.replace(spec, tasks=tuple(tasks))
+
+
+def scaled(task: TaskSpec, scaling: Scaling) -> TaskSpec:
+    """`task` with its entry of `scaling`, which may be traced."""
+    loc, scale = scaling.get(task.name, (task.loc, task.scale))
+    return dataclasses.replace(task, loc=loc, scale=scale)
+
+
+def in_loss_units(spec: DataSpec, batch: Batch, scaling: Scaling) -> Batch:
+    """`batch` with its regression targets standardised."""
+    targets = dict(batch.targets)
+    for name in scaling:
+        target, task = targets[name], scaled(spec.task(name), scaling)
+        targets[name] = target.replace(value=standardise(task, target.value))
+    return batch.replace(targets=targets)
 
 
 def predict(task: TaskSpec, logits_BC: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAGS = (
@@ -12,6 +13,8 @@ _FLAGS = (
 for _flag in _FLAGS:
     if _flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
+# Compiled programs are kept for all tests, here and in the processes that they start.
+os.environ.setdefault("M4_CACHE", f"{tempfile.gettempdir()}/m4-tests-{os.getuid()}")
 
 # The default mesh takes every device. In tests it takes one of the eight unless they say
 # otherwise: a program for eight compiles longer. tests/test_placement.py has the real default.

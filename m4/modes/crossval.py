@@ -8,7 +8,6 @@ with the folds' numbers of events as weights. The bootstrap draws patients withi
 references are fitted on the same folds. The data set needs the options `fold` and `num_folds`.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -45,7 +44,6 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     with owned(folder):
         if processes.first():
             train.claim(config, folder, force=flags.force_config)
-        os.environ.setdefault("M4_CACHE", str((folder / "cache").absolute()))
         parts, keys = [], []
         folds = [_fold(config, k, number) for k in range(number)]
         built = [prepare(own) for own in folds]

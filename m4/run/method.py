@@ -8,6 +8,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import ml_collections
 from flax.core import FrozenDict
@@ -17,7 +18,7 @@ from m4.data.batch import empty
 from m4.errors import ConfigError
 from m4.moe.engine.dispatch import Target
 from m4.moe.options import MoEOptions
-from m4.nn.pretrained import bert, images
+from m4.nn.pretrained import bert, images, wrapper
 from m4.specs import DataSpec
 from m4.types import Method
 
@@ -57,6 +58,14 @@ def make_method(
 
     with_images = functools.partial(_behind, "image", images.with_images, image, make)
     return _behind("text", bert.with_text, text, with_images, spec)
+
+
+def on(spec: DataSpec, method: Any) -> Any:
+    """`method` for batches of a schema that differs from its own in its tasks' numbers alone."""
+    inner = {"method": on(spec, method.method)} if isinstance(method, wrapper.Reader) else {}
+    changes = {"data": dataclasses.replace(method.data, tasks=spec.tasks), **inner}
+    linen = isinstance(method, nn.Module)
+    return method.clone(**changes) if linen else dataclasses.replace(method, **changes)
 
 
 def require_fit(config: ml_collections.ConfigDict, spec: DataSpec) -> None:

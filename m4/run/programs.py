@@ -1,5 +1,6 @@
 """The programs of a run, compiled ahead of time: the train step and the prediction, per bucket."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from m4 import sharding, task_losses
 from m4.eval.evaluate import mask_modalities
 from m4.eval.predictions import SCORED_KINDS
+from m4.maths import HASHED
 from m4.nn import segmentation
 from m4.nn.pretrained import wrapper
 from m4.run.setup import Model, like
@@ -35,6 +37,22 @@ class ByLength:
         return [*self._compiled.values()][-1].memory_analysis()
 
 
+class With:
+    """A compiled function and its last argument, which is put on the mesh at the first call."""
+
+    def __init__(self, compiled: Any, argument: Any, mesh: jax.sharding.Mesh):
+        self._compiled, self._argument, self._mesh = compiled, argument, mesh
+        self.memory_analysis = compiled.memory_analysis
+
+    @functools.cached_property
+    def _placed(self) -> Any:
+        return sharding.put_whole(self._argument, sharding.replicated(self._mesh))
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function makes of them and its argument."""
+        return self._compiled(*args, self._placed)
+
+
 def lengths(batch: Batch) -> tuple[int, ...]:
     """Positions of every modality, by name."""
     return tuple(stream.mask.shape[1] for _, stream in sorted(batch.inputs.items()))
@@ -48,6 +66,11 @@ def _each(compile_for: Callable[[Any], Callable], model: Model, num_rows: int) -
     return ByLength({lengths(batch): compile_for(batch) for batch in batches})
 
 
+def like_all(tree: Any, whole: jax.sharding.NamedSharding) -> Any:
+    """Shapes of arrays of which every device has all."""
+    return abstract(tree, jax.tree.map(lambda _: whole, tree))
+
+
 def compile_step(model: Model, num_rows: int, accept: Callable[[list[str]], None] | None = None):
     """The train step for batches of `num_rows`, and a function that makes fresh totals.
 
@@ -55,20 +78,28 @@ def compile_step(model: Model, num_rows: int, accept: Callable[[list[str]], None
     """
     whole, batch = sharding.replicated(model.mesh), like(model.cuts[-1], num_rows, model.mesh)
     shapes = jax.eval_shape(model.step.zeros, model.state, batch)
-    totals = abstract(shapes, jax.tree.map(lambda _: whole, shapes))
+    totals = like_all(shapes, whole)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     placed = jax.tree.map(lambda x: x.sharding, model.state)
-    jitted = jax.jit(model.step.apply, donate_argnums=0, out_shardings=(placed, whole))
     options = sharding.compiler_options(model.mesh)
+    inputs = model.inputs, task_losses.scaling(model.spec)
+
+    def step(state, totals, batch, inputs):
+        own, scaling = inputs
+        batch = task_losses.in_loss_units(model.spec, batch, scaling)
+        return model.step.apply(state, totals, batch, own)
+
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(placed, whole))
 
     cuts = [like(cut, num_rows, model.mesh) for cut in model.cuts]
-    lowered = [jitted.lower(model.state, totals, cut) for cut in cuts]
+    given = like_all(inputs, whole)
+    lowered = [jitted.lower(model.state, totals, cut, given) for cut in cuts]
     if accept is not None:
         accept([one.as_text() for one in lowered])
     ready = iter(lowered)
 
     def compile_for(batch):
-        return next(ready).compile(options)
+        return With(next(ready).compile(options), inputs, model.mesh)
 
     return _each(compile_for, model, num_rows), lambda: sharding.put_whole(zeros, whole)
 
@@ -79,19 +110,20 @@ def compile_predict(model: Model, num_rows: int):
     It takes batches of `num_rows`. The modalities with `keep_M` False are masked inside, so every
     subset is one call.
     """
-    method, spec = model.method, model.spec
+    method, spec, scaling = model.unscaled, model.spec, task_losses.scaling(model.spec)
+    whole = sharding.replicated(model.mesh)
 
     # What some releases draw in evaluation too; a fixed key keeps it repeatable.
     noisy = getattr(wrapper.bare(method), "eval_rngs", ())
 
-    def predict(params, batch, keep_M):
+    def predict(params, batch, keep_M, scaling):
         batch = mask_modalities(batch, keep_M, spec)
-        rngs = {name: jax.random.key(0) for name in noisy}
+        rngs = {name: jax.random.key(0, impl=HASHED) for name in noisy}
         out = method.apply({"params": params}, batch, train=False, rngs=rngs)
         tasks = {
             task.name: segmentation.scores(out.logits[task.name], batch.targets[task.name].value)
             if task.kind == "segmentation"  # a map is scored here: it would be much to fetch
-            else task_losses.predict(task, out.logits[task.name])
+            else task_losses.predict(task_losses.scaled(task, scaling), out.logits[task.name])
             for task in spec.tasks
             if task.kind in SCORED_KINDS
         }
@@ -100,10 +132,11 @@ def compile_predict(model: Model, num_rows: int):
     keep = jax.ShapeDtypeStruct((len(spec.modalities),), np.bool_)
     platform = model.mesh.devices.flat[0].platform
     predict = in_precision(model.precision, predict, platform=platform)
-    jitted = jax.jit(predict, out_shardings=sharding.replicated(model.mesh))
+    jitted = jax.jit(predict, out_shardings=whole)
     params, options = model.state.eval_params, sharding.compiler_options(model.mesh)
 
     def compile_for(batch):
-        return jitted.lower(params, batch, keep).compile(options)
+        lowered = jitted.lower(params, batch, keep, like_all(scaling, whole))
+        return With(lowered.compile(options), scaling, model.mesh)
 
     return _each(compile_for, model, num_rows)

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from m4 import sharding
+from m4 import sharding, task_losses
 from m4.data import regularise
 from m4.data.batch import empty
 from m4.data.buckets import ladder
@@ -22,7 +22,7 @@ from m4.data.store import Store
 from m4.errors import ConfigError
 from m4.moe.engine.dispatch import target_of
 from m4.run.devices import make_mesh
-from m4.run.method import make_method
+from m4.run.method import make_method, on
 from m4.run.workspace import open_incomplete
 from m4.specs import DataSpec
 from m4.train import optim
@@ -40,9 +40,10 @@ class Model:
     spec: DataSpec
     mesh: jax.sharding.Mesh
     method: Method
+    unscaled: Method  # for batches `task_losses.in_loss_units`: no number of a training split
     precision: Precision  # of matrix products
-    schedule: optax.Schedule
-    step: train_step.Step
+    inputs: train_step.Inputs
+    step: train_step.Step  # of `unscaled`
     init: Callable[[], train_step.State]
     state: Any  # shapes and shardings of the state
     cuts: tuple[DataSpec, ...]  # the schema in every bucket, the last is whole
@@ -82,12 +83,14 @@ def make_model(
     tx, schedule, ema = make_optimiser(config, platform)
     fresh = functools.partial(train_step.init_state, tx=tx, ema=ema)
     fresh = functools.partial(fresh, spike_window=config.train.spike_window)
-    init, state = _init(method, tx, first, mesh, seed=config.seed, fresh=fresh)
+    inputs = train_step.Inputs.of(config.seed, schedule)
+    init, state = _init(method, tx, first, mesh, seed=inputs.seed, fresh=fresh)
     require_any_length(method, [like(cut, len(first.uid), mesh) for cut in cuts], mesh)
     how = {name: config.train[name] for name in ("precision", "remat", "accumulate")}
-    step = train_step.make_step(method, tx, seed=config.seed, ema=ema, platform=platform, **how)
+    unscaled = on(task_losses.unscaled(spec), method)
+    step = train_step.make_step(unscaled, tx, seed=config.seed, ema=ema, platform=platform, **how)
     precision = config.train.precision
-    return Model(data, spec, mesh, method, precision, schedule, step, init, state, cuts)
+    return Model(data, spec, mesh, method, unscaled, precision, inputs, step, init, state, cuts)
 
 
 def own_device(mesh: jax.sharding.Mesh) -> Any:
@@ -128,7 +131,7 @@ def _loader(
 
 def make_optimiser(
     config: ml_collections.ConfigDict, platform: str | None = None
-) -> tuple[optax.GradientTransformation, optax.Schedule, float]:
+) -> tuple[optax.GradientTransformation, optim.Schedule, float]:
     """Optimiser, learning rate by step, and decay of the parameter average."""
     options = config.optim.to_dict()
     ema = options.pop("ema")
@@ -183,21 +186,21 @@ def require_any_length(method: Method, batches: Sequence[Any], mesh: jax.shardin
                 )
 
 
-def _init(method, tx, batch: Batch, mesh, *, seed: int, fresh: Callable[[Any], train_step.State]):
+def _init(method, tx, batch: Batch, mesh, *, seed: Any, fresh: Callable):
     """Function that makes a fresh state where it belongs, and the state's shapes.
 
     `fresh` makes a state of parameters.
     """
 
-    def params():
+    def params(seed):
         return train_step.init_params(method, jax.tree.map(np.asarray, batch), seed=seed)
 
-    def init():
-        return fresh(sharding.unbox(params()))
+    def init(seed):
+        return fresh(sharding.unbox(params(seed)))
 
     try:
         with context(mesh):
-            boxed = jax.eval_shape(params)
+            boxed = jax.eval_shape(params, seed)
             shapes = jax.eval_shape(fresh, sharding.unbox(boxed))
     except ValueError as error:
         raise ConfigError(f"method: {error}") from error
@@ -209,7 +212,8 @@ def _init(method, tx, batch: Batch, mesh, *, seed: int, fresh: Callable[[Any], t
         cpu = mesh.devices.flat[0].platform == "cpu"
         options: Any = {"xla_backend_optimization_level": 0} if cpu else None
         with context(mesh):
-            return jax.jit(init, out_shardings=shardings).lower().compile(options)()
+            given = sharding.put_whole(seed, sharding.replicated(mesh))
+            return jax.jit(init, out_shardings=shardings).lower(given).compile(options)(given)
 
     return make, abstract(shapes, shardings)
 

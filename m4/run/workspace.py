@@ -10,12 +10,11 @@ import jax
 import ml_collections
 
 from m4 import config as configs
-from m4 import local
 from m4.data import build, missing, shift
 from m4.data import manifest as manifests
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
-from m4.run import agreement, preflight
+from m4.run import agreement, cache, preflight
 from m4.run.method import require_fit
 from m4.train import processes, workdir
 
@@ -29,10 +28,12 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def use_cache(folder: Path) -> None:
-    """Keeps compiled programs in M4_CACHE or the work directory, unless JAX was told otherwise."""
+    """Keeps compiled programs where `m4.run.cache` says, unless JAX was told otherwise."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = local.folder(os.environ.get("M4_CACHE") or str(folder / "cache"), "M4_CACHE")
-        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+        kept = cache.programs(folder)
+        if processes.first():
+            cache.trim(kept)
+        jax.config.update("jax_compilation_cache_dir", str(kept))
 
 
 def prepare(config: ml_collections.ConfigDict) -> Path:

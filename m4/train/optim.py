@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,6 +15,29 @@ OPTIMISERS = ("adam", "adamw", "lion", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")
 
 
+class Schedule(flax.struct.PyTreeNode):
+    """Learning rate by step; its numbers can be inputs of a program, so that others need no other.
+
+    Linear warm-up from 0 to `lr`, then constant, cosine or linear decay to `end * lr`.
+    """
+
+    lr: Array | float
+    warmup: Array | float  # steps
+    rest: Array | float  # steps of the decay
+    end: Array | float  # fraction
+    kind: str = flax.struct.field(pytree_node=False)
+
+    def __call__(self, step: Array | int) -> Array:
+        """The rate of a step, counted from 0."""
+        done = jnp.clip((step - self.warmup) / self.rest, 0.0, 1.0)
+        if self.kind == "cosine":
+            fall = 0.5 * (1.0 - jnp.cos(jnp.pi * done))
+        else:
+            fall = done if self.kind == "linear" else jnp.zeros(())
+        rising = step / jnp.maximum(self.warmup, 1.0)
+        return self.lr * jnp.where(step < self.warmup, rising, 1.0 - (1.0 - self.end) * fall)
+
+
 def make_schedule(
     lr: float,
     *,
@@ -21,29 +45,17 @@ def make_schedule(
     schedule: str = "cosine",
     warmup_steps: int = 0,
     end_fraction: float = 0.0,
-) -> optax.Schedule:
-    """Linear warm-up from 0 to `lr`, then constant, cosine or linear decay to `end_fraction * lr`.
-
-    The decay ends at `steps`. Raises ValueError on an unknown schedule.
-    """
-    rest = max(steps - warmup_steps, 1)
-    if schedule == "constant":
-        decay = optax.constant_schedule(lr)
-    elif schedule == "cosine":
-        decay = optax.cosine_decay_schedule(lr, rest, alpha=end_fraction)
-    elif schedule == "linear":
-        decay = optax.linear_schedule(lr, lr * end_fraction, rest)
-    else:
+) -> Schedule:
+    """`Schedule` whose decay ends at `steps`. Raises ValueError on an unknown schedule."""
+    if schedule not in SCHEDULES:
         raise ValueError(f"schedule {schedule!r} is not one of {', '.join(SCHEDULES)}")
-    if not warmup_steps:
-        return decay
-    warmup = optax.linear_schedule(0.0, lr, warmup_steps)
-    return optax.join_schedules([warmup, decay], [warmup_steps])
+    rest = max(steps - warmup_steps, 1)
+    return Schedule(float(lr), float(warmup_steps), float(rest), float(end_fraction), schedule)
 
 
 def make_optimiser(
     name: str,
-    schedule: optax.Schedule,
+    schedule: Callable[[Any], Any],
     *,
     weight_decay: float = 0.0,
     clip_norm: float = 0.0,
@@ -58,6 +70,7 @@ def make_optimiser(
     `weight_decay` only if it is 0; asking for both is a ValueError, because L2 in Adam is rarely
     meant (`adamw` decouples it). `b1` is SGD's momentum. On the
     `platform` 'cpu' (None: JAX's default) clipping is written otherwise, to the same effect.
+    Its `update` takes a `schedule` in the place of this one, too.
     """
     if name == "adam" and weight_decay:
         raise ValueError(f"adam has no decoupled weight_decay={weight_decay}: use adamw")
@@ -75,7 +88,22 @@ def make_optimiser(
     parts.append(core[name]())
     if weight_decay:
         parts.append(optax.add_decayed_weights(weight_decay, mask=decayed))
-    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+    return optax.chain(*parts, _by_rate(schedule))
+
+
+def _by_rate(schedule: Callable) -> optax.GradientTransformationExtraArgs:
+    """`optax.scale_by_learning_rate`, of another schedule where `update` is given one."""
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None, *, schedule=schedule, **others):
+        del params, others
+        scaled = optax.tree.scale(-schedule(state.count), updates)
+        return scaled, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def accept(

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from m4 import sharding
-from m4.maths import exact
+from m4.maths import HASHED, exact
 from m4.train import guard, optim
 from m4.train.precision import Precision, in_precision
 from m4.train.remat import Remat, rematerialised
@@ -54,20 +55,35 @@ class Totals(flax.struct.PyTreeNode):
     last_bad: Array  # i32[], the step skipped last, counted from 1; 0 if there was none
 
 
+class Inputs(flax.struct.PyTreeNode):
+    """Numbers of a run that a step reads: with others it is the same program."""
+
+    seed: Array | np.ndarray | np.uint32  # u32[]
+    schedule: optim.Schedule | None = None  # None: the optimiser's own
+
+    @classmethod
+    def of(cls, seed: int, schedule: optim.Schedule | None = None) -> "Inputs":
+        """Of a seed modulo 2^32."""
+        return cls(np.uint32(seed % 2**32), jax.tree.map(np.float32, schedule))
+
+
 class Step(NamedTuple):
-    """The step itself, fresh totals for it, and its loss and gradient alone."""
+    """The step itself, fresh totals for it, and its loss and gradient alone.
 
-    apply: Callable[[State, Totals, Batch], tuple[State, Totals]]
+    Without `Inputs`, or a seed, those of `make_step` are part of the program.
+    """
+
+    apply: Callable[..., tuple[State, Totals]]  # (State, Totals, Batch, Inputs = ...)
     zeros: Callable[[State, Batch], Totals]
-    gradient: Callable[[Params, Batch, Array], tuple[Params, dict[str, Mean]]]
+    gradient: Callable[..., tuple[Params, dict[str, Mean]]]  # (Params, Batch, step, seed = ...)
 
 
-def init_params(method: Method, batch: Batch, *, seed: int) -> Params:
+def init_params(method: Method, batch: Batch, *, seed: int | Array) -> Params:
     """Fresh parameters, in the metadata boxes that Linen gives them.
 
     A method's `pretrained(params)`, where it has one, replaces what it has weights for.
     """
-    keys = jax.random.split(jax.random.key(seed), 3)
+    keys = jax.random.split(jax.random.key(seed, impl=HASHED), 3)
     rngs = dict(zip(("params", "dropout", "gate"), keys, strict=True))
     params = method.init(rngs, batch, train=False)["params"]
     pretrained = getattr(method, "pretrained", None)
@@ -115,22 +131,20 @@ def make_step(
       platform: that it will run on, such as 'cpu'; None: JAX's default.
     """
     platform = platform or jax.default_backend()
-    gradient = _gradient(method, seed, remat, accumulate)
-    gradient = jax.jit(in_precision(precision, gradient, platform=platform))  # traced once
+    traced = _gradient(method, remat, accumulate)
+    traced = jax.jit(in_precision(precision, traced, platform=platform))  # once
+    own = Inputs.of(seed)
 
-    def apply(state, totals, batch):
-        grads, means = gradient(state.params, batch, state.step)
+    def gradient(params, batch, step, seed=own.seed):
+        return traced(params, batch, step, seed)
+
+    def apply(state, totals, batch, inputs=own):
+        grads, means = gradient(state.params, batch, state.step, inputs.seed)
         loss, norm = means["loss"].total, means["grad_norm"].total
         ok, spike, history = guard.accept(state.history, loss, norm)
 
-        def update(grads, old):
-            updates, opt = tx.update(grads, old["opt"], old["params"])
-            params, average = optax.apply_updates(old["params"], updates), None
-            if old["ema"] is not None:
-                decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-                average = optax.incremental_update(params, old["ema"], 1.0 - decay)
-            return {"params": params, "opt": opt, "ema": average}
-
+        given = {} if inputs.schedule is None else {"schedule": inputs.schedule}
+        update = functools.partial(_update, optax.with_extra_args_support(tx), given, ema, state)
         old = {"params": state.params, "opt": state.opt, "ema": state.ema}
         parts = optim.accept(ok, update, grads, old, platform=platform)
         bad, skipped = jnp.where(ok, 0, state.bad + 1), state.skipped + ~ok
@@ -146,6 +160,16 @@ def make_step(
     return Step(apply, functools.partial(_zeros, gradient), gradient)
 
 
+def _update(tx, given: dict[str, Any], ema: float, state: State, grads: Params, old: Any) -> Any:
+    """Parameters, optimiser and average of `old` after a gradient."""
+    updates, opt = tx.update(grads, old["opt"], old["params"], **given)
+    params, average = optax.apply_updates(old["params"], updates), None
+    if old["ema"] is not None:
+        decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+        average = optax.incremental_update(params, old["ema"], 1.0 - decay)
+    return {"params": params, "opt": opt, "ema": average}
+
+
 def _zeros(gradient: Callable, state: State, batch: Batch) -> Totals:
     means = jax.eval_shape(gradient, state.params, batch, state.step)[1]
     means = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), means)
@@ -155,8 +179,8 @@ def _zeros(gradient: Callable, state: State, batch: Batch) -> Totals:
     return Totals(means, counts, damaged, zero, jnp.copy(zero), jnp.copy(zero))
 
 
-def _gradient(method: Method, seed: int, remat: Remat, accumulate: int) -> Callable:
-    """`(params, batch, step) -> (gradient, what is worth logging)`."""
+def _gradient(method: Method, remat: Remat, accumulate: int) -> Callable:
+    """`(params, batch, step, seed) -> (gradient, what is worth logging)`."""
 
     def forward(params, batch, rngs):
         return method.apply({"params": params}, batch, train=True, rngs=rngs)
@@ -170,8 +194,8 @@ def _gradient(method: Method, seed: int, remat: Remat, accumulate: int) -> Calla
             loss, terms = method.loss(out, batch, step)
         return loss, (terms, {"loss": loss} | _logged(out))
 
-    def gradient(params, batch, step):
-        key = jax.random.fold_in(jax.random.key(seed), step)
+    def gradient(params, batch, step, seed):
+        key = jax.random.fold_in(jax.random.key(seed, impl=HASHED), step)
         if accumulate > 1:
             parts = sharding.micro_batches(batch, accumulate), jax.random.split(key, accumulate)
             grads, terms, means = _accumulated(objective, params, parts, step)

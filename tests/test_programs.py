@@ -1,0 +1,91 @@
+"""The programs of the shipped configurations: small, without loops of random numbers, reusable.
+
+They are lowered for shapes alone; nothing is built, compiled or computed.
+"""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from m4 import config as configs
+from m4 import sharding
+from m4.config import code, program
+from m4.data.batch import empty
+from m4.run import programs
+from m4.run.setup import context, make_model
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = [p for p in sorted(ROOT.glob("configs/*.py")) if "def get_config" in p.read_text()]
+TINY = [f"{p.name}:{v}" for p in CONFIGS for v in program.variants(str(p)) if v.endswith("tiny")]
+# One a method; the others run with `-m slow`, some minutes together.
+QUICK = ("fusemoe_mimic", "flexmoe_physionet2012", "flexcare_eicu_meds", "m3h_mimic", "m4oe_views")
+LINES = 17_500  # of StableHLO; a step of FuseMoE on MIMIC had 20,000
+FIRST = "fusemoe_mimic.py:tiny"
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """StableHLO of what a run compiles."""
+
+    init: str
+    step: str
+    predict: str
+
+
+def lowered(target, *, fold=0, **overrides) -> Texts:
+    """The programs of a configuration; of another `fold` the targets have other statistics."""
+    found = []
+
+    def compile_(self, *args, **kwargs):
+        found.append(self.as_text())
+        return SimpleNamespace(memory_analysis=None)
+
+    flags = [f"--config={ROOT}/configs/{target}"]
+    flags += [f"--config.{path.replace('__', '.')}={value}" for path, value in overrides.items()]
+    config = configs.load(configs.parse(flags))
+    spec = code.data_module(config.data.name).spec(**config.data.options.to_dict())
+    tasks = [dataclasses.replace(t, loc=0.5 + fold, scale=2.0 + fold) for t in spec.tasks]
+    spec = dataclasses.replace(spec, tasks=tuple(tasks))
+    mesh = sharding.make_mesh({}, jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.stages.Lowered, "compile", compile_)
+        model = make_model(config, Path("."), spec, empty(spec, config.train.batch_size), mesh)
+        with context(mesh):
+            programs.compile_step(model, config.train.batch_size)
+            programs.compile_predict(model, config.eval.batch_size)
+            with pytest.raises(TypeError):  # what stands for the compiled program is called at once
+                model.init()
+    step, predict, init = found
+    return Texts(init, step, predict)
+
+
+@pytest.fixture(scope="module")
+def first():
+    return lowered(FIRST)
+
+
+def marked(target):
+    quick = target.split(".")[0] in QUICK
+    return pytest.param(target, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("target", [marked(target) for target in TINY])
+def test_programs_are_small_and_draw_without_loops(target, first):
+    found = first if target == FIRST else lowered(target)
+    assert found.step.count("\n") < LINES, found.step.count("\n")
+    for text in (found.init, found.step, found.predict):
+        assert "threefry" not in text
+        assert "rng_bit_generator" not in text
+    assert "stablehlo.while" not in found.init
+
+
+def test_every_method_is_in_the_default_suite():
+    assert {name.split("_")[0] for name in QUICK} == {*code.method_names()}
+
+
+def test_another_seed_fold_or_learning_rate_is_the_same_program(first):
+    rates = {"optim__lr": 0.002, "optim__warmup_steps": 3, "optim__end_fraction": 0.1}
+    assert lowered(FIRST, fold=1, seed=7, **rates) == first
