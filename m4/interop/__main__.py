@@ -16,7 +16,7 @@ from flax import traverse_util
 from m4 import atomic, local, methods
 from m4 import config as configs
 from m4.config import code
-from m4.errors import ConfigError, UserError
+from m4.errors import MAX_LINE, ConfigError, UserError
 from m4.interop import convert, state_dicts
 from m4.modes import eval as eval_mode
 from m4.nn.torch_table import Layout
@@ -162,7 +162,7 @@ def import_(config: ml_collections.ConfigDict, job: Job) -> None:
             best.close()
     print(f"{len(tensors)} tensors -> {len(arrays)} arrays in {job.folder}")
     for note in (*file.notes, *prefix, *layout.notes):
-        print(note)
+        print("".join(c if c.isprintable() else " " for c in note)[:MAX_LINE])  # names are a file's
     for why, count in convert.dropped(layout, tensors).items():
         print(f"not taken: {count} tensors: {why}")
     options = {name: _option(setup.method, name) for name in UNTOLD}

@@ -21,6 +21,12 @@ from m4.nn.pretrained import safetensors
 SAFE = ".safetensors"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
 PREFIXES = ("module", "_orig_mod")  # of DataParallel and of torch.compile, anywhere in a name
+OTHERS = {  # how files begin that are taken for weights
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself: git lfs pull",
+    b"<": "is a web page, not the file itself; download that",
+    b"\x1f\x8b": "is compressed by gzip; unpack it first",
+    b"\x89HDF": "is an HDF5 file, no file of torch.save",
+}
 BESIDE = ("optim", "sched", "scaler")  # parts of the names of what is never a model's
 
 
@@ -44,13 +50,21 @@ def read(path: Path) -> StateDict:
     if not path.is_file():
         raise DataError(f"{path}: is a folder, expected a file")
     with path.open("rb") as file:
-        start = file.read(4)
+        start = file.read(64)
+    if not start:
+        raise DataError(f"{path}: is empty")
+    safe = path.suffix == SAFE and int.from_bytes(start[:8], "little") <= path.stat().st_size
+    for begin, words in OTHERS.items():
+        if start.startswith(begin) and not safe:  # whose length may begin like anything
+            raise DataError(f"{path}: {words}")
     if path.suffix == SAFE:
         tree: Any = _safetensors(path)
-    elif start == b"PK\x03\x04":  # a zip
+    elif start.startswith(b"PK\x03\x04"):  # a zip
         tree = torch_file.read(path)
-    else:
+    elif start.startswith(b"\x80"):  # a pickle
         tree = _old_torch(path)
+    else:
+        raise DataError(f"{path}: is damaged, or no file of torch.save; nothing in it was executed")
     if not isinstance(tree, Mapping):
         raise DataError(f"{path}: holds a {type(tree).__name__}, expected a state dict")
     try:
@@ -108,8 +122,8 @@ def _unwrapped(tree: Mapping, path: Path) -> tuple[Mapping, list[str]]:
     notes: list[str] = []
     beside: set[str] = set()
     while True:
-        rest = {key: x for key, x in tree.items() if not any(b in str(key) for b in BESIDE)}
-        beside |= {str(key) for key, x in tree.items() if key not in rest or not _holds(x)}
+        rest = {key: x for key, x in tree.items() if not _companion(key, x)}
+        beside |= {_text(key) for key, x in tree.items() if key not in rest or not _holds(x)}
         tree = {key: x for key, x in rest.items() if _holds(x)}
         wraps = [key for key in WRAPPERS if isinstance(tree.get(key), Mapping)]
         if not wraps:
@@ -117,12 +131,22 @@ def _unwrapped(tree: Mapping, path: Path) -> tuple[Mapping, list[str]]:
         if len(wraps) > 1:
             names = " and ".join(map(repr, wraps))
             raise DataError(f"{path}: holds weights under {names}: save one of them by itself")
-        beside |= {str(key) for key in tree} - {*wraps}
+        beside |= {_text(key) for key in tree} - {*wraps}
         tree = tree[wraps[0]]
         notes.append(f"the state dict is under {wraps[0]!r}")
     if beside:
         notes.append(f"beside it, not taken: {', '.join(sorted(beside))}")
     return tree, notes
+
+
+def _companion(key: Any, x: Any) -> bool:
+    """Whether it is an optimiser's or a schedule's; a tensor is the model's, whatever its name."""
+    return not isinstance(x, torch_file.Tensor) and any(part in _text(key) for part in BESIDE)
+
+
+def _text(key: Any) -> str:
+    """A key as a name; of what is no text, as Python writes it."""
+    return key if isinstance(key, str) else repr(key)
 
 
 def _holds(x: Any) -> bool:
@@ -151,9 +175,9 @@ def _flatten(
     seen.add(id(tree))
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.", seen)
+            yield from _flatten(value, f"{prefix}{_text(key)}.", seen)
         elif isinstance(value, torch_file.Tensor):
-            yield f"{prefix}{key}", value
+            yield f"{prefix}{_text(key)}", value
 
 
 def _nest(tensors: Mapping[str, np.ndarray], sections: Sequence[str]) -> dict[str, Any]:

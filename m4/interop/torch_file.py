@@ -76,6 +76,7 @@ def read(path: Path) -> Any:
     """
     try:
         with zipfile.ZipFile(path) as file:
+            _check(file, path.stat().st_size)
             broken = file.testzip()
             if broken is not None:
                 raise DataError(f"{path}: is damaged: the checksum of {broken} is wrong")
@@ -92,13 +93,20 @@ def read(path: Path) -> Any:
         raise DataError(f"{path}: is damaged ({type(error).__name__}: {why})") from None
 
 
+def _check(file: zipfile.ZipFile, size: int) -> None:
+    """Raises for records that would take more room than the file has, before any is read."""
+    if any(info.compress_type != zipfile.ZIP_STORED for info in file.infolist()):
+        raise CODE("its records are compressed, which torch.save never does")
+    total = sum(info.file_size for info in file.infolist())
+    if total > size:
+        raise ValueError(f"its records have {total} bytes, the file only {size}")
+
+
 def _tree(file: zipfile.ZipFile) -> Any:
     pickles = [name for name in file.namelist() if name.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1:
         raise CODE("it is a zip without one data.pkl, so no file of torch.save")
     folder = pickles[0].removesuffix("data.pkl")
-    if any(info.compress_type != zipfile.ZIP_STORED for info in file.infolist()):
-        raise CODE("its records are compressed, which torch.save never does")
     if f"{folder}byteorder" in file.namelist() and file.read(f"{folder}byteorder") != b"little":
         raise CODE("its numbers are big-endian")
     return _Unpickler(file, folder).load()
@@ -132,6 +140,7 @@ class _Unpickler(PYTHON):
     def __init__(self, file: zipfile.ZipFile, folder: str):
         super().__init__(io.BytesIO(file.read(f"{folder}data.pkl")))
         self.file, self.folder = file, folder
+        self.records: dict[str, bytes] = {}  # each is read once, however many tensors share it
 
     def find_class(self, module: str, name: str) -> Any:
         """The inert object of a name. Raises UnpicklingError for any other."""
@@ -148,7 +157,9 @@ class _Unpickler(PYTHON):
         kind, name, key, _, count = pid
         if kind != "storage" or name not in STORAGES or not isinstance(key, str):
             raise CODE("it has records of an unknown kind")
-        values = np.frombuffer(self.file.read(f"{self.folder}data/{key}"), STORAGES[name])
+        if key not in self.records:
+            self.records[key] = self.file.read(f"{self.folder}data/{key}")
+        values = np.frombuffer(self.records[key], STORAGES[name])
         if len(values) != count:
             raise ValueError(f"record {key} has {len(values)} numbers, expected {count}")
         return name, values
@@ -175,7 +186,7 @@ _Unpickler.dispatch |= {code[0]: _looking_first(*step) for code, step in HASHING
 
 
 def _tensor(stored, offset, size, stride, *_) -> Tensor:
-    """`torch._utils._rebuild_tensor_v2`."""
+    """`torch._utils._rebuild_tensor_v2`: a view, so that an expanded tensor takes no room."""
     name, storage = stored
     if name == "BFloat16Storage":  # NumPy has no such numbers
         return Tensor(None, "is torch.bfloat16, expected float32")
@@ -184,11 +195,10 @@ def _tensor(stored, offset, size, stride, *_) -> Tensor:
     if any(type(n) is not int or n < 0 for n in counts) or len(size) != len(stride):
         raise ValueError(f"a tensor of size {size} and strides {stride}")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if math.prod(size) > len(storage) or (math.prod(size) and last >= len(storage)):
+    if offset > len(storage) or (math.prod(size) and last >= len(storage)):
         raise ValueError(f"a tensor of size {size} reaches beyond its {len(storage)} numbers")
     steps = tuple(s * storage.itemsize for s in stride)
-    values = np.lib.stride_tricks.as_strided(storage[offset:], size, steps)
-    return Tensor(np.array(values, order="C"))
+    return Tensor(np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False))
 
 
 def _meta(*_) -> Tensor:
@@ -230,6 +240,7 @@ NAMES: dict[tuple[str, str], Any] = {
     ("collections", "Counter"): _Function(lambda *_: {}),
     ("_codecs", "encode"): _Function(_text),
     ("builtins", "set"): _Function(lambda items=(): list(items)),
+    ("builtins", "frozenset"): _Function(lambda items=(): list(items)),
 }
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     NAMES[_module, "scalar"] = NAMES[_module, "_reconstruct"] = _Function(_nothing)

@@ -1,6 +1,9 @@
 """m4 with the weights of a PyTorch model against that model: forward, losses, gradients."""
 
+import contextlib
+import functools
 import zlib
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +12,14 @@ import pytest
 from flax import traverse_util
 
 from m4.interop import convert
+from m4.methods.flexmoe import patches
+from m4.nn.encoders.volume import VolumeEncoder
+from tests.interop import shared
 
 REASON = "needs torch: pip install 'm4-moe[torch]'"
 torch = pytest.importorskip("torch", reason=REASON)
 RNGS = {"gate": jax.random.key(0), "dropout": jax.random.key(0)}
+RTOL = 1e-5  # of the array's size: the bar
 
 
 def noise(shape):
@@ -21,36 +28,32 @@ def noise(shape):
     return rng.standard_normal(tuple(shape)).astype(np.float32)
 
 
-def torch_noise(shape):
-    """The same as a tensor."""
-    return torch.from_numpy(noise(shape))
+@contextlib.contextmanager
+def same_draws():
+    """`jax.random.normal` gives `noise`, and volumes drop nothing: both draw the same."""
+    volume = functools.partial(VolumeEncoder, dropout=0.0)
+    with (
+        mock.patch.object(
+            jax.random, "normal", lambda key, shape=(), *_: jnp.asarray(noise(shape))
+        ),
+        mock.patch.object(patches, "VolumeEncoder", volume),
+    ):
+        yield
 
 
-@pytest.fixture
-def same_noise(monkeypatch):
-    """`jax.random.normal` gives `noise`, so that both draw the same."""
-    monkeypatch.setattr(jax.random, "normal", lambda key, shape=(), *_: jnp.asarray(noise(shape)))
+def draw(model, seed=0, size=1.0):
+    """Weights with `size` times the spread that PyTorch's own have initially, as of a seed.
 
-
-def randomise(model, seed=0, scale=1.0):
-    """Weights off their initial values, at scales that keep every part of the model awake.
-
-    The model then computes in double precision: what m4 differs by is m4's own rounding.
+    What starts at zero or one moves, too. The model then computes in double precision.
     """
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            size = scale * (1.5 * p.shape[-1] ** -0.5 if p.ndim > 1 else 0.3)
+            fan = p[0].numel() if p.ndim > 1 else 100
             offset = 1.0 if "norm" in name and name.endswith("weight") and p.ndim == 1 else 0.0
-            p.copy_(torch.from_numpy(rng.normal(offset, size, p.shape).astype(np.float32)))
+            found = offset + rng.uniform(-1, 1, p.shape) * fan**-0.5
+            p.copy_(torch.from_numpy((size * found).astype(np.float32)))
     return model.double()
-
-
-def scale(model, size):
-    """All weights times `size`."""
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(size)
 
 
 def state(model):
@@ -66,48 +69,95 @@ def tensors(tree):
     return x.double() if x.is_floating_point() else x
 
 
-def run(method, params, batch):
-    """Outputs, loss terms with 'total', and gradients by path, of m4."""
+@functools.cache
+def compiled(method):
+    """Shapes of the parameters, and their gradient on a batch: (total, outputs), gradients."""
 
-    def objective(params):
+    def objective(params, batch):
         out = method.apply({"params": params}, batch, train=True, rngs=RNGS)
         total, terms = method.loss(out, batch, jnp.zeros((), jnp.int32))
         terms = {name: term.value() for name, term in terms.items()}
         return total, (out.logits, out.aux_losses, terms | {"total": total})
 
-    gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))
-    (_, found), grads = gradient(params)
-    return *found, traverse_util.flatten_dict(grads, sep="/")
+    shapes = {
+        n: jax.ShapeDtypeStruct(x.shape, np.float32) for n, x in shared.shapes(method).items()
+    }
+    return shapes, jax.jit(jax.value_and_grad(objective, has_aux=True))
 
 
-def imported(method, layout, model, shapes):
+def imported(method, layout, model):
     """m4's parameters from the model's state dict, checked as by the command line."""
+    shapes, _ = compiled(method)
     arrays = convert.to_m4(layout, state(model), shapes, "state dict")
     return traverse_util.unflatten_dict(arrays, sep="/")
 
 
-def close(found, expected, name, rtol=1e-5):
-    """Equal within `rtol` of the array's size (norm over norm)."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    assert found.shape == expected.shape, name
-    error = np.linalg.norm(found - expected)
-    assert error <= rtol * np.linalg.norm(expected), (name, error / np.linalg.norm(expected))
+def of_m4(case, convert=lambda x: x):
+    """Outputs and losses by name, and gradients by path; `convert` is of every array inside."""
+    params = jax.tree.map(convert, imported(case.method, case.layout, case.model))
+    with same_draws():
+        _, gradient = compiled(case.method)
+        (_, found), grads = gradient(params, jax.tree.map(convert, case.batch))
+    return case.ours(*found), traverse_util.flatten_dict(grads, sep="/")
 
 
-def same_gradients(layout, model, grads, rtol=1e-5):
-    """Of every m4 array, within `rtol` of its norm, or a tenth of that of the whole gradient's.
-
-    The latter is for nearly cancelling sums, such as a softmax's logits have: there float32 in
-    PyTorch is as far from double precision as m4 is, or farther.
-    """
-    theirs = {n: p.grad for n, p in model.named_parameters(remove_duplicate=False)}
-    least = 0.1 * rtol * np.sqrt(sum(np.square(g).sum() for g in grads.values()))
+def of_torch(case, *, single=False):
+    """The same of the original, in double precision or in its own."""
+    model, batch = case.model.double(), case.theirs
+    if single:
+        model, batch = model.float(), _single(batch)
+    model.zero_grad()
+    found = case.expected(model, batch)
+    found["total"].backward()
+    grads = {n: p.grad for n, p in model.named_parameters(remove_duplicate=False)}
     sizes = {name: x.shape for name, x in model.state_dict().items()}
-    for entry in layout.entries:
-        parts = [
-            np.zeros(sizes[n]) if theirs[n] is None else theirs[n].numpy() for n in entry.names
-        ]
-        expected, found = entry.join(parts), np.asarray(grads[entry.path], np.float64)
-        assert found.shape == expected.shape, entry.path
-        error, size = np.linalg.norm(found - expected), np.linalg.norm(expected)
-        assert error <= rtol * size + least, (entry.path, error, size)
+
+    def part(name):
+        return np.zeros(sizes[name]) if grads[name] is None else grads[name].double().numpy()
+
+    entries = {e.path: e.join([part(name) for name in e.names]) for e in case.layout.entries}
+    return {name: x.detach().numpy() for name, x in found.items()}, entries
+
+
+def _single(tree):
+    if isinstance(tree, dict):
+        return {name: _single(x) for name, x in tree.items()}
+    if isinstance(tree, list):
+        return [_single(x) for x in tree]
+    return tree.float() if isinstance(tree, torch.Tensor) and tree.is_floating_point() else tree
+
+
+def error(found, expected, least=1e-30):
+    """Norm of the difference over the norm, or over `least` if that is larger."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    assert found.shape == expected.shape
+    return np.linalg.norm(found - expected) / max(np.linalg.norm(expected), least)
+
+
+def errors(found, expected, least):
+    """Relative errors by name, of the whole gradient ('gradient') and of every array of it.
+
+    Of an array whose gradient is less than a tenth of 1e-5 of the whole nothing is asked: there are
+    nearly cancelling sums, such as a softmax's logits have, and some that are 0.
+    """
+    (values, grads), (true_values, true_grads) = found, expected
+    every = {n: error(values[n], x, least.get(n, 1e-30)) for n, x in true_values.items()}
+    flat = [np.concatenate([np.ravel(x[n]) for n in true_grads]) for x in (grads, true_grads)]
+    every["gradient"] = error(*flat)
+    slack = 0.1 * RTOL * np.linalg.norm(flat[1])
+    for name, x in true_grads.items():
+        size = max(np.linalg.norm(x), 1e-30)
+        every[f"gradient of {name}"] = max(0.0, error(grads[name], x) - slack / size)
+    return every
+
+
+def compare(case):
+    """(m4's relative errors, those of the original in its own single precision), by name."""
+    expected = of_torch(case)
+    ours = errors(of_m4(case), expected, case.least)
+    return ours, errors(of_torch(case, single=True), expected, case.least)
+
+
+def close(found, expected, name, rtol=RTOL):
+    """Equal within `rtol` of the array's size (norm over norm)."""
+    assert error(found, expected) <= rtol, (name, error(found, expected))

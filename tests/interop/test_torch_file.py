@@ -4,6 +4,7 @@ import argparse
 import collections
 import io
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 
@@ -137,6 +138,86 @@ def test_a_name_that_is_there_twice(tmp_path):
     path = save(tmp_path / "c.pt", {"a": tensor(W), "module.a": tensor(W)})
     with pytest.raises(DataError, match="a is there twice, with and without a prefix"):
         state_dicts.read(path)
+
+
+def test_a_tensor_is_the_model_s_whatever_its_name(tmp_path):
+    """Layers may be called as an optimiser's companions are."""
+    state = {"scaler.weight": tensor(W), "optim": tensor(W[0]), "schedule_embed.bias": tensor(W)}
+    path = save(tmp_path / "c.pt", state | {"scaler": {"scale": tensor(W)}})
+    found = state_dicts.read(path)
+    assert list(found.tensors) == list(state)
+    assert found.notes == ["beside it, not taken: scaler"]
+
+
+def test_expanded_tensors_are_read_and_take_no_room(tmp_path):
+    """As `torch.zeros(1).expand(...)` is saved: one number, strides of 0."""
+    wide = (10**6, 10**6)
+    one = Storage(np.float32([7.0]))
+    names = {"a": (3, 2), "b": wide}
+    made = {
+        n: Call("torch._utils", "_rebuild_tensor_v2", one, 0, size, (0, 0), False, {})
+        for n, size in names.items()
+    }
+    found = state_dicts.read(save(tmp_path / "c.pt", made)).tensors
+    np.testing.assert_array_equal(found["a"], np.full((3, 2), 7.0, np.float32))
+    assert found["b"].shape == wide and found["b"][-1, -1] == 7.0
+
+
+def test_a_record_is_read_once_however_many_tensors_share_it(tmp_path, monkeypatch):
+    shared = tensor(W)
+    path = save(tmp_path / "c.pt", {f"t{i}": shared for i in range(5)})
+    reads, read = [], zipfile.ZipFile.read
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda f, n: (reads.append(n), read(f, n))[1])
+    assert len(state_dicts.read(path).tensors) == 5
+    assert len(reads) == len(set(reads))
+
+
+def test_records_that_would_take_more_room_than_the_file_are_refused_unread(tmp_path, monkeypatch):
+    path = tmp_path / "c.pt"
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: pytest.fail("read"))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x/data.pkl", bytes(10**6))
+    with pytest.raises(DataError, match="its records are compressed"):
+        state_dicts.read(path)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("x/data.pkl", b"x" * 1000)
+        file.filelist += [file.filelist[0]] * 50  # entries that share their bytes
+    with pytest.raises(DataError, match=r"is damaged .*records have 51000 bytes, the file only"):
+        state_dicts.read(path)
+
+
+def test_keys_that_are_no_texts_are_written_as_python_does(tmp_path):
+    tree = {0: tensor(W), ("a", 1): tensor(W), b"\x1b[31m": tensor(W), True: {"n": tensor(W)}}
+    tree |= {("note", "\x1b[2J"): 1, "frozen": frozenset({1})}
+    found = state_dicts.read(save(tmp_path / "c.pt", tree))
+    assert list(found.tensors) == ["0", "('a', 1)", r"b'\x1b[31m'", "True.n"]
+    assert found.notes == [r"beside it, not taken: ('note', '\x1b[2J'), frozen"]
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth.tar", ".safetensors"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "pointer of Git LFS",
+        ),
+        (b"<!DOCTYPE html><html>not found</html>", "is a web page"),
+        (b"\x1f\x8b\x08\x08abcdefgh" * 9, "is compressed by gzip"),
+        (b"epoch,loss\n1,0.5\n", None),
+    ],
+)
+def test_other_files_are_named_without_torch(tmp_path, monkeypatch, content, suffix, says):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    path = tmp_path / f"c{suffix}"
+    path.write_bytes(content)
+    safe = (
+        "cannot be read as tensors alone" if suffix == ".safetensors" else "no file of torch.save"
+    )
+    with pytest.raises(DataError, match=says or safe) as error:
+        state_dicts.read(path)
+    assert len(error.value.args) == 1
 
 
 class Malicious:

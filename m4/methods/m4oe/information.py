@@ -87,8 +87,13 @@ def released_information(logits_BTEP: Array, mask_BT: Array) -> Array:
     joint_BTP = jnp.exp(jax.nn.logsumexp(_log_softmax(logits_BTEP, mask_BT), 2))
     token_BT1, task_B1P = joint_BTP.sum(2, keepdims=True), joint_BTP.sum(1, keepdims=True)
     outer = token_BT1 * task_B1P
-    ratio = joint_BTP / jnp.where(outer > 0, outer, 1.0)
-    return jnp.sum(joint_BTP * jnp.log(ratio + 1e-10), (1, 2))
+    # Both sum to 1. With their difference taken off, a term near independence is (ratio - 1)^2 / 2
+    # of its own, and not what is left of terms that are larger and cancel.
+    beyond = (joint_BTP - outer) / jnp.where(outer > 0, outer, 1.0)
+    near = jnp.abs(beyond) < 0.5
+    far = jnp.log(jnp.where(near, 1.0, 1.0 + beyond) + 1e-10)
+    log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, beyond, 0.0)), far)
+    return jnp.sum(joint_BTP * log_ratio - (joint_BTP - outer), (1, 2))
 
 
 def utilisation(log_p_BMEP: Array) -> Array:
