@@ -22,6 +22,8 @@ ALLOWED = {
     "cells": set(),
     "seal": set(),
     "atomic": set(),
+    "flock": set(),
+    "streams": set(),
     "local": {"errors"},
     "placement": {"errors"},
     "types": {"specs"},
@@ -33,10 +35,10 @@ ALLOWED = {
     "nn.pretrained": {"maths", "types", "specs", "nn"},
     "methods": {"maths", "types", "specs", "errors", "resolve", "task_losses", "moe", "nn"}
     | {"moe.engine"},
-    "data": {"specs", "types", "resolve", "errors", "cells", "seal", "atomic", "local"},
+    "data": {"specs", "types", "resolve", "errors", "cells", "seal", "atomic", "flock", "local"},
     "data.sets": {"data", "specs", "types", "resolve", "errors", "cells", "seal", "atomic"}
     | {"local"},
-    "train": {"maths", "types", "specs", "sharding", "errors", "seal", "atomic"},
+    "train": {"maths", "types", "specs", "sharding", "errors", "seal", "atomic", "flock"},
     "eval": {"evenness", "types", "specs", "errors", "cells", "atomic"},
     "eval.report": {"eval", "specs", "errors", "cells", "atomic"},
 }  # fmt: skip

@@ -15,18 +15,18 @@ killed build leaves nothing that looks finished and two processes never build th
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import itertools
 import json
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from m4 import atomic
+from m4 import atomic, flock
 from m4.data import data_sets, index, shift
 from m4.data import manifest as manifests
 from m4.data import record as records
@@ -166,9 +166,12 @@ def _locked(home: Path) -> Iterator[None]:
     except OSError as error:
         raise SaveError(f"{home}: cannot be made ({error.strerror}); see data.dir") from error
     with open(home / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for leftover in home.glob(".partial-*"):
-            shutil.rmtree(leftover)
+        if flock.take(lock.fileno(), wait=True) is None:  # the rename excludes all the same
+            say = f"m4: warning: {home}: no file locks here; two builds at once both build"
+            print(say, file=sys.stderr)
+        else:
+            for leftover in home.glob(".partial-*"):
+                shutil.rmtree(leftover)
         yield
 
 
