@@ -26,6 +26,8 @@ from pathlib import Path
 
 import spec as specs
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS += (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)  # of schedulers and time limits
 AGAIN = (7, 75)  # and every death by a signal
 LONGEST = 60.0  # seconds before a restart; the pause is doubled while there is no progress
 PR_SET_PDEATHSIG = 1
@@ -45,8 +47,9 @@ class Supervisor:
 
     def run(self) -> int:
         """Returns the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._tell)
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, self._tell)
         idle, pause, before = 0, self._pause, self._step()
         while True:
             codes = self._once()
@@ -130,7 +133,8 @@ class Supervisor:
 
     def _event(self, **fields) -> None:
         line = json.dumps({"time": time.strftime("%Y-%m-%d %H:%M:%S")} | fields)
-        print(f"m4 supervisor: {line}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody may be listening any more
+            print(f"m4 supervisor: {line}", file=sys.stderr, flush=True)
         if self._workdir is not None and self._workdir.is_dir():
             with contextlib.suppress(OSError), open(self._workdir / "events.jsonl", "a") as file:
                 file.write(line + "\n")

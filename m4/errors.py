@@ -74,7 +74,12 @@ def place(error: BaseException) -> str:
     return f"{type(error).__name__} in {' > '.join(chain)}"
 
 
+def printable(text: str) -> str:
+    """The text without line breaks and what steers a terminal, each a space."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
 def _one_line(text: str) -> str:
-    """Printable, without line breaks, and not endless."""
-    text = "".join(c if c.isprintable() else " " for c in text)
+    """Printable and not endless."""
+    text = printable(text)
     return text if len(text) <= MAX_LINE else f"{text[:MAX_LINE]} ..."

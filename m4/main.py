@@ -2,17 +2,15 @@
 
 import errno
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Sequence
 
 from m4 import config as configs
-from m4 import local
+from m4 import local, streams
 from m4.config import flags as command_line
 from m4.errors import Preempted, SaveError, UserError, place
-from m4.train import rendezvous
+from m4.train import early, rendezvous
 
 # What the operating system says of a disk that is full, read-only or broken.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
@@ -24,15 +22,8 @@ def main(args: Sequence[str]) -> int:
     One of several processes that has failed leaves at once, without the usual farewell to the
     others: they may be waiting for it for ever, and its going is what ends them.
     """
-    early = threading.current_thread() is threading.main_thread()
-    early = early and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if early:  # nothing has been done yet that could be lost
-        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(Preempted.exit_code))
-    try:
+    with streams.patient(), early.leaving():
         code = run(args)
-    finally:
-        if early:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if os.environ.get("M4_COORDINATOR") and code not in (0, Preempted.exit_code):
         sys.stderr.flush()
         os._exit(code)

@@ -11,6 +11,9 @@ import ml_collections
 
 from m4.config import Flags
 from m4.errors import ConfigError
+from m4.train import workdir
+
+SAVING = ("train", "crossval", "sweep", "tim", "interplay")  # modes that keep checkpoints
 
 
 def require(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
@@ -19,6 +22,8 @@ def require(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
         raise ConfigError("--workdir: is missing")
     if flags.mode in ("eval", "predict", "report") and not flags.workdir.is_dir():
         raise ConfigError(f"--workdir={flags.workdir}: no such folder; --mode=train makes it")
+    if flags.mode in SAVING:
+        workdir.require_name(flags.workdir)
     without_data = flags.mode == "check" and not (flags.config or flags.config_json)
     if config is not None and flags.on is not None:
         from m4.run import trained

@@ -215,7 +215,7 @@ def _conflict(setup: Setup, params: Any) -> dict[str, float]:
 
 
 def _print(analyses: dict[str, Any]) -> None:
-    console = Console(width=None if Console().is_terminal else 100)
+    console = Console(width=None if Console().is_terminal else 100, markup=False)
     shares = Table("task", *analyses["modalities"], "evenness", title="utilisation")
     for task in analyses["tasks"]:
         row = [f"{x:.3f}" for x in analyses["utilisation"][task]]

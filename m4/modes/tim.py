@@ -177,4 +177,4 @@ def _print(scores: dict[str, Any]) -> None:
         table.add_row(name, *(f"{x:+.4f}" for x in row))
     for name in ("single", "joint"):
         table.add_row(name, *(f"{x:.4f}" for x in scores[name]))
-    Console(width=None if Console().is_terminal else 100).print(table)
+    Console(width=None if Console().is_terminal else 100, markup=False).print(table)

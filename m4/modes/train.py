@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import platform
 import subprocess
@@ -32,7 +33,8 @@ from m4.train.step import State, make_step
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> eval_mode.Evaluation:
     """Trains, evaluates, reports. See `m4.main`."""
-    with preemption.Signals() as signals, owned(folder):
+    leave = functools.partial(workdir.let_go, folder)
+    with preemption.Signals(leave) as signals, owned(folder):
         if processes.first():
             claim(config, folder, force=flags.force_config)
         use_cache(folder)

@@ -6,12 +6,18 @@ code 75. That must work in the middle of a compilation, where Python runs no sig
 thread waits for signals.
 
 With several processes JAX takes SIGTERM, and the loop asks it which step all processes stop at.
+
+Schedulers and terminals say it by other signals too: Slurm by what `--signal` names, SIGUSR1
+often, a shell that ends by SIGHUP, a limit of processor time by SIGXCPU. They count as SIGTERM,
+unless somebody else takes them (`nohup` ignores SIGHUP); repeated, which SIGXCPU is every second,
+they say nothing new.
 """
 
 import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -19,27 +25,32 @@ import jax
 from jax.experimental import multihost_utils
 
 from m4.errors import Preempted
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from m4.train.early import OTHERS, SIGNALS, free
 
 
 class Signals:
     """Context in which signals are taken; `stepping` and `idle` say whether there is work to save.
 
-    A second signal acts as it did before the context.
+    A second SIGTERM or SIGINT acts as it did before the context. `leave` is called before the
+    process ends at once.
     """
 
-    def __init__(self):
+    def __init__(self, leave: Callable[[], None] = lambda: None):
         self._asked, self._stepping = False, False
+        self._leave = leave
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        alone = jax.process_count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if jax.process_count() > 1:  # JAX hears SIGTERM alone
+            for number in filter(free, OTHERS):
+                signal.signal(number, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+        else:
             self._ears, self._mouth = socket.socketpair()
             self._mouth.setblocking(False)
             self._fd = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
-            for number in SIGNALS:
+            for number in (*SIGNALS, *filter(free, OTHERS)):
                 self._before[number] = signal.signal(number, self._handler)
             threading.Thread(target=self._listen, daemon=True).start()
         return self
@@ -74,13 +85,15 @@ class Signals:
 
     def _handler(self, number: int, frame: FrameType | None) -> None:
         self._asked = self._asked or self._stepping
-        signal.signal(number, self._before[number])
+        if number in SIGNALS:
+            signal.signal(number, self._before[number])
 
     def _listen(self) -> None:
         while received := self._ears.recv(64):
-            if not {*received} & {*SIGNALS} or self._asked:
+            if not {*received} & {*self._before} or self._asked:
                 continue
             if not self._stepping:
+                self._leave()
                 text = "m4: stopped: there was nothing to save; run the same command to go on\n"
                 os.write(2, text.encode())
                 os._exit(Preempted.exit_code)

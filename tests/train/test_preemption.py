@@ -9,6 +9,7 @@ import time
 import pytest
 
 from m4.errors import Preempted
+from m4.train import early
 from m4.train.preemption import Signals
 
 
@@ -26,6 +27,32 @@ def test_while_steps_run_a_signal_is_a_flag_and_the_second_acts_as_before():
     assert signal.set_wakeup_fd(-1) == -1
 
 
+@pytest.mark.parametrize("number", early.OTHERS)
+def test_what_schedulers_send_is_a_flag_however_often(number):
+    """SIGXCPU comes every second from the limit on."""
+    with Signals() as signals:
+        signals.stepping()
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+            assert signals.asked()
+        with pytest.raises(Preempted):
+            signals.idle()
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_what_somebody_else_takes_is_left_alone():
+    """`nohup` ignores SIGHUP: the run goes on when the terminal has gone."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with early.leaving(), Signals() as signals:
+            signals.stepping()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.asked()
+            assert signal.getsignal(signal.SIGUSR1) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_without_a_signal_nothing_happens():
     with Signals() as signals:
         signals.stepping()
@@ -33,11 +60,11 @@ def test_without_a_signal_nothing_happens():
         assert not signals.asked()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_with_nothing_to_save_the_end_comes_at_once(number):
     code = (
         "import hashlib; from m4.train.preemption import Signals\n"
-        "with Signals():\n"
+        "with Signals(lambda: print('let go', flush=True)):\n"
         "    print('ready', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"  # no Python handler runs in here
     )
@@ -52,3 +79,4 @@ def test_with_nothing_to_save_the_end_comes_at_once(number):
         assert run.wait(30) == 75
         assert time.monotonic() - start < 5
         assert "nothing to save" in run.stderr.read()
+        assert run.stdout.read() == "let go\n"

@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from m4 import atomic
+from m4.errors import printable
 from m4.eval.report import plots, sections, words
 
 SPLITS = ("test", "val")  # which results come first
@@ -101,7 +102,16 @@ def _json(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return _printable(found) if isinstance(found, dict) else None
+
+
+def _printable(value: Any) -> Any:
+    """A document whose names and texts steer neither a browser's plots nor a terminal."""
+    if isinstance(value, dict):
+        return {printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -117,5 +127,5 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
+            rows.append(_printable(row))
     return rows

@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; marks al
 or position wherever colour carries meaning.
 """
 
+import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +49,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name may hold dollars
 }
 MAX_POINTS = 400
 
@@ -69,7 +71,8 @@ def draw(paint: Callable[[Figure], None], width: float, height: float, alt: str)
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # figure_1, axes_1: not unique in a page
     svg = re.sub(r"font: (\d)", r"font-family: inherit; font: \1", svg)
     svg = svg.replace("'sans-serif'", "sans-serif")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
+    label = html.escape(alt, quote=True)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
 def curves(

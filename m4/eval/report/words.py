@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from m4.errors import printable
 from m4.specs import LOWER_IS_BETTER
 
 FEW_PATIENTS, FEW_EVENTS = 500, 50
@@ -130,7 +131,7 @@ def warnings(results: Mapping[str, Any]) -> list[str]:
 
 def print_table(results: Mapping[str, Any], console: Console | None = None) -> None:
     """The task table, verdicts and warnings on the terminal."""
-    console = console or Console()
+    console = console or Console(markup=False)
     patients, draws = results["patients"], results["bootstrap"]["draws"]
     console.print(
         f"{results['split']} split, {cell(patients, results['min_patients'])} patients; below each "
@@ -138,7 +139,8 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
         style="bold",
     )
     if results.get("missing"):
-        console.print(f"made to lack more: {lacking(results['missing'])}", style="bold")
+        line = f"made to lack more: {lacking(results['missing'])}"
+        console.print(Text(printable(line)), style="bold")
     for columns, tasks in grouped(results):
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
         table.add_column("task")
@@ -153,9 +155,10 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
                     _add(table, f" {label}", by_task[task]["metrics"], columns, "")
         console.print(table, "")
     for verdict in verdicts(results):
-        console.print(verdict["text"], style="green" if verdict["clears"] else "yellow")
+        style = "green" if verdict["clears"] else "yellow"
+        console.print(Text(printable(verdict["text"])), style=style)
     for line in warnings(results):
-        console.print(f"warning: {line}", style="yellow")
+        console.print(Text(printable(f"warning: {line}")), style="yellow")
 
 
 def lacking(missing: Mapping[str, Any]) -> str:
@@ -173,7 +176,7 @@ def grouped(results: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:
 
 
 def _add(table: Table, label: str, metrics: Mapping[str, Any], columns, style: str) -> None:
-    cells = [Text(label, style)]
+    cells = [Text(printable(label), style)]
     for name in columns:
         found = Text("")
         if name in metrics:
