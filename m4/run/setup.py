@@ -61,10 +61,10 @@ def make_setup(config: ml_collections.ConfigDict, data: Path) -> Setup:
     mesh = make_mesh(config)
     store = open_incomplete(config, data, "train")
     block = sharding.row_block(mesh)
-    loader = _loader(config, store, *block)
+    loader = make_loader(config, store, *block)
     # The whole batch on every process: what is traced must be the same program everywhere.
     simple = block == (0, 1) and not config.train.buckets
-    first = (loader if simple else _loader(config, store, 0, 1, buckets=())).batch(0)
+    first = (loader if simple else make_loader(config, store, 0, 1, buckets=())).batch(0)
     model = make_model(config, data, store.spec, first, mesh)
     parts = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     return Setup(**parts, loader=loader)
@@ -99,7 +99,7 @@ def own_device(mesh: jax.sharding.Mesh) -> Any:
     return (own or mesh.devices.flat)[0]
 
 
-def _loader(
+def make_loader(
     config: ml_collections.ConfigDict,
     store: Store,
     index: int,
@@ -107,6 +107,7 @@ def _loader(
     *,
     buckets: tuple[int, ...] | None = None,
 ) -> TrainLoader:
+    """The training batches of one of `count` processes."""
     train = config.train
     sampling = Sampling(
         order=train.order,

@@ -1,0 +1,47 @@
+"""Gates against each other: on the planted task, at a ladder of expert counts, and on real data.
+
+    python -m m4.lab --config=configs/lab_gates.py:laptop --out=runs/lab
+
+Variants: `:tiny` (seconds, for tests), `:one` (13 arms at 16 experts), `:laptop` (E = 16, 64, 256),
+`:ladder` (8 ... 16,384, for a mesh), `:physionet2012` (FuseMoE; M4_RAW_DIR/physionet2012). The
+default is `:laptop`. docs/lab.md says what the fields mean and what came out.
+"""
+
+VARIANTS = ("tiny", "one", "laptop", "ladder", "physionet2012")
+GATE, EXPERTS = "method.moe.gate", "method.moe.num_experts"
+GATES = ("linear", "sigmoid", "sqrt_softplus", "cosine", "perturbed_cosine", "laplace", "gaussian")
+GATES += ("student_t", "polynomial", "euclidean_sigmoid", "quadratic_monomial", "noisy_linear")
+NULLS = ("content_hash", "fixed_random", "hash_modality", "dense_mean")
+NULLS += ("oracle_modality", "oracle_cluster")
+MARGIN = dict(
+    value=0.04, reason="4 % of the answer's spread: less than another learning rate makes"
+)
+PLANTED = dict(
+    data=dict(name="m4.lab.planted", options=dict(rows=20_000)),
+    method=dict(name="m4.lab.mixture:Mixture", moe=dict(gate="linear", num_experts=16, hidden=16)),
+    optim=dict(name="adam", lr=0.02, schedule="cosine"),
+    train=dict(steps=400, batch_size=256, log_every=40, eval_every=40, save_every=400),
+    eval=dict(batch_size=1000, baselines=False, subsets=False),
+)
+PLANTED["train"] |= dict(select="y0/rmse", choose="last", watchdog=0)
+
+
+def get_config(variant="laptop"):
+    found = dict(base=PLANTED, axes={GATE: GATES, EXPERTS: (16, 64, 256)}, nulls=NULLS)
+    found |= dict(seeds=range(6), margin=MARGIN, budget="30min")
+    if variant == "tiny":
+        found |= dict(axes={GATE: ("linear", "laplace"), EXPERTS: (4,)}, seeds=(0, 1))
+        found |= dict(nulls=("content_hash",), set={"data.options.rows": 400, "train.steps": 8})
+        found["set"] |= {"train.batch_size": 32, "train.eval_every": 4, "train.log_every": 4}
+    if variant == "one":
+        found |= dict(axes={GATE: GATES[:8], EXPERTS: (16,)}, seeds=range(5))
+        found["nulls"] = tuple(n for n in NULLS if n != "dense_mean")
+    if variant == "ladder":
+        found |= dict(axes={GATE: GATES, EXPERTS: tuple(8 * 2**n for n in range(12))})
+        found |= dict(set={"data.options.rows": 400_000, "train.steps": 20_000}, budget="")
+    if variant == "physionet2012":
+        found |= dict(base="configs/fusemoe_physionet2012.py", metric="death/auroc", budget="")
+        found |= dict(nulls=NULLS[:5], axes={GATE: GATES, EXPERTS: (16, 64, 256)})
+        reason = "a hundredth of AUROC is less than two cohorts of one hospital differ by"
+        found |= dict(margin=dict(value=0.01, reason=reason), set={"method.moe.router": "top_k"})
+    return found

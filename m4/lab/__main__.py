@@ -1,0 +1,128 @@
+"""`python -m m4.lab --config=configs/lab_gates.py --out=runs/lab`; see `--help`."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from m4.errors import ConfigError, UserError, place
+from m4.lab import judged, runner, sizes, study
+from m4.run import workspace
+
+USAGE = """usage: python -m m4.lab --config=FILE[:VARIANT] --out=DIR [--shard=I/N] [--plan]
+       python -m m4.lab --out=DIR --report
+       python -m m4.lab theory --config=FILE[:VARIANT] --out=DIR
+       python -m m4.lab compare RUN RUN [RUN ...] [--metric=TASK/METRIC] [--margin=X --reason=WHY]
+
+  --config   a study: base, axes, arms, seeds, margin (docs/lab.md)
+  --out      rows and report; what is there already is not run again
+  --shard    the I-th of N parts, I from 0: in a Slurm array, an indexed Job, a second terminal
+  --plan     print arms, sizes and what cannot be run; run nothing
+  --report   tables and pictures of what is there, of any shards
+  theory     rates of estimation of gates by maximum likelihood
+  compare    finished runs of m4.main, paired by seeds and patients; the first is the reference
+
+exit codes: 0 done, 1 bug, 2 usage or configuration, 3 data, 5 diverged, 6 could not save,
+            9 some arms were not run: the report says which, the same command tries them again"""
+UNFINISHED = 9
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+
+def main(args: Sequence[str]) -> int:
+    """Runs one command and returns its exit code."""
+    os.umask(0o077)  # what is derived from patients is for its owner only
+    debug = "--debug" in args
+    try:
+        return run([arg for arg in args if arg != "--debug"])
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(*error.lines(), sep="\n", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("m4: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"m4: internal error: {place(error)}", file=sys.stderr)
+        print("m4: --debug prints the traceback, which may quote data", file=sys.stderr)
+        return 1
+
+
+def run(args: Sequence[str]) -> int:
+    """Runs one command. Raises a UserError if it can't."""
+    if {"--help", "-h"} & {*args}:
+        print(USAGE)
+        return 0
+    parser = _Parser("python -m m4.lab", add_help=False, allow_abbrev=False)
+    parser.add_argument("command", nargs="?", default="")
+    parser.add_argument("runs", nargs="*", type=Path)
+    for name in ("config", "out", "shard", "metric", "reason"):
+        parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--margin", type=float)
+    for name in ("plan", "report"):
+        parser.add_argument(f"--{name}", action="store_true")
+    found = parser.parse_args(args)
+    if found.command == "compare":
+        return _compare(found)
+    if found.command not in ("", "theory"):
+        raise ConfigError(f"{found.command}: must be theory, compare or nothing; see --help")
+    if not found.out and not found.plan:
+        raise ConfigError("--out: is missing")
+    out = Path(found.out).expanduser()
+    if found.command == "theory":
+        return _theory(found.config, out)
+    if found.report and not found.config:
+        return _report(out, [])
+    return _study(found, out)
+
+
+def _study(found: argparse.Namespace, out: Path) -> int:
+    shard = parts(found.shard)
+    asked = study.load(found.config)
+    asked.seconds()
+    arms, left = study.arms(asked)
+    arms = sizes.matched(asked, arms)
+    if found.plan:
+        print(*sizes.table(arms), *(f"not run  {k}: {v}" for k, v in left.items()), sep="\n")
+        return 0
+    runner.begin(out, asked, arms, left)
+    workspace.use_cache(out)
+    notes = [] if found.report else runner.run(asked, arms, out, shard=shard)
+    print(*(f"not run  {note}" for note in notes), sep="\n", end="\n" if notes else "")
+    _report(out, notes)
+    return UNFINISHED if notes else 0
+
+
+def _report(out: Path, notes: Sequence[str]) -> int:
+    for line in judged.lines(out):
+        print(line)
+    return 0
+
+
+def _theory(config: str, out: Path) -> int:
+    raise ConfigError("theory: not there yet")
+
+
+def _compare(found: argparse.Namespace) -> int:
+    raise ConfigError("compare: not there yet")
+
+
+def parts(text: str) -> tuple[int, int]:
+    """'3/64' -> (3, 64). Raises ConfigError for what is no part."""
+    index, _, count = (text or "0/1").partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"--shard={text}: must be I/N with I from 0 to N - 1, as 3/64")
+    return int(index), int(count)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,357 @@
+"""Runs what is missing of a study: an arm at a time, all of its seeds through one compile.
+
+OUT/study.json            the plan that all rows follow; another plan is refused
+OUT/rows/<cell>.json      one row a run, whole or not at all, never written twice
+OUT/predictions/<cell>.npz   of the test split, rows in order; patients are numbers from 0
+OUT/selections/<cell>.npz    what experts some validation tokens got, at every evaluation
+OUT/tuning/<arm>.json     what was tried, by validation
+OUT/claims/<arm>          who runs an arm just now
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from m4 import __version__, atomic, seal, sharding
+from m4 import config as configs
+from m4.config.plain import nested
+from m4.data import data_sets
+from m4.errors import ConfigError, DivergedError
+from m4.eval import metrics, results, subsets
+from m4.eval.bootstrap import number
+from m4.eval.predictions import Predictions
+from m4.eval.scorer import Scorer
+from m4.lab import fitting, interventions, sizes, special, study
+from m4.lab.claims import claimed
+from m4.lab.documents import read_json
+from m4.lab.study import LAYER, Arm, Study
+from m4.moe import route
+from m4.run import preflight, programs
+from m4.run.method import make_method
+from m4.run.setup import context
+from m4.specs import LOWER_IS_BETTER, DataSpec
+from m4.train.digest import named
+from m4.train.step import init_params
+
+PROBED = 256  # rows of the validation split whose routing is kept at every evaluation
+SCHEMA = 1
+
+
+def begin(out: Path, asked: Study, arms: list[Arm], left: Mapping[str, str]) -> None:
+    """Writes the plan. Raises ConfigError if the folder holds a study with another one."""
+    out.mkdir(parents=True, exist_ok=True, mode=0o700)
+    document = {
+        "schema": SCHEMA,
+        "plan": asked.plan(),
+        "metric": study.metric_of(asked, arms[0]),
+        "axes": json.loads(json.dumps(study.plain(asked.axes))),
+        "seeds": list(asked.seeds),
+        "arms": [
+            {"key": a.key, "label": a.label, "family": a.family, "null": a.null, "is": a.reference}
+            for a in arms
+        ],
+        "left": dict(left),
+    }
+    path = out / "study.json"
+    if path.exists():
+        before = read_json(path)
+        changes = configs.diff(before["plan"], document["plan"], harmless=())
+        if changes:
+            raise ConfigError(
+                f"--out={out}: holds a study with another plan; a margin is not moved once there"
+                " are rows: choose another --out",
+                *changes,
+            )
+        known = {arm["key"]: arm for arm in before["arms"]}
+        document["arms"] = [*(known | {a["key"]: a for a in document["arms"]}).values()]
+        document["seeds"] = sorted({*before["seeds"], *document["seeds"]})
+    atomic.write(path, json.dumps(seal.sealed(document), indent=1) + "\n")
+
+
+def run(asked: Study, arms: list[Arm], out: Path, *, shard: tuple[int, int] = (0, 1)) -> list[str]:
+    """Runs the cells of a shard that have no row; returns what was not run, and why.
+
+    Shard i of n has every n-th arm. Arms that another process holds are left to it. An arm that
+    fails by its own fault (its method refuses, it diverges) is a line, not the end of the others.
+    """
+    until, notes = time.monotonic() + asked.seconds(), []
+    for arm in arms[shard[0] :: shard[1]]:
+        missing = [s for s in asked.seeds if not (out / "rows" / f"{arm.cell(s)}.json").exists()]
+        if not missing:
+            continue
+        name = f"{arm.label} {arm.family or ''}".rstrip()
+        if time.monotonic() > until:
+            notes.append(f"{name}: not begun within the budget of {asked.budget}")
+            continue
+        with claimed(out / "claims" / arm.key) as mine:
+            if not mine:
+                notes.append(f"{name}: is run by another process")
+                continue
+            print(f"arm      {name}: seeds {', '.join(map(str, missing))}", flush=True)
+            try:
+                notes += _arm(asked, arm, missing, out, until)
+            except (ConfigError, DivergedError) as error:
+                notes += [f"{name}: {line}" for line in error.args]
+    return notes
+
+
+def _arm(asked: Study, arm: Arm, missing: list[int], out: Path, until: float) -> list[str]:
+    preflight.require(arm.at(missing[0]), None)
+    arm, tried = _tuned(asked, arm, out)
+    own = None
+    for seed in missing:
+        if time.monotonic() > until:
+            return [f"{arm.label} {arm.family or ''}: budget spent before seed {seed}"]
+        if (out / "rows" / f"{tried['cell']}-s{seed}.json").exists():
+            continue
+        config = arm.at(seed)
+        data = fitting.data_of(config)
+        if own is None or not fitting.shares_programs(own.programs, [data])[0]:
+            own = Compiled.of(config)
+        document = _cell(asked, arm, own, data, seed, out, tried)
+        path = out / "rows" / f"{tried['cell']}-s{seed}.json"
+        path.parent.mkdir(exist_ok=True)
+        atomic.write(path, json.dumps(seal.sealed(document)) + "\n")
+        print(f"         seed {seed}: {document['metric']} {document['value']}", flush=True)
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """An arm's programs, and the prediction under interventions where the arm has a gate."""
+
+    programs: fitting.Programs
+    intervened: Any  # compiled like `programs.predict`, None without a gate
+    shapes: Any  # of its parameters
+    seconds: float  # of compiling it
+
+    @classmethod
+    def of(cls, config: ml_collections.ConfigDict) -> "Compiled":
+        """Compiles everything that an arm needs."""
+        own = fitting.compile_for(config)
+        section = config.method.get(LAYER.partition(".")[2], {})
+        if "gate" not in section or section.get("router") == "product_keys":
+            return cls(own, None, None, 0.0)
+        start, changed = time.perf_counter(), config.method.to_dict()
+        changed[LAYER.partition(".")[2]]["gate"] = interventions.name_of(section["gate"])
+        text, image = config.text.to_dict(), config.image.to_dict()
+        setup = own.setup
+        target = getattr(setup.method, "moe", None)
+        method = make_method(
+            changed, setup.spec, text=text, image=image, target=getattr(target, "target", None)
+        )
+        batch = jax.tree.map(np.asarray, setup.loader.batch(0))
+        with context(setup.mesh):
+            shapes = jax.eval_shape(lambda: sharding.unbox(init_params(method, batch, seed=0)))
+            state = dataclasses.replace(setup.state, params=shapes, ema=None)
+            model = dataclasses.replace(setup, method=method, state=state)
+            predict = programs.compile_predict(model, config.eval.batch_size)
+        return cls(own, predict, shapes, time.perf_counter() - start)
+
+
+def _tuned(asked: Study, arm: Arm, out: Path) -> tuple[Arm, dict[str, Any]]:
+    """The arm with the values of its tuning that are best on validation, and what was tried."""
+    if asked.tune is None:
+        return arm, {"cell": arm.key, "trials": []}
+    path, metric = out / "tuning" / f"{arm.key}.json", study.metric_of(asked, arm)
+    trials: list[dict[str, Any]] = []
+    if path.exists():
+        trials = read_json(path)["trials"]
+    else:
+        for changes in study.points(asked.tune["axes"]):
+            config = configs.check(nested(configs.flatten(arm.config) | changes), {}, arm.label)
+            own = fitting.compile_for(ml_collections.ConfigDict(config).lock())
+            values = []
+            for seed in asked.tune["seeds"]:
+                tried = ml_collections.ConfigDict(config.to_dict() | {"seed": seed}).lock()
+                found = fitting.fit(own, fitting.data_of(tried))
+                (at,) = [line for line in found.curve if line["step"] == found.step]
+                values.append(at[metric])
+            trials.append({"changes": changes, "values": values, "mean": float(np.mean(values))})
+            print(f"         tuning {changes}: {metric} {np.mean(values):.4g}", flush=True)
+        path.parent.mkdir(exist_ok=True)
+        atomic.write(path, json.dumps(seal.sealed({"trials": trials})) + "\n")
+    lower = metric.rpartition("/")[2] in LOWER_IS_BETTER
+    best = min(trials, key=lambda trial: trial["mean"] if lower else -trial["mean"])
+    config = configs.check(nested(configs.flatten(arm.config) | best["changes"]), {}, arm.label)
+    tuned = dataclasses.replace(arm, config=config.to_dict() | {"seed": 0})
+    return tuned, {"cell": arm.key, "trials": trials}
+
+
+def _cell(
+    asked: Study,
+    arm: Arm,
+    own: Compiled,
+    data: fitting.Seeded,
+    seed: int,
+    out: Path,
+    tried: Mapping[str, Any],
+) -> dict[str, Any]:
+    """One run: trains, predicts the test split under subsets, measures; writes all but the row."""
+    first = time.process_time()
+    setup, spec = own.programs.setup, own.programs.setup.spec
+    found = fitting.fit(own.programs, data)
+    with context(setup.mesh):
+        test, scores = _tested(own.programs, data, found.params)
+        needed = _necessity(asked, arm, own, data, found.params, test)
+    metric, name = study.metric_of(asked, arm), f"{tried['cell']}-s{seed}"
+    keep_predictions(out / "predictions" / f"{name}.npz", test, spec)
+    probed = {
+        layer: [at[layer][:PROBED] for at in found.selections] for layer in found.selections[0]
+    }
+    for layer, chosen in probed.items():
+        path = out / "selections" / f"{name}-{layer}.npz"
+        path.parent.mkdir(exist_ok=True)
+        with atomic.replaced(path) as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, **special.sparse(chosen))  # pyright: ignore[reportArgumentType]
+    layer = getattr(setup.method, "moe", None)
+    routed = float(sum(load.load.sum() for load in test.routing.values()))
+    counts = sizes.parameters(found.params, arm.config["method"].get("moe", {}))
+    return {
+        **_identity(asked, arm, seed, tried["cell"]),
+        "config": json.loads(json.dumps(arm.at(seed).to_dict())),
+        "m4": __version__,
+        "metric": metric,
+        "value": scores["full"].get(metric),
+        "scores": scores,
+        "validation": found.curve,
+        "step": found.step,
+        "tuning": tried["trials"],
+        "parameters": counts,
+        "digest": digest_of(found.params),
+        "flops_per_step": own.programs.flops,
+        "compile_s": round(own.programs.seconds + own.seconds, 3),
+        "step_s": found.seconds / arm.config["train"]["steps"],
+        "cpu_s": round(time.process_time() - first, 3),
+        "peak_bytes": own.programs.peak_bytes,
+        "device": str(jax.devices()[0].device_kind),
+        "balance": found.balance,
+        "saturation": {
+            "steps": [line["step"] for line in found.curve],
+            **{layer: special.saturation(chosen) for layer, chosen in probed.items()},
+        },
+        "experts": _experts(data, test, seed),
+        "necessity": needed,
+        "tokens_per_expert": _tokens_per_expert(arm, routed, len(test.uid), layer),
+    }
+
+
+def _identity(asked: Study, arm: Arm, seed: int, key: str) -> dict[str, Any]:
+    """What a row is of, and the plan that it follows."""
+    return {
+        "schema": SCHEMA,
+        "study": arm.plan,
+        "margin": dict(asked.margin),
+        "arm": key,
+        "label": arm.label,
+        "family": arm.family,
+        "null": arm.null,
+        "reference": arm.reference,
+        "seed": seed,
+    }
+
+
+def digest_of(params: Any) -> str:
+    """Of all parameters, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(named(params).items()):
+        digest.update(name.encode() + np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _tested(own: fitting.Programs, data: fitting.Seeded, params: Any):
+    """Predictions of the test split, and {subset: {task/metric: value}}."""
+    spec = own.setup.spec
+    columns = data.test.columns(["patient", *(f"{m}/present" for m in spec.modality_names)])
+    present = np.stack([columns[f"{m}/present"] for m in spec.modality_names], -1)
+    chosen = subsets.choose(spec.modality_names, present, columns["patient"])
+    chosen = chosen if data.config.eval.subsets else chosen[:1]
+    test = fitting.sweep(own, data, data.test, params, subsets.matrix(chosen))
+    scores = {}
+    for s, subset in enumerate(chosen):
+        scores[subset.label if s else "full"] = {
+            f"{task.name}/{name}": number(value.value)
+            for task in spec.tasks
+            if task.name in test.prediction
+            for name, value in Scorer(test, spec, task).point(s).items()
+        }
+    return test, scores
+
+
+def _necessity(asked, arm, own: Compiled, data, params, test: Predictions):
+    """What interventions at the gate do to the metric on the test split; None without a gate."""
+    if own.intervened is None or not test.routing:
+        return None
+    metric = study.metric_of(asked, arm)
+    by_modality = next(iter(test.routing.values())).by_modality
+    flat = named(params)
+
+    def score(**change: Any) -> float | None:
+        def leaf(name: str, shape: jax.ShapeDtypeStruct) -> Any:
+            if name in flat:
+                return flat[name]
+            value = next((v for k, v in change.items() if name.endswith(f"_{route.stem(k)}")), 0.0)
+            return np.broadcast_to(np.asarray(value, np.float32), shape.shape)
+
+        full = jax.tree_util.tree_unflatten(
+            jax.tree.structure(own.shapes), [leaf(*item) for item in named(own.shapes).items()]
+        )
+        found = fitting.sweep(own.programs, data, data.test, full, predict=own.intervened)
+        return number(results.summary(found, own.programs.setup.spec)[metric])
+
+    if by_modality is None:
+        return None
+    names = own.programs.setup.spec.modality_names
+    return special.necessity(score, by_modality, names, arm.config["seed"])
+
+
+def _experts(data: fitting.Seeded, test: Predictions, seed: int) -> dict[str, Any]:
+    """By layer: how even, what they know, what was dropped, and expert by modality."""
+    module, out = data_sets.find(data.config.data.name), {}
+    cluster = module.clusters(data.test) if hasattr(module, "clusters") else None
+    for name, layer in test.routing.items():
+        rng = np.random.default_rng(seed)
+        out[name] = special.collapse(layer.load)
+        out[name]["dropped"] = layer.dropped
+        if layer.by_modality is not None:
+            even = layer.by_modality.sum()
+            out[name]["by_modality"] = np.round(layer.by_modality / even, 6).tolist()
+        if layer.by_row is None or not len(layer.by_row):
+            continue
+        kept = layer.kept()
+        own = None if cluster is None else cluster[test.uid[kept]]
+        arguments = layer.by_row, test.present[kept], test.patient[kept], own, rng
+        out[name]["information"] = special.information(*arguments)
+    return out
+
+
+def _tokens_per_expert(arm: Arm, routed: float, test_rows: int, layer: Any) -> float | None:
+    """Assignments that an expert gets in training, on average."""
+    if layer is None or not routed:
+        return None
+    train = arm.config["train"]
+    rate = routed / max(test_rows, 1)  # assignments of a row
+    return round(rate * train["batch_size"] * train["steps"] / layer.num_experts, 3)
+
+
+def keep_predictions(path: Path, found: Predictions, spec: DataSpec) -> None:
+    """The full input's predictions with labels; patients become numbers in the order of rows."""
+    path.parent.mkdir(exist_ok=True)
+    _, patient = np.unique(found.patient, return_inverse=True)
+    arrays = {"row": found.uid, "patient": patient.reshape(-1)}
+    for task in spec.tasks:
+        if task.name not in found.prediction or task.kind not in metrics.PRIMARY:
+            continue
+        arrays[f"p/{task.name}"] = found.prediction[task.name][found.full()]
+        arrays[f"y/{task.name}"] = found.label[task.name]
+        arrays[f"known/{task.name}"] = found.scored(spec, task, found.full())
+    with atomic.replaced(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, **arrays)

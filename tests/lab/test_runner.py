@@ -1,0 +1,125 @@
+"""Studies run as a user runs them: once, in parts, and by several processes that may be killed."""
+
+import json
+
+import ml_collections
+import numpy as np
+import pytest
+
+from m4.lab import judged, runner
+from m4.lab.__main__ import main
+from m4.lab.documents import rows
+from m4.main import main as train
+
+FILE = """
+GATE = "method.moe.gate"
+BASE = dict(
+    data=dict(name="m4.lab.planted", options=dict(rows=400)),
+    method=dict(name="m4.lab.mixture:Mixture", moe=dict(num_experts=4, hidden=4)),
+    optim=dict(lr=0.01),
+    train=dict(steps=4, batch_size=32, log_every=2, eval_every=2, select="y0/rmse", watchdog=0),
+    eval=dict(batch_size=100, baselines=False, bootstrap=5),
+)
+AGAIN = {GATE: "m4.moe.gates:linear"}
+def get_config():
+    found = dict(base=BASE, axes={GATE: ("linear", AGAIN)}, seeds=(0, 1))
+    return found | dict(margin=dict(value=1e-9, reason="none at all may be seen"))
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A folder with a study of one gate under two names, run once."""
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "own.py").write_text(FILE)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("M4_DATA_DIR", str(folder / "data"))
+    patch.chdir(folder)
+    calls = []
+    compiled = runner.fitting.compile_for
+    patch.setattr(runner.fitting, "compile_for", lambda c: calls.append(c) or compiled(c))
+    assert main(["--config=own.py", "--out=whole"]) == 0
+    yield folder, calls
+    patch.undo()
+
+
+def test_a_gate_under_two_names_is_equivalent_to_the_bit(lab):
+    folder, calls = lab
+    found = rows(folder / "whole")
+    assert len(found) == 4 and len(calls) == 2  # two seeds of an arm cost one compile
+    said = judged.judge(found, 1e-9)["m4.moe.gates:linear"]
+    assert (said["verdict"], said["value"], said["within"]) == ("equivalent", 0.0, True)
+    digests = {(row["seed"], row["digest"]) for row in found}
+    assert len(digests) == 2
+
+
+def test_a_row_is_the_run_of_m4_main(lab):
+    folder, _ = lab
+    row = next(r for r in rows(folder / "whole") if r["seed"] == 1)
+    (folder / "cell.json").write_text(json.dumps(row["config"]))
+    assert train([f"--config_json={folder}/cell.json", f"--workdir={folder}/main"]) == 0
+    document = json.loads((folder / "main/results/test.json").read_text())
+    for score in document["scores"]:
+        label = score["subset"]
+        for name, estimate in score["metrics"].items():
+            assert row["scores"][label][f"y0/{name}"] == estimate["value"], (label, name)
+    lines = (folder / "main/metrics.jsonl").read_text().splitlines()
+    (last,) = [
+        line for line in map(json.loads, lines) if line["step"] == 4 and "val/y0/rmse" in line
+    ]
+    assert row["validation"][-1]["y0/rmse"] == last["val/y0/rmse"]
+
+
+def test_a_row_holds_what_a_reader_needs(lab):
+    folder, _ = lab
+    row = rows(folder / "whole")[0]
+    assert row["parameters"] == {"total": 357, "active": 211, "router": 64}
+    assert row["flops_per_step"] > 0 and row["peak_bytes"] > 0 and row["step_s"] > 0
+    assert row["saturation"]["moe"][-1] == 1.0 and len(row["balance"]) == 2
+    assert set(row["necessity"]) == {"intact", "without_first", "shuffled", "ablated"}
+    assert row["necessity"]["intact"] == pytest.approx(row["value"], rel=1e-5)
+    assert row["necessity"]["shuffled"] != row["necessity"]["intact"]
+    assert set(row["experts"]["moe"]["information"]) == {"modality", "pattern", "cluster"}
+    kept = np.load(folder / "whole/predictions" / f"{row['arm']}-s{row['seed']}.npz")
+    assert kept["p/y0"].shape == (100, 1) and kept["known/y0"].all()
+
+
+def test_nothing_runs_twice_and_parts_are_the_whole(lab):
+    folder, calls = lab
+    before = len(calls)
+    assert main(["--config=own.py", "--out=whole"]) == 0
+    assert len(calls) == before
+    path = next((folder / "whole/rows").iterdir())
+    text = path.read_text()
+    path.unlink()  # as if it had been killed before this one
+    for part in ("0/2", "1/2"):
+        assert main(["--config=own.py", "--out=whole", f"--shard={part}"]) == 0
+    again, timed = json.loads(path.read_text()), ("compile_s", "step_s", "cpu_s", "sha256")
+    first = json.loads(text)
+    assert {k: v for k, v in again.items() if k not in timed} == {
+        k: v for k, v in first.items() if k not in timed
+    }
+    assert len(calls) == before + 1
+
+
+def test_a_margin_is_not_moved(lab, capsys):
+    folder, _ = lab
+    (folder / "moved.py").write_text(FILE.replace("1e-9", "0.5"))
+    assert main(["--config=moved.py", "--out=whole"]) == 2
+    assert "another plan" in capsys.readouterr().err
+
+
+def test_a_row_that_was_edited_is_refused(lab, capsys):
+    folder, _ = lab
+    path = next((folder / "whole/rows").iterdir())
+    text = path.read_text()
+    path.write_text(text.replace('"seed": ', '"seed": 1'))
+    assert main(["--out=whole", "--report"]) == 3
+    assert path.name in capsys.readouterr().err
+    path.write_text(text)
+
+
+def test_the_configuration_of_a_cell_is_that_of_a_run(lab):
+    folder, _ = lab
+    config = ml_collections.ConfigDict(rows(folder / "whole")[0]["config"])
+    assert config.train.steps == 4 and config.method.moe.gate.endswith("linear")

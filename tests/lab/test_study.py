@@ -1,0 +1,120 @@
+"""What a study's configuration says, and what of it is refused, before anything runs."""
+
+import pytest
+
+from m4.errors import ConfigError
+from m4.lab import sizes, study
+from m4.lab.__main__ import main, parts
+
+FILE = """
+GATE = "method.moe.gate"
+BASE = dict(
+    data=dict(name="m4.lab.planted", options=dict(rows=400)),
+    method=dict(name="m4.lab.mixture:Mixture", moe=dict(num_experts=16)),
+    optim=dict(lr=0.01),
+    train=dict(steps=4, batch_size=32, select="y0/rmse"),
+    eval=dict(batch_size=100),
+)
+def get_config():
+    found = dict(base=BASE, axes={{GATE: ("linear", "laplace", "cosine")}}, seeds=(0, 1))
+    found |= dict(margin=dict(value=0.1, reason="less than noise of the answer"))
+    return found | dict({changes})
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def make(changes=""):
+        path = tmp_path / "own.py"
+        path.write_text(FILE.format(changes=changes))
+        return study.load(str(path))
+
+    return make
+
+
+WRONG = {
+    "margin=None": "margin",
+    "margin=dict(value=0.1)": "write down before a run",
+    "margin=dict(value=0, reason='it is small enough')": "above 0",
+    "margin=dict(value=float('nan'), reason='it is small enough')": "above 0",
+    "margin=dict(value=0.1, reason='')": "write down before a run",
+    "nulls=('contenthash',)": "content_hash",
+    "seeds=(0,)": "two or more",
+    "seeds=(0, 0)": "two or more",
+    "compare='method.moe.router'": "is no axis",
+    "reference='gaussian'": "is none of linear, laplace, cosine",
+    "tune=dict(axes={'optim.lr': (1e-2,)}, seeds=(1,))": "other seeds",
+    "match=dict(what='weights')": "must be dict(what=one of router",
+    "run_seeds='all'": "must be one of loop",
+    "marign=1": "no such field of a study",
+    "metric='y0/auc'": "must be 'task/metric'",
+}
+
+
+@pytest.mark.parametrize("changes", WRONG)
+def test_what_is_wrong_is_refused(load, changes):
+    with pytest.raises(ConfigError) as caught:
+        load(changes)
+    assert WRONG[changes] in "\n".join(caught.value.args)
+
+
+def test_a_wrong_arm_names_itself(load):
+    asked = load("axes={GATE: ('linear', 'laplas'), 'method.moe.num_experts': (4, 8)}")
+    with pytest.raises(ConfigError) as caught:
+        study.arms(asked)
+    assert "laplas (num_experts=4): method.moe.gate='laplas'" in caught.value.args[0]
+    assert len(caught.value.args) == 2
+
+
+def test_arms_are_the_grid_and_the_nulls(load):
+    asked = load(
+        "nulls=('content_hash', 'dense_mean'), axes={GATE: ('linear', 'laplace'),"
+        " 'method.moe.num_experts': ({'method.moe.num_experts': 8, 'train.steps': 2}, 512)}"
+    )
+    arms, left = study.arms(asked)
+    assert len(arms) == 7 and "up to 256" in left["dense_mean (num_experts=512)"]
+    assert len({arm.key for arm in arms}) == 7
+    first = [arm for arm in arms if arm.family["method.moe.num_experts"] == 8]
+    assert {arm.config["train"]["steps"] for arm in first} == {2}
+    dense = next(arm for arm in first if arm.label == "dense_mean")
+    assert dense.config["method"]["moe"]["top_k"] == 8 and dense.null
+    assert [arm.label for arm in arms if arm.reference] == ["linear"] * 2
+
+
+def test_a_margin_that_moves_makes_other_rows(load):
+    a, b = study.arms(load())[0], study.arms(load("margin=dict(value=0.2, reason='it is a b')"))[0]
+    again = study.arms(load())[0]
+    assert [x.key for x in a] == [x.key for x in again]
+    assert not {x.key for x in a} & {x.key for x in b}
+
+
+def test_sizes_are_matched_within_two_percent(load):
+    asked = load("match=dict(what='router'), by_arm={'cosine': {'method.moe.rank': 3}}")
+    arms = sizes.matched(asked, study.arms(asked)[0])
+    found = {arm.label: sizes.of_config(arm.config)["router"] for arm in arms}
+    assert found == {"linear": 256, "laplace": 256, "cosine": 257}
+    assert arms[2].config["method"]["moe"]["rank"] == 8
+
+
+def test_what_cannot_be_matched_is_said(load):
+    axes = "axes={GATE: ('linear', 'sigmoid')}, match=dict(what='router'"
+    asked = load(f"{axes})")
+    with pytest.raises(ConfigError, match="router of sigmoid.*272.*256.*unmatched"):
+        sizes.matched(asked, study.arms(asked)[0])
+    spared = load(f"{axes}, unmatched=('sigmoid',))")
+    assert len(sizes.matched(spared, study.arms(spared)[0])) == 2
+
+
+@pytest.mark.parametrize("text", ["3", "3/3", "a/b", "-1/4", "1/0"])
+def test_a_part_that_is_none(text):
+    with pytest.raises(ConfigError, match="must be I/N"):
+        parts(text)
+
+
+def test_the_command_says_what_is_wrong_in_a_line(capsys):
+    assert main(["--out=x"]) == 2
+    assert main(["thoery"]) == 2
+    assert main(["--confg=x"]) == 2
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 3 and all(line.startswith("m4: config error: ") for line in printed)
+    assert main(["--help"]) == 0 and "--shard" in capsys.readouterr().out
