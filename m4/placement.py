@@ -79,10 +79,10 @@ def grid(
 
 def _groups(devices: Sequence[Any], slices: int) -> list[list[Any]]:
     """Devices by slice of a TPU pod or node of GPUs; virtual ones in equal blocks."""
-    name = "slice_index" if hasattr(devices[0], "slice_index") else "process_index"
+    nodes = {} if devices[0].platform in ("cpu", "tpu") else {d: d.process_index for d in devices}
     found: dict[int, list[Any]] = {}
     for device in devices:
-        key = 0 if device.platform == "cpu" else getattr(device, name)
+        key = getattr(device, "slice_index", nodes.get(device, 0))
         found.setdefault(key, []).append(device)
     groups = [found[key] for key in sorted(found)]
     if slices in (REST, len(groups)):

@@ -44,8 +44,9 @@ ALLOWED = {
 }  # fmt: skip
 # The edge, where rooms meet and configuration objects end: may import everything below it.
 EDGE = {
-    "config": {"modes", "main", "bench", "interop", "run", "lab"},
-    "run": {"modes", "main", "bench", "interop", "lab"},
+    "config": {"modes", "main", "bench", "interop", "run", "plan", "lab"},
+    "run": {"modes", "main", "bench", "interop", "plan", "lab"},
+    "plan": {"modes", "main", "bench", "interop", "lab"},
     "modes": {"main", "bench", "interop", "lab"},
     "lab": {"main", "bench", "interop"},
     "interop": {"main", "bench"},

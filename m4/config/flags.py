@@ -9,7 +9,9 @@ from m4 import local
 from m4.errors import ConfigError
 
 MODES = ("train", "crossval", "eval", "predict", "check", "report", "sweep", "tim", "interplay")
+MODES += ("plan",)
 OPTIONS = {"sweep": ("seeds", "task", "metrics"), "tim": ("tasks", "permutations")}  # of one mode
+OPTIONS |= {"plan": ("topology", "rows", "json")}
 SWITCHES = ("debug", "debug_nans", "force_config", "force_program", "help")
 NAMES = ("config", "config_json", "workdir", "mode", "on", *SWITCHES)
 NAMES += tuple(name for names in OPTIONS.values() for name in names)
@@ -34,6 +36,9 @@ USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FI
                   tim      what training --tasks=A,B beside each other is worth to each of them
                            (Shapley values, sampled by --permutations=N)
                   interplay  how modalities and tasks compete in training
+                  plan     what a run would cost on --topology=v5p:4x4x4, v6e:16x16, h200:8 or
+                           cpu:8, without data or an accelerator; --rows=N puts N rows on every
+                           chip, --json=FILE writes the figures
   --on            predict for all subjects of this folder of new raw files, with or without labels,
                   read as the training data were; needs --workdir alone
   --force_config  continue a run although the configuration differs

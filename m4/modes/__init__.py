@@ -32,7 +32,7 @@ def require(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
     elif config is not None and not without_data:
         from m4.run import preflight
 
-        preflight.require(config, flags.config)
+        preflight.require(config, flags.config, files=flags.mode != "plan")
 
 
 def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:

@@ -29,8 +29,8 @@ def folders(config: ml_collections.ConfigDict) -> tuple[Path, Path]:
     return local.folder(raw_dir, "data.raw_dir"), local.folder(data_dir, "data.dir")
 
 
-def require(config: ml_collections.ConfigDict, source: str | None) -> None:
-    """Raises DataError if raw files are missing and ConfigError if something doesn't fit.
+def require(config: ml_collections.ConfigDict, source: str | None, *, files: bool = True) -> None:
+    """Raises DataError if raw `files` are missing and ConfigError if something doesn't fit.
 
     That is options that the data set refuses, and tasks and methods that are not for its schema.
     A data set that was built before needs no raw files; whether what is built fits is decided
@@ -56,7 +56,7 @@ def require(config: ml_collections.ConfigDict, source: str | None) -> None:
     if problems:
         raise ConfigError(*problems)
     raw_dir, data_dir = folders(config)
-    if any(data_dir.glob(f"{_name(config)}/*/manifest.json")):
+    if not files or any(data_dir.glob(f"{_name(config)}/*/manifest.json")):
         return
     module = _module(config)
     absent = module.missing_files(raw_dir, **config.data.options.to_dict())

@@ -42,7 +42,7 @@ class With:
 
     def __init__(self, compiled: Any, argument: Any, mesh: jax.sharding.Mesh):
         self._compiled, self._argument, self._mesh = compiled, argument, mesh
-        self.memory_analysis = compiled.memory_analysis
+        self.memory_analysis, self.program = compiled.memory_analysis, compiled
 
     @functools.cached_property
     def _placed(self) -> Any:

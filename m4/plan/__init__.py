@@ -1,0 +1,1 @@
+"""What a run would cost on chips that are not here: compiled for them, counted, priced."""
