@@ -18,7 +18,7 @@ from m4 import config as configs
 from m4.config import Flags
 from m4.errors import ConfigError, UserError
 from m4.plan import facts as plans
-from m4.plan import printed, topology, verdict
+from m4.plan import fits, printed, topology
 
 
 class Disagreement(UserError):
@@ -36,7 +36,7 @@ class Plan:
     chips: topology.Topology
     facts: plans.Facts | None
     refusal: str | None = None
-    remedies: Sequence[verdict.Remedy] = ()
+    remedies: Sequence[fits.Remedy] = ()
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
@@ -50,14 +50,14 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     config = with_rows(config, chips, options.get("rows"))
     print(f"compiling for {chips.name} ...", flush=True)
     found = make(config, chips)
-    wrong = verdict.disagreements(found.facts) if found.facts else []
+    wrong = fits.disagreements(found.facts) if found.facts else []
     if target:
         atomic.write(target, json.dumps(document(found, wrong), indent=1) + "\n")
     if found.facts:
         save, across = config.train.save_every, config.mesh.across
         print(*printed.lines(found.facts, chips, save, across), sep="\n", flush=True)
     if found.refusal:
-        helps = [f"fits with {r.change}: {verdict.gigabytes(r.peak_bytes)}" for r in found.remedies]
+        helps = [f"fits with {r.change}: {fits.gigabytes(r.peak_bytes)}" for r in found.remedies]
         raise ConfigError(found.refusal, *(helps or ["no change that was tried makes it fit"]))
     if wrong:
         raise Disagreement(*wrong)
@@ -66,8 +66,8 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
 def make(config: ml_collections.ConfigDict, chips: topology.Topology) -> Plan:
     """Facts of a configuration and, where it does not fit, what helps. Raises ConfigError."""
     found = plans.ask(config, chips)
-    refusal = verdict.too_large(found, chips)
-    helps = verdict.remedies(config, chips) if refusal else []
+    refusal = fits.too_large(found, chips)
+    helps = fits.remedies(config, chips) if refusal else []
     return Plan(config, chips, None if isinstance(found, str) else found, refusal, helps)
 
 

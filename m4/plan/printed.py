@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from m4.plan import roofline, verdict
+from m4.plan import fits, roofline
 from m4.plan.facts import Facts
 from m4.plan.topology import DATE, Topology
 
@@ -17,7 +17,7 @@ VIRTUAL = (
 
 def lines(found: Facts, chips: Topology, save_every: int, across: str) -> list[str]:
     """What was found, figures of one chip and one step."""
-    size, model = verdict.gigabytes, found.model
+    size, model = fits.gigabytes, found.model
     mesh = " ".join(f"{axis}={n}" for axis, n in found.mesh.items() if n > 1) or "one device"
     step = roofline.time(found, chips, across=across)
     good = roofline.goodput(found, chips, step.worst, save_every)
@@ -61,7 +61,7 @@ def document(
     if found is None:
         return base | more
     step = roofline.time(found, chips, across=across)
-    ratios = {row.name: row.ratio for row in verdict.compared(found)}
+    ratios = {row.name: row.ratio for row in fits.compared(found)}
     return base | {
         "facts": dataclasses.asdict(found),
         "ratios": ratios,
@@ -93,9 +93,9 @@ def _wire_rows(found: Facts) -> list[str]:
     sent = roofline.wire(found.collectives)
     expected = found.model["wire_bytes"]
     total, known = sum(sent.values()), sum(expected.values())
-    rows = [_row("sent, all axes", total, known, verdict.gigabytes)]
+    rows = [_row("sent, all axes", total, known, fits.gigabytes)]
     for axes, n in sorted(sent.items(), key=lambda pair: -pair[1]):
-        rows.append(f"    along {axes:20s} {verdict.gigabytes(n):>13s}")
+        rows.append(f"    along {axes:20s} {fits.gigabytes(n):>13s}")
     return rows
 
 
@@ -109,7 +109,7 @@ def _collectives(found: Facts) -> list[str]:
         counts[key] += one["times"]
         sizes[key] += one["times"] * one["wire"]
     out = [
-        f"             {number} {kind} along {axes}, {verdict.gigabytes(sizes[kind, axes])} sent"
+        f"             {number} {kind} along {axes}, {fits.gigabytes(sizes[kind, axes])} sent"
         for (kind, axes), number in sorted(counts.items())
     ]
     return ["collectives" + (out[0][11:] if out else "  none"), *out[1:]]

@@ -15,7 +15,7 @@ from m4.errors import ConfigError
 from m4.main import main
 from m4.modes import plan
 from m4.plan import facts as plans
-from m4.plan import printed, roofline, topology, verdict
+from m4.plan import fits, printed, roofline, topology
 from tests.test_config import TOY
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def test_figures_of_a_step(planned):
     assert facts.replicated_bytes == facts.parameter_bytes > 0
     assert facts.peak_bytes > facts.argument_bytes > facts.state_bytes > 0
     assert {axes for one in facts.collectives for axes in one["axes"]} == {"data"}
-    assert verdict.disagreements(facts) == []
+    assert fits.disagreements(facts) == []
     for words in ("matrix FLOPs", "peak", "replicated", "all-reduce along data", "bound by"):
         assert words in out
     assert "4 x cpu, mesh data=4" in out and "goodput" in out
@@ -54,7 +54,7 @@ def test_a_mesh_that_does_not_pay_is_told(planned):
     facts = plans.Facts(**planned[1]["facts"])
     mesh = {"data": 2, "fsdp": 1, "expert": 1, "tensor": 2}
     idle = dataclasses.replace(facts, mesh=mesh, flops=2 * facts.model["flops"])
-    lines = verdict.disagreements(idle)
+    lines = fits.disagreements(idle)
     assert any("matrix FLOPs: the compiler's is 2.00" in line for line in lines)
     assert any("mesh.tensor=2: splits 0 % of the FLOPs" in line for line in lines)
 
@@ -145,8 +145,8 @@ def test_a_program_that_cannot_be_printed_is_said(planned):
     lines = printed.lines(facts, topology.parse("cpu:4"), 100, "data")
     assert any("not readable" in line for line in lines)
     facts = dataclasses.replace(facts, model=facts.model | dict.fromkeys(("peak_bytes",), 2e6))
-    assert [row.name for row in verdict.compared(facts)] == ["peak"]
-    assert verdict.disagreements(facts) != []
+    assert [row.name for row in fits.compared(facts)] == ["peak"]
+    assert fits.disagreements(facts) != []
 
 
 def test_a_compiler_that_fails_is_one_line(config, monkeypatch):
