@@ -111,7 +111,7 @@ def _identity(module: Any, name: str, *, seed: int, options: dict[str, Any]) -> 
         "name": name,
         "version": module.VERSION,
         "options": json.loads(json.dumps(getattr(module, "resolved", dict)(**options))),
-        "seed": seed,
+        "seed": seed if getattr(module, "SEEDED", True) else 0,  # False: its rows ignore it
         "declared": manifests.schema(module.spec(**options)),
     }
 

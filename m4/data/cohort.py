@@ -3,6 +3,7 @@
 A data set, a module of `m4/data/sets` (or any importable one), provides
 
     VERSION: str; LICENCE: str; WHERE: str                  # WHERE: one line, where to get it
+    SEEDED: bool                                            # optional; False: ignores the seed
     def spec(**options) -> DataSpec
     def missing_files(raw_dir, **options) -> list[str]      # [] when complete, no heavy import
     def cohort(raw_dir, *, seed, **options) -> Cohort

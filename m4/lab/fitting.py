@@ -1,8 +1,8 @@
 """Programs that are compiled once an arm and serve all of its seeds; training one seed with them.
 
-The seed is an argument of the programs, not a constant: everything else is what `m4.main` compiles
-and does (`m4.modes.train`), so a cell's parameters are bit for bit those of `m4.main`. Only the
-files are missing: the best parameters stay in memory.
+Seed, learning rate and the scale of targets are arguments of the programs that `m4.main` compiles
+(`m4.run.programs`), and training is its loop: a cell's parameters are bit for bit those of
+`m4.main`. Only the files are missing: the best parameters stay in memory.
 
 Letters: S seeds (stacked), R rows, M modalities, E experts.
 """
@@ -10,7 +10,7 @@ Letters: S seeds (stacked), R rows, M modalities, E experts.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,30 +18,32 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from m4 import sharding
+from m4 import sharding, task_losses
 from m4.data.loader import TrainLoader, eval_batches
 from m4.data.store import Store
 from m4.errors import ConfigError
 from m4.eval import evaluate, results
 from m4.eval.predictions import Predictions
 from m4.run import programs
-from m4.run.setup import Setup, context, like, make_loader, make_optimiser, make_setup
+from m4.run.setup import Setup, context, make_loader, make_optimiser, make_setup, weighted
 from m4.run.workspace import open_incomplete, prepare
 from m4.specs import DataSpec
 from m4.train import loop, telemetry
-from m4.train.checkpoint import abstract
-from m4.train.step import State, init_params, init_state, make_step
+from m4.train.step import Inputs, State, init_params, init_state
+
+# Fields of a configuration that are given to programs: others need no other program.
+GIVEN = ("seed", "optim.lr", "optim.warmup_steps", "optim.end_fraction", "data.dir", "data.raw_dir")
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What an arm compiles: `init(seed)`, `step(seed, state, totals, batch)`, `predict`."""
+    """What an arm compiles; seeds, learning rates and scales of targets are given to it."""
 
     setup: Setup
-    init: Callable[[Any], State]
-    step: Callable[..., Any]
+    init: Callable[[Any], State]  # of a seed
+    step: programs.With  # of (State, Totals, Batch), given (inputs, scaling)
     zeros: Callable[[], Any]
-    predict: Callable[..., Any]
+    predict: programs.With  # of (params, Batch, keep_M), given a scaling
     seconds: float  # of compiling
     flops: float | None  # of a train step, as XLA counts them
     peak_bytes: int | None  # of a train step
@@ -75,7 +77,8 @@ def data_of(config: ml_collections.ConfigDict) -> Seeded:
     folder = prepare(config)
     splits = {name: open_incomplete(config, folder, name) for name in ("train", "val", "test")}
     loader = make_loader(config, splits["train"], 0, 1)
-    return Seeded(config, splits["train"].spec, loader, splits["val"], splits["test"])
+    spec = weighted(splits["train"].spec, config.train.task_weights)
+    return Seeded(config, spec, loader, splits["val"], splits["test"])
 
 
 def compile_for(config: ml_collections.ConfigDict) -> Programs:
@@ -86,10 +89,11 @@ def compile_for(config: ml_collections.ConfigDict) -> Programs:
     start = time.perf_counter()
     with context(setup.mesh):
         init = _compile_init(config, setup)
-        step, zeros = _compile_step(config, setup)
+        step, zeros = programs.compile_step(setup, config.train.batch_size)
         predict = programs.compile_predict(setup, config.eval.batch_size)
+    assert isinstance(step, programs.With) and isinstance(predict, programs.With)  # one length
     seconds = time.perf_counter() - start
-    memory, cost = step.memory_analysis(), step.cost_analysis() or {}
+    memory, cost = step.memory_analysis(), step.program.cost_analysis() or {}
     peak = memory and memory.temp_size_in_bytes + memory.argument_size_in_bytes
     flops = cost.get("flops") if isinstance(cost, dict) else None
     return Programs(setup, init, step, zeros, predict, seconds, flops, peak or None)
@@ -106,33 +110,10 @@ def _compile_init(config, setup: Setup):
     cpu = setup.mesh.devices.flat[0].platform == "cpu"
     options: Any = {"xla_backend_optimization_level": 0} if cpu else None  # as m4.main does
     placed = jax.tree.map(lambda x: x.sharding, setup.state)
-    return jax.jit(init, out_shardings=placed).lower(_SEED).compile(options)
-
-
-def _compile_step(config, setup: Setup):
-    platform = setup.mesh.devices.flat[0].platform
-    tx, _, ema = make_optimiser(config, platform)
-    how = {name: config.train[name] for name in ("precision", "remat", "accumulate")}
-
-    def apply(seed, state, totals, batch):
-        step = make_step(setup.method, tx, seed=seed, ema=ema, platform=platform, **how)
-        return step.apply(state, totals, batch)
-
-    whole, batch = (
-        sharding.replicated(setup.mesh),
-        like(setup.spec, config.train.batch_size, setup.mesh),
-    )
-    shapes = jax.eval_shape(setup.step.zeros, setup.state, batch)
-    totals = abstract(shapes, jax.tree.map(lambda _: whole, shapes))
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    placed = jax.tree.map(lambda x: x.sharding, setup.state)
-    jitted = jax.jit(apply, donate_argnums=1, out_shardings=(placed, whole))
-    lowered = jitted.lower(_SEED, setup.state, totals, batch)
-    compiled = lowered.compile(sharding.compiler_options(setup.mesh))
-    return compiled, lambda: sharding.put_whole(zeros, whole)
-
-
-_SEED = jax.ShapeDtypeStruct((), np.int32)
+    whole = sharding.replicated(setup.mesh)
+    like = programs.like_all(setup.inputs.seed, whole)
+    compiled = jax.jit(init, out_shardings=placed).lower(like).compile(options)
+    return lambda seed: compiled(sharding.put_whole(seed, whole))
 
 
 class _Notes(telemetry.Writer):
@@ -157,7 +138,8 @@ class _Notes(telemetry.Writer):
 def fit(own: Programs, data: Seeded) -> Fit:
     """Trains one seed as `m4.main` does, and keeps what the experts chose at every evaluation."""
     config, setup = data.config, own.setup
-    seed = np.int32(config.seed)
+    _, schedule, _ = make_optimiser(config)
+    inputs = Inputs.of(config.seed, schedule)
     names = {field.name for field in dataclasses.fields(loop.Plan)}
     plan = loop.Plan(**{k: v for k, v in config.train.to_dict().items() if k in names})
     plan = dataclasses.replace(plan, save_every=plan.steps)
@@ -165,7 +147,7 @@ def fit(own: Programs, data: Seeded) -> Fit:
 
     def evaluation(state: State) -> dict[str, float]:
         found = sweep(own, data, data.val, state.eval_params)
-        scores = results.summary(found, setup.spec)
+        scores = results.summary(found, data.spec)
         curve.append({"step": int(state.step)} | scores)
         chosen.append({n: r.by_row for n, r in found.routing.items() if r.by_row is not None})
         return scores
@@ -181,8 +163,11 @@ def fit(own: Programs, data: Seeded) -> Fit:
         writer=notes,
     )
     with context(setup.mesh):
-        step = functools.partial(own.step, seed)
-        loop.run(step, own.init(seed), data.loader.iter(0), zeros=own.zeros, plan=plan, hooks=hooks)
+        step, state = (
+            own.step.given((inputs, task_losses.scaling(data.spec))),
+            own.init(inputs.seed),
+        )
+        loop.run(step, state, data.loader.iter(0), zeros=own.zeros, plan=plan, hooks=hooks)
     if not best:
         raise ConfigError(f"{plan.select}: not defined at any evaluation")
     return Fit(best["params"], best["step"], curve, notes.balance, chosen, notes.seconds)
@@ -194,22 +179,22 @@ def sweep(
     store: Store,
     params: Any,
     keep_SM: np.ndarray | None = None,
-    predict: Callable[..., Any] | None = None,
+    predict: programs.With | None = None,
 ) -> Predictions:
     """Predictions of a split; of the full input alone unless subsets are given."""
-    setup = own.setup
+    setup, predict = own.setup, predict or own.predict
     if keep_SM is None:
-        keep_SM = np.ones((1, len(setup.spec.modalities)), bool)
+        keep_SM = np.ones((1, len(data.spec.modalities)), bool)
     return evaluate.sweep(
-        functools.partial(predict or own.predict, params),
+        functools.partial(predict.given(task_losses.scaling(data.spec)), params),
         eval_batches(store, data.config.eval.batch_size),
-        setup.spec,
+        data.spec,
         keep_SM,
         patients=store.columns(["patient"])["patient"],
         place=lambda batch: sharding.put_whole(batch, sharding.rows(setup.mesh)),
     )
 
 
-def shares_programs(own: Programs, others: Sequence[Seeded]) -> list[bool]:
-    """Whether an arm's programs serve each cell: what was fitted to its data is the same."""
-    return [other.spec == own.setup.loader.store.spec for other in others]
+def serves(own: Programs, data: Seeded) -> bool:
+    """Whether an arm's programs are a cell's, too, but for what is given to them."""
+    return task_losses.unscaled(data.spec) == task_losses.unscaled(own.setup.spec)

@@ -20,7 +20,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from m4 import __version__, atomic, seal, sharding
+from m4 import __version__, atomic, seal, sharding, task_losses
 from m4 import config as configs
 from m4.config.plain import nested
 from m4.data import data_sets
@@ -105,8 +105,8 @@ def run(asked: Study, arms: list[Arm], out: Path, *, shard: tuple[int, int] = (0
 
 def _arm(asked: Study, arm: Arm, missing: list[int], out: Path, until: float) -> list[str]:
     preflight.require(arm.at(missing[0]), None)
-    arm, tried = _tuned(asked, arm, out)
-    own = None
+    known: dict[str, Compiled] = {}
+    arm, tried = _tuned(asked, arm, out, known)
     for seed in missing:
         if time.monotonic() > until:
             return [f"{arm.label} {arm.family or ''}: budget spent before seed {seed}"]
@@ -114,8 +114,7 @@ def _arm(asked: Study, arm: Arm, missing: list[int], out: Path, until: float) ->
             continue
         config = arm.at(seed)
         data = fitting.data_of(config)
-        if own is None or not fitting.shares_programs(own.programs, [data])[0]:
-            own = Compiled.of(config)
+        own = _compiled(known, data)
         document = _cell(asked, arm, own, data, seed, out, tried)
         path = out / "rows" / f"{tried['cell']}-s{seed}.json"
         path.parent.mkdir(exist_ok=True)
@@ -146,18 +145,33 @@ class Compiled:
         setup = own.setup
         target = getattr(setup.method, "moe", None)
         method = make_method(
-            changed, setup.spec, text=text, image=image, target=getattr(target, "target", None)
+            changed,
+            task_losses.unscaled(setup.spec),
+            text=text,
+            image=image,
+            target=getattr(target, "target", None),
         )
         batch = jax.tree.map(np.asarray, setup.loader.batch(0))
         with context(setup.mesh):
             shapes = jax.eval_shape(lambda: sharding.unbox(init_params(method, batch, seed=0)))
             state = dataclasses.replace(setup.state, params=shapes, ema=None)
-            model = dataclasses.replace(setup, method=method, state=state)
+            model = dataclasses.replace(setup, unscaled=method, state=state)
             predict = programs.compile_predict(model, config.eval.batch_size)
         return cls(own, predict, shapes, time.perf_counter() - start)
 
 
-def _tuned(asked: Study, arm: Arm, out: Path) -> tuple[Arm, dict[str, Any]]:
+def _compiled(known: dict[str, Compiled], data: fitting.Seeded) -> Compiled:
+    """The programs of a cell, compiled unless those of another one serve it."""
+    flat = configs.flatten(data.config.to_dict())
+    fixed = study.digest({k: v for k, v in flat.items() if k not in fitting.GIVEN})
+    if fixed not in known or not fitting.serves(known[fixed].programs, data):
+        known[fixed] = Compiled.of(data.config)
+    return known[fixed]
+
+
+def _tuned(
+    asked: Study, arm: Arm, out: Path, known: dict[str, Compiled]
+) -> tuple[Arm, dict[str, Any]]:
     """The arm with the values of its tuning that are best on validation, and what was tried."""
     if asked.tune is None:
         return arm, {"cell": arm.key, "trials": []}
@@ -168,11 +182,11 @@ def _tuned(asked: Study, arm: Arm, out: Path) -> tuple[Arm, dict[str, Any]]:
     else:
         for changes in study.points(asked.tune["axes"]):
             config = configs.check(nested(configs.flatten(arm.config) | changes), {}, arm.label)
-            own = fitting.compile_for(ml_collections.ConfigDict(config).lock())
             values = []
             for seed in asked.tune["seeds"]:
                 tried = ml_collections.ConfigDict(config.to_dict() | {"seed": seed}).lock()
-                found = fitting.fit(own, fitting.data_of(tried))
+                data = fitting.data_of(tried)
+                found = fitting.fit(_compiled(known, data).programs, data)
                 (at,) = [line for line in found.curve if line["step"] == found.step]
                 values.append(at[metric])
             trials.append({"changes": changes, "values": values, "mean": float(np.mean(values))})
@@ -197,7 +211,7 @@ def _cell(
 ) -> dict[str, Any]:
     """One run: trains, predicts the test split under subsets, measures; writes all but the row."""
     first = time.process_time()
-    setup, spec = own.programs.setup, own.programs.setup.spec
+    setup, spec = own.programs.setup, data.spec
     found = fitting.fit(own.programs, data)
     with context(setup.mesh):
         test, scores = _tested(own.programs, data, found.params)
@@ -269,7 +283,7 @@ def digest_of(params: Any) -> str:
 
 def _tested(own: fitting.Programs, data: fitting.Seeded, params: Any):
     """Predictions of the test split, and {subset: {task/metric: value}}."""
-    spec = own.setup.spec
+    spec = data.spec
     columns = data.test.columns(["patient", *(f"{m}/present" for m in spec.modality_names)])
     present = np.stack([columns[f"{m}/present"] for m in spec.modality_names], -1)
     chosen = subsets.choose(spec.modality_names, present, columns["patient"])
@@ -305,7 +319,7 @@ def _necessity(asked, arm, own: Compiled, data, params, test: Predictions):
             jax.tree.structure(own.shapes), [leaf(*item) for item in named(own.shapes).items()]
         )
         found = fitting.sweep(own.programs, data, data.test, full, predict=own.intervened)
-        return number(results.summary(found, own.programs.setup.spec)[metric])
+        return number(results.summary(found, data.spec)[metric])
 
     if by_modality is None:
         return None

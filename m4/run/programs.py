@@ -44,6 +44,10 @@ class With:
         self._compiled, self._argument, self._mesh = compiled, argument, mesh
         self.memory_analysis, self.program = compiled.memory_analysis, compiled
 
+    def given(self, argument: Any) -> "With":
+        """The same program with another last argument: another seed, rate or scaling."""
+        return With(self._compiled, argument, self._mesh)
+
     @functools.cached_property
     def _placed(self) -> Any:
         return sharding.put_whole(self._argument, sharding.replicated(self._mesh))
