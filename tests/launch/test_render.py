@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 ARGS = ("--config=configs/a b.py:it's", "--workdir=/runs/x", "--config.optim.lr=0.1")
@@ -28,6 +29,8 @@ elif name == "gcloud" and "ssh" in sys.argv:
 elif name == "gcloud" and "describe" in sys.argv:
     print("ACTIVE")
 elif name == "python":
+    if "STEP" in os.environ:
+        pathlib.Path(os.environ["STEP"]).mkdir(parents=True)
     sys.exit(int(os.environ.get("CODE", "0")))
 """
 
@@ -57,8 +60,14 @@ def cluster(tmp_path):
 
 
 def render(kind, *own):
-    command = [sys.executable, str(LAUNCH / "render.py"), kind, *own, "--", *ARGS]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = rendered(kind, *own)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rendered(kind, *own, args=ARGS):
+    command = [sys.executable, str(LAUNCH / "render.py"), kind, *own, "--", *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def local(monkeypatch, procs):
@@ -82,40 +91,168 @@ def test_slurm_starts_what_local_starts(cluster, monkeypatch):
 
 
 @pytest.mark.parametrize(("code", "again"), [(75, True), (5, False)])
-def test_slurm_requeues_what_local_restarts(cluster, code, again):
+def test_slurm_requeues_what_local_restarts(cluster, tmp_path, monkeypatch, code, again):
+    monkeypatch.chdir(tmp_path)
     done, calls = cluster(render("slurm", "--procs=2"), SLURM_JOB_ID="5", CODE=str(code))
     assert done.returncode == code
     assert (calls[-1]["args"] == ["requeue", "5"]) == again
 
 
+def test_slurm_gives_up_without_a_newer_checkpoint(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ("--config=c.py", f"--workdir={tmp_path}/it's run")
+    text = rendered("slurm", "--restarts=3", args=args).stdout
+
+    def requeues(**step):
+        done, calls = cluster(text, SLURM_JOB_ID="5", CODE="134", **step)
+        return calls[-1]["args"] == ["requeue", "5"] or done.stderr
+
+    step = tmp_path / "it's run/checkpoints/last"
+    assert [requeues(), requeues()] == [True, True]
+    assert requeues(STEP=str(step / "8")) is True  # progress: the count begins again
+    assert [requeues(), "giving up (exit code 134)" in requeues()] == [True, True]
+    assert requeues() is True  # submitted anew
+
+
 def test_jobset_starts_what_local_starts(monkeypatch):
     command, environment = local(monkeypatch, 2)
-    text = render(
-        "jobset", "--procs=2", "--name=run", "--resource=google.com/tpu=4", "--select=a=b"
-    )
-    lines = [line.strip() for line in text.splitlines()]
-    assert f"command: {json.dumps(command)}".replace("'", "\\u0027") in lines
-    found = dict(
-        line.removeprefix("- {name: ").removesuffix('"}').split(', value: "')
-        for line in lines
-        if line.startswith("- {name: M4_")
-    )
-    assert found == {k: v for k, v in environment.items() if k != "M4_PROCESS_ID"} | {
-        "M4_COORDINATOR": "run-workers-0-0.run:12355"
+    text = render("jobset", "--procs=2", "--name=run", "--volume=claim:/runs", "--select=a=b")
+    job = yaml.safe_load(text)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == command and job["parallelism"] == job["completions"] == 2
+    found = {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
+    place = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert found == environment | {
+        "M4_COORDINATOR": "run-workers-0-0.run:12355",
+        "M4_PROCESS_ID": {"fieldRef": {"fieldPath": place}},
     }
-    assert "- name: M4_PROCESS_ID" in lines and "parallelism: 2" in lines
-    assert 'limits: {"google.com/tpu": "4"}' in lines and 'a: "b"' in lines
-    assert "nodeSelector:" not in render("jobset")
+    assert pod["nodeSelector"] == {"a": "b"} and "resources" not in container
+    assert {"name": "volume-0", "mountPath": "/runs"} in container["volumeMounts"]
+    claim = {"name": "volume-0", "persistentVolumeClaim": {"claimName": "claim"}}
+    assert claim in pod["volumes"]
 
 
-def test_tpu_starts_what_local_starts_and_cleans_up(cluster, monkeypatch):
-    command, environment = local(monkeypatch, 1)
-    done, calls = cluster(render("tpu", "--name=run", "--spot"), CODE="75")
-    assert done.returncode == 75
+# What JobSet v1alpha2, Job v1 and Pod v1 allow of what is used: another key would be refused.
+KEYS = {
+    "": {"apiVersion", "kind", "metadata", "spec"},
+    "metadata": {"name", "annotations", "labels", "namespace"},
+    "spec": {"failurePolicy", "network", "replicatedJobs", "successPolicy", "suspend"},
+    "spec.failurePolicy": {"maxRestarts", "rules", "restartStrategy"},
+    "spec.failurePolicy.rules": {"name", "action", "onJobFailureReasons", "targetReplicatedJobs"},
+    "spec.network": {"enableDNSHostnames", "subdomain", "publishNotReadyAddresses"},
+    "spec.replicatedJobs": {"name", "groupName", "replicas", "template", "dependsOn"},
+    "spec.replicatedJobs.template": {"metadata", "spec"},
+    "spec.replicatedJobs.template.spec": {
+        *("completionMode", "completions", "parallelism", "backoffLimit", "backoffLimitPerIndex"),
+        *("podFailurePolicy", "template", "activeDeadlineSeconds", "ttlSecondsAfterFinished"),
+    },
+    "spec.replicatedJobs.template.spec.template.spec": {
+        *("restartPolicy", "terminationGracePeriodSeconds", "nodeSelector", "containers"),
+        *("volumes", "hostNetwork", "dnsPolicy", "tolerations", "securityContext"),
+    },
+}
+
+
+def unknown(found, path=""):
+    """Keys of a document that `KEYS` does not allow."""
+    for each in found if isinstance(found, list) else [found]:
+        if isinstance(each, dict):
+            yield from (
+                f"{path}.{key}".strip(".") for key in each.keys() - KEYS.get(path, each.keys())
+            )
+            for key, value in each.items():
+                yield from unknown(value, f"{path}.{key}".strip("."))
+
+
+def test_jobset_is_what_kubernetes_takes():
+    text = render("jobset", "--topology=v5p:4x4x4+4x4x4", "--volume=claim:/runs")
+    found = yaml.safe_load(text)
+    assert list(unknown(found)) == []
+    assert list(unknown({"spec": {"replicas": 1}})) == ["spec.replicas"]
+    (rule,) = found["spec"]["failurePolicy"]["rules"]  # a typo is not tried a hundred times
+    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    jobs = found["spec"]["replicatedJobs"][0]
+    assert jobs["replicas"] == 2 and jobs["template"]["spec"]["completions"] == 16
+    pod = jobs["template"]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x4"
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"google.com/tpu": "4"}
+    assert {"name": "M4_COORDINATOR", "value": "auto"} in container["env"]
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        (["jobset"], "--workdir must lie below a --volume=CLAIM:/path"),
+        (["jobset", "--volume=claim:/run"], "--workdir must lie below"),
+        (["jobset", "--volume=/runs"], "--volume: CLAIM:/path"),
+        (["slurm", "--topology=h300:8"], "no such chip"),
+        (["slurm", "--topology=h200:12"], "whole nodes of 8"),
+        (["slurm", "--topology=v5p:2x2x2"], "TPUs have no Slurm"),
+        (["jobset", "--topology=v5p:4x4", "--ephemeral"], "has 3 dimensions"),
+        (["tpu", "--topology=v6e:16x16+16x16"], "one slice"),
+        (["slurm", "--array=4"], "{task} must stand in the arguments"),
+        (["tpu", "--array=4"], "--array: for slurm and jobset"),
+    ],
+)
+def test_what_cannot_work_is_told(own, told):
+    done = rendered(*own)
+    assert done.returncode == 2 and told in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("topology", "count", "chips", "accelerator"),
+    [
+        ("h200:8", 1, 8, ""),
+        ("h100:64", 8, 8, ""),
+        ("a100:2", 1, 2, ""),
+        ("v5e:2x4", 1, 8, "v5litepod-8"),
+        ("v5e:4x4", 4, 4, "v5litepod-16"),
+        ("v5p:2x2x1", 1, 4, "v5p-8"),
+        ("v5p:8x8x16", 256, 4, "v5p-2048"),
+        ("v6e:16x16", 64, 4, "v6e-256"),
+    ],
+)
+def test_hosts_of_a_topology(monkeypatch, topology, count, chips, accelerator):
+    monkeypatch.syspath_prepend(str(LAUNCH))
+    import hosts
+
+    found = hosts.of(topology)
+    assert (found.count, found.chips, found.accelerator) == (count, chips, accelerator)
+    assert found.gpus == (0 if accelerator else chips)
+
+
+def test_slurm_asks_for_all_gpus_of_a_node():
+    text = render("slurm", "--topology=h200:32")
+    assert "#SBATCH --nodes=4\n" in text and "#SBATCH --gpus-per-node=8\n" in text
+
+
+def test_an_array_is_runs_of_one_process_each(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ("--out=/runs/lab it's", "--shard={task}/{tasks}", "--x=$(HOME)")
+    text = rendered("slurm", "--array=64", "--module=m4.lab", args=args).stdout
+    assert "#SBATCH --array=0-63\n" in text
+    done, calls = cluster(text, SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="3", CODE="75")
     (python,) = [c for c in calls if c["name"] == "python"]
-    assert ["python", *python["args"]] == command
-    assert python["env"] == {
-        "M4_COORDINATOR": "auto",
-        "M4_HEARTBEAT": environment["M4_HEARTBEAT"],
-    }
-    assert "--spot" in calls[0]["args"] and "delete" in calls[-1]["args"]
+    assert python["args"] == ["-m", "m4.lab", "--out=/runs/lab it's", "--shard=3/64", "--x=$(HOME)"]
+    assert python["env"] == {} and calls[-1]["args"] == ["requeue", "5_3"]
+    text = rendered("jobset", "--array=64", "--module=m4.lab", "--ephemeral", args=args).stdout
+    job = yaml.safe_load(text)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert job["completions"] == 64 and job["completionMode"] == "Indexed"
+    assert container["command"][-2:] == ["--shard=$(JOB_COMPLETION_INDEX)/64", "--x=$$(HOME)"]
+
+
+def test_tpu_starts_what_local_starts_cleans_up_and_queues_again(cluster, monkeypatch):
+    command, environment = local(monkeypatch, 1)
+    text = render("tpu", "--name=run", "--spot", "--restarts=1", "--topology=v5e:4x4")
+    done, calls = cluster(text, CODE="75")
+    assert done.returncode == 75 and "giving up" in done.stderr
+    first, again = [c for c in calls if c["name"] == "python"]
+    assert first == again and ["python", *first["args"]] == command
+    assert first["env"] == {"M4_COORDINATOR": "auto", "M4_HEARTBEAT": environment["M4_HEARTBEAT"]}
+    assert {"--spot", "--accelerator-type=v5litepod-16"} <= set(calls[0]["args"])
+    assert "delete" in calls[-1]["args"]
+    done, calls = cluster(text, CODE="2")  # refused: not again
+    assert done.returncode == 2 and sum(c["name"] == "python" for c in calls) == 3
