@@ -1,5 +1,6 @@
 """Errors meant for the person at the keyboard, and the exit codes they end in."""
 
+import errno
 import os
 import traceback
 
@@ -61,6 +62,47 @@ class Preempted(UserError):
 
     exit_code = 75
     kind = "stopped"
+
+
+# What the operating system says of a disk that is full, read-only or broken.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+HANDLES = (errno.EMFILE, errno.ENFILE)
+FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))  # in the words of C++ libraries
+MEMORY = ("RESOURCE_EXHAUSTED", "bad_alloc", "MemoryError", "Out of memory")
+MEMORY += (os.strerror(errno.ENOMEM),)
+
+
+def shortage(error: BaseException) -> UserError | None:
+    """The error for a person if the disk, memory or open files ran out, else None.
+
+    Libraries in C++ raise what they like, with the system's words in it.
+    """
+    seen: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in seen:
+        seen.append(one)
+        one = one.__cause__ or one.__context__
+    for one in seen:
+        if isinstance(one, OSError) and one.errno in (*DISK, *HANDLES):
+            more = "; raise `ulimit -n`" if one.errno in HANDLES else ""
+            name = one.filename or "a file"
+            return SaveError(f"{name}: {os.strerror(one.errno)}{more}; what was saved stays")
+    text = f"{type(error).__name__}: {error}"
+    for words in FULL:
+        if words in text:
+            return SaveError(f"{words} ({place(error)}); what was saved stays")
+    if out_of_memory(error) or any(out_of_memory(one) for one in seen):
+        return UserError(
+            f"out of memory ({place(error)}); what was saved stays, nothing is damaged"
+        )
+    return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of this host or of a device, ran out."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return any(words in f"{type(error).__name__}: {error}" for words in MEMORY)
 
 
 def place(error: BaseException) -> str:

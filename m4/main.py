@@ -1,6 +1,5 @@
 """`python -m m4.main --config=configs/fusemoe_mimic.py --workdir=W`; see `--help`."""
 
-import errno
 import os
 import sys
 import traceback
@@ -9,11 +8,8 @@ from collections.abc import Sequence
 from m4 import config as configs
 from m4 import local, streams
 from m4.config import flags as command_line
-from m4.errors import Preempted, SaveError, UserError, place
+from m4.errors import Preempted, UserError, place, shortage
 from m4.train import early, rendezvous
-
-# What the operating system says of a disk that is full, read-only or broken.
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 def main(args: Sequence[str]) -> int:
@@ -61,9 +57,7 @@ def run(args: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        if isinstance(error, OSError) and error.errno in DISK:
-            name = error.filename or "a file"
-            refused = SaveError(f"{name}: {os.strerror(error.errno)}; what was saved stays")
+        if refused := shortage(error):
             print(*refused.lines(), sep="\n", file=sys.stderr)
             return refused.exit_code
         print(f"m4: internal error: {place(error)}", file=sys.stderr)

@@ -19,7 +19,7 @@ from m4.data.sets import synthetic
 from m4.main import main
 from m4.run import agreement
 from m4.run.setup import corruption, weighted
-from m4.train import preemption
+from m4.train import preemption, verify
 from tests.data import test_missing
 
 ROOT = Path(__file__).parents[1]
@@ -124,6 +124,24 @@ def test_other_code_is_said_and_another_program_refused(place, monkeypatch, caps
     starts = json.loads((work / "run.json").read_text())["starts"]  # and none was forgotten
     assert [start["from_step"] for start in starts] == [0, 3, 3, 3]
     assert [start["code"] == "another" for start in starts] == [False, True, True, True]
+
+
+def test_a_best_step_that_went_is_noticed(place, monkeypatch, capsys):
+    work = place / "best"
+    shutil.copytree(place / "w", work)
+    best = work / "checkpoints/best"
+    newest = max(int(path.name) for path in best.iterdir())
+    named = verify.newest_note(work / "checkpoints/last")["best"]
+    assert named["step"] == newest
+    note = {"best": {"step": newest + 1, "digest": ""}}
+    with monkeypatch.context() as patch:  # as if a later one had not been copied
+        patch.setattr(verify, "newest_note", lambda folder: note)
+        assert run(place, "--mode=eval", workdir="best") == 0
+    said = capsys.readouterr().out
+    assert f"warning: step {newest} is evaluated, since the best, {newest + 1}, is gone" in said
+    shutil.rmtree(best)
+    assert run(place, workdir="best") == 4  # before it trains on
+    assert f"step {newest} was the best so far, but it is gone" in capsys.readouterr().err
 
 
 def test_stopping_is_exit_75_and_the_same_command_goes_on(place, monkeypatch, capsys):

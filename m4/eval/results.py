@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from m4 import atomic
+from m4 import atomic, seal
 from m4.eval import bootstrap, metrics, specialisation
 from m4.eval.predictions import Predictions
 from m4.eval.scorer import Scorer
@@ -142,7 +142,9 @@ def write(results: Mapping[str, Any], workdir: Path) -> Path:
     """Write `workdir/results/<split>.json` atomically and return its path."""
     path = Path(workdir) / "results" / f"{results['split']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(results, indent=1, allow_nan=False) + "\n"
+    seal.keep(Path(workdir), f"results/{path.name}", text.encode())
+    atomic.write(path, text)
     return path
 
 

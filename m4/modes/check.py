@@ -13,7 +13,8 @@ from clu import parameter_overview
 
 from m4 import sharding
 from m4.config import Flags
-from m4.errors import CheckpointError, DivergedError
+from m4.errors import CheckpointError, DataError, DivergedError
+from m4.eval.report import page
 from m4.run import origin, preflight, programs, selection
 from m4.run.setup import context, make_setup
 from m4.run.workspace import open_incomplete, prepare
@@ -58,11 +59,16 @@ def _scrub(folder: Path) -> None:
     for path in sorted((folder / "checkpoints").glob("*/")):
         checkpoints = Checkpoints(path, keep=1, sweep=False)
         for step, problem in checkpoints.scrub().items():
-            print(f"checkpoint {path.name}/{step}: {'sound' if problem is None else 'DAMAGED'}")
+            newer = problem and problem.startswith("written by a newer")
+            state = "sound" if problem is None else "NEWER" if newer else "DAMAGED"
+            print(f"checkpoint {path.name}/{step}: {state}")
             damaged += [f"{path / str(step)}: {problem}"] if problem else []
         checkpoints.close()
     if damaged:
         raise CheckpointError(*damaged)
+    lines = [f"{folder}/{line}" for line in page.damage(folder)]
+    if wrong := [line for line in lines if "has no seal" not in line]:
+        raise DataError(*wrong)
 
 
 def _print_memory(step) -> None:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -12,6 +14,7 @@ from m4.config import Flags
 from m4.data import aggregate
 from m4.data.loader import eval_batches
 from m4.data.store import Store
+from m4.errors import CheckpointError
 from m4.eval import baselines, evaluate, results, subsets
 from m4.eval.predictions import Predictions
 from m4.eval.report import words
@@ -20,7 +23,7 @@ from m4.run import programs
 from m4.run.setup import Model, Setup, context, make_setup
 from m4.run.workspace import open_incomplete, open_split, owned, prepare, same_run, use_cache
 from m4.specs import DataSpec
-from m4.train import processes
+from m4.train import processes, retention, verify
 from m4.train.checkpoint import Checkpoints
 
 KEEP_BEST = 2  # the second is for the day on which the first is damaged
@@ -57,6 +60,32 @@ def restore(config: ml_collections.ConfigDict, folder: Path):
     return setup, predict, params
 
 
+def require_best(folder: Path, note: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if the best step that a state's note names is not there any more.
+
+    A later one is in order: the run was killed before it could be named, or goes over it again.
+    """
+    named, found = note.get("best"), retention.complete(folder / "checkpoints/best")
+    if named and max(found, default=-1) < named["step"]:
+        there = f"only step {found[-1]} is" if found else "it is gone"
+        raise CheckpointError(
+            f"{folder / 'checkpoints/best'}: step {named['step']} was the best so far, but {there}"
+            " there; copy it back, or choose another --workdir"
+        )
+
+
+def _older(folder: Path, step: int, digest: str | None) -> str | None:
+    """What is to be said of a best step that is not the one that the newest state names."""
+    named = verify.newest_note(folder / "checkpoints/last").get("best")
+    if not named or step > named["step"]:
+        return None
+    if step < named["step"]:
+        return f"step {step} is evaluated, since the best, {named['step']}, is gone or damaged"
+    if digest != named["digest"]:
+        return f"step {step} is evaluated, but is not the one that this run saved"
+    return None
+
+
 def best_params(config: ml_collections.ConfigDict, setup: Model, folder: Path):
     """Evaluation parameters of the best step. Raises CheckpointError without one."""
     best = Checkpoints(folder / "checkpoints/best", keep=KEEP_BEST)
@@ -67,9 +96,13 @@ def best_params(config: ml_collections.ConfigDict, setup: Model, folder: Path):
                 note, config, setup.data, folder, sections=("data.", "method.")
             ),
         )
+        newest = best.newest()
     finally:
         best.close()
     print(f"evaluating step {note['step']}", flush=True)
+    digest = newest["digest"] if newest and newest["step"] == note["step"] else None
+    if older := _older(folder, note["step"], digest):
+        print(f"m4: warning: {older}", flush=True)
     return restored["params"]
 
 

@@ -24,6 +24,9 @@ def build(folder: Path) -> None:
     results = folder / "results"
     if not any(results.glob("*.json")):
         raise DataError(f"{folder}: no results; --mode=train or --mode=eval makes them")
+    lines = report.damage(folder)
+    for line in lines:
+        print(f"m4: warning: {line}", flush=True)
     try:
         path = report.write(folder)
     except _MALFORMED as error:
@@ -31,5 +34,6 @@ def build(folder: Path) -> None:
             f"{results}: not as m4 writes them ({place(error)}); --mode=eval writes them again"
         ) from error
     if not report.readable(folder):
-        raise DataError(f"{results}: none can be read; --mode=eval writes them again")
+        found = [f"{folder}/{line}" for line in lines if line.startswith("results/")]
+        raise DataError(f"{results}: none can be read; --mode=eval writes them again", *found)
     print(f"report   {path}", flush=True)

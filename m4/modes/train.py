@@ -179,8 +179,13 @@ def _savers(config, setup: Setup, folder: Path, last: Checkpoints, best: Checkpo
     note |= {"made": made}
 
     def save(number: int, state: State, progress) -> None:
-        # A state must not be there before the best step that it tells of.
-        last.save(number, state, note | {"progress": progress}, after=best.wait)
+        own = note | {"progress": progress}
+
+        def after() -> None:  # a state must not be there before the best step that it tells of
+            best.wait()
+            own["best"] = best.newest()
+
+        last.save(number, state, own, after=after)
         workdir.touch(folder)
 
     def save_best(number: int, state: State, value: float) -> None:
@@ -260,5 +265,6 @@ def _restore(last: Checkpoints, config, setup: Setup, folder: Path, *, force: bo
     if not last.used():
         return origin.begin(config, setup, setup.init()), {}
     state, note = last.restore(setup.state, accept=accept)
+    eval_mode.require_best(folder, note)
     print(f"resuming from step {int(state.step)}")
     return state, note

@@ -155,6 +155,13 @@ class Checkpoints:
         self.wait()
         return {step: self._arrays.problem(self._path(step)) for step in self.steps()}
 
+    def newest(self) -> dict[str, Any] | None:
+        """{step, digest} of the newest complete step with a sound note; both are in its note."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(Exception):
+                return {"step": step, "digest": verify.meta(self._path(step))[seal.KEY]}
+        return None
+
     def note(self) -> Note | None:
         """The note of the newest step that has a sound one; arrays are not looked at."""
         for step in reversed(self.steps()):
@@ -289,9 +296,14 @@ def _tried(read: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
     found, problem = None, None
     try:
         found = read()
-    except (PermissionError, MemoryError) as error:  # says nothing about what is stored
+    except (PermissionError, verify.NewerError) as error:  # says nothing about what is stored
         raise CheckpointError(f"{path}: {verify.words(error)}") from error
-    except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)
+    except Exception as error:  # (a damaged file can raise anything)
+        if verify.short(error):
+            raise CheckpointError(
+                f"{path}: not read for want of memory or open files, and not damaged as far as is"
+                f" known ({verify.words(error)})"
+            ) from error
         problem = f"cannot be read ({verify.words(error)})"
     if _all(problem is None):
         return found, None

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from m4 import atomic
+from m4 import atomic, seal
 
 Scalars = Mapping[str, float]
 FLUSH_EVERY = 10.0  # seconds between lines of event files that others can see
@@ -47,28 +47,39 @@ class JsonLines(Writer):
     """One line per call: `{"step": 100, "train/loss": 0.4, ...}`, the source of reports.
 
     Lines after step `resume` are cut off, so that a restored run doesn't say things twice. A
-    number that is not finite is written as null.
+    number that is not finite is written as null. Every line has a checksum in a file beside
+    (`m4.seal`); lines that are damaged when a run is taken up again are left out, which is said.
     """
 
     def __init__(self, path: Path, *, resume: int = 0):
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines, problem = seal.sound_lines(path) if resume else ([], None)
+        if problem not in (None, "has no seal"):
+            print(f"m4: warning: {path}: {problem}; the run goes on without them", flush=True)
         kept = [line for line in lines if (step := _step(line)) is not None and step <= resume]
-        atomic.write(path, "".join(line + "\n" for line in kept))
-        self._file = open(path, "a")  # noqa: SIM115 (open for the whole run)
+        sums = path.with_suffix(seal.LOG)
+        atomic.write(path, b"".join(line + b"\n" for line in kept).decode())
+        atomic.write(sums, "".join(f"{seal.line(line)}\n" for line in kept))
+        self._file = open(path, "a", encoding="ascii")  # noqa: SIM115 (open for the whole run)
+        self._sums = open(sums, "a", encoding="ascii")  # noqa: SIM115
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Appends one line."""
         row = {"step": step} | {k: _json_number(v) for k, v in scalars.items()}
-        self._file.write(json.dumps(row) + "\n")
+        line = json.dumps(row)
+        self._file.write(line + "\n")
         self._file.flush()
+        self._sums.write(seal.line(line.encode()) + "\n")
+        self._sums.flush()
 
     def flush(self) -> None:
-        """Flushes the file."""
+        """Flushes the files."""
         self._file.flush()
+        self._sums.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the files."""
         self._file.close()
+        self._sums.close()
 
 
 class TensorBoard(Writer):
@@ -229,11 +240,11 @@ def make_writer(workdir: Path, *, resume: int, steps: int, select: str) -> Write
     return Writers(writers)
 
 
-def _step(line: str) -> int | None:
+def _step(line: bytes) -> int | None:
     """Step of a line; None for one that a crash left incomplete."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

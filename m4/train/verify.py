@@ -1,5 +1,6 @@
 """Whether a stored step is what was saved: the seal of its note, the digests of its arrays."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,7 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from m4 import seal
-from m4.train import digest
+from m4.errors import HANDLES, out_of_memory
+from m4.train import digest, retention
+
+
+class NewerError(Exception):
+    """A sound note with parts that this version does not know."""
 
 
 class Arrays:
@@ -38,6 +44,8 @@ class Arrays:
                 args = ocp.args.PyTreeRestore(restore_args=host)
                 state = reader.restore(path / "state", args=args)
             wrong = differing(leaves, digest.of_tree(state))
+        except NewerError as error:
+            wrong = str(error)
         except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)
             wrong = f"cannot be read ({words(error)})"
         return (state, found["note"], None) if wrong is None else (None, None, wrong)
@@ -46,11 +54,21 @@ class Arrays:
 def meta(path: Path) -> dict[str, Any]:
     """The sealed note of a step. Raises ValueError if the seal is broken."""
     found = json.loads((path / "meta" / "metadata").read_text())
-    if not isinstance(found, dict) or set(found) != {"note", "leaves", seal.KEY}:
+    if not isinstance(found, dict) or not {"note", "leaves", seal.KEY} <= {*found}:
         raise ValueError("the note has no digests")
     if not seal.intact(found):
         raise ValueError("the note differs from its digest")
+    if more := {*found} - {"note", "leaves", seal.KEY}:
+        raise NewerError(f"written by a newer version of m4, which knows {min(more)!r}")
     return found
+
+
+def newest_note(folder: Path) -> dict[str, Any]:
+    """The note of the newest step of a folder that has a sound one, {} without any."""
+    for step in reversed(retention.complete(folder)):
+        with contextlib.suppress(Exception):
+            return meta(folder / str(step))["note"]
+    return {}
 
 
 def differing(saved: digest.Leaves, found: digest.Leaves) -> str | None:
@@ -68,6 +86,11 @@ def misfits(saved: digest.Leaves, wanted: Mapping[str, Any]) -> list[str]:
         for name in sorted(was.keys() | now.keys())
         if was.get(name) != now.get(name)
     ]
+
+
+def short(error: BaseException) -> bool:
+    """Whether an error says nothing about what is stored: memory or handles ran out."""
+    return out_of_memory(error) or any(words in str(error) for words in map(os.strerror, HANDLES))
 
 
 def words(error: Exception) -> str:

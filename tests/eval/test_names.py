@@ -8,6 +8,7 @@ from rich.console import Console
 
 from m4.eval.report import page as report
 from m4.eval.report import plots, words
+from m4.eval.results import write
 from tests.eval.test_report import Page, fill
 
 WEAPONS = [
@@ -31,7 +32,7 @@ def test_no_name_breaks_out_of_the_page_or_the_table(tmp_path, fabricate):
     for place, name in zip(PLACES, WEAPONS, strict=True):
         text = text.replace(place, json.dumps(name)[1:-1])
     hostile = json.loads(text)
-    (tmp_path / "results/test.json").write_text(text)
+    write(hostile, tmp_path)
     (tmp_path / "data.json").write_text(json.dumps({"name": WEAPONS[0], "flow": [[WEAPONS[3], 9]]}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no letter that a font lacks

@@ -3,6 +3,7 @@
 import concurrent.futures
 import errno
 import gc
+import json
 import shutil
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from m4 import sharding
+from m4 import seal, sharding
 from m4.errors import CheckpointError, SaveError
 from m4.train.checkpoint import Checkpoints, abstract
 
@@ -95,6 +96,42 @@ def test_errors_are_one_line(tmp_path):
             checkpoints.restore(other)
         assert "\n" not in "".join(error.value.lines())
     checkpoints.close()
+
+
+def test_a_newer_versions_checkpoint_is_newer_and_stays(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, state(), {})
+    checkpoints.wait()
+    path = tmp_path / "1/meta/metadata"
+    path.write_text(json.dumps(seal.sealed(json.loads(path.read_text()) | {"more": 1})))
+    with pytest.raises(CheckpointError, match="written by a newer version of m4, .* 'more'"):
+        checkpoints.restore(like(state()))
+    assert "newer version" in str(checkpoints.scrub()[1])
+    checkpoints.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ValueError("RESOURCE_EXHAUSTED: Out of memory"),
+        OSError(24, "Too many open files"),
+    ],
+)
+def test_what_is_short_is_called_so_and_nothing_is_renamed(tmp_path, monkeypatch, error):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, state(), {})
+    checkpoints.wait()
+
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(checkpoints._saver, "restore", fails)
+    with pytest.raises(CheckpointError, match="for want of memory or open files, and not damaged"):
+        checkpoints.restore(like(state()))
+    checkpoints.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
 
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from m4 import atomic
+from m4 import atomic, seal
 from m4.errors import printable
 from m4.eval.report import plots, sections, words
 
@@ -36,6 +36,8 @@ def render(workdir: Path) -> str:
     files = {name: _json(workdir / f"{name}.json") for name in ("config", "run", "data")}
     results, split_note = _results(workdir)
     log = _lines(workdir / "metrics.jsonl")
+    found = results["warnings"] if results and isinstance(results.get("warnings"), list) else []
+    said = [*map(str, found), *damage(workdir)]
     config = files["config"] or {}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("m4.eval.report"),
@@ -68,7 +70,7 @@ def render(workdir: Path) -> str:
         tasks=sections.task_tables(results) if results else None,
         cards=sections.cards(results) if results else [],
         verdicts=words.verdicts(results) if results else [],
-        warnings=words.warnings(results) if results else [],
+        warnings=said + (words.warnings(results) if results else []),
         subsets=sections.subset_plots(results) if results else [],
         ranking=sections.ranking(results) if results else None,
         strata=results["strata"] if results else [],
@@ -79,7 +81,11 @@ def render(workdir: Path) -> str:
 
 def _results(workdir: Path) -> tuple[dict[str, Any] | None, str]:
     """The split shown, and what is to be said about it."""
-    found = {path.stem: _json(path) for path in sorted((workdir / "results").glob("*.json"))}
+    paths = sorted((workdir / "results").glob("*.json"))
+    found = {
+        path.stem: None if _damaged(workdir, f"results/{path.name}") else _json(path)
+        for path in paths
+    }
     known = {name: r for name, r in found.items() if r is not None and r.get("schema") == 1}
     if not known:
         return None, "No readable results/*.json of schema 1: the run has not been evaluated yet."
@@ -89,6 +95,28 @@ def _results(workdir: Path) -> tuple[dict[str, Any] | None, str]:
     if known[name].get("missing"):
         note = f"Made to lack more than it does: {words.lacking(known[name]['missing'])}. {note}"
     return known[name], note
+
+
+def damage(workdir: Path) -> list[str]:
+    """A line for each file that is not as it was written, or not there any more."""
+    lines = []
+    results = [f"results/{path.name}" for path in (workdir / "results").glob("*.json")]
+    for name in sorted({*results, *seal.listed(workdir)}):
+        problem = seal.problem(workdir, name)
+        if problem:
+            again = "predict" if name.startswith("predictions/") else "eval"
+            lines.append(f"{name} {problem}; --mode={again} writes it again")
+    _, problem = seal.sound_lines(workdir / "metrics.jsonl")
+    trained = (workdir / "run.json").is_file() and not (workdir / "fold_0").is_dir()
+    if problem is None and trained and not (workdir / "metrics.jsonl").is_file():
+        problem = "is gone"
+    if problem:
+        lines.append(f"metrics.jsonl {problem}; the curves show what is left")
+    return lines
+
+
+def _damaged(workdir: Path, name: str) -> bool:
+    return seal.problem(workdir, name) == "differs from its seal"
 
 
 def _smallest(results: Mapping[str, Any] | None, config: Mapping[str, Any]) -> int:
@@ -115,16 +143,12 @@ def _printable(value: Any) -> Any:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line cut by a crash is skipped."""
+    """Rows of a log, without what is damaged."""
     rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return rows
-    for line in lines:
+    for line in seal.sound_lines(path)[0]:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(_printable(row))
