@@ -1,10 +1,7 @@
-"""Mesh, logical axis rules, and where state and batch live.
-
-Axes: `data` replicates parameters, `fsdp` splits them, `expert` splits experts, `tensor` splits
-hidden dimensions. Rows of a batch are split over data x fsdp x expert.
-"""
+"""Mesh, and where state and batch live on it; the table of rules is `m4.axes`."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,20 +13,8 @@ from flax.core import meta
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from m4 import placement
+from m4.axes import AXES, PARAMETERS, ROWS, RULES, SPLIT_SIZE
 from m4.errors import ConfigError
-
-AXES = ("data", "fsdp", "expert", "tensor")
-ROWS = ("data", "fsdp", "expert")
-# Logical name of a dimension -> mesh axis. Parameters and activations use the same names.
-RULES: tuple[tuple[str, Any], ...] = (
-    ("batch", ROWS),
-    ("expert", "expert"),
-    ("embed", "fsdp"),
-    ("hidden", "tensor"),
-    ("mlp", "tensor"),
-    ("heads", "tensor"),
-)
-FSDP_SIZE = 2**16  # smaller parameters are not worth splitting
 
 
 def make_mesh(
@@ -142,19 +127,76 @@ def _bare(box: Any) -> Any:
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     """Shardings of parameters, given their (abstract) boxed tree.
 
-    Logical names given by the module win; without them a large parameter is split over `fsdp`
-    along its largest divisible dimension. A mesh axis that doesn't divide a dimension leaves
-    it whole.
+    By the names that the module gives, else by those of the table. What is left of fsdp, expert and
+    tensor then splits the largest dimension that it divides, so that no device has a large
+    parameter whole for want of a name. Parameters without names of their own are whole below
+    `SPLIT_SIZE` numbers.
     """
 
-    def sharding(leaf):
+    def sharding(path, leaf):
         if isinstance(leaf, meta.Partitioned):
             spec = _mesh_axes(_bare(leaf).shape, leaf.names, mesh)
+        elif math.prod(leaf.shape) < SPLIT_SIZE:
+            spec = []
         else:
-            spec = _fsdp_axes(leaf.shape, mesh)
+            spec = _mesh_axes(leaf.shape, names_of(path, leaf), mesh)
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    return jax.tree.map(sharding, boxed, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
+    is_box = lambda x: isinstance(x, meta.AxisMetadata)  # noqa: E731
+    return jax.tree.map_with_path(sharding, boxed, is_leaf=is_box)
+
+
+def gatherer(boxed: Any, mesh: Mesh) -> Callable[[Any], Any]:
+    """What makes of (unboxed) parameters those that a forward pass uses.
+
+    Split over fsdp and expert they lie, whole over both they are used, their gradients are split
+    again: asked for nothing, the compiler may gather the batch's activations instead. Experts stay
+    where they are, and hidden units on tensor.
+    """
+
+    def used(leaf, placed):
+        named = isinstance(leaf, meta.Partitioned) and "expert" in leaf.names
+        spec = [_only(axes, ("tensor",)) for axes in placed.spec]
+        if named or spec == [*placed.spec]:
+            return lambda x: x
+        return _gather(placed, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    is_box = lambda x: isinstance(x, meta.AxisMetadata)  # noqa: E731
+    each = jax.tree.map(used, boxed, param_shardings(boxed, mesh), is_leaf=is_box)
+    return lambda params: jax.tree.map(lambda gather, x: gather(x), each, params)
+
+
+def _only(axes, kept):
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    return next((axis for axis in axes if axis in kept), None)
+
+
+def _gather(split: NamedSharding, whole: NamedSharding) -> Callable[[Any], Any]:
+    """The identity, whose argument and gradient lie as `split` and whose result as `whole`."""
+    place = jax.lax.with_sharding_constraint
+    gather = jax.custom_vjp(lambda x: place(x, whole))
+    # Whole first: of sum and slice compilers make one reduce-scatter; of a table's gradient that is
+    # asked for in parts they make a gather of the batch.
+    gather.defvjp(lambda x: (gather(x), None), lambda _, g: (place(place(g, whole), split),))
+    return gather
+
+
+def names_of(path: tuple, leaf: Any) -> tuple[str | None, ...]:
+    """Names of a parameter's dimensions by its place in the tree (`m4.axes.PARAMETERS`)."""
+    place = jax.tree_util.keystr(path, simple=True, separator="/")
+    fits = (n for p, n in PARAMETERS if re.search(rf"(^|/)({p})$", place) and len(n) <= leaf.ndim)
+    names = next(fits, ())
+    return (None,) * (leaf.ndim - len(names)) + names
+
+
+def whole_bytes(params: Any) -> tuple[int, int]:
+    """Bytes of the parameters that every device has whole, and of all; with their shardings.
+
+    Those below `SPLIT_SIZE` numbers count in neither.
+    """
+    large = [x for x in jax.tree.leaves(params) if x.size >= SPLIT_SIZE]
+    whole = sum(x.size * x.dtype.itemsize for x in large if x.sharding.is_fully_replicated)
+    return whole, sum(x.size * x.dtype.itemsize for x in large)
 
 
 def state_shardings(state: Any, params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
@@ -175,19 +217,24 @@ def state_shardings(state: Any, params: Any, tx: optax.GradientTransformation, m
 
 
 def _mesh_axes(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh) -> list:
-    """Mesh axis per dimension: by rule, used once, and only where it divides the dimension."""
-    axes: list[str | None] = []
-    for size, name in zip(shape, names, strict=True):
-        axis = dict(RULES).get(name or "")
-        fits = isinstance(axis, str) and axis not in axes and size % mesh.shape[axis] == 0
-        axes.append(axis if fits else None)
-    return axes
+    """Mesh axes per dimension: by rule, each used once, and only where they divide it.
 
+    Then the rest, where the array is large, each on the dimension of which most is left.
+    """
+    axes: list[tuple[str, ...]] = [() for _ in shape]
 
-def _fsdp_axes(shape: tuple[int, ...], mesh: Mesh) -> list:
-    size = mesh.shape["fsdp"]
-    dims = [d for d in range(len(shape)) if shape[d] % size == 0]
-    if size == 1 or not dims or math.prod(shape) < FSDP_SIZE:
-        return []
-    largest = max(dims, key=lambda d: shape[d])
-    return ["fsdp" if d == largest else None for d in range(len(shape))]
+    def place(d: int, axis: str) -> None:
+        parts = math.prod(mesh.shape[a] for a in (*axes[d], axis))
+        if mesh.shape[axis] > 1 and not any(axis in a for a in axes) and shape[d] % parts == 0:
+            axes[d] += (axis,)
+
+    for d, name in enumerate(names):
+        for axis in dict(RULES).get(name or "", ()):
+            place(d, axis)
+    if math.prod(shape) >= SPLIT_SIZE:
+        for axis in ("fsdp", "expert", "tensor"):
+            parts = [math.prod(mesh.shape[a] for a in there) for there in axes]
+            left = [size / number for size, number in zip(shape, parts, strict=True)]
+            for d in np.argsort(np.negative(left), stable=True):
+                place(int(d), axis)
+    return [None if not a else a[0] if len(a) == 1 else a for a in axes]

@@ -28,17 +28,24 @@ def boxed(shape, *names):
 def test_parameter_shardings_by_rule_and_by_size():
     mesh = sharding.make_mesh({"fsdp": 2, "expert": 2, "tensor": 2})
     params = {
-        "experts": boxed((4, 6, 8), "expert", "embed", "hidden"),
+        "experts": boxed((4, 6, 8), "expert", "embed", "mlp"),
         "odd": boxed((3, 6), "expert", "embed"),  # 3 experts can't be split over 2
+        "odder": boxed((3, 8), "expert", "embed"),  # their width can
         "twice": boxed((4, 4), "mlp", "heads"),  # one axis can be used once
+        "up": {"kernel": jax.ShapeDtypeStruct((1, 64, 256), jnp.float32)},
+        "down": {"kernel": jax.ShapeDtypeStruct((1, 256, 64), jnp.float32)},
         "large": jax.ShapeDtypeStruct((300, 512), jnp.float32),
         "small": jax.ShapeDtypeStruct((4, 4), jnp.float32),
     }
     specs = jax.tree.map(lambda s: s.spec, sharding.param_shardings(params, mesh))
     assert specs["experts"] == PartitionSpec("expert", "fsdp", "tensor")
     assert specs["odd"] == PartitionSpec(None, "fsdp")
+    assert specs["odder"] == PartitionSpec(None, ("fsdp", "expert"))
     assert specs["twice"] == PartitionSpec("tensor", None)
-    assert specs["large"] == PartitionSpec(None, "fsdp")
+    assert specs["up"]["kernel"] == PartitionSpec(None, ("fsdp", "expert"), "tensor")
+    assert specs["down"]["kernel"] == PartitionSpec(None, "tensor", ("fsdp", "expert"))
+    # By size: fsdp on the larger, then what is left of the two dimensions is equal or reversed.
+    assert specs["large"] == PartitionSpec("expert", ("fsdp", "tensor"))
     assert specs["small"] == PartitionSpec()
     plain = sharding.unbox({"a": nn.LogicallyPartitioned(jnp.ones(2), ("embed",))})
     assert isinstance(plain["a"], jax.Array)

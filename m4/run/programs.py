@@ -123,7 +123,7 @@ def compile_predict(model: Model, num_rows: int):
     def predict(params, batch, keep_M, scaling):
         batch = mask_modalities(batch, keep_M, spec)
         rngs = {name: jax.random.key(0, impl=HASHED) for name in noisy}
-        out = method.apply({"params": params}, batch, train=False, rngs=rngs)
+        out = method.apply({"params": model.gather(params)}, batch, train=False, rngs=rngs)
         tasks = {
             task.name: segmentation.scores(out.logits[task.name], batch.targets[task.name].value)
             if task.kind == "segmentation"  # a map is scored here: it would be much to fetch

@@ -46,6 +46,7 @@ class Model:
     step: train_step.Step  # of `unscaled`
     init: Callable[[], train_step.State]
     state: Any  # shapes and shardings of the state
+    gather: Callable[[Any], Any]  # of parameters what a forward pass uses
     cuts: tuple[DataSpec, ...]  # the schema in every bucket, the last is whole
 
 
@@ -84,13 +85,14 @@ def make_model(
     fresh = functools.partial(train_step.init_state, tx=tx, ema=ema)
     fresh = functools.partial(fresh, spike_window=config.train.spike_window)
     inputs = train_step.Inputs.of(config.seed, schedule)
-    init, state = _init(method, tx, first, mesh, seed=inputs.seed, fresh=fresh)
+    init, state, gather = _init(method, tx, first, mesh, seed=inputs.seed, fresh=fresh)
     require_any_length(method, [like(cut, len(first.uid), mesh) for cut in cuts], mesh)
     how = {name: config.train[name] for name in ("precision", "remat", "accumulate")}
+    how |= {"platform": platform, "gather": gather}
     unscaled = on(task_losses.unscaled(spec), method)
-    step = train_step.make_step(unscaled, tx, seed=config.seed, ema=ema, platform=platform, **how)
-    precision = config.train.precision
-    return Model(data, spec, mesh, method, unscaled, precision, inputs, step, init, state, cuts)
+    step = train_step.make_step(unscaled, tx, seed=config.seed, ema=ema, **how)
+    parts = (method, unscaled, config.train.precision, inputs, step, init, state, gather)
+    return Model(data, spec, mesh, *parts, cuts)
 
 
 def own_device(mesh: jax.sharding.Mesh) -> Any:
@@ -188,7 +190,7 @@ def require_any_length(method: Method, batches: Sequence[Any], mesh: jax.shardin
 
 
 def _init(method, tx, batch: Batch, mesh, *, seed: Any, fresh: Callable):
-    """Function that makes a fresh state where it belongs, and the state's shapes.
+    """Function that makes a fresh state where it belongs, the state's shapes, and its `gather`.
 
     `fresh` makes a state of parameters.
     """
@@ -216,7 +218,7 @@ def _init(method, tx, batch: Batch, mesh, *, seed: Any, fresh: Callable):
             given = sharding.put_whole(seed, sharding.replicated(mesh))
             return jax.jit(init, out_shardings=shardings).lower(given).compile(options)(given)
 
-    return make, abstract(shapes, shardings)
+    return make, abstract(shapes, shardings), sharding.gatherer(boxed, mesh)
 
 
 class context:  # noqa: N801 (used like a function)

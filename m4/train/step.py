@@ -110,15 +110,14 @@ def make_step(
     remat: Remat = "none",
     accumulate: int = 1,
     platform: str | None = None,
+    gather: Callable[[Params], Params] = lambda params: params,
 ) -> Step:
     """The train step of `method`.
 
     A step whose loss or gradient norm is not finite or, where the state has a history, a spike
-    (`m4.train.guard`) leaves parameters, optimiser and average bit for bit as they were and is
-    counted. Numbers that are not finite although both were (an update that overflows, memory
-    that fails) are reported in `Totals.damaged`: such a state must not be saved. The average
-    decays by `min(ema, (1 + t) / (10 + t))`, so that a short run isn't dominated by its initial
-    values.
+    (`m4.train.guard`) leaves parameters, optimiser and average bit for bit as they were, and is
+    counted. What else is not finite (an update overflowed, memory failed) `Totals.damaged` reports:
+    never save such a state. The average decays by `min(ema, (1 + t) / (10 + t))`: short runs too.
 
     Args:
       method: what is trained.
@@ -129,9 +128,10 @@ def make_step(
       remat: what the backward pass computes again (`m4.train.remat`).
       accumulate: micro-batches in which a batch is taken, see `_accumulated`.
       platform: that it will run on, such as 'cpu'; None: JAX's default.
+      gather: of parameters what a forward pass uses (`sharding.gatherer`).
     """
     platform = platform or jax.default_backend()
-    traced = _gradient(method, remat, accumulate)
+    traced = _gradient(method, remat, accumulate, gather)
     traced = jax.jit(in_precision(precision, traced, platform=platform))  # once
     own = Inputs.of(seed)
 
@@ -179,11 +179,13 @@ def _zeros(gradient: Callable, state: State, batch: Batch) -> Totals:
     return Totals(means, counts, damaged, zero, jnp.copy(zero), jnp.copy(zero))
 
 
-def _gradient(method: Method, remat: Remat, accumulate: int) -> Callable:
+def _gradient(
+    method: Method, remat: Remat, accumulate: int, gather: Callable[[Params], Params]
+) -> Callable:
     """`(params, batch, step, seed) -> (gradient, what is worth logging)`."""
 
     def forward(params, batch, rngs):
-        return method.apply({"params": params}, batch, train=True, rngs=rngs)
+        return method.apply({"params": gather(params)}, batch, train=True, rngs=rngs)
 
     forward = rematerialised(remat, forward)
 
