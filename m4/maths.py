@@ -1,20 +1,24 @@
-"""Small formulas that several rooms need, once each.
+"""Small formulas that several rooms need, once each, and what of them a mesh must be told.
 
 Letters: N rows, E entries of a row, K largest of them, G blocks of J entries; B rows, M modalities,
 C combinations of them.
 """
 
 import contextlib
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from types import EllipsisType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.extend.random import define_prng_impl
+from jax.sharding import AxisType, PartitionSpec
+
+from m4.axes import ROWS, RULES
 
 Array = jax.Array
 EXACT = "m4_exact"  # in the name stack of what `exact` covers
@@ -81,21 +85,26 @@ FEW = 16  # entries of a row that XLA:CPU searches in registers
 LOWEST = jnp.iinfo(jnp.int32).min
 
 
-def largest(scores_NE: Array, k: int) -> Array:
-    """Indices i32[N, K] of the K largest scores, largest first; ties go to the lower index.
+def largest(scores: Array, k: int) -> Array:
+    """Indices i32[N, ..., K] of the K largest of [N, ..., E], largest first; ties go to the lower.
 
     As `jax.lax.top_k`, in the same total order (NaN above infinity, 0 above -0). On a CPU, where
-    that partially sorts every row, a small K is found in K rounds of maxima instead.
+    that partially sorts every row, a small K is found in K rounds of maxima instead. On a mesh
+    every device searches its own rows; `top_k` by itself would be run on all rows everywhere.
     """
-    scores_NE = jax.lax.stop_gradient(scores_NE)
 
-    def sort(scores_NE):
-        return jax.lax.top_k(scores_NE, k)[1]
+    def sort(scores):
+        return jax.lax.top_k(scores, k)[1]
 
-    if k > MOST_ROUNDS or scores_NE.dtype != jnp.float32:
-        return sort(scores_NE)
-    search = functools.partial(_in_two_stages, k=k)
-    return jax.lax.platform_dependent(scores_NE, cpu=search, default=sort)
+    def rounds(scores):
+        found = _in_two_stages(scores.reshape(-1, scores.shape[-1]), k=k)
+        return found.reshape(*scores.shape[:-1], k)
+
+    def search(scores):
+        return jax.lax.platform_dependent(scores, cpu=rounds, default=sort)
+
+    few = k <= MOST_ROUNDS and scores.dtype == jnp.float32
+    return by_rows(search if few else sort, jax.lax.stop_gradient(scores))
 
 
 def _in_two_stages(scores_NE, *, k):
@@ -142,6 +151,59 @@ def _ordered(scores):
     """Integers in the total order of float32 scores, above `LOWEST`: -inf can still be chosen."""
     bits = jax.lax.bitcast_convert_type(scores, jnp.int32)
     return jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+
+
+# --- on a mesh ----------------------------------------------------------------------------------
+
+
+def lie(x: Array, *names: str | EllipsisType | None) -> Array:
+    """`x`, whose dimensions lie on the mesh axes that these names have in `m4.axes.RULES`.
+
+    `...` and None leave dimensions to the compiler, as does an axis that doesn't divide one.
+    Without a mesh of several devices, and inside `shard_map`, nothing.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1:
+        return x
+    middle = names.index(...) if ... in names else len(names)
+    fill = (None,) * (x.ndim - len(names) + (... in names))
+    every = (*names[:middle], *fill, *names[middle + 1 :])
+    rules: dict[Any, tuple[str, ...]] = dict(RULES)
+    wanted = [rules.get(name, ()) for name in every]
+    axes = [_axes_of(names, size) for names, size in zip(wanted, x.shape, strict=True)]
+    if not any(axes):
+        return x
+    free = PartitionSpec.UNCONSTRAINED
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(a or free for a in axes)))
+
+
+def row_axes() -> tuple[str, ...]:
+    """Axes of the mesh, of more than one device, over which rows are split; inside them none."""
+    return _axes_of(ROWS, 0)
+
+
+def by_rows(function: Callable[..., Any], *arrays: Array) -> Any:
+    """`function(*arrays)`, that treats rows [N, ...] apart, on every device's own rows.
+
+    What the compiler cannot split, such as a sort, it would do with all rows on every device. The
+    result is any tree of arrays [N, ...]; it has no gradient.
+    """
+    axes, num = row_axes(), arrays[0].shape[0]
+    if not axes:
+        return function(*arrays)
+    mesh, spec = jax.sharding.get_abstract_mesh(), PartitionSpec(axes)
+    padding = -num % math.prod(mesh.shape[axis] for axis in axes)
+    padded = [jnp.pad(a, ((0, padding), *((0, 0),) * (a.ndim - 1))) for a in arrays]
+    apart = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return jax.tree.map(lambda a: a[:num], apart(*map(jax.lax.stop_gradient, padded)))
+
+
+def _axes_of(axes: tuple[str, ...], size: int) -> tuple[str, ...]:
+    """Those of several devices that the compiler still splits by, if they divide `size`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    there = tuple(a for a in axes if mesh.shape.get(a, 1) > 1 and kinds[a] == AxisType.Auto)
+    return () if size % math.prod(mesh.shape[axis] for axis in there) else there
 
 
 # --- random numbers -----------------------------------------------------------------------------

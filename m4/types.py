@@ -79,6 +79,8 @@ class Routing(flax.struct.PyTreeNode):
     valid: Array  # bool[N]
     load: Array | None = None  # f32[N, E], smooth chance of selection where the router has one
     tokens: Array | None = None  # i32[E, C], N in an empty place
+    num_rows: int = flax.struct.field(pytree_node=False, default=1)  # of C / num_rows places each,
+    # which tokens of that row alone can take
     dispatch: Array | None = None  # f32[B, T, E, P], of tokens to slots
     combine: Array | None = None  # f32[B, T, E, P], of slots to tokens
     log_probs: Array | None = None  # f32[N, E], of `probs` where these are of scores

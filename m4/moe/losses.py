@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from m4.evenness import evenness
 from m4.maths import entropy as entropy_of
-from m4.maths import logsumexp
+from m4.maths import largest, logsumexp, row_axes
 from m4.types import Array, Routing
 
 MAX_COACTIVATION = 512  # experts, above which [E, E] would be too much to fetch with every batch
@@ -179,14 +179,15 @@ def orthogonality(routing: Routing) -> Array:
     """Mean squared cosine between the experts' columns of the router distribution, in [0, 1].
 
     |Q'Q|^2 = |QQ'|^2 for column-normalised Q, so the smaller Gram matrix, of min(N, E)^2
-    entries, is enough.
+    entries, is enough; on a mesh the one that is a sum over rows, which stay where they are.
     """
     # The cosine does not depend on a column's size, and squares of small ones would be 0.
     size_E = jax.lax.stop_gradient(routing.probs.max(0))
     q_NE = routing.probs / jnp.where(size_E > 0.0, size_E, 1.0)
     q_NE = q_NE / jnp.sqrt(jnp.maximum(jnp.sum(q_NE**2, 0), 0.5))
     num_tokens, num_experts = q_NE.shape
-    gram = q_NE @ q_NE.T if num_tokens < num_experts else q_NE.T @ q_NE
+    by_token = num_tokens < num_experts and not row_axes()
+    gram = q_NE @ q_NE.T if by_token else q_NE.T @ q_NE
     own = jnp.sum(jnp.sum(q_NE**2, 0) ** 2)
     return (jnp.sum(gram**2) - own) / max(num_experts * (num_experts - 1), 1)
 
@@ -271,9 +272,9 @@ def _margin(routing, by_token):
     """Of the first two choices if there are two: a search over all E would double the cost."""
     if by_token and routing.experts.shape[-1] > 1:
         chosen_N2 = jnp.minimum(routing.experts[:, :2], routing.probs.shape[-1] - 1)
-        best_N2 = jnp.take_along_axis(routing.probs, chosen_N2, axis=-1)
     else:
-        best_N2 = jax.lax.top_k(routing.probs, min(2, routing.probs.shape[-1]))[0]
+        chosen_N2 = largest(routing.probs, min(2, routing.probs.shape[-1]))
+    best_N2 = jnp.take_along_axis(routing.probs, chosen_N2, axis=-1)
     return best_N2[:, 0] - best_N2[:, -1]
 
 

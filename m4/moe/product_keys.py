@@ -20,7 +20,7 @@ from flax import linen as nn
 
 from m4 import maths
 from m4.evenness import evenness
-from m4.maths import softmax
+from m4.maths import largest, softmax
 from m4.moe.experts import Functions
 from m4.moe.routers import Normalise
 from m4.types import Array, MoeAux
@@ -42,17 +42,19 @@ def product_keys(
     if not 1 <= k <= num_keys:
         raise ValueError(f"moe.top_k={k} must be in [1, {num_keys}], the sub-keys per side")
     halves = jnp.stack(jnp.split(query_NHQ.astype(jnp.float32), 2, axis=-1))
-    scores_2NHS = jnp.einsum("anhq,asq->anhs", halves, keys_2SQ, precision="highest")
-    best_2NHK, index_2NHK = jax.lax.top_k(scores_2NHS, k)
-    sums_NHKK = best_2NHK[0][..., :, None] + best_2NHK[1][..., None, :]
+    scores_N2HS = jnp.einsum("anhq,asq->nahs", halves, keys_2SQ, precision="highest")
+    index_N2HK = largest(scores_N2HS, k)
+    best_N2HK = jnp.take_along_axis(scores_N2HS, index_N2HK, axis=-1)
+    sums_NHKK = best_N2HK[:, 0, :, :, None] + best_N2HK[:, 1, :, None, :]
     sums_NHP = rearrange(sums_NHKK, "n h i j -> n h (i j)")
-    chosen_NHK, pair_NHK = jax.lax.top_k(sums_NHP, k)
-    first_NHK = jnp.take_along_axis(index_2NHK[0], pair_NHK // k, axis=-1)
-    second_NHK = jnp.take_along_axis(index_2NHK[1], pair_NHK % k, axis=-1)
+    pair_NHK = largest(sums_NHP, k)
+    chosen_NHK = jnp.take_along_axis(sums_NHP, pair_NHK, axis=-1)
+    first_NHK = jnp.take_along_axis(index_N2HK[:, 0], pair_NHK // k, axis=-1)
+    second_NHK = jnp.take_along_axis(index_N2HK[:, 1], pair_NHK % k, axis=-1)
     if normalise == "none":
         weights_NHK = jnp.exp(chosen_NHK)
     elif normalise == "before" or (normalise == "auto" and k == 1):
-        lse_NH1 = jax.nn.logsumexp(scores_2NHS, axis=-1, keepdims=True).sum(0)
+        lse_NH1 = jax.nn.logsumexp(scores_N2HS, axis=-1, keepdims=True).sum(1)
         weights_NHK = jnp.exp(chosen_NHK - lse_NH1)
     else:
         weights_NHK = softmax(chosen_NHK)

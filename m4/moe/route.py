@@ -15,6 +15,7 @@ row.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_origin, get_type_hints
@@ -263,10 +264,16 @@ def by_modality(
         member_GN = (gate_N == jnp.arange(num_gates)[:, None]) & valid_N
         every = jax.vmap(routed, in_axes=(0, 0, None, 0))
         routings = every(params, member_GN, inputs.tokens, keys)
-        return jax.tree.map(lambda a_GN: a_GN[gate_N, jnp.arange(gate_N.size)], routings)
+        return jax.tree.map(functools.partial(_own_gates, jnp.asarray(gate_N)), routings)
     if gate_T.max() >= num_gates:
         raise ValueError(f"modality_N holds {gate_T.max()}, but there are {num_gates} modalities")
     return _by_own_tokens(jax.vmap(routed), params, keys, valid_N, inputs.tokens, gate_T, num_gates)
+
+
+def _own_gates(gate_N, a_GN):
+    """Every token's entry of its own gate, by a gather that leaves tokens on their devices."""
+    index_1N = gate_N.reshape(1, -1, *(1,) * (a_GN.ndim - 2))
+    return jnp.take_along_axis(a_GN, index_1N, axis=0)[0]
 
 
 def static_pattern(modality_N: Array | np.ndarray, num_rows: int) -> np.ndarray | None:

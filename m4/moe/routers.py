@@ -19,6 +19,7 @@ Letters: N tokens, D width, E experts, K chosen experts, G groups, J experts per
 T tokens per row, C tokens per expert, P slots per expert.
 """
 
+import functools
 from typing import Annotated, Literal, get_args
 
 import jax
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from m4.maths import largest, logsumexp, softmax
+from m4.maths import by_rows, largest, logsumexp, softmax
 from m4.types import Array, Routing
 
 Normalise = Literal["auto", "after", "before", "none"]
@@ -85,8 +86,9 @@ def group_limited(
     logits_NGJ = _blocks(logits_NE, num_groups)
     if not k <= groups_kept * logits_NGJ.shape[-1] or not groups_kept <= num_groups:
         raise ValueError(f"{k} experts cannot come from {groups_kept} of {num_groups} groups")
-    best = jax.lax.top_k(jax.lax.stop_gradient(logits_NGJ), min(2, logits_NGJ.shape[-1]))[0]
-    groups_NK = largest(jax.nn.logsumexp(best, axis=-1), groups_kept)
+    best_NG2 = largest(logits_NGJ, min(2, logits_NGJ.shape[-1]))
+    best_NG2 = jnp.take_along_axis(logits_NGJ, best_NG2, axis=-1)
+    groups_NK = largest(jax.nn.logsumexp(best_NG2, axis=-1), groups_kept)
     kept_NG = (groups_NK[:, :, None] == jnp.arange(num_groups)).any(1)
     within_NE = jnp.where(kept_NG[..., None], logits_NGJ, -jnp.inf).reshape(logits_NE.shape)
     return routing_to(largest(within_NE, k), logits_NE, valid_N, normalise)
@@ -116,7 +118,7 @@ def hierarchical(
         )
     groups_NK = largest(outer_NG, groups_kept)
     kept_NKJ = jnp.take_along_axis(logits_NGJ, groups_NK[..., None], axis=1)
-    inner_NKI = jax.lax.top_k(jax.lax.stop_gradient(kept_NKJ), num_inner)[1]
+    inner_NKI = largest(kept_NKJ, num_inner)
     weights_NKI = _weigh(outer_NG, groups_NK, normalise)[..., None] * _weigh(
         kept_NKJ, inner_NKI, normalise
     )
@@ -207,7 +209,9 @@ def expert_choice(
         jnp.where(valid_N[:, None], probs_NE, -jnp.inf), "(b t) e -> b e t", b=rows
     )
     most = min(-(-bids_BET.shape[-1] * k // num_experts), bids_BET.shape[-1])
-    bids_BEC, taken_BEC = jax.lax.top_k(jax.lax.stop_gradient(bids_BET), most)
+    best = functools.partial(jax.lax.top_k, k=most)
+    bids_BET = jax.lax.stop_gradient(bids_BET)
+    bids_BEC, taken_BEC = by_rows(best, bids_BET) if rows > 1 else best(bids_BET)
     # Of valid tokens: with the places that padding has, it would decide how many are taken.
     capacity_B = -(-valid_N.reshape(rows, -1).sum(-1) * k // num_experts)
     within_BEC = jnp.arange(most) < capacity_B[:, None, None]
@@ -215,7 +219,9 @@ def expert_choice(
     tokens_EC = rearrange(taken_BEC + first_B[:, None, None], "b e c -> e (b c)")
     real_EC = rearrange((bids_BEC > -jnp.inf) & within_BEC, "b e c -> e (b c)")
     scores_NE = logits_NE if normalise == "none" else probs_NE
-    weights_EC = jnp.take_along_axis(scores_NE.T, tokens_EC, axis=-1)
+    scores_BET = rearrange(scores_NE, "(b t) e -> b e t", b=rows)
+    weights_BEC = jnp.take_along_axis(scores_BET, taken_BEC, axis=-1)
+    weights_EC = rearrange(weights_BEC, "b e c -> e (b c)")
     weights_EC = jnp.exp(weights_EC) if normalise == "none" else weights_EC
     expert_E1 = jnp.arange(num_experts, dtype=jnp.int32)[:, None]
     return Routing(
@@ -225,6 +231,7 @@ def expert_choice(
         probs=probs_NE,
         logits=logits_NE,
         valid=valid_N,
+        num_rows=rows,
     )
 
 
@@ -333,7 +340,7 @@ def smooth_load(
     allowed_NE = valid_N[:, None] & (logits_NE != -jnp.inf)
     if k == logits_NE.shape[-1]:
         return allowed_NE.astype(logits_NE.dtype)
-    top_NK = jax.lax.top_k(noisy_NE, k + 1)[0]
+    top_NK = jnp.take_along_axis(noisy_NE, largest(noisy_NE, k + 1), axis=-1)
     bar_NE = jnp.where(noisy_NE > top_NK[:, k:], top_NK[:, k:], top_NK[:, k - 1 : k])
     open_NE = allowed_NE & (bar_NE != -jnp.inf)  # without a rival an expert is certain
     margin_NE = jnp.where(open_NE, logits_NE, 0.0) - jnp.where(open_NE, bar_NE, 0.0)

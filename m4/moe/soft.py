@@ -126,14 +126,15 @@ class SoftExperts(nn.Module):
                 "gate", gate, x_ND, options=options, num_experts=dims["E"], **params
             )
 
-        x_SND = rearrange(x_BSTD, "b s t d -> s (b t) d")
+        # Rows come first where dimensions merge: on a mesh they are split.
+        rows, stacks = x_BSTD.shape[:2]
         if self.num_stacks == 1:
             first = {name: value[0] for name, value in learned.items()}
-            logits = score(rearrange(x_SND, "s n d -> (s n) d"), first)
-            logits_SNE = rearrange(logits, "(s n) e -> s n e", s=x_SND.shape[0])
-        else:
-            logits_SNE = jax.vmap(score)(x_SND, learned)
-        return rearrange(logits_SNE, "s (b t) (e p) -> b s t e p", b=x_BSTD.shape[0], e=num_experts)
+            logits_NE = score(rearrange(x_BSTD, "b s t d -> (b s t) d"), first)
+            sizes = {"b": rows, "s": stacks, "e": num_experts}
+            return rearrange(logits_NE, "(b s t) (e p) -> b s t e p", **sizes)
+        logits_SNE = jax.vmap(score)(rearrange(x_BSTD, "b s t d -> s (b t) d"), learned)
+        return rearrange(logits_SNE, "s (b t) (e p) -> b s t e p", b=rows, e=num_experts)
 
     def _run(self, z_BSEPD) -> Array:
         """Every expert on its slots, in the dtype of the input."""
@@ -142,7 +143,7 @@ class SoftExperts(nn.Module):
         slots, stacked = "b s e p d", "e (b s p) d" if self.num_stacks == 1 else "(s e) (b p) d"
         z_ECD = rearrange(z_BSEPD, f"{slots} -> {stacked}")
         functions = experts.Functions.named(o.activation, o.output)
-        y_ECD = functions.apply(z_ECD.astype(o.dtype or z_ECD.dtype), params)
+        y_ECD = mixing.run(z_ECD.astype(o.dtype or z_ECD.dtype), params, functions)
         sizes = {"b": rows, "s": z_BSEPD.shape[1], "p": self.num_slots}
         return rearrange(y_ECD, f"{stacked} -> {slots}", **sizes).astype(z_BSEPD.dtype)
 

@@ -64,16 +64,17 @@ class Axes:
 
     expert: str | None = "expert"
     tokens: tuple[str, ...] = ("data", "fsdp", "expert")
-    fsdp: str | None = "fsdp"  # splits the weights' D and O; gathered here, gradient scattered back
+    # Splits the weights' D and O; gathered here, gradient scattered back.
+    fsdp: str | tuple[str, ...] | None = "fsdp"
     tensor: str | None = "tensor"  # splits F
 
     def on(self, mesh: Mesh | AbstractMesh, params: ExpertParams) -> "Axes":
-        """Without the axes that `mesh` lacks, or that do not divide the dimension they split."""
+        """Without axes that `mesh` lacks, of one device, or that do not divide what they split."""
         _, hidden, width = params.w1.shape
 
         def there(axis, *dims):
-            fits = axis in mesh.shape and all(d % mesh.shape[axis] == 0 for d in dims)
-            return axis if fits else None
+            size = mesh.shape.get(axis, 1)
+            return axis if size > 1 and all(d % size == 0 for d in dims) else None
 
         return Axes(
             there(self.expert),
@@ -173,6 +174,45 @@ def apply_experts(
     return jax.tree.map(lambda a_N: a_N[: x_ND.shape[0]], run(*args, params))
 
 
+def apply_slots(x_ECD: Array, params: ExpertParams, functions: Functions) -> Array:
+    """`functions.apply` where all experts have equally many slots, split over rows as tokens are.
+
+    On the mesh that is set. Every device sends the slots of other devices' experts there and gets
+    the outputs back: 4 exchanges of E*C/n*D numbers a step, with n devices, whatever the routing.
+    Experts that the axis does not divide stay where their rows are: their weights, split over the
+    axis by width, are gathered as over `fsdp`.
+
+    Raises ValueError for an output function with the hidden dimension split.
+    """
+    mesh, slots = jax.sharding.get_abstract_mesh(), x_ECD.shape[1]
+    params = cast(params, x_ECD.dtype)
+    axes = Axes().on(mesh, params)
+    if axes.expert and params.w1.shape[0] % mesh.shape[axes.expert]:
+        both = tuple(axis for axis in (axes.fsdp, axes.expert) if isinstance(axis, str))
+        parts = math.prod(mesh.shape[axis] for axis in both)
+        wide = params.w1.shape[2] % parts == params.w2.shape[2] % parts == 0
+        axes = replace(axes, expert=None, fsdp=both if wide else axes.fsdp)
+    tensor = mesh.shape[axes.tensor] if axes.tensor else 1
+    _require_whole_outputs(functions, axes.tensor, tensor)
+
+    def on_device(x_ECD, params):
+        params = _whole_width(axes, tensor, params)
+        if axes.expert:
+            x_ECD = lax.all_to_all(x_ECD, axes.expert, 0, 1, tiled=True)
+        y_ECO = functions.apply(x_ECD, params)
+        if axes.expert:
+            y_ECO = lax.all_to_all(y_ECO, axes.expert, 1, 0, tiled=True)
+        return _sum(axes.tensor, y_ECO)
+
+    padding = -slots % math.prod(mesh.shape[axis] for axis in axes.tokens)
+    x_ECD = jnp.pad(x_ECD, ((0, 0), (0, padding), (0, 0)))
+    rows = P(None, axes.tokens)
+    run: Any = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(rows, axes.weights()), out_specs=rows, check_vma=False
+    )
+    return run(x_ECD, params)[:, :slots]
+
+
 def _pad(local, arrays, fills):
     """Further rows, so that they divide over the devices."""
     padding = -arrays[0].shape[0] % math.prod(map(local.size, local.axes.tokens))
@@ -208,16 +248,21 @@ def _check(local, overflow):
             f"moe.num_experts={local.num_experts} cannot be split over {devices} devices on axis "
             f"{local.axes.expert!r}; choose a multiple of {devices}"
         )
-    if local.functions.output is not None and local.size(local.axes.tensor) > 1:
+    tensor = local.axes.tensor
+    _require_whole_outputs(local.functions, tensor, local.size(tensor))
+
+
+def _require_whole_outputs(functions, tensor, size):
+    if functions.output is not None and size > 1:
         raise ValueError(
-            f"moe.output={local.functions.output!r} needs whole expert outputs: set the axis "
-            f"{local.axes.tensor!r} to 1 (now {local.size(local.axes.tensor)})"
+            f"moe.output={functions.output!r} needs whole expert outputs: set the axis "
+            f"{tensor!r} to 1 (now {size})"
         )
 
 
 def _on_device(local, x_ND, experts_NK, weights_NK, params):
     """The body of the shard_map; shapes are those of one device."""
-    params = _whole_width(local, params)
+    params = _whole_width(local.axes, local.size(local.axes.tensor), params)
     axis, y_hot_NO, lost_hot_NK = local.axes.expert, 0, None
     if local.replicas:
         y_hot_NO, lost_hot_NK, experts_NK = _replicas(local, x_ND, experts_NK, weights_NK, params)
@@ -259,15 +304,15 @@ _sum.defvjp(
 )
 
 
-def _whole_width(local, params):
-    """Undo the split over `fsdp`; the bias b2 enters once among the parts of a split F."""
-    if fsdp := local.axes.fsdp:
+def _whole_width(axes, tensor, params):
+    """Undo the split over `fsdp`; the bias b2 enters once among the `tensor` parts of a split F."""
+    if fsdp := axes.fsdp:
         gather = partial(lax.all_gather, axis_name=fsdp, tiled=True)
         params = params.replace(
             w1=gather(params.w1, axis=2), w2=gather(params.w2, axis=2), b2=gather(params.b2, axis=1)
         )
-    if local.size(local.axes.tensor) > 1:
-        first = lax.axis_index(local.axes.tensor) == 0
+    if tensor > 1:
+        first = lax.axis_index(axes.tensor) == 0
         params = params.replace(b2=jnp.where(first, params.b2, 0))
     return params
 

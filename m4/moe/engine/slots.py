@@ -1,12 +1,18 @@
 """Running experts that own slots: expert choice, and the soft mixtures of Soft-MoE.
 
-Letters: B rows, T tokens per row, N tokens, E experts, C tokens per expert, P slots per expert, D
-input and O output width.
+Rows do not see each other, so slots of a row lie where the row does. On a mesh slots travel to the
+devices that have their experts, and back (`engine.mesh`); tokens and weights stay.
+
+Letters: B rows, T tokens per row, N tokens, E experts, C slots of an expert in a row (expert
+choice) or in all, P slots per expert, D input and O output width.
 """
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from m4.maths import row_axes
+from m4.moe.engine import mesh
 from m4.moe.experts import ExpertParams, Functions
 from m4.types import Array, Routing
 
@@ -19,9 +25,16 @@ def apply_experts(
         return _by_choice(x_ND, routing, params, functions)
     x_BTD = rearrange(x_ND, "(b t) d -> b t d", b=routing.combine.shape[0])
     rows_ECD = rearrange(fill(x_BTD, routing.dispatch), "b e p d -> e (b p) d")
-    y_ECO = functions.apply(rows_ECD, params)
+    y_ECO = run(rows_ECD, params, functions)
     y_BEPO = rearrange(y_ECO, "e (b p) o -> b e p o", b=x_BTD.shape[0])
     return rearrange(mix(y_BEPO, routing.combine), "b t o -> (b t) o")
+
+
+def run(x_ECD: Array, params: ExpertParams, functions: Functions) -> Array:
+    """Every expert on its slots, [E, C, O]; slots of a row are neighbours."""
+    if row_axes():
+        return mesh.apply_slots(x_ECD, params, functions)
+    return functions.apply(x_ECD, params)
 
 
 def fill(x_BTD: Array, dispatch_BTEP: Array) -> Array:
@@ -36,8 +49,24 @@ def mix(y_BEPO: Array, combine_BTEP: Array) -> Array:
 
 def _by_choice(x_ND, routing, params, functions):
     """Sum of the outputs of the experts that took each token, weighted."""
-    x_ECD = jnp.take(x_ND, routing.tokens, axis=0, mode="fill", fill_value=0)
-    y_ECO = functions.apply(x_ECD, params)
+    rows, num_tokens = routing.num_rows, x_ND.shape[0]
+    tokens = num_tokens // rows
+
+    def apart(a_EC):
+        return rearrange(a_EC, "e (b c) ... -> b e c ...", b=rows)
+
+    # Places within the row; T where nobody took one.
+    place_BEC = apart(routing.tokens) - tokens * jnp.arange(rows)[:, None, None]
+    place_BEC = jnp.where(apart(routing.tokens) < num_tokens, place_BEC, tokens)
+
+    def take(x_TD, place_EC):
+        return jnp.take(x_TD, place_EC, axis=0, mode="fill", fill_value=0)
+
+    def add(y_ECO, place_EC):
+        zeros_TO = jnp.zeros((tokens, y_ECO.shape[-1]), y_ECO.dtype)
+        return zeros_TO.at[place_EC].add(y_ECO, mode="drop")
+
+    x_BECD = jax.vmap(take)(rearrange(x_ND, "(b t) d -> b t d", b=rows), place_BEC)
+    y_ECO = run(rearrange(x_BECD, "b e c d -> e (b c) d"), params, functions)
     y_ECO = y_ECO * routing.weights[..., None].astype(y_ECO.dtype)
-    y_NO = jnp.zeros((x_ND.shape[0], y_ECO.shape[-1]), y_ECO.dtype)
-    return y_NO.at[routing.tokens].add(y_ECO, mode="drop")
+    return rearrange(jax.vmap(add)(apart(y_ECO), place_BEC), "b t o -> (b t) o")
