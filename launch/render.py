@@ -55,7 +55,7 @@ def render(kind: str, spec: specs.Spec, **options: Any) -> str:
         spec=spec,
         environment=environment,
         command=[filled(word, kind, options["array"]) for word in spec.command()],
-        shell=shell(spec, kind, options["array"]),
+        line=for_bash(spec, kind, options["array"]),
         workdir=workdir(spec),
         remote=shlex.quote(f"{remote} {spec.shell()}"),
         in_quotes=shlex.quote(spec.shell()),
@@ -86,7 +86,7 @@ def filled(word: str, kind: str, array: int) -> str:
     return word.replace("{tasks}", str(array)).replace("{task}", TASK[kind])
 
 
-def shell(spec: specs.Spec, kind: str, array: int) -> str:
+def for_bash(spec: specs.Spec, kind: str, array: int) -> str:
     """The command for a script of bash, in which the cluster's variables are left to bash."""
     words = []
     for word in spec.command():
