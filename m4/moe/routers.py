@@ -11,7 +11,7 @@ or slots, and tokens compete for them.
 `normalise` says what the weights are, with s = exp(logits):
 - 'after':  s / sum of s over the chosen K (Shazeer et al. 2017);
 - 'before': s / sum of s over all E (GShard, Switch, V-MoE); shrinks as 1/E near uniform;
-- 'none':   s itself (sigmoid and ReLU gates);
+- 'none':   s itself (sigmoid and ReLU gates), at most exp(80), so that sums of it stay finite;
 - 'auto':   'after', but 'before' with K = 1, where 'after' is constantly 1 and the gate would get
   no gradient from the task. FuseMoE's release falls into that trap.
 
@@ -31,6 +31,7 @@ from m4.maths import by_rows, largest, logsumexp, softmax
 from m4.types import Array, Routing
 
 Normalise = Literal["auto", "after", "before", "none"]
+MOST = 80.0  # score above which a weight without a normaliser does not grow
 Zeros = Annotated[Array, nn.initializers.zeros]
 
 
@@ -222,7 +223,7 @@ def expert_choice(
     scores_BET = rearrange(scores_NE, "(b t) e -> b e t", b=rows)
     weights_BEC = jnp.take_along_axis(scores_BET, taken_BEC, axis=-1)
     weights_EC = rearrange(weights_BEC, "b e c -> e (b c)")
-    weights_EC = jnp.exp(weights_EC) if normalise == "none" else weights_EC
+    weights_EC = _power(weights_EC) if normalise == "none" else weights_EC
     expert_E1 = jnp.arange(num_experts, dtype=jnp.int32)[:, None]
     return Routing(
         tokens=jnp.where(real_EC, tokens_EC, num_tokens).astype(jnp.int32),
@@ -301,7 +302,12 @@ def _weigh(scores: Array, chosen: Array, normalise: Normalise) -> Array:
     if normalise == "before":
         return jnp.take_along_axis(softmax(scores), chosen, axis=-1)
     kept = jnp.take_along_axis(scores, chosen, axis=-1)
-    return softmax(kept) if normalise == "after" else jnp.exp(kept)
+    return softmax(kept) if normalise == "after" else _power(kept)
+
+
+def _power(scores: Array) -> Array:
+    """exp(scores) without a normaliser; float32 would be infinite, and NaN behind it, from 89."""
+    return jnp.exp(jnp.minimum(scores, MOST))
 
 
 def _assemble(

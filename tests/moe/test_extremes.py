@@ -241,6 +241,25 @@ def test_what_no_expert_takes_has_no_gradient(normalise):
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("router", [routers.top_k, routers.expert_choice])
+def test_weights_without_a_normaliser(router, size):
+    """exp(score) as it is up to scores of 80, and finite with its gradient above them."""
+    logits = normal(N, E) * size
+    taken = router(logits, np.ones(N, bool), k=1, normalise="none")
+    token = np.arange(N)[:, None] if taken.tokens is None else taken.tokens
+
+    def kernel(x):
+        return router(x, np.ones(N, bool), k=1, normalise="none").weights
+
+    def plain(x):
+        return jnp.exp(jnp.minimum(x[token, taken.experts], 80.0))
+
+    compare(kernel, plain, logits, tolerance=rounding(size))
+    up, grad = jax.value_and_grad(lambda x: kernel(x).sum())(np.abs(logits))
+    assert np.isfinite(up) and np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("norm", ["expert_slot", "expert_per_task"])
 def test_soft_shares(norm, size):
     """Shares of experts within a task's slot, however far apart the tasks' scores are."""

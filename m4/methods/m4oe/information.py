@@ -17,6 +17,8 @@ import numpy as np
 from m4.moe.soft import SoftSlots
 from m4.types import Array
 
+RELEASED_FLOOR = 1e-10  # added to a ratio of probabilities before its logarithm is taken
+LOG_FLOOR = float(np.log(RELEASED_FLOOR))
 FAR = -1e9  # logit of a token that is not there; finite, so that its gradient is 0 and not NaN
 
 
@@ -84,16 +86,19 @@ def conditional_information(log_p_BMEP: Array) -> Array:
 
 def released_information(logits_BTEP: Array, mask_BT: Array) -> Array:
     """I(token; task) with the experts summed out, per row: what the code of M4oE computes."""
-    joint_BTP = jnp.exp(jax.nn.logsumexp(_log_softmax(logits_BTEP, mask_BT), 2))
-    token_BT1, task_B1P = joint_BTP.sum(2, keepdims=True), joint_BTP.sum(1, keepdims=True)
-    outer = token_BT1 * task_B1P
-    # Both sum to 1. With their difference taken off, a term near independence is (ratio - 1)^2 / 2
-    # of its own, and not what is left of terms that are larger and cancel.
-    beyond = (joint_BTP - outer) / jnp.where(outer > 0, outer, 1.0)
-    near = jnp.abs(beyond) < 0.5
-    far = jnp.log(jnp.where(near, 1.0, 1.0 + beyond) + 1e-10)
-    log_ratio = jnp.where(near, jnp.log1p(jnp.where(near, beyond, 0.0)), far)
-    return jnp.sum(joint_BTP * log_ratio - (joint_BTP - outer), (1, 2))
+    log_BTP = jax.nn.logsumexp(_log_softmax(logits_BTEP, mask_BT), 2)
+    log_outer_BTP = jax.nn.logsumexp(log_BTP, 2, keepdims=True) + jax.nn.logsumexp(
+        log_BTP, 1, keepdims=True
+    )
+    ratio_BTP = log_BTP - log_outer_BTP  # its logarithm
+    joint_BTP, outer_BTP = jnp.exp(log_BTP), jnp.exp(log_outer_BTP)
+    # Both sum to 1. With their difference taken off, a term near independence is ratio^2 / 2 of its
+    # own, and not what is left of terms that are larger and cancel.
+    near = jnp.abs(ratio_BTP) < 0.5
+    small = jnp.where(near, ratio_BTP, 0.0)
+    apart = jnp.where(near, outer_BTP * jnp.expm1(small), joint_BTP - outer_BTP)
+    floored = jnp.where(near, small + RELEASED_FLOOR, jnp.logaddexp(ratio_BTP, LOG_FLOOR))
+    return jnp.sum(joint_BTP * floored - apart, (1, 2))
 
 
 def utilisation(log_p_BMEP: Array) -> Array:
