@@ -7,6 +7,7 @@ Arrow, which is imported with the first of them.
 
 import csv
 import gzip
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,14 +19,20 @@ from m4.errors import DataError
 MAX_FIELD = 100_000  # characters
 BLOCK_BYTES = 1 << 20  # of a stream; pyarrow reads up to 32 blocks ahead
 NEVER = -(1 << 53)  # stands for an unknown time
+NO_FORMS: Mapping[str, identifiers.Forms] = {}
 
 
 def rows(
-    path: Path, columns: Iterable[str], *, ids: Iterable[str] = ()
+    path: Path,
+    columns: Iterable[str],
+    *,
+    ids: Iterable[str] = (),
+    forms: Mapping[str, identifiers.Forms] = NO_FORMS,
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, column -> text without blanks around it) of a file with a header line.
 
-    The columns `ids` are in their canonical form (`m4.data.identifiers`).
+    The columns `ids` are in their canonical form (`m4.data.identifiers`); of one in `forms` every
+    number is written as in the files read with the same before.
 
     Raises:
       DataError: a file that cannot be read, lacks one of `columns`, or has a broken row.
@@ -43,7 +50,10 @@ def rows(
                 if max(map(len, row.values())) > MAX_FIELD:
                     raise DataError(f"{path}, line {reader.line_num}: a field is too long")
                 where = f"{path}, line {reader.line_num}:"
-                known = {name: identifiers.text(row[name], f"{where} {name!r}") for name in ids}
+                known = {
+                    name: identifiers.text(row[name], f"{where} {name!r}", forms.get(name))
+                    for name in ids
+                }
                 yield reader.line_num, {k: v.strip() for k, v in row.items()} | known
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         line = f", after line {reader.line_num}" if reader else ""
@@ -74,7 +84,9 @@ def header(path: Path) -> list[str]:
         raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
 
 
-def stream(path: Path, columns: dict[str, str]) -> Iterator:
+def stream(
+    path: Path, columns: dict[str, str], *, forms: Mapping[str, identifiers.Forms] = NO_FORMS
+) -> Iterator:
     """Record batches of some columns of a csv file, in order, in bounded memory.
 
     Args:
@@ -82,6 +94,7 @@ def stream(path: Path, columns: dict[str, str]) -> Iterator:
       columns: name -> "int" (also 7.0, as pandas writes 7 beside empty fields), "float", "time"
         (microseconds: some tables carry fractions of a second), "text", or "id": text in its
         canonical form (`m4.data.identifiers`). An empty field is null, in a text the empty string.
+      forms: of columns of identifiers: how their numbers are written in other files.
 
     Raises:
       DataError: a file that is unreadable, cut short, or lacks a column. The message names the
@@ -93,11 +106,14 @@ def stream(path: Path, columns: dict[str, str]) -> Iterator:
     for kinds in (columns, careful):
         seen = 0
         try:
+            if kinds is columns != careful:  # Arrow takes 007 for 7; who pads does so everywhere
+                for batch in itertools.islice(_open(path, careful), 1):
+                    _canonical(batch, path, careful, 0, forms)
             for batch in _open(path, kinds):
                 first, seen = seen, seen + batch.num_rows
                 if first == rows:  # not yielded before
                     rows = seen
-                    yield _canonical(batch, path, kinds, first)
+                    yield _canonical(batch, path, kinds, first, forms)
             return
         except (pa.ArrowKeyError, KeyError):
             names = ", ".join(columns)
@@ -129,14 +145,15 @@ def _open(path: Path, columns: Mapping[str, str]) -> Iterator:
     )
 
 
-def _canonical(batch, path: Path, columns: Mapping[str, str], first: int):
+def _canonical(batch, path: Path, columns: Mapping[str, str], first: int, forms: Mapping):
     """The batch with identifiers in canonical form; `first` rows of the file are before it."""
     import pyarrow as pa
 
     for number, (name, kind) in enumerate(columns.items()):
         if kind not in ("id", "whole"):
             continue
-        check = identifiers.require_number if kind == "whole" else None
+        own = forms[name].keep if name in forms else None
+        check = identifiers.require_number if kind == "whole" else own
         coded = batch[name].dictionary_encode()
         found = identifiers.of_column(coded, path, name, first, check)
         if kind == "id":

@@ -71,10 +71,15 @@ def of_column(coded: Any, path: Path, name: str, first: int, check: Check | None
     return found
 
 
-def text(value: object, where: str) -> str:
-    """The canonical form as text, empty for none. Raises DataError that names `where`."""
+def text(value: object, where: str, forms: "Forms | None" = None) -> str:
+    """The canonical form as text, empty for none. Raises DataError that names `where`.
+
+    `forms` takes it in, and what it refuses is refused.
+    """
     try:
         found = canonical(value)
+        if forms and found is not None:
+            forms.keep(found)
     except ValueError as error:
         raise DataError(f"{where} {error}") from None
     return "" if found is None else str(found)
@@ -94,6 +99,8 @@ def nobody(matched: int, could: int) -> bool:
 
 def require_number(identifier: int | str) -> None:
     """Raises ValueError for text."""
+    if isinstance(identifier, str) and PADDED.fullmatch(identifier):
+        raise ValueError("has leading zeros: whether 007 is 7 is not guessed")
     if isinstance(identifier, str):
         raise ValueError("is not a whole number")
 
@@ -121,6 +128,6 @@ class Forms:
         number = isinstance(identifier, int) or PADDED.fullmatch(identifier)
         if number and self._forms.get(int(identifier), identifier) != identifier:
             raise ValueError(
-                "has leading zeros where another file has none, or the other way round: 007 and 7"
+                "has leading zeros where another row or file has none, or the other way round: 007 and 7"
                 " may be two subjects, so write each alike everywhere"
             )

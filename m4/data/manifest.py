@@ -30,6 +30,7 @@ from m4 import cells, seal
 from m4.data import normalise
 from m4.data import record as records
 from m4.data.cohort import Example, sha256
+from m4.data.shares import SMALLEST
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
@@ -38,7 +39,6 @@ FILE = "manifest.json"
 UNSEALED = (FILE, "stamps.json", "LICENCE.txt")
 RECORDS = ".array_record"  # part of the name of files that hold checksums of their own
 AGAIN = "delete the folder to build it again"
-SMALLEST = 10  # smaller counts are not shown
 
 
 def flow_lines(manifest: dict[str, Any]) -> list[str]:
@@ -50,11 +50,6 @@ def flow_lines(manifest: dict[str, Any]) -> list[str]:
     return [
         f"{cells.count(count, SMALLEST):>12}  {step}" for step, count in [*manifest["flow"], *ends]
     ]
-
-
-def share(part: int, total: int) -> str:
-    """A percentage for people; where few are few or all, not exactly."""
-    return cells.share(part, total, SMALLEST, digits=0, unknown="some")
 
 
 def schema(spec: DataSpec) -> dict[str, Any]:

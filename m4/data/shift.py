@@ -11,7 +11,7 @@ import numpy as np
 from m4 import cells
 from m4.data import normalise
 from m4.data.cohort import Example
-from m4.data.manifest import SMALLEST, share
+from m4.data.shares import SMALLEST, share
 from m4.specs import DataSpec
 
 MANY_CLIPPED = 0.05  # share of a feature's values; of the training values it is 0.002

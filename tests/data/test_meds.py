@@ -1,5 +1,6 @@
 """MEDS in: records by hand, every type a file may come in, splits, leaks, counts and refusals."""
 
+import datetime
 import json
 import os
 import shutil
@@ -199,7 +200,7 @@ def test_nothing_after_the_prediction_time_changes_a_record(tmp_path):
     assert_equal(expected, found)
 
 
-def test_points_after_a_death_are_counted(tmp_path):
+def test_points_after_a_death_are_no_points(tmp_path):
     rows = [(TRAIN, 5, "MEDS_DEATH"), (TRAIN, 7, "MEDS_DEATH"), (VAL, None, "MEDS_DEATH")]
     rows += [(TEST, 50, "MEDS_DEATH"), (TRAIN, 1, "DRUG//a")]
     asked = [
@@ -209,8 +210,11 @@ def test_points_after_a_death_are_counted(tmp_path):
         (VAL, 4, True),
         (TEST, 4, True),
     ]
-    _, flow = read(tmp_path, mf.write(tmp_path, tables(rows, asked)))
-    assert flow["points at or after the death of their subject"] == 2
+    splits, flow = read(tmp_path, mf.write(tmp_path, tables(rows, asked)))
+    assert flow["points at or after the death of their subject, left out"] == 2
+    micro = int((mf.at(2) - datetime.datetime(1970, 1, 1)).total_seconds()) * 1_000_000
+    (left,) = (e for e in splits["train"] if e["patient"] == TRAIN)
+    assert left["targets"]["death"] == 0 and left["key"] == (TRAIN, micro)
 
 
 def test_only_training_subjects_are_fitted_to(tmp_path, monkeypatch):
@@ -398,12 +402,12 @@ def test_the_eicu_demo():
         pytest.skip("no eicu-demo-meds in M4_RAW_DIR")
     splits, flow = read(folder, "eicu_demo", split="meds")
     every = sum(splits.values(), [])
-    assert [len(splits[name]) for name in ("train", "val", "test")] == [606, 148, 119]
+    assert [len(splits[name]) for name in ("train", "val", "test")] == [593, 145, 116]
     deaths = sum(e["targets"]["hospital_mortality"][0] for e in every)
     long = sum(e["targets"]["los_over_72h"][0] for e in every)
-    assert (len(every), deaths, long) == (873, 81, 300)
+    assert (len(every), deaths, long) == (854, 72, 291)
     assert flow["events"] == 415_739
-    # the demo puts the stays of a patient in an order of its own
-    assert flow["points at or after the death of their subject"] == 19
+    # the demo puts the stays of a patient in an order of its own: which were before, nobody knows
+    assert flow["points at or after the death of their subject, left out"] == 19
     present = {name: sum(name in e["inputs"] for e in every) for name in ("vitals", "treatments")}
-    assert present["vitals"] == 873 and 650 < present["treatments"] < 720
+    assert present["vitals"] == 854 and 650 < present["treatments"] < 720

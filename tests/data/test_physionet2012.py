@@ -41,7 +41,9 @@ def folder(tmp_path):
         ids = range(first, first + number)
         files = {str(i): stay(i, ["01:30,HR,80", "02:00,HR,82"]) for i in ids}
         archive(folder / f"set-{letter}.tar.gz", files)
-        rows = "".join(f"{i},5,{i % 14},{i % 20 - 1},-1,{i % 2}\n" for i in ids)
+        rows = "".join(
+            f"{i},5,{i % 14},{i % 20 - 1},{i % 20 - 1 if i % 2 else -1},{i % 2}\n" for i in ids
+        )
         (folder / f"Outcomes-{letter}.txt").write_text(OUTCOMES + rows)
     return folder
 
@@ -97,7 +99,10 @@ def test_cleaning_is_counted(folder):
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ("500,1,7,8,-1,1", {"death": 1, "los": 8, "los_over_7d": 1, "sofa7": 1}),
+        ("500,1,7,8,-1,1", {"death": None, "los": 8, "los_over_7d": 1, "sofa7": 1}),
+        ("500,1,7,0,-1,0", {"death": 0, "los": None, "los_over_7d": None, "sofa7": 1}),
+        ("500,1,7,1,-1,0", {"death": 0, "los": 1, "los_over_7d": 0, "sofa7": 1}),
+        ("500,1,7,-1,-1,1", {"death": None, "los": None, "los_over_7d": None, "sofa7": 1}),
         ("500,1,6,7,-1,0", {"death": 0, "los": 7, "los_over_7d": 0, "sofa7": 0}),
         ("500,1,-1,-1,-1,0", {"death": 0, "los": None, "los_over_7d": None, "sofa7": None}),
         ("500,1,6,8,12,1", {"death": None, "los": 8, "los_over_7d": 1, "sofa7": 0}),
@@ -109,13 +114,14 @@ def test_cleaning_is_counted(folder):
     ],
 )
 def test_labels(folder, row, expected):
-    archive(folder / "set-b.tar.gz", {"500": stay(500)})
+    archive(folder / "set-b.tar.gz", {"500": stay(500, ["47:30,HR,80"])})
     (folder / "Outcomes-b.txt").write_text(f"{OUTCOMES}{row}\n")
     (only,), flow = examples(folder)
     assert only["targets"] == expected
     assert flow["set b: stays without an outcome row"] == row.startswith("501")
     settled = [step for step in flow if step.startswith("set b: records:")]
-    assert len(settled) == (row in ("500,1,6,8,12,1", "500,1,6,10,0,0", "500,1,6,19,2,1"))
+    odd = ("500,1,6,8,12,1", "500,1,6,10,0,0", "500,1,6,19,2,1", "500,1,7,8,-1,1", "500,1,7,0,-1,0")
+    assert len(settled) == (row in (*odd, "500,1,7,-1,-1,1"))
 
 
 def test_records_that_contradict_themselves(folder):
@@ -182,7 +188,10 @@ def test_truncated_archive(folder, share):
         ({"set-b": {"500": stay(500, ["01:00,HR,abc"])}}, "record 1: a value is not a number"),
         ({"set-b": {"1": stay(1), "2": stay(2, ["01:00,HR,1x"])}}, "record 2: a value is not"),
         ({"set-b": {"500": "<html>not found</html>"}}, "file 1: not a record of the challenge"),
-        ({"set-b": {"500": stay(500), "0500": stay(500)}}, "1 records come twice"),
+        ({"set-b": {"500": stay(500), "d/500": stay(500)}}, "1 records come twice"),
+        ({"set-b": {"500": stay(500), "0501": stay(501), "501": stay(501)}}, "leading zeros"),
+        ({"Outcomes-b": OUTCOMES + "0500,1,1,1,1,0\n"}, "line 2: 'RecordID' has leading zeros"),
+        ({"set-b": {str(2**63): stay(5)}}, "its name is beyond"),
         ({"Outcomes-b": "RecordID,SOFA\n500,1\n"}, "Outcomes-b.txt: no column In-hosp"),
         (
             {"Outcomes-b": f"{OUTCOMES}500,1,1\n"},

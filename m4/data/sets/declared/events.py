@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m4.data.manifest import SMALLEST, share
 from m4.data.sets.declared import arrow_files
 from m4.data.sets.declared.definition import Definition, Source, find
 from m4.data.sets.declared.joins import ALWAYS, Joins, Reach
 from m4.data.sets.declared.match import TEXT, Matcher
 from m4.data.sets.declared.points import SPLITS, Flow, Points
+from m4.data.shares import SMALLEST, share
 from m4.errors import DataError
 
 EVENT = np.dtype(
@@ -29,7 +29,7 @@ EVENT = np.dtype(
 )
 DEATH = "MEDS_DEATH"
 SUBJECTS = 512  # of one split in one block
-AFTER_DEATH = "points at or after the death of their subject"
+AFTER_DEATH = "points at or after the death of their subject, left out"
 OPTIONAL = ("numeric_value", "text_value")  # in MEDS; a column of another name must be there
 
 
@@ -46,8 +46,11 @@ class Events:
         joins: Joins,
         flow: Flow,
     ):
-        """Reads every source once. Raises DataError for files that can't be used."""
-        self._matcher, self._flow, self._points, self._joins = matcher, flow, points, joins
+        """Reads every source once. Raises DataError for files that can't be used.
+
+        A point at or after the death of its subject is none: `self.points` are the others.
+        """
+        self._matcher, self._flow, self._joins = matcher, flow, joins
         self._implausible = definition.implausible
         self.reach = Reach(definition, matcher.slots, points)
         self._outside = np.zeros((2, len(matcher.names)), np.int64)  # numbers of a slot, wrong ones
@@ -60,13 +63,14 @@ class Events:
                 raise DataError(f"{root / source.files}: no event files")
             for path in paths:
                 self._read(path, source)
-        time_P, death_P = points.time_P, self._death_S[points.subject_P]
-        flow[AFTER_DEATH] = int(((time_P >= death_P) & (time_P < ALWAYS)).sum())
+        dead_P = (points.time_P >= self._death_S[points.subject_P]) & (points.time_P < ALWAYS)
+        flow[AFTER_DEATH] = int(dead_P.sum())
+        self.points = points.only(~dead_P)
 
     def blocks(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(indices of points, their subjects' events by subject and time) of a split."""
-        rows = np.flatnonzero(self._points.split_P == SPLITS.index(split))
-        block_P = self._block[self._points.subject_P[rows]]
+        rows = np.flatnonzero(self.points.split_P == SPLITS.index(split))
+        block_P = self._block[self.points.subject_P[rows]]
         for block in np.unique(block_P):
             path = self._folder / str(block)
             events = np.fromfile(path, EVENT) if path.exists() else np.empty(0, EVENT)

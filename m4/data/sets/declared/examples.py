@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from m4.data.cohort import Example
-from m4.data.manifest import share
 from m4.data.sets.declared import arrow_files, asked
 from m4.data.sets.declared.definition import Definition, Modality, find
 from m4.data.sets.declared.events import Events
 from m4.data.sets.declared.joins import ALWAYS, HOUR, Joins
 from m4.data.sets.declared.match import Lexicon, Matcher
 from m4.data.sets.declared.points import Flow, Points, patient, read
+from m4.data.shares import share
 from m4.errors import DataError
 
 YEAR = 365.25 * 24 * HOUR
@@ -187,6 +187,7 @@ def _joined(
     events = Events(definition, root, points, matcher, joins=joins, flow=flow)
     joins.check(new=given is not None)
     events.reach.check(new=given is not None)
+    points = events.points
     made = Examples(definition, points, events, matcher, flow, given=given)
     made.joining = [*joins.lines(), *events.reach.lines()]
     for task, value_PC in points.targets.items():

@@ -12,9 +12,9 @@ import numpy as np
 
 from m4 import cells
 from m4.data.identifiers import NEARLY_NOBODY, Forms, nobody
-from m4.data.manifest import SMALLEST, share
 from m4.data.sets.declared import arrow_files
 from m4.data.sets.declared.definition import Definition, Source
+from m4.data.shares import SMALLEST, share
 from m4.errors import DataError
 
 HOUR = 3_600_000_000

@@ -42,6 +42,12 @@ class Points:
     split_P: np.ndarray  # i8, index into `SPLITS`
     targets: dict[str, np.ndarray]  # task -> f32[P, C], NaN where unknown
 
+    def only(self, keep_P: np.ndarray) -> "Points":
+        """Some of the points, of the same subjects."""
+        targets = {name: value_PC[keep_P] for name, value_PC in self.targets.items()}
+        arrays = (self.subject_P[keep_P], self.time_P[keep_P], self.split_P[keep_P])
+        return Points(self.ids, *arrays, targets)
+
 
 def read(definition: Definition, root: Path, *, seed: int, joins: Joins, flow: Flow) -> Points:
     """All label files, joined and split. Raises DataError for files that can't be used."""

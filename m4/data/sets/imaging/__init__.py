@@ -35,7 +35,7 @@ from m4.data.workers import ordered
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
-VERSION = "2"
+VERSION = "3"
 LICENCE = "as granted by each cohort's owner; none may be passed on"
 WHERE = "docs/datasets.md says where to apply for each cohort and what it costs"
 DENSITY = TaskSpec("density", "multiclass", dim=4, labels=("A", "B", "C", "D"))

@@ -57,7 +57,9 @@ YEAR = 365  # so that an exam of the same date a year later ends it
 
 def load(root: Path, flow: list, *, record: str) -> tuple[list[Exam], list[Path]]:
     """Breasts (or exams) in the order of the image table, and the tables read."""
-    images, clinical = rows(root / TABLE, METADATA_COLUMNS), rows(root / CLINICAL, CLINICAL_COLUMNS)
+    forms: dict[str, identifiers.Forms] = {}
+    images = rows(root / TABLE, METADATA_COLUMNS, forms)
+    clinical = rows(root / CLINICAL, CLINICAL_COLUMNS, forms)
     pictured, seen = ({row["acc_anon"] for row in table} for table in (images, clinical))
     identifiers.require_match(pictured, seen, f"{root / CLINICAL}: of the exams in {TABLE}")
     findings = _Findings(clinical, images)

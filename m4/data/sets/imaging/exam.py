@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from m4.data import csv_files
+from m4.data import csv_files, identifiers
 from m4.data.cohort import patient_number
 
 IDENTIFIERS = ("empi_anon", "acc_anon", "patient_id", "study_id")  # written alike in every file
@@ -45,15 +45,20 @@ class Exam:
     maps: dict[str, Picture] = dataclasses.field(default_factory=dict)  # segmentation task -> mask
 
 
-def rows(path: Path, columns: tuple[str, ...]) -> list[Row]:
+def rows(path: Path, columns: tuple[str, ...], forms: dict | None = None) -> list[Row]:
     """The rows of a csv file as texts, without blanks around them and a decimal that says nothing.
+
+    `forms` is handed to every table of a layout: it keeps how each identifier is written.
 
     Raises DataError as `csv_files.stream` does.
     """
+    forms = {} if forms is None else forms
+    for name in {*IDENTIFIERS} & {*columns}:
+        forms.setdefault(name, identifiers.Forms())
     kinds = {name: "id" if name in IDENTIFIERS else "text" for name in columns}
     return [
         {name: str(value).strip().removesuffix(".0") for name, value in row.items()}
-        for batch in csv_files.stream(path, kinds)
+        for batch in csv_files.stream(path, kinds, forms=forms)
         for row in batch.to_pylist()
     ]
 

@@ -103,11 +103,31 @@ def mammogram(path: Path, size: int, fit: str) -> np.ndarray | None:
 
 def _shown(stored: np.ndarray, header) -> np.ndarray:
     """Stored values -> f32 of the same shape, brighter where larger: rescale, window, inversion."""
-    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
-    values = apply_voi_lut(apply_modality_lut(stored, header), header, index=0)
+    values = apply_modality_lut(stored, header)
+    if header.get("VOILUTSequence"):
+        values = apply_voi(np.floor(values).astype(np.int32), header, index=0)
+    elif header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
+        values = _windowed(np.asarray(values, np.float64), header)
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
     return np.array(values, np.float32) * (-1 if inverted else 1)
+
+
+def _windowed(values: np.ndarray, header) -> np.ndarray:
+    """The first window of the header, f64 in 0..1 (PS3.3 C.11.2.1.2 and C.11.2.1.3).
+
+    Not pydicom's: it turns the picture over where the rescale slope is below 0.
+    """
+    first = (np.ravel(header[name].value)[0] for name in ("WindowCenter", "WindowWidth"))
+    (centre, width), function = map(float, first), header.get("VOILUTFunction") or "LINEAR"
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
+    if function == "LINEAR":
+        centre, width = centre - 0.5, width - 1
+    if width <= 0:  # a width of 1 is a threshold
+        return (values > centre).astype(np.float64)
+    return np.clip((values - centre) / width + 0.5, 0, 1)
 
 
 def _padded(stored_hw: np.ndarray, header) -> np.ndarray:

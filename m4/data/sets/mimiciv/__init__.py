@@ -35,7 +35,7 @@ from pathlib import Path
 
 from m4.data.cohort import Cohort, checksums
 from m4.data.option_checks import check
-from m4.data.sets.mimiciv import catalogue, linked, population, release
+from m4.data.sets.mimiciv import catalogue, follow_up, linked, population, release
 from m4.data.sets.mimiciv.embeddings import folder
 from m4.data.sets.mimiciv.examples import Examples
 from m4.data.sets.mimiciv.invented import invent  # noqa: F401
@@ -43,7 +43,7 @@ from m4.data.sets.mimiciv.selector import SOURCES
 from m4.errors import DataError
 from m4.specs import DataSpec
 
-VERSION = "2.1.0"
+VERSION = "2.2.0"
 SCRATCH = True  # `cohort` takes a folder in which an interrupted build goes on
 LICENCE = (
     "PhysioNet Credentialed Health Data License 1.5.0 (the demo: Open Data Commons Open Database "
@@ -195,7 +195,7 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options) -> Coh
         raise DataError(*missing)
     root, raw_dir = release.find_root(raw_dir, demo=chosen["demo"]), Path(raw_dir)
     assert root is not None  # no file is missing
-    if unknown := release.without_follow_up(root, data.task_names):
+    if unknown := follow_up.missing(root, data.task_names):
         raise DataError(*unknown)
     flow: list[tuple[str, int]] = []
     choice = {name: chosen[name] for name in ("window", "split_by", "phenotype_file")}
@@ -211,6 +211,7 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options) -> Coh
         version=VERSION,
         flow=flow,
         notes=", ".join(versions),
+        joining=examples.joining,
     )
 
 

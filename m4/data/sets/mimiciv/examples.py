@@ -21,13 +21,22 @@ import numpy as np
 
 from m4 import atomic
 from m4.data import csv_files
-from m4.data.sets.mimiciv import benchmark, catalogue, haim_blocks, linked, release, studies
+from m4.data.sets.mimiciv import (
+    benchmark,
+    catalogue,
+    haim_blocks,
+    linked,
+    matches,
+    release,
+    studies,
+)
 from m4.data.sets.mimiciv.diagnoses import last_distinct
 from m4.data.sets.mimiciv.selector import EVENT, SOURCES, Selector, measured
 from m4.data.sets.mimiciv.stays import Stays
 from m4.specs import DataSpec
 
 ROWS = 512
+VERSION = 2  # of what a scratch folder holds
 
 
 @dataclasses.dataclass
@@ -57,14 +66,29 @@ class Examples:
 
     def split(self, name: str) -> Iterator[dict]:
         """The examples of one split, stay by stay."""
-        if self._folder is None:
-            self._folder = self._spill()
+        folder = self._spilled()
         spilled = [m for m in self.data.modality_names if m in SOURCES or _is_note(m)]
         rows = np.flatnonzero(self.stays.split == self.stays.splits.index(name))
         for block in np.unique(self._block[rows]):
-            events = {m: self._load(self._folder, m, block) for m in spilled}
+            events = {m: self._load(folder, m, block) for m in spilled}
             for row in rows[self._block[rows] == block]:
                 yield self._example(int(row), events)
+
+    def joining(self) -> list[str]:
+        """How every table matches the cohort, a line each; reads all of them.
+
+        Raises DataError for one that is of (nearly) nobody in the release.
+        """
+        self._spilled()
+        for name in self.data.modality_names:
+            if name in linked.KIND and not _is_note(name):
+                self._study(name)
+        return self.stays.joining
+
+    def _spilled(self) -> Path:
+        if self._folder is None:
+            self._folder = self._spill()
+        return self._folder
 
     def _spill(self) -> Path:
         """One pass over each table for all modalities that come from it."""
@@ -85,9 +109,14 @@ class Examples:
                 for batch in csv_files.stream(path, columns):
                     for selector in selectors:
                         self._append(folder / f"{selector.name}-{table}", selector(batch))
-                atomic.write(done, json.dumps([[s.name, dict(s.counts)] for s in selectors]))
-            for name, counts in json.loads(done.read_text()):
+                met = [[s.name, s.matches.key, s.matches.check(path)] for s in selectors]
+                atomic.write(done, json.dumps([[*m, s.counts] for m, s in zip(met, selectors)]))
+            for name, key, met, counts in json.loads(done.read_text()):
                 self.flow.extend((f"{name}: {step}", number) for step, number in counts.items())
+                kept = counts.get("notes kept", 0) + counts.get("events kept", 0)
+                if "dropped, no embedding" in counts:
+                    matches.require_embedded(name, kept, kept + counts["dropped, no embedding"])
+                self.stays.joining.append(matches.line(name, table, key, met, kept))
         return folder
 
     def _tables(self) -> dict[Path, list]:
@@ -108,7 +137,7 @@ class Examples:
     def _key(self, tables) -> str:
         """Of the events: which stays and windows, which modalities, from which files."""
         digest = hashlib.blake2b(digest_size=8)
-        digest.update(repr((self.data, self.stored, self.embeddings)).encode())
+        digest.update(repr((VERSION, self.data, self.stored, self.embeddings)).encode())
         for array in (self.stays.life.stay, self.stays.limit, self.stays.split):
             digest.update(np.ascontiguousarray(array).tobytes())
         for path in tables:
@@ -148,7 +177,9 @@ class Examples:
         if name not in self._studies:
             root = linked.find(self.raw_dir, linked.KIND[name])
             about = self.stays, self.flow, self.embeddings
-            self._studies[name] = studies.read(name, root, *about) if root else {}
+            found = self._studies[name] = studies.read(name, root, *about) if root else {}
+            if name == "cxr_image":
+                self.stays.joining += matches.require_there(name, [*found.values()], Path.exists)
             self.flow.append((f"{name}: stays with any", len(self._studies[name])))
         return self._studies[name]
 

@@ -16,7 +16,8 @@ A death is known as an interval, from its earliest to its latest possible time:
 A patient in the ICU is alive unless a time or date of death says otherwise, and a survivor is until
 discharge. Where two of the tables contradict each other about the hospital stay, whether the
 patient died is unknown, and the death may have been at any time from the earliest on. Likewise
-where the patient is admitted again after the death. Time and date of a death in hospital may be a
+where the patient is admitted again more than `LATER` after it: so long the clocks of two offices,
+or the admission of a body for the donation of organs, may lag behind. Time and date of a death in hospital may be a
 day apart: the time counts, unless the date lies more than a day outside the hospital stay.
 """
 
@@ -30,13 +31,14 @@ from m4.data.sets.mimiciv import release
 from m4.errors import DataError
 
 HOUR, DAY = 3600.0, 86400.0  # seconds
+LATER = 6 * HOUR
 WORDS = ("discharge_location", "admission_type", "admission_location", "insurance")
-STAYS = dict.fromkeys(("stay_id", "subject_id", "hadm_id"), "int")
+STAYS = dict.fromkeys(("stay_id", "subject_id", "hadm_id"), "whole")
 STAYS |= {"first_careunit": "text", "intime": "time", "outtime": "time"}
-ADMISSIONS = dict.fromkeys(("hadm_id", "subject_id", "hospital_expire_flag"), "int")
+ADMISSIONS = {"hadm_id": "whole", "subject_id": "whole", "hospital_expire_flag": "int"}
 ADMISSIONS |= dict.fromkeys(("admittime", "dischtime", "deathtime"), "time")
 ADMISSIONS |= dict.fromkeys(WORDS, "text")
-PATIENTS = dict.fromkeys(("subject_id", "anchor_age", "anchor_year"), "int")
+PATIENTS = {"subject_id": "whole", "anchor_age": "int", "anchor_year": "int"}
 PATIENTS |= {"gender": "text", "dod": "time"}
 TABLES = {"icustays": STAYS, "admissions": ADMISSIONS, "patients": PATIENTS}  # the id comes first
 Table = dict[str, np.ndarray]
@@ -198,7 +200,7 @@ def _deaths(life: Life, time_n: np.ndarray, date_n: np.ndarray, adm: Table) -> T
     low = np.where(outlived, -np.inf, low)
     high = np.select([exact, dated], [time_n, date_by], np.where(flag == 1, end, np.inf))
     high = np.where(dated & (flag == 1), np.fmin(high, end), high)
-    back = (_last_other(life, adm) > np.fmin(high, date_n + DAY)) & ~before
+    back = (_last_other(life, adm) > np.fmin(high, date_n + DAY) + LATER) & ~before
     high = np.where(unsure | back | np.isnan(high), np.inf, high)
     in_icu = np.fmax(np.fmin(out, end), life.intime)  # alive until then, unless dead for certain
     low = np.where(timed | early | (high < in_icu), low, np.fmax(low, in_icu))

@@ -31,6 +31,7 @@ from m4.data.sets.mimiciv import catalogue, release
 from m4.data.sets.mimiciv.diagnoses import hashed
 from m4.data.sets.mimiciv.embeddings.backends import Hashing
 from m4.data.sets.mimiciv.embeddings.folder import Embeddings
+from m4.data.sets.mimiciv.matches import Matches
 from m4.data.sets.mimiciv.stays import Finder, Stays
 from m4.errors import DataError
 
@@ -104,6 +105,7 @@ class Notes:
     def __init__(self, name: str, data, stays: Stays, *, stored: bool, embeddings):
         self.name, self._stays, self._stored = name, stays, stored
         self.counts: Counter[str] = Counter()
+        self.matches = Matches("subject_id", stays)
         self._find = Finder(stays.life.subject, stays.life.intime)
         self.columns = {"note_id": "text", "subject_id": "int", "hadm_id": "int"}
         self.columns |= {"charttime": "time", "storetime": "time", "text": "text"}
@@ -118,6 +120,7 @@ class Notes:
         """The events of a batch, any order."""
         self.counts["rows read"] += batch.num_rows
         subject = batch["subject_id"].fill_null(-1).to_numpy(zero_copy_only=False)
+        self.matches.add(subject)
         ours = np.flatnonzero(self._find.known(subject))
         batch, subject = batch.take(ours), subject[ours]
         time = csv_files.seconds(batch["charttime"])

@@ -29,6 +29,10 @@ def load(
 ) -> Stays:
     """Read the small tables and apply the filters of the cohort, each counted in `flow`."""
     life, known, admissions, contradictions = lives.read(root)
+    everyone = {
+        "stay_id": np.unique(life.stay),
+        "subject_id": np.unique([*life.subject, *admissions["subject_id"]]),
+    }
     flow.append(("ICU stays", len(life)))
     flow += [(f"records: {kind}", count) for kind, count in contradictions.items() if count]
     rows = np.flatnonzero(_keep(life, known, window, flow))
@@ -42,6 +46,7 @@ def load(
     life = life.take(order)
     limit = windows.limits(window, life, seed)
     stays = Stays(life, unit[order], limit, split_n[order], names, static=static.static(life))
+    stays.everyone = everyone
     studies: list[str] = []
     if window == "cxr":
         image_of = windows.some_image(stays, raw_dir, seed, flow)

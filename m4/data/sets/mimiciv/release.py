@@ -21,7 +21,6 @@ SIGNS = {
     "2.2 or later": ("hosp/provider", "icu/caregiver"),
     "2.0 or 2.1": ("hosp/omr", "icu/ingredientevents"),
 }
-AFTER_DISCHARGE = ("readmission", "mortality_1y")
 DEMO_MARK = "demo_subject_id.csv"
 
 
@@ -70,18 +69,6 @@ def version(root: Path) -> str:
     return "unknown"
 
 
-def without_follow_up(root: Path, tasks: tuple[str, ...]) -> list[str]:
-    """A line for a task that needs deaths outside the hospital of a release before 2.0."""
-    found, wrong = version(root), [task for task in tasks if task in AFTER_DISCHARGE]
-    if not wrong or not re.match(r"[01]\.", found):
-        return []
-    return [
-        f"data.options.tasks: {task} needs deaths outside the hospital, which MIMIC-IV {found} in"
-        f" {root} does not have; leave it out, or get release 2.0 or later"
-        for task in wrong
-    ]
-
-
 def table(root: Path, name: str) -> Path | None:
     """The file of one table, compressed or not; None if it is not there."""
     paths = [root / folder / f"{name}{ending}" for folder in FOLDERS for ending in ENDINGS]
@@ -118,7 +105,7 @@ def read(root: Path, name: str, columns: dict[str, str]) -> dict[str, np.ndarray
         if kind == "time":
             parts = [csv_files.seconds(part) for part in parts]
         else:
-            parts = [part.fill_null(-1) if kind == "int" else part for part in parts]
+            parts = [part.fill_null(-1) if kind in ("int", "whole") else part for part in parts]
             parts = [part.to_numpy(zero_copy_only=False) for part in parts]
         arrays[column] = np.concatenate(parts)
     return arrays

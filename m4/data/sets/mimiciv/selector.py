@@ -11,6 +11,7 @@ import numpy as np
 from m4.data import csv_files
 from m4.data.sets.mimiciv import benchmark, features, haim_blocks
 from m4.data.sets.mimiciv.diagnoses import hashed
+from m4.data.sets.mimiciv.matches import Matches
 from m4.data.sets.mimiciv.stays import Finder, Stays
 from m4.specs import DataSpec
 
@@ -66,6 +67,7 @@ class Selector:
     def __init__(self, name, source: Source, data: DataSpec, stays: Stays, *, stored: bool):
         self.name, self.source, self.stays = name, source, stays
         self.counts: Counter[str] = Counter()
+        self.matches = Matches(source.key, stays)
         self._stored = stored and bool(source.stored)
         self._features = measured(data, name)
         self.columns = {source.key: "int", source.time: "time", source.code: source.kind}
@@ -91,6 +93,7 @@ class Selector:
             wanted = np.flatnonzero((item >= 0) & (item < len(self._feature)))
             batch = batch.take(wanted[self._feature[item[wanted]] >= 0])
         key = batch[self.source.key].fill_null(-1).to_numpy(zero_copy_only=False)
+        self.matches.add(key)
         ours = np.flatnonzero(self._find.known(key))
         batch = batch.take(ours)
         time = csv_files.seconds(batch[self.source.time])

@@ -7,6 +7,8 @@ import numpy as np
 from m4.data.csv_files import NEVER
 from m4.data.sets.mimiciv.life import Life
 
+Everyone = dict[str, np.ndarray]  # every identifier of the release, sorted, by its column
+
 
 @dataclasses.dataclass
 class Stays:
@@ -23,6 +25,8 @@ class Stays:
     # per stay: hashed codes, latest admission last; empty if not asked
     history: list[np.ndarray] = dataclasses.field(default_factory=list)
     demographics: np.ndarray | None = None  # f32[n, 6], see `haim_blocks.py`
+    everyone: Everyone = dataclasses.field(default_factory=dict)
+    joining: list[str] = dataclasses.field(default_factory=list)  # how each table matches
 
     def __len__(self) -> int:
         return len(self.life)

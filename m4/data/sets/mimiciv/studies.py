@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from m4.data import csv_files
-from m4.data.sets.mimiciv import catalogue, linked, release
+from m4.data.sets.mimiciv import catalogue, linked, matches, release
 from m4.data.sets.mimiciv.embeddings.folder import Embeddings
 from m4.data.sets.mimiciv.stays import Finder, Stays
 from m4.errors import DataError
@@ -36,6 +36,7 @@ def read(name: str, root: Path, stays: Stays, flow: list, embeddings: dict) -> d
         placed = _placed(release.need(root, "record_list"), {"study_id": "text"}, stays, flow, name)
         keys = [(row, hour, record["study_id"]) for row, hour, record in placed]
     there, vectors = Embeddings(embeddings[name])([key for _, _, key in keys])
+    matches.require_embedded(name, len(there), len(keys))
     flow.append((f"{name}: dropped, no embedding", len(keys) - len(there)))
     found: dict[int, list] = {}
     for i in np.argsort([keys[i][1] for i in there], kind="stable"):
@@ -65,18 +66,23 @@ def _placed(
 
     X-rays are told by their `StudyDate`; of them only the frontal ones count.
     """
-    ours, lost = Finder(stays.life.subject, stays.life.intime), 0
+    ours, lost, kept = Finder(stays.life.subject, stays.life.intime), 0, 0
+    met = matches.Matches("subject_id", stays)
     columns = columns | {"subject_id": "int"}
     columns |= {} if "StudyDate" in columns else {"ecg_time": "text"}
     for batch in csv_files.stream(path, columns):
         records = batch.to_pylist()
         time = np.array([_seconds(record) for record in records], np.int64)
         subject = batch["subject_id"].fill_null(-1).to_numpy(zero_copy_only=False)
+        met.add(subject)
         for i in np.flatnonzero(ours.known(subject) & (time <= csv_files.NEVER)):
             lost += records[i].get("ViewPosition", FRONTAL[0]).strip() in FRONTAL
         for i, row, hour in stays.place(batch["subject_id"], time):
             if records[i].get("ViewPosition", FRONTAL[0]).strip() in FRONTAL:
+                kept += 1
                 yield row, hour, records[i]
+    table = path.name.partition(".csv")[0]
+    stays.joining.append(matches.line(name, table, "subject_id", met.check(path), kept))
     flow.append((f"{name}: left out, without a date and a time of day", lost))
 
 

@@ -13,10 +13,12 @@ Tasks
   length-of-stay tasks of mimic3-benchmarks; so a short stay is not always good news.
 - `los_over_7d`: los > 7.
 - `sofa7` (auxiliary): SOFA score of the first day >= 7.
-An outcome of -1 is unknown. Where the days of survival contradict the death (a survivor who is dead
-by the end of the stay, a death in hospital after it) there is no `death`; a stay that goes on more
-than a day after the death ends on the day after it, as the other stays that end in death do. Both
-are counted in the flow.
+An outcome of -1 is unknown, but for the days of survival: of -1 they say that the patient outlived
+the follow-up. Where they contradict the death (a survivor who is dead by the end of the stay, a
+death in hospital after it, or of who outlived the follow-up) there is no `death`; a stay that goes
+on more than a day after the death ends on the day after it, as the other stays that end in death
+do; one that ends more than a day before its last measurement has no length. Each kind is counted in
+the flow.
 
 Cleaning, all counted in the flow: values outside the physiological `RANGES` (0 blood pressures
 from disconnected lines, temperatures of 0, pH of 735) are dropped, as are rows without a
@@ -40,7 +42,7 @@ from m4.data.sets.physionet2012.archive import RawSet, read_set, set_files
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
-VERSION = "1.0.0-3"  # of the source, and of this reading of it
+VERSION = "1.0.0-4"  # of the source, and of this reading of it
 LICENCE = "Open Data Commons Attribution License (ODC-BY) 1.0; cite Silva et al. 2012"
 URL = "https://physionet.org/files/challenge-2012/1.0.0"
 WHERE = f"`python -m m4.data download physionet2012 RAW_DIR` gets them from {URL}/ (open access)"
@@ -150,16 +152,20 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
 
     @functools.cache
     def load(letter: str) -> tuple[RawSet, dict[int, dict[str, float]]]:
-        raw = read_set(folder, letter, groups={n: v for n, (_, v) in GROUPS.items()}, ranges=RANGES)
-        outcomes = read_outcomes(folder / f"Outcomes-{letter}.txt")
-        known = {*raw.stays}
+        forms = identifiers.Forms()
+        groups = {name: variables for name, (_, variables) in GROUPS.items()}
+        raw = read_set(folder, letter, groups=groups, ranges=RANGES, forms=forms)
+        outcomes = read_outcomes(folder / f"Outcomes-{letter}.txt", forms)
+        known, last = {*raw.stays}, dict(zip(raw.stays, raw.last_hours(), strict=True))
         where = f"{folder}/Outcomes-{letter}.txt: of the stays in set {letter}"
         identifiers.require_match(known, outcomes, where)
         counts = [
             *raw.flow,
             ("stays without an outcome row", len(known - outcomes.keys())),
             ("outcome rows without a stay", len(outcomes.keys() - known)),
-            *Counter(kind for row in outcomes.values() for kind in _settle(row)).items(),
+            *Counter(
+                kind for stay, row in outcomes.items() for kind in _settle(row, last.get(stay, 0.0))
+            ).items(),
         ]
         outcomes = {stay: o for stay, o in outcomes.items() if stay not in raw.misnamed}
         flow.extend((f"set {letter}: {step}", count) for step, count in counts)
@@ -188,15 +194,20 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     )
 
 
-def read_outcomes(path: Path) -> dict[int, dict[str, float]]:
-    """Record id -> outcome columns. Raises DataError naming the file and line."""
+def read_outcomes(
+    path: Path, forms: identifiers.Forms | None = None
+) -> dict[int, dict[str, float]]:
+    """Record id -> outcome columns. Raises DataError naming the file and line.
+
+    `forms` knows how the records write their ids.
+    """
     columns = ("RecordID", "SOFA", "Length_of_stay", "Survival", "In-hospital_death")
     found: dict[int, dict[str, float]] = {}
-    for line, row in csv_files.rows(path, columns):
-        where = f"{path}, line {line}"
-        values = {c: csv_files.number(row[c], where=f"{where}: {c}") for c in columns}
-        stay = values.pop("RecordID")
-        if not stay.is_integer():
+    ids = {"RecordID": forms or identifiers.Forms()}
+    for line, row in csv_files.rows(path, columns, ids=ids, forms=ids):
+        where, stay = f"{path}, line {line}", row["RecordID"]
+        values = {c: csv_files.number(row[c], where=f"{where}: {c}") for c in columns[1:]}
+        if not stay.isdecimal():
             raise DataError(f"{where}: RecordID is not a whole number")
         if int(stay) in found:
             raise DataError(f"{where}: this record came before")
@@ -204,9 +215,16 @@ def read_outcomes(path: Path) -> dict[int, dict[str, float]]:
     return found
 
 
-def _settle(outcome: dict[str, float]) -> Iterator[str]:
+def _settle(outcome: dict[str, float], last_hour: float) -> Iterator[str]:
     """Take contradictions out of an outcome, yielding the kind of each. See the module."""
     death, days, lived = (outcome[c] for c in ("In-hospital_death", "Length_of_stay", "Survival"))
+    if death == 1 and lived == -1:
+        outcome["In-hospital_death"] = -1
+        yield "records: died in hospital, but outlived the follow-up, no label"
+    if days >= 0 and (days + 1) * 24 < last_hour:
+        outcome["Length_of_stay"] = -1
+        yield "records: stays that end a day and more before their last measurement, no length"
+        return
     if not (days >= 0 and lived >= 0):
         return
     if (death == 0 and lived <= days) or (death == 1 and lived > days):

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from m4.data import identifiers
+from m4.data.identifiers import Forms
 from m4.errors import DataError
 
 STATICS = ("Age", "Gender", "Height", "Weight", "ICUType")
@@ -47,6 +49,14 @@ class RawSet:
         here = slice(starts[i], starts[i + 1])
         return values_Sf[here], times_S[here]
 
+    def last_hours(self) -> list[float]:
+        """Of each stay the hour of its last measurement, 0 without one."""
+        found = np.zeros(len(self.stays))
+        for _, times_S, starts in self.groups.values():
+            stay_S = np.repeat(np.arange(len(self.stays)), np.diff(starts))
+            np.maximum.at(found, stay_S, times_S)
+        return found.tolist()
+
     def statics(self, i: int) -> dict[str, float]:
         """Known static descriptors of stay number `i`."""
         found = {name: float(values[i]) for name, values in self.static_values.items()}
@@ -65,6 +75,7 @@ def read_set(
     *,
     groups: Mapping[str, Sequence[str]],
     ranges: Mapping[str, tuple[float, float]],
+    forms: Forms | None = None,
 ) -> RawSet:
     """Parse, clean and group a set.
 
@@ -73,6 +84,7 @@ def read_set(
       letter: 'a' or 'b'.
       groups: modality -> variables.
       ranges: variable -> inclusive plausible range; rows of other variables are ignored.
+      forms: takes in how the ids of the records are written.
 
     Raises:
       DataError: a damaged archive, a file that is no record, the same record twice.
@@ -87,6 +99,7 @@ def read_set(
             content.decode()
         except UnicodeDecodeError:  # pyarrow would print it and go on
             raise DataError(f"{folder}/set-{letter}, file {number}: not UTF-8") from None
+        identifiers.text(stem, f"{folder}/set-{letter}, file {number}: its name", forms)
         stays.append(int(stem))
         text.write(f"00:00,{_MARKER},0\n".encode())
         text.write(content.partition(b"\n")[2].rstrip() + b"\n")
