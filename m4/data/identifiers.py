@@ -128,6 +128,6 @@ class Forms:
         number = isinstance(identifier, int) or PADDED.fullmatch(identifier)
         if number and self._forms.get(int(identifier), identifier) != identifier:
             raise ValueError(
-                "has leading zeros where another row or file has none, or the other way round: 007 and 7"
-                " may be two subjects, so write each alike everywhere"
+                "has leading zeros where another row or file has none, or the other way round: 007"
+                " and 7 may be two subjects, so write each alike everywhere"
             )

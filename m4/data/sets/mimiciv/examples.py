@@ -109,8 +109,8 @@ class Examples:
                 for batch in csv_files.stream(path, columns):
                     for selector in selectors:
                         self._append(folder / f"{selector.name}-{table}", selector(batch))
-                met = [[s.name, s.matches.key, s.matches.check(path)] for s in selectors]
-                atomic.write(done, json.dumps([[*m, s.counts] for m, s in zip(met, selectors)]))
+                met = [(s.name, s.matches.key, s.matches.check(path), s.counts) for s in selectors]
+                atomic.write(done, json.dumps(met))
             for name, key, met, counts in json.loads(done.read_text()):
                 self.flow.extend((f"{name}: {step}", number) for step, number in counts.items())
                 kept = counts.get("notes kept", 0) + counts.get("events kept", 0)

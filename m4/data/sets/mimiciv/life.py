@@ -17,8 +17,9 @@ A patient in the ICU is alive unless a time or date of death says otherwise, and
 discharge. Where two of the tables contradict each other about the hospital stay, whether the
 patient died is unknown, and the death may have been at any time from the earliest on. Likewise
 where the patient is admitted again more than `LATER` after it: so long the clocks of two offices,
-or the admission of a body for the donation of organs, may lag behind. Time and date of a death in hospital may be a
-day apart: the time counts, unless the date lies more than a day outside the hospital stay.
+or the admission of a body for the donation of organs, may lag behind. Time and date of a death in
+hospital may be a day apart: the time counts, unless the date lies more than a day outside the
+hospital stay.
 """
 
 import dataclasses
