@@ -9,9 +9,10 @@ from m4 import local
 from m4.errors import ConfigError
 
 MODES = ("train", "crossval", "eval", "predict", "check", "report", "sweep", "tim", "interplay")
-MODES += ("plan",)
+MODES += ("plan", "scale")
 OPTIONS = {"sweep": ("seeds", "task", "metrics"), "tim": ("tasks", "permutations")}  # of one mode
 OPTIONS |= {"plan": ("topology", "rows", "json")}
+OPTIONS |= {"scale": ("devices", "kind", "axis", "steps", "topology")}
 SWITCHES = ("debug", "debug_nans", "force_config", "force_program", "help")
 NAMES = ("config", "config_json", "workdir", "mode", "on", *SWITCHES)
 NAMES += tuple(name for names in OPTIONS.values() for name in names)
@@ -39,6 +40,9 @@ USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FI
                   plan     what a run would cost on --topology=v5p:4x4x4, v6e:16x16, h200:8 or
                            cpu:8, without data or an accelerator; --rows=N puts N rows on every
                            chip, --json=FILE writes the figures
+                  scale    speed on --devices=1,2,4,8, weak and strong (--kind), along an --axis:
+                           --steps=20 timed steps each; planned for --topology=KIND where the
+                           machine has fewer
   --on            predict for all subjects of this folder of new raw files, with or without labels,
                   read as the training data were; needs --workdir alone
   --force_config  continue a run although the configuration differs

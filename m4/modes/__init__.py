@@ -39,7 +39,7 @@ def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
     """Runs the mode that `flags` name; `require` comes first. Raises a UserError if it can't."""
     name = flags.mode if flags.on is None else "new"
     mode = importlib.import_module(f"m4.modes.{name}")
-    if os.environ.get("M4_COORDINATOR"):
+    if os.environ.get("M4_COORDINATOR") and flags.mode != "scale":  # its points join one by one
         from m4.run import agreement
         from m4.train import processes
 

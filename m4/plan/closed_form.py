@@ -12,8 +12,10 @@ bytes that it does not have to hold or send, show as a ratio above 1.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -45,15 +47,15 @@ def count(step: Any, args: tuple[Any, ...], mesh: jax.sharding.Mesh, params: Any
         dtype = str(equation.invars[0].aval.dtype)
         products[dtype] = products.get(dtype, 0.0) + times * flops(equation)
     products = {dtype: n / mesh.size for dtype, n in products.items()}
-    state = sum(local_bytes(leaf) for leaf in jax.tree.leaves(args[0]))
-    rest = sum(local_bytes(leaf) for leaf in jax.tree.leaves(args[1:]))
-    alive = live_bytes(jaxpr) / mesh.size
-    gradients = sum(local_bytes(leaf) for leaf in jax.tree.leaves(params))
+    tiled = mesh.devices.flat[0].platform == "tpu"
+    held = sum(local_bytes(leaf, tiled=tiled) for leaf in jax.tree.leaves(args))
+    alive = live_bytes(jaxpr, functools.partial(share_of, parts=mesh.size, tiled=tiled))
+    gradients = sum(local_bytes(leaf, tiled=tiled) for leaf in jax.tree.leaves(params))
     return Model(
         flops=sum(products.values()),
-        argument_bytes=state + rest,
+        argument_bytes=held,
         wire_bytes=wire(params, mesh),
-        peak_bytes=state + rest + gradients + alive,
+        peak_bytes=held + gradients + alive,
         products=products,
     )
 
@@ -90,7 +92,8 @@ def walk(jaxpr: Any, times: float) -> Iterator[tuple[Any, float]]:
 def parts(params: Mapping[str, Any]) -> Iterator[Any]:
     """Jaxprs inside an equation; of a custom rule the function, not its derivatives."""
     for value in params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
+        items: Any = value if isinstance(value, (tuple, list)) else (value,)
+        for item in items:
             if isinstance(item, core.ClosedJaxpr):
                 yield item.jaxpr
             elif isinstance(item, core.Jaxpr):
@@ -119,18 +122,45 @@ def flops(equation: Any) -> float:
     )
 
 
-def local_bytes(leaf: Any) -> int:
+def local_bytes(leaf: Any, *, tiled: bool = False) -> int:
     """Bytes of an array on one device."""
     shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
-    return math.prod(shape) * np.dtype(leaf.dtype).itemsize
+    return stored(tuple(shape), max(1, np.dtype(leaf.dtype).itemsize), tiled=tiled)
+
+
+def stored(shape: tuple[int, ...], itemsize: int, *, tiled: bool) -> int:
+    """Bytes that an array takes.
+
+    A TPU keeps the two innermost dimensions in tiles of 8 x 128 numbers of 32 bits and fills them
+    up; its compiler chooses the dimensions that waste least.
+    """
+    if not tiled:
+        return math.prod(shape) * itemsize
+    if not shape:
+        return 512
+    line = 128 * 4 // itemsize
+    if len(shape) == 1:
+        while line < 8 * 128 * 4 // itemsize and line < shape[0]:
+            line *= 2
+        return -(-shape[0] // line) * line * itemsize
+    whole = max(1, math.prod(shape))
+    pairs = itertools.permutations([max(1, n) for n in shape], 2)
+    return min(whole // (a * b) * _tiles(a, b, 32 // itemsize) for a, b in pairs) * itemsize
+
+
+def _tiles(rows: int, columns: int, height: int) -> int:
+    """Numbers in the tiles that cover `rows` x `columns`; few rows have lower ones."""
+    while height > 1 and height // 2 >= rows:
+        height //= 2
+    return -(-rows // height) * height * -(-columns // 128) * 128
 
 
 def wire(params: Any, mesh: jax.sharding.Mesh) -> dict[str, float]:
     """Bytes that a device sends along each axis for parameters and their gradients."""
     found: dict[str, float] = {}
     for leaf in jax.tree.leaves(params):
-        parts = [part for part in leaf.sharding.spec if part]
-        split = {axis for part in parts for axis in ([part] if isinstance(part, str) else part)}
+        named: list[Any] = [part for part in leaf.sharding.spec if part]
+        split = {axis for part in named for axis in ([part] if isinstance(part, str) else part)}
         size = local_bytes(leaf)
         copies = [axis for axis in ROWS if mesh.shape[axis] > 1 and axis not in split]
         if "fsdp" in split and mesh.shape["fsdp"] > 1:  # gathered twice, scattered once
@@ -141,7 +171,7 @@ def wire(params: Any, mesh: jax.sharding.Mesh) -> dict[str, float]:
     return found
 
 
-def live_bytes(jaxpr: Any) -> int:
+def live_bytes(jaxpr: Any, size_of: Callable[[Any], int]) -> int:
     """Bytes of the largest set of intermediate arrays alive at once, in the order of the trace.
 
     Arguments are not counted; an equation with a program inside counts with what that needs.
@@ -154,7 +184,7 @@ def live_bytes(jaxpr: Any) -> int:
     kept = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
     alive, most, sizes = 0, 0, {}
     for number, equation in enumerate(jaxpr.eqns):
-        inner = max((live_bytes(p) for p in parts(equation.params)), default=0)
+        inner = max((live_bytes(p, size_of) for p in parts(equation.params)), default=0)
         made = {v: size_of(v) for v in equation.outvars if v in last or v in kept}
         most = max(most, alive + max(inner, sum(made.values())))
         sizes |= made
@@ -165,8 +195,11 @@ def live_bytes(jaxpr: Any) -> int:
     return most
 
 
-def size_of(var: Any) -> int:
-    """Bytes of a variable on all devices together."""
-    aval = var.aval
+def share_of(var: Any, *, parts: int, tiled: bool) -> int:
+    """Bytes of a variable on one of `parts` devices, its rows split if they can be."""
+    aval: Any = var.aval
+    shape: tuple[int, ...] = (*getattr(aval, "shape", ()),)
     itemsize = getattr(getattr(aval, "dtype", None), "itemsize", 0) or 4
-    return math.prod(getattr(aval, "shape", ())) * itemsize
+    if shape and shape[0] % parts == 0:
+        return stored((shape[0] // parts, *shape[1:]), itemsize, tiled=tiled)
+    return stored(shape, itemsize, tiled=tiled) // parts

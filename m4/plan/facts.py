@@ -101,32 +101,38 @@ def find(config: ml_collections.ConfigDict, chips: topology.Topology) -> Facts:
     spec = preflight.schema(config)
     model = setup.make_model(config, Path("."), spec, empty(spec, rows), mesh)
     model = dataclasses.replace(model, cuts=model.cuts[-1:])  # of lengths the longest
-    params = model.state.params
+    with setup.context(mesh):
+        compiled = programs.compile_step(model, rows)[0].program
+    idle, seconds = len(described) - mesh.size, time.process_time() - start
+    return examine(model, compiled, rows, idle=idle, seconds=seconds)
+
+
+def examine(model: setup.Model, compiled: Any, rows: int, *, idle: int, seconds: float) -> Facts:
+    """Facts of a compiled step; `seconds` of the processor went into it."""
+    mesh, params = model.mesh, model.state.params
     with setup.context(mesh):
         batch = setup.like(model.cuts[-1], rows, mesh)
         totals = jax.eval_shape(model.step.zeros, model.state, batch)
         form = closed_form.count(model.step.apply, (model.state, totals, batch), mesh, params)
-        compiled = programs.compile_step(model, rows)[0].program
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     program = _program(compiled, dict(mesh.shape))
     sizes = {path: np.prod(p.shape, dtype=int) * p.dtype.itemsize for path, p in _named(params)}
-    copied = {
-        path: int(sizes[path]) for path, p in _named(params) if p.sharding.is_fully_replicated
-    }
+    whole = [path for path, p in _named(params) if p.sharding.is_fully_replicated]
+    copied = {path: int(sizes[path]) for path in whole}
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     total = arguments + memory.output_size_in_bytes - memory.alias_size_in_bytes + temporary
     largest = sorted(copied.items(), key=lambda pair: -pair[1])[:LARGEST]
+    tracked = mesh.devices.flat[0].platform == "tpu"  # others report the arguments alone, or 0
     return Facts(
         mesh=dict(mesh.shape),
-        idle=len(described) - mesh.size,
+        idle=idle,
         rows=rows,
         flops=sum(program.products.values()) if program else float(costs.get("flops", 0)),
         products=program.products if program else {},
         state_bytes=sum(map(closed_form.local_bytes, jax.tree.leaves(model.state))),
         argument_bytes=arguments,
         temporary_bytes=temporary,
-        # Backends that do not track the peak report 0 or the arguments alone.
-        peak_bytes=max(total if chips.compiler == "cpu" else 0, _peak(memory), arguments),
+        peak_bytes=max(0 if tracked else total, _peak(memory), arguments),
         memory_traffic=float(costs.get("bytes accessed", 0)),
         parameters=sum(int(np.prod(p.shape)) for _, p in _named(params)),
         parameter_bytes=int(sum(sizes.values())),
@@ -135,7 +141,7 @@ def find(config: ml_collections.ConfigDict, chips: topology.Topology) -> Facts:
         collectives=tuple(map(dataclasses.asdict, program.collectives)) if program else (),
         callbacks=program.callbacks if program else 0,
         loops=program.loops if program else 0,
-        compile_s=time.process_time() - start,
+        compile_s=seconds,
         program="own" if program else "none",
         model=dataclasses.asdict(form),
     )

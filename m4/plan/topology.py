@@ -124,6 +124,31 @@ class Topology:
         return found.devices
 
 
+# What JAX calls a device -> kind.
+DEVICES = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5p": "v5p"}
+DEVICES |= {"TPU v5": "v5p", "TPU v6": "v6e", "H100": "h100", "H200": "h200", "A100": "a100"}
+DEVICES |= {"B200": "b200"}
+
+
+def kind_of(device: Any) -> str | None:
+    """The kind in the table that a device is; None for one that is not in it."""
+    if device.platform == "cpu":
+        return "cpu"
+    return next((kind for words, kind in DEVICES.items() if words in device.device_kind), None)
+
+
+def of_count(kind: str, count: int) -> Topology:
+    """So many chips of a kind; of a TPU in a torus as even as can be. Raises ConfigError."""
+    dims = [1] * (CHIPS[kind].links // 2) if kind in CHIPS and CHIPS[kind].links > 1 else []
+    rest, factor = count, 2
+    while dims and rest > 1:
+        while rest % factor:
+            factor += 1
+        dims[dims.index(min(dims))] *= factor
+        rest //= factor
+    return parse(f"{kind}:{'x'.join(map(str, sorted(dims))) or count}")
+
+
 def parse(name: str) -> Topology:
     """`kind:size` -> Topology. Raises ConfigError with what can be said instead."""
     kind, _, size = name.partition(":")

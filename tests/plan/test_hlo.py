@@ -3,6 +3,8 @@
 N rows, D width.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,5 +166,25 @@ def test_the_largest_live_set():
         b_N = a_N + 1  # two: a is used again
         return jnp.sum(a_N * b_N)
 
-    found = closed_form.live_bytes(jax.make_jaxpr(peak)(np.ones(1000, np.float32)).jaxpr)
-    assert found == 3 * 4000
+    jaxpr = jax.make_jaxpr(peak)(np.ones(1000, np.float32)).jaxpr
+    one = functools.partial(closed_form.share_of, parts=1, tiled=False)
+    assert closed_form.live_bytes(jaxpr, one) == 3 * 4000
+    assert closed_form.live_bytes(jaxpr, functools.partial(one, parts=4)) == 3 * 1000
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((), 512),
+        ((3,), 512),
+        ((300,), 2048),
+        ((8, 128), 4096),
+        ((9, 128), 2 * 4096),
+        ((1, 128), 512),
+        ((64, 3), 4 * 4 * 128),  # turned: 3 rows of 64 in tiles of 4
+        ((5, 64, 128), 5 * 64 * 128 * 4),
+    ],
+)
+def test_arrays_of_a_tpu_fill_tiles(shape, size):
+    assert closed_form.stored(shape, 4, tiled=True) == size
+    assert closed_form.stored(shape, 4, tiled=False) == 4 * np.prod(shape, dtype=int)
