@@ -161,6 +161,7 @@ def fit(own: Programs, data: Seeded) -> Fit:
         save=lambda *args: None,
         save_best=keep,
         writer=notes,
+        whole=setup.whole,
     )
     with context(setup.mesh):
         step, state = (

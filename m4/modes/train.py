@@ -164,6 +164,7 @@ def _train(
                 **_savers(config, setup, folder, last, best, made),
                 writer=writer,
                 stop=signals.stop,
+                whole=setup.whole,
                 explain=_explainer(config, setup, rerun=flags.debug_nans),
                 watchdog=dog,
             )

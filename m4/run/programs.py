@@ -13,8 +13,10 @@ from m4.eval.predictions import SCORED_KINDS
 from m4.maths import HASHED
 from m4.nn import segmentation
 from m4.nn.pretrained import wrapper
+from m4.run import compiler
 from m4.run.setup import Model, like
 from m4.train.checkpoint import abstract
+from m4.train.flat import Layout
 from m4.train.precision import in_precision
 from m4.types import Batch
 
@@ -38,15 +40,19 @@ class ByLength:
 
 
 class With:
-    """A compiled function and its last argument, which is put on the mesh at the first call."""
+    """A compiled function and its last argument, which is put on the mesh at the first call.
 
-    def __init__(self, compiled: Any, argument: Any, mesh: jax.sharding.Mesh):
+    Where it takes a state as vectors (`layout`), it takes trees, too.
+    """
+
+    def __init__(self, compiled: Any, argument: Any, mesh: Any, layout: Layout | None = None):
         self._compiled, self._argument, self._mesh = compiled, argument, mesh
-        self.memory_analysis, self.program = compiled.memory_analysis, compiled
+        self._layout, self.program = layout, compiled
+        self.memory_analysis = compiled.memory_analysis
 
     def given(self, argument: Any) -> "With":
         """The same program with another last argument: another seed, rate or scaling."""
-        return With(self._compiled, argument, self._mesh)
+        return With(self._compiled, argument, self._mesh, self._layout)
 
     @functools.cached_property
     def _placed(self) -> Any:
@@ -54,6 +60,9 @@ class With:
 
     def __call__(self, *args: Any) -> Any:
         """What the function makes of them and its argument."""
+        if self._layout is not None and not self._layout.is_packed(args[0]):
+            packed = self._layout.packed(jax.tree.map(np.asarray, args[0]), join=np.concatenate)
+            args = sharding.put_whole(packed, sharding.replicated(self._mesh)), *args[1:]
         return self._compiled(*args, self._placed)
 
 
@@ -81,11 +90,14 @@ def compile_step(model: Model, num_rows: int, accept: Callable[[list[str]], None
     Before anything is compiled, `accept` gets the text of each lowered program and may raise.
     """
     whole, batch = sharding.replicated(model.mesh), like(model.cuts[-1], num_rows, model.mesh)
-    shapes = jax.eval_shape(model.step.zeros, model.state, batch)
+    state, layout = model.state, model.layout
+    if layout is not None:
+        state = like_all(jax.eval_shape(layout.packed, state), whole)
+    shapes = jax.eval_shape(model.step.zeros, state, batch)
     totals = like_all(shapes, whole)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    placed = jax.tree.map(lambda x: x.sharding, model.state)
-    options = sharding.compiler_options(model.mesh)
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    options = compiler.options(model.efforts[0], model.mesh)
     inputs = model.inputs, task_losses.scaling(model.spec)
 
     def step(state, totals, batch, inputs):
@@ -97,13 +109,13 @@ def compile_step(model: Model, num_rows: int, accept: Callable[[list[str]], None
 
     cuts = [like(cut, num_rows, model.mesh) for cut in model.cuts]
     given = like_all(inputs, whole)
-    lowered = [jitted.lower(model.state, totals, cut, given) for cut in cuts]
+    lowered = [jitted.lower(state, totals, cut, given) for cut in cuts]
     if accept is not None:
         accept([one.as_text() for one in lowered])
     ready = iter(lowered)
 
     def compile_for(batch):
-        return With(next(ready).compile(options), inputs, model.mesh)
+        return With(next(ready).compile(options), inputs, model.mesh, layout)
 
     return _each(compile_for, model, num_rows), lambda: sharding.put_whole(zeros, whole)
 
@@ -137,7 +149,7 @@ def compile_predict(model: Model, num_rows: int):
     platform = model.mesh.devices.flat[0].platform
     predict = in_precision(model.precision, predict, platform=platform)
     jitted = jax.jit(predict, out_shardings=whole)
-    params, options = model.state.eval_params, sharding.compiler_options(model.mesh)
+    params, options = model.state.eval_params, compiler.options(model.efforts[1], model.mesh)
 
     def compile_for(batch):
         lowered = jitted.lower(params, batch, keep, like_all(scaling, whole))

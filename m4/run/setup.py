@@ -21,6 +21,8 @@ from m4.data.sampling import Sampling
 from m4.data.store import Store
 from m4.errors import ConfigError
 from m4.moe.engine.dispatch import target_of
+from m4.run import compiler
+from m4.run.compiler import Effort
 from m4.run.devices import make_mesh
 from m4.run.method import make_method, on
 from m4.run.workspace import open_incomplete
@@ -28,6 +30,7 @@ from m4.specs import DataSpec
 from m4.train import optim
 from m4.train import step as train_step
 from m4.train.checkpoint import abstract
+from m4.train.flat import FlatMethod, Layout
 from m4.train.precision import Precision
 from m4.types import Batch, Method
 
@@ -44,10 +47,19 @@ class Model:
     precision: Precision  # of matrix products
     inputs: train_step.Inputs
     step: train_step.Step  # of `unscaled`
+    layout: Layout | None  # of the step's states; None: trees as everywhere else
+    efforts: tuple[Effort, Effort]  # of compiling the step and predictions
     init: Callable[[], train_step.State]
     state: Any  # shapes and shardings of the state
     gather: Callable[[Any], Any]  # of parameters what a forward pass uses
     cuts: tuple[DataSpec, ...]  # the schema in every bucket, the last is whole
+
+    def whole(self, state: Any) -> Any:
+        """A state that the compiled step returned, as trees."""
+        if self.layout is None:
+            return state
+        placed = jax.tree.map(lambda x: x.sharding, self.state)
+        return jax.device_put(self.layout.unpacked(state), placed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +101,17 @@ def make_model(
     require_any_length(method, [like(cut, len(first.uid), mesh) for cut in cuts], mesh)
     how = {name: config.train[name] for name in ("precision", "remat", "accumulate")}
     how |= {"platform": platform, "gather": gather}
-    unscaled = on(task_losses.unscaled(spec), method)
-    step = train_step.make_step(unscaled, tx, seed=config.seed, ema=ema, **how)
-    parts = (method, unscaled, config.train.precision, inputs, step, init, state, gather)
-    return Model(data, spec, mesh, *parts, cuts)
+    trained: Any = on(task_losses.unscaled(spec), method)
+    unscaled = trained
+    layout = Layout.of(state.params) if mesh.size == 1 and platform == "cpu" else None
+    if layout is not None:
+        trained = FlatMethod(unscaled, layout)
+        how["gather"] = lambda params: params  # of one device
+        tx, *_ = make_optimiser(config, platform, mask=layout.decayed)
+    step = train_step.make_step(trained, tx, seed=config.seed, ema=ema, **how)
+    efforts = compiler.step_effort(config), compiler.predict_effort(config)
+    parts = (method, unscaled, config.train.precision, inputs, step, layout, efforts, init, state)
+    return Model(data, spec, mesh, *parts, gather, cuts)
 
 
 def own_device(mesh: jax.sharding.Mesh) -> Any:
@@ -133,14 +152,22 @@ def make_loader(
 
 
 def make_optimiser(
-    config: ml_collections.ConfigDict, platform: str | None = None
+    config: ml_collections.ConfigDict,
+    platform: str | None = None,
+    *,
+    mask: Callable = optim.decayed,
 ) -> tuple[optax.GradientTransformation, optim.Schedule, float]:
-    """Optimiser, learning rate by step, and decay of the parameter average."""
+    """Optimiser, learning rate by step, and decay of the parameter average.
+
+    `mask` says which parameters decay.
+    """
     options = config.optim.to_dict()
     ema = options.pop("ema")
     timing = {k: options.pop(k) for k in ("lr", "schedule", "warmup_steps", "end_fraction")}
     schedule = optim.make_schedule(timing.pop("lr"), steps=config.train.steps, **timing)
-    tx = optim.make_optimiser(options.pop("name"), schedule, platform=platform, **options)
+    tx = optim.make_optimiser(
+        options.pop("name"), schedule, platform=platform, mask=mask, **options
+    )
     return tx, schedule, ema
 
 
@@ -212,8 +239,7 @@ def _init(method, tx, batch: Batch, mesh, *, seed: Any, fresh: Callable):
 
     def make() -> train_step.State:
         # It runs once: optimising it takes three times as long as it could save.
-        cpu = mesh.devices.flat[0].platform == "cpu"
-        options: Any = {"xla_backend_optimization_level": 0} if cpu else None
+        options: Any = compiler.options("little", mesh)
         with context(mesh):
             given = sharding.put_whole(seed, sharding.replicated(mesh))
             return jax.jit(init, out_shardings=shardings).lower(given).compile(options)(given)

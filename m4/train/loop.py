@@ -56,6 +56,8 @@ class Hooks:
     writer: Writer
     stop: Callable[[int], bool] = lambda step: False
     explain: Callable[[int, State], list[str]] = lambda step, state: []  # a bad step, in lines
+    # What the others get of a state that `step` returns, where that has another form.
+    whole: Callable[[State], State] = lambda state: state
     watchdog: Watchdog = Watchdog(0, Path())  # off
 
 
@@ -137,6 +139,18 @@ def _make_up(
     return progress
 
 
+def _of_whole(hooks: Hooks) -> Hooks:
+    """Hooks that get `hooks.whole` of a state in the place of it."""
+    whole = hooks.whole
+    return dataclasses.replace(
+        hooks,
+        evaluate=lambda state: hooks.evaluate(whole(state)),
+        save=lambda number, state, progress: hooks.save(number, whole(state), progress),
+        save_best=lambda number, state, value: hooks.save_best(number, whole(state), value),
+        explain=lambda number, state: hooks.explain(number, whole(state)),
+    )
+
+
 def better(metric: str, value: float, best: float | None) -> bool:
     """Whether `value` of '<task>/<metric>' beats `best`."""
     if not math.isfinite(value):
@@ -166,6 +180,7 @@ class _Log:
 
     def __init__(self, plan: Plan, hooks: Hooks):
         self._plan, self._saving = plan, 0.0
+        hooks = _of_whole(hooks)
         timed = {name: self._timed_save(getattr(hooks, name)) for name in ("save", "save_best")}
         self.hooks = dataclasses.replace(hooks, **timed)
         self._pending: tuple[int, int, Totals, dict[str, float]] | None = None
@@ -224,7 +239,7 @@ class _Log:
             )
         if any(totals.damaged.values()):
             parts = [name for name, count in totals.damaged.items() if count]
-            names = ", ".join(list(guard.nonfinite_leaves(state))[:4])
+            names = ", ".join(list(guard.nonfinite_leaves(self.hooks.whole(state)))[:4])
             raise DivergedError(
                 f"step {number}: {', '.join(parts)} of the state not finite ({names}); it is not"
                 " saved: run the same command again to go on from the last checkpoint"

@@ -63,6 +63,7 @@ def make_optimiser(
     b2: float = 0.999,
     eps: float = 1e-8,
     platform: str | None = None,
+    mask: Callable | None = None,
 ) -> optax.GradientTransformation:
     """Clipping by global norm (0 = off), then the optimiser, then decoupled weight decay.
 
@@ -70,7 +71,8 @@ def make_optimiser(
     `weight_decay` only if it is 0; asking for both is a ValueError, because L2 in Adam is rarely
     meant (`adamw` decouples it). `b1` is SGD's momentum. On the
     `platform` 'cpu' (None: JAX's default) clipping is written otherwise, to the same effect.
-    Its `update` takes a `schedule` in the place of this one, too.
+    Its `update` takes a `schedule` in the place of this one, too. `mask` is `decayed` or, for
+    parameters in another form, what is of the same use.
     """
     if name == "adam" and weight_decay:
         raise ValueError(f"adam has no decoupled weight_decay={weight_decay}: use adamw")
@@ -87,7 +89,7 @@ def make_optimiser(
     parts = [clip(clip_norm)] if clip_norm else []
     parts.append(core[name]())
     if weight_decay:
-        parts.append(optax.add_decayed_weights(weight_decay, mask=decayed))
+        parts.append(optax.add_decayed_weights(weight_decay, mask=mask or decayed))
     return optax.chain(*parts, _by_rate(schedule))
 
 
