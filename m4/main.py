@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from m4 import config as configs
 from m4 import local, streams
 from m4.config import flags as command_line
+from m4.config import trust
 from m4.errors import Preempted, UserError, place, shortage
 from m4.train import early, rendezvous
 
@@ -41,7 +42,11 @@ def run(args: Sequence[str]) -> int:
                 print(command_line.USAGE)
                 return 0
             local.require_variables()
-            config = None if flags.mode in ("report", "sweep") else configs.load(flags)
+            bare = flags.mode == "check" and not (flags.config or flags.config_json)
+            bare = bare or flags.mode in ("report", "sweep")
+            if not bare:
+                trust.require_of(flags)
+            config = None if bare else configs.load(flags)
             from m4 import modes  # everything that JAX isn't needed for has been checked by now
 
             modes.require(config, flags)

@@ -13,7 +13,7 @@ MODES += ("plan", "scale")
 OPTIONS = {"sweep": ("seeds", "task", "metrics"), "tim": ("tasks", "permutations")}  # of one mode
 OPTIONS |= {"plan": ("topology", "rows", "json")}
 OPTIONS |= {"scale": ("devices", "kind", "axis", "steps", "topology")}
-SWITCHES = ("debug", "debug_nans", "force_config", "force_program", "help")
+SWITCHES = ("debug", "debug_nans", "force_config", "force_program", "trust_code", "help")
 NAMES = ("config", "config_json", "workdir", "mode", "on", *SWITCHES)
 NAMES += tuple(name for names in OPTIONS.values() for name in names)
 USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FIELD=VALUE ...]
@@ -47,6 +47,7 @@ USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FI
                   read as the training data were; needs --workdir alone
   --force_config  continue a run although the configuration differs
   --force_program continue a run although its code, compiled, is another program
+  --trust_code    run code outside m4 that a work directory names, without --config
   --debug_nans    when a run gives up on numbers that are not finite, run the last bad step again
                   and name the operation
   --debug         print tracebacks, which may quote data
@@ -70,6 +71,7 @@ class Flags:
     debug_nans: bool = False
     force_config: bool = False
     force_program: bool = False
+    trust_code: bool = False
     help: bool = False
 
 

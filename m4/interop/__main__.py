@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from m4 import atomic, local, methods
 from m4 import config as configs
-from m4.config import code
+from m4.config import code, trust
 from m4.errors import MAX_LINE, ConfigError, UserError
 from m4.interop import convert, state_dicts
 from m4.modes import eval as eval_mode
@@ -77,6 +77,7 @@ def main(args: Sequence[str]) -> int:
         return 0 if args else 2
     try:
         job = parse(args)
+        trust.require_of(job.flags)
         config = configs.load(job.flags)
         check(config, job)
         {"import": import_, "export": export}[job.command](config, job)

@@ -17,7 +17,7 @@ import optax
 
 from m4 import __version__, atomic, sharding
 from m4 import config as configs
-from m4.config import Flags
+from m4.config import Flags, trust
 from m4.data import manifest as manifests
 from m4.data.store import Store
 from m4.errors import ConfigError, SaveError
@@ -70,6 +70,7 @@ def claim(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> No
                 *changes,
             )
     atomic.write(path, configs.to_json(config))
+    trust.mark(folder, config.to_dict())
 
 
 def _introduce(config, setup: Setup, folder: Path) -> None:

@@ -236,6 +236,13 @@ def _close_to_others(folder: Path) -> None:
             f"--workdir={folder}: others may write to it (mode {mode:o}, of user {status.st_uid});"
             " choose a folder below it, or one of your own"
         )
+    for place, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            if os.path.islink(os.path.join(place, name)):
+                raise ConfigError(
+                    f"--workdir={folder}: others could write to it, and it holds a link,"
+                    f" {os.path.join(place, name)}; move that away"
+                )
     try:
         os.chmod(folder, mode & ~(stat.S_IWGRP | stat.S_IWOTH))
     except OSError as error:

@@ -117,6 +117,10 @@ def test_a_folder_that_others_may_write_to_is_closed_or_refused(tmp_path, capsys
     with workdir.locked(tmp_path):
         assert tmp_path.stat().st_mode & 0o777 == 0o755
     assert "may not write to it any more" in capsys.readouterr().err
+    tmp_path.chmod(0o777)
+    (tmp_path / "stacks-0.txt").symlink_to("/etc/hostname")  # planted before
+    with pytest.raises(ConfigError, match="holds a link"), workdir.locked(tmp_path):
+        pass
     (tmp_path / "w").mkdir()
     (tmp_path / "w").chmod(0o1777)  # as /tmp is
     with pytest.raises(ConfigError, match="others may write to it"), workdir.locked(tmp_path / "w"):

@@ -1,0 +1,101 @@
+"""Whose word it is that code outside m4 is run.
+
+Whoever gives a configuration file runs what it names. A work directory may be anybody's: what its
+config.json names is run only if this user has once given that name himself, which a mark in the
+work directory says that only he could make, or gives `--trust_code`.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from m4.config.flags import Flags
+from m4.config.plain import flatten, read_json
+from m4.errors import ConfigError
+
+MARK, KEY = "own", "own.key"
+
+
+def foreign(config: Mapping[str, Any]) -> dict[str, str]:
+    """Fields that name code outside m4, and the names."""
+    return {
+        path: value
+        for path, value in flatten(config).items()
+        if isinstance(value, str)
+        and not value.startswith("m4.")
+        and (
+            (path == "data.name" and "." in value) or (path.startswith("method.") and ":" in value)
+        )
+    }
+
+
+def imported(config: Mapping[str, Any]) -> bool:
+    """Whether all code outside m4 that it names has been imported before."""
+    return {name.partition(":")[0] for name in foreign(config).values()} <= sys.modules.keys()
+
+
+def mark(folder: Path, config: Mapping[str, Any]) -> None:
+    """Remembers in a work directory that this user has given these names."""
+    names = foreign(config)
+    if names and (key := _key(make=True)):
+        file = os.open(folder / MARK, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with open(file, "w", encoding="ascii") as text:
+            text.write(_sign(key, names))
+
+
+def require_of(flags: Flags) -> None:
+    """`require` for the work directory that a command takes its configuration from, if it does."""
+    if flags.workdir is None or flags.config or flags.config_json or flags.trust_code:
+        return
+    path = flags.workdir / "config.json"
+    if path.is_file():
+        require(flags.workdir, read_json(path), flags.overrides)
+
+
+def require(folder: Path, config: Mapping[str, Any], given: Mapping[str, str]) -> None:
+    """Raises ConfigError if a work directory names code outside m4 that this user never gave.
+
+    `given` are fields that the command line replaces.
+    """
+    names = foreign(config)
+    unsaid = {path: name for path, name in names.items() if path not in given}
+    if not unsaid:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        key, found = _key(make=False), (folder / MARK).read_text(encoding="ascii")
+        if key and hmac.compare_digest(found, _sign(key, names)):
+            return
+    path, name = min(unsaid.items())
+    raise ConfigError(
+        f"{folder / 'config.json'}: {path}={name!r} is code outside m4, which would be run; give"
+        " --config, or --trust_code if this work directory is yours"
+    )
+
+
+def _sign(key: bytes, names: Mapping[str, str]) -> str:
+    return hmac.new(key, json.dumps(names, sort_keys=True).encode(), hashlib.sha256).hexdigest()
+
+
+def _key(*, make: bool) -> bytes | None:
+    """This user's secret, beside his compiled programs; None without a home."""
+    try:
+        home = os.environ.get("M4_CACHE") or os.environ.get("XDG_CACHE_HOME")
+        path = (Path(home) if home else Path.home() / ".cache") / "m4" / KEY
+        if make:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with open(file, "wb") as fresh:
+                    fresh.write(secrets.token_bytes(32))
+        status = path.stat()
+        own = status.st_uid == os.geteuid() and not status.st_mode & 0o077
+        return path.read_bytes() or None if own else None
+    except (OSError, RuntimeError):
+        return None

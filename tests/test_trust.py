@@ -1,0 +1,78 @@
+"""Whose code is run: a work directory that names modules outside m4 is not believed."""
+
+import json
+import sys
+
+import pytest
+
+from m4 import config as configs
+from m4.config import trust
+from m4.errors import ConfigError
+from m4.main import main
+from tests.faults import bad_work
+
+EVIL = "import pathlib; pathlib.Path(__file__).with_suffix('.ran').touch()\n"
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+    """A module that leaves a mark where it is imported."""
+    (tmp_path / "evilpkg").mkdir()
+    (tmp_path / "evilpkg/__init__.py").write_text(EVIL)
+    (tmp_path / "evilpkg/mod.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "evilpkg/__init__.ran"
+    for name in [n for n in sys.modules if n.partition(".")[0] == "evilpkg"]:
+        del sys.modules[name]
+
+
+CASES = {
+    "data": {"data": {"name": "evilpkg.mod", "options": {}}},
+    "method": {"method": {"name": "evilpkg.mod:Method"}},
+    "gate": {"method": {"name": "fusemoe", "moe": {"gate": "evilpkg.mod:gate"}}},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "args", [["--mode=eval"], ["--mode=predict"], [], ["--on=."], ["--mode=check"]]
+)
+def test_a_foreign_work_directory_imports_nothing(tmp_path, evil, capsys, case, args):
+    work = tmp_path / "w"
+    work.mkdir()
+    known = {"data": {"name": "synthetic", "options": {}}, "method": {"name": "m3h"}}
+    (work / "config.json").write_text(json.dumps(bad_work.CONFIG | known | CASES[case]))
+    code = main([f"--workdir={work}", *args])
+    said = capsys.readouterr().err
+    assert not evil.exists()
+    if args != ["--mode=check"]:  # which looks at checkpoints alone
+        assert code == 2 and "is code outside m4" in said and "--trust_code" in said
+
+
+def test_what_the_user_gave_once_is_believed_and_a_copied_mark_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("M4_CACHE", str(tmp_path / "mine"))
+    config, other = ({"data": {"name": name}} for name in ("lab.data", "lab.other"))
+    trust.mark(tmp_path, config)
+    trust.require(tmp_path, config, {})
+    with pytest.raises(ConfigError, match="lab.other"):
+        trust.require(tmp_path, other, {})
+    trust.require(tmp_path, other, {"data.name": "synthetic"})
+    monkeypatch.setenv("M4_CACHE", str(tmp_path / "yours"))  # of another user
+    with pytest.raises(ConfigError, match="code outside m4"):
+        trust.require(tmp_path, config, {})
+    trust.mark(tmp_path / "nowhere", {"data": {"name": "synthetic"}})  # nothing to remember
+    assert (tmp_path / "mine/m4/own.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_comparing_with_a_foreign_configuration_imports_nothing(tmp_path, evil):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(bad_work.CONFIG | CASES["data"]))
+    assert configs.stored(path)["data"]["name"] == "evilpkg.mod"
+    assert not evil.exists()
+
+
+def test_on_the_users_word_it_does(tmp_path, evil):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w/config.json").write_text(json.dumps(bad_work.CONFIG | CASES["data"]))
+    assert main([f"--workdir={tmp_path / 'w'}", "--mode=eval", "--trust_code"]) == 2
+    assert evil.exists()
