@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sksurv import metrics as oracle
 
 from m4 import task_losses
 from m4.eval import metrics
@@ -102,20 +103,34 @@ def test_c_index_counts_the_pairs_of_the_definition():
         assert found.value == pytest.approx(good / pairs, nan_ok=True)
 
 
-def test_both_c_indices_equal_scikit_survivals():
-    theirs = pytest.importorskip("sksurv.metrics", reason="scikit-survival is not locked")
+@pytest.mark.parametrize("ties", [False, True])
+def test_both_c_indices_equal_scikit_survivals(ties):
     rng = np.random.default_rng(2)
-    for _ in range(20):
+    for _ in range(40):
         dead, left = rng.exponential(3, 80), rng.exponential(4, 80)
-        label = np.stack([np.minimum(dead, left), dead <= left], 1)
+        if ties:  # whole days: events and censorings at one time, also at the last
+            dead, left = np.ceil(dead), np.minimum(np.ceil(left), 6)
+        time, event = np.minimum(dead, left), dead <= left
         chance = np.round(1 / (1 + dead) + 0.2 * rng.random(80), 1)
-        fields = [("event", bool), ("time", float)]
-        outcome = np.array([(e > 0, t) for t, e in label], fields)
+        outcome = np.array([*zip(event, time, strict=True)], [("event", bool), ("time", float)])
+        label = np.stack([time, event], 1).astype(float)
         found = metrics.score(TASK, label, np.ones((80, 2), bool), np.repeat(chance[:, None], 3, 1))
-        harrell = theirs.concordance_index_censored(label[:, 1] > 0, label[:, 0], chance)[0]
-        np.testing.assert_allclose(found["c_index"].value, harrell, rtol=1e-6)
-        uno = theirs.concordance_index_ipcw(outcome, outcome, chance)[0]
-        np.testing.assert_allclose(found["c_index_ipcw"].value, uno, rtol=1e-6)
+        harrell = oracle.concordance_index_censored(event, time, chance)[0]
+        np.testing.assert_allclose(found["c_index"].value, harrell, rtol=1e-12)
+        # scikit-survival has no weight for events at the last time if others are censored then
+        tau = time.max() if not event[time == time.max()].all() else None
+        uno = oracle.concordance_index_ipcw(outcome, outcome, chance, tau=tau)[0]
+        np.testing.assert_allclose(found["c_index_ipcw"].value, uno, rtol=1e-12)
+
+
+def test_events_at_the_last_time_alone_have_no_weight():
+    label = np.array([[5, 1], [5, 0], [5, 0]], float)
+    found = metrics.score(
+        TASK, label, np.ones((3, 2), bool), np.ones((3, 3)) * [[0.3], [0.2], [0.1]]
+    )
+    assert found["c_index"] == metrics.Value(1.0)
+    assert np.isnan(found["c_index_ipcw"].value)
+    assert found["c_index_ipcw"].note == "no comparable pair before the last time"
 
 
 def test_events_weigh_by_the_chance_to_be_seen_by_hand():

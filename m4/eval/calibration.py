@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 from scipy.stats import chi2, ncx2, norm
 
 NUM_BINS = 10
+NO_INTERVAL = "no interval: a bin rests on one patient, or all patients' gaps are alike"
 LARGE = 1e6  # of chi^2 over its unit: from here on its root is normal, and SciPy's tails end in NaN
 
 
@@ -35,15 +36,50 @@ def ece(label_N: np.ndarray, predicted_N: np.ndarray, num_bins: int = NUM_BINS) 
 
 
 def band(
-    predicted_N: np.ndarray, *, draws: int = 200, seed: int = 0, num_bins: int = NUM_BINS
+    label_N: np.ndarray,
+    predicted_N: np.ndarray,
+    patient_N: np.ndarray,
+    *,
+    draws: int = 400,
+    seed: int = 0,
+    num_bins: int = NUM_BINS,
 ) -> tuple[float, float]:
-    """The middle 95 % of `ece` of a perfectly calibrated model that predicts the same."""
+    """The middle 95 % of `ece` of a perfectly calibrated model that predicts the same.
+
+    Labels are drawn from the predictions where each patient has one row. Rows of one patient are
+    alike in a way that the predictions do not tell; then the bins' gaps are normal with the
+    covariance that the patients show, about 0.
+    """
     rng = np.random.default_rng(seed)
-    label_BN = rng.random((draws, len(predicted_N))) < predicted_N
-    hot_NK = np.eye(num_bins)[bin_index(predicted_N, num_bins)]
-    values_B = np.abs((label_BN - predicted_N) @ hot_NK).sum(axis=1) / len(predicted_N)
-    low, high = np.percentile(values_B, [2.5, 97.5])
+    if len(np.unique(patient_N)) == len(patient_N):
+        label_BN = rng.random((draws, len(predicted_N))) < predicted_N
+        hot_NK = np.eye(num_bins)[bin_index(predicted_N, num_bins)]
+        gap_BK = (label_BN - predicted_N) @ hot_NK / len(predicted_N)
+    else:
+        _, root_K, cov_KK, alone = _gaps(label_N, predicted_N, patient_N, num_bins)
+        if alone:
+            return float("nan"), float("nan")
+        gap_BK = rng.multivariate_normal(np.zeros(num_bins), cov_KK, draws, method="svd") * root_K
+    low, high = np.percentile(np.abs(gap_BK).sum(axis=1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def _gaps(label_N, predicted_N, patient_N, num_bins):
+    """Bins' mean gaps times the root of their share, s f64[K], that root, and the covariance of s.
+
+    Over patients. The last says that a bin rests on one patient: chance cannot be told there.
+    """
+    index_N, gap_N = bin_index(predicted_N, num_bins), label_N - predicted_N
+    _, owner_N = np.unique(patient_N, return_inverse=True)
+    n_K = np.bincount(index_N, minlength=num_bins)
+    _, first = np.unique(owner_N * num_bins + index_N, return_index=True)
+    patients_K = np.bincount(index_N[first], minlength=num_bins)
+    mean_K = np.bincount(index_N, weights=gap_N, minlength=num_bins) / np.maximum(n_K, 1)
+    e_PK = np.zeros((owner_N.max() + 1, num_bins))
+    np.add.at(e_PK, (owner_N, index_N), gap_N - mean_K[index_N])
+    e_PK *= np.sqrt(patients_K / (np.maximum(patients_K, 2) - 1) / np.maximum(n_K, 1))
+    root_K = np.sqrt(n_K / len(label_N))
+    return root_K * mean_K, root_K, e_PK.T @ e_PK / len(label_N), bool((patients_K == 1).any())
 
 
 def error(
@@ -56,21 +92,10 @@ def error(
     chi^2 with the same mean, tr V + square, and variance, 2 tr(V^2) + 4 s'Vs. The interval inverts
     that. Its lower end is above 0 where calibration is refuted at 5 %.
     """
-    index_N, gap_N = bin_index(predicted_N, num_bins), label_N - predicted_N
-    _, owner_N = np.unique(patient_N, return_inverse=True)
-    n_K = np.bincount(index_N, minlength=num_bins)
-    _, first = np.unique(owner_N * num_bins + index_N, return_index=True)
-    patients_K = np.bincount(index_N[first], minlength=num_bins)
-    mean_K = np.bincount(index_N, weights=gap_N, minlength=num_bins) / np.maximum(n_K, 1)
-    e_PK = np.zeros((owner_N.max() + 1, num_bins))
-    np.add.at(e_PK, (owner_N, index_N), gap_N - mean_K[index_N])
-    e_PK *= np.sqrt(patients_K / (np.maximum(patients_K, 2) - 1) / np.maximum(n_K, 1))
-    cov_KK = e_PK.T @ e_PK / len(label_N)
-    square, trace = np.sum(n_K * mean_K**2) / len(label_N), np.trace(cov_KK)
-    s_K = np.sqrt(n_K / len(label_N)) * mean_K
+    s_K, _, cov_KK, alone = _gaps(label_N, predicted_N, patient_N, num_bins)
+    square, trace = s_K @ s_K, np.trace(cov_KK)
     noise, true = np.square(cov_KK).sum(), max(square - trace, 0.0)
     along = max(s_K @ cov_KK @ s_K - noise, 0.0)  # the variance in the direction of the gaps
-    alone = (patients_K == 1).any()  # then chance cannot be told from the gap of that bin
     if alone or noise <= 1e-30 * square**2:  # or all gaps are equal: nothing to judge by
         nothing = float("nan") if square else 0.0
         return float(np.sqrt(true)), nothing, nothing

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from m4.eval.specialisation import blocks
+from m4.eval.specialisation import Exchange
 from m4.types import Array
 
 ROWS_PER_CELL = 50  # of a table of two features and a label: with fewer the bits are noise
@@ -99,9 +99,8 @@ def partial_information(
     if len(y_N) < ROWS_PER_CELL * np.prod(shape):
         return None
     rng, (x, z, y) = np.random.default_rng(seed), (code.reshape(-1) for _, code in codes)
-    labels = np.tile(y, (draws + 1, 1))
-    for label, rows in itertools.product(labels[1:], blocks(patient_N)):
-        label[rows] = y[rng.permutation(rows)]
+    exchange = Exchange(patient_N)
+    labels = [y, *(y[exchange.permuted(rng)] for _ in range(draws))]
     cells = (np.ravel_multi_index((x, z, label), shape) for label in labels)
     counts = [np.bincount(cell, minlength=np.prod(shape)).reshape(shape) for cell in cells]
     found = decompose(np.stack(counts))

@@ -23,7 +23,8 @@ for every draw; for multiclass it is that of the predicted class. Probabilities 
 that loses another label or class is undefined.
 
 Out of fold, scores of different networks are not compared: what ranks rows (`RANKED`) is the mean
-of the folds, weighted by their events (positive labels, observed events, else rows).
+of the folds, weighted by their events (positive labels, observed events, else rows); of a macro
+metric this is so of each label, and the mean of the labels comes last.
 
 Letters: N rows, B draws, C labels, classes or values, L label columns (C, or 1 for multiclass),
 K bins.
@@ -87,10 +88,9 @@ def score(
         return dict.fromkeys(values, Value(float("nan"), "no labelled row"))
     notes = _notes(task, label_NL, mask_NL, np.asarray(prediction_NC))
     if fold_N is not None:
-        folds = [found for _, found in _by_fold(*args, threshold, fold_N)]
-        lost = {name: sum(np.isnan(found[name][0]) for found in folds) for name in values}
-        mean_of = {n: k for n, k in lost.items() if n.startswith(RANKED) and 0 < k < len(folds)}
-        notes |= {n: f"{k} of {len(folds)} folds undefined, left out" for n, k in mean_of.items()}
+        _, lost = _over_folds(*args, threshold, fold_N)
+        folds = len(np.unique(fold_N))
+        notes |= {n: f"{k} of {folds} folds undefined, left out" for n, k in lost.items() if k}
     return {name: Value(float(value), notes.get(name, "")) for name, (value,) in values.items()}
 
 
@@ -109,7 +109,7 @@ def under(
     `weight_NB` holds multiplicities (whole numbers); float32 is faster and as exact.
     """
     if fold_N is not None:
-        return _over_folds(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fold_N)
+        return _over_folds(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fold_N)[0]
     known_N, prediction_NC = mask_NL.any(axis=1), np.asarray(prediction_NC, np.float64)
     if not known_N.any():  # one invented row tells the names
         label_1L, prediction_1C = (np.zeros((1, x.shape[1])) for x in (label_NL, prediction_NC))
@@ -139,33 +139,61 @@ def _of_kind(task, y, mask, p, w, threshold) -> dict[str, np.ndarray]:
     raise ValueError(f"task {task.name}: kind {task.kind!r} has no generic metrics")
 
 
-def _by_fold(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fold_N):
-    """Of each fold the number of events and `under`."""
+def _over_folds(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fold_N):
+    """`under`, but for what ranks rows: there the mean of the folds, of each label by itself.
+
+    Beside it, of each of these means, how many folds the sample leaves undefined (of the label with
+    most) while it defines others.
+    """
+    args = task, label_NL, mask_NL, prediction_NC
+    out, lost = under(*args, weight_NB, threshold=threshold), {}
+    # the last column is the sample: a fold that it leaves undefined is left out
+    with_sample = np.concatenate([weight_NB, np.ones_like(weight_NB[:, :1])], axis=1), fold_N
+    whole = _fold_means(*args, *with_sample)
+    each = [_fold_means(*column, *with_sample) for column in _one_by_one(*args)]
+    folds = len(np.unique(fold_N))
+    for name in (n for n in out if n.startswith(RANKED)):
+        macro = name.endswith("_macro")
+        found = [of[name.removesuffix("_macro")] for of in each] if macro else [whole[name]]
+        out[name] = _macro(np.stack([mean_B for mean_B, _ in found]))[:-1]
+        lost[name] = max((count for _, count in found if count < folds), default=0)
+    return out, lost
+
+
+def _fold_means(task, label_NL, mask_NL, prediction_NC, weight_NB, fold_N) -> dict:
+    """What ranks rows: name -> (mean of the folds by their events f64[B], folds left out).
+
+    The last draw is the sample; a fold that is undefined in another draw is left out of that one.
+    """
+    events, folds = [], []
     for fold in np.unique(fold_N):
         own = fold_N == fold
         label, mask = label_NL[own], mask_NL[own]
-        events = mask.any(axis=1).sum()
+        events.append(float(mask.any(axis=1).sum()))
         if task.kind in ("binary", "multilabel", "survival"):
-            events = (label * mask)[:, -1 if task.kind == "survival" else slice(None)].sum()
-        args = task, label, mask, prediction_NC[own], weight_NB[own]
-        yield float(events), under(*args, threshold=threshold)
+            column = -1 if task.kind == "survival" else slice(None)
+            events[-1] = float((label * mask)[:, column].sum())
+        folds.append(under(task, label, mask, prediction_NC[own], weight_NB[own]))
+    means = {}
+    for name in (n for n in folds[0] if n.startswith(RANKED)):
+        value_FB = np.stack([found[name] for found in folds])
+        defined_F = np.isfinite(value_FB[:, -1])
+        weight_FB = np.isfinite(value_FB) * (np.array(events) * defined_F)[:, None]
+        total_B = weight_FB.sum(axis=0)
+        mean_B = (np.nan_to_num(value_FB) * weight_FB).sum(axis=0) / np.where(total_B, total_B, 1)
+        means[name] = np.where(total_B > 0, mean_B, np.nan), int((~defined_F).sum())
+    return means
 
 
-def _over_folds(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fold_N) -> dict:
-    args = task, label_NL, mask_NL, prediction_NC
-    out = under(*args, weight_NB, threshold=threshold)
-    ranked = [name for name in out if name.startswith(RANKED)]
-    # the last column is the sample: a fold that it leaves undefined is left out
-    with_sample_NB = np.concatenate([weight_NB, np.ones_like(weight_NB[:, :1])], axis=1)
-    total, sums = dict.fromkeys(ranked, 0.0), {name: np.zeros_like(out[name]) for name in ranked}
-    for events, found in _by_fold(*args, with_sample_NB, threshold, fold_N):
-        for name in ranked:
-            *_, sample = found[name]
-            if np.isfinite(sample):
-                total[name] += events
-                sums[name] = sums[name] + events * found[name][:-1]
-    means = {n: sums[n] / total[n] if total[n] else np.full_like(out[n], np.nan) for n in ranked}
-    return out | means
+def _one_by_one(task: TaskSpec, label_NL, mask_NL, prediction_NC):
+    """Each label of a task with several, or each class against the rest, as a binary task."""
+    if task.kind not in ("multilabel", "multiclass"):
+        return
+    count = prediction_NC.shape[1]
+    hot = label_NL if task.kind == "multilabel" else label_NL == np.arange(count)
+    for c in range(count):
+        label, mask = hot[:, [c]].astype(float), mask_NL[:, [c if task.kind == "multilabel" else 0]]
+        yield TaskSpec(task.name, "binary"), label, mask, prediction_NC[:, [c]]
 
 
 def choose_threshold(
@@ -189,13 +217,18 @@ def choose_threshold(
 
 
 def _survival(time_N, event_N, risk_N, w_NB) -> dict[str, np.ndarray]:
-    """Harrell's C, and Uno's: each event weighs 1 / P(not censored before it)^2 (Kaplan-Meier)."""
-    order_N = np.lexsort((~event_N, time_N))  # at one time events come before censorings
+    """Harrell's C, and Uno's: each event weighs 1 / P(not censored until then)^2 (Kaplan-Meier).
+
+    At one time events come before censorings, and the chance is taken after both, as in
+    scikit-survival. Where it is 0, for events at the last time when others are censored, that
+    raises; here they are left out, as by its `tau` at that time.
+    """
+    order_N = np.lexsort((~event_N, time_N))
     w = w_NB[order_N].astype(np.float64)
     at_risk_NB = np.cumsum(w[::-1], axis=0)[::-1]
     stays_NB = 1 - w * ~event_N[order_N, None] / np.maximum(at_risk_NB, 1e-300)
-    before_NB = np.cumprod(np.concatenate([np.ones((1, w.shape[1])), stays_NB]), axis=0)
-    free_NB = before_NB[np.searchsorted(time_N[order_N], time_N)]
+    after_NB = np.cumprod(np.concatenate([np.ones((1, w.shape[1])), stays_NB]), axis=0)
+    free_NB = after_NB[np.searchsorted(time_N[order_N], time_N, side="right")]
     inverse_NB = w_NB / np.where(free_NB > 0, free_NB, np.inf) ** 2
     rows = time_N, event_N, risk_N, w_NB
     return {"c_index": c_index(*rows, w_NB), "c_index_ipcw": c_index(*rows, inverse_NB)}
@@ -404,7 +437,8 @@ def _ranks(x_N: np.ndarray, w_NB: np.ndarray) -> np.ndarray:
 def _macro(x_CB: np.ndarray) -> np.ndarray:
     """Mean over what the sample, the last draw, defines; a draw that lacks some of it has NaN."""
     defined_C = np.isfinite(x_CB[:, -1])
-    return x_CB[defined_C].sum(axis=0) / defined_C.sum()
+    with np.errstate(invalid="ignore"):  # the mean of nothing is NaN
+        return x_CB[defined_C].sum(axis=0) / defined_C.sum()
 
 
 def _notes(
@@ -423,10 +457,14 @@ def _notes(
         each = [_one_class(y[:, 0] == c) for c in range(p.shape[1])]
         return {"auroc_macro": _left_out(each, "auroc", "classes")}
     if task.kind == "survival":
-        last = y[:, 0].max()
-        comparable = (y[:, 1] > 0) & ((y[:, 0] < last) | (y[y[:, 0] == last, 1] == 0).any())
-        names = [] if comparable.any() else ["c_index", "c_index_ipcw"]
-        return dict.fromkeys(names, "no comparable pair")
+        event, last = y[:, 1] > 0, y[:, 0] == y[:, 0].max()
+        if (event & ~last).any():
+            return {}
+        names = ["c_index_ipcw"] if (event & last).any() and not event[last].all() else []
+        names = names or ["c_index", "c_index_ipcw"]
+        return dict.fromkeys(
+            names, "no comparable pair" + " before the last time" * (len(names) < 2)
+        )
     if task.kind != "regression":
         return {}
     if (y.min(axis=0) == y.max(axis=0)).any():

@@ -3,7 +3,7 @@
 Letters: N rows, C labels, classes or values, L label columns (C, or 1 for multiclass).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,11 +100,9 @@ class Scorer:
         others = {}
         if "ece" in values:
             y, p, row_N = metrics.probabilities(*args)
-            found = calibration.error(y, p, self.predictions.patient[row_N]) if len(y) else ()
-            keys = dict.fromkeys(("value", "low", "high"))
-            numbers = dict(zip(keys, map(number, found), strict=False))
-            others = {"calibration_error": keys | numbers, "ece": keys}
-            others["ece"] = keys | {"value": number(values["ece"].value)}
+            ece = _estimate(values["ece"].value) | ({} if len(y) else {"note": values["ece"].note})
+            error = _calibration_error(y, p, self.predictions.patient[row_N]) if len(y) else ece
+            others = {"calibration_error": error, "ece": ece}
         return Scored(values, drawn, others)
 
     def estimates(self, scored: Scored, mask_NL: np.ndarray) -> dict[str, dict]:
@@ -113,16 +111,13 @@ class Scorer:
             note = f"fewer than {self.min_patients} patients"
             small = {"value": None, "low": None, "high": None, "note": note}
             return dict.fromkeys([*scored.values, *scored.others], small)
-        units, lost = self._units(mask_NL), "without one of the labels or classes"
-        return {
-            name: bootstrap.interval(
-                value,
-                scored.draws[name],
-                units=units,
-                lost=lost if name.endswith("_macro") else "undefined",
-            )
-            for name, value in scored.values.items()
-        } | scored.others
+        units = self._units(mask_NL, scored.values)
+        found = {}
+        for name, value in scored.values.items():
+            lost = "without one of the labels or classes" if _macro(name) else "undefined"
+            args = value, scored.draws[name]
+            found[name] = bootstrap.interval(*args, units=units[name], lost=lost)
+        return found | scored.others
 
     def differences(self, a: Scored, b: Scored, mask_NL: np.ndarray, names) -> dict[str, dict]:
         """Paired a - b for the metrics in `names` that have draws, as JSON with two-sided p."""
@@ -130,24 +125,27 @@ class Scorer:
         values = {name: Value(a.values[name].value - b.values[name].value) for name in names}
         draws = {name: a.draws[name] - b.draws[name] for name in names}
         found = self.estimates(Scored(values, draws, {}), mask_NL)
-        units = self._units(mask_NL)
+        units = self._units(mask_NL, names)
         for name, estimate in found.items():
             if estimate["low"] is not None:  # then there are two units
-                p = bootstrap.two_sided(values[name].value, draws[name], units=units)
+                p = bootstrap.two_sided(values[name].value, draws[name], units=units[name])
                 found[name] = estimate | {"p": number(p)}
         return found
 
-    def _units(self, mask_NL: np.ndarray) -> int:
-        """Patients that a score rests on: of the rarer of two outcomes, where there are two."""
-        if self.task.kind not in ("binary", "survival"):
-            return self.patients(mask_NL)
-        event_N1, known_N1 = self.label[:, -1:] > 0, mask_NL[:, -1:]
-        events = self.patients(event_N1 & known_N1)
-        return (
-            events
-            if self.task.kind == "survival"
-            else min(events, self.patients(~event_N1 & known_N1))
-        )
+    def _units(self, mask_NL: np.ndarray, names: Iterable[str]) -> dict[str, int]:
+        """Patients that each score rests on: of the rarer of two outcomes, where there are two.
+
+        A macro metric rests on the label or class with the fewest, of those that it is a mean of.
+        """
+        all_alike, (hot, known) = self.patients(mask_NL), self._outcomes(mask_NL)
+        sides = (hot,) if self.task.kind == "survival" else (hot, ~hot)
+        each = [
+            min(self.patients(known[:, [c]] & side[:, [c]]) for side in sides)
+            for c in range(hot.shape[1])
+        ]
+        rarest = min((units for units in each if units), default=0)
+        two = self.task.kind in ("binary", "survival")
+        return {name: rarest if two or _macro(name) else all_alike for name in names}
 
     def against(self, reference_NC: np.ndarray) -> dict[str, Any]:
         """A reference model on the rows of the full input, and the paired model - reference.
@@ -182,7 +180,7 @@ class Scorer:
         """Reliability of the full input: the outcome, or the most frequent labels or classes."""
         if self.task.kind in ("regression", "survival", "segmentation"):
             return []
-        hot, mask = self._outcomes()
+        hot, mask = self._outcomes(self.mask_full)
         positive = hot & mask
         p_NC = self.predictions.prediction[self.task.name][self.full].astype(np.float64)
         order = np.argsort(-positive.sum(axis=0), kind="stable")[:MAX_CURVES]
@@ -199,32 +197,29 @@ class Scorer:
             enough = self.patients(positive[:, [c]]) >= self.min_patients
             found = {"label": names[c], "curve": [_numbers(x) for x in curve], "brier": {}}
             if enough:
-                error = zip(
-                    ("value", "low", "high"), calibration.error(y, p, patient[keep]), strict=True
-                )
                 found |= {
                     "brier": _numbers(calibration.brier_parts(y, p)),
                     "ece": number(calibration.ece(y, p)),
-                    "band": [number(x) for x in calibration.band(p)],
-                    "error": _numbers(dict(error)),
+                    "band": [number(x) for x in calibration.band(y, p, patient[keep])],
+                    "error": _calibration_error(y, p, patient[keep]),
                 }
             curves.append(found)
         return curves
 
-    def _outcomes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Outcome indicators and the cells where they are known, both bool[N, C]."""
+    def _outcomes(self, mask_NL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Outcome indicators and the cells of the mask where they are known, both bool[N, C]."""
         if self.task.kind == "survival":
-            return self.label[:, 1:] > 0, self.mask_full[:, 1:]
+            return self.label[:, 1:] > 0, mask_NL[:, 1:]
         if self.task.kind != "multiclass":
-            return self.label > 0, self.mask_full
+            return self.label > 0, mask_NL
         hot = np.eye(self.task.dim, dtype=bool)[self.label[:, 0].astype(int)]
-        return hot, np.broadcast_to(self.mask_full[:, :1], hot.shape)
+        return hot, np.broadcast_to(mask_NL[:, :1], hot.shape)
 
     def _events(self) -> tuple[int | None, list | None]:
         """Patients with the (rarest) outcome and the prevalences; None below the smallest cell."""
         if self.task.kind == "regression":
             return None, None
-        hot, mask = self._outcomes()
+        hot, mask = self._outcomes(self.mask_full)
         positive = hot & mask
         events = min(self.patients(column[:, None]) for column in positive.T)
         if events < self.min_patients:
@@ -234,3 +229,16 @@ class Scorer:
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
     return {key: number(value) for key, value in values.items()}
+
+
+def _macro(name: str) -> bool:
+    return name.endswith("_macro")
+
+
+def _estimate(value: float, low: float = np.nan, high: float = np.nan) -> dict[str, Any]:
+    return {"value": number(value), "low": number(low), "high": number(high)}
+
+
+def _calibration_error(y: np.ndarray, p: np.ndarray, patient: np.ndarray) -> dict[str, Any]:
+    found = _estimate(*calibration.error(y, p, patient))
+    return found | ({"note": calibration.NO_INTERVAL} if found["low"] is None else {})

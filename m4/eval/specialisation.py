@@ -19,6 +19,7 @@ PERMUTATIONS = 200
 MAX_NULL_CELLS = 2_000_000  # not empty, of rows x modalities x experts, for the permutations
 MAX_EXPERTS_SHOWN = 64
 MAX_GROUPS = 8
+FEW = 5  # patients to exchange with: with fewer too little can be exchanged to tell anything
 
 
 def balance(load_E: np.ndarray) -> dict[str, float]:
@@ -87,11 +88,48 @@ def shuffled_modalities(
         yield np.bincount(cell, weight, cells).reshape(num_modalities, num_experts)
 
 
-def blocks(patient_R: np.ndarray) -> list[np.ndarray]:
-    """The rows of patients who have equally many, [patients, rows of each], by that number."""
-    order_R = np.argsort(patient_R, kind="stable")
-    _, first, size = np.unique(patient_R[order_R], return_index=True, return_counts=True)
-    return [order_R[first[size == n, None] + np.arange(n)] for n in np.unique(size)]
+class Exchange:
+    """Labels of rows exchanged between patients who have about equally many.
+
+    All labels of a patient move together, because they are not independent. Patients exchange with
+    those who have as many rows; who would find fewer than `FEW` such patients, also with the next
+    sizes. Where numbers differ, a patient's labels are repeated or left out evenly.
+    """
+
+    def __init__(self, patient_R: np.ndarray):
+        ids, self.owner_R, size_P = np.unique(patient_R, return_inverse=True, return_counts=True)
+        self.order_R = np.argsort(self.owner_R, kind="stable")
+        self.first_P, self.size_P = np.cumsum(size_P) - size_P, size_P
+        self.place_R = np.empty(len(patient_R), int)
+        self.place_R[self.order_R] = np.arange(len(patient_R)) - np.repeat(self.first_P, size_P)
+        self.ids, self.alike = ids, _alike(size_P)
+
+    def rows(self, giver_P: np.ndarray) -> np.ndarray:
+        """The row, i64[R], whose label every row gets if patient p gets those of `giver_P[p]`."""
+        giver_R, size_R = giver_P[self.owner_R], self.size_P[self.owner_R]
+        place_R = self.place_R * self.size_P[giver_R] // size_R
+        return self.order_R[self.first_P[giver_R] + place_R]
+
+    def permuted(self, rng: np.random.Generator) -> np.ndarray:
+        """`rows` of one exchange at random."""
+        giver_P = np.empty(len(self.ids), int)
+        for own in self.alike:
+            giver_P[own] = rng.permutation(own)
+        return self.rows(giver_P)
+
+
+def _alike(size_P: np.ndarray) -> list[np.ndarray]:
+    """Patients of about equally many rows, at least `FEW` of them, if there are as many at all."""
+    groups: list[np.ndarray] = []
+    for size in np.unique(size_P):
+        own = np.flatnonzero(size_P == size)
+        if groups and len(groups[-1]) < FEW:
+            groups[-1] = np.concatenate([groups[-1], own])
+        else:
+            groups.append(own)
+    if len(groups) > 1 and len(groups[-1]) < FEW:
+        groups[-2:] = [np.concatenate(groups[-2:])]
+    return groups
 
 
 def shuffled_groups(
@@ -103,20 +141,22 @@ def shuffled_groups(
 ) -> Iterator[np.ndarray]:
     """Counts [M, G, E] with the group labels exchanged between patients, first the true ones.
 
-    The labels of all rows of a patient move together, to a patient with as many rows of the
-    modality: rows of one patient are not independent.
+    By `Exchange`, among the rows that have the modality.
     """
     (row, m, e), num_experts = np.nonzero(share_RME), share_RME.shape[2]
     weight, has_RM = share_RME[row, m, e], share_RME.sum(axis=2) > 0
     shape = has_RM.shape[1], int(group_R.max()) + 1, num_experts
     ids, owner_R = np.unique(patient_R, return_inverse=True)
-    own = [(modality, np.flatnonzero(has_R)) for modality, has_R in enumerate(has_RM.T)]
-    alike = [(modality, rows[b]) for modality, rows in own for b in blocks(owner_R[rows])]
+    own = [np.flatnonzero(has_R) for has_R in has_RM.T]
+    exchanges = [Exchange(owner_R[rows]) for rows in own]
     label_RM = np.repeat(group_R[:, None], shape[0], axis=1)
     for draw in range(draws + 1):
         next_P = rng.permutation(len(ids)) if draw else np.arange(len(ids))
-        for modality, rows in alike:
-            label_RM[rows, modality] = group_R[rows[_within(next_P, owner_R[rows[:, 0]])]]
+        for modality, (rows, exchange) in enumerate(zip(own, exchanges, strict=True)):
+            giver_p = np.arange(len(exchange.ids))
+            for alike in exchange.alike:
+                giver_p[alike] = alike[_within(next_P, exchange.ids[alike])]
+            label_RM[rows, modality] = group_R[rows[exchange.rows(giver_p)]]
         cell = (m * shape[1] + label_RM[row, m]) * num_experts + e
         yield np.bincount(cell, weight, int(np.prod(shape))).reshape(shape)
 

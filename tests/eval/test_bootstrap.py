@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from m4.eval import bootstrap
 from m4.eval.metrics import Value
@@ -62,6 +63,17 @@ def test_interval_states_what_is_undefined():
     assert lost["low"] is None and lost["value"] == 0.5 and "no interval" in lost["note"]
     never = bootstrap.interval(Value(np.nan, "every label is 0"), np.full(5, np.nan))
     assert never == {"value": None, "low": None, "high": None, "note": "every label is 0"}
+
+
+def test_the_interval_moves_against_the_bias_of_the_draws():
+    # Draws with normal quantiles, by one deviation too large: their middle is at 1, the value at 0.
+    draws = norm.ppf((np.arange(200_000) + 0.5) / 200_000) + 1
+    found = bootstrap.interval(Value(0.0), draws)
+    np.testing.assert_allclose([found["low"], found["high"]], [-2.96, 0.96], atol=0.03)
+    # draws that are the value but for rounding are no bias
+    ties = np.r_[np.full(600, 0.3), np.full(200, 0.2), np.full(200, 0.4)]
+    exact, rounded = (bootstrap.interval(Value(v), ties) for v in (0.3, 0.1 + 0.2))
+    assert exact == rounded == {"value": 0.3, "low": 0.2, "high": 0.4}
 
 
 def test_same_seed_same_draws():

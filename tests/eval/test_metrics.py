@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from m4.eval import metrics
-from m4.eval.calibration import bin_index, brier_parts, ece, error, reliability, wilson
+from m4.eval.calibration import band, bin_index, brier_parts, ece, error, reliability, wilson
 from m4.specs import TaskSpec
 
 BINARY = TaskSpec("ihm", "binary")
@@ -176,6 +176,7 @@ def test_calibration_error_of_very_few_and_of_very_sure_rows():
     label = (predicted == 0.29).astype(float)
     value, low, high = error(label, predicted, np.arange(11))
     assert 0.2 < value < 0.4 and math.isnan(low) and math.isnan(high)  # known bad: ValueError
+    assert np.isnan(band(label, predicted, np.arange(11) // 2)).all()  # of pairs one is alone, too
     # Gaps of 0.9 to a hundredth in many rows: the mean gap, and 1.96 deviations within ten bins.
     predicted = np.random.default_rng(0).uniform(0.89, 0.90, 50_000)
     value, low, high = error(np.zeros(50_000), predicted, np.arange(50_000))

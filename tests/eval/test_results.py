@@ -194,6 +194,22 @@ def test_undefined_is_null_with_a_reason(fabricate):
     json.dumps(out, allow_nan=False)
 
 
+def test_a_label_of_one_patient_takes_no_other_interval_away(fabricate):
+    spec, subsets, predictions = fabricate(tasks=["phe", "unit"])
+    known = np.flatnonzero(predictions.label_mask["phe"].all(axis=1))
+    predictions.label["phe"][:, 2] = np.arange(400) == known[0]
+    predictions.label["unit"][predictions.label["unit"] == 2] = 0
+    predictions.label["unit"][np.flatnonzero(predictions.label_mask["unit"][:, 0])[0]] = 2
+    out = compose(predictions, spec, subsets, split="test", draws=100)
+    for task, lost, kept in (
+        ("phe", "auroc_macro", ("brier", "log_loss", "auroc_micro")),
+        ("unit", "auroc_macro", ("brier", "log_loss", "accuracy")),
+    ):
+        found = rows(out, "scores", task=task, subset="full")[0]["metrics"]
+        assert found[lost]["low"] is None and found[lost]["note"].startswith("no interval")
+        assert all(found[name]["low"] is not None for name in kept)
+
+
 def test_subsets_must_be_those_swept(fabricate):
     spec, subsets, predictions = fabricate()
     with pytest.raises(ValueError, match="not those that were swept"):

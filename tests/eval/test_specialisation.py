@@ -111,12 +111,38 @@ def test_shuffled_groups_move_between_patients_and_keep_the_margins():
     for counts in others:
         np.testing.assert_allclose(counts.sum(1), rows.sum(0))
         assert not np.allclose(counts, true)
-    # of one patient with two rows and one with three nobody can take the other's place
-    alone = specialisation.shuffled_groups(
-        rows[:5], np.array([0, 1, 1, 0, 0]), np.array([0, 0, 1, 1, 1]), rng, 5
-    )
-    first, *same = alone
-    assert all((counts == first).all() for counts in same)
+
+
+def test_labels_go_to_patients_with_about_as_many_rows_in_whole_and_evenly():
+    size_P = np.array([1] * 6 + [4, 4, 6] + [9] * 5)  # two of four and one of six rows: too few
+    owner = np.repeat(np.arange(14), size_P)
+    exchange, rng = specialisation.Exchange(owner), np.random.default_rng(0)
+    assert [len(own) for own in exchange.alike] == [6, 8]
+    for _ in range(20):
+        rows = exchange.permuted(rng)
+        for patient in range(14):
+            (giver,) = np.unique(owner[rows[owner == patient]])
+            assert (giver < 6) == (patient < 6)
+            many, times = np.unique(rows[owner == patient], return_counts=True)
+            assert len(many) == min(size_P[patient], size_P[giver])
+            assert (np.diff(rows[owner == patient]) >= 0).all() and np.ptp(times) <= 1
+
+
+@pytest.mark.parametrize("sizes", ["all different", "one with most rows"])
+def test_outcomes_of_patients_with_a_row_count_of_their_own(sizes):
+    def p(told):
+        size_P = np.arange(1, 31) if sizes == "all different" else np.r_[np.full(29, 2), 90]
+        patient = np.repeat(np.arange(30), size_P)
+        group = (rng.random(30) < 0.4)[patient].astype(int)
+        own = (1 - told) * rng.dirichlet(np.full(8, 0.5), 30)[patient] + told * np.eye(8)[group]
+        routed = rng.multinomial(4, own)[:, None, :].astype(float)
+        shares = specialisation.evened(routed, rng)
+        counts = specialisation.shuffled_groups(shares, group, patient, rng, 99)
+        return specialisation.information(next(counts), counts)["p"]
+
+    rng = np.random.default_rng(0)
+    assert p(1.0) <= 0.05  # known bad: 1.0, for nobody could be exchanged
+    assert 0.02 <= np.mean([p(0.0) <= 0.05 for _ in range(200)]) <= 0.09
 
 
 def test_every_modality_of_a_row_counts_as_much():

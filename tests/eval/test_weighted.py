@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics as sk
 
 from m4.eval import bootstrap, metrics
 from m4.eval.calibration import ece
@@ -119,3 +120,57 @@ def test_draw_without_a_class_is_undefined():
     assert np.isnan(out["auroc"][1:]).all()
     assert np.isnan(out["auprc"]).tolist() == [False, True, False]
     assert np.isfinite(out["brier"]).all()
+
+
+def by_folds(y, mask, p, fold, score):
+    """The mean over labels of the means of their folds with both outcomes, by events."""
+    labels = []
+    for c in range(p.shape[1]):
+        values, events = [], []
+        for k in np.unique(fold):
+            own = (fold == k) & mask[:, c]
+            if len({*y[own, c]}) == 2:
+                values.append(score(y[own, c], p[own, c]))
+                events.append(y[own, c].sum())
+        labels += [np.average(values, weights=events)] if values else []
+    return np.mean(labels)
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "multiclass"])
+def test_macro_metrics_over_folds_are_means_of_each_labels_own_folds(kind):
+    rng, task = np.random.default_rng(0), TaskSpec("t", kind, dim=3)
+    fold, p = np.arange(90) % 3, rng.dirichlet(np.ones(3), 90)
+    y = (rng.random((90, 3)) < [0.4, 0.2, 0.1]).astype(float)
+    y[:, 2] *= fold == 0  # two folds have none of the last label; known bad: its 0 folds counted
+    if kind == "multiclass":
+        y = np.where(y[:, 2:], 2.0, rng.integers(0, 2, (90, 1)))
+    mask = rng.random(y.shape) < 0.9
+    hot, known = y, mask
+    if kind == "multiclass":
+        hot, known = (y == np.arange(3)).astype(float), mask.repeat(3, axis=1)
+    found = metrics.score(task, y, mask, p, fold_N=fold)
+    expected = by_folds(hot, known, p, fold, sk.roc_auc_score)
+    assert found["auroc_macro"].value == pytest.approx(expected, abs=1e-12)
+    assert found["auroc_macro"].note == "2 of 3 folds undefined, left out"
+    if kind == "multilabel":
+        expected = by_folds(hot, known, p, fold, sk.average_precision_score)
+        assert found["auprc_macro"].value == pytest.approx(expected, abs=1e-12)
+    # a draw in which a fold loses its events goes on with the other folds
+    weight = np.stack([np.ones(90), (y[:, 0] == 0) | (fold != 1)], axis=1).astype(np.float32)
+    drawn = metrics.under(task, y, mask, p, weight, fold_N=fold)["auroc_macro"]
+    assert np.isfinite(drawn).all() and drawn[0] == pytest.approx(found["auroc_macro"].value)
+    # without any event there is nothing to average, which is no error
+    none = metrics.score(task, y * 0, mask, p, fold_N=fold)["auroc_macro"]
+    assert np.isnan(none.value) and none.note
+
+
+def test_a_survival_fold_without_events_is_left_out():
+    rng, task = np.random.default_rng(0), TaskSpec("t", "survival", dim=2, labels=("1", "2"))
+    fold, p = np.arange(60) % 2, rng.random((60, 2))
+    y = np.stack([rng.exponential(size=60), (rng.random(60) < 0.6) * (fold == 0)], axis=1)
+    known = np.ones(y.shape, bool)
+    found = metrics.score(task, y, known, p, fold_N=fold)
+    own = metrics.score(task, y[fold == 0], known[fold == 0], p[fold == 0])
+    for name in ("c_index", "c_index_ipcw"):
+        assert found[name].value == own[name].value
+        assert found[name].note == "1 of 2 folds undefined, left out"
