@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from m4.errors import ConfigError, UserError, place
-from m4.lab import judged, runner, sizes, study
+from m4.lab import compare, judged, pages, runner, sizes, study
 from m4.run import workspace
 
 USAGE = """usage: python -m m4.lab --config=FILE[:VARIANT] --out=DIR [--shard=I/N] [--plan]
@@ -105,6 +105,8 @@ def _study(found: argparse.Namespace, out: Path) -> int:
 def _report(out: Path, notes: Sequence[str]) -> int:
     for line in judged.lines(out):
         print(line)
+    for path in pages.write(out, notes):
+        print(f"report   {path}", flush=True)
     return 0
 
 
@@ -113,7 +115,14 @@ def _theory(config: str, out: Path) -> int:
 
 
 def _compare(found: argparse.Namespace) -> int:
-    raise ConfigError("compare: not there yet")
+    told = compare.run(
+        [folder.expanduser() for folder in found.runs],
+        metric=found.metric,
+        margin=found.margin,
+        reason=found.reason,
+    )
+    print(*told, sep="\n")
+    return 0
 
 
 def parts(text: str) -> tuple[int, int]:

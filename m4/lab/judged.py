@@ -1,14 +1,17 @@
 """Rows of a study -> a verdict on every arm, family by family."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from m4.lab import verdict
+from m4.lab import paired, special, verdict
 from m4.lab.documents import read_json, rows
 from m4.specs import LOWER_IS_BETTER
+
+PAIRS = 10  # of seeds of an arm that are compared
 
 
 def families(found: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str, Any]]]:
@@ -27,44 +30,97 @@ def by_label(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[
     return out
 
 
-def judge(found: Sequence[Mapping[str, Any]], margin: float) -> dict[str, dict[str, Any]]:
-    """Arms of one family against its reference, by the seeds that both have.
+def judge(
+    found: Sequence[Mapping[str, Any]], margin: float, kept: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """Arms of one family against its reference, by the seeds that all of them have.
 
-    label -> {seeds, mean, sd, value, low, high, p, p_equal, smallest, within, verdict}; the
-    reference, and arms with fewer than two seeds in common with it, have no verdict.
+    With the folder of `kept` predictions over seeds x patients, else over seeds alone. label ->
+    {seeds, mean, sd, value, low, high, p, p_equal, smallest, within, verdict}; the reference has no
+    verdict, nor has any arm where fewer than two seeds are common.
     """
     arms = by_label(found)
-    reference = next((r["label"] for r in found if r["reference"]), None)
-    out: dict[str, dict[str, Any]] = {}
-    common: dict[tuple[int, ...], list[str]] = {}
-    for label, own in arms.items():
-        values = {s: row["value"] for s, row in own.items() if row["value"] is not None}
-        sd = float(np.std(list(values.values()), ddof=1)) if len(values) > 1 else None
-        out[label] = {"seeds": sorted(values), "sd": sd, "verdict": None}
-        out[label]["mean"] = float(np.mean(list(values.values()))) if values else None
-        out[label]["metric"] = next(iter(own.values()))["metric"]
-        if reference is not None and label != reference:
-            both = tuple(s for s in sorted(values) if s in arms[reference])
-            if len(both) > 1:
-                common.setdefault(both, []).append(label)
-    if reference is None or not common:
+    reference = next((row["label"] for row in found if row["reference"]), None)
+    out = {label: _alone(own) for label, own in arms.items()}
+    if reference is None or len(arms) < 2:
         return out
-    # All arms of a family are corrected together, though some may lack seeds.
-    labels = [label for group in common.values() for label in group]
-    least = min(common, key=len)
-    seeds = [s for s in least if all(s in group for group in common)]
-    if len(seeds) < 2:
+    begun = [label for label in arms if len(out[label]["seeds"]) > 1]
+    seeds = sorted(set.intersection(*({*out[label]["seeds"]} for label in begun)) if begun else ())
+    labels = [label for label in begun if label != reference]
+    if reference not in begun or not labels or len(seeds) < 2:
         return out
     lower = out[reference]["metric"].rpartition("/")[2] in LOWER_IS_BETTER
     base = np.array([arms[reference][s]["value"] for s in seeds])
     difference = [[arms[label][s]["value"] for s in seeds] - base for label in labels]
-    told = verdict.compare(np.array(difference), margin=margin, lower_is_better=lower)
+    spread, patients = {}, None
+    if kept is not None:
+        task = paired.task_of(arms[reference][seeds[0]])
+        runs = {
+            label: [paired.read(_kept(kept, arms[label][s]), task.name) for s in seeds]
+            for label in [reference, *labels]
+        }
+        metric = out[reference]["metric"].rpartition("/")[2]
+        spread, patients = paired.patients_sd(runs, reference, task, metric)
+    told = verdict.compare(
+        np.array(difference),
+        margin=margin,
+        lower_is_better=lower,
+        patients_sd_A=np.array([spread.get(label, 0.0) for label in labels]),
+        num_patients=patients,
+    )
     for i, label in enumerate(labels):
         numbers = ("value", "low", "high", "p", "p_equal", "smallest")
         out[label] |= {name: float(getattr(told, name)[i]) for name in numbers}
         out[label] |= {"within": bool(told.within[i]), "verdict": str(told.verdict[i])}
-        out[label]["seeds"] = seeds
+        out[label] |= {"common": seeds, "patients": patients}
     return out
+
+
+def _alone(own: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and spread of an arm over its seeds."""
+    values = {s: row["value"] for s, row in own.items() if row["value"] is not None}
+    numbers = list(values.values())
+    return {
+        "seeds": sorted(values),
+        "mean": float(np.mean(numbers)) if numbers else None,
+        "sd": float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None,
+        "metric": next(iter(own.values()))["metric"],
+        "verdict": None,
+    }
+
+
+def _kept(folder: Path, row: Mapping[str, Any]) -> Path:
+    return folder / "predictions" / f"{row['arm']}-s{row['seed']}.npz"
+
+
+def agreements(found: Sequence[Mapping[str, Any]], out: Path) -> dict[str, dict[str, float]]:
+    """Of every arm of a family how far its seeds agree on the last choices, and by chance.
+
+    label -> {agreement, chance}, means over pairs of seeds and layers.
+    """
+    told = {}
+    for label, own in by_label(found).items():
+        chosen: dict[str, list[np.ndarray]] = {}
+        for seed in sorted(own):
+            name = f"{own[seed]['arm']}-s{seed}-"
+            for path in sorted((out / "selections").glob(f"{name}*.npz")):
+                with np.load(path, allow_pickle=False) as file:
+                    last = special.dense(file)[-1]
+                chosen.setdefault(path.stem.removeprefix(name), []).append(last)
+        rng = np.random.default_rng(0)
+        pairs = [
+            special.agreement(a, b, rng)
+            for runs in chosen.values()
+            for a, b in itertools.islice(itertools.combinations(runs, 2), PAIRS)
+            if a.shape == b.shape
+        ]
+        if pairs:
+            told[label] = {k: float(np.mean([p[k] for p in pairs])) for k in pairs[0]}
+    return told
+
+
+def _by_mean(item: tuple[str, Mapping[str, Any]]) -> float:
+    return np.inf if item[1]["mean"] is None else item[1]["mean"]
 
 
 def lines(out: Path) -> list[str]:
@@ -75,7 +131,7 @@ def lines(out: Path) -> list[str]:
     for family, own in families(found).items():
         head = ", ".join(f"{axis.rpartition('.')[2]}={value}" for axis, value in family) or "all"
         text += ["", f"{head}: {len(own)} runs"]
-        for label, said in sorted(judge(own, margin["value"]).items(), key=lambda x: x[1]["mean"]):
+        for label, said in sorted(judge(own, margin["value"], out).items(), key=_by_mean):
             line = f"  {label:20} {said['mean']:8.4f} ± {said['sd'] or 0:.4f}"
             if said["verdict"]:
                 line += f"  {said['value']:+.4f} [{said['low']:+.4f}, {said['high']:+.4f}]"

@@ -234,6 +234,7 @@ def _cell(
         "config": json.loads(json.dumps(arm.at(seed).to_dict())),
         "m4": __version__,
         "metric": metric,
+        "task": dataclasses.asdict(spec.task(metric.rpartition("/")[0])),
         "value": scores["full"].get(metric),
         "scores": scores,
         "validation": found.curve,

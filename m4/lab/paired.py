@@ -1,0 +1,84 @@
+"""How far a mean difference would move with other patients: both arms on the same draws of them.
+
+Letters: N rows, P patients, B draws, S seeds.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m4.errors import DataError
+from m4.eval import bootstrap
+from m4.specs import TaskSpec
+
+DRAWS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Predictions of a run on its test split, of one task."""
+
+    row_N: np.ndarray
+    patient_N: np.ndarray
+    prediction_NC: np.ndarray
+    label_NL: np.ndarray
+    known_NL: np.ndarray
+
+    def same_rows(self, other: "Kept") -> bool:
+        """Whether both are about the same rows of the same patients, with the same labels."""
+        return (
+            np.array_equal(self.row_N, other.row_N)
+            and np.array_equal(self.patient_N, other.patient_N)
+            and np.array_equal(self.label_NL, other.label_NL)
+            and np.array_equal(self.known_NL, other.known_NL)
+        )
+
+
+def read(path: Path, task: str) -> Kept:
+    """What `m4.lab.runner` kept of a run. Raises DataError if it is damaged or absent."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            names = ("row", "patient", f"p/{task}", f"y/{task}", f"known/{task}")
+            return Kept(*(found[name] for name in names))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: cannot be read; delete its row to run it again") from error
+
+
+def draws_of(run: Kept, task: TaskSpec, metric: str, draws: bootstrap.Draws) -> np.ndarray:
+    """The metric under every draw of patients, f64[B]; NaN where undefined."""
+    args = task, run.label_NL, run.known_NL, run.prediction_NC, draws
+    found = bootstrap.score(*args)
+    if metric not in found:
+        raise DataError(f"{metric}: has no draws; choose one of {', '.join(sorted(found))}")
+    return found[metric]
+
+
+def patients_sd(
+    arms: Mapping[str, Sequence[Kept]], reference: str, task: TaskSpec, metric: str
+) -> tuple[dict[str, float], int | None]:
+    """Standard deviation, over patients, of each arm's mean difference to the reference.
+
+    And how many patients there are. Where seeds have other test rows (folds, say) their spread
+    holds that of patients already: 0 for every arm, None.
+    """
+    first = arms[reference][0]
+    if not all(run.same_rows(first) for runs in arms.values() for run in runs):
+        return dict.fromkeys(arms, 0.0), None
+    drawn = bootstrap.resample(first.patient_N, draws=DRAWS)
+    number = len(np.unique(first.patient_N))
+    mean = {
+        label: np.mean([draws_of(run, task, metric, drawn) for run in runs], axis=0)
+        for label, runs in arms.items()
+    }
+    widen = np.sqrt(number / max(number - 1, 1))
+    spread = {k: float(np.nanstd(v - mean[reference]) * widen) for k, v in mean.items()}
+    return spread, number
+
+
+def task_of(row: Mapping[str, Any]) -> TaskSpec:
+    """The task that a row is judged by."""
+    plain: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in row["task"].items()}
+    return TaskSpec(**plain)
