@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from m4.errors import ConfigError, UserError, place
-from m4.lab import compare, judged, pages, runner, sizes, study
+from m4.lab import compare, judged, pages, runner, sizes, study, theory
 from m4.run import workspace
 
 USAGE = """usage: python -m m4.lab --config=FILE[:VARIANT] --out=DIR [--shard=I/N] [--plan]
@@ -111,7 +111,8 @@ def _report(out: Path, notes: Sequence[str]) -> int:
 
 
 def _theory(config: str, out: Path) -> int:
-    raise ConfigError("theory: not there yet")
+    print(*theory.write(theory.run(theory.load(config)), out), sep="\n")
+    return 0
 
 
 def _compare(found: argparse.Namespace) -> int:
