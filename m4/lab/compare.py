@@ -22,6 +22,7 @@ from m4.run.setup import context
 from m4.run.workspace import open_incomplete, owned
 from m4.specs import LOWER_IS_BETTER, METRICS, TaskSpec
 
+SHOWN = 6  # changed fields of an arm
 SAME = ("seed", "data.raw_dir", "data.dir", "eval.*", "mesh.*", "train.*_every", "train.watchdog")
 
 
@@ -75,20 +76,21 @@ def run(
         patients_sd_A=np.array([spread[name] for name in names[1:]]),
         num_patients=patients,
     )
-    text = [f"{metric}, {len(seeds)} seeds, {patients or 'changing'} patients; 95 % intervals over"]
-    text[0] += " both; p after Holm"
-    text.append(f"  {names[0]}: {np.mean(values[0]):.4f}, the reference")
+    means = [float(np.mean(own)) for own in values]
+    head = f"{metric}, {len(seeds)} seeds, {patients or 'changing'} patients; 95 % intervals over"
+    text = [f"{head} both, p after Holm", f"  {names[0]}: {means[0]:.4f}, the reference"]
     for i, name in enumerate(names[1:]):
-        said = str(told.verdict[i]) if margin or told.verdict[i] != "equivalent" else "open"
-        text += [
-            f"  {name}: {np.mean(values[i + 1]):.4f}, {told.value[i]:+.4f}"
-            f" [{told.low[i]:+.4f}, {told.high[i]:+.4f}], p {told.p[i]:.3g}: {said}"
-            f"{', within the margin' if margin and told.within[i] else ''}; could have found"
-            f" {told.smallest[i]:.4f}"
-        ]
-        text += [f"    {line}" for line in _changes(heads[0], heads[i + 1])[:6]]
-    text.append(f"margin {margin:g}: {reason}" if margin else "no margin: nothing is equivalent")
-    return text
+        text.append(f"  {name}: {means[i + 1]:.4f}, {_said(told, i, margin)}")
+        text += [f"    {line}" for line in _changes(heads[0], heads[i + 1])[:SHOWN]]
+    return [*text, f"margin {margin:g}: {reason}" if margin else "no margin: equivalence unasked"]
+
+
+def _said(told: verdict.Compared, i: int, margin: float | None) -> str:
+    """One arm's difference and the verdict on it; without a margin nothing is equivalent."""
+    said = str(told.verdict[i]) if margin or told.verdict[i] != "equivalent" else "open"
+    within = ", within the margin" if margin and told.within[i] else ""
+    interval = f"[{told.low[i]:+.4f}, {told.high[i]:+.4f}], p {told.p[i]:.3g}"
+    return f"{told.value[i]:+.4f} {interval}: {said}{within}; could find {told.smallest[i]:.4f}"
 
 
 def _config(folder: Path) -> ml_collections.ConfigDict:

@@ -33,21 +33,20 @@ def by_label(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[
 def judge(
     found: Sequence[Mapping[str, Any]], margin: float, kept: Path | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Arms of one family against its reference, by the seeds that all of them have.
+    """Arms of one family against its reference, by the reference's seeds.
 
     With the folder of `kept` predictions over seeds x patients, else over seeds alone. label ->
     {seeds, mean, sd, value, low, high, p, p_equal, smallest, within, verdict}; the reference has no
-    verdict, nor has any arm where fewer than two seeds are common.
+    verdict, nor has an arm that lacks a seed of it: it is not finished.
     """
     arms = by_label(found)
     reference = next((row["label"] for row in found if row["reference"]), None)
     out = {label: _alone(own) for label, own in arms.items()}
     if reference is None or len(arms) < 2:
         return out
-    begun = [label for label in arms if len(out[label]["seeds"]) > 1]
-    seeds = sorted(set.intersection(*({*out[label]["seeds"]} for label in begun)) if begun else ())
-    labels = [label for label in begun if label != reference]
-    if reference not in begun or not labels or len(seeds) < 2:
+    seeds = out[reference]["seeds"]
+    labels = [a for a in arms if a != reference and {*seeds} <= {*out[a]["seeds"]}]
+    if not labels or len(seeds) < 2:
         return out
     lower = out[reference]["metric"].rpartition("/")[2] in LOWER_IS_BETTER
     base = np.array([arms[reference][s]["value"] for s in seeds])

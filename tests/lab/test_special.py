@@ -19,9 +19,7 @@ def routing(expert_RM, experts):
 
 def told(expert_RM, experts):
     rng = np.random.default_rng(1)
-    return special.information(
-        routing(expert_RM, experts), PRESENT, np.arange(R), CLUSTER, rng
-    )
+    return special.information(routing(expert_RM, experts), PRESENT, np.arange(R), CLUSTER, rng)
 
 
 def test_an_oracle_tells_everything_and_chance_nothing():
