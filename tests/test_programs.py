@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from m4 import config as configs
-from m4 import sharding
+from m4 import sharding, task_losses
 from m4.config import code, program
 from m4.data.batch import empty
 from m4.run import programs
@@ -33,11 +33,16 @@ class Texts:
     init: str
     step: str
     predict: str
+    losses: int  # traces of the loss, by methods that have the usual one
 
 
 def lowered(target, *, fold=0, **overrides) -> Texts:
     """The programs of a configuration; of another `fold` the targets have other statistics."""
-    found = []
+    found, losses, objective = [], [], task_losses.objective
+
+    def counted(*args):
+        losses.append(args)
+        return objective(*args)
 
     def compile_(self, *args, **kwargs):
         found.append(self.as_text())
@@ -52,6 +57,7 @@ def lowered(target, *, fold=0, **overrides) -> Texts:
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.stages.Lowered, "compile", compile_)
+        patch.setattr(task_losses, "objective", counted)
         model = make_model(config, Path("."), spec, empty(spec, config.train.batch_size), mesh)
         with context(mesh):
             programs.compile_step(model, config.train.batch_size)
@@ -59,7 +65,7 @@ def lowered(target, *, fold=0, **overrides) -> Texts:
             with pytest.raises(TypeError):  # what stands for the compiled program is called at once
                 model.init()
     step, predict, init = found
-    return Texts(init, step, predict)
+    return Texts(init, step, predict, len(losses))
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +90,10 @@ def test_programs_are_small_and_draw_without_loops(target, first):
 
 def test_every_method_is_in_the_default_suite():
     assert {name.split("_")[0] for name in QUICK} == {*code.method_names()}
+
+
+def test_a_step_is_traced_once(first):
+    assert first.losses == 1
 
 
 def test_another_seed_fold_or_learning_rate_is_the_same_program(first):

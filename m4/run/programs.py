@@ -93,12 +93,13 @@ def compile_step(model: Model, num_rows: int, accept: Callable[[list[str]], None
     state, layout = model.state, model.layout
     if layout is not None:
         state = like_all(jax.eval_shape(layout.packed, state), whole)
-    shapes = jax.eval_shape(model.step.zeros, state, batch)
+    inputs = model.inputs, task_losses.scaling(model.spec)
+    given = like_all(inputs, whole)
+    shapes = jax.eval_shape(model.step.zeros, state, batch, given[0])
     totals = like_all(shapes, whole)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     placed = jax.tree.map(lambda x: x.sharding, state)
     options = compiler.options(model.efforts[0], model.mesh)
-    inputs = model.inputs, task_losses.scaling(model.spec)
 
     def step(state, totals, batch, inputs):
         own, scaling = inputs
@@ -108,7 +109,6 @@ def compile_step(model: Model, num_rows: int, accept: Callable[[list[str]], None
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(placed, whole))
 
     cuts = [like(cut, num_rows, model.mesh) for cut in model.cuts]
-    given = like_all(inputs, whole)
     lowered = [jitted.lower(state, totals, cut, given) for cut in cuts]
     if accept is not None:
         accept([one.as_text() for one in lowered])

@@ -74,7 +74,7 @@ class Step(NamedTuple):
     """
 
     apply: Callable[..., tuple[State, Totals]]  # (State, Totals, Batch, Inputs = ...)
-    zeros: Callable[[State, Batch], Totals]
+    zeros: Callable[..., Totals]  # (State, Batch, Inputs = ...); a trace is shared if all are alike
     gradient: Callable[..., tuple[Params, dict[str, Mean]]]  # (Params, Batch, step, seed = ...)
 
 
@@ -170,8 +170,9 @@ def _update(tx, given: dict[str, Any], ema: float, state: State, grads: Params, 
     return {"params": params, "opt": opt, "ema": average}
 
 
-def _zeros(gradient: Callable, state: State, batch: Batch) -> Totals:
-    means = jax.eval_shape(gradient, state.params, batch, state.step)[1]
+def _zeros(gradient: Callable, state: State, batch: Batch, inputs: Inputs | None = None) -> Totals:
+    seed = () if inputs is None else (inputs.seed,)
+    means = jax.eval_shape(gradient, state.params, batch, state.step, *seed)[1]
     means = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), means)
     zero = jnp.zeros((), jnp.int32)
     counts = {name: jnp.copy(zero) for name in means}
