@@ -166,6 +166,8 @@ def import_(config: ml_collections.ConfigDict, job: Job) -> None:
         print("".join(c if c.isprintable() else " " for c in note)[:MAX_LINE])  # names are a file's
     for why, count in convert.dropped(layout, tensors).items():
         print(f"not taken: {count} tensors: {why}")
+    for name in convert.holes(layout, _flat(shapes)):
+        print(f"not taken: rows of {name} that these data do not reach; an export has zeros there")
     options = {name: _option(setup.method, name) for name in UNTOLD}
     told = ", ".join(f"{name}={x}" for name, x in options.items() if x is not None)
     print(f"the file cannot tell, and the configuration says: {told}")
@@ -181,6 +183,8 @@ def export(config: ml_collections.ConfigDict, job: Job) -> None:
     print(f"{len(tensors)} tensors in {job.file}")
     for pattern, why in layout.ignored.items():
         print(f"not written: {pattern}: {why}")
+    for name in convert.holes(layout, _flat(params)):
+        print(f"zeros: rows of {name} that nothing here reads; keep those of the original")
 
 
 def _setup(config, job: Job) -> tuple[Setup, Any]:

@@ -110,5 +110,14 @@ def dropped(layout: Layout, names) -> dict[str, int]:
     return dict(collections.Counter(why for n in names if (why := reason(layout, n)) is not None))
 
 
+def holes(layout: Layout, shapes: Mapping[str, Any]) -> list[str]:
+    """Tensors of which m4 reads a part: the rest is not taken, and zeros in an export."""
+    found = set()
+    for entry in layout.entries:
+        ones = np.broadcast_to(np.float32(1), shapes[entry.path].shape)
+        found |= {n for n, x in zip(entry.names, entry.split(ones), strict=True) if not np.all(x)}
+    return sorted(found)
+
+
 def _words(x: np.ndarray) -> str:
     return f"{x.dtype}{list(x.shape)}"

@@ -1,7 +1,11 @@
 """Flex-MoE, FlexCare and M4oE through the command line, with real safetensors files, no torch."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -9,10 +13,13 @@ from flax import traverse_util
 from m4 import config as configs
 from m4.interop import state_dicts
 from m4.interop.__main__ import fidelity_of, layout_of, main, names
+from m4.main import main as train
+from m4.modes import eval as eval_mode
 from m4.run.setup import make_setup
 from m4.run.workspace import prepare
 from tests.interop import shared
 
+ROOT = Path(__file__).parents[2]
 METHODS = {
     "flexmoe": (
         "kind='tables'",
@@ -76,8 +83,11 @@ def test_round_trip_and_every_misfit(job, capsys):
     printed = capsys.readouterr().out
     assert f"{len(theirs) + len(extra)} tensors -> " in printed
     assert printed.count("not taken: 1 tensors") == len(extra)
+    partly = [n for n in UNREAD if n in theirs]
+    assert [line.split()[4] for line in printed.splitlines() if "rows of" in line] == sorted(partly)
     back = folder / "back.safetensors"
     assert run(name, "export", f"--torch={back}", f"--workdir={out}") == 0
+    assert capsys.readouterr().out.count("zeros: rows of ") == len(partly)
     found = state_dicts.read(back).tensors
     assert found.keys() == theirs.keys()
     for key, x in theirs.items():
@@ -101,6 +111,40 @@ def test_round_trip_and_every_misfit(job, capsys):
         "extra.weight float32[4] is surplus",
     ])  # fmt: skip
     assert not (folder / "no/checkpoints").exists()
+
+
+def parameters(work, given):
+    """Name -> array of the best step, as a run has them."""
+    config = configs.load(configs.parse([*given, f"--workdir={work}"]))
+    made = make_setup(config, prepare(config))
+    found = eval_mode.best_params(config, made, work)
+    return traverse_util.flatten_dict(jax.device_get(found), sep="/")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("procs", [1, 2])
+def test_training_begins_from_an_import(job, capsys, procs):
+    """A step of a rate that moves nothing leaves the authors' weights as they are."""
+    name, folder, theirs = job
+    file, config = folder / "theirs.safetensors", f"--config={folder / 'c.py'}"
+    state_dicts.write(file, theirs)
+    assert run(name, "import", f"--torch={file}", config, f"--out={folder / 'w'}") == 0
+    given = [config, f"--config.train.from={folder / 'w'}", "--config.optim.lr=1e-12"]
+    given += ["--config.train.steps=1", f"--config.mesh.data={procs}"]
+    given += [f"--workdir={folder / 't'}"]
+    if procs == 1:
+        assert train(given) == 0
+        said = capsys.readouterr().out
+    else:
+        command = [sys.executable, str(ROOT / "launch/local.py"), "--procs=2", "--devices=1", "--"]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([*command, *given], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        said = done.stdout
+    before, after = (parameters(folder / w, given[:-1]) for w in ("w", "t"))
+    assert f"step 0: {len(before)} of {len(before)} arrays" in said and "anew" not in said
+    for path, x in before.items():
+        np.testing.assert_allclose(after[path], x, atol=1e-6, err_msg=path)
 
 
 def test_methods_and_their_fidelities_are_found_from_their_folders(capsys):

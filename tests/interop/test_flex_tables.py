@@ -8,7 +8,7 @@ import pytest
 from flax import traverse_util
 
 from m4.errors import ConfigError, DataError
-from m4.interop import convert
+from m4.interop import convert, state_dicts
 from m4.methods.flexcare import torch_layout as flexcare
 from m4.methods.flexcare.released import ReleasedFlexCare
 from m4.methods.flexmoe import torch_layout as flexmoe
@@ -16,6 +16,8 @@ from m4.methods.flexmoe.released import ReleasedFlexMoE
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, Stream, Target
 from tests.interop import shared
+from tests.interop.test_torch_file import W, save
+from tests.interop.test_torch_file import tensor as torch_tensor
 
 ADNI = DataSpec(
     (ModalitySpec("image", "image", (12, 12, 12, 1)), ModalitySpec("genomic", "table", (20,))),
@@ -161,6 +163,23 @@ def test_a_file_without_an_order_is_refused_unless_the_names_tell():
     turned = adni(("clinical", "image"))
     note = flexmoe.layout(turned, []).notes[0]
     assert note == "modalities, in the release's order: image, clinical"
+
+
+def test_the_order_is_read_from_torch_files_alone(tmp_path):
+    """Also where all names share a prefix; a .safetensors file is sorted as it is written."""
+    tasks = (TaskSpec("diagnosis", "multiclass", dim=3),)
+    m = flex_moe(DataSpec(tuple(ModalitySpec(n, "table", (3,)) for n in "xy"), tasks))
+    theirs = {"encoder_dict.y.projection.weight": W, "encoder_dict.x.projection.weight": W}
+    state_dicts.write(tmp_path / "c.safetensors", theirs)
+    assert not state_dicts.read(tmp_path / "c.safetensors").ordered
+    for name, prefix in {"plain": "", "wrapped": "ours."}.items():
+        path = tmp_path / f"{name}.pt"
+        save(path, {f"{prefix}{n}": torch_tensor(x) for n, x in theirs.items()})
+        file = state_dicts.read(path)
+        tensors, _ = convert.without_prefix(flexmoe.layout(m), file.tensors)
+        assert file.ordered and [*tensors] == [*theirs]
+        note = flexmoe.layout(m, [*tensors]).notes[0]
+        assert note == "modalities, in the release's order: y, x"
 
 
 def test_flexmoe_copies_must_agree():

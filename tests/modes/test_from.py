@@ -137,7 +137,8 @@ def spec_of(*tasks):
 
 def begun(before, now, name="m3h"):
     """(arrays there, fresh arrays, arrays to begin with, what is said to be fresh in part)."""
-    method = {"name": name, "width": 8} | ({"task_width": 8} if name == "m3h" else {})
+    sizes = {"m3h": {"task_width": 8}, "m4oe": {"num_heads": 2, "moe": {"hidden": 8}}}
+    method = {"name": name, "width": 8} | sizes.get(name, {})
     config = ml_collections.ConfigDict({"method": method, "text": {}, "image": {}})
     there, here = origin._shapes(config, before), origin._shapes(config, now)
     rng = np.random.default_rng(0)
@@ -160,6 +161,20 @@ def test_rows_of_stacked_heads_follow_their_tasks():
     old, _, taken, partly = begun(spec_of(IHM, LOS, PHE), spec_of(PHE, LOS))  # one left out
     np.testing.assert_array_equal(taken[head], old[head][[1]])
     assert not partly
+
+
+def test_stacks_of_m4oe_follow_their_tasks():
+    """A row per task; the gate scores every slot of every expert in one axis and begins anew."""
+    before, now = spec_of(IHM, LOS, PHE), spec_of(PHE, DEATH, IHM)
+    old, fresh, taken, partly = begun(before, now, "m4oe")
+    stacks = {"task", "norm.bias", "norm.scale", "project.bias", "project.kernel"}
+    for name in stacks:
+        np.testing.assert_array_equal(taken[name][[0, 2]], old[name][[2, 0]], err_msg=name)
+        np.testing.assert_array_equal(taken[name][1], fresh[name][1], err_msg=name)
+        assert f"{name} (death)" in partly
+    assert fresh.keys() - taken.keys() == {"mtoe_experts.gate_phi"}
+    _, fresh, taken, partly = begun(before, before, "m4oe")
+    assert fresh.keys() == taken.keys() and not partly
 
 
 def test_a_task_of_another_meaning_begins_anew_in_stacked_arrays():
