@@ -4,7 +4,8 @@ Mesh axes: `data` replicates parameters, `fsdp` splits them, `expert` splits exp
 splits hidden units, heads and vocabularies. Rows of a batch are split over data x fsdp x expert.
 
 A parameter's names are those that its module gives it (`nn.with_logical_partitioning`), else those
-of `PARAMETERS`, by its place in the tree. An activation has those of `m4.maths.lie`.
+of `PARAMETERS`, by its place in the tree: so modules from outside have some, too. An activation has
+those of `m4.maths.lie`.
 """
 
 AXES = ("data", "fsdp", "expert", "tensor")

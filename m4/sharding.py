@@ -189,16 +189,6 @@ def names_of(path: tuple, leaf: Any) -> tuple[str | None, ...]:
     return (None,) * (leaf.ndim - len(names)) + names
 
 
-def whole_bytes(params: Any) -> tuple[int, int]:
-    """Bytes of the parameters that every device has whole, and of all; with their shardings.
-
-    Those below `SPLIT_SIZE` numbers count in neither.
-    """
-    large = [x for x in jax.tree.leaves(params) if x.size >= SPLIT_SIZE]
-    whole = sum(x.size * x.dtype.itemsize for x in large if x.sharding.is_fully_replicated)
-    return whole, sum(x.size * x.dtype.itemsize for x in large)
-
-
 def state_shardings(state: Any, params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
     """Shardings of an (abstract) train state: optimiser moments and average follow `params`."""
     opt = optax.tree_map_params(

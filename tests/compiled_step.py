@@ -17,7 +17,7 @@ KINDS = "all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute"
 
 
 def compile_step(words, sizes, rows, spec=None):
-    """(model, compiled step, its text) of a command line's configuration on a mesh of `sizes`."""
+    """(model, compiled step) of a command line's configuration on a mesh of `sizes`."""
     flags = [f"--config.train.batch_size={rows}", f"--config.eval.batch_size={rows}"]
     config = configs.load(configs.parse([*words, *flags]))
     mesh = sharding.make_mesh(sizes)
@@ -26,7 +26,7 @@ def compile_step(words, sizes, rows, spec=None):
     model = setup.make_model(config, Path("."), spec, empty(spec, rows), mesh)
     with setup.context(mesh):
         step, _ = programs.compile_step(model, rows)
-    return model, step
+    return model, step.program
 
 
 def collectives(text):
@@ -36,18 +36,15 @@ def collectives(text):
 
 
 def facts(words, sizes, rows, spec=None):
-    """FLOPs and bytes of a device, bytes of whole parameters, collectives."""
+    """FLOPs of a device, bytes of its part of the state and of all parameters, collectives."""
     model, step = compile_step(words, sizes, rows, spec)
     state = sum(
         np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(model.state)
     )
-    whole, every = sharding.whole_bytes(model.state.params)
     return {
         "flops": step.cost_analysis()["flops"],
         "state": int(state),
-        "whole": whole,
-        "large": every,
         "params": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.state.params)),
         "collectives": collectives(step.as_text()),
     }

@@ -23,7 +23,7 @@ from m4 import maths
 from m4.moe import route
 from m4.types import Array
 
-# Logical axes of the dimensions; the mesh axes they lie on are in `m4.sharding.RULES`.
+# Logical axes of the dimensions; the mesh axes they lie on are in `m4.axes.RULES`.
 AXES = {
     "w1": ("expert", "mlp", "embed"),
     "b1": ("expert", "mlp"),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from m4.maths import softmax, torch_uniform, uniform_bits
+from m4.maths import lie, softmax, torch_uniform, uniform_bits
 from m4.specs import TaskSpec
 from m4.types import Array
 
@@ -217,6 +217,7 @@ class SelfAttention(nn.Module):
         qkv = StackedDense(3 * width, self.num_stacks, init, self.qkv_bias_init, name="qkv")
         packed = qkv(x_BMTD)
         q, k, v = rearrange(packed, "b m t (n h c) -> n b m t h c", n=3, h=self.num_heads)
+        q, k, v = (lie(x, "batch", ..., "heads", None) for x in (q, k, v))
         drop = Dropout(self.dropout, deterministic=not train, name="drop")
         y_BMTD = rearrange(attend(q, k, v, mask_BMT, drop, bias_TT), "b m t h c -> b m t (h c)")
         return StackedDense(width, self.num_stacks, init, self.bias_init, name="out")(y_BMTD)
@@ -235,7 +236,8 @@ class MLP(nn.Module):
         """[B, M, ..., D] -> the same shape."""
         up, down = torch_uniform(x.shape[-1]), torch_uniform(self.hidden)
         h = StackedDense(self.hidden, self.num_stacks, up, up, name="up")(x)
-        h = Dropout(self.dropout, deterministic=not train, name="drop")(self.activation(h))
+        h = self.activation(lie(h, "batch", ..., "mlp"))
+        h = Dropout(self.dropout, deterministic=not train, name="drop")(h)
         return StackedDense(x.shape[-1], self.num_stacks, down, down, name="down")(h)
 
 

@@ -298,3 +298,14 @@ def test_ragged_equals_dense(case):
     args = make_x(23, "float32"), routing.weights, params, jnp.asarray(chosen, jnp.int32)
     want = compiled(layer, "dense", None, output)(*args)
     close(compiled(layer, "ragged", None, output)(*args), want, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backend", "num_experts", "slots"),
+    [("cpu", 4096, 4), ("cpu", 1024, 8), ("cpu", 64, 64), ("cuda", 4096, 6), ("cuda", 64, 88)],
+)
+def test_few_rows_an_expert_have_few_slots(backend, num_experts, slots):
+    """3,584 assignments: 7/8 of a row for each of 4,096 experts, which 8 slots held at 9 times."""
+    layout = dispatch.choose_layout(3584, num_experts, backend=backend)
+    assert layout.capacity == slots
+    assert layout.capacity >= 3584 / num_experts
