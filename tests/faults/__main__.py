@@ -27,6 +27,7 @@ SCENARIOS = (
     Scenario("resume on another number of devices", "gangs:devices", in_short=False),
     Scenario("dead, stopped or stalled peer", "gangs:peers"),
     Scenario("two processes that differ", "unequal:peers"),
+    Scenario("the n-th system call fails or kills", "injection:points"),
     Scenario("many processes, one work directory", "locking:contended"),
     Scenario("SIGTERM to two processes", "gangs:gang_terms", in_short=False),
     Scenario("bit flips in checkpoints", "flips:bits"),

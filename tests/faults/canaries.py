@@ -2,11 +2,11 @@
 
 Each of 250 invented patients has four canaries, unique and never a part of anything else: an
 identifier, a word in a note, a measured value and a date. The data are built, trained on,
-evaluated, predicted (as new data too), described, reported and refused; then every file and
-everything printed is searched, as it is and inside Parquet, zip, gzip and Zstandard. By contract
-(`m4.run.meds_predictions`, `m4.data.index`) identifiers and dates stand in `predictions/meds/` and
-in `index/` of the built data set; that they are found there, and everything in the raw files, shows
-that the search sees.
+evaluated, predicted (as new data too), described, reported and refused; then every file, also of
+the temporary folder, and everything printed is searched, as it is and inside Parquet, zip, gzip and
+Zstandard. By contract (`m4.run.meds_predictions`, `m4.data.index`) identifiers and dates stand in
+`predictions/meds/` and in `index/` of the built data set; that they are found there, and everything
+in the raw files, shows that the search sees.
 """
 
 import io
@@ -143,6 +143,9 @@ def _live(bench: Bench, raw: Path, built: Path, workdir: Path) -> list[str]:
     config.write_text(CONFIG.format(file=str(raw / "s.toml")))
     environment = runs.environment(bench, 1)
     environment |= {"M4_RAW_DIR": str(raw), "M4_DATA_DIR": str(built)}
+    scratch = bench.work / "tmp"  # whatever is left there is searched too
+    scratch.mkdir()
+    environment["TMPDIR"] = str(scratch)
     here, folder = f"--config={config}", f"--workdir={workdir}"
     wrong = []
 
@@ -157,7 +160,8 @@ def _live(bench: Bench, raw: Path, built: Path, workdir: Path) -> list[str]:
     run(0, "check-data", here, "--mode=check", f"--workdir={bench.work / 'checked'}")
     with open(bench.work / "describe.out", "wb") as out:
         command = [sys.executable, "-m", "m4.data", "describe", str(built)]
-        code = subprocess.run(command, stdout=out, stderr=out, check=False).returncode
+        own = os.environ | {"TMPDIR": str(scratch)}
+        code = subprocess.run(command, env=own, stdout=out, stderr=out, check=False).returncode
         wrong += [f"describe ended in {code}"] if code else []
     for number, (file, old, new) in enumerate(DAMAGE):
         good = (raw / file).read_text()

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -155,6 +156,7 @@ def _child(args: list[str], log: str, environment: dict[str, str]) -> None:
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     os.environ.update(environment)
+    tempfile.tempdir = None  # the server's
     if cache := environment.get("JAX_COMPILATION_CACHE_DIR"):
         import jax  # imported by the server, which read another environment
 
