@@ -12,6 +12,7 @@ from m4.errors import ConfigError
 
 # Fields that may change between a run and its continuation: they do not touch the mathematics.
 HARMLESS = ("data.raw_dir", "data.dir", "train.*_every", "train.keep", "train.max_bad")
+HARMLESS += ("train.profile",)
 HARMLESS += ("eval.*", "mesh.*")
 
 

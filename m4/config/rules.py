@@ -140,6 +140,7 @@ FIELDS: dict[str, Rule] = {
     "train.save_every": _count(500),
     "train.keep": _count(2),
     "train.keep_every": _count(0, low=0),
+    "train.profile": _count(0, low=0),  # steps that are traced for xprof; 0: none
     "train.watchdog": Rule(float, 60.0, low=0),  # seconds; 0: off
     "train.select": Rule(str),
     "train.choose": Rule(str, "best", names=lambda: ("best", "last")),

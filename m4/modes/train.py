@@ -23,10 +23,21 @@ from m4.data.store import Store
 from m4.errors import ConfigError, SaveError
 from m4.eval import results
 from m4.modes import eval as eval_mode
+from m4.plan import measure
 from m4.run import agreement, origin, preflight, programs, selection, trained
 from m4.run.setup import Setup, context, make_setup
 from m4.run.workspace import open_incomplete, owned, prepare, same_run, use_cache
-from m4.train import guard, loop, preemption, processes, retention, telemetry, watchdog, workdir
+from m4.train import (
+    guard,
+    loop,
+    preemption,
+    processes,
+    retention,
+    speed,
+    telemetry,
+    watchdog,
+    workdir,
+)
 from m4.train.checkpoint import Checkpoints
 from m4.train.step import State, make_step
 
@@ -154,24 +165,29 @@ def _train(
             writer = telemetry.make_writer(
                 folder, resume=first, steps=plan.steps, select=plan.select
             )
+        flops, rate = measure.of_run(setup, step, config.train.batch_size)
+        when = {"first": first, "began": start, "batch_size": config.train.batch_size}
+        meter = speed.Meter(writer, flops=flops, rate=rate, **when)
         stacks = folder / f"stacks-{jax.process_index()}.txt"
         with (
-            contextlib.closing(writer),
+            contextlib.closing(meter),
             watchdog.Watchdog(config.train.watchdog, stacks) as dog,
         ):
             hooks = loop.Hooks(
-                put=lambda batch: sharding.put_batch(batch, setup.mesh),
+                put=lambda batch: sharding.put_batch(meter.count(batch), setup.mesh),
                 evaluate=_evaluator(config, setup, val, predict, signals),
                 **_savers(config, setup, folder, last, best, made),
-                writer=writer,
+                writer=meter,
                 stop=signals.stop,
                 whole=setup.whole,
                 explain=_explainer(config, setup, rerun=flags.debug_nans),
                 watchdog=dog,
             )
             signals.stepping()
-            batches = setup.loader.iter(first)
-            loop.run(step, state, batches, zeros=zeros, plan=plan, hooks=hooks, progress=progress)
+            profile = folder / speed.FOLDER, config.train.profile
+            with contextlib.closing(speed.traced(setup.loader.iter(first), *profile)) as batches:
+                more = {"zeros": zeros, "plan": plan, "hooks": hooks, "progress": progress}
+                loop.run(step, state, batches, **more)
     return predict
 
 

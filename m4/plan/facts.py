@@ -110,10 +110,6 @@ def find(config: ml_collections.ConfigDict, chips: topology.Topology) -> Facts:
 def examine(model: setup.Model, compiled: Any, rows: int, *, idle: int, seconds: float) -> Facts:
     """Facts of a compiled step; `seconds` of the processor went into it."""
     mesh, params = model.mesh, model.state.params
-    with setup.context(mesh):
-        batch = setup.like(model.cuts[-1], rows, mesh)
-        totals = jax.eval_shape(model.step.zeros, model.state, batch)
-        form = closed_form.count(model.step.apply, (model.state, totals, batch), mesh, params)
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
     program = _program(compiled, dict(mesh.shape))
     sizes = {path: np.prod(p.shape, dtype=int) * p.dtype.itemsize for path, p in _named(params)}
@@ -143,8 +139,17 @@ def examine(model: setup.Model, compiled: Any, rows: int, *, idle: int, seconds:
         loops=program.loops if program else 0,
         compile_s=seconds,
         program="own" if program else "none",
-        model=dataclasses.asdict(form),
+        model=dataclasses.asdict(form(model, rows)),
     )
+
+
+def form(model: setup.Model, rows: int) -> closed_form.Model:
+    """The closed form of a step of `rows`."""
+    with setup.context(model.mesh):
+        batch = setup.like(model.cuts[-1], rows, model.mesh)
+        totals = jax.eval_shape(model.step.zeros, model.state, batch)
+        args = model.state, totals, batch
+        return closed_form.count(model.step.apply, args, model.mesh, model.state.params)
 
 
 def _program(compiled: Any, mesh: Mapping[str, int]) -> hlo.Program | None:

@@ -22,7 +22,7 @@ import numpy as np
 from m4 import sharding
 from m4.config import plain
 from m4.errors import UserError
-from m4.plan import facts, topology
+from m4.plan import facts, roofline, topology
 from m4.run import programs, setup
 from m4.train import processes
 from m4.types import Batch
@@ -93,8 +93,27 @@ def rates(found: Mapping[str, Any]) -> tuple[float, float | None]:
     if found["kind"] in (None, "cpu"):
         return achieved, None
     chip = topology.CHIPS[found["kind"]]
-    peak = {d: chip.bfloat16 if d == "bfloat16" else chip.float32 for d in flops}
-    return achieved, sum(n / peak[d] for d, n in flops.items()) / median
+    ideal = sum(n / roofline.rate(chip, dtype) for dtype, n in flops.items())
+    return achieved, ideal / median
+
+
+def of_run(model: setup.Model, step: Any, rows: int) -> tuple[float | None, float | None]:
+    """(matrix FLOPs of one device in a step, FLOP/s that it can do) of a run, where known.
+
+    On a chip of the table FLOPs are counted from the trace; elsewhere the compiler's sum, with
+    elementwise arithmetic, has to do. Batches of several lengths have no one number.
+    """
+    device = model.mesh.devices.flat[0]
+    kind = topology.kind_of(device)
+    program = getattr(step, "program", None)
+    if program is None:
+        return None, None
+    if kind in (None, "cpu"):
+        return (program.cost_analysis() or {}).get("flops"), None
+    products = facts.form(model, rows).products
+    total, chip = sum(products.values()), topology.CHIPS[kind]
+    seconds = sum(n / roofline.rate(chip, dtype) for dtype, n in products.items())
+    return total, total / seconds if seconds else None
 
 
 def main() -> int:
