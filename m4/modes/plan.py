@@ -50,7 +50,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     config = with_rows(config, chips, options.get("rows"))
     print(f"compiling for {chips.name} ...", flush=True)
     found = make(config, chips)
-    wrong = fits.disagreements(found.facts) if found.facts else []
+    wrong = fits.disagreements(found.facts, chips) if found.facts else []
     if target:
         atomic.write(target, json.dumps(document(found, wrong), indent=1) + "\n")
     if found.facts:

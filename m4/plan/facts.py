@@ -146,9 +146,8 @@ def examine(model: setup.Model, compiled: Any, rows: int, *, idle: int, seconds:
 def form(model: setup.Model, rows: int) -> closed_form.Model:
     """The closed form of a step of `rows`."""
     with setup.context(model.mesh):
-        batch = setup.like(model.cuts[-1], rows, model.mesh)
-        totals = jax.eval_shape(model.step.zeros, model.state, batch)
-        args = model.state, totals, batch
+        *args, given = programs.like_step(model, rows)
+        args = *args, given[0]
         return closed_form.count(model.step.apply, args, model.mesh, model.state.params)
 
 

@@ -4,6 +4,7 @@ A change of the configuration is a remedy only once it was planned itself.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -93,10 +94,10 @@ def _changes(config: ml_collections.ConfigDict, chips: Topology) -> Iterator[dic
     yield (split if whole else {}) | again | {"train.batch_size": fewer}
 
 
-def disagreements(found: plans.Facts) -> list[str]:
+def disagreements(found: plans.Facts, chips: Topology) -> list[str]:
     """Figures that are further from the closed form than they may be, with a likely reason."""
     lines = []
-    for row in compared(found):
+    for row in compared(found, chips):
         ratio = row.ratio
         if ratio is None or ratio < 1 and row.above:
             continue
@@ -134,7 +135,7 @@ class Compared:
         return self.compiler / self.expected if self.expected else None
 
 
-def compared(found: plans.Facts) -> list[Compared]:
+def compared(found: plans.Facts, chips: Topology) -> list[Compared]:
     """What must agree.
 
     A compiler writes products of single rows as sums, so it may multiply less. What it keeps at
@@ -152,4 +153,7 @@ def compared(found: plans.Facts) -> list[Compared]:
         sent = sum(roofline.wire(found.collectives).values())
         if {axis for axis, n in found.mesh.items() if n > 1} == {"data"}:
             rows.append(Compared("sent along data", sent, model["wire_bytes"]["data"], AGREE_PEAK))
-    return [row for row in rows if row.name == "matrix FLOPs" or row.expected >= SMALL]
+    least = {"matrix FLOPs": 0.0}
+    if math.isfinite(chips.chip.memory):
+        least["peak"] = 0.01 * chips.chip.memory
+    return [row for row in rows if row.expected >= least.get(row.name, SMALL)]

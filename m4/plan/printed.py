@@ -61,7 +61,7 @@ def document(
     if found is None:
         return base | more
     step = roofline.time(found, chips, across=across)
-    ratios = {row.name: row.ratio for row in fits.compared(found)}
+    ratios = {row.name: row.ratio for row in fits.compared(found, chips)}
     return base | {
         "facts": dataclasses.asdict(found),
         "ratios": ratios,

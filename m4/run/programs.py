@@ -84,20 +84,26 @@ def like_all(tree: Any, whole: jax.sharding.NamedSharding) -> Any:
     return abstract(tree, jax.tree.map(lambda _: whole, tree))
 
 
+def like_step(model: Model, num_rows: int) -> tuple[Any, Any, Any, Any]:
+    """Shapes and shardings of state, totals, batch and inputs as the step takes them."""
+    whole, batch = sharding.replicated(model.mesh), like(model.cuts[-1], num_rows, model.mesh)
+    state = model.state
+    if model.layout is not None:
+        state = like_all(jax.eval_shape(model.layout.packed, state), whole)
+    given = like_all((model.inputs, task_losses.scaling(model.spec)), whole)
+    totals = like_all(jax.eval_shape(model.step.zeros, state, batch, given[0]), whole)
+    return state, totals, batch, given
+
+
 def compile_step(model: Model, num_rows: int, accept: Callable[[list[str]], None] | None = None):
     """The train step for batches of `num_rows`, and a function that makes fresh totals.
 
     Before anything is compiled, `accept` gets the text of each lowered program and may raise.
     """
-    whole, batch = sharding.replicated(model.mesh), like(model.cuts[-1], num_rows, model.mesh)
-    state, layout = model.state, model.layout
-    if layout is not None:
-        state = like_all(jax.eval_shape(layout.packed, state), whole)
+    whole, layout = sharding.replicated(model.mesh), model.layout
     inputs = model.inputs, task_losses.scaling(model.spec)
-    given = like_all(inputs, whole)
-    shapes = jax.eval_shape(model.step.zeros, state, batch, given[0])
-    totals = like_all(shapes, whole)
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    state, totals, _, given = like_step(model, num_rows)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), totals)
     placed = jax.tree.map(lambda x: x.sharding, state)
     options = compiler.options(model.efforts[0], model.mesh)
 

@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,21 +15,25 @@ import pytest
 from m4 import config as configs
 from m4.errors import ConfigError
 from m4.main import main
-from m4.modes import plan
+from m4.modes import plan, scale
 from m4.plan import facts as plans
 from m4.plan import fits, printed, roofline, topology
 from tests.test_config import TOY
 
 ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/scale.md").read_text()
+
+
+CPU = topology.parse("cpu:4")
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """The toy on four virtual devices: exit code, what was printed, JSON."""
+    """What the command in docs/scale.md prints and writes, on four virtual devices."""
     folder = tmp_path_factory.mktemp("plan")
-    (folder / "toy.py").write_text(TOY)
-    command = [sys.executable, "-m", "m4.main", f"--config={folder}/toy.py", "--mode=plan"]
-    command += ["--topology=cpu:4", f"--json={folder}/plan.json", "--rows=8"]
+    (text,) = re.findall(r"^```sh\n(.*?)\n```", PAGE, flags=re.M | re.S)
+    command = [sys.executable, *shlex.split(text)[1:]]
+    command = [arg.replace("=plan.json", f"={folder}/plan.json") for arg in command]
     env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -39,22 +45,35 @@ def test_figures_of_a_step(planned):
     out, document = planned
     facts = plans.Facts(**document["facts"])
     assert facts.mesh == {"data": 4, "fsdp": 1, "expert": 1, "tensor": 1} and facts.idle == 0
-    assert facts.rows == 32 and facts.program == "own" and facts.callbacks == 0
+    assert facts.rows == 16 and facts.program == "own" and facts.callbacks == 0
     assert facts.replicated_bytes == facts.parameter_bytes > 0
     assert facts.peak_bytes > facts.argument_bytes > facts.state_bytes > 0
     assert {axes for one in facts.collectives for axes in one["axes"]} == {"data"}
-    assert fits.disagreements(facts) == []
+    assert fits.disagreements(facts, CPU) == []
     for words in ("matrix FLOPs", "peak", "replicated", "all-reduce along data", "bound by"):
         assert words in out
     assert "4 x cpu, mesh data=4" in out and "goodput" in out
     assert document["refusal"] is None and 0 < document["goodput"]["goodput"] < 1
 
 
+def test_commands_of_the_page_are_right():
+    commands = re.findall(r"python -m m4\.main ((?:\\\n|[^\n`])+)", PAGE)
+    modes = set()
+    for command in commands:
+        flags = configs.parse(shlex.split(command.replace("\\\n", " ").partition("#")[0]))
+        modes.add(flags.mode)
+        if flags.mode == "scale":
+            assert scale.parse(flags.options).topology == "v5p"
+    assert modes == {"train", "plan", "scale"}
+    for name in re.findall(r"`([a-z]\d\w+:[\dx+]+|cpu:\d+)`", PAGE):
+        assert topology.parse(name).count > 0
+
+
 def test_a_mesh_that_does_not_pay_is_told(planned):
     facts = plans.Facts(**planned[1]["facts"])
     mesh = {"data": 2, "fsdp": 1, "expert": 1, "tensor": 2}
     idle = dataclasses.replace(facts, mesh=mesh, flops=2 * facts.model["flops"])
-    lines = fits.disagreements(idle)
+    lines = fits.disagreements(idle, CPU)
     assert any("matrix FLOPs: the compiler's is 2.00" in line for line in lines)
     assert any("mesh.tensor=2: splits 0 % of the FLOPs" in line for line in lines)
 
@@ -145,8 +164,8 @@ def test_a_program_that_cannot_be_printed_is_said(planned):
     lines = printed.lines(facts, topology.parse("cpu:4"), 100, "data")
     assert any("not readable" in line for line in lines)
     facts = dataclasses.replace(facts, model=facts.model | dict.fromkeys(("peak_bytes",), 2e6))
-    assert [row.name for row in fits.compared(facts)] == ["peak"]
-    assert fits.disagreements(facts) != []
+    assert [row.name for row in fits.compared(facts, CPU)] == ["peak"]
+    assert fits.disagreements(facts, CPU) != []
 
 
 def test_a_compiler_that_fails_is_one_line(config, monkeypatch):
