@@ -108,14 +108,14 @@ def under(
 
     `weight_NB` holds multiplicities (whole numbers); float32 is faster and as exact.
     """
-    if fold_N is not None:
-        return _over_folds(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fold_N)[0]
     known_N, prediction_NC = mask_NL.any(axis=1), np.asarray(prediction_NC, np.float64)
     if not known_N.any():  # one invented row tells the names
         label_1L, prediction_1C = (np.zeros((1, x.shape[1])) for x in (label_NL, prediction_NC))
         one = np.ones(label_1L.shape, bool), prediction_1C, np.ones((1, 1))
         names = under(task, label_1L, *one, threshold=threshold)
         return dict.fromkeys(names, np.full(weight_NB.shape[1], np.nan))
+    if fold_N is not None:
+        return _over_folds(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fold_N)[0]
     y, p = label_NL[known_N], prediction_NC[known_N]
     # the last column is the sample: what it leaves undefined, macro metrics leave out
     w = np.concatenate([weight_NB, np.ones_like(weight_NB[:, :1])], axis=1)[known_N]

@@ -159,6 +159,9 @@ def test_macro_metrics_over_folds_are_means_of_each_labels_own_folds(kind):
     weight = np.stack([np.ones(90), (y[:, 0] == 0) | (fold != 1)], axis=1).astype(np.float32)
     drawn = metrics.under(task, y, mask, p, weight, fold_N=fold)["auroc_macro"]
     assert np.isfinite(drawn).all() and drawn[0] == pytest.approx(found["auroc_macro"].value)
+    # nor is there in draws of no row at all
+    nobody = metrics.under(task, y[:0], mask[:0], p[:0], weight[:0], fold_N=fold[:0])
+    assert np.isnan(nobody["auroc_macro"]).all()  # known bad: IndexError
     # without any event there is nothing to average, which is no error
     none = metrics.score(task, y * 0, mask, p, fold_N=fold)["auroc_macro"]
     assert np.isnan(none.value) and none.note
