@@ -5,6 +5,7 @@ data set described before any accelerator library is imported.
 """
 
 import dataclasses
+import re
 from typing import Literal, get_args
 
 ModalityKind = Literal["series", "vectors", "table", "codes", "text", "image", "signal"]
@@ -26,6 +27,43 @@ METRICS: dict[TaskKind, tuple[str, ...]] = {  # without a threshold chosen elsew
 }
 LOWER_IS_BETTER = (*PROBABILITY, "calibration_error", "mae", "rmse")
 RAGGED_KINDS = ("series", "vectors", "codes", "text")  # of a length that differs by row
+# Of modalities, tasks, groups: they become parts of file names, headings and options.
+NAME = re.compile(r"\w(?:[\w .,+=()-]{0,62}[\w)+])?")
+LONGEST = 200  # characters of a feature's or label's name, which may be whatever data call it
+
+
+def name_problem(name: object) -> str | None:
+    """Why a text is no name of a modality, task or group, in words that follow it; else None."""
+    if isinstance(name, str) and NAME.fullmatch(name):
+        return None
+    return (
+        "is no name: 1 to 64 letters, digits and _ . , + = ( ) - or blanks, of which the first is a"
+        " letter, digit or _, and the last no point or blank"
+    )
+
+
+def text_problem(text: object) -> str | None:
+    """Why a text is no name of a feature, label or class, in words that follow it; else None."""
+    if isinstance(text, str) and 0 < len(text) <= LONGEST and text.isprintable():
+        return None
+    return f"is no name: 1 to {LONGEST} characters that can be printed"
+
+
+def file_name(name: str) -> str:
+    """A name that data chose as part of a file's name: what no `NAME` has is `%` and its bytes."""
+    safe = re.compile(r"[\w .,+=()-]")
+    coded = (c if safe.fullmatch(c) else "".join(f"%{b:02x}" for b in c.encode()) for c in name)
+    text = "".join(coded)
+    return f"%2e{text[1:]}" if text.startswith(".") else text
+
+
+def _check_names(what: str, name: str, texts: tuple[str, ...]) -> None:
+    """Raises ValueError for a wrong name, or a wrong name of a feature or label of it."""
+    if wrong := name_problem(name):
+        raise ValueError(f"{what} {name!r} {wrong}")
+    for text in texts:
+        if wrong := text_problem(text):
+            raise ValueError(f"{what} {name}: {text!r} {wrong}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +91,7 @@ class ModalitySpec:
     vocab: int | None = None
 
     def __post_init__(self):
+        _check_names("modality", self.name, self.features)
         if self.kind not in get_args(ModalityKind):
             raise ValueError(
                 f"modality {self.name}: kind {self.kind!r} is not one of {get_args(ModalityKind)}"
@@ -101,6 +140,7 @@ class TaskSpec:
     auxiliary: bool = False
 
     def __post_init__(self):
+        _check_names("task", self.name, self.labels)
         if self.kind not in get_args(TaskKind):
             raise ValueError(
                 f"task {self.name}: kind {self.kind!r} is not one of {get_args(TaskKind)}"

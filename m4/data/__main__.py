@@ -4,6 +4,8 @@ describe FOLDER        a built data set (or every one below FOLDER), or a MEDS d
                        in it
 draft FOLDER           prints a first definition of a MEDS data set, to be checked and completed
                        by hand
+verify FOLDER RAW_DIR  every source file of a built data set is still the one that it was built
+                       from, and every record can be read
 download NAME RAW_DIR  the raw files of an open data set, verified; NAME is {downloads}
 
 `python -m m4.data embed --help` and `python -m m4.data fake --help` say more on these two:
@@ -24,7 +26,8 @@ from m4.errors import ConfigError, DataError, UserError
 
 OWN = {"embed": "sets.mimiciv.embeddings.command", "fake": "fake"}  # with options of their own
 USAGE = (
-    "usage: python -m m4.data describe|draft FOLDER, download NAME RAW_DIR, or embed|fake --help"
+    "usage: python -m m4.data describe|draft FOLDER, verify FOLDER RAW_DIR, download NAME RAW_DIR,"
+    " or embed|fake --help"
 )
 
 
@@ -44,6 +47,10 @@ def main(args: Sequence[str]) -> int:
                 if not place.is_dir():
                     raise DataError(f"{place}: no such folder")
                 print("\n".join(_lines(command, place)))
+            case ["verify", folder, raw_dir]:
+                verify = importlib.import_module("m4.data.verify")
+                places = local.folder(folder, "FOLDER"), local.folder(raw_dir, "RAW_DIR")
+                print("\n".join(verify.lines(*places)))
             case ["download", name, raw_dir]:
                 if name not in downloads():
                     known = " or ".join(downloads())

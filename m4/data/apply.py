@@ -48,7 +48,8 @@ def write(
       DataError: files that cannot be used, no record, another schema than the model's.
     """
     with build.foreign(str(folder)):
-        cohort = module.new(folder, trained.manifest["options"], trained.vocabularies)
+        keeps = {"scratch": target.parent} if getattr(module, "SCRATCH", False) else {}
+        cohort = module.new(folder, trained.manifest["options"], trained.vocabularies, **keeps)
     if manifests.schema(cohort.spec) != trained.manifest["declared"]:
         raise DataError(f"{folder}: is read into another schema than the model was trained on")
     joining = build.joining(cohort)

@@ -30,8 +30,8 @@ from m4 import atomic, flock
 from m4.data import data_sets, index, shift
 from m4.data import manifest as manifests
 from m4.data import record as records
-from m4.data.cohort import Cohort, Example
-from m4.errors import DataError, SaveError, UserError, place
+from m4.data.cohort import Cohort, Example, sha256
+from m4.errors import DataError, SaveError, UserError, place, shortage
 
 Progress = Callable[[str, int], None]  # called with the split and its records so far
 Report = Callable[[dict[str, Any]], None]  # called with the manifest of what was just built
@@ -39,6 +39,7 @@ Say = Callable[[list[str]], None]  # called with how the files match, before rec
 REPORT_EVERY = 200
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 STAMPS = "stamps.json"
+SMALL = 1 << 24  # bytes of a file that is hashed at every start
 VOCABULARY = "vocabulary.json"
 
 
@@ -66,9 +67,10 @@ def prepare(
       report: told the manifest, if something was built.
 
     Folders already built for the same name, version, options, seed and schema are reused while no
-    source file has another size or time stamp than when it was hashed; otherwise sources are
-    hashed again. Raw files that have been removed since do not invalidate a folder. One whose
-    manifest is damaged, or from before manifests were sealed, is built again.
+    source file has another size, time stamp or inode than when it was hashed (a small one is hashed
+    at every start; `python -m m4.data verify` hashes all); otherwise sources are hashed again. Raw
+    files that have been removed since do not invalidate a folder. One whose manifest is damaged, or
+    from before manifests were sealed, is built again.
 
     Raises:
       DataError: missing or damaged files, one line each; a split that is empty; a patient in two
@@ -78,6 +80,7 @@ def prepare(
     raw_dir, options = Path(raw_dir), dict(options or {})
     module = data_sets.find(name)
     home = Path(data_dir) / name.rpartition(".")[2]
+    _sweep(Path(data_dir))
     identity = _identity(module, name, seed=seed, options=options)
     if ready := _unchanged(home, identity, raw_dir):
         return ready
@@ -97,10 +100,12 @@ def prepare(
             built = _build(home, identity, cohort, stamps, **told)
             shutil.rmtree(scratch, ignore_errors=True)
             return built
-    except OSError as error:
-        if error.errno in CANNOT_WRITE:
+    except (OSError, RuntimeError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
             where = error.filename or home
             raise SaveError(f"{where}: {error.strerror} (building records in {home})") from error
+        if short := shortage(error):
+            raise short from error
         raise
 
 
@@ -132,7 +137,7 @@ def _unchanged(home: Path, identity: dict[str, Any], raw_dir: Path) -> Path | No
             found = manifests.unchecked(path.parent)  # most are of other identities
             same = all(found.get(key) == value for key, value in identity.items())
             if same and all(
-                not (raw_dir / file).exists() or _stamp(raw_dir / file) == stamp
+                _same(raw_dir / file, stamp, found["sources"].get(file))
                 for file, stamp in json.loads((path.parent / STAMPS).read_text()).items()
             ):
                 manifests.check_files(path.parent, found)
@@ -154,8 +159,18 @@ def _write_stamps(folder: Path, stamps: dict[str, list[int]]) -> None:
 
 
 def _stamp(path: Path) -> list[int]:
+    """What changes with a file's content, but for tricks: the time of change cannot be set."""
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _same(path: Path, stamp: list[int], source: Mapping[str, Any] | None) -> bool:
+    """Whether a source file is as it was when it was hashed. A small one is hashed again."""
+    if not path.exists():
+        return True
+    if source is None or path.stat().st_size > SMALL:
+        return _stamp(path) == stamp
+    return path.stat().st_size == source["bytes"] and sha256(path) == source["sha256"]
 
 
 @contextlib.contextmanager
@@ -170,9 +185,23 @@ def _locked(home: Path) -> Iterator[None]:
             say = f"m4: warning: {home}: no file locks here; two builds at once both build"
             print(say, file=sys.stderr)
         else:
-            for leftover in home.glob(".partial-*"):
-                shutil.rmtree(leftover)
+            _clear(home)
         yield
+
+
+def _clear(home: Path) -> None:
+    """Removes what dead builds left; the caller holds the lock."""
+    for leftover in (*home.glob(".partial-*"), *home.glob(".scratch/m4-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _sweep(data_dir: Path) -> None:
+    """Removes what dead builds of any data set left: it is patients' events."""
+    with contextlib.suppress(OSError):
+        for lock in data_dir.glob("*/.lock"):
+            with contextlib.suppress(OSError), open(lock, "r+") as file:
+                if flock.take(file.fileno()):
+                    _clear(lock.parent)
 
 
 def _build(
@@ -334,4 +363,6 @@ def foreign(where: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
             raise
+        if short := shortage(error):
+            raise short from error
         raise DataError(f"{where}: {place(error)}; --debug prints more") from error

@@ -35,7 +35,15 @@ def find(name: str) -> Any:
         return importlib.import_module("m4.data.sets.declared.dataset").shipped(name)
     if "." not in name and name not in names():
         raise ConfigError(f"data.name={name!r} is none of {', '.join(names())}")
-    return resolve.module(name, "m4.data.sets")
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"data.name={name!r} is no name of a data set or module")
+    try:
+        found = resolve.module(name, "m4.data.sets")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"data.name={name!r}: there is no module {error.name!r}") from None
+    if missing := sorted(WANTED - {*dir(found)}):
+        raise ConfigError(f"data.name={name!r}: the module has no {' and no '.join(missing)}")
+    return found
 
 
 def _definitions() -> tuple[str, ...]:

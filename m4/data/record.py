@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_data_source
 from tensorflow_datasets.proto import tf_example_pb2
 
 from m4.data.cohort import Example
@@ -222,13 +223,14 @@ class Source:
     """Random access to the records of a split."""
 
     def __init__(self, folder: Path, split: str, spec: DataSpec):
-        """Open what `write` wrote into `folder`."""
-        found = sorted(folder.glob("*/*/features.json"))
+        """Open what `write` wrote into `folder`.
+
+        `features.json` beside the records is not read: it names classes, which would be imported.
+        """
+        found = sorted(folder.glob(f"*/*/*-{split}.array_record-*"))
         if not found:
             raise DataError(f"{folder}: no records; delete the data set's folder to rebuild")
-        builder: Any = tfds.builder_from_directory(str(found[0].parent))
-        raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        self._bytes = builder.as_data_source(split, deserialize_method=raw)
+        self._bytes = array_record_data_source.ArrayRecordDataSource([*map(str, found)])
         self._spec = spec
 
     def __len__(self) -> int:

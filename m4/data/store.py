@@ -28,7 +28,7 @@ from m4.data import mapped
 from m4.data import record as records
 from m4.data.cohort import Example
 from m4.data.normalise import Normaliser
-from m4.errors import DataError, place
+from m4.errors import DataError, place, shortage
 from m4.specs import RAGGED_KINDS, DataSpec, ModalitySpec
 
 Rows = dict[str, np.ndarray]
@@ -97,6 +97,13 @@ class Store:
             with np.errstate(all="ignore"):  # what comes out is checked
                 yield
         except _DAMAGED as error:
+            if short := shortage(error):
+                raise short from error
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                raise DataError(
+                    f"{error.filename or self._folder}: cannot be read"
+                    f" ({error.strerror or type(error).__name__}); the data may be sound"
+                ) from error
             raise DataError(
                 f"{self._folder}: damaged ({place(error)}); delete the folder to build it again"
             ) from error

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from m4 import atomic
 from m4.eval.predictions import Predictions
-from m4.specs import DataSpec, TaskSpec
+from m4.specs import DataSpec, TaskSpec, file_name
 
 CUT = 0.5
 KINDS = ("binary", "multilabel", "multiclass", "regression")
@@ -53,7 +53,7 @@ def write_private(path: Path, table: pa.Table) -> None:
     """Writes a Parquet file that only its owner can read, whole or not at all."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(path.parent, 0o700)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with atomic.replaced(path) as partial, open(os.open(partial, flags, 0o600), "wb") as file:
         pq.write_table(table, file)
 
@@ -67,7 +67,7 @@ def _columns(task: TaskSpec, found: Predictions) -> Iterator[tuple[str, dict, di
             label = pa.array(label_NL[:, c] > 0, pa.bool_(), mask=unknown_NL[:, c])
             names = task.labels or tuple(map(str, range(task.dim)))
             yield (
-                task.name if task.kind == "binary" else f"{task.name}-{names[c]}",
+                task.name if task.kind == "binary" else f"{task.name}-{file_name(names[c])}",
                 {"boolean_value": label},
                 {
                     "predicted_boolean_value": pa.array(values_NC[:, c] >= CUT),

@@ -68,7 +68,8 @@ def test_a_damaged_folder_is_built_again(module):
     assert [*home.rglob(".partial-*")] == []
 
 
-def test_builds_once_and_again_only_when_something_changed(module):
+def test_builds_once_and_again_only_when_something_changed(module, monkeypatch):
+    monkeypatch.setattr(build, "SMALL", 0)
     toy, raw, home = module
     told = []
     first = build.prepare("toylab.toy", raw, home, seed=1, report=told.append)

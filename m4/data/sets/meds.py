@@ -12,4 +12,4 @@ from m4.data.sets.declared.dataset import LICENCE, VERSION, WHERE, Declared  # n
 
 _DECLARED = Declared(meds=True)
 resolved, spec, missing_files = _DECLARED.resolved, _DECLARED.spec, _DECLARED.missing_files
-cohort, new = _DECLARED.cohort, _DECLARED.new
+cohort, new, SCRATCH = _DECLARED.cohort, _DECLARED.new, _DECLARED.SCRATCH

@@ -21,6 +21,7 @@ class Declared:
     """What `m4.data.cohort` asks of a data set module, for any definition or for the one `file`."""
 
     VERSION, LICENCE, WHERE = VERSION, LICENCE, WHERE
+    SCRATCH = True  # `cohort` and `new` take a folder for what they write on the way
 
     def __init__(self, *, meds: bool, file: str = ""):
         """`meds`: whether MEDS files are the default."""
@@ -71,12 +72,7 @@ class Declared:
         """The checked definition. Raises ConfigError with one line per problem."""
         content = self.resolved(**options)
         file = str(options.get("file") or self._file)
-        found = parse.parse(content, file, meds=content.pop("meds"))
-        if Path(found.folder).is_absolute():
-            raise ConfigError(
-                f"folder={found.folder!r}: must be a path below --config.data.raw_dir"
-            )
-        return found
+        return parse.parse(content, file, meds=content.pop("meds"))
 
     @functools.wraps(resolved, assigned=())  # the same options
     def spec(self, **options: Any) -> DataSpec:
@@ -96,8 +92,12 @@ class Declared:
         ]
         return lines + ([f"{found.name}: {found.where}"] if lines else [])
 
-    def cohort(self, raw_dir: Path | str, *, seed: int, **options: Any) -> Cohort:
+    def cohort(
+        self, raw_dir: Path | str, *, seed: int, scratch: Path | None = None, **options: Any
+    ) -> Cohort:
         """One example per labelled (subject, prediction time).
+
+        Events wait in a folder in `scratch`, if it is given, until the cohort is let go of.
 
         Raises:
           ConfigError: a definition with errors.
@@ -107,11 +107,16 @@ class Declared:
         root = Path(raw_dir) / found.folder
         paths = _paths(found, root, "metadata/subject_splits.parquet")
         sources = checksums(Path(raw_dir), paths)
-        prepared = functools.partial(examples.prepare, found, root, seed=seed)
+        prepared = functools.partial(examples.prepare, found, root, seed=seed, scratch=scratch)
         return _cohort(found, sources, prepared, ("train", "val", "test"))
 
     def new(
-        self, folder: Path, resolved: Mapping[str, Any], vocabularies: Mapping[str, Sequence[str]]
+        self,
+        folder: Path,
+        resolved: Mapping[str, Any],
+        vocabularies: Mapping[str, Sequence[str]],
+        *,
+        scratch: Path | None = None,
     ) -> Cohort:
         """What a trained model is asked about new files of the same kind, as the split 'new'.
 
@@ -119,6 +124,7 @@ class Declared:
           folder: where the files are, in place of the definition's.
           resolved: what `resolved` said when the model was trained.
           vocabularies: those that were counted then; a modality without is a DataError.
+          scratch: a folder for the events, as of `cohort`.
         """
         content = {"meds": True, **resolved}
         found = parse.parse(content, "definition", meds=content.pop("meds"))
@@ -130,7 +136,8 @@ class Declared:
                 if len(vocabularies[name]) >= size:
                     raise DataError(f"the vocabulary of {name} is larger than the model's")
         sources = checksums(folder, _paths(found, folder, "points.*"))
-        prepared = functools.partial(examples.prepare_new, found, folder, vocabularies=vocabularies)
+        about = {"vocabularies": vocabularies, "scratch": scratch}
+        prepared = functools.partial(examples.prepare_new, found, folder, **about)
         return _cohort(found, sources, prepared, ("new",))
 
 

@@ -45,6 +45,7 @@ class Events:
         *,
         joins: Joins,
         flow: Flow,
+        scratch: Path | None = None,
     ):
         """Reads every source once. Raises DataError for files that can't be used.
 
@@ -55,7 +56,9 @@ class Events:
         self.reach = Reach(definition, matcher.slots, points)
         self._outside = np.zeros((2, len(matcher.names)), np.int64)  # numbers of a slot, wrong ones
         self._block = _blocks(points)
-        self._folder = Path(tempfile.mkdtemp(prefix="m4-meds-"))  # mode 0700
+        if scratch:
+            scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folder = Path(tempfile.mkdtemp(prefix="m4-meds-", dir=scratch))  # mode 0700
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # also at exit
         self._death_S = np.full(len(points.ids), ALWAYS)  # of each subject, the first
         for source in definition.sources:

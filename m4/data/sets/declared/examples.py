@@ -150,15 +150,21 @@ class Examples:
         return {"values": ids_n.astype(np.int32)}
 
 
-def prepare(definition: Definition, root: Path, *, seed: int) -> Examples:
+def prepare(
+    definition: Definition, root: Path, *, seed: int, scratch: Path | None = None
+) -> Examples:
     """Reads labels and events, and makes sure that they belong together."""
     flow, joins = Flow(), Joins(root)
     points = read(definition, root, seed=seed, joins=joins, flow=flow)
-    return _joined(definition, root, points, joins, flow)
+    return _joined(definition, root, points, joins, flow, scratch=scratch)
 
 
 def prepare_new(
-    definition: Definition, root: Path, *, vocabularies: Mapping[str, Sequence[str]]
+    definition: Definition,
+    root: Path,
+    *,
+    vocabularies: Mapping[str, Sequence[str]],
+    scratch: Path | None = None,
 ) -> Examples:
     """Like `prepare` for new data, all in the split 'new'; files of some events may be absent."""
     flow, joins = Flow(), Joins(root)
@@ -171,7 +177,7 @@ def prepare_new(
         flow[f"event files that are absent: {absent}"] += 1
     there = tuple(source for source, paths in sources.items() if paths)
     definition = dataclasses.replace(definition, sources=there)
-    return _joined(definition, root, points, joins, flow, given=vocabularies)
+    return _joined(definition, root, points, joins, flow, given=vocabularies, scratch=scratch)
 
 
 def _joined(
@@ -182,9 +188,10 @@ def _joined(
     flow: Flow,
     *,
     given: Mapping[str, Sequence[str]] | None = None,
+    scratch: Path | None = None,
 ) -> Examples:
     matcher = Matcher(definition)
-    events = Events(definition, root, points, matcher, joins=joins, flow=flow)
+    events = Events(definition, root, points, matcher, joins=joins, flow=flow, scratch=scratch)
     joins.check(new=given is not None)
     events.reach.check(new=given is not None)
     points = events.points

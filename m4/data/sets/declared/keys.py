@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from m4 import specs
+
 
 class Keys:
     """One table of the file: typed look-ups that collect problems, and no key left unread."""
@@ -20,6 +22,7 @@ class Keys:
     def problem(self, key: str, text: str) -> None:
         """Notes a problem with a key."""
         name = ".".join(filter(None, (self._path, key)))
+        name = name if name.isprintable() else repr(name)
         self._problems.append(f"{self._file}: {name}{': ' if name else ''}{text}")
 
     def get(self, key: str, default: Any, kind: type | tuple, what: str) -> Any:
@@ -95,6 +98,20 @@ class Keys:
             except re.error as error:
                 self.problem(key, f"{text!r} is no regular expression: {error}")
         return found
+
+    def name(self, name: str) -> str:
+        """The name of this table, a stand-in if it is none."""
+        if wrong := specs.name_problem(name):
+            self.problem("", wrong)
+            return "wrong"
+        return name
+
+    def feature(self, name: str) -> str:
+        """The name of a feature, label or class of this table, a stand-in if it is none."""
+        if wrong := specs.text_problem(name):
+            self.problem("", f"{name[: specs.LONGEST]!r} {wrong}")
+            return "wrong"
+        return name
 
     def section(self, key: str) -> "Keys":
         """A table inside this one."""

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def parse(content: Mapping[str, Any], file: str, *, meds: bool) -> Definition:
         implausible=root.number("implausible", 0.05),
     )
     root.finish()
+    _check_places(root, found)
     for what, items in (("modalities", found.modalities), ("tasks", found.tasks)):
         if not items:
             problems.append(f"{file}: has no [{what}.<name>]")
@@ -63,6 +65,16 @@ def parse(content: Mapping[str, Any], file: str, *, meds: bool) -> Definition:
     except ValueError as error:
         raise ConfigError(f"{file}: {error}") from None
     return found
+
+
+def _check_places(root: Keys, found: Definition) -> None:
+    """Every folder and file lies below the raw folder, however its name is written."""
+    places = {"folder": [found.folder], "files": [s.files for s in found.sources]}
+    places["labels"] = [t.files for t in found.tasks]
+    for key, texts in places.items():
+        for text in texts:
+            if Path(text).is_absolute() or ".." in Path(text).parts or not text.isprintable():
+                root.problem(key, f"{text!r} must be a path below --config.data.raw_dir")
 
 
 def _sources(root: Keys, *, meds: bool) -> tuple[Source, ...]:
@@ -88,6 +100,7 @@ def _sources(root: Keys, *, meds: bool) -> tuple[Source, ...]:
 
 
 def _modality(name: str, keys: Keys, lookback: float, hours: float) -> Modality:
+    name = keys.name(name)
     kind: Any = keys.choice("kind", "", KINDS)
     values: dict[str, Any] = {"lookback": math.inf if kind == "table" else lookback}
     if keys.has("lookback"):
@@ -129,10 +142,12 @@ def _features(keys: Keys, kind: str, prefix: str) -> tuple[Feature, ...]:
     if isinstance(given, str) and (span := re.fullmatch(r"(\d+)\.\.(\d+)", given)):
         given = [str(i) for i in range(int(span[1]), int(span[2]) + 1)]  # '0..75'
     if isinstance(given, list) and all(isinstance(name, str) for name in given):
-        twice = sorted({name for name in given if given.count(name) > 1})
+        twice = sorted(name for name, count in Counter(given).items() if count > 1)
         if twice:
-            keys.problem("features", f"names {', '.join(twice)} twice")
+            keys.problem("features", f"names {', '.join(map(repr, twice))} twice")
         given = {name: name for name in given}
+        for name in given:
+            keys.feature(name)
     if not isinstance(given, Mapping) or not given:
         keys.problem("features", "must be a list of names or a table name = code pattern")
         return (Feature("missing", ("missing",), take),)
@@ -146,6 +161,7 @@ def _features(keys: Keys, kind: str, prefix: str) -> tuple[Feature, ...]:
 
 def _feature(name: str, own: Keys, kind: str, prefix: str, take: str) -> list[Feature]:
     """One feature, or one 0/1 feature per entry of `values`: code//value."""
+    name = own.feature(name)
     chosen = own.choice("take", take, TAKES[kind])
     codes, among = own.patterns("codes", prefix), own.patterns("among", prefix)
     low, high = own.limit("low", -math.inf), own.limit("high", math.inf)
@@ -174,6 +190,7 @@ def _tasks(root: Keys, *, meds: bool) -> tuple[Task, ...]:
     default = MEDS_LABELS if meds else {}
     found = []
     for name, keys in root.sections("tasks"):
+        name = keys.name(name)
         kind = keys.choice("kind", "", TASK_KINDS)
         keys.flag("on_request")
         files = keys.text("labels", shared["files"])
@@ -205,12 +222,13 @@ def _task_spec(name: str, kind: Any, keys: Keys, columns: tuple[str, ...]) -> Ta
     labels, dim = (), 1
     if kind == "multiclass":
         labels = tuple(map(str, given)) if isinstance(given, list) else ()
+        labels = tuple(keys.feature(label) for label in labels)
         dim = len(labels)
         if len(set(labels)) < 2:
             keys.problem("classes", "must list at least two different values")
             return None
     elif kind == "multilabel":
-        labels, dim = columns, max(1, len(columns))
+        labels, dim = tuple(map(keys.feature, columns)), max(1, len(columns))
     elif kind == "survival":
         if not isinstance(numbers, list) or not numbers:
             keys.problem("days", "must list the right ends of the time intervals")
