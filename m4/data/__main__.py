@@ -48,9 +48,9 @@ def main(args: Sequence[str]) -> int:
                     raise DataError(f"{place}: no such folder")
                 print("\n".join(_lines(command, place)))
             case ["verify", folder, raw_dir]:
-                verify = importlib.import_module("m4.data.verify")
+                audit = importlib.import_module("m4.data.audit")
                 places = local.folder(folder, "FOLDER"), local.folder(raw_dir, "RAW_DIR")
-                print("\n".join(verify.lines(*places)))
+                print("\n".join(audit.lines(*places)))
             case ["download", name, raw_dir]:
                 if name not in downloads():
                     known = " or ".join(downloads())

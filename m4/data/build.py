@@ -82,24 +82,34 @@ def prepare(
     home = Path(data_dir) / name.rpartition(".")[2]
     _sweep(Path(data_dir))
     identity = _identity(module, name, seed=seed, options=options)
-    if ready := _unchanged(home, identity, raw_dir):
-        return ready
+    try:
+        if ready := _unchanged(home, identity, raw_dir):
+            return ready
+    except OSError as error:
+        raise SaveError(
+            f"{home}: cannot be read ({error.strerror}): built data are for their owner only, so"
+            " give --config.data.dir a folder of your own"
+        ) from error
     if missing := module.missing_files(raw_dir, **options):
         raise DataError(*_damage(home), *missing, f"{name}: {module.WHERE}")
+    with _short(home), _locked(home):
+        if ready := _unchanged(home, identity, raw_dir):  # built while we waited for the lock
+            return ready
+        scratch = home / ".scratch"  # where a module may take up an interrupted build
+        keeps = {"scratch": scratch} if getattr(module, "SCRATCH", False) else {}
+        with foreign(name):
+            cohort = module.cohort(raw_dir, seed=seed, **keeps, **options)
+        stamps = {f: _stamp(raw_dir / f) for f in cohort.sources if (raw_dir / f).exists()}
+        built = _build(home, identity, cohort, stamps, progress=progress, say=say, report=report)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return built
+
+
+@contextlib.contextmanager
+def _short(home: Path) -> Iterator[None]:
+    """A disk that is full or not ours, and memory that runs out, are said as what they are."""
     try:
-        with _locked(home):
-            ready = _unchanged(home, identity, raw_dir)  # built while we waited for the lock
-            if ready:
-                return ready
-            scratch = home / ".scratch"  # where a module may take up an interrupted build
-            keeps = {"scratch": scratch} if getattr(module, "SCRATCH", False) else {}
-            with foreign(name):
-                cohort = module.cohort(raw_dir, seed=seed, **keeps, **options)
-            stamps = {f: _stamp(raw_dir / f) for f in cohort.sources if (raw_dir / f).exists()}
-            told = {"progress": progress, "say": say, "report": report}
-            built = _build(home, identity, cohort, stamps, **told)
-            shutil.rmtree(scratch, ignore_errors=True)
-            return built
+        yield
     except (OSError, RuntimeError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
             where = error.filename or home
@@ -133,7 +143,8 @@ def _unchanged(home: Path, identity: dict[str, Any], raw_dir: Path) -> Path | No
     for path in sorted(home.glob(f"*/{manifests.FILE}")):
         if path.parent.name.startswith("."):
             continue
-        with contextlib.suppress(DataError, OSError, ValueError, AttributeError):  # damaged
+        damaged = (DataError, FileNotFoundError, ValueError, AttributeError, LookupError, TypeError)
+        with contextlib.suppress(*damaged):
             found = manifests.unchecked(path.parent)  # most are of other identities
             same = all(found.get(key) == value for key, value in identity.items())
             if same and all(

@@ -17,6 +17,7 @@ from m4.data import identifiers
 from m4.errors import DataError
 
 MAX_FIELD = 100_000  # characters
+MAX_HEADER = 1 << 22  # characters of a first line
 BLOCK_BYTES = 1 << 20  # of a stream; pyarrow reads up to 32 blocks ahead
 NEVER = -(1 << 53)  # stands for an unknown time
 NO_FORMS: Mapping[str, identifiers.Forms] = {}
@@ -79,7 +80,10 @@ def header(path: Path) -> list[str]:
     try:
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8-sig") as handle:  # Excel writes a mark in front
-            return next(csv.reader(handle), [])
+            first = handle.readline(MAX_HEADER)
+            if len(first) >= MAX_HEADER:
+                raise DataError(f"{path}: its first line is longer than {MAX_HEADER:,} characters")
+            return next(csv.reader([first]), [])
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
 

@@ -41,8 +41,8 @@ def find(name: str) -> Any:
         found = resolve.module(name, "m4.data.sets")
     except ModuleNotFoundError as error:
         raise ConfigError(f"data.name={name!r}: there is no module {error.name!r}") from None
-    if missing := sorted(WANTED - {*dir(found)}):
-        raise ConfigError(f"data.name={name!r}: the module has no {' and no '.join(missing)}")
+    if not hasattr(found, "spec"):
+        raise ConfigError(f"data.name={name!r}: the module has no function spec")
     return found
 
 

@@ -378,7 +378,7 @@ def test_unknown_definition_lists_the_shipped_ones():
 
 def test_an_absolute_folder_is_refused(tmp_path):
     file = mf.write(tmp_path, {})
-    with pytest.raises(ConfigError, match="folder='/x': must be a path below"):
+    with pytest.raises(ConfigError, match="folder: '.x' must be a path below"):
         meds.spec(file=file, folder="/x")
 
 

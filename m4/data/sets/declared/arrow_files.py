@@ -23,7 +23,7 @@ from m4.data import identifiers
 from m4.errors import DataError
 
 BATCH = 1 << 16  # rows
-BLOCK = 1 << 20  # bytes of CSV
+BLOCK = 1 << 25  # bytes of CSV, also the longest row: a note of some millions of words
 NEVER = np.iinfo(np.int64).min  # stands for no time
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 MISSING = ("", "NA", "NaN", "nan", "null", "NULL", "None")  # of CSV numbers and times
@@ -59,6 +59,7 @@ class Columns:
     def __init__(self, batch: pa.RecordBatch, path: Path, first_row: int):
         """`first_row`: rows of the file before this batch."""
         self._batch, self.path, self.first = batch, path, first_row
+        self._place = {name: i for i, name in enumerate(batch.schema.names)}
 
     def __len__(self) -> int:
         return self._batch.num_rows
@@ -69,13 +70,13 @@ class Columns:
 
     def has(self, name: str) -> bool:
         """Whether the file has the column."""
-        return bool(name) and name in self._batch.schema.names
+        return bool(name) and name in self._place
 
     def raw(self, name: str) -> pa.Array:
         """The column, decoded if it is dictionary-encoded. DataError if absent or not UTF-8."""
         if not self.has(name):
             raise DataError(f"{self.path}: has no column {name!r}")
-        array = self._batch.column(name)
+        array = self._batch.column(self._place[name])
         try:
             array.validate(full=True)  # Parquet does not promise that its strings are UTF-8
         except pa.ArrowInvalid:
@@ -201,7 +202,10 @@ def _parquet(path: Path, only: Sequence[str] | None) -> Iterator[pa.RecordBatch]
 
 def _csv(path: Path, header: str) -> Iterator[pa.RecordBatch]:
     with contextlib.closing(Checked(path)) as stream:
-        first = re.split(rb"[\r\n]", stream.read(BLOCK), maxsplit=1)[0].decode("utf-8-sig")
+        head = re.split(rb"[\r\n]", stream.read(BLOCK), maxsplit=1)
+        if len(head[0]) >= BLOCK:
+            raise DataError(f"{path}: its first line is longer than {BLOCK:,} bytes, the limit")
+        first = head[0].decode("utf-8-sig")
     if not first.strip():
         raise DataError(f"{path}: is empty")
     try:
@@ -227,7 +231,11 @@ def _csv(path: Path, header: str) -> Iterator[pa.RecordBatch]:
     with contextlib.closing(Checked(path)) as stream:
         try:
             yield from arrow_csv.open_csv(pa.PythonFile(stream, "r"), read, parse, convert)
-        except pa.ArrowInvalid:
+        except pa.ArrowInvalid as error:
+            if "straddl" in str(error):
+                raise DataError(
+                    f"{path}: a row is longer than {BLOCK:,} bytes, the limit"
+                ) from None
             if rows and rows[0]:
                 raise DataError(
                     f"{path}, line {rows[0]}: not {len(names)} columns like the header"

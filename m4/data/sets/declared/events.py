@@ -29,6 +29,7 @@ EVENT = np.dtype(
 )
 DEATH = "MEDS_DEATH"
 SUBJECTS = 512  # of one split in one block
+WAIT = 1 << 20  # uses of events that wait in memory before they are written
 AFTER_DEATH = "points at or after the death of their subject, left out"
 OPTIONAL = ("numeric_value", "text_value")  # in MEDS; a column of another name must be there
 
@@ -60,12 +61,15 @@ class Events:
             scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder = Path(tempfile.mkdtemp(prefix="m4-meds-", dir=scratch))  # mode 0700
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # also at exit
+        self._waiting: dict[int, list[np.ndarray]] = {}  # by block
+        self._waited = 0
         self._death_S = np.full(len(points.ids), ALWAYS)  # of each subject, the first
         for source in definition.sources:
             if not (paths := find(root, source.files)):
                 raise DataError(f"{root / source.files}: no event files")
             for path in paths:
                 self._read(path, source)
+        self._flush()
         dead_P = (points.time_P >= self._death_S[points.subject_P]) & (points.time_P < ALWAYS)
         flow[AFTER_DEATH] = int(dead_P.sum())
         self.points = points.only(~dead_P)
@@ -118,7 +122,9 @@ class Events:
         self._flow["events without a code"] += codes.null_count
         coded_N = codes.is_valid().to_numpy(zero_copy_only=False)
         strangers, keep = (np.flatnonzero(coded_N & own) for own in (subject_N < 0, subject_N >= 0))
-        for row in codes.take(pa.array(strangers)).value_counts().to_pylist():
+        unknown = codes.take(pa.array(strangers)).value_counts().to_pylist()
+        self._matcher.learn([source.prefix + row["values"] for row in unknown])
+        for row in unknown:
             if uses := self._matcher(source.prefix + row["values"]):
                 self.reach.meet([use.slot for use in uses], row["counts"])
         dead_N = pc.equal(codes, DEATH).fill_null(False).to_numpy(zero_copy_only=False)
@@ -134,11 +140,15 @@ class Events:
 
     def _wide(self, table, source: Source, subject_N, time_N) -> None:
         keep = np.flatnonzero(subject_N >= 0)
+        self._matcher.learn([source.prefix + name for name in table.names()])
         for name in table.names():
             if name in (source.subject, source.time):
                 continue
             code, rows = source.prefix + name, pa.array(keep)
-            if uses := self._matcher(code):
+            uses, follow = self._matcher(code), self._matcher.may_follow(f"{code}//")
+            if not uses and not follow:
+                continue
+            if uses:
                 self.reach.meet([use.slot for use in uses], 0)
             cells = pc.utf8_trim_whitespace(table.strings(name)).take(rows)
             filled = pc.fill_null(pc.not_equal(cells, ""), False).to_numpy(zero_copy_only=False)
@@ -148,15 +158,17 @@ class Events:
                 numeric = any(np.isnan(use.value) for use in uses)
                 value_N = table.numbers(name)[part] if numeric else None
                 self._add(subject_N[part], time_N[part], [code], zeros, value_N, cells)
-            if self._matcher.may_follow(f"{code}//"):
+            if follow:
                 encoded = cells.dictionary_encode()
                 names = [f"{code}//{value}" for value in encoded.dictionary.to_pylist()]
+                self._matcher.learn(names)
                 if any(map(self._matcher, names)):
                     index = encoded.indices.to_numpy(zero_copy_only=False)
                     self._add(subject_N[part], time_N[part], names, index, None, None)
 
     def _add(self, subject_N, time_N, names, index_N, value_N, text_N) -> None:
         """Stores every use of a batch of events with codes `names[index_N]`."""
+        self._matcher.learn(names)
         uses = [self._matcher(name) for name in names]
         count_N = np.array([len(u) for u in uses], np.int64)[index_N]
         self._flow["events with a code of no modality"] += int((count_N == 0).sum())
@@ -222,8 +234,17 @@ class Events:
         order = np.argsort(block, kind="stable")
         for part in np.split(events[order], np.flatnonzero(np.diff(block[order])) + 1):
             if len(part):
-                with open(self._folder / str(self._block[part["subject"][0]]), "ab") as handle:
-                    part.tofile(handle)
+                place = int(self._block[part["subject"][0]])
+                self._waiting.setdefault(place, []).append(part)
+                self._waited += len(part)
+        if self._waited >= WAIT:
+            self._flush()
+
+    def _flush(self) -> None:
+        for place, parts in self._waiting.items():
+            with open(self._folder / str(place), "ab") as handle:
+                np.concatenate(parts).tofile(handle)
+        self._waiting, self._waited = {}, 0
 
 
 def _blocks(points: Points) -> np.ndarray:

@@ -8,6 +8,9 @@ from typing import Any
 
 from m4 import specs
 
+# Of regular expressions: what no engine can do in time in proportion to the text.
+LOOKS = re.compile(r"\(\?(<?[=!]|P=|\()|\\[1-9]")
+
 
 class Keys:
     """One table of the file: typed look-ups that collect problems, and no key left unread."""
@@ -93,6 +96,8 @@ class Keys:
         """Code patterns (see `m4.data.sets.declared.match`) with a prefix in front."""
         found = tuple(p if p.startswith("re:") else prefix + p for p in self.words(key))
         for text in found:
+            if text.startswith("re:") and LOOKS.search(text):
+                self.problem(key, f"{text!r}: looks around and references back are not supported")
             try:
                 re.compile(text[3:] if text.startswith("re:") else "")
             except re.error as error:

@@ -4,6 +4,7 @@ A pattern is matched against the whole code, upper and lower case apart: `*` sta
 `?` for one character, nothing else is special; `re:` in front makes it a regular expression.
 """
 
+import bisect
 import dataclasses
 import itertools
 import math
@@ -11,9 +12,12 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from m4.data.cohort import hash64
 from m4.data.sets.declared.definition import Definition, Modality
+from m4.errors import ConfigError
 
 NO_TOKEN, TEXT = -1, -2  # in place of a token: a number is wanted, the event's text is wanted
 WITHOUT_NUMBER = ("count", "any", "is", "years_since")
@@ -29,11 +33,15 @@ class Entry:
     token: int
 
 
-def pattern(text: str) -> re.Pattern[str]:
-    """The compiled pattern."""
+def pattern(text: str) -> str:
+    """The pattern in the language of RE2, for the whole of a code.
+
+    RE2 needs time in proportion to the text, whatever pattern a file asks for; Python's own engine
+    may need for ever.
+    """
     if not text.startswith("re:"):
         text = "re:" + re.escape(text).replace(r"\*", ".*").replace(r"\?", ".")
-    return re.compile(text[3:], re.DOTALL)
+    return rf"\A(?s:{text[3:]})\z"
 
 
 class Lexicon:
@@ -88,7 +96,7 @@ class Matcher:
 
     def __init__(self, definition: Definition):
         self._rules: list[tuple[int, float, int]] = []  # slot, value, token; later ones win
-        self._patterns: list[tuple[re.Pattern[str], int]] = []  # with the number of their rule
+        self._patterns: list[tuple[str, int]] = []  # with the number of their rule
         self._literal: dict[str, list[int]] = {}
         self._starts: set[str] = set()  # what patterns begin with
         self.lexicons: dict[int, Lexicon] = {}  # by slot
@@ -115,21 +123,42 @@ class Matcher:
         self.low, self.high = np.array([*limits, (-math.inf, math.inf)]).T
         self.timed = np.array([*timed, True])
         self._known: dict[str, tuple[Entry, ...]] = {}
+        self._sorted, self._lengths = sorted(self._starts), sorted({*map(len, self._starts)})
 
     def __call__(self, code: str) -> tuple[Entry, ...]:
         """Every use of a code; none for most."""
         if code not in self._known:
+            self.learn([code])
+        return self._known[code]
+
+    def learn(self, codes: Sequence[str]) -> None:
+        """Decides on many codes at once. Raises ConfigError for a pattern that is none."""
+        new = [code for code in dict.fromkeys(codes) if code not in self._known]
+        hits: list[set[int]] = [{*self._literal.get(code, ())} for code in new]
+        array = pa.array(new, pa.large_string())
+        for text, rule in self._patterns if new else ():
+            try:
+                found = pc.match_substring_regex(array, pattern(text))
+            except pa.ArrowInvalid:
+                raise ConfigError(
+                    f"{text!r} is no regular expression of the engine that is used, RE2: it has"
+                    " neither references back nor looks around"
+                ) from None
+            for place in np.flatnonzero(found.to_numpy(zero_copy_only=False)):
+                hits[place].add(rule)
+        for code, rules in zip(new, hits, strict=True):
             by_slot: dict[int, list[Entry]] = {}
-            hits = [i for p, i in self._patterns if p.fullmatch(code)]
-            for i in sorted({*hits, *self._literal.get(code, ())}):
+            for i in sorted(rules):
                 slot, value, token = self._rules[i]
                 by_slot[slot] = self._entries(code, slot, value, token)
             self._known[code] = tuple(itertools.chain(*by_slot.values()))
-        return self._known[code]
 
     def may_follow(self, code: str) -> bool:
         """Whether some pattern could match a code that goes on after `code`."""
-        return any(code.startswith(start) or start.startswith(code) for start in self._starts)
+        if any(code[:length] in self._starts for length in self._lengths if length <= len(code)):
+            return True
+        place = bisect.bisect_left(self._sorted, code)
+        return place < len(self._sorted) and self._sorted[place].startswith(code)
 
     def _rule(self, patterns: Sequence[str], slot: int, value: float, token: int) -> None:
         if patterns:
@@ -140,7 +169,7 @@ class Matcher:
             if start == text:
                 self._literal.setdefault(text, []).append(len(self._rules) - 1)
             else:
-                self._patterns.append((pattern(text), len(self._rules) - 1))
+                self._patterns.append((text, len(self._rules) - 1))
 
     def _entries(self, code: str, slot: int, value: float, token: int) -> list[Entry]:
         lexicon = self.lexicons.get(slot)

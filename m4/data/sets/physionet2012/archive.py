@@ -26,6 +26,9 @@ FIXED = tuple(name for name in STATICS if name != "Weight")  # said once of a st
 PERCENT = ("FiO2",)  # fractions, that some chart as 21 to 100
 HOURS = 48.0
 MAX_RECORD, MAX_RECORDS, MAX_SET = 2**20, 50_000, 2**30  # bytes, files, bytes: ten times the real
+# Members that hold names and other facts of the next one.
+HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+HEADERS += (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _MARKER = "<stay>"  # pseudo-parameter of a row put before each stay's rows
 _UNKNOWN, _STAY, _RECORD_ID = -1, -2, -3  # codes of what is no variable
 
@@ -123,6 +126,15 @@ def read_set(
     return RawSet(stays, grouped, statics, [*flow.items()], misnamed)
 
 
+class _Small(tarfile.TarInfo):
+    """A member whose header is not larger than its record may be: tarfile reads it whole."""
+
+    def _proc_member(self, tarfile_):
+        if self.type in HEADERS and self.size > MAX_RECORD:
+            raise tarfile.ReadError("a header of too many bytes")
+        return super()._proc_member(tarfile_)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _contents(folder: Path, letter: str) -> Iterator[tuple[str, bytes]]:
     files = set_files(folder, letter)
     if files and files[0].suffix == ".txt":
@@ -130,7 +142,7 @@ def _contents(folder: Path, letter: str) -> Iterator[tuple[str, bytes]]:
         return
     number = size = 0
     try:
-        with tarfile.open(files[0], "r:gz") as archive:
+        with tarfile.open(files[0], "r:gz", tarinfo=_Small) as archive:
             for member in archive:
                 tarfile.data_filter(member, str(folder))  # refuses what leads outside
                 if member.isdir():

@@ -1,0 +1,212 @@
+"""Wide, long and old: what is large builds in bounded time, what is hostile ends in one line."""
+
+import csv
+import datetime
+import gzip
+import re
+import tarfile
+import time
+
+import numpy as np
+import pytest
+
+from m4.data import build, csv_files
+from m4.data.sets import meds, physionet2012, tables
+from m4.data.sets.declared import arrow_files, definition, match, parse
+from m4.data.store import Store
+from m4.errors import ConfigError, DataError
+from tests.data import meds_folder as mf
+
+WIDE = """
+folder = "."
+[[rows]]
+files = "wide.csv"
+subject = "id"
+[labels]
+files = "labels.csv"
+subject = "id"
+[tasks.death]
+kind = "binary"
+column = "y"
+[modalities.labs]
+kind = "table"
+features = {features}
+"""
+
+
+def wide(folder, columns, used):
+    """60 subjects of so many columns, of which some are features."""
+    rng = np.random.default_rng(0)
+    value_NC = rng.normal(size=(60, columns)).round(2).astype(str)
+    names = [f"c{i}" for i in range(columns)]
+    lines = [",".join(["id", *names])]
+    lines += [",".join([str(n), *row]) for n, row in enumerate(value_NC)]
+    (folder / "wide.csv").write_text("\n".join(lines) + "\n")
+    labels = [f"{n},{n % 2}" for n in range(60)]
+    (folder / "labels.csv").write_text("\n".join(["id,y", *labels]) + "\n")
+    listed = "[" + ",".join(f'"{name}"' for name in names[:used]) + "]"
+    (folder / "spec.toml").write_text(WIDE.replace("{features}", listed))
+    return {"file": str(folder / "spec.toml")}, value_NC
+
+
+@pytest.mark.parametrize(
+    ("columns", "used"),
+    [
+        (3_000, 1_000),
+        pytest.param(20_000, 20_000, marks=pytest.mark.slow),
+        pytest.param(100_000, 100_000, marks=pytest.mark.slow),
+    ],
+)
+def test_wide_tables_are_built(tmp_path, columns, used):
+    options, value_NC = wide(tmp_path, columns, used)
+    start = time.process_time()
+    cohort = tables.cohort(tmp_path, seed=0, **options)
+    found = {
+        e["patient"]: e["inputs"]["labs"]["values"] for s in cohort.splits.values() for e in s()
+    }
+    assert time.process_time() - start < 5 + columns / 500
+    assert len(found) == 60
+    for n, values in found.items():
+        np.testing.assert_allclose(values, value_NC[n, :used].astype(float), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [20_000])
+def test_wide_tables_are_built_to_records(tmp_path, columns):
+    options, _ = wide(tmp_path, columns, columns)
+    folder = build.prepare("tables", tmp_path, tmp_path / "data", options=options)
+    assert len(Store(folder, "train")) > 20
+
+
+def test_a_note_of_a_million_tokens(tmp_path):
+    table = mf.cohort_tables()
+    note = "word " * 1_000_000 + "end"
+    table["data/more.parquet"] = mf.events([(1, 1.0, "NOTE//long", None, note)])
+    options = {"file": mf.write(tmp_path, table)}
+    start = time.process_time()
+    cohort = meds.cohort(tmp_path, seed=0, **options)
+    found = [e for s in cohort.splits.values() for e in s() if e["patient"] == 1]
+    assert len(found[0]["inputs"]["notes"]["values"]) >= 1_000_001
+    assert time.process_time() - start < 20
+
+
+def columns_of(path, **options):
+    return [*arrow_files.tables(path, **options)]
+
+
+def test_a_long_cell_is_read_and_a_longer_one_names_the_limit(tmp_path, monkeypatch):
+    path = tmp_path / "x.csv"
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([["id", "text"], [1, "word " * 1_000_000], [2, "b"]])
+    (found,) = columns_of(path)
+    assert len(found.strings("text")[0].as_py()) == 5_000_000
+    monkeypatch.setattr(arrow_files, "BLOCK", 1 << 16)
+    with pytest.raises(DataError, match="a row is longer than 65,536 bytes, the limit"):
+        columns_of(path)
+
+
+def test_a_first_line_without_end_names_the_limit(tmp_path, monkeypatch):
+    path = tmp_path / "x.csv.gz"
+    path.write_bytes(gzip.compress(b"a" * (1 << 23)))
+    monkeypatch.setattr(arrow_files, "BLOCK", 1 << 20)
+    with pytest.raises(DataError, match="first line is longer than 1,048,576 bytes"):
+        columns_of(path)
+    with pytest.raises(DataError, match="first line is longer than"):
+        csv_files.header(path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_tar_header_of_a_gigabyte_is_not_read(tmp_path, kind):
+    folder = tmp_path / "physionet2012"
+    folder.mkdir()
+    member = tarfile.TarInfo("long")
+    member.type, member.size = kind, 1 << 30
+    with gzip.open(folder / "set-b.tar.gz", "wb") as file:
+        file.write(member.tobuf(tarfile.GNU_FORMAT))
+        file.write(b"x" * (1 << 22))
+    start = time.process_time()
+    groups = {name: variables for name, (_, variables) in physionet2012.GROUPS.items()}
+    with pytest.raises(DataError, match="the archive is damaged after record 0"):
+        physionet2012.read_set(folder, "b", groups=groups, ranges=physionet2012.RANGES)
+    assert time.process_time() - start < 2
+
+
+PATTERNS = ("LAB//*", "re:(?i)lab//[0-9]+", "a?c", "re:x|y", "re:[^/]*", "A.C", "re:\\d+", "*", "")
+
+
+def matcher(patterns):
+    text = re.sub(r"codes = .DRUG//\*.\nmin", f"codes = {[*patterns]!r}\nmin", mf.DEFINITION)
+    return match.Matcher(parse.parse(definition.tomllib.loads(text), "x", meds=True))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS[:-1])
+def test_patterns_are_those_of_python(pattern):
+    codes = ["LAB//1", "lab//12", "abc", "a\nc", "x", "xy", "7", "A.C", "ABC", "", "LAB//", "é/"]
+    python = pattern if pattern.startswith("re:") else "re:" + re.escape(pattern).replace(
+        r"\*", ".*").replace(r"\?", ".")  # fmt: skip
+    found = matcher([pattern])
+    slot = found.slots[2].start
+    for code in codes:
+        hit = any(entry.slot == slot for entry in found(code))
+        assert hit == bool(re.fullmatch(python[3:], code, re.DOTALL)), (pattern, code)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["re:(a+)+$", "re:(a|aa)+$", "re:(.*a){20}", "*a*a*a*a*a*a*a*b"]
+)
+def test_patterns_of_data_take_no_more_than_linear_time(pattern):
+    start = time.process_time()
+    matcher([pattern])("a" * 5000 + "!")
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("pattern", ["re:(?=a)b", "re:(?<!a)b", r"re:(a)\1", "re:(?P<x>a)(?P=x)"])
+def test_patterns_that_no_linear_engine_has_are_refused(pattern):
+    with pytest.raises(ConfigError, match="looks around and references back are not supported"):
+        matcher([pattern])
+
+
+def test_codes_that_may_follow():
+    found = matcher(["LAB//*", "re:x"])
+    for code, may in (("LAB", True), ("LAB//1", True), ("DRU", True), ("LAC", True)):
+        assert found.may_follow(code) == may  # a regular expression may begin with anything
+    found = matcher(["LAB//*"])
+    assert found.may_follow("LA") and found.may_follow("LAB//x") and not found.may_follow("LAC")
+
+
+def test_dates_in_the_years_1_and_9999(tmp_path):
+    first, last = datetime.datetime(1, 1, 1, 2), datetime.datetime(9999, 12, 31, 23)
+    table = mf.cohort_tables()
+    rows = [(1, first, "VITAL//HR", 80.0), (1, last, "VITAL//HR", 81.0)]
+    rows += [(2, datetime.datetime(9999, 12, 30), "MEDS_BIRTH")]
+    table["data/more.parquet"] = mf.events(rows)
+    asked = mf.labels([(1, 0, True)]).to_pylist()
+    asked[0]["prediction_time"] = last
+    asked.append({**asked[0], "prediction_time": first + datetime.timedelta(hours=1)})
+    table["labels/death/1.parquet"] = mf.pa.Table.from_pylist(
+        asked, schema=table["labels/death/0.parquet"].schema
+    )
+    options = {"file": mf.write(tmp_path, table)}
+    folder = build.prepare("meds", tmp_path, tmp_path / "data", options=options)
+    for name in ("train", "val", "test"):
+        store = Store(folder, name)
+        rows = store.read(range(len(store)))
+        assert all(np.isfinite(v).all() for v in rows.values() if v.dtype.kind == "f")
+
+
+@pytest.mark.parametrize("number", [2**63 - 1, -(2**63), 2**63])
+def test_subjects_at_the_edges(tmp_path, number):
+    (tmp_path / "events.csv").write_text(f"id,code,value\n{number},HR,1\n5,HR,2\n")
+    (tmp_path / "labels.csv").write_text(f"id,y\n{number},1\n5,0\n")
+    text = WIDE.replace("{features}", '["HR"]').replace(
+        '[[rows]]\nfiles = "wide.csv"',
+        '[[events]]\nfiles = "events.csv"\ncode = "code"\nvalue = "value"',
+    )
+    (tmp_path / "spec.toml").write_text(text)
+    cohort = tables.cohort(tmp_path, seed=0, file=str(tmp_path / "spec.toml"))
+    if number == 2**63:
+        with pytest.raises(DataError, match="is beyond 2"):
+            cohort.joining()
+    else:
+        found = {e["patient"] for s in cohort.splits.values() for e in s()}
+        assert found == {number, 5}
