@@ -11,6 +11,7 @@ from m4.lab import paired, special, verdict
 from m4.lab.documents import read_json, rows
 from m4.specs import LOWER_IS_BETTER
 
+UNTRAINED = "fixed_random"  # the null whose seeds share nothing but the tokens
 PAIRS = 10  # of seeds of an arm that are compared
 
 
@@ -95,7 +96,9 @@ def _kept(folder: Path, row: Mapping[str, Any]) -> Path:
 def agreements(found: Sequence[Mapping[str, Any]], out: Path) -> dict[str, dict[str, float]]:
     """Of every arm of a family how far its seeds agree on the last choices, and by chance.
 
-    label -> {agreement, chance}, means over pairs of seeds and layers.
+    label -> {agreement, chance}, means over pairs of seeds and layers. Chance is what untrained
+    projections agree by, tokens that are alike being sent alike, where `fixed_random` is an arm;
+    else what is left once tokens are exchanged.
     """
     told = {}
     for label, own in by_label(found).items():
@@ -115,6 +118,9 @@ def agreements(found: Sequence[Mapping[str, Any]], out: Path) -> dict[str, dict[
         ]
         if pairs:
             told[label] = {k: float(np.mean([p[k] for p in pairs])) for k in pairs[0]}
+    if UNTRAINED in told:
+        level = told[UNTRAINED]["agreement"]
+        told = {label: {**found, "chance": level} for label, found in told.items()}
     return told
 
 

@@ -29,7 +29,6 @@ from m4.specs import METRICS
 
 LAYER = "method.moe"
 DENSE_UP_TO = 256  # experts of which `dense_mean` runs every one
-SEEDS = ("loop", "map", "vmap")
 MATCHED = ("router", "active", "total", "flops")
 UNITS = {"s": 1, "min": 60, "h": 3600}
 
@@ -78,7 +77,6 @@ class Study:
     tune: Mapping[str, Any] | None = None  # axes, seeds: the same for every arm, on validation
     match: Mapping[str, Any] | None = None  # what (of `MATCHED`), unmatched: arms that may differ
     metric: str = ""  # 'task/metric'; '': train.select
-    run_seeds: str = "loop"  # of `SEEDS`
     budget: str = ""  # '30min': no cell is begun after that
 
     def plan(self) -> dict[str, Any]:
@@ -153,8 +151,6 @@ def _problems(given: Mapping[str, Any]) -> list[str]:
         or any(type(s) is not int for s in seeds)
     ):
         problems.append(f"seeds={seeds}: must be two or more different numbers")
-    if given.get("run_seeds", "loop") not in SEEDS:
-        problems.append(f"run_seeds={given['run_seeds']!r}: must be one of {', '.join(SEEDS)}")
     metric = given.get("metric", "")
     if metric and metric.rpartition("/")[2] not in {n for names in METRICS.values() for n in names}:
         problems.append(f"metric={metric!r}: must be 'task/metric'")

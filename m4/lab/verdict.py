@@ -98,7 +98,8 @@ def detectable(df: float, alpha: float = ALPHA) -> float:
     critical = float(t.ppf(1 - alpha / 2, df))
 
     def missed(difference: float) -> float:
-        return float(nct.cdf(critical, df, difference)) - (1 - POWER)
+        # NaN where it is too small for scipy, as with two seeds at far differences
+        return float(np.nan_to_num(nct.cdf(critical, df, difference))) - (1 - POWER)
 
     return float(brentq(missed, 0.0, 20 * critical))  # pyright: ignore[reportArgumentType]
 

@@ -45,7 +45,6 @@ WRONG = {
     "reference='gaussian'": "is none of linear, laplace, cosine",
     "tune=dict(axes={'optim.lr': (1e-2,)}, seeds=(1,))": "other seeds",
     "match=dict(what='weights')": "must be dict(what=one of router",
-    "run_seeds='all'": "must be one of loop",
     "marign=1": "no such field of a study",
     "metric='y0/auc'": "must be 'task/metric'",
 }

@@ -84,6 +84,15 @@ def test_patients_widen_what_seeds_alone_would_say():
     assert both.high[0] - both.low[0] > 2 * 1.9 * 0.2
 
 
+@pytest.mark.parametrize("arms", [1, 8, 20])
+def test_two_seeds_are_enough_for_an_answer(arms):
+    """At one degree of freedom scipy's noncentral t is NaN in places."""
+    difference = np.random.default_rng(0).standard_normal((arms, 2))
+    found = verdict.compare(difference, margin=0.1, lower_is_better=True)
+    assert np.isfinite(found.smallest).all()
+    assert (found.smallest > abs(found.high - found.low) / 2).all()
+
+
 @pytest.mark.parametrize(("seeds", "margin"), [(1, 0.1), (3, 0.0), (3, float("nan"))])
 def test_what_cannot_be_judged_is_refused(seeds, margin):
     with pytest.raises(ValueError, match="at least two"):
