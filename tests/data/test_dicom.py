@@ -12,6 +12,7 @@ pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed (extra
 pytest.importorskip("PIL", reason="pillow is not installed (extra: images)")
 
 from m4.data.sets.imaging import invented, pixels  # noqa: E402
+from m4.errors import DataError  # noqa: E402
 
 TABLE = {"first": 100, "values": [int(60 + 55 * k**0.5) for k in range(1000)]}
 TONES = {
@@ -104,3 +105,12 @@ def test_padding_is_black_whatever_the_tone(name, signed, tmp_path):
         write(tmp_path / "p.dcm", np.where(outside, padding, clean_hw), **about, padding=padding)
         found = pixels.mammogram(tmp_path / "p.dcm", 32, "stretch")
         np.testing.assert_array_equal(found, expected, err_msg=f"slope {slope}")
+
+
+def test_a_picture_beyond_the_limit_is_not_decoded(tmp_path):
+    invented.write_dicom(tmp_path / "x.dcm", np.zeros((4, 4), np.uint16))
+    header = pydicom.dcmread(tmp_path / "x.dcm")
+    header.Rows, header.Columns = 60_000, 60_000
+    header.save_as(tmp_path / "x.dcm")
+    with pytest.raises(DataError, match="3,600,000,000 pixels, the limit is"):
+        pixels.mammogram(tmp_path / "x.dcm", 32, "stretch")

@@ -22,6 +22,7 @@ from m4.errors import DataError
 from m4.specs import DataSpec
 
 CUP = 0
+MOST = 1 << 28  # pixels of a picture: ten times a mammogram's
 SLICES = (0.25, 0.5, 0.75)
 OTHER_SIDE = "images whose file names another side than the table, kept"
 
@@ -59,6 +60,8 @@ def _decode(picture: Picture, size: int, fit: str, skip: bool, counts: Counter):
         if skip:
             counts["images that cannot be decoded, skipped"] += 1
             return None
+        if isinstance(error, DataError):
+            raise DataError(f"{picture.where}: its image has {error}") from None
         kind = _syntax(picture.path) if picture.kind == "mammogram" else ""
         raise DataError(
             f"{picture.where}: its image cannot be decoded ({type(error).__name__}{kind}); get it"
@@ -91,6 +94,8 @@ def mammogram(path: Path, size: int, fit: str) -> np.ndarray | None:
     import pydicom
 
     header = pydicom.dcmread(path)
+    if (size_hw := int(header.Rows) * int(header.Columns)) > MOST:
+        raise DataError(f"{size_hw:,} pixels, the limit is {MOST:,}")
     stored_hw = header.pixel_array
     image_hw, padded_hw = _shown(stored_hw, header), _padded(stored_hw, header)
     if padded_hw.all():
