@@ -292,10 +292,13 @@ def _on_one_device(state: Any) -> bool:
 
 
 def _tried(read: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
-    """(what `read` returns, None), or (None, why it failed); all processes agree."""
+    """(what `read` returns, None), or (None, why it failed); all processes agree.
+
+    One process alone reads again what it could not: a disk that stumbles once damages nothing.
+    """
     found, problem = None, None
     try:
-        found = read()
+        found = _twice(read) if jax.process_count() == 1 else read()
     except (PermissionError, verify.NewerError) as error:  # says nothing about what is stored
         raise CheckpointError(f"{path}: {verify.words(error)}") from error
     except Exception as error:  # (a damaged file can raise anything)
@@ -308,6 +311,15 @@ def _tried(read: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
     if _all(problem is None):
         return found, None
     return None, problem or "cannot be read by another process"
+
+
+def _twice(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (PermissionError, verify.NewerError, MemoryError):
+        raise
+    except Exception:  # noqa: BLE001 (whatever it was: the second time decides)
+        return read()
 
 
 def _warn(text: str) -> None:

@@ -134,6 +134,24 @@ def test_what_is_short_is_called_so_and_nothing_is_renamed(tmp_path, monkeypatch
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
 
 
+def test_a_disk_that_stumbles_once_costs_no_step(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, state(), {})
+    checkpoints.wait()
+    errors, restore = [OSError(errno.EIO, "Input/output error")], checkpoints._saver.restore
+
+    def stumbles(*args, **kwargs):
+        if errors:
+            raise errors.pop()
+        return restore(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoints._saver, "restore", stumbles)
+    restored, _ = checkpoints.restore(like(state()))
+    assert np.array_equal(restored["w"], state()["w"])
+    checkpoints.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+
+
 def test_a_damaged_checkpoint_is_one_line(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(1, state(), {})
