@@ -153,9 +153,10 @@ class Compiled:
         )
         batch = jax.tree.map(np.asarray, setup.loader.batch(0))
         with context(setup.mesh):
-            shapes = jax.eval_shape(lambda: sharding.unbox(init_params(method, batch, seed=0)))
+            boxed = jax.eval_shape(lambda: init_params(method, batch, seed=0))
+            shapes, gather = sharding.unbox(boxed), sharding.gatherer(boxed, setup.mesh)
             state = dataclasses.replace(setup.state, params=shapes, ema=None)
-            model = dataclasses.replace(setup, unscaled=method, state=state)
+            model = dataclasses.replace(setup, unscaled=method, state=state, gather=gather)
             predict = programs.compile_predict(model, config.eval.batch_size)
         return cls(own, predict, shapes, time.perf_counter() - start)
 
