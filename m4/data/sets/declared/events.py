@@ -197,9 +197,8 @@ class Events:
         names, matcher = self._matcher.names, self._matcher
         finite = np.isfinite(value)
         inside = (value >= matcher.low[slot]) & (value <= matcher.high[slot])
-        self._outside += [
-            np.bincount(slot[x], minlength=len(names)) for x in (finite, finite & ~inside)
-        ]
+        for count_K, which in zip(self._outside, (finite, finite & ~inside), strict=True):
+            np.add.at(count_K, slot[which], 1)  # as many steps as events, however many features
         untimed = matcher.timed[slot] & (events["time"] == arrow_files.NEVER)
         for reason, wrong in (
             ("uses without a finite number", ~finite),
