@@ -71,15 +71,15 @@ def sound_lines(path: Path) -> tuple[list[bytes], str | None]:
 
     A last line without its checksum is nothing wrong: the process was killed before it was written.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        gone = path.with_suffix(LOG).is_file()
-        return [], "is gone" if gone else None
-    lines = content.split(b"\n")[:-1]
-    try:
+    try:  # before the lines: a run that goes on writes these last
         sums = path.with_suffix(LOG).read_text(encoding="ascii", errors="replace").split()
     except FileNotFoundError:
+        sums = None
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return [], None if sums is None else "is gone"
+    if sums is None:
         return lines, "has no seal" if lines else None
     sums = sums[:-1] if sums and len(sums[-1]) < len(line(b"")) else sums  # cut
     found, missing = _in_order(lines, sums)

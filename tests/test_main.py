@@ -126,6 +126,23 @@ def test_other_code_is_said_and_another_program_refused(place, monkeypatch, caps
     assert [start["code"] == "another" for start in starts] == [False, True, True, True]
 
 
+def test_another_configuration_by_force_may_be_another_program(place, capsys):
+    work = place / "smaller"
+    shutil.copytree(place / "w", work)
+    shutil.rmtree(work / "checkpoints/last/6")
+    smaller = "--config.train.batch_size=8"
+    assert run(place, smaller, workdir="smaller") == 2
+    assert "--force_config to go on with this one" in capsys.readouterr().err
+    assert run(place, smaller, "--force_config", workdir="smaller") == 0
+
+
+def test_a_step_that_names_no_program_is_said(capsys):
+    agreement.accept(None, {}, 3, force=False)(["program"])
+    assert "step 3 was made by an older version" in capsys.readouterr().out
+    agreement.accept(None, {}, 0, force=False)(["program"])
+    assert capsys.readouterr().out == ""
+
+
 def test_a_best_step_that_went_is_noticed(place, monkeypatch, capsys):
     work = place / "best"
     shutil.copytree(place / "w", work)

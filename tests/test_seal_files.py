@@ -1,6 +1,7 @@
 """Files and logs whose damage is noticed: a digit, a part, NULs, absence."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +67,25 @@ def test_a_killed_writer_is_no_damage(log):
     log.write_bytes(whole)
     lines, problem = seal.sound_lines(log)
     assert problem is None and len(lines) == 30
+
+
+def test_a_log_that_grows_while_it_is_read_is_sound(log, monkeypatch):
+    """As when a run in progress is reported: a line comes after each look at a file."""
+    writer, more = JsonLines(log, resume=30), iter(range(31, 99))
+
+    def growing(read):
+        def reading(path, **how):
+            found = read(path, **how)
+            writer.write_scalars(next(more), {"x": 1.0})
+            return found
+
+        return reading
+
+    for name in ("read_bytes", "read_text"):
+        monkeypatch.setattr(Path, name, growing(getattr(Path, name)))
+    lines, problem = seal.sound_lines(log)
+    writer.close()
+    assert problem is None and steps(lines)[:30] == [*range(1, 31)]
 
 
 def test_a_log_of_an_older_version_is_read(log):

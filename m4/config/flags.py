@@ -45,7 +45,7 @@ USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FI
                            machine has fewer
   --on            predict for all subjects of this folder of new raw files, with or without labels,
                   read as the training data were; needs --workdir alone
-  --force_config  continue a run although the configuration differs
+  --force_config  continue a run although the configuration differs, and so its program
   --force_program continue a run although its code, compiled, is another program
   --trust_code    run code outside m4 that a work directory names, without --config
   --debug_nans    when a run gives up on numbers that are not finite, run the last bad step again

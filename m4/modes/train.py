@@ -157,7 +157,8 @@ def _train(
         _require_space(setup, last)
         start = time.perf_counter()
         made = agreement.made(setup.mesh)
-        accept = agreement.accept(meta.get("made"), made, first, force=flags.force_program)
+        forced = flags.force_program or flags.force_config  # which may be another program
+        accept = agreement.accept(meta.get("made"), made, first, force=forced)
         step, zeros = programs.compile_step(setup, config.train.batch_size, accept)
         print(f"compiled in {time.perf_counter() - start:.1f} s", flush=True)
         writer = telemetry.Writer()

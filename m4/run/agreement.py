@@ -121,7 +121,13 @@ def accept(
         now["program"] = digest = program(texts)
         processes.agree({"program": digest, "step": str(step)})
         if not before or "program" not in before:
-            return  # a fresh run, or the checkpoint of an older version
+            if step and processes.first():
+                print(
+                    f"m4: warning: step {step} was made by an older version, which did not say by"
+                    " what program; this one may draw other numbers",
+                    flush=True,
+                )
+            return
         changed = changes(before, now)
         if changed and processes.first():
             print(f"m4: warning: step {step} was made by other: {', '.join(changed)}", flush=True)

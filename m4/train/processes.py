@@ -121,13 +121,17 @@ def agree(facts: Facts) -> None:
         raise ConfigError(*problems)
 
 
-def differing(told: Sequence[Facts]) -> list[str]:
-    """One line that names what differs and on which process; none if all tell the same."""
+def differing(told: Sequence[Facts], numbers: Sequence[int] | None = None) -> list[str]:
+    """One line that names what differs and on which process; none if all tell the same.
+
+    `numbers` are those of the processes: 0, 1, ... if None.
+    """
+    numbers = range(len(told)) if numbers is None else numbers
     names = sorted({name for facts in told for name in facts})
     wrong = [name for name in names if len({facts.get(name) for facts in told}) > 1]
     if not wrong:
         return []
-    shown = [f"{name} is {_by_process(name, told)}" for name in wrong[:3]]
+    shown = [f"{name} is {_by_process(name, told, numbers)}" for name in wrong[:3]]
     more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     return [
         f"processes differ: {'; '.join(shown)}{more}; start all of them alike"
@@ -135,15 +139,18 @@ def differing(told: Sequence[Facts]) -> list[str]:
     ]
 
 
-def _by_process(name: str, told: Sequence[Facts]) -> str:
+def _by_process(name: str, told: Sequence[Facts], numbers: Sequence[int]) -> str:
     """'0.5 on process 1, 0.01 on process 0', what fewer say first."""
     groups: dict[str, list[int]] = {}
-    for i, facts in enumerate(told):
-        groups.setdefault(facts.get(name, "(absent)")[:SHOWN], []).append(i)
+    for i, facts in zip(numbers, told, strict=True):
+        groups.setdefault(facts.get(name, "(absent)"), []).append(i)
+    alike = len(os.path.commonprefix([*groups]))
+    start = alike - SHOWN // 2 if alike >= SHOWN else 0  # or the difference would not be seen
     parts = []
     for value, who in sorted(groups.items(), key=lambda item: (len(item[1]), -item[1][0])):
-        numbers = ", ".join(map(str, who[:4])) + (" and others" if len(who) > 4 else "")
-        parts.append(f"{value} on process{'es' * (len(who) > 1)} {numbers}")
+        some = ", ".join(map(str, who[:4])) + (" and others" if len(who) > 4 else "")
+        shown = "..." * (start > 0) + value[start : start + SHOWN]
+        parts.append(f"{shown} on process{'es' * (len(who) > 1)} {some}")
     return ", ".join(parts)
 
 

@@ -38,7 +38,7 @@ def meet(
     count: int,
     own: int,
     facts: Facts,
-    differing: Callable[[Sequence[Facts]], list[str]],
+    differing: Callable[[Sequence[Facts], Sequence[int]], list[str]],
     seconds: float,
 ) -> str:
     """The address, of this machine, that the coordinator must be bound to ("" unless `own` is 0).
@@ -55,6 +55,7 @@ def meet(
         lines: list[socket.socket] = []
         end = time.monotonic() + seconds
         code = 0
+        odd: list[str] = []
         problems: list[str] = []
         while len(told) < count and time.monotonic() < end:
             if not select.select([listener], [], [], 0.2)[0]:
@@ -66,11 +67,12 @@ def meet(
                 continue
             lines.append(peer)
             if refused:
-                problems = problems or [f"process {number} was refused: {refused[0]}"]
+                odd = odd or [f"process {number} was refused: {refused[0]}"]
             elif number in told:
-                problems = problems or [f"M4_PROCESS_ID={number}: is the number of two processes"]
+                odd = odd or [f"M4_PROCESS_ID={number}: is the number of two processes"]
             told.setdefault(number, facts if refused else found)
-            problems = problems or differing([told[i] for i in sorted(told)])
+            come = sorted(told)
+            problems = odd or differing([told[i] for i in come], come)  # again with each
             if problems:
                 code, end = ConfigError.exit_code, min(end, time.monotonic() + MOMENT)
         if not problems and len(told) < count:
@@ -92,7 +94,7 @@ def told(environ: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        with contextlib.suppress(UserError, ValueError, OSError):
+        with contextlib.suppress(UserError, ValueError, LookupError, OSError):
             host, port = parse(environ.get("M4_COORDINATOR", ""))
             own, others = int(environ["M4_PROCESS_ID"]), int(environ["M4_NUM_PROCESSES"]) - 1
             _tell(host, port, own, others, [str(arg) for arg in error.args] or ["?"])

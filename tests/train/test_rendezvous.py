@@ -52,6 +52,12 @@ def test_every_process_hears_what_differs(port):
     )
 
 
+def test_who_comes_before_its_turn_keeps_its_number(port):
+    """Process 2 differs and comes first: it is not called process 1."""
+    found = meet(port, [{"x": "0"}, {"x": "5"}], count=4, numbers=[0, 2])
+    assert all("x is 5 on process 2, 0 on process 0" in str(error) for error in found)
+
+
 def test_another_number_of_processes(port):
     """The first waits for a third; the second knows of none."""
     alike = [{"M4_NUM_PROCESSES": "3"}, {"M4_NUM_PROCESSES": "2"}]
@@ -137,6 +143,13 @@ def test_a_refusal_is_told_to_those_who_wait(port):
     assert str(ends[0]) == "process 1 was refused: no such method"
 
 
+def test_half_a_gang_hides_no_refusal():
+    """Without its number a process can tell nobody, and says what is wrong itself."""
+    half = {"M4_COORDINATOR": "localhost:1"}
+    with pytest.raises(ConfigError, match="^no such file$"), rendezvous.told(half):
+        raise ConfigError("no such file")
+
+
 GANG = {"M4_COORDINATOR": "localhost:1", "M4_NUM_PROCESSES": "2", "M4_PROCESS_ID": "0"}
 
 
@@ -165,3 +178,9 @@ def test_lines_are_json_of_text(port):
     told = [{"x": "a" * 1000}, {"x": json.dumps({"a": 1})}]
     (line,) = processes.differing(told)
     assert len(line) < 400 and "docs/reliability.md" in line
+
+
+def test_long_values_are_shown_where_they_differ():
+    told = [{"XLA_FLAGS": "--same " * 30 + end} for end in ("--one", "--two", "--one")]
+    (line,) = processes.differing(told)
+    assert "--two on process 1, ..." in line and "--one on processes 0, 2" in line
