@@ -26,6 +26,7 @@ def evil(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+BARE = ["--mode=check"], ["--mode=report"]  # read no configuration to run it
 CASES = {
     "data": {"data": {"name": "evilpkg.mod", "options": {}}},
     "method": {"method": {"name": "evilpkg.mod:Method"}},
@@ -33,9 +34,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+KNOWN = [["--mode=eval"], ["--mode=predict"], [], ["--on=."], ["--mode=check"]]
+OTHERS = ("report", "crossval", "interplay", "tim", "scale", "plan")
+
+
 @pytest.mark.parametrize(
-    "args", [["--mode=eval"], ["--mode=predict"], [], ["--on=."], ["--mode=check"]]
+    ("case", "args"),
+    [(case, args) for case in CASES for args in KNOWN]
+    + [("data", [f"--mode={mode}"]) for mode in OTHERS],
 )
 def test_a_foreign_work_directory_imports_nothing(tmp_path, evil, capsys, case, args):
     work = tmp_path / "w"
@@ -45,7 +51,7 @@ def test_a_foreign_work_directory_imports_nothing(tmp_path, evil, capsys, case, 
     code = main([f"--workdir={work}", *args])
     said = capsys.readouterr().err
     assert not evil.exists()
-    if args != ["--mode=check"]:  # which looks at checkpoints alone
+    if args not in BARE:
         assert code == 2 and "is code outside m4" in said and "--trust_code" in said
 
 

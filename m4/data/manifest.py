@@ -31,7 +31,7 @@ from m4.data import normalise
 from m4.data import record as records
 from m4.data.cohort import Example, sha256
 from m4.data.shares import SMALLEST
-from m4.errors import DataError
+from m4.errors import DataError, shortage
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 FORMAT = 1
@@ -83,7 +83,9 @@ def unchecked(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     try:
         manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
+        if short := shortage(error):
+            raise short from error
         raise DataError(f"{path}: no readable manifest; {AGAIN}") from error
     if not isinstance(manifest, dict):
         raise DataError(f"{path}: no manifest; {AGAIN}")

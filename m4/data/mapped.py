@@ -10,8 +10,9 @@ that does not fit, or the folder cannot be written, the split is decoded record 
 """
 
 import contextlib
-import fcntl
+import errno
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -20,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from m4.errors import DataError
+from m4 import flock
+from m4.errors import DataError, shortage
 
 VERSION = 2  # to be raised when `m4.data.store` pads or scales differently
 SPARE = 0.1  # share of the disk that is left free
@@ -65,23 +67,44 @@ def rows(
 
     Returns None where they can be neither read nor written.
     """
-    home, unusable = folder / "rows" / str(VERSION), contextlib.suppress(Exception)
-    with unusable:  # not there, or a damaged header, which can raise anything
-        return _open(home / split, layout)
+    home = folder / "rows" / str(VERSION)
+    if ready := _ready(home / split, layout):
+        return ready
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(home / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with unusable:  # written while we waited
-                return _open(home / split, layout)
+            if flock.take(lock.fileno(), wait=True) is None:  # the rename excludes all the same
+                say = f"m4: warning: {home}: no file locks here; two runs at once both write rows"
+                print(say, file=sys.stderr)
+            else:
+                _clear(home)
+            if ready := _ready(home / split, layout):  # written while we waited
+                return ready
             shutil.rmtree(home / split, ignore_errors=True)
             disk = shutil.disk_usage(home)
             if sum(array.nbytes for array in layout.values()) > disk.free - SPARE * disk.total:
                 return None
             _write(home, split, layout, chunks())
-            return _open(home / split, layout)
-    except OSError:
+            return _ready(home / split, layout)
+    except OSError as error:
+        faster = error.errno in (errno.EEXIST, errno.ENOTEMPTY)  # another, where nothing locks
+        return _ready(home / split, layout) if faster else None
+
+
+def _ready(place: Path, layout: Mapping[str, np.ndarray]) -> Mapped | None:
+    """The arrays if they are there and whole. Raises UserError where memory or files run out."""
+    try:
+        return _open(place, layout)
+    except Exception as error:  # a damaged header can raise anything
+        if short := shortage(error):  # what cannot be opened now is not deleted for that
+            raise short from error
         return None
+
+
+def _clear(home: Path) -> None:
+    """Removes what killed runs left; the caller holds the lock."""
+    for leftover in home.glob(".partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _open(place: Path, layout: Mapping[str, np.ndarray]) -> Mapped:
@@ -105,8 +128,6 @@ def _write(
     home: Path, split: str, layout: Mapping[str, np.ndarray], chunks: Iterator[Rows]
 ) -> None:
     """Plain writes: a full disk is an error here, not a signal as in a mapped file."""
-    for leftover in home.glob(".partial-*"):
-        shutil.rmtree(leftover)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home))
     try:
         with contextlib.ExitStack() as stack:

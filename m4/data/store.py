@@ -35,7 +35,7 @@ Rows = dict[str, np.ndarray]
 RAM_LIMIT = 4 * 2**30  # bytes per split
 CHUNK = 256  # records decoded at once
 _DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OSError)
-_DAMAGED += (OverflowError, MemoryError, SyntaxError)  # the last by numpy's dtypes
+_DAMAGED += (OverflowError, SyntaxError)  # the last by numpy's dtypes
 
 
 class Store:
@@ -96,7 +96,7 @@ class Store:
         try:
             with np.errstate(all="ignore"):  # what comes out is checked
                 yield
-        except _DAMAGED as error:
+        except (*_DAMAGED, MemoryError) as error:
             if short := shortage(error):
                 raise short from error
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):

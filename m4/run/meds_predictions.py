@@ -50,9 +50,11 @@ def write(folder: Path, found: Predictions, spec: DataSpec, keys: pa.Table) -> l
 
 
 def write_private(path: Path, table: pa.Table) -> None:
-    """Writes a Parquet file that only its owner can read, whole or not at all."""
+    """Writes a Parquet file that only its owner can read, whole or not at all.
+
+    So is its folder, if that is made here; one that is there keeps its mode.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.chmod(path.parent, 0o700)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with atomic.replaced(path) as partial, open(os.open(partial, flags, 0o600), "wb") as file:
         pq.write_table(table, file)

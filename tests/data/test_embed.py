@@ -52,7 +52,9 @@ def test_a_second_start_goes_on(tmp_path, monkeypatch):
     other = backends.Plan("notes", "hashing", "", "other")
     with pytest.raises(ConfigError, match="begun with other options"):
         folder.write(tmp_path, other, iter(texts), encode, 1)
+    tmp_path.chmod(0o750)
     assert folder.write(tmp_path, PLAN, iter(texts), encode, 1) == 4
+    assert tmp_path.stat().st_mode & 0o777 == 0o750  # a folder that is there keeps its mode
     assert seen == ["xxx", "x", "xx", "xx", "xxxx", "again"]  # the first part is not done again
     ids, vectors = np.load(tmp_path / "ids.npy"), np.load(tmp_path / "vectors.npy")
     lengths = {i: int(v) for i, v in zip(ids, vectors[:, 0], strict=True)}

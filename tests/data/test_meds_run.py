@@ -141,3 +141,14 @@ def test_predictions_of_every_kind(tmp_path):
     assert [r["predicted_categorical_value"] for r in rows] == ["y", "y"]
     assert rows[1]["categorical_value"] == "y" and rows[1]["probability/y"] == pytest.approx(0.65)
     assert pq.read_table(tmp_path / "labels/los.parquet").to_pylist()[0]["subject_id"] == 8
+
+
+@pytest.mark.parametrize("before", [None, 0o750])
+def test_a_folder_that_is_there_keeps_its_mode(tmp_path, before):
+    folder = tmp_path / "shared"
+    if before is not None:
+        folder.mkdir()
+        folder.chmod(before)
+    meds.write_private(folder / "death.parquet", pa.table({"x": [1]}))
+    assert stat.S_IMODE(folder.stat().st_mode) == (before or 0o700)
+    assert stat.S_IMODE((folder / "death.parquet").stat().st_mode) == 0o600

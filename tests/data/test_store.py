@@ -1,4 +1,7 @@
+import errno
+import fcntl
 import json
+import os
 import shutil
 
 import numpy as np
@@ -9,7 +12,7 @@ from m4.data import mapped
 from m4.data import record as records
 from m4.data.normalise import Normaliser
 from m4.data.store import Store
-from m4.errors import DataError
+from m4.errors import DataError, UserError
 from tests.data.toy_cohort import SPEC, build_into, example, make_cohort
 
 
@@ -170,3 +173,47 @@ def test_a_bit_flipped_in_a_mapped_file_is_noticed(built, train, key):
     with pytest.raises(DataError, match="row 39: differs from its checksum"):
         disk.columns([key] if key != mapped.SUMS else list(train.read([0])))
     shutil.rmtree(built / "rows")
+
+
+def no_locks(*args):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+def test_without_file_locks_rows_are_mapped_all_the_same(built, train, monkeypatch, capsys):
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    shutil.rmtree(built / "rows", ignore_errors=True)
+    write = mapped._write
+
+    def faster(home, split, layout, chunks):  # than we, another run
+        write(home, split, layout, iter([train.read(range(len(train)))]))
+        write(home, split, layout, chunks)
+
+    monkeypatch.setattr(mapped, "_write", faster)
+    (built / "rows" / str(mapped.VERSION) / ".partial-another").mkdir(parents=True)
+    disk = Store(built, "train", ram_limit=0)
+    assert "no file locks here" in capsys.readouterr().err
+    assert disk._mapped is not None
+    assert [p.name for p in (built / "rows").rglob(".partial-*")] == [".partial-another"]
+    assert np.array_equal(disk.read([39])["patient"], train.read([39])["patient"])
+    shutil.rmtree(built / "rows")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, os.strerror(errno.EMFILE))])
+def test_mapped_files_are_not_deleted_because_something_is_short(built, monkeypatch, error):
+    Store(built, "train", ram_limit=0)
+    path = next((built / "rows").rglob("patient.npy"))
+    before = path.stat().st_ino, path.stat().st_mtime_ns
+
+    def short(*args, **kwargs):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "load", short)
+        with pytest.raises(UserError, match="out of memory|ulimit"):
+            Store(built, "train", ram_limit=0)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
+    with monkeypatch.context() as patched:
+        patched.setattr(manifests.json, "loads", short)
+        with pytest.raises(UserError, match="out of memory|ulimit") as caught:
+            Store(built, "train")
+    assert "delete" not in str(caught.value)

@@ -34,8 +34,8 @@ def write(out: Path, plan: Plan, stream: Iterator[Item], encode: Encode, batch_s
     if (out / FILE).exists():
         raise ConfigError(f"embed: {out} is complete; choose another folder")
     parts, begun = out / PARTS, dataclasses.asdict(plan)
-    parts.mkdir(parents=True, exist_ok=True, mode=0o700)
-    out.chmod(0o700)
+    for folder in (out, parts):  # one that is there keeps its mode
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     note = parts / "plan.json"
     if note.exists() and json.loads(note.read_text()) != begun:
         raise ConfigError(f"embed: {out} was begun with other options: {note.read_text()}")
