@@ -39,9 +39,9 @@ def keep(folder: Path, name: str, content: bytes) -> None:
     So a process that is killed in between leaves either, and both are known.
     """
     known = _read(folder)
-    before = known.get(name, [])[-1:]
-    new = hashlib.sha256(content).hexdigest()
-    known[name] = [*(d for d in before if d != new), new]
+    path, new = folder / name, hashlib.sha256(content).hexdigest()
+    there = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    known[name] = [*(d for d in known.get(name, []) if d == there != new), new]
     atomic.write(folder / FILE, json.dumps(sealed({"files": known}), indent=1) + "\n")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from m4 import seal
+from m4.eval.report import page
 from m4.train.telemetry import JsonLines
 
 
@@ -106,7 +107,19 @@ def test_files_of_a_folder(tmp_path):
     (tmp_path / "b").write_bytes(b"old")
     seal.keep(tmp_path, "b", b"new")  # and killed before it was written
     assert seal.problem(tmp_path, "b") is None
+    seal.keep(tmp_path, "b", b"new")  # and killed again
+    seal.keep(tmp_path, "b", b"newer")
+    assert seal.problem(tmp_path, "b") is None
+    seal.keep(tmp_path, "b", b"new")
     (tmp_path / "b").write_bytes(b"new")
     assert seal.problem(tmp_path, "b") is None and seal.listed(tmp_path) == ["a", "b"]
     (tmp_path / "b").unlink()
     assert seal.problem(tmp_path, "b") == "is gone"
+
+
+def test_a_run_that_has_not_come_to_its_first_step_lacks_nothing(tmp_path):
+    """As while it compiles, or was killed then: there is no log yet."""
+    (tmp_path / "run.json").write_text("{}")
+    assert page.damage(tmp_path) == []
+    (tmp_path / "checkpoints/last/3").mkdir(parents=True)
+    assert page.damage(tmp_path) == ["metrics.jsonl is gone; the curves show what is left"]

@@ -30,6 +30,7 @@ FIELDS = ("data.raw_dir", "data.dir")
 PLACES = ("M4_PROCESS_ID", "M4_COORDINATOR", "M4_DATA_DIR", "M4_RAW_DIR", "M4_CACHE")
 PLACES += ("JAX_COMPILATION_CACHE_DIR", "JAX_LOCAL_DEVICE_IDS", "JAX_COORDINATOR_BIND_ADDRESS")
 PLACES += ("JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID")
+PLACES += ("TF_CONFIG",)  # by which some platforms tell every process its number
 # What of the environment changes numbers, programs or waiting.
 PREFIXES = ("M4_", "JAX_", "XLA_", "LIBTPU_", "FLAX_", "TF_", "CUBLAS_", "NVIDIA_TF32")
 DISTRIBUTIONS = ("optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")

@@ -4,10 +4,13 @@ import json
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from m4.config import Flags
 from m4.errors import ConfigError, Preempted
+from m4.run import agreement
 from m4.train import processes, rendezvous
 
 
@@ -184,3 +187,12 @@ def test_long_values_are_shown_where_they_differ():
     told = [{"XLA_FLAGS": "--same " * 30 + end} for end in ("--one", "--two", "--one")]
     (line,) = processes.differing(told)
     assert "--two on process 1, ..." in line and "--one on processes 0, 2" in line
+
+
+def test_what_a_platform_tells_each_process_of_itself_may_differ(monkeypatch):
+    told = []
+    for i in range(2):
+        monkeypatch.setenv("TF_CONFIG", json.dumps({"task": {"type": "worker", "index": i}}))
+        monkeypatch.setenv("M4_PROCESS_ID", str(i))
+        told.append(agreement.at_start(None, Flags(workdir=Path("w"))))
+    assert processes.differing(told) == []

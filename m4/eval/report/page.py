@@ -107,7 +107,8 @@ def damage(workdir: Path) -> list[str]:
             again = "predict" if name.startswith("predictions/") else "eval"
             lines.append(f"{name} {problem}; --mode={again} writes it again")
     _, problem = seal.sound_lines(workdir / "metrics.jsonl")
-    trained = (workdir / "run.json").is_file() and not (workdir / "fold_0").is_dir()
+    begun = bool(results) or any((workdir / "checkpoints/last").glob("[0-9]*"))  # not compiling
+    trained = begun and (workdir / "run.json").is_file() and not (workdir / "fold_0").is_dir()
     if problem is None and trained and not (workdir / "metrics.jsonl").is_file():
         problem = "is gone"
     if problem:
