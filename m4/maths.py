@@ -246,7 +246,10 @@ def _seed(seed):
 
 
 def _fold_in(words, data):
-    return lowbias32(words ^ lowbias32(jnp.asarray(data).astype(jnp.uint32) + _WORDS))
+    # Words are hashed again: those of a seed are made as these of `data`, and of two that are made
+    # alike the exclusive or does not know the order: seed 3 at step 5 would be seed 5 at step 3.
+    data = lowbias32(jnp.asarray(data).astype(jnp.uint32) + _WORDS)
+    return lowbias32(lowbias32(words + np.uint32(0x27D4EB2F)) ^ data)
 
 
 def _split(words, shape):

@@ -41,6 +41,20 @@ def test_keys_of_neighbouring_seeds_steps_sites_and_parts_are_unrelated():
     assert unrelated([jax.random.bits(key, (NUM,)) for key in keys])
 
 
+def test_seeds_steps_and_sites_cannot_be_exchanged():
+    """Seed 3 at step 5 is not seed 5 at step 3, nor is a key of a number with itself any other."""
+    seeds = [jax.random.key(seed, impl=HASHED) for seed in range(16)]
+
+    def folded(key):
+        return jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(16))
+
+    once = jnp.stack([folded(key) for key in seeds])
+    twice = jnp.stack([folded(key) for key in once[3]])
+    for keys in (once, twice):
+        words = np.asarray(jax.random.key_data(keys)).reshape(-1, 2)
+        assert all(len(np.unique(word)) == 16**2 for word in words.T)
+
+
 def test_no_two_of_many_keys_are_alike_in_either_word():
     """Of 2^16 steps and 2^8 sites: as few as chance has, 2^16 / 2^17 of 2^16 in a word."""
     steps = jax.vmap(lambda step: jax.random.fold_in(KEY, step))(jnp.arange(2**8))

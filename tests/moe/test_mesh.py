@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from m4 import sharding
-from m4.moe.engine import dispatch
+from m4.moe.engine import dispatch, slots
 from m4.moe.engine import mesh as parallel
 from m4.moe.experts import ExpertParams, Functions
 from m4.moe.layer import MoE
@@ -277,3 +277,20 @@ def test_what_cannot_be_split_is_refused():
         apply(params, mesh=mesh_of(expert=2), replicas=17)
     with pytest.raises(ValueError, match="needs whole expert outputs"):
         apply(params, mesh=mesh_of(tensor=2), functions=Functions(jnp.tanh, jnp.tanh))
+
+
+def test_slots_that_only_fill_devices_leave_no_trace():
+    """3 slots on 2 devices; experts without biases give y / |y| no gradient where x is 0."""
+    params = inputs()[3]
+    params = params.replace(b1=0 * params.b1, b2=0 * params.b2)
+    unit = Functions(jax.nn.gelu, lambda y: y / jnp.linalg.norm(y, axis=-1, keepdims=True))
+    x_ECD = np.random.default_rng(0).normal(size=(E, 3, D)).astype(np.float32)
+
+    @jax.jit
+    def run(*args):
+        return jax.value_and_grad(lambda *a: jnp.sum(slots.run(*a, unit) ** 3), (0, 1))(*args)
+
+    want = run(x_ECD, params)
+    with jax.set_mesh(mesh_of(data=2)):
+        got = run(x_ECD, params)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got, want)

@@ -205,7 +205,8 @@ def apply_slots(x_ECD: Array, params: ExpertParams, functions: Functions) -> Arr
         return _sum(axes.tensor, y_ECO)
 
     padding = -slots % math.prod(mesh.shape[axis] for axis in axes.tokens)
-    x_ECD = jnp.pad(x_ECD, ((0, 0), (0, padding), (0, 0)))
+    # Not zeros, of which the gradient of an output function may be NaN, as of y / |y|.
+    x_ECD = jnp.pad(x_ECD, ((0, 0), (0, padding), (0, 0)), constant_values=1)
     rows = P(None, axes.tokens)
     run: Any = jax.shard_map(
         on_device, mesh=mesh, in_specs=(rows, axes.weights()), out_specs=rows, check_vma=False
