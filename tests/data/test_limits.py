@@ -9,12 +9,16 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from m4.data import build, csv_files
-from m4.data.sets import meds, physionet2012, tables
+from m4.data.sets import meds, mosi, physionet2012, tables
 from m4.data.sets.declared import arrow_files, definition, match, parse
+from m4.data.sets.imaging import pixels
+from m4.data.sets.mimiciv import studies, wfdb
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
+from m4.nn.pretrained import safetensors
 from tests.data import meds_folder as mf
 
 WIDE = """
@@ -210,3 +214,39 @@ def test_subjects_at_the_edges(tmp_path, number):
     else:
         found = {e["patient"] for s in cohort.splits.values() for e in s()}
         assert found == {number, 5}
+
+
+@pytest.mark.parametrize("side", [9_000, 14_000])  # below and beyond PIL's own limit
+def test_an_image_of_too_many_pixels_names_both(tmp_path, side):
+    path, said = tmp_path / "x.png", f"{side * side:,} pixels, the limit is 67,108,864"
+    Image.new("1", (side, side)).save(path)
+    with pytest.raises(DataError, match=said):
+        pixels.fundus(path, 8, "stretch")
+    with pytest.raises(DataError, match=f"cxr_image: .* {said}"):
+        studies.grey_square(path)
+
+
+def test_waveforms_and_their_headers_that_are_too_long(tmp_path):
+    header = tmp_path / "70.hea"
+    wfdb.write(header, np.zeros((1, 4)), rate=500, leads=("II",))
+    with open(tmp_path / "70.dat", "ab") as file:
+        file.truncate(1 << 27)
+    with pytest.raises(DataError, match=r"a \.dat file of 134,217,728 bytes, the limit is 67,108"):
+        wfdb.read(header)
+    header.write_text("#" * 100_000)
+    with pytest.raises(DataError, match=r"a \.hea file of 100,000 bytes, the limit is 65,536"):
+        wfdb.read(header)
+
+
+def test_archives_of_arrays_that_unpack_to_too_much(tmp_path, monkeypatch):
+    path = mosi.invent(tmp_path, patients=12, seed=0) / "train.npz"
+    monkeypatch.setattr(mosi, "MAX_BYTES", 1000)
+    with pytest.raises(DataError, match="train.npz: 5 arrays of .* bytes, the limits are .* 1,000"):
+        mosi._load(path, 50)
+
+
+def test_a_safetensors_header_that_is_too_long(tmp_path, monkeypatch):
+    safetensors.write({"x": np.zeros(3)}, tmp_path / "x")
+    monkeypatch.setattr(safetensors, "MAX_HEADER", 8)
+    with pytest.raises(ValueError, match="x: a header of .* bytes, the limit is 8"):
+        safetensors.read(tmp_path / "x")

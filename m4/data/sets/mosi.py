@@ -14,6 +14,7 @@ three modalities are padding; one that is zero in a single modality is a gap the
 not finite (COVAREP has some) are gaps, too, and counted. `times` are positions, not hours.
 """
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ FOLDERS = {"mosi": "cmu-mosi", "mosei": "cmu-mosei"}
 MODALITIES = ("text", "audio", "vision")
 PARTS = {"train": "train", "val": "valid", "test": "test"}
 POSITIONS = 50
+MAX_MEMBERS, MAX_BYTES = 64, 1 << 35  # of a file; four times those of CMU-MOSEI as float64
 INVENTED = {"mosi": {}, "mosei": {"dataset": "mosei"}}
 SEGMENTS = 3  # of an invented video
 
@@ -101,9 +103,16 @@ def _paths(raw_dir, options) -> dict[str, Path]:
 
 def _load(path: Path, positions: int) -> dict[str, np.ndarray]:
     try:
+        with zipfile.ZipFile(path) as members:
+            sizes = [member.file_size for member in members.infolist()]
+        if len(sizes) > MAX_MEMBERS or sum(sizes) > MAX_BYTES:
+            raise DataError(
+                f"{path}: {len(sizes)} arrays of {sum(sizes):,} bytes, the limits are"
+                f" {MAX_MEMBERS} and {MAX_BYTES:,}"
+            )
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in (*MODALITIES, "labels", "id")}
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: no arrays as docs/datasets.md says ({error})") from None
     num = len(arrays["labels"])
     arrays["labels"] = arrays["labels"].reshape(num, -1)[:, 0]

@@ -9,6 +9,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+MAX_HEADER = 100_000_000  # bytes, as the library's own limit
+
 
 def read(path: Path | str) -> dict[str, np.ndarray]:
     """Tensors by name; bfloat16 becomes float32, which holds it exactly.
@@ -28,9 +30,11 @@ def read(path: Path | str) -> dict[str, np.ndarray]:
 
 
 def _check_header(path: Path) -> None:
-    """Raises ValueError for a name that is there twice, or a file longer than its tensors."""
+    """Raises ValueError for a name that is there twice, a header too long, a file too."""
     with path.open("rb") as file:
         length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+        if MAX_HEADER < length <= size:
+            raise ValueError(f"{path}: a header of {length:,} bytes, the limit is {MAX_HEADER:,}")
         header = file.read(length) if length <= size else b""
     twice = []
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m4.data import pictures
 from m4.data.sets.imaging.exam import Exam, Picture
 from m4.errors import DataError
 from m4.specs import DataSpec
@@ -184,22 +185,20 @@ def fundus(path: Path, size: int, fit: str) -> np.ndarray:
     """A colour photograph, its central square."""
     from PIL import Image
 
-    with Image.open(path) as picture:
+    with pictures.opened(path) as picture:
         square = _square(picture.convert("RGB"))
         return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def oct_slices(folder: Path, size: int, fit: str) -> np.ndarray:
     """Three B-scans of a folder of images called '<number>_image.jpg'."""
-    from PIL import Image
-
     files = sorted(
         (p for p in folder.iterdir() if p.name.partition("_")[0].isdecimal()),
         key=lambda p: int(p.name.partition("_")[0]),
     )
     channels = []
     for share in SLICES:
-        with Image.open(files[int(share * (len(files) - 1))]) as picture:
+        with pictures.opened(files[int(share * (len(files) - 1))]) as picture:
             channels.append(_resize(np.asarray(picture.convert("L"), np.float32), size, "stretch"))
     return np.stack(channels, axis=-1)
 
@@ -208,7 +207,7 @@ def cup(path: Path, size: int, fit: str) -> np.ndarray:
     """The optic cup as float32 [size, size, 1] of 0 and 1, cut as the fundus is."""
     from PIL import Image
 
-    with Image.open(path) as picture:
+    with pictures.opened(path) as picture:
         square = _square(picture.convert("L")).resize((size, size), Image.Resampling.NEAREST)
         return (np.asarray(square) == CUP).astype(np.float32)[..., None]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from m4.data import csv_files
+from m4.data import csv_files, pictures
 from m4.data.sets.mimiciv import catalogue, linked, matches, release
 from m4.data.sets.mimiciv.embeddings.folder import Embeddings
 from m4.data.sets.mimiciv.stays import Finder, Stays
@@ -102,12 +102,14 @@ def grey_square(path: Path) -> np.ndarray:
 
     size = catalogue.IMAGE[1]
     try:
-        with Image.open(path) as picture:
+        with pictures.opened(path) as picture:
             picture.draft("L", (2 * size, 2 * size))  # decode at a fraction of the size
             side = min(picture.size)
             left, top = (picture.width - side) // 2, (picture.height - side) // 2
             square = picture.convert("L").crop((left, top, left + side, top + side))
             return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+    except DataError as error:
+        raise DataError(f"cxr_image: an image of MIMIC-CXR-JPG has {error}") from None
     except OSError:
         raise DataError(
             "cxr_image: an image of MIMIC-CXR-JPG cannot be decoded; get the files again"

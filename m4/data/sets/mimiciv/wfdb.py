@@ -17,6 +17,7 @@ from m4.errors import DataError
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 INVALID = -(2**15)
+MAX_HEADER, MAX_BYTES = 1 << 16, 1 << 26  # bytes; of samples hundreds of times those of 10 s
 DEFAULT_GAIN = 200.0  # of a header that gives 0 or none
 FORMAT = re.compile(r"16(?:x1)?(?:\+(\d+))?")  # samples per frame, first byte
 GAIN = re.compile(r"([-+.\deE]+)?(?:\(([-+]?\d+)\))?(?:/(\S+))?")  # (baseline) / unit
@@ -36,6 +37,7 @@ def read(header: Path) -> tuple[np.ndarray, float, tuple[str, ...]]:
     they hold the patient's number.
     """
     try:
+        _require(header, MAX_HEADER)
         text = header.read_text("utf-8", errors="replace").splitlines()
         lines = [line for line in text if line.strip() and not line.startswith("#")]
         _, count, rate, length = lines[0].split()[:4]
@@ -43,7 +45,9 @@ def read(header: Path) -> tuple[np.ndarray, float, tuple[str, ...]]:
         if len(signals) != int(count) or len({signal[:2] for signal in signals}) != 1:
             raise ValueError
         (name, start), names = signals[0][:2], tuple(signal[-1] for signal in signals)
-        raw_TC = np.fromfile(header.parent / Path(name).name, "<i2", offset=start)
+        samples = header.parent / Path(name).name
+        _require(samples, MAX_BYTES)
+        raw_TC = np.fromfile(samples, "<i2", offset=start)
         raw_TC = raw_TC.reshape(int(length), int(count))
         sums = raw_TC.sum(0, dtype=np.int64).tolist()
         if any(
@@ -56,6 +60,12 @@ def read(header: Path) -> tuple[np.ndarray, float, tuple[str, ...]]:
         return value_TC.T.astype(np.float32), float(rate.split("/")[0]), names
     except (OSError, ValueError, LookupError, TypeError):
         raise DataError(DAMAGED) from None
+
+
+def _require(path: Path, most: int) -> None:
+    """Raises DataError for a file of more bytes."""
+    if (size := path.stat().st_size) > most:
+        raise DataError(f"ecg: a {path.suffix} file of {size:,} bytes, the limit is {most:,}")
 
 
 def _signal(line: str) -> tuple:
