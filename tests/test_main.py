@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
 import pytest
 
+from m4 import atomic
 from m4.data.sets import synthetic
 from m4.main import main
 from m4.run import agreement
@@ -243,6 +244,20 @@ def test_no_checkpoint_is_exit_4(place, capsys):
     assert run(place, "--mode=eval", workdir="empty") == 4
     assert "holds no checkpoint" in capsys.readouterr().err
     assert run(place, "--mode=eval", workdir="nowhere") == 2
+
+
+def test_a_report_into_a_folder_of_somebody_else_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/test.json").write_text("{}")
+
+    def refused(path, text):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(atomic, "write", refused)
+    assert main(["--mode=report", f"--workdir={tmp_path}"]) == 2
+    assert capsys.readouterr().err == (
+        f"m4: config error: --workdir={tmp_path}: cannot be used (Permission denied)\n"
+    )
 
 
 def test_other_data_is_refused(place, capsys):

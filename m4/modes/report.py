@@ -6,7 +6,7 @@ import ml_collections
 from jinja2 import UndefinedError
 
 from m4.config import Flags
-from m4.errors import DataError, place
+from m4.errors import ConfigError, DataError, place
 from m4.eval.report import page as report
 
 # What a document with parts missing or of another type ends in when it is shown.
@@ -29,6 +29,8 @@ def build(folder: Path) -> None:
         print(f"m4: warning: {line}", flush=True)
     try:
         path = report.write(folder)
+    except PermissionError as error:
+        raise ConfigError(f"--workdir={folder}: cannot be used ({error.strerror})") from error
     except _MALFORMED as error:
         raise DataError(
             f"{results}: not as m4 writes them ({place(error)}); --mode=eval writes them again"
