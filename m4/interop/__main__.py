@@ -153,6 +153,7 @@ def import_(config: ml_collections.ConfigDict, job: Job) -> None:
     params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, shapes)
     with workdir.locked(job.folder):
         atomic.write(job.folder / "config.json", configs.to_json(config))
+        trust.mark(job.folder, config.to_dict())
         trained.keep(setup.data, job.folder)
         best = Checkpoints(job.folder / "checkpoints/best", keep=1)
         note = {"seed": config.seed, "data": setup.data.name, "step": 0, "value": None}

@@ -23,7 +23,10 @@ def get_config():
         eval=dict(batch_size=65536),
     )
 """
-BUILT = (2, "rows|no labelled row")  # accepted, and ended by its number of rows, or of labels
+BUILT = (
+    2,
+    "rows|no labelled row|every label is",
+)  # accepted, and ended by its number of rows, or of labels
 SECRET = f"{TEXT} Doe has {NUMBER}"
 
 

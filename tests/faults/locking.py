@@ -31,7 +31,7 @@ def contended(bench: Bench) -> Outcome:
 
 def contend(folder: Path, case: str, *, holds: int) -> tuple[int, int]:
     """(holds, how many of them another overlapped) of `RIVALS` processes together."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
     left, overlaps = context.Value("i", holds), context.Value("i", 0)
     inside = folder.with_name(f"{folder.name}-inside")
     args = [(folder, inside, case, number, left, overlaps) for number in range(RIVALS)]

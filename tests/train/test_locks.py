@@ -34,7 +34,7 @@ def test_without_file_locks_it_says_so_and_still_excludes(tmp_path, monkeypatch,
         with pytest.raises(ConfigError, match=f"process {os.getpid()}"), workdir.locked(tmp_path):
             pass
     assert not (tmp_path / "lock").exists()
-    gone = multiprocessing.Process(target=str)
+    gone = multiprocessing.get_context("spawn").Process(target=str)
     gone.start()
     gone.join()
     owner = {"pid": gone.pid, "host": socket.gethostname(), "token": "x", "born": "1"}
@@ -65,7 +65,7 @@ def test_a_thread_keeps_it_young_while_the_run_is_busy(tmp_path, monkeypatch):
 
 def test_whoever_lost_it_ends_at_once(tmp_path, monkeypatch):
     """Held up for longer than its lock counts, a run finds another in its place."""
-    run = multiprocessing.get_context("fork").Process(target=_held_up, args=(tmp_path,))
+    run = multiprocessing.get_context("spawn").Process(target=_held_up, args=(tmp_path,))
     run.start()
     run.join(20)
     assert run.exitcode == 75
