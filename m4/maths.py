@@ -189,13 +189,14 @@ def by_rows(function: Callable[..., Any], *arrays: Array) -> Any:
     result is any tree of arrays [N, ...]; it has no gradient.
     """
     axes, num = row_axes(), arrays[0].shape[0]
+    arrays = jax.tree.map(jax.lax.stop_gradient, arrays)
     if not axes:
         return function(*arrays)
     mesh, spec = jax.sharding.get_abstract_mesh(), PartitionSpec(axes)
     padding = -num % math.prod(mesh.shape[axis] for axis in axes)
     padded = [jnp.pad(a, ((0, padding), *((0, 0),) * (a.ndim - 1))) for a in arrays]
     apart = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    return jax.tree.map(lambda a: a[:num], apart(*map(jax.lax.stop_gradient, padded)))
+    return jax.tree.map(lambda a: a[:num], apart(*padded))
 
 
 def _axes_of(axes: tuple[str, ...], size: int) -> tuple[str, ...]:

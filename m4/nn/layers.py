@@ -132,9 +132,10 @@ class Dropout(nn.Module):
             return x
         if self.rate >= 1:
             return jnp.zeros_like(x)
-        shape = tuple(1 if dim in self.shared else size for dim, size in enumerate(x.shape))
+        shared = {range(x.ndim)[dim] for dim in self.shared}
+        shape = tuple(1 if dim in shared else size for dim, size in enumerate(x.shape))
         bits = uniform_bits(jax.random.key_data(self.make_rng("dropout")), shape)
-        keep = bits >= np.uint32(round(self.rate * 2**32))
+        keep = bits >= np.uint32(min(round(self.rate * 2**32), 2**32 - 1))
         return jnp.where(keep, x / (1.0 - self.rate), 0).astype(x.dtype)
 
 

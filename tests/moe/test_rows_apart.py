@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from m4 import sharding
+from m4 import maths, sharding
 from m4.moe import losses as all_losses
 from m4.moe import options, route, routers
 from m4.moe.layer import MoE
@@ -160,3 +160,10 @@ def test_experts_that_choose_take_from_their_devices_rows():
         got = compiled(params, jax.device_put(x_ND, sharding.rows(mesh)))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), got, want)
     assert not [s for s in gathered(compiled) if f"[{N}," in s or f"[{B}," in s], gathered(compiled)
+
+
+def test_what_is_searched_by_rows_has_no_gradient_on_one_device_either():
+    def total(x_NE):
+        return maths.by_rows(lambda x: x.max(axis=-1), x_NE).sum()
+
+    assert (jax.grad(total)(jnp.arange(6.0).reshape(2, 3)) == 0).all()
