@@ -25,11 +25,10 @@ def lines(place: Path, raw_dir: Path) -> list[str]:
                 wrong.append(f"{path}: is not the file that {folder} was built from")
         rows = 0
         for split in manifest["splits"]:
-            store = Store(folder, split, ram_limit=0)
-            rows += len(store)
-            for start in range(0, len(store), 256):
-                store.read(range(start, min(start + 256, len(store))))
+            rows += Store(folder, split, ram_limit=0).verify()
         files = len(manifest["sources"])
+        if absent and absent == files:
+            wrong.append(f"{raw_dir}: holds none of the {files} files that {folder} was built from")
         found.append(
             f"{folder}: {files - absent} of {files} source files unchanged, {rows} records"
         )

@@ -58,14 +58,17 @@ def schema(spec: DataSpec) -> dict[str, Any]:
 
 
 def spec_from(schema: dict[str, Any]) -> DataSpec:
-    """The inverse of `schema`."""
+    """The inverse of `schema`. Raises DataError for names that are none any more."""
 
     def build(kind, item):
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in item.items()})
 
-    modalities = tuple(build(ModalitySpec, item) for item in schema["modalities"])
-    tasks = tuple(build(TaskSpec, item) for item in schema["tasks"])
-    return DataSpec(modalities, tasks, schema["hours"])
+    try:
+        modalities = tuple(build(ModalitySpec, item) for item in schema["modalities"])
+        tasks = tuple(build(TaskSpec, item) for item in schema["tasks"])
+        return DataSpec(modalities, tasks, schema["hours"])
+    except ValueError as error:
+        raise DataError(f"built data of another version: {error}; build them again") from error
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -82,6 +82,14 @@ class Store:
             self._mapped = mapped.rows(self._folder, split, layout, self._chunks)
             self._rows = None if self._mapped is None else self._mapped.rows
 
+    def verify(self) -> int:
+        """How many records there are, all of them decoded anew. Raises DataError for damaged ones.
+
+        Rows that are mapped from disk are copies of them, with checksums of their own.
+        """
+        with self._damaged():
+            return sum(len(next(iter(rows.values()))) for rows in self._chunks())
+
     def _chunks(self) -> Iterator[Rows]:
         """All rows in order, some at a time."""
         for start in range(0, len(self), CHUNK):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from m4 import local
 from m4.errors import ConfigError, UserError, place
 from m4.lab import compare, judged, pages, runner, sizes, study, theory
 from m4.run import workspace
@@ -77,7 +78,7 @@ def run(args: Sequence[str]) -> int:
         raise ConfigError(f"{found.command}: must be theory, compare or nothing; see --help")
     if not found.out and not found.plan:
         raise ConfigError("--out: is missing")
-    out = Path(found.out).expanduser()
+    out = local.folder(found.out, "--out")
     if found.command == "theory":
         return _theory(found.config, out)
     if found.report and not found.config:

@@ -64,12 +64,14 @@ def _make(path: Path) -> bool:
 def _lapsed(path: Path, lease: float) -> bool:
     try:
         age = time.time() - path.stat().st_mtime
-        owner = json.loads(path.read_text() or "{}")
-    except (FileNotFoundError, ValueError):
+        text = path.read_text()
+    except OSError:
         return False
-    if owner.get("host") == socket.gethostname() and isinstance(owner.get("pid"), int):
-        return not _alive(owner["pid"])
-    return age > lease
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # one cut short tells its age alone
+        owner = json.loads(text)
+        if owner["host"] == socket.gethostname() and not _alive(int(owner["pid"])):
+            return True
+    return age > lease  # a pod that starts again has the host and the number of the dead one
 
 
 def _alive(pid: int) -> bool:

@@ -13,6 +13,8 @@ import ml_collections
 import numpy as np
 
 from m4 import config as configs
+from m4.config import trust
+from m4.config.plain import read_json
 from m4.errors import ConfigError, DataError
 from m4.eval.scorer import Scorer
 from m4.lab import paired, verdict
@@ -97,6 +99,7 @@ def _config(folder: Path) -> ml_collections.ConfigDict:
     path = folder / "config.json"
     if not path.is_file() or not (folder / "results/test.json").is_file():
         raise DataError(f"{folder}: holds no finished run of m4.main")
+    trust.require(folder, read_json(path), {})
     return ml_collections.ConfigDict(configs.stored(path)).lock()
 
 

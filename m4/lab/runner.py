@@ -71,9 +71,21 @@ def begin(out: Path, asked: Study, arms: list[Arm], left: Mapping[str, str]) -> 
                 *changes,
             )
         known = {arm["key"]: arm for arm in before["arms"]}
+        keys = {_place(arm): arm["key"] for arm in before["arms"]}
+        for arm in document["arms"]:
+            if keys.get(_place(arm), arm["key"]) != arm["key"]:
+                raise ConfigError(
+                    f"--out={out}: knows {arm['label']} with another configuration, whose rows"
+                    " would be judged together with these: choose another --out"
+                )
         document["arms"] = [*(known | {a["key"]: a for a in document["arms"]}).values()]
         document["seeds"] = sorted({*before["seeds"], *document["seeds"]})
     atomic.write(path, json.dumps(seal.sealed(document), indent=1) + "\n")
+
+
+def _place(arm: Mapping[str, Any]) -> str:
+    """What rows are judged by: the label and the family, as JSON."""
+    return json.dumps([arm["label"], arm["family"]], sort_keys=True)
 
 
 def run(asked: Study, arms: list[Arm], out: Path, *, shard: tuple[int, int] = (0, 1)) -> list[str]:

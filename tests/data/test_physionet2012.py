@@ -140,6 +140,24 @@ def test_records_that_contradict_themselves(folder):
     assert counted["FiO2 outside 0.21 to 1, dropped"] == 1
 
 
+@pytest.mark.parametrize(
+    ("death", "days", "lived", "last", "told"),
+    [
+        (0, 0, 0, 30.0, (-1, -1)),  # known bad: death 0, for its length was judged first
+        (0, 0, 0, 10.0, (-1, 0)),
+        (0, 0, 9, 30.0, (0, -1)),
+        (1, 9, 3, 40.0, (1, 4)),
+        (1, 9, 0, 60.0, (1, -1)),
+        (0, 6, 19, 47.0, (0, 6)),
+    ],
+)
+def test_an_outcome_is_settled_whatever_its_length(death, days, lived, last, told):
+    names = ("In-hospital_death", "Length_of_stay", "Survival")
+    outcome = dict(zip(names, (death, days, lived), strict=True))
+    list(physionet2012._settle(outcome, last))
+    assert tuple(outcome[name] for name in names[:2]) == told
+
+
 def test_extracted_folders_give_the_same_examples(folder):
     before, _ = examples(folder)
     with tarfile.open(folder / "set-b.tar.gz") as tar:

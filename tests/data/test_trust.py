@@ -56,6 +56,14 @@ def test_verify_reads_everything(hospital, capsys):
     folder = prepare(hospital)
     assert data_main.main(["verify", str(folder), str(hospital[0])]) == 0
     assert "5 of 5 source files unchanged" in capsys.readouterr().out
+    assert data_main.main(["verify", str(folder), str(hospital[1])]) == 3
+    assert "holds none of the 5 files" in capsys.readouterr().err
+    (record,) = (folder / "records").rglob("*-train.array_record-*")
+    sound = record.read_bytes()
+    record.write_bytes(sound[: len(sound) // 2] + b"?" * 16 + sound[len(sound) // 2 + 16 :])
+    assert data_main.main(["verify", str(folder), str(hospital[0])]) == 3
+    assert "damaged" in capsys.readouterr().err
+    record.write_bytes(sound)
     path = labels(hospital)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert data_main.main(["verify", str(folder), str(hospital[0])]) == 3

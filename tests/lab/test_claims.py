@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -54,3 +55,15 @@ def test_a_claim_that_is_held_is_renewed(tmp_path):
         os.utime(path, (0, 0))
         time.sleep(0.2)
         assert mine and path.stat().st_mtime > time.time() - 1
+
+
+def test_a_claim_lapses_by_its_age_whoever_has_its_number_now(tmp_path):
+    """A pod that starts again has the host name and the process number of the one that died."""
+    path, here = tmp_path / "arm", json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
+    for text in (here, "[]", '{"host": "e', '{"host": "' + socket.gethostname() + '"}'):
+        path.write_text(text)
+        with claimed(path, lease=60) as mine:
+            assert not mine
+        os.utime(path, (0, time.time() - 61))
+        with claimed(path, lease=60) as mine:
+            assert mine, text

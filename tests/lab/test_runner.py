@@ -109,6 +109,25 @@ def test_a_margin_is_not_moved(lab, capsys):
     assert "another plan" in capsys.readouterr().err
 
 
+def test_rows_of_two_configurations_are_not_judged_together(lab, capsys):
+    folder, _ = lab
+    changed = FILE.replace("lr=0.01", "lr=0.5")
+    assert changed != FILE
+    (folder / "other.py").write_text(changed)
+    assert main(["--config=other.py", "--out=whole"]) == 2
+    assert "with another configuration" in capsys.readouterr().err
+    assert main(["--config=own.py", "--out=gs://b/x"]) == 2
+
+
+def test_compare_runs_no_code_that_a_work_directory_names(tmp_path, capsys):
+    for run in ("a", "b", "c", "d"):
+        (tmp_path / run / "results").mkdir(parents=True)
+        (tmp_path / run / "results/test.json").write_text("{}")
+        (tmp_path / run / "config.json").write_text('{"data": {"name": "evil_mod.x"}}')
+    assert main(["compare", *(str(tmp_path / run) for run in "abcd")]) == 2
+    assert "code outside m4" in capsys.readouterr().err
+
+
 def test_a_row_that_was_edited_is_refused(lab, capsys):
     folder, _ = lab
     path = next((folder / "whole/rows").iterdir())

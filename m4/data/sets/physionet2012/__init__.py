@@ -221,18 +221,16 @@ def _settle(outcome: dict[str, float], last_hour: float) -> Iterator[str]:
     if death == 1 and lived == -1:
         outcome["In-hospital_death"] = -1
         yield "records: died in hospital, but outlived the follow-up, no label"
-    if days >= 0 and (days + 1) * 24 < last_hour:
+    if days >= 0 and lived >= 0:
+        if (death == 0 and lived <= days) or (death == 1 and lived > days):
+            outcome["In-hospital_death"] = -1
+            yield "records: death and days of survival contradict each other, no label"
+        elif death == 1 and lived + 1 < days:
+            outcome["Length_of_stay"] = lived + 1
+            yield "records: stays that go on after death, ended at it"
+    if days >= 0 and (outcome["Length_of_stay"] + 1) * 24 < last_hour:
         outcome["Length_of_stay"] = -1
         yield "records: stays that end a day and more before their last measurement, no length"
-        return
-    if not (days >= 0 and lived >= 0):
-        return
-    if (death == 0 and lived <= days) or (death == 1 and lived > days):
-        outcome["In-hospital_death"] = -1
-        yield "records: death and days of survival contradict each other, no label"
-    elif death == 1 and lived + 1 < days:
-        outcome["Length_of_stay"] = lived + 1
-        yield "records: stays that go on after death, ended at it"
 
 
 def download(raw_dir: Path | str) -> None:
