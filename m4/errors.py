@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 import traceback
 
 MAX_LINE = 1000  # characters
@@ -125,3 +126,14 @@ def _one_line(text: str) -> str:
     """Printable and not endless."""
     text = printable(text)
     return text if len(text) <= MAX_LINE else f"{text[:MAX_LINE]} ..."
+
+
+def told(error: Exception) -> int:
+    """Says on stderr what ended a command, without quoting data; its exit code."""
+    known = error if isinstance(error, UserError) else shortage(error)
+    if known:
+        print(*known.lines(), sep="\n", file=sys.stderr)
+        return known.exit_code
+    print(f"m4: internal error: {place(error)}", file=sys.stderr)
+    print("m4: --debug prints the traceback, which may quote data", file=sys.stderr)
+    return 1

@@ -9,7 +9,7 @@ from m4 import config as configs
 from m4 import local, streams
 from m4.config import flags as command_line
 from m4.config import trust
-from m4.errors import Preempted, UserError, place, shortage
+from m4.errors import Preempted, told
 from m4.train import early, rendezvous
 
 
@@ -51,23 +51,13 @@ def run(args: Sequence[str]) -> int:
 
             modes.require(config, flags)
         modes.run(config, flags)
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(*error.lines(), sep="\n", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print("m4: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
             traceback.print_exc()
-        if refused := shortage(error):
-            print(*refused.lines(), sep="\n", file=sys.stderr)
-            return refused.exit_code
-        print(f"m4: internal error: {place(error)}", file=sys.stderr)
-        print("m4: --debug prints the traceback, which may quote data", file=sys.stderr)
-        return 1
+        return told(error)
     return 0
 
 

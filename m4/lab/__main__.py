@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from m4 import local
-from m4.errors import ConfigError, UserError, place
+from m4.errors import ConfigError, told
 from m4.lab import compare, judged, pages, runner, sizes, study, theory
 from m4.run import workspace
 
@@ -42,20 +42,13 @@ def main(args: Sequence[str]) -> int:
     debug = "--debug" in args
     try:
         return run([arg for arg in args if arg != "--debug"])
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(*error.lines(), sep="\n", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print("m4: interrupted; the same command goes on", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"m4: internal error: {place(error)}", file=sys.stderr)
-        print("m4: --debug prints the traceback, which may quote data", file=sys.stderr)
-        return 1
+        return told(error)
 
 
 def run(args: Sequence[str]) -> int:

@@ -1,5 +1,7 @@
 """What a study's configuration says, and what of it is refused, before anything runs."""
 
+import errno
+
 import pytest
 
 from m4.errors import ConfigError
@@ -117,3 +119,12 @@ def test_the_command_says_what_is_wrong_in_a_line(capsys):
     printed = capsys.readouterr().err.splitlines()
     assert len(printed) == 3 and all(line.startswith("m4: config error: ") for line in printed)
     assert main(["--help"]) == 0 and "--shard" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_called_so(monkeypatch, capsys):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(study, "load", full)
+    assert main(["--config=x.py", "--plan"]) == 6  # known bad: 1, internal error
+    assert "No space left" in capsys.readouterr().err
