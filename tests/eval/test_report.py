@@ -125,7 +125,8 @@ def test_page_is_one_well_formed_self_contained_file(run):
     assert set(SECTIONS) <= set(page.ids)
     assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
     for link in page.links:
-        assert link.startswith(("#", "data:image/png;base64,")), link[:80]
+        files = ("data:image/png;base64,", "data:text/csv;", "data:text/plain;")
+        assert link.startswith(("#", *files)), link[:80]
     assert not re.search(r"url\((?!#)", text) and "@import" not in text
     assert len(text) < 3_000_000
 

@@ -5,7 +5,7 @@ unreadable is said in its section. Needs neither JAX nor the data.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ from markupsafe import Markup
 from m4 import atomic, seal
 from m4.errors import printable
 from m4.eval.report import plots, sections, words
+from m4.eval.report.parts import Run, Section
 
 SPLITS = ("test", "val")  # which results come first
+# The sections of analyses, a file of this folder each, in the order of the page; see
+# `m4.eval.report.parts`. One that has nothing to show gives None.
+SECTIONS: tuple[Callable[[Run], Section | None], ...] = ()
 
 
 def write(workdir: Path) -> Path:
@@ -36,9 +40,10 @@ def render(workdir: Path) -> str:
     files = {name: _json(workdir / f"{name}.json") for name in ("config", "run", "data")}
     results, split_note = _results(workdir)
     log = _lines(workdir / "metrics.jsonl")
-    found = results["warnings"] if results and isinstance(results.get("warnings"), list) else []
-    said = [*map(str, found), *damage(workdir)]
+    warned = results["warnings"] if results and isinstance(results.get("warnings"), list) else []
+    said = [*map(str, warned), *damage(workdir)]
     config = files["config"] or {}
+    found = Run(files["config"], files["run"], files["data"], results, log, split_note)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("m4.eval.report"),
         autoescape=True,
@@ -76,6 +81,7 @@ def render(workdir: Path) -> str:
         strata=results["strata"] if results else [],
         calibration=sections.calibration(results) if results else None,
         routing=sections.routing(results) if results else [],
+        sections=[section for make in SECTIONS if (section := make(found))],
     )
 
 
