@@ -55,9 +55,10 @@ $(VENV)/installed: pyproject.toml requirements.lock
 	fi
 	@touch $@
 
+# One version of everything, on Python 3.11 to 3.13: what is measured is what everybody runs.
 lock:
 	uv pip compile pyproject.toml --extra dev --extra tensorboard --universal \
-		--python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--quiet --output-file requirements.lock
 
 # Components, licences and dependencies of what is installed, as CycloneDX, less web addresses.

@@ -16,6 +16,10 @@ class UserError(Exception):
     exit_code = 1
     kind = "error"
 
+    def __str__(self) -> str:
+        """All lines, for whoever catches it in Python."""
+        return "\n".join(map(str, self.args))
+
     def lines(self) -> list[str]:
         """What to print, one line per problem, whatever a foreign message or name brought in."""
         lines = [f"m4: {self.kind}: {_one_line(str(arg))}" for arg in self.args[:MAX_LINES]]

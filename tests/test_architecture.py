@@ -45,10 +45,11 @@ ALLOWED = {
 }  # fmt: skip
 # The edge, where rooms meet and configuration objects end: may import everything below it.
 EDGE = {
-    "config": {"modes", "main", "bench", "interop", "run", "plan", "lab"},
-    "run": {"modes", "main", "bench", "interop", "plan", "lab"},
-    "plan": {"modes", "main", "bench", "interop", "lab"},
+    "config": {"modes", "main", "bench", "interop", "run", "plan", "lab", "api"},
+    "run": {"modes", "main", "bench", "interop", "plan", "lab", "api"},
+    "plan": {"modes", "main", "bench", "interop", "lab", "api"},
     "modes": {"main", "bench", "interop", "lab"},
+    "api": {"main", "bench", "interop", "lab"},
     "lab": {"main", "bench", "interop"},
     "interop": {"main", "bench"},
     "bench": {"main", "modes"},
@@ -80,7 +81,7 @@ LATE = {
 }
 # Of optional extras: not installed everywhere.
 EXTRAS = {"torch", "transformers", "onnxruntime", "tokenizers", "h5py", "nibabel", "openpyxl"}
-EXTRAS |= {"PIL", "pydicom", "tensorboardX", "matplotlib"}
+EXTRAS |= {"PIL", "pydicom", "tensorboardX", "matplotlib", "polars"}
 
 Sources = Mapping[str, str]  # module -> its text
 

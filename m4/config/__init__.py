@@ -15,7 +15,7 @@ import ml_collections
 
 from m4 import local
 from m4.config import code, rules, trust
-from m4.config.flags import Flags, parse
+from m4.config.flags import Flags, parse, workdir_of
 from m4.config.hints import elsewhere, unknown
 from m4.config.plain import diff, flatten, nested, read_json, to_json, tuples
 from m4.config.program import load_file
@@ -24,6 +24,7 @@ from m4.data import data_sets
 from m4.errors import ConfigError
 
 __all__ = ["Flags", "check", "diff", "flatten", "load", "parse", "read_json", "stored", "to_json"]
+__all__ += ["workdir_of"]
 
 # What parsing a value from the command line can end in.
 _NOT_PARSED = (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError)

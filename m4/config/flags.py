@@ -144,7 +144,12 @@ def _workdir(found: dict[str, str]) -> Path | None:
         return Path("runs/results")
     if "config" not in found and "config_json" not in found:
         return None
-    path, _, variant = found.get("config", found.get("config_json", "")).partition(":")
+    return workdir_of(found.get("config", found.get("config_json", "")))
+
+
+def workdir_of(config: str) -> Path:
+    """Where a run of a configuration is kept if nobody says where."""
+    path, _, variant = config.partition(":")
     return Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,13 @@ def _older(folder: Path, step: int, digest: str | None) -> str | None:
     return None
 
 
-def best_params(config: ml_collections.ConfigDict, setup: Model, folder: Path):
+def best_params(
+    config: ml_collections.ConfigDict,
+    setup: Model,
+    folder: Path,
+    *,
+    say: Callable[[str], Any] = print,
+):
     """Evaluation parameters of the best step. Raises CheckpointError without one."""
     best = Checkpoints(folder / "checkpoints/best", keep=KEEP_BEST)
     try:
@@ -99,10 +105,10 @@ def best_params(config: ml_collections.ConfigDict, setup: Model, folder: Path):
         newest = best.newest()
     finally:
         best.close()
-    print(f"evaluating step {note['step']}", flush=True)
+    say(f"evaluating step {note['step']}")
     digest = newest["digest"] if newest and newest["step"] == note["step"] else None
     if older := _older(folder, note["step"], digest):
-        print(f"m4: warning: {older}", flush=True)
+        say(f"m4: warning: {older}")
     return restored["params"]
 
 

@@ -47,13 +47,16 @@ class MoE(nn.Module):
         self,
         x_ND: Array,
         *,
-        valid_N: Array,
+        valid_N: Array | None = None,
         modality_N: Array | np.ndarray | None = None,
         num_rows: int | None = None,
-        train: bool,
+        train: bool = False,
         **inputs: Any,
     ) -> tuple[Array, MoeAux]:
         """Output [N, O] in the dtype of `x_ND`, zero on invalid tokens; losses and stats.
+
+        Tokens may have any leading dimensions, [..., D], in `x_ND` and in every input by token; the
+        output has them too. Without `valid_N` all are valid.
 
         `modality_N` is i32[N] in [0, num_modalities). With `num_rows` the tokens are ordered by
         row, (b t) -> N, and `stats['by_row']` f32[B, M, E] is returned when not training, as is
@@ -67,6 +70,13 @@ class MoE(nn.Module):
         Raises ValueError for impossible sizes, for inputs that a function needs and lacks, and for
         arrays whose name does not spell their shape.
         """
+        if (lead := x_ND.shape[:-1]) != x_ND.shape[:1]:
+            given = {"valid_N": valid_N, "modality_N": modality_N, **inputs}
+            flat = {name: _flat(name, value, lead) for name, value in given.items()}
+            whole = {"num_rows": num_rows, "train": train}
+            y_NO, aux = self(x_ND.reshape(-1, x_ND.shape[-1]), **flat, **whole)
+            return y_NO.reshape(*lead, -1), aux
+        valid_N = jnp.ones(len(x_ND), bool) if valid_N is None else valid_N
         if self.options.router == "product_keys":  # in the place of gate, router and engine
             keys = ProductKeys.of(self.options, self.losses, self.num_modalities, self.out)
             return keys(x_ND, valid_N, modality_N)
@@ -203,3 +213,10 @@ class MoE(nn.Module):
 def _per_gate(init: Callable, key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
     """A stack [G, ...] whose every entry is drawn on its own."""
     return jnp.stack([init(k, shape[1:], dtype) for k in jax.random.split(key, shape[0])])
+
+
+def _flat(name: str, value: Any, lead: tuple[int, ...]) -> Any:
+    """An input by token [..., *] as [N, *]; any other as it is."""
+    if not name.rpartition("_")[2].startswith("N") or np.shape(value)[: len(lead)] != lead:
+        return value
+    return value.reshape(-1, *np.shape(value)[len(lead) :])

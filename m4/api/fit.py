@@ -1,0 +1,98 @@
+"""Training from Python: what `--mode=train` does, and the model that it leaves."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from m4 import config as configs
+from m4 import local, modes
+from m4.api import handed
+from m4.api.loaded import Model, as_text, load
+from m4.config import Flags, program
+from m4.data import data_sets
+from m4.data.sets.declared import parse
+from m4.errors import ConfigError
+
+FRAMES = "frames"  # folder of a work directory
+
+
+def fit(
+    config: str | Path | Mapping[str, Any],
+    *,
+    workdir: str | Path | None = None,
+    frames: Any = None,
+    set: Mapping[str, Any] | None = None,  # noqa: A002 (as `--set` of the command)
+    force_config: bool = False,
+    quiet: bool = False,
+) -> Model:
+    """Trains, or goes on with, a run; evaluates it, writes its report, and returns its model.
+
+    Args:
+      config: a shipped configuration, 'fusemoe_mimic:tiny'; a file, 'mine.py:variant' or
+        'config.json'; or a mapping of sections, as in such a file.
+      workdir: where everything is written; by default as the command's, runs/<config>.
+      frames: a frame, or a mapping of frames by the names of the definition's files, instead of
+        raw files, of a data set of MEDS files or tables. They are kept in the work directory.
+      set: fields to replace, {"train.steps": 500, "method.moe.gate": "softmax"}.
+      force_config: go on with a work directory although its configuration differs.
+      quiet: print nothing.
+
+    Raises a `m4.errors.UserError`, as the command prints: ConfigError, DataError, SaveError, ...
+    """
+    if not isinstance(config, str | Path | Mapping) and not hasattr(config, "to_dict"):
+        kind = type(config).__name__
+        raise ConfigError(f"config: must be a name, a file or a mapping, not {kind}")
+    source = str(config) if isinstance(config, str | Path) else "the mapping"
+    if isinstance(config, str | Path):
+        json = source.endswith(".json")
+        found = configs.read_json(Path(source)) if json else program.load_file(source)
+        given: dict[str, Any] = {"config_json" if json else "config": source}
+    else:
+        found, given = config, {}
+        if workdir is None:
+            raise ConfigError("workdir: is missing; a mapping has no name to call one after")
+    folder = local.folder(str(workdir), "workdir") if workdir else configs.workdir_of(source)
+    overrides = as_text(set or {})
+    if frames is not None:
+        overrides |= {"data.raw_dir": str(folder / FRAMES)}
+    checked = configs.check(found, overrides, source, say=print if not quiet else _silent)
+    flags = Flags(workdir=folder, overrides=overrides, force_config=force_config, **given)
+    with _owner_only(), contextlib.redirect_stdout(None) if quiet else contextlib.nullcontext():
+        if frames is not None:
+            _keep(folder / FRAMES, checked, frames)
+        modes.require(checked, flags)
+        modes.run(checked, flags)
+    return load(folder, trust_code=True)  # that code has just been run
+
+
+def _silent(line: str) -> None:
+    """Says nothing."""
+
+
+def _keep(root: Path, config: ml_collections.ConfigDict, frames: Any) -> None:
+    """Writes frames as the raw files of a configuration. ConfigError if its data are no files."""
+    module, options = data_sets.find(config.data.name), config.data.options.to_dict()
+    if not hasattr(module, "new"):
+        raise ConfigError(
+            f"frames: data.name={config.data.name!r} reads its own files only; 'meds' and 'tables'"
+            " take frames"
+        )
+    content = module.resolved(**options)
+    definition = parse.parse(content, str(options.get("file", "")), meds=content.pop("meds"))
+    place = root / definition.folder
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handed.write(place, definition, frames, labelled=True)
+
+
+@contextlib.contextmanager
+def _owner_only() -> Iterator[None]:
+    """What is derived from patients is for its owner only, as of the command."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)

@@ -1,0 +1,233 @@
+"""Frames that are handed over -> the files that a definition reads, and who is asked.
+
+A frame goes by the name of its file in the definition: `measurements` or `measurements.csv.gz`.
+One frame alone goes to the file whose columns it has. Files without a frame are written empty, so
+that their modalities are absent, as for a patient of whom nothing was measured.
+"""
+
+import difflib
+import gzip
+import io
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import csv
+
+from m4.api import frames
+from m4.data.sets.declared import arrow_files
+from m4.data.sets.declared.definition import ENDINGS, Definition, Source, find
+from m4.errors import ConfigError, DataError
+
+POINTS = "points.parquet"
+Key = tuple[int | str | None, int | None]  # subject and prediction time in microseconds
+
+
+def write(
+    root: Path, definition: Definition, given: Any, *, points: Any = None, labelled: bool = False
+) -> None:
+    """Writes one frame, or a mapping of frames by name, below `root`, a new private folder.
+
+    Without a frame of labels, `points` says who is asked and when; without those, everybody in the
+    frames is asked. With `labelled` there must be labels.
+
+    Raises:
+      DataError: a frame without the columns that are needed, or no way to tell who is asked.
+      ConfigError: a name that no file of the definition has.
+    """
+    tables = _assigned(definition, given)
+    for source in definition.sources:
+        if source.files not in tables:
+            tables[source.files] = _empty(source)
+    asked = {task.files for task in definition.labelled} & tables.keys()
+    if labelled and not asked:
+        wanted = " or ".join(dict.fromkeys(_short(task.files) for task in definition.labelled))
+        raise DataError(f"frames: none has the labels ({wanted})")
+    spelling = _spelling(definition)
+    for pattern, table in tables.items():
+        _write(root, pattern, table, spelling)
+    if points is not None or not asked:
+        _write(root, POINTS, _points(definition, tables, points), spelling)
+
+
+def order(root: Path, definition: Definition) -> list[Key]:
+    """Who is asked and when, in the order of the rows of the points, or else of the labels."""
+    task = next(t for t in definition.labelled if find(root, POINTS) or find(root, t.files))
+    pattern = POINTS if find(root, POINTS) else task.files
+    keys: list[Key] = []
+    for path in find(root, pattern):
+        for table in arrow_files.tables(path, header=task.header):
+            subjects: list[Any] = [*range(table.first, table.first + len(table))]
+            if task.subject:
+                ids, place_N = table.identifiers(task.subject, lambda one: None)
+                subjects = [None if place < 0 else ids[place] for place in place_N]
+            times: list[Any] = [None] * len(table)
+            if task.time:
+                times = table.times(task.time, up=False)[0].tolist()
+            keys += zip(subjects, times, strict=True)
+    return keys
+
+
+def _assigned(definition: Definition, given: Any) -> dict[str, pa.Table]:
+    """Pattern of files -> the frame that is to be found there."""
+    patterns = dict.fromkeys(
+        [source.files for source in definition.sources]
+        + [task.files for task in definition.labelled]
+    )
+    if isinstance(given, Mapping):
+        names = {name: pattern for pattern in patterns for name in _names(pattern)}
+        tables = {}
+        for name, frame in given.items():
+            if name not in names:
+                near = difflib.get_close_matches(str(name), [*names], n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                known = ", ".join(map(_short, patterns))
+                raise ConfigError(f"frames: {name!r} is none of {known}{hint}")
+            tables[names[name]] = frames.to_arrow(frame, f"frame {name!r}")
+        for source in definition.sources:
+            _require(source, tables.get(source.files))
+        return tables
+    table = frames.to_arrow(given)
+    sources = dict.fromkeys(source.files for source in definition.sources)
+    fits = [s.files for s in definition.sources if _needed(s) <= {*table.column_names}]
+    long = [s.files for s in definition.sources if s.code and s.files in fits]
+    found = [*dict.fromkeys(long or fits)]
+    if len(found) == 1:
+        return {found[0]: table}
+    if len(sources) == 1:
+        _require(definition.sources[0], table)
+    known = ", ".join(f"{_short(pattern)!r}: ..." for pattern in sources)
+    why = "has the columns of several files" if found else "has the columns of no file"
+    raise DataError(f"frame: {why}; give several by name, {{{known}}}")
+
+
+def _names(pattern: str) -> set[str]:
+    return {pattern, PurePosixPath(pattern).name, _short(pattern)}
+
+
+def _short(pattern: str) -> str:
+    """'data/measurements*.csv' -> 'measurements', 'labels/*.parquet' -> 'labels'."""
+    for part in reversed(PurePosixPath(pattern).parts):
+        if stem := re.split(r"[.*?\[]", part, maxsplit=1)[0]:
+            return stem
+    return pattern
+
+
+def _needed(source: Source) -> set[str]:
+    """Columns without which a frame is none of a source."""
+    optional = () if source.value == "numeric_value" else (source.value, source.text)
+    return {c for c in (source.subject, source.time, source.code, *optional) if c}
+
+
+def _require(source: Source, table: pa.Table | None) -> None:
+    if table is not None and (lacking := sorted(_needed(source) - {*table.column_names})):
+        near = difflib.get_close_matches(lacking[0], table.column_names, n=1)
+        hint = f"; did you mean to rename {near[0]!r}?" if near else ""
+        name = _short(source.files)
+        raise DataError(f"frame {name!r}: has no column {', '.join(map(repr, lacking))}{hint}")
+
+
+def _empty(source: Source) -> pa.Table:
+    names = [source.subject, source.time, source.code, source.value, source.text]
+    names = [name for name in dict.fromkeys(names) if name] or ["row"]
+    return pa.table({name: pa.nulls(0, pa.string()) for name in names})
+
+
+def _points(definition: Definition, tables: Mapping[str, pa.Table], points: Any) -> pa.Table:
+    """Who is asked, and when."""
+    task = definition.labelled[0]
+    wanted = [name for name in (task.subject, task.time) if name]
+    if points is not None:
+        table = frames.to_arrow(points, "points")
+        if lacking := [name for name in wanted if name not in table.column_names]:
+            raise DataError(f"points: has no column {', '.join(map(repr, lacking))}")
+        return table.select(wanted) if wanted else table
+    wide = {source.files for source in definition.sources if not source.code}
+    if not wanted:
+        return next(iter(tables[pattern] for pattern in tables if pattern in wide))
+    for pattern, table in tables.items():
+        if len(table) and pattern in wide and {*wanted} <= {*table.column_names}:
+            return table.select(wanted)
+    if task.time:
+        raise DataError(
+            f"points: who is asked, and when? Give a frame with columns {task.subject!r} and"
+            f" {task.time!r}"
+        )
+    return pa.table({task.subject: _everybody(definition, tables)})
+
+
+def _everybody(definition: Definition, tables: Mapping[str, pa.Table]) -> pa.Array:
+    """The subjects of all frames, in order of their first row."""
+    found = []
+    for source in definition.sources:
+        table = tables[source.files]
+        if len(table) and source.subject:
+            found.append(table[source.subject].combine_chunks())
+    if not found:
+        raise DataError("frames: have no rows")
+    kinds = {array.type for array in found}
+    if len(kinds) > 1:  # "7" of one is 7 of another, see `m4.data.identifiers`
+        found = [array.cast(pa.string()) for array in found]
+    return pc.unique(pa.concat_arrays(found)).drop_null()
+
+
+def _spelling(definition: Definition) -> tuple[str, str]:
+    """How the definition spells True and False, of which frames keep no spelling."""
+    words = {code for m in definition.modalities for f in m.features for code in f.codes}
+    words |= {code for m in definition.modalities for code in m.codes}
+    for true, false in (("true", "false"), ("TRUE", "FALSE"), ("1", "0")):
+        if any(word.endswith((f"//{true}", f"//{false}")) for word in words):
+            return true, false
+    return "True", "False"
+
+
+def _write(root: Path, pattern: str, table: pa.Table, spelling: tuple[str, str]) -> None:
+    """Puts a table where `find` finds it for a pattern, readable by its owner only."""
+    for name in _candidates(pattern):
+        path = root / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            if name.endswith(".parquet"):
+                pq.write_table(table, file)
+            elif name.endswith(".gz"):
+                with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+                    packed.write(_csv(table, spelling))
+            else:
+                file.write(_csv(table, spelling))
+        if path in find(root, pattern):
+            return
+        path.unlink()
+    raise ConfigError(f"files = {pattern!r}: cannot be given as a frame; give a folder of files")
+
+
+def _candidates(pattern: str) -> list[str]:
+    """Names of files that a pattern may stand for."""
+    bare = re.sub(r"\[(.)[^\]]*\]", r"\1", pattern.replace("**/", "").replace("?", "0"))
+    names = dict.fromkeys((bare.replace("*", ""), bare.replace("*", "0")))
+    found = [name for name in names if name.endswith(ENDINGS)]
+    return found or [f"{name.rstrip('/')}/0.parquet" for name in names]
+
+
+def _csv(table: pa.Table, spelling: tuple[str, str]) -> bytes:
+    """Text of a table; what is missing is an empty cell."""
+    columns = {}
+    for name in table.column_names:
+        array = table[name]
+        if pa.types.is_boolean(array.type):
+            array = pc.if_else(array, *(pa.scalar(word) for word in spelling))
+        elif pa.types.is_timestamp(array.type):
+            zone = array.type.tz is not None
+            array = array.cast(pa.timestamp("us", "UTC" if zone else None), safe=False)
+            text = array.cast(pa.timestamp("us")).cast(pa.string())
+            array = pc.binary_join_element_wise(text, "Z", "") if zone else text
+        elif pa.types.is_nested(array.type):
+            raise DataError(f"frame: column {name!r} holds {array.type}, expected plain values")
+        columns[name] = array.cast(pa.large_string())
+    out = io.BytesIO()
+    csv.write_csv(pa.table(columns), out)
+    return out.getvalue()

@@ -1,0 +1,417 @@
+"""A trained work directory as an object: predictions, scores and explanations of any data.
+
+Letters: S subsets, N rows, M modalities, C labels, classes or values.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import pyarrow as pa
+
+from m4 import config as configs
+from m4 import local
+from m4.api import contributions, frames, handed
+from m4.config import Flags, trust
+from m4.data import apply, index
+from m4.data import manifest as manifests
+from m4.data.batch import empty
+from m4.data.sets.declared import parse
+from m4.data.sets.declared.definition import Definition
+from m4.data.store import Store
+from m4.errors import CheckpointError, ConfigError, DataError
+from m4.eval import results
+from m4.eval.predictions import Predictions
+from m4.eval.subsets import Subset
+from m4.modes import eval as eval_mode
+from m4.run import meds_predictions, programs, trained
+from m4.run.devices import make_mesh
+from m4.run.setup import context, make_model
+from m4.run.workspace import open_incomplete, prepare, use_cache
+from m4.specs import DataSpec, TaskSpec
+from m4.train import retention
+
+Say = Callable[[str], Any]
+
+
+def silent(line: str) -> None:
+    """Says nothing."""
+
+
+def load(
+    workdir: str | Path,
+    *,
+    set: Mapping[str, Any] | None = None,  # noqa: A002 (as `--set` of the command)
+    trust_code: bool = False,
+) -> "Model":
+    """The model that a run has trained; its training data need not be there any more.
+
+    Args:
+      workdir: a work directory that `m4.fit` or `--mode=train` made, or a fold of a
+        cross-validation.
+      set: fields of the configuration to replace, {"eval.batch_size": 64}.
+      trust_code: run code outside m4 that the work directory names.
+
+    Raises:
+      ConfigError: no such folder, no run in it, or code outside m4 that is not trusted.
+      CheckpointError: nothing was trained there, or one model per fold.
+      DataError: the memory of its training data is gone.
+    """
+    folder = local.folder(str(workdir), "workdir")
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such work directory; m4.fit makes one")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder}: holds no run (no config.json)")
+    flags = Flags(workdir=folder, overrides=as_text(set or {}), trust_code=trust_code)
+    trust.require_of(flags)
+    config = configs.load(flags)
+    if trained.per_fold(folder):
+        raise CheckpointError(f"{folder}: holds a model per fold; load {folder / 'fold_0'}")
+    if not retention.complete(folder / "checkpoints/best"):
+        raise CheckpointError(f"{folder}: holds no trained parameters; m4.fit trains them")
+    return Model(config, folder)
+
+
+def as_text(values: Mapping[str, Any]) -> dict[str, str]:
+    """Values of fields as one would type them after `--set`."""
+
+    def text(value: Any) -> str:
+        value = value.item() if isinstance(value, np.generic) else value
+        return str(value) if isinstance(value, str | Path) else repr(value)
+
+    return {path: text(value) for path, value in values.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Records that a model is asked about, in the folder `data`, and who they are."""
+
+    data: Path
+    store: Store
+    keys: pa.Table | None  # subject and prediction time of every record, where they have them
+    order: list[handed.Key] | None = None  # of the rows that were handed over
+    columns: tuple[str, str] = ("subject_id", "prediction_time")  # what the user calls them
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What is known of the records."""
+        return self.store.manifest
+
+
+class Model:
+    """What a run has learned.
+
+    `predict`, `evaluate` and `explain` take, as `data`,
+
+    * a frame of pandas, polars or pyarrow, or a mapping of several by the names of the definition's
+      files: `{"patients": df, "measurements": df}`. Files without a frame count as empty;
+    * a folder of raw files like those trained on: a MEDS data set, or the definition's tables;
+    * nothing: a `split` of the data trained on, which are built again if they are gone.
+
+    The first two are for data sets of MEDS files or tables. Everybody is asked about whom there are
+    labels; without labels `points`, a frame of subjects and times; without those, everybody.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, *, say: Say = silent):
+        """A model of the work directory, see `load`. `say` is told what happens, by lines."""
+        self.config, self.workdir, self._say = config, workdir, say
+        self._known = trained.read(workdir)
+        self.spec: DataSpec = manifests.spec_from(self._known.manifest["schema"])
+
+    def __repr__(self) -> str:
+        """Work directory, method, modalities and tasks."""
+        parts = ", ".join(self.spec.modality_names), ", ".join(self.spec.task_names)
+        return f"<m4.Model {self.config.method.name} of {self.workdir}: {parts[0]} -> {parts[1]}>"
+
+    def predict(
+        self,
+        data: Any = None,
+        *,
+        points: Any = None,
+        split: str = "test",
+        frame: frames.Kind | None = None,
+        to: str | Path | None = None,
+    ) -> Any:
+        """Predictions: one row per question, in the order of the frame that asked.
+
+        Args:
+          data: see the class.
+          points: who is asked, and when, instead of everybody with labels.
+          split: of the data trained on, without `data`.
+          frame: 'pandas', 'polars' or 'arrow'; by default as `data`, pyarrow for a folder.
+          to: a folder for the same in the MEDS prediction schema, one file per task.
+
+        Returns:
+          A frame of subject, prediction time and a column per task: probability of a binary task,
+          `task/label` of several labels or classes, else the value in its unit. Missing where
+          there was nothing to predict from.
+
+        Raises a `m4.errors.UserError`: DataError for data of no use, ConfigError for a data set
+        that reads its own files only.
+        """
+        with self.asked(data, points=points, split=split) as asked:
+            found = self.answer(asked)
+            if to is not None:
+                if asked.keys is None:
+                    raise ConfigError("to: only MEDS data sets and tables have subjects and times")
+                place = local.folder(str(to), "to")
+                for path in meds_predictions.write(place, found, self.spec, asked.keys):
+                    self._say(f"MEDS     {path}")
+            columns = _outputs(self.spec, found)
+            return frames.from_arrow(_joined(asked, found, columns), _kind(data, frame))
+
+    def evaluate(
+        self, data: Any = None, *, points: Any = None, split: str = "test"
+    ) -> dict[str, dict[str, dict[str, Any]]]:
+        """Scores of predictions where the labels are known.
+
+        Returns {task: {metric: {'value', 'low', 'high'}}}, with 95 % intervals of a bootstrap over
+        patients; null where a metric is undefined or fewer than `eval.min_patients` count.
+        Raises as `predict`, and DataError if no label is known.
+        """
+        with self.asked(data, points=points, split=split, labelled=True) as asked:
+            document = self.scores(self.answer(asked), split)
+        if document is None:
+            raise DataError("no labels, no scores")
+        return {score["task"]: score["metrics"] for score in document["scores"]}
+
+    def explain(
+        self,
+        data: Any = None,
+        *,
+        points: Any = None,
+        split: str = "test",
+        frame: frames.Kind | None = None,
+    ) -> Any:
+        """What every modality adds to every prediction (`m4.api.contributions`).
+
+        Returns a frame with a row per question, output and modality: `output` as the columns of
+        `predict`, `modality`, whether it was `present`, its `contribution` in the unit of the
+        prediction, `baseline`, the prediction for a patient of whom nothing is known, and
+        `prediction`, which is the baseline and all contributions. Arguments and errors as of
+        `predict`; questions with nothing to predict from have no rows.
+        """
+        names = self.spec.modality_names
+        keep_SM = contributions.subsets(len(names))
+        with self.asked(data, points=points, split=split) as asked:
+            found = self.answer(asked, keep_SM)
+            parts = []
+            for output, value_SN in _outputs(self.spec, found).items():
+                added_NM = contributions.shapley(value_SN[..., None], keep_SM)[..., 0]
+                for m, name in enumerate(names):
+                    parts.append(
+                        {
+                            "output": np.full(len(added_NM), output),
+                            "modality": np.full(len(added_NM), name),
+                            "present": found.present[:, m],
+                            "contribution": added_NM[:, m],
+                            "baseline": value_SN[-1].astype(np.float64),
+                            "prediction": value_SN[0].astype(np.float64),
+                        }
+                    )
+            columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+            uid = np.tile(found.uid, len(parts))
+        order = np.argsort(uid, kind="stable")
+        who = _who(asked, uid[order])
+        table = pa.table(who | {key: pa.array(value[order]) for key, value in columns.items()})
+        return frames.from_arrow(table, _kind(data, frame))
+
+    @contextlib.contextmanager
+    def asked(
+        self, data: Any, *, points: Any = None, split: str = "test", labelled: bool = False
+    ) -> Iterator[Asked]:
+        """The records of what `predict` is asked about; they are gone afterwards."""
+        if data is None:
+            folder = prepare(self.config) if self._say is print else _quietly(self.config)
+            if folder.name != self._known.manifest["fingerprint"]:
+                raise DataError(f"{folder}: is not the data that this model was trained on")
+            store = open_incomplete(self.config, folder, split)
+            yield Asked(folder, store, index.read(folder, split))
+            return
+        with tempfile.TemporaryDirectory(prefix="m4-") as name:
+            scratch = Path(name)
+            order, definition = None, None
+            if isinstance(data, str | Path):
+                new = local.folder(str(data), "data")
+                if points is not None:
+                    raise ConfigError("points: goes with frames; a folder has points.parquet")
+                if not new.is_dir():
+                    raise DataError(f"{new}: no such folder")
+            else:
+                new, definition = scratch / "frames", self._definition()
+                new.mkdir(mode=0o700)
+                with _by_frame(new):
+                    handed.write(new, definition, data, points=points, labelled=labelled)
+                    order = handed.order(new, definition)
+            place = scratch / self._known.manifest["fingerprint"]
+            place.mkdir(mode=0o700)
+            with _by_frame(new if definition else None):
+                trained.require(self.config, self.workdir, new)
+                self.read(new, place)
+            store = Store(place, apply.SPLIT)
+            columns = _called(definition) if definition else Asked.columns
+            yield Asked(place, store, index.read(place, apply.SPLIT), order, columns)
+
+    def read(self, new: Path, place: Path) -> dict[str, Any]:
+        """Reads new raw files into records in `place`; returns their manifest.
+
+        To checkpoints they are the data set that `place` is called as: the fingerprint of the
+        training data. Raises DataError for files of no use.
+        """
+        module = trained.module_of(self.config)
+
+        def progress(split: str, rows: int) -> None:
+            self._say(f"reading {split}: {rows} records")
+
+        manifest = apply.write(place, new, module, self._known, progress=progress)
+        for line in ("joining", *manifest["joining"], "cohort", *manifests.flow_lines(manifest)):
+            self._say(line)
+        for line in apply.warnings(manifest, self._known):
+            if self._say is silent:
+                warnings.warn(line, stacklevel=2)
+            else:
+                self._say(f"warning  {line}")
+        if {*manifest["splits"][apply.SPLIT]["patterns"]} == {"0"}:
+            raise DataError(f"{new}: no record has anything to predict from")
+        return manifest
+
+    def answer(self, asked: Asked, keep_SM: np.ndarray | None = None) -> Predictions:
+        """Predictions of records under subsets of modalities; without those, of all they have."""
+        model, predict = self._program
+        whole = np.ones((1, len(self.spec.modalities)), bool)
+        with context(model.mesh):
+            return eval_mode.sweep(
+                self.config, model, asked.store, predict, whole if keep_SM is None else keep_SM
+            )
+
+    def scores(self, found: Predictions, name: str) -> dict[str, Any] | None:
+        """The results document (`m4.eval.results`) of predictions, None without a known label."""
+        known = {
+            task: values
+            for task, values in found.prediction.items()
+            if found.label_mask[task].any()
+        }
+        if not known:
+            return None
+        full = Subset("full", "full", (True,) * len(self.spec.modalities))
+        return results.compose(
+            dataclasses.replace(found, prediction=known),
+            self.spec,
+            [full],
+            split=name,
+            draws=self.config.eval.bootstrap,
+            seed=self.config.seed,
+            min_patients=self.config.eval.min_patients,
+            thresholds=_thresholds(self.workdir, self.spec),
+        )
+
+    def _definition(self) -> Definition:
+        """What the data trained on were called. ConfigError for other than MEDS and tables."""
+        trained.module_of(self.config)
+        content = {"meds": True, **self._known.manifest["options"]}
+        return parse.parse(content, "definition", meds=content.pop("meds"))
+
+    @functools.cached_property
+    def _program(self) -> tuple[Any, Callable]:
+        """The model and its compiled prediction with the best parameters, made when first asked."""
+        if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+            use_cache(self.workdir)
+        mesh, rows = make_mesh(self.config), self.config.eval.batch_size
+        place = Path(self._known.manifest["fingerprint"])  # of the checkpoints' data; never read
+        model = make_model(self.config, place, self.spec, empty(self.spec, rows), mesh)
+        params = eval_mode.best_params(self.config, model, self.workdir, say=self._say)
+        with context(mesh):
+            return model, functools.partial(programs.compile_predict(model, rows), params)
+
+
+def _quietly(config: ml_collections.ConfigDict) -> Path:
+    """The built data set, without a word unless it is built."""
+    with contextlib.redirect_stdout(None):
+        return prepare(config)
+
+
+@contextlib.contextmanager
+def _by_frame(root: Path | None) -> Iterator[None]:
+    """Errors about the files that stand for frames, in words about the frames."""
+    try:
+        yield
+    except DataError as error:
+        if root is None:
+            raise
+        lines = (str(line).replace(f"{root}/", "") for line in error.args)
+        raise DataError(*(line.replace(str(root), "frames") for line in lines)) from None
+
+
+def _called(definition: Definition) -> tuple[str, str]:
+    task = definition.labelled[0]
+    return task.subject or "row", task.time or "prediction_time"
+
+
+def _kind(data: Any, frame: frames.Kind | None) -> frames.Kind:
+    """The frame that is returned: as asked for, or as was given."""
+    first = next(iter(data.values()), None) if isinstance(data, Mapping) else data
+    return frame or frames.kind_of(first) or "arrow"
+
+
+def _outputs(spec: DataSpec, found: Predictions) -> dict[str, np.ndarray]:
+    """Column -> f32[S, N]: `task`, or `task/label` of several labels or classes."""
+    return {
+        name: values_SNC[..., c]
+        for task, values_SNC in found.prediction.items()
+        if spec.task(task).kind != "segmentation"  # its scores are no predictions
+        for c, name in enumerate(_names(spec.task(task), values_SNC.shape[-1]))
+    }
+
+
+def _names(task: TaskSpec, count: int) -> Sequence[str]:
+    labels = task.labels or tuple(map(str, range(count)))
+    return [task.name] if count == 1 else [f"{task.name}/{label}" for label in labels[:count]]
+
+
+def _who(asked: Asked, uid_N: np.ndarray) -> dict[str, Any]:
+    """Columns that say whose the records are, and at what time."""
+    if asked.keys is None:
+        return {"row": pa.array(uid_N)}
+    keys = asked.keys.take(pa.array(uid_N))
+    found = {asked.columns[0]: keys["subject_id"], asked.columns[1]: keys["prediction_time"]}
+    if keys["prediction_time"].null_count == len(keys):
+        del found[asked.columns[1]]
+    return found
+
+
+def _joined(asked: Asked, found: Predictions, columns: Mapping[str, np.ndarray]) -> pa.Table:
+    """Who and what, in the order of what was asked; missing where nothing is predicted."""
+    whole = found.full()
+    values = {name: pa.array(value_SN[whole]) for name, value_SN in columns.items()}
+    if asked.order is None or asked.keys is None:
+        return pa.table(_who(asked, found.uid) | values)
+    times = asked.keys["prediction_time"].cast(pa.int64()).to_pylist()
+    keys = zip(asked.keys["subject_id"].to_pylist(), times, strict=True)
+    record = {key: row for row, key in enumerate(keys)}
+    predicted = {int(uid): row for row, uid in enumerate(found.uid)}
+    rows = pa.array([predicted.get(record.get(key, -1)) for key in asked.order], pa.int64())
+    subjects = pa.array([subject for subject, _ in asked.order], asked.keys["subject_id"].type)
+    who = {asked.columns[0]: subjects}
+    if any(time is not None for _, time in asked.order):
+        who[asked.columns[1]] = pa.array([time for _, time in asked.order], pa.timestamp("us"))
+    return pa.table(who | {name: value.take(rows) for name, value in values.items()})
+
+
+def _thresholds(folder: Path, spec: DataSpec) -> dict[str, np.ndarray]:
+    """The cuts chosen on the validation split, as far as the test split's results tell them."""
+    try:
+        cards = json.loads((folder / "results/test.json").read_text())["tasks"]
+        known = [task for task in spec.tasks if task.name in cards]
+        cuts = {task: np.array(cards[task.name]["threshold"], float) for task in known}
+    except (OSError, ValueError, TypeError, LookupError):
+        return {}
+    return {t.name: c for t, c in cuts.items() if c.shape == (t.dim,) and np.isfinite(c).all()}
