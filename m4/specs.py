@@ -154,18 +154,23 @@ class DataSpec:
     """Modalities and tasks of a data set.
 
     The order of `modalities` defines bit `m` of a presence pattern. `hours` is the length of
-    the observation window; time embeddings divide by it.
+    the observation window; time embeddings divide by it. `groups` names columns that say to which
+    groups of people a record belongs (sex, site); they judge a model and are never its input.
     """
 
     modalities: tuple[ModalitySpec, ...]
     tasks: tuple[TaskSpec, ...]
     hours: float = 48.0
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self):
+        for name in self.groups:
+            _check_names("group", name, ())
         for what, items in (("modality", self.modalities), ("task", self.tasks)):
-            names = [item.name for item in items]
-            if not names:
+            if not items:
                 raise ValueError(f"a data set needs at least one {what}")
+        each = {"modality": self.modality_names, "task": self.task_names, "group": self.groups}
+        for what, names in each.items():
             if len(set(names)) != len(names):
                 raise ValueError(f"duplicate {what} names: {sorted(names)}")
 

@@ -8,6 +8,7 @@
     records/        ArrayRecord files
     vocabulary.json tokens of every modality whose ids were counted on training records, from id 1
     index/          see `m4.data.index`; only of data sets that predictions are joined with
+    groups/         see `m4.data.groups`; only of data sets that have group columns
 
 The folder is built under a temporary name and renamed when complete, under a lock, so that a
 killed build leaves nothing that looks finished and two processes never build the same thing twice.
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from m4 import atomic, flock
-from m4.data import data_sets, index, shift
+from m4.data import data_sets, groups, index, shift
 from m4.data import manifest as manifests
 from m4.data import record as records
 from m4.data.cohort import Cohort, Example, sha256
@@ -132,9 +133,12 @@ def _identity(module: Any, name: str, *, seed: int, options: dict[str, Any]) -> 
 
 
 def fingerprint(identity: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> str:
-    """Name of the folder: a hash of what determines the records."""
+    """Name of the folder: a hash of what determines the records, so without group columns."""
     sums = {file: {"bytes": s["bytes"], "sha256": s["sha256"]} for file, s in sources.items()}
-    text = json.dumps([identity, sums], sort_keys=True)
+    told = dict(identity)
+    for key in {"declared", "options"} & {*identity}:
+        told[key] = {k: v for k, v in identity[key].items() if k != groups.FOLDER}
+    text = json.dumps([told, sums], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -227,9 +231,10 @@ def _build(
 ) -> Path:
     final = home / fingerprint(identity, cohort.sources)
     with contextlib.suppress(DataError):
-        manifests.read(final)
-        _write_stamps(final, stamps)  # same bytes, new time stamps
-        return final
+        found = manifests.read(final)
+        if all(found.get(key) == value for key, value in identity.items()):  # groups may differ
+            _write_stamps(final, stamps)  # same bytes, new time stamps
+            return final
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home))  # mode 0700
     try:
         manifest = write(partial, cohort, progress=progress, say=say)
@@ -315,12 +320,13 @@ def write_records(
     *,
     progress: Progress | None = None,
 ) -> Counter[str]:
-    """Writes the records and keys of every split; returns how many payloads were cut.
+    """Writes the records, keys and groups of every split; returns how many payloads were cut.
 
     `seen` is called with the split and every record on its way.
     """
     cuts: Counter[str] = Counter()
     keys: dict[str, list[index.Key]] = {split: [] for split in cohort.splits}
+    belongs: dict[str, list[tuple[str, ...]]] = {split: [] for split in cohort.splits}
 
     def encoded(split: str) -> Iterator[Example]:
         number = 0
@@ -328,6 +334,7 @@ def write_records(
             where = f"split {split}, record {number}"
             record = records.encode(cohort.spec, example, where=where, flow=cuts)
             seen(split, record)
+            belongs[split].append(groups.categories(cohort.spec, example, where))
             if "key" in example:
                 keys[split].append(example["key"])
             if progress and number % REPORT_EVERY == 0:
@@ -343,6 +350,7 @@ def write_records(
     for split, found in keys.items():
         if found:
             index.write(folder, split, found)
+        groups.write(folder, split, cohort.spec, belongs[split])
     return cuts
 
 

@@ -19,7 +19,8 @@ One record is an `Example`, ragged and NumPy only:
     {'patient': int,                                        # unit of splits and of the bootstrap
      'inputs': {modality: payload},                         # absent modality: no key
      'targets': {task: value or None},                      # None: no label, NaN: one label missing
-     'key': (subject, prediction time)}                     # optional: see `m4.data.index`
+     'key': (subject, prediction time),                     # optional: see `m4.data.index`
+     'groups': {column: category or None}}                  # optional: see `m4.data.groups`
 
     series   {'values': [t, f] with NaN where not observed, 'times': [t] hours}
     vectors  {'values': [n, d], 'times': [n] hours}

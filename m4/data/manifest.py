@@ -4,7 +4,7 @@
 |---|---|
 | `format` | layout version of the folder |
 | `name`, `version`, `licence`, `notes`, `options`, `seed` | what was built, and the split seed |
-| `fingerprint` | hash of the above, the schema as declared and the source checksums |
+| `fingerprint` | hash of the above, the declared schema (no groups) and source checksums |
 | `sources` | file -> bytes, sha256 |
 | `schema` | the `DataSpec`, with regression loc and scale fitted on train |
 | `flow` | [step, count] of the cohort, cuts of too long payloads at the end |
@@ -53,8 +53,9 @@ def flow_lines(manifest: dict[str, Any]) -> list[str]:
 
 
 def schema(spec: DataSpec) -> dict[str, Any]:
-    """A `DataSpec` as JSON types."""
-    return json.loads(json.dumps(dataclasses.asdict(spec)))
+    """A `DataSpec` as JSON types; without group columns it has no `groups`."""
+    found = json.loads(json.dumps(dataclasses.asdict(spec)))
+    return found if spec.groups else {k: v for k, v in found.items() if k != "groups"}
 
 
 def spec_from(schema: dict[str, Any]) -> DataSpec:
@@ -66,7 +67,7 @@ def spec_from(schema: dict[str, Any]) -> DataSpec:
     try:
         modalities = tuple(build(ModalitySpec, item) for item in schema["modalities"])
         tasks = tuple(build(TaskSpec, item) for item in schema["tasks"])
-        return DataSpec(modalities, tasks, schema["hours"])
+        return DataSpec(modalities, tasks, schema["hours"], tuple(schema.get("groups", ())))
     except ValueError as error:
         raise DataError(f"built data of another version: {error}; build them again") from error
 

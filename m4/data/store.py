@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from m4.data import groups, mapped
 from m4.data import manifest as manifests
-from m4.data import mapped
 from m4.data import record as records
 from m4.data.cohort import Example
 from m4.data.normalise import Normaliser
@@ -50,7 +50,7 @@ class Store:
         Raises:
           DataError: no such split, a damaged manifest, or fewer records than the manifest says.
         """
-        self._folder = Path(folder)
+        self._folder, self._split = Path(folder), split
         self.manifest: dict[str, Any] = manifests.read(self._folder)
         self._rows: Rows | None = None
         self._mapped: mapped.Mapped | None = None
@@ -142,6 +142,10 @@ class Store:
         masks = self.columns([f"{name}/mask" for name in ragged])
         counts = [mask.sum(-1, dtype=np.int64) for mask in masks.values()]
         return np.max([np.zeros(len(self), np.int64), *counts], axis=0)
+
+    def groups(self) -> Rows:
+        """Group column -> category of every row of the split, see `m4.data.groups`."""
+        return groups.read(self._folder, self._split, self.spec, len(self))
 
     def columns(self, keys: Sequence[str]) -> Rows:
         """Some keys of every row of the split."""

@@ -54,6 +54,8 @@ class Predictions:
     counted: np.ndarray  # bool[S, N]
     routing: dict[str, LayerRouting]
     fold: np.ndarray | None = None  # [N], which network predicted a row; None: the same for all
+    # group column -> category of each row, str[N], '' where unknown; beside the data, no input
+    groups: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def full(self) -> int:
         """Index of the subset that keeps every modality; ValueError if it was not swept."""

@@ -110,6 +110,7 @@ def pool(parts: list[Evaluation]) -> Evaluation:
             counted=joined([f.counted[p] for f, p in zip(found, places, strict=True)], axis=1),
             routing={},  # experts of different folds have nothing to do with each other
             fold=np.repeat(np.arange(len(found)), [len(f.uid) for f in found]),
+            groups={name: joined([f.groups[name] for f in found]) for name in found[0].groups},
         ),
         kept,
         {},

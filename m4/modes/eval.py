@@ -121,7 +121,7 @@ def finish(config: ml_collections.ConfigDict, setup: Setup, folder: Path, predic
 
 def sweep(config, setup: Model, store: Store, predict, keep_SM) -> Predictions:
     """Predictions of a split under the modality subsets `keep_SM`."""
-    return evaluate.sweep(
+    found = evaluate.sweep(
         predict,
         eval_batches(store, config.eval.batch_size, buckets=config.train.buckets),
         setup.spec,
@@ -129,6 +129,8 @@ def sweep(config, setup: Model, store: Store, predict, keep_SM) -> Predictions:
         patients=store.columns(["patient"])["patient"],
         place=lambda batch: sharding.put_whole(batch, sharding.rows(setup.mesh)),
     )
+    groups = {name: column[found.uid] for name, column in store.groups().items()}
+    return dataclasses.replace(found, groups=groups)
 
 
 def _evaluate(config, setup: Setup, folder: Path, predict) -> Evaluation:

@@ -186,6 +186,9 @@ def test_stay_without_measurements_is_kept(folder):
     assert "vitals" not in found[0]["inputs"]
     assert np.isnan(found[0]["inputs"]["demographics"]["values"]).all()
     assert found[0]["targets"]["death"] == 0
+    assert found[0]["groups"] == {"sex": None, "age_band": "", "icu_type": None}
+    known = {"sex": "male", "age_band": "50 to under 65", "icu_type": "medical"}
+    assert found[1]["groups"] == known
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.9, 0.99])

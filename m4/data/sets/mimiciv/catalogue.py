@@ -115,10 +115,11 @@ TASK_SPECS = {name: TaskSpec(name, "binary") for name in ALL_TASKS}
 TASK_SPECS |= {spec.name: spec for spec in SPECS}
 
 
-def data_spec(modalities, tasks, **shapes) -> DataSpec:
+def data_spec(modalities, tasks, groups=(), **shapes) -> DataSpec:
     """A DataSpec of the named modalities and tasks; `shapes` maps a modality to its arguments."""
     return DataSpec(
         tuple(modality(name, **shapes.get(name, {})) for name in modalities),
         tuple(TASK_SPECS[name] for name in tasks),
         hours=HOURS,
+        groups=groups,
     )

@@ -20,6 +20,8 @@ on more than a day after the death ends on the day after it, as the other stays 
 do; one that ends more than a day before its last measurement has no length. Each kind is counted in
 the flow.
 
+Group columns are `sex`, `age_band` and `icu_type`, with or without the table of demographics.
+
 Cleaning, all counted in the flow: values outside the physiological `RANGES` (0 blood pressures
 from disconnected lines, temperatures of 0, pH of 735) are dropped, as are rows without a
 parameter name or readable time; of two values at one time the later row counts. A static
@@ -36,6 +38,7 @@ from pathlib import Path
 
 from m4 import atomic
 from m4.data import csv_files, identifiers, split
+from m4.data.bands import band
 from m4.data.cohort import Cohort, Example, checksums
 from m4.data.option_checks import check
 from m4.data.sets.physionet2012.archive import RawSet, read_set, set_files
@@ -91,6 +94,8 @@ TASKS = (
     TaskSpec("sofa7", "binary", auxiliary=True),
 )
 NAMES = (*GROUPS, "demographics")
+SEXES = ("female", "male")  # codes 0, 1
+AGES = (50, 65, 80)  # edges of the age bands
 
 
 def spec(
@@ -122,6 +127,7 @@ def spec(
         tuple(m for m in (*groups, table) if not modalities or m.name in modalities),
         tuple(t for t in TASKS if not tasks or t.name in tasks),
         hours=HOURS,
+        groups=("sex", "age_band", "icu_type"),
     )
 
 
@@ -279,6 +285,7 @@ def _example(data: DataSpec, raw: RawSet, i: int, outcome: dict[str, float]) -> 
         "patient": raw.stays[i],
         "inputs": inputs,
         "targets": {task: labels[task] for task in data.task_names},
+        "groups": _groups(raw.statics(i)),
     }
 
 
@@ -288,6 +295,17 @@ def _demographics(statics: dict[str, float]) -> list[float]:
     unit = statics.get("ICUType")
     one_hot = [nan if unit is None else float(unit == code) for code in range(1, 5)]
     return [statics.get(name, nan) for name in DEMOGRAPHICS[:4]] + one_hot
+
+
+def _groups(statics: dict[str, float]) -> dict[str, str | None]:
+    """Group column -> category, None where unknown."""
+    sexes = {float(code): name for code, name in enumerate(SEXES)}
+    units = {float(code): name.replace("_", " ") for code, name in enumerate(ICU_TYPES, start=1)}
+    return {
+        "sex": sexes.get(statics.get("Gender", -1)),
+        "age_band": band(statics.get("Age"), AGES),
+        "icu_type": units.get(statics.get("ICUType", -1)),
+    }
 
 
 def _labels(outcome: dict[str, float]) -> dict[str, float | None]:

@@ -40,6 +40,8 @@ DEATH_RATE = 0.13
 LOS_NOISE = 0.6
 PRESENCE = {"labs": 0.985, "medications": 0.95, "notes": 0.912, "cxr": 0.25, "ecg": 0.52}
 MECHANISMS = ("mcar", "mar", "mnar")
+# Kind of ICU -> log-odds against a medical one: per unit of severity, and with an ECG.
+ICU_TYPES = {"medical": (0.0, 0.0), "surgical": (-0.9, 0.0), "cardiac": (0.0, 1.2)}
 # What presence depends on under MNAR; under MAR it is the severity that the vitals show.
 DRIVERS = {"notes": "context", "cxr": "image", "ecg": "ecg_sign"}
 
@@ -73,6 +75,13 @@ def presence_bits(rng, z, read, missing, rates):
             probability = sigmoid(driver + intercept(everyone, rate))
         present[m] = rng.random(len(probability)) < probability
     return present
+
+
+def icu_types(rng, z, present):
+    """The kind of ICU, str[n]: surgical for the healthier, cardiac with an ECG."""
+    odds = [a * z["severity"] + b * present["ecg"] for a, b in ICU_TYPES.values()]
+    chosen = np.argmax(odds + rng.gumbel(size=(len(odds), len(present["ecg"]))), axis=0)
+    return np.array([*ICU_TYPES])[chosen]
 
 
 def labels(rng, z):
