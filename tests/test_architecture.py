@@ -45,12 +45,13 @@ ALLOWED = {
 }  # fmt: skip
 # The edge, where rooms meet and configuration objects end: may import everything below it.
 EDGE = {
-    "config": {"modes", "main", "bench", "interop", "run", "plan", "lab", "api"},
-    "run": {"modes", "main", "bench", "interop", "plan", "lab", "api"},
-    "plan": {"modes", "main", "bench", "interop", "lab", "api"},
-    "modes": {"main", "bench", "interop", "lab"},
+    "config": {"modes", "main", "bench", "interop", "run", "plan", "lab", "api", "audit"},
+    "run": {"modes", "main", "bench", "interop", "plan", "lab", "api", "audit"},
+    "plan": {"modes", "main", "bench", "interop", "lab", "api", "audit"},
+    "modes": {"main", "bench", "interop", "lab", "audit"},
     "api": {"main", "bench", "interop", "lab"},
-    "lab": {"main", "bench", "interop"},
+    "audit": {"main", "bench", "interop", "lab"},
+    "lab": {"main", "bench", "interop", "audit"},
     "interop": {"main", "bench"},
     "bench": {"main", "modes"},
     "main": {"bench", "interop"},

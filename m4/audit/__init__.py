@@ -1,0 +1,1 @@
+"""What must hold of a method, a run and its data, asked of them: `python -m m4.audit --help`."""
