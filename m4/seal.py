@@ -1,14 +1,17 @@
 """Digests by which damage to what a number is read from is noticed: accidents, not malice.
 
 A JSON document can hold a digest of itself (`sealed`, `intact`). Other files of a folder are listed
-in its `seals.json` with the digests of what was written last (`keep`, `problem`), and a log that
-grows has a file of checksums beside it, a line for each of its lines (`line`, `sound_lines`).
+in its `seals.json` with the digests of what was written last (`write`, `replaced`, `problem`). A
+line of a log that grows ends in its number and a checksum (`line`, `sound_lines`).
 """
 
+import contextlib
 import hashlib
 import json
+import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,9 @@ from m4 import atomic
 
 KEY = "sha256"
 FILE = "seals.json"
-LOG = ".sums"  # the ending of a log's checksums
-AHEAD = 1000  # lines that may be missing in a row
+NUMBER, SUM = "line", "crc32"  # the last keys of a log's line
+LOG = ".sums"  # an older version's: a file with a checksum a line, beside the log
+_END = re.compile(rb', "line": (\d+), "crc32": "([0-9a-f]{8})"\}\Z')
 
 
 def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,12 +37,27 @@ def intact(document: Any) -> bool:
     return document[KEY] == _digest({k: v for k, v in document.items() if k != KEY})
 
 
+def write(folder: Path, name: str, text: str) -> Path:
+    """Replaces `folder/name`, which the folder vouches for from then on; returns its path."""
+    keep(folder, name, text.encode())
+    atomic.write(folder / name, text)
+    return folder / name
+
+
+@contextlib.contextmanager
+def replaced(path: Path, folder: Path) -> Iterator[Path]:
+    """`atomic.replaced` of a file below `folder`, which vouches for it before it is there."""
+    with atomic.replaced(path) as partial:
+        yield partial
+        keep(folder, path.relative_to(folder).as_posix(), partial.read_bytes())
+
+
 def keep(folder: Path, name: str, content: bytes) -> None:
     """Lists what is about to be written to `folder/name`, beside what was there before.
 
     So a process that is killed in between leaves either, and both are known.
     """
-    known = _read(folder)
+    known = _read(folder) or {}
     path, new = folder / name, hashlib.sha256(content).hexdigest()
     there = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
     known[name] = [*(d for d in known.get(name, []) if d == there != new), new]
@@ -47,7 +66,7 @@ def keep(folder: Path, name: str, content: bytes) -> None:
 
 def problem(folder: Path, name: str) -> str | None:
     """What is wrong with `folder/name`, or None. Raises OSError if it cannot be read."""
-    known = _read(folder).get(name)
+    known = (_read(folder) or {}).get(name)
     if not (folder / name).is_file():
         return None if known is None else "is gone"
     if known is None:
@@ -56,60 +75,92 @@ def problem(folder: Path, name: str) -> str | None:
     return None if digest in known else "differs from its seal"
 
 
-def listed(folder: Path) -> list[str]:
-    """Names of the files that a folder vouches for."""
-    return sorted(_read(folder))
+def listed(folder: Path) -> list[str] | None:
+    """Names of the files that a folder vouches for; None if its list is gone or damaged."""
+    known = _read(folder)
+    return None if known is None else sorted(known)
 
 
-def line(content: bytes) -> str:
-    """The line of checksums that belongs to a line of a log (both without a line break)."""
-    return f"{zlib.crc32(content):08x}"
+def line(row: Mapping[str, Any], number: int) -> str:
+    """The `number`-th line of a log, counted from 1: the row, its place and their checksum."""
+    body = json.dumps({k: v for k, v in row.items() if k not in (NUMBER, SUM)} | {NUMBER: number})
+    return f'{body[:-1]}, "{SUM}": "{zlib.crc32(body.encode()):08x}"}}'
 
 
-def sound_lines(path: Path) -> tuple[list[bytes], str | None]:
+def sound_lines(path: Path, least: int = 0) -> tuple[list[bytes], str | None]:
     """(lines of a log that are as they were written, what is wrong with the rest).
 
-    A last line without its checksum is nothing wrong: the process was killed before it was written.
+    `least` lines are known to have been there. What follows the last line break is nothing wrong:
+    the process was killed before it was whole.
     """
-    try:  # before the lines: a run that goes on writes these last
+    try:  # before the lines: a run of the older version that goes on writes these last
         sums = path.with_suffix(LOG).read_text(encoding="ascii", errors="replace").split()
     except FileNotFoundError:
-        sums = None
+        sums = []
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
-        return [], None if sums is None else "is gone"
-    if sums is None:
-        return lines, "has no seal" if lines else None
-    sums = sums[:-1] if sums and len(sums[-1]) < len(line(b"")) else sums  # cut
-    found, missing = _in_order(lines, sums)
-    damaged = len(lines) - len(found)
-    if damaged == 1 and not missing and found == lines[:-1]:
-        return lines, None  # its checksum was not written any more
+        return [], "is gone" if sums or least else None
+    if not least and not any(map(_END.search, lines)):
+        return _by_sums(lines, sums) if sums else (lines, None)
+    found, last = _numbered(lines)
+    damaged, missing = len(lines) - len(found), max(last, least) - len(found)
     if not damaged and not missing:
         return found, None
-    return found, f"{max(damaged, missing)} of {len(sums)} lines are damaged or missing"
+    return found, _lost(max(damaged, missing), max(last, least))
 
 
-def _in_order(lines: Sequence[bytes], sums: Sequence[str]) -> tuple[list[bytes], int]:
-    """(lines that have a checksum, in its turn; checksums that have no line)."""
-    found, place = [], 0
+def last_line(path: Path) -> int:
+    """The number of a log's last line, 0 without one."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - (1 << 20)))
+            found = _END.search(file.read().rstrip(b"\n"))
+    except FileNotFoundError:
+        return 0
+    return int(found[1]) if found else 0
+
+
+def _numbered(lines: Sequence[bytes]) -> tuple[list[bytes], int]:
+    """(lines whose checksum is right, in their order, each once; the largest number)."""
+    found, last = [], 0
     for one in lines:
-        own = line(one)
-        for ahead in range(place, min(place + AHEAD, len(sums))):
-            if sums[ahead] == own:
-                found.append(one)
-                place = ahead + 1
-                break
-    return found, len(sums) - len(found)
+        end = _END.search(one)
+        if end and int(end[1]) > last and int(end[2], 16) == zlib.crc32(_body(one)):
+            found.append(one)
+            last = int(end[1])
+    return found, last
 
 
-def _read(folder: Path) -> dict[str, list[str]]:
+def _body(one: bytes) -> bytes:
+    """What the checksum of a line is of."""
+    return one[: one.rindex(b', "crc32"')] + b"}"
+
+
+def _by_sums(lines: Sequence[bytes], sums: Sequence[str]) -> tuple[list[bytes], str | None]:
+    """`sound_lines` of an older version's log. At its end checksums may not be written yet."""
+    left, found = Counter(one for one in sums if len(one) == 8), []
+    total = left.total()
+    for one in lines:
+        own = f"{zlib.crc32(one):08x}"
+        if left[own]:
+            left[own] -= 1
+            found.append(one)
+    if not left.total() and found == lines[: len(found)]:
+        return [*lines], None
+    return found, _lost(max(len(lines) - len(found), left.total()), total)
+
+
+def _lost(number: int, total: int) -> str:
+    return f"{number} of {total} lines are damaged or missing"
+
+
+def _read(folder: Path) -> dict[str, list[str]] | None:
     try:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return found["files"] if intact(found) and isinstance(found.get("files"), dict) else {}
+        return None
+    return found["files"] if intact(found) and isinstance(found.get("files"), dict) else None
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from m4 import atomic, seal
+from m4 import seal
 from m4.eval import bootstrap, metrics, specialisation
 from m4.eval.predictions import Predictions
 from m4.eval.scorer import Scorer
@@ -143,9 +143,7 @@ def write(results: Mapping[str, Any], workdir: Path) -> Path:
     path = Path(workdir) / "results" / f"{results['split']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
-    seal.keep(Path(workdir), f"results/{path.name}", text.encode())
-    atomic.write(path, text)
-    return path
+    return seal.write(Path(workdir), f"results/{path.name}", text)
 
 
 def pooled_patterns(spec: DataSpec, predictions: Predictions, min_patients: int) -> list[dict]:

@@ -14,7 +14,7 @@ from clu import parameter_overview
 from m4 import sharding
 from m4.config import Flags
 from m4.errors import CheckpointError, DataError, DivergedError
-from m4.eval.report import page
+from m4.eval import damage
 from m4.run import origin, preflight, programs, selection
 from m4.run.setup import context, make_setup
 from m4.run.workspace import open_incomplete, prepare
@@ -66,8 +66,7 @@ def _scrub(folder: Path) -> None:
         checkpoints.close()
     if damaged:
         raise CheckpointError(*damaged)
-    lines = [f"{folder}/{line}" for line in page.damage(folder)]
-    if wrong := [line for line in lines if "has no seal" not in line]:
+    if wrong := [f"{folder}/{line}" for line in damage.lines(folder)]:
         raise DataError(*wrong)
 
 

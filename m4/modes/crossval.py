@@ -63,9 +63,8 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         print(f"{number} folds pooled", flush=True)
         eval_mode.publish(config, spec, folder, pooled, split="crossval")
         if all(table is not None for table in keys):
-            target = folder / "predictions" / "meds" / "crossval"
-            meds.write(target, pooled.found, spec, pa.concat_tables(keys))
-            print(f"MEDS     {target}")
+            meds.write(folder, "crossval", pooled.found, spec, pa.concat_tables(keys))
+            print(f"MEDS     {folder / meds.FOLDER / 'crossval'}")
 
 
 def pool(parts: list[Evaluation]) -> Evaluation:

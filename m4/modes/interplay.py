@@ -33,7 +33,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from m4 import atomic, sharding
+from m4 import seal, sharding
 from m4.config import Flags
 from m4.data.loader import eval_batches
 from m4.data.store import Store
@@ -87,7 +87,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     setup = make_setup(config, prepare(config))
     with context(setup.mesh):
         analyses = analyse(config, setup)
-    atomic.write(folder / "interplay.json", json.dumps(analyses, indent=1) + "\n")
+    seal.write(folder, "interplay.json", json.dumps(analyses, indent=1) + "\n")
     _print(analyses)
 
 

@@ -24,7 +24,7 @@ import ml_collections
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m4 import atomic, cells
+from m4 import cells, seal
 from m4.api import loaded
 from m4.config import Flags
 from m4.data import apply, index
@@ -99,8 +99,7 @@ def _count(folder: Path, name: str, manifest: dict[str, Any], rows: int) -> None
         "features": manifest["features"][apply.SPLIT],
         "joining": manifest["joining"],
     }
-    path = folder / "predictions" / f"{name}.json"
-    atomic.write(path, json.dumps(document, indent=1) + "\n")
+    seal.write(folder, f"predictions/{name}.json", json.dumps(document, indent=1) + "\n")
 
 
 def _warn_of_trained(config, manifest: dict[str, Any], keys: pa.Table) -> None:

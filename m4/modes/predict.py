@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 import pyarrow as pa
 
-from m4 import USE, seal
+from m4 import USE
 from m4.config import Flags
 from m4.data import index
 from m4.eval.predictions import Predictions
@@ -46,11 +46,10 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
 def write(folder: Path, name: str, found: Predictions, spec: DataSpec, keys) -> None:
     """Writes predictions/<name>.parquet and, if records have `keys`, the files of MEDS."""
     path = folder / "predictions" / f"{name}.parquet"
-    meds.write_private(path, _table(found, spec, _key(folder)))
-    seal.keep(folder, f"predictions/{path.name}", path.read_bytes())
+    meds.write_private(path, _table(found, spec, _key(folder)), folder)
     print(f"{len(found.uid)} rows in {path}; patients as keyed hashes (key: {folder / 'key'})")
     if keys is not None:
-        for path in meds.write(folder / "predictions" / "meds" / name, found, spec, keys):
+        for path in meds.write(folder, name, found, spec, keys):
             print(f"MEDS     {path}")
 
 

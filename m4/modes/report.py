@@ -7,6 +7,7 @@ from jinja2 import UndefinedError
 
 from m4.config import Flags
 from m4.errors import ConfigError, DataError, place
+from m4.eval import damage
 from m4.eval.report import page as report
 
 # What a document with parts missing or of another type ends in when it is shown.
@@ -24,7 +25,7 @@ def build(folder: Path) -> None:
     results = folder / "results"
     if not any(results.glob("*.json")):
         raise DataError(f"{folder}: no results; --mode=train or --mode=eval makes them")
-    lines = report.damage(folder)
+    lines = damage.lines(folder)
     for line in lines:
         print(f"m4: warning: {line}", flush=True)
     try:

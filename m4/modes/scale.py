@@ -20,7 +20,7 @@ from typing import Any
 
 import ml_collections
 
-from m4 import atomic
+from m4 import atomic, seal
 from m4 import config as configs
 from m4.config import Flags
 from m4.errors import ConfigError, UserError
@@ -132,7 +132,7 @@ def configured(
 def write(folder: Path, rows: Sequence[Any]) -> None:
     """The tables as data, as text, and the plot."""
     document = [curves.figures(rows, row) for row in rows]
-    atomic.write(folder / "scale.json", json.dumps(document, indent=1) + "\n")
+    seal.write(folder, "scale.json", json.dumps(document, indent=1) + "\n")
     atomic.write(folder / "scale.md", "\n".join(curves.table(document)) + "\n")
     atomic.write(folder / "scale.svg", curves.plot(document))
 

@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from m4 import atomic, sharding, task_losses
+from m4 import seal, sharding, task_losses
 from m4.config import Flags
 from m4.data.loader import eval_batches
 from m4.data.store import Store
@@ -59,7 +59,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
             "leave_one_out": tim.leave_one_out(value, len(chosen)).tolist(),
             "pairwise": tim.pairwise(value, len(chosen)).tolist(),
         }
-    atomic.write(folder / "tim.json", json.dumps(scores, indent=1) + "\n")
+    seal.write(folder, "tim.json", json.dumps(scores, indent=1) + "\n")
     _print(scores)
 
 

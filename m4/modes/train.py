@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from m4 import __version__, atomic, sharding
+from m4 import __version__, atomic, seal, sharding
 from m4 import config as configs
 from m4.config import Flags, trust
 from m4.data import manifest as manifests
@@ -164,7 +164,11 @@ def _train(
         writer = telemetry.Writer()
         if processes.first():
             writer = telemetry.make_writer(
-                folder, resume=first, steps=plan.steps, select=plan.select
+                folder,
+                resume=first,
+                steps=plan.steps,
+                select=plan.select,
+                least=meta.get("log", 0),
             )
         flops, rate = measure.of_run(setup, step, config.train.batch_size)
         when = {"first": first, "began": start, "batch_size": config.train.batch_size}
@@ -199,6 +203,10 @@ def _savers(config, setup: Setup, folder: Path, last: Checkpoints, best: Checkpo
 
     def save(number: int, state: State, progress) -> None:
         own = note | {"progress": progress}
+        if processes.first():
+            own["log"] = seal.last_line(
+                folder / telemetry.LOG
+            )  # as it was: lines are written first
 
         def after() -> None:  # a state must not be there before the best step that it tells of
             best.wait()

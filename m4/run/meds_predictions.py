@@ -22,41 +22,43 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m4 import atomic
+from m4 import seal
 from m4.eval.predictions import Predictions
 from m4.specs import DataSpec, TaskSpec, file_name
 
 CUT = 0.5
+FOLDER = Path("predictions/meds")
 KINDS = ("binary", "multilabel", "multiclass", "regression")
 
 
-def write(folder: Path, found: Predictions, spec: DataSpec, keys: pa.Table) -> list[Path]:
+def write(work: Path, split: str, found: Predictions, spec: DataSpec, keys: pa.Table) -> list[Path]:
     """Writes every task's predictions and labels; returns the paths of the predictions.
 
-    `keys` has one row per record of the split; `found.uid` says which records were predicted.
+    They lie in `predictions/meds/<split>` of the work directory. `keys` has one row per record of
+    the split; `found.uid` says which records were predicted.
     """
-    keys, paths = keys.take(pa.array(found.uid)), []
+    keys, paths, folder = keys.take(pa.array(found.uid)), [], work / FOLDER / split
     for task in spec.tasks:
         if task.kind not in KINDS or task.name not in found.prediction:
             continue
         for name, label, predicted in _columns(task, found):
             columns = {field: keys[field] for field in keys.column_names}
             paths.append(folder / f"{name}.parquet")
-            write_private(paths[-1], pa.table({**columns, **label, **predicted}))
+            write_private(paths[-1], pa.table({**columns, **label, **predicted}), work)
             known = pa.table({**columns, **label})
             known = known.filter(next(iter(label.values())).is_valid())
-            write_private(folder / "labels" / f"{name}.parquet", known)
+            write_private(folder / "labels" / f"{name}.parquet", known, work)
     return paths
 
 
-def write_private(path: Path, table: pa.Table) -> None:
-    """Writes a Parquet file that only its owner can read, whole or not at all.
+def write_private(path: Path, table: pa.Table, work: Path) -> None:
+    """Writes a Parquet file that only its owner can read, whole or not at all; `work` seals it.
 
     So is its folder, if that is made here; one that is there keeps its mode.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    with atomic.replaced(path) as partial, open(os.open(partial, flags, 0o600), "wb") as file:
+    with seal.replaced(path, work) as partial, open(os.open(partial, flags, 0o600), "wb") as file:
         pq.write_table(table, file)
 
 

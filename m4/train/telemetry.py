@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from m4 import atomic, seal
 
 Scalars = Mapping[str, float]
+LOG = "metrics.jsonl"
 FLUSH_EVERY = 10.0  # seconds between lines of event files that others can see
 
 
@@ -47,39 +48,36 @@ class JsonLines(Writer):
     """One line per call: `{"step": 100, "train/loss": 0.4, ...}`, the source of reports.
 
     Lines after step `resume` are cut off, so that a restored run doesn't say things twice. A
-    number that is not finite is written as null. Every line has a checksum in a file beside
+    number that is not finite is written as null. Every line ends in its number and a checksum
     (`m4.seal`); lines that are damaged when a run is taken up again are left out, which is said.
+    So are those that are missing of the `least` that there were.
     """
 
-    def __init__(self, path: Path, *, resume: int = 0):
-        lines, problem = seal.sound_lines(path) if resume else ([], None)
-        if problem not in (None, "has no seal"):
+    def __init__(self, path: Path, *, resume: int = 0, least: int = 0):
+        lines, problem = seal.sound_lines(path, least) if resume else ([], None)
+        if problem is not None:
             print(f"m4: warning: {path}: {problem}; the run goes on without them", flush=True)
-        kept = [line for line in lines if (step := _step(line)) is not None and step <= resume]
-        sums = path.with_suffix(seal.LOG)
-        atomic.write(path, b"".join(line + b"\n" for line in kept).decode())
-        atomic.write(sums, "".join(f"{seal.line(line)}\n" for line in kept))
+        rows = [row for row in map(_row, lines) if row is not None and row["step"] <= resume]
+        path.with_suffix(seal.LOG).unlink(missing_ok=True)  # of an older version
+        text = "".join(f"{seal.line(row, number)}\n" for number, row in enumerate(rows, start=1))
+        atomic.write(path, text)
         self._file = open(path, "a", encoding="ascii")  # noqa: SIM115 (open for the whole run)
-        self._sums = open(sums, "a", encoding="ascii")  # noqa: SIM115
+        self._number = len(rows)
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
         """Appends one line."""
+        self._number += 1
         row = {"step": step} | {k: _json_number(v) for k, v in scalars.items()}
-        line = json.dumps(row)
-        self._file.write(line + "\n")
+        self._file.write(seal.line(row, self._number) + "\n")
         self._file.flush()
-        self._sums.write(seal.line(line.encode()) + "\n")
-        self._sums.flush()
 
     def flush(self) -> None:
-        """Flushes the files."""
+        """Flushes the file."""
         self._file.flush()
-        self._sums.flush()
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the file."""
         self._file.close()
-        self._sums.close()
 
 
 class TensorBoard(Writer):
@@ -231,19 +229,20 @@ class Writers(Writer):
             writer.close()
 
 
-def make_writer(workdir: Path, *, resume: int, steps: int, select: str) -> Writer:
+def make_writer(workdir: Path, *, resume: int, steps: int, select: str, least: int = 0) -> Writer:
     """JSON lines and the progress line, and TensorBoard if tensorboardX is installed."""
-    writers: list[Writer] = [JsonLines(workdir / "metrics.jsonl", resume=resume)]
+    writers: list[Writer] = [JsonLines(workdir / LOG, resume=resume, least=least)]
     if importlib.util.find_spec("tensorboardX") is not None:
         writers.append(TensorBoard(workdir / "tensorboard", resume=resume))
     writers.append(ProgressLine(steps=steps, start=resume, select=select))
     return Writers(writers)
 
 
-def _step(line: bytes) -> int | None:
-    """Step of a line; None for one that a crash left incomplete."""
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line as it was written; None for what is none."""
     try:
-        return int(json.loads(line)["step"])
+        row = json.loads(line)
+        return row if isinstance(row["step"], int) else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
 

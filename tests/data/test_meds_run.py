@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from m4 import seal
 from m4.eval.predictions import Predictions
 from m4.eval.subsets import Subset
 from m4.main import main
@@ -132,15 +133,19 @@ def test_predictions_of_every_kind(tmp_path):
     keys = pa.table(
         {"subject_id": [7, 8, 9], "prediction_time": pa.array([1, 2, 3], pa.timestamp("us"))}
     )
-    names = [path.name for path in meds.write(tmp_path, found, SPEC, keys)]
+    names = [path.name for path in meds.write(tmp_path, "test", found, SPEC, keys)]
     assert names == ["death.parquet", "unit.parquet", "los.parquet"]
-    rows = pq.read_table(tmp_path / "death.parquet").to_pylist()
+    folder = tmp_path / "predictions/meds/test"
+    assert seal.listed(tmp_path) == sorted(
+        f"predictions/meds/test/{name}" for name in [*names, *(f"labels/{n}" for n in names)]
+    )
+    rows = pq.read_table(folder / "death.parquet").to_pylist()
     assert [r["boolean_value"] for r in rows] == [None, True]
     assert [r["predicted_boolean_value"] for r in rows] == [False, True]  # 0.45, 0.55
-    rows = pq.read_table(tmp_path / "unit.parquet").to_pylist()
+    rows = pq.read_table(folder / "unit.parquet").to_pylist()
     assert [r["predicted_categorical_value"] for r in rows] == ["y", "y"]
     assert rows[1]["categorical_value"] == "y" and rows[1]["probability/y"] == pytest.approx(0.65)
-    assert pq.read_table(tmp_path / "labels/los.parquet").to_pylist()[0]["subject_id"] == 8
+    assert pq.read_table(folder / "labels/los.parquet").to_pylist()[0]["subject_id"] == 8
 
 
 @pytest.mark.parametrize("before", [None, 0o750])
@@ -149,6 +154,6 @@ def test_a_folder_that_is_there_keeps_its_mode(tmp_path, before):
     if before is not None:
         folder.mkdir()
         folder.chmod(before)
-    meds.write_private(folder / "death.parquet", pa.table({"x": [1]}))
+    meds.write_private(folder / "death.parquet", pa.table({"x": [1]}), tmp_path)
     assert stat.S_IMODE(folder.stat().st_mode) == (before or 0o700)
     assert stat.S_IMODE((folder / "death.parquet").stat().st_mode) == 0o600

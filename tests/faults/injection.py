@@ -106,7 +106,7 @@ class _Mode:
             found.update(json.dumps(runs.final_digests(folder)).encode())
         wanted = {"report": ["report.html"], "predict": ["predictions/test.parquet"]}
         wanted |= {"eval": ["results/test.json"], "train": ["results/test.json"]}
-        wanted |= {"save": ["found"], "log": ["metrics.jsonl", "metrics.sums"], "lock": ["held"]}
+        wanted |= {"save": ["found"], "log": ["metrics.jsonl"], "lock": ["held"]}
         for name in wanted[self.name]:
             path = folder / name
             found.update(path.read_bytes() if path.is_file() else b"-")

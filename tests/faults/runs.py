@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from m4 import main as command
+from m4 import seal
 from m4.modes import train as _train  # noqa: F401 (imported by the server, once)
 from tests.faults import config as configs
 from tests.faults.harness import Bench, alone
@@ -99,8 +100,12 @@ def sources() -> str:
 
 def numbers(workdir: Path) -> list[str]:
     """Every line of metrics.jsonl without clock times: losses and metrics to the last bit."""
+
+    def counts(name: str) -> bool:
+        return not name.startswith("time/") and name != seal.SUM
+
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [json.dumps({k: v for k, v in row.items() if not k.startswith("time/")}) for row in rows]
+    return [json.dumps({k: v for k, v in row.items() if counts(k)}) for row in rows]
 
 
 def final_digests(workdir: Path) -> dict:

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from m4 import seal
 from m4.train import telemetry
 
 
 def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in (seal.NUMBER, seal.SUM)}
+        for line in path.read_text().splitlines()
+    ]
 
 
 def test_json_lines_are_cut_back_to_the_restored_step(tmp_path):
@@ -38,8 +42,7 @@ def test_json_has_no_nan(tmp_path):
     writer = telemetry.JsonLines(tmp_path / "m.jsonl")
     writer.write_scalars(1, {"a": float("nan"), "b": np.float32(0.5), "c": float("inf")})
     writer.close()
-    text = (tmp_path / "m.jsonl").read_text()
-    assert json.loads(text) == {"step": 1, "a": None, "b": 0.5, "c": None}
+    assert rows(tmp_path / "m.jsonl") == [{"step": 1, "a": None, "b": 0.5, "c": None}]
 
 
 def progress(terminal):

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from m4 import atomic, seal
 from m4.errors import printable
+from m4.eval import damage
 from m4.eval.report import plots, sections, words
 from m4.eval.report.parts import Run, Section
 
@@ -41,7 +42,7 @@ def render(workdir: Path) -> str:
     results, split_note = _results(workdir)
     log = _lines(workdir / "metrics.jsonl")
     warned = results["warnings"] if results and isinstance(results.get("warnings"), list) else []
-    said = [*map(str, warned), *damage(workdir)]
+    said = [*map(str, warned), *damage.lines(workdir)]
     config = files["config"] or {}
     found = Run(files["config"], files["run"], files["data"], results, log, split_note)
     environment = jinja2.Environment(
@@ -89,7 +90,7 @@ def _results(workdir: Path) -> tuple[dict[str, Any] | None, str]:
     """The split shown, and what is to be said about it."""
     paths = sorted((workdir / "results").glob("*.json"))
     found = {
-        path.stem: None if _damaged(workdir, f"results/{path.name}") else _json(path)
+        path.stem: None if damage.differs(workdir, f"results/{path.name}") else _json(path)
         for path in paths
     }
     known = {name: r for name, r in found.items() if r is not None and r.get("schema") == 1}
@@ -101,29 +102,6 @@ def _results(workdir: Path) -> tuple[dict[str, Any] | None, str]:
     if known[name].get("missing"):
         note = f"Made to lack more than it does: {words.lacking(known[name]['missing'])}. {note}"
     return known[name], note
-
-
-def damage(workdir: Path) -> list[str]:
-    """A line for each file that is not as it was written, or not there any more."""
-    lines = []
-    results = [f"results/{path.name}" for path in (workdir / "results").glob("*.json")]
-    for name in sorted({*results, *seal.listed(workdir)}):
-        problem = seal.problem(workdir, name)
-        if problem:
-            again = "predict" if name.startswith("predictions/") else "eval"
-            lines.append(f"{name} {problem}; --mode={again} writes it again")
-    _, problem = seal.sound_lines(workdir / "metrics.jsonl")
-    begun = bool(results) or any((workdir / "checkpoints/last").glob("[0-9]*"))  # not compiling
-    trained = begun and (workdir / "run.json").is_file() and not (workdir / "fold_0").is_dir()
-    if problem is None and trained and not (workdir / "metrics.jsonl").is_file():
-        problem = "is gone"
-    if problem:
-        lines.append(f"metrics.jsonl {problem}; the curves show what is left")
-    return lines
-
-
-def _damaged(workdir: Path, name: str) -> bool:
-    return seal.problem(workdir, name) == "differs from its seal"
 
 
 def _smallest(results: Mapping[str, Any] | None, config: Mapping[str, Any]) -> int:
@@ -158,5 +136,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(_printable(row))
+            rows.append(
+                _printable({k: v for k, v in row.items() if k not in (seal.NUMBER, seal.SUM)})
+            )
     return rows
