@@ -82,25 +82,38 @@ def shortage(error: BaseException) -> UserError | None:
 
     Libraries in C++ raise what they like, with the system's words in it.
     """
-    seen: list[BaseException] = []
-    one: BaseException | None = error
-    while one is not None and one not in seen:
-        seen.append(one)
-        one = one.__cause__ or one.__context__
+    seen = _chain(error)
     for one in seen:
         if isinstance(one, OSError) and one.errno in (*DISK, *HANDLES):
             more = "; raise `ulimit -n`" if one.errno in HANDLES else ""
             name = one.filename or "a file"
             return SaveError(f"{name}: {os.strerror(one.errno)}{more}; what was saved stays")
-    text = f"{type(error).__name__}: {error}"
-    for words in FULL:
-        if words in text:
-            return SaveError(f"{words} ({place(error)}); what was saved stays")
+    if words := next((words for words in FULL if words in f"{error}"), None):
+        return SaveError(f"{words} ({place(error)}); what was saved stays")
     if out_of_memory(error) or any(out_of_memory(one) for one in seen):
         return UserError(
             f"out of memory ({place(error)}); what was saved stays, nothing is damaged"
         )
     return None
+
+
+def full(error: BaseException) -> bool:
+    """Whether an error, or what it came from, says that a disk or a quota of it is full."""
+    return any(
+        getattr(one, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        or any(words in str(one) for words in FULL)
+        for one in _chain(error)
+    )
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and what it came from."""
+    seen: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in seen:
+        seen.append(one)
+        one = one.__cause__ or one.__context__
+    return seen
 
 
 def out_of_memory(error: BaseException) -> bool:

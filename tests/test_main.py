@@ -117,7 +117,7 @@ def test_other_code_is_said_and_another_program_refused(place, monkeypatch, caps
             "the program that trains is not the one that made step 3 (changed: code of m4)" in said
         )
         assert [*(work / "checkpoints/last").iterdir()] == [work / "checkpoints/last/3"]
-        assert run(place, "--force_program", workdir="skew") == 0
+        assert run(place, "--force=program", workdir="skew") == 0
     shutil.rmtree(work / "checkpoints/last/6")
     assert run(place, workdir="skew") == 0
     assert "warning: step 3 was made by other: code of m4\n" in capsys.readouterr().out
@@ -133,8 +133,8 @@ def test_another_configuration_by_force_may_be_another_program(place, capsys):
     shutil.rmtree(work / "checkpoints/last/6")
     smaller = "--config.train.batch_size=8"
     assert run(place, smaller, workdir="smaller") == 2
-    assert "--force_config to go on with this one" in capsys.readouterr().err
-    assert run(place, smaller, "--force_config", workdir="smaller") == 0
+    assert "--force=config to go on with this one" in capsys.readouterr().err
+    assert run(place, smaller, "--force=config,program", workdir="smaller") == 0
 
 
 def test_a_step_that_names_no_program_is_said(capsys):
@@ -159,7 +159,32 @@ def test_a_best_step_that_went_is_noticed(place, monkeypatch, capsys):
     assert f"warning: step {newest} is evaluated, since the best, {newest + 1}, is gone" in said
     shutil.rmtree(best)
     assert run(place, workdir="best") == 4  # before it trains on
-    assert f"step {newest} was the best so far, but it is gone" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        f"step {newest} was the best so far, but it is gone; copy it back, or give --force=best"
+        in said
+    )
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_run_goes_on_without_its_best_step_if_told_so(place, capsys, step):
+    """Taken up in the middle, or finished: then its last step is all that is left to choose."""
+    work = place / f"lost-{step}"
+    shutil.copytree(place / "w", work)
+    shutil.rmtree(work / "checkpoints/best")
+    if step == 3:
+        shutil.rmtree(work / "checkpoints/last/6")
+    assert run(place, workdir=work.name) == 4
+    assert f"among the steps from {step} on" in capsys.readouterr().err
+    assert run(place, "--force=best", workdir=work.name) == 0
+    assert "was the best so far, but it is gone; one is chosen" in capsys.readouterr().out
+    kept = {int(path.name) for path in (work / "checkpoints/best").iterdir()}
+    assert kept and min(kept) >= step
+    assert verify.newest_note(work / "checkpoints/last")["best"]["step"] == max(kept)
+    before, after = arrays(place / "w", 6), arrays(work, 6)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert run(place, workdir=work.name) == 0  # and needs no force any more
+    assert main(["--mode=check", f"--workdir={work}"]) == 0
 
 
 def test_stopping_is_exit_75_and_the_same_command_goes_on(place, monkeypatch, capsys):
@@ -264,7 +289,7 @@ def test_other_data_is_refused(place, capsys):
     work = place / "other"
     shutil.copytree(place / "w", work)
     changed = "--config.data.options.num_patients=160"
-    assert run(place, changed, "--force_config", workdir="other") == 4
+    assert run(place, changed, "--force=config", workdir="other") == 4
     assert "trained on data" in capsys.readouterr().err
 
 

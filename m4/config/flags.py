@@ -13,8 +13,9 @@ MODES += ("plan", "scale")
 OPTIONS = {"sweep": ("seeds", "task", "metrics"), "tim": ("tasks", "permutations")}  # of one mode
 OPTIONS |= {"plan": ("topology", "rows", "json")}
 OPTIONS |= {"scale": ("devices", "kind", "axis", "steps", "topology")}
-SWITCHES = ("debug", "debug_nans", "force_config", "force_program", "trust_code", "help")
-NAMES = ("config", "config_json", "workdir", "mode", "on", *SWITCHES)
+SWITCHES = ("debug", "debug_nans", "trust_code", "help")
+FORCE = ("config", "program", "best")  # what a run may be made to go on without
+NAMES = ("config", "config_json", "workdir", "mode", "on", "force", *SWITCHES)
 NAMES += tuple(name for names in OPTIONS.values() for name in names)
 USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FIELD=VALUE ...]
                          [--workdir=DIR] [--mode=MODE] [--on=DIR]
@@ -45,8 +46,10 @@ USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FI
                            machine has fewer
   --on            predict for all subjects of this folder of new raw files, with or without labels,
                   read as the training data were; needs --workdir alone
-  --force_config  continue a run although the configuration differs, and so its program
-  --force_program continue a run although its code, compiled, is another program
+  --force=A,B     go on with a run although
+                  config   its configuration differs, and so its program
+                  program  its code, compiled, is another program
+                  best     its best step is lost: one is chosen among those from here on
   --trust_code    run code outside m4 that a work directory names, without --config
   --debug_nans    when a run gives up on numbers that are not finite, run the last bad step again
                   and name the operation
@@ -69,8 +72,7 @@ class Flags:
     config_json: str | None = None
     debug: bool = False
     debug_nans: bool = False
-    force_config: bool = False
-    force_program: bool = False
+    force: tuple[str, ...] = ()  # of `FORCE`
     trust_code: bool = False
     help: bool = False
 
@@ -102,6 +104,8 @@ def parse(args: Sequence[str]) -> Flags:
             problems.append(f"--{name}: is given twice, as {place[key]} and as {value}")
         elif name in SWITCHES and value.lower() not in ("true", "1", "false", "0"):
             problems.append(f"--{name}={value}: must be true or false")
+        elif name == "force" and not {*value.split(",")} <= {*FORCE}:
+            problems.append(f"--force={value}: must be of {', '.join(FORCE)}")
         elif name in ("workdir", "on") and not value:
             problems.append(f"--{name}: needs a value, --{name}=...")
         elif "\0" in value:
@@ -133,6 +137,7 @@ def parse(args: Sequence[str]) -> Flags:
         mode=mode,
         on=local.folder(found["on"], "--on") if "on" in found else None,
         options=options,
+        force=tuple(sorted({*found["force"].split(",")})) if "force" in found else (),
         **{k: found.get(k, "false").lower() in ("true", "1") for k in SWITCHES},
     )
 

@@ -43,7 +43,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     number = config.data.options.get("num_folds") or NUM_FOLDS
     with owned(folder):
         if processes.first():
-            train.claim(config, folder, force=flags.force_config)
+            train.claim(config, folder, force="config" in flags.force)
         parts, keys = [], []
         folds = [_fold(config, k, number) for k in range(number)]
         built = [prepare(own) for own in folds]

@@ -14,7 +14,6 @@ from m4.config import Flags
 from m4.data import aggregate
 from m4.data.loader import eval_batches
 from m4.data.store import Store
-from m4.errors import CheckpointError
 from m4.eval import baselines, evaluate, results, subsets
 from m4.eval.predictions import Predictions
 from m4.eval.report import words
@@ -60,18 +59,18 @@ def restore(config: ml_collections.ConfigDict, folder: Path):
     return setup, predict, params
 
 
-def require_best(folder: Path, note: Mapping[str, Any]) -> None:
-    """Raises CheckpointError if the best step that a state's note names is not there any more.
+def lost_best(folder: Path, note: Mapping[str, Any]) -> str | None:
+    """What is to be said if the best step that a state's note names is not there any more.
 
     A later one is in order: the run was killed before it could be named, or goes over it again.
     """
     named, found = note.get("best"), retention.complete(folder / "checkpoints/best")
     if named and max(found, default=-1) < named["step"]:
-        there = f"only step {found[-1]} is" if found else "it is gone"
-        raise CheckpointError(
+        there = f"only step {found[-1]} is there" if found else "it is gone"
+        return (
             f"{folder / 'checkpoints/best'}: step {named['step']} was the best so far, but {there}"
-            " there; copy it back, or choose another --workdir"
         )
+    return None
 
 
 def _older(folder: Path, step: int, digest: str | None) -> str | None:

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from m4 import config as configs
 from m4.config import Flags, trust
 from m4.data import manifest as manifests
 from m4.data.store import Store
-from m4.errors import ConfigError, SaveError
+from m4.errors import CheckpointError, ConfigError, SaveError
 from m4.eval import results
 from m4.modes import eval as eval_mode
 from m4.plan import measure
@@ -47,7 +48,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> eval_m
     leave = functools.partial(workdir.let_go, folder)
     with preemption.Signals(leave) as signals, owned(folder):
         if processes.first():
-            claim(config, folder, force=flags.force_config)
+            claim(config, folder, force="config" in flags.force)
         use_cache(folder)
         if not retention.complete(folder / "checkpoints/last"):
             origin.require(config, preflight.schema(config), folder)
@@ -77,7 +78,7 @@ def claim(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> No
             changes[3:] = [f"and {len(changes) - 3} more fields"] if len(changes) > 3 else []
             raise ConfigError(
                 f"--workdir={folder}: holds a run with another configuration;"
-                " choose another --workdir, or --force_config to go on with this one:",
+                " choose another --workdir, or --force=config to go on with this one:",
                 *changes,
             )
     atomic.write(path, configs.to_json(config))
@@ -150,14 +151,14 @@ def _train(
     names = {field.name for field in dataclasses.fields(loop.Plan)}
     plan = loop.Plan(**{k: v for k, v in config.train.to_dict().items() if k in names})
     with _opened(config, folder) as (last, best):
-        state, meta = _restore(last, config, setup, folder, force=flags.force_config)
+        state, meta = _restore(last, best, config, setup, folder, flags.force)
         first, progress = int(state.step), meta.get("progress")
         if first >= plan.steps and progress and progress["evaluated"] >= first:
             return predict
         _require_space(setup, last)
         start = time.perf_counter()
         made = agreement.made(setup.mesh)
-        forced = flags.force_program or flags.force_config  # which may be another program
+        forced = bool({"program", "config"} & {*flags.force})  # another one has another program
         accept = agreement.accept(meta.get("made"), made, first, force=forced)
         step, zeros = programs.compile_step(setup, config.train.batch_size, accept)
         print(f"compiled in {time.perf_counter() - start:.1f} s", flush=True)
@@ -272,7 +273,7 @@ def _opened(config, folder: Path):
     """(newest states, best parameters); what is being saved is saved before it closes."""
     train = config.train
     last = Checkpoints(folder / "checkpoints/last", keep=train.keep, every=train.keep_every)
-    best = Checkpoints(folder / "checkpoints/best", keep=eval_mode.KEEP_BEST)
+    best = Checkpoints(folder / "checkpoints/best", keep=eval_mode.KEEP_BEST, room=last.spare)
     try:
         yield last, best
     finally:
@@ -282,16 +283,28 @@ def _opened(config, folder: Path):
             best.close()
 
 
-def _restore(last: Checkpoints, config, setup: Setup, folder: Path, *, force: bool):
+def _restore(
+    last: Checkpoints, best: Checkpoints, config, setup: Setup, folder: Path, force: Collection[str]
+):
     """(state, note) of the newest sound checkpoint, or a fresh state if there never was one."""
 
     def accept(note) -> None:
-        sections = () if force else ("",)
+        sections = () if "config" in force else ("",)
         same_run(note, config, setup.data, folder, sections=sections)
 
     if not last.used():
         return origin.begin(config, setup, setup.init()), {}
     state, note = last.restore(setup.state, accept=accept)
-    eval_mode.require_best(folder, note)
-    print(f"resuming from step {int(state.step)}")
+    first = int(state.step)
+    if lost := eval_mode.lost_best(folder, note):
+        if "best" not in force:
+            raise CheckpointError(
+                f"{lost}; copy it back, or give --force=best to choose one among the steps from"
+                f" {first} on"
+            )
+        kept = best.note() or {}
+        note = {**note, "progress": {"best": kept.get("value"), "evaluated": first - 1}}
+        if processes.first():
+            print(f"m4: warning: {lost}; one is chosen among the steps from {first} on", flush=True)
+    print(f"resuming from step {first}")
     return state, note

@@ -138,7 +138,7 @@ def accept(
             why = ", ".join(changed) or "an environment variable, or a module outside m4"
             raise CheckpointError(
                 f"the program that trains is not the one that made step {step} (changed: {why});"
-                " go back to that, choose another --workdir, or --force_program to go on with this"
+                " go back to that, choose another --workdir, or --force=program to go on with this"
             )
 
     return check

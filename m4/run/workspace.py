@@ -112,6 +112,6 @@ def same_run(
     if changes:
         raise CheckpointError(
             f"{folder}: trained with another configuration; choose another --workdir, or"
-            " --force_config to go on with this one:",
+            " --force=config to go on with this one:",
             *changes,
         )

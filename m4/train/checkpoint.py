@@ -10,8 +10,6 @@ touched nowhere else and would return flipped bits without a word.
 """
 
 import contextlib
-import errno
-import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -25,10 +23,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from m4 import seal
-from m4.errors import CheckpointError, SaveError
+from m4.errors import CheckpointError, SaveError, full, out_of_memory
 from m4.train import digest, quiet, retention, verify
 
-FULL = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT)), "RESOURCE_EXHAUSTED")
 Note = dict[str, Any]
 # Orbax counts its operations once for the whole process, and two at a time mix up their folders.
 _ORBAX = threading.Lock()
@@ -42,14 +39,23 @@ class Checkpoints:
     Kept are the newest `keep`, every step that is a multiple of `every` (0: none), and always
     the newest one that was verified: restored, or, where one process has it all, read back after
     it was written. Where the disk is too full for another state, older ones go before their time:
-    what `every` protects, the newest and the newest verified one stay. Several processes must
-    make the same calls. What a killed run left half done is cleared away, unless `sweep` is False.
+    what `every` protects, the newest and the newest verified one stay. If that is not enough,
+    `room` is called, which says whether it has made some elsewhere. Several processes must make
+    the same calls. What a killed run left half done is cleared away, unless `sweep` is False.
     """
 
-    def __init__(self, folder: Path, *, keep: int, every: int = 0, sweep: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        every: int = 0,
+        sweep: bool = True,
+        room: Callable[[], bool] = lambda: False,
+    ):
         quiet.orbax()
         self.folder = folder.absolute()
-        self._keep, self._every = keep, every
+        self._keep, self._every, self._room = keep, every, room
         self._verified: set[int] = set()
         self._saver = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
@@ -61,6 +67,7 @@ class Checkpoints:
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"checkpoints-{folder.name}")
         self._pending: Future | None = None
+        self._told = threading.Lock()  # of `_pending`
         self._arrays = verify.Arrays()
         if sweep and jax.process_index() == 0:
             retention.sweep(self.folder)
@@ -84,14 +91,15 @@ class Checkpoints:
         `after` must return before any of it is written. A state on one device keeps the caller
         for a copy in host memory and no longer; a split one until Orbax has made its own.
 
-        Raises SaveError for the last save, of a split state also for this one: not if the last
-        one found the disk full and older steps could be deleted for this one. (Its arrays are
-        gone by then: the step has donated them.)
+        One that finds the disk full deletes older steps and tries once more. Raises SaveError for
+        the last save, of a split state also for this one: not if the last one, of a split state,
+        found the disk full and older steps could be deleted for this one. (Its arrays are gone by
+        then: the step has donated them.)
         """
         try:
             self.wait()
         except SaveError as error:
-            if not _is_full(error) or jax.process_count() > 1 or not self._spare():
+            if _on_one_device(state) or not self._makes_room(error):
                 raise
             _warn(f"{error.args[0]}; deleted older steps and goes on")
         if _on_one_device(state):
@@ -105,17 +113,21 @@ class Checkpoints:
                 self._pending = self._thread.submit(self._rest, step, turn.pop_all())
 
     def wait(self) -> None:
-        """Returns when everything is on disk. Raises SaveError if it did not get there."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
+        """Returns when everything is on disk, on any thread. Raises SaveError if it isn't, once."""
+        if (pending := self._pending) is None:
+            return
+        try:
             pending.result()
+        finally:  # not before: another thread that waits, too, must not find nothing to wait for
+            with self._told:
+                self._pending = None if self._pending is pending else self._pending
 
     def make_room(self, state: Any) -> tuple[int, int]:
         """(bytes free on the disk, bytes of `state`); if short, older steps are deleted first."""
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         folder = next(p for p in (self.folder, *self.folder.parents) if p.is_dir())
         first = jax.process_index() == 0
-        if shutil.disk_usage(folder).free < size and first and self._spare():
+        if shutil.disk_usage(folder).free < size and first and self.spare():
             _warn(f"{self.folder}: the disk is nearly full; deleted older steps")
         return shutil.disk_usage(folder).free, size
 
@@ -183,8 +195,17 @@ class Checkpoints:
     def _whole(self, step: int, state: Any, note: Note, after: Wait) -> None:
         after()
         with _ORBAX:
-            if self._begin(step, state, note):
-                self._finish(step)
+            try:
+                self._at_once(step, state, note)
+            except SaveError as error:
+                if not self._makes_room(error):
+                    raise
+                _warn(f"{error.args[0]}; deleted older steps and tries again")
+                self._at_once(step, state, note)
+
+    def _at_once(self, step: int, state: Any, note: Note) -> None:
+        if self._begin(step, state, note):
+            self._finish(step)
 
     def _rest(self, step: int, turn: contextlib.ExitStack) -> None:
         with turn:
@@ -220,7 +241,11 @@ class Checkpoints:
         except Exception as error:
             raise self._save_error(step, error) from error
 
-    def _spare(self) -> bool:
+    def _makes_room(self, error: SaveError) -> bool:
+        """Whether a full disk was all that was wrong, and has room again: of one process."""
+        return full(error) and jax.process_count() == 1 and (self.spare() or self._room())
+
+    def spare(self) -> bool:
         """Deletes every step that can go and what a failed save left; whether a step went."""
         retention.sweep(self.folder)
         before = len(self.steps())
@@ -274,9 +299,9 @@ class Checkpoints:
     def _save_error(self, step: int, error: Exception) -> SaveError:
         if isinstance(error, SaveError):
             return error
-        return SaveError(
-            f"{self.folder}: checkpoint of step {step} not saved ({verify.words(error)})"
-        )
+        short = out_of_memory(error) and not full(error)
+        why = f"out of memory: {verify.words(error)}" if short else verify.words(error)
+        return SaveError(f"{self.folder}: checkpoint of step {step} not saved ({why})")
 
 
 def abstract(state: Any, shardings: Any) -> Any:
@@ -324,10 +349,6 @@ def _twice(read: Callable[[], Any]) -> Any:
 
 def _warn(text: str) -> None:
     print(f"m4: warning: {text}", flush=True)
-
-
-def _is_full(error: SaveError) -> bool:
-    return any(word in str(error) for word in FULL)
 
 
 def _sync(name: str) -> None:

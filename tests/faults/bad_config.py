@@ -46,7 +46,7 @@ FLAGS = {
     "--workdir=": "needs a value",
     "--config.optim.lr": "needs a value",
     "--debug=maybe": "must be true or false",
-    "--force_config=2": "must be true or false",
+    "--force=2": "must be of config, program, best",
     "--config_json=x.json": "together with --config",
     "--config=other.py": "is given twice",
     "--n\x00ul=1": "unknown flag",

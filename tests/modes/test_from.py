@@ -196,7 +196,7 @@ def test_targets_of_another_scale_are_named():
 def test_refused_without_a_sound_checkpoint(place, capsys):
     shutil.copytree(place / "w", place / "own")
     shutil.rmtree(place / "own/checkpoints/last")
-    assert run(place, "own", f"--config.train.from={place / 'own'}", "--force_config") == 2
+    assert run(place, "own", f"--config.train.from={place / 'own'}", "--force=config") == 2
     assert "is this run's own" in capsys.readouterr().err
     shutil.copytree(place / "w", place / "bad")
     for step in (place / "bad/checkpoints/best").glob("[0-9]*"):

@@ -5,6 +5,7 @@ import errno
 import gc
 import json
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -247,35 +248,96 @@ def test_a_disk_nearly_full_costs_older_steps(tmp_path, monkeypatch, capsys):
     checkpoints.close()
 
 
-def test_a_save_that_found_the_disk_full_is_followed_by_another(tmp_path, monkeypatch, capsys):
-    checkpoints = Checkpoints(tmp_path, keep=4)
-    for step in (1, 2):
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_save_that_finds_the_disk_full_makes_room_and_is_tried_again(
+    tmp_path, monkeypatch, capsys, elsewhere
+):
+    """A best step that was given up would never be saved: its value stays the best."""
+    asked = []
+    room = (lambda: asked.append(1) or True) if elsewhere else (lambda: False)
+    checkpoints = Checkpoints(tmp_path, keep=4, room=room)
+    for step in (2,) if elsewhere else (1, 2):
         checkpoints.save(step, state(step), {})
     checkpoints.wait()
-    commit, before = checkpoints._saver.wait_until_finished, {1, 2, 4}
+    commit, calls = checkpoints._saver.wait_until_finished, []
 
     def full():
         commit()
-        if {*checkpoints.steps()} <= before:
-            return  # Orbax asks before it saves, too
-        shutil.rmtree(tmp_path / str(max(checkpoints.steps())))  # never got there
-        raise OSError(errno.ENOSPC, "text of another language")
+        if 3 in checkpoints.steps() and not calls:
+            calls.append(1)
+            shutil.rmtree(tmp_path / "3")  # never got there
+            raise OSError(errno.ENOSPC, "text of another language")
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints._saver, "wait_until_finished", full)
         checkpoints.save(3, state(3), {})
-        concurrent.futures.wait([checkpoints._pending])
-    checkpoints.save(4, state(4), {})
-    checkpoints.wait()
-    assert names(tmp_path) == ["2", "4"] and checkpoints.scrub() == {2: None, 4: None}
+        checkpoints.wait()
+    assert names(tmp_path) == ["2", "3"] and checkpoints.scrub() == {2: None, 3: None}
     assert "step 3 not saved (OSError: No space left" in capsys.readouterr().out
+    assert len(asked) == elsewhere
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_where_no_room_can_be_made_a_save_fails_and_says_so(tmp_path, monkeypatch, capsys, devices):
+    """A split state is given away when it is found out: the next one takes its place."""
+    place = sharding.replicated(sharding.make_mesh({"data": devices}))
+    checkpoints = Checkpoints(tmp_path, keep=4)
+    for step in (1, 2):
+        checkpoints.save(step, jax.device_put(state(step), place), {})
+    checkpoints.wait()
+    commit = checkpoints._saver.wait_until_finished
+
+    def full():
+        commit()
+        if 3 in checkpoints.steps():
+            shutil.rmtree(tmp_path / "3")
+            raise OSError(errno.ENOSPC, "text of another language")
+
     monkeypatch.setattr(checkpoints._saver, "wait_until_finished", full)
-    checkpoints.save(5, state(5), {})
+    checkpoints.save(3, jax.device_put(state(3), place), {})
     concurrent.futures.wait([checkpoints._pending])
-    shutil.rmtree(tmp_path / "2")  # nothing is left to delete
-    with pytest.raises(SaveError, match="step 5 not saved"):
-        checkpoints.save(6, state(6), {})
-    assert names(tmp_path) == ["4"]
+    if devices == 1:
+        with pytest.raises(SaveError, match="step 3 not saved"):
+            checkpoints.save(4, jax.device_put(state(4), place), {})
+        assert names(tmp_path) == ["2"]
+    else:
+        checkpoints.save(4, jax.device_put(state(4), place), {})
+        checkpoints.wait()
+        assert names(tmp_path) == ["2", "4"]
+    assert "step 3 not saved" in capsys.readouterr().out
+    checkpoints.close()
+
+
+def test_memory_that_runs_out_is_no_full_disk(tmp_path, monkeypatch):
+    """RESOURCE_EXHAUSTED: what XLA says of memory. No older step goes for that."""
+    checkpoints = Checkpoints(tmp_path, keep=4)
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {})
+    checkpoints.wait()
+
+    def short(*args, **kwargs):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")
+
+    monkeypatch.setattr(checkpoints._saver, "save", short)
+    checkpoints.save(3, state(3), {})
+    with pytest.raises(SaveError, match="step 3 not saved .out of memory"):
+        checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
+    checkpoints.close()
+
+
+def test_two_threads_wait_for_the_same_save(tmp_path):
+    """The second must not be told that all is on disk because the first is still waiting."""
+    checkpoints, gate = Checkpoints(tmp_path, keep=2), threading.Event()
+    checkpoints.save(1, state(), {}, after=lambda: gate.wait(60) and None)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        waits = [pool.submit(checkpoints.wait) for _ in range(2)]
+        done, _ = concurrent.futures.wait(waits, timeout=0.2)
+        assert not done
+        gate.set()
+        concurrent.futures.wait(waits)
+    assert checkpoints.steps() == [1]
     checkpoints.close()
 
 
