@@ -175,9 +175,10 @@ def _train(
         when = {"first": first, "began": start, "batch_size": config.train.batch_size}
         meter = speed.Meter(writer, flops=flops, rate=rate, **when)
         stacks = folder / f"stacks-{jax.process_index()}.txt"
+        leave = functools.partial(workdir.let_go, folder)
         with (
             contextlib.closing(meter),
-            watchdog.Watchdog(config.train.watchdog, stacks) as dog,
+            watchdog.Watchdog(config.train.watchdog, stacks, leave=leave) as dog,
         ):
             hooks = loop.Hooks(
                 put=lambda batch: sharding.put_batch(meter.count(batch), setup.mesh),

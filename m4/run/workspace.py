@@ -23,7 +23,7 @@ from m4.train import processes, workdir
 def owned(folder: Path) -> Iterator[None]:
     """Holds a work directory; of several processes the first does it for all."""
     with workdir.locked(folder) if processes.first() else contextlib.nullcontext():
-        processes.barrier("workdir")
+        processes.agree({})  # for minutes, if another host may have it: no barrier waits as long
         yield
 
 

@@ -25,7 +25,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from m4.errors import Preempted
-from m4.train.early import OTHERS, SIGNALS, free
+from m4.train.early import OTHERS, SIGNALS, Leave, free
 
 
 class Signals:
@@ -94,6 +94,8 @@ class Signals:
                 continue
             if not self._stepping:
                 self._leave()
+                if isinstance(before := self._before[signal.SIGTERM], Leave):
+                    before.part()  # of what was held before
                 text = "m4: stopped: there was nothing to save; run the same command to go on\n"
                 os.write(2, text.encode())
                 os._exit(Preempted.exit_code)

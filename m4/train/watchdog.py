@@ -17,17 +17,26 @@ from pathlib import Path
 FACTOR = 20.0  # of the median time of a step
 PATIENT = 30.0  # of the floor, for what is longer than a step: evaluation, saving, the first step
 EXIT_CODE = 7
+MOMENT = 5.0  # seconds for a farewell
 
 
 class Watchdog:
     """Fires when nothing was heard for max(`floor`, 20 x median step time) seconds.
 
     Time is counted in ticks that this process was awake for, so that a run that was suspended
-    as a whole does not take itself for hung. `floor` 0 turns it off.
+    as a whole does not take itself for hung. `floor` 0 turns it off. `leave` is called before the
+    process ends.
     """
 
-    def __init__(self, floor: float, stacks: Path, *, fire: Callable[[str], None] | None = None):
-        self._floor, self._stacks = floor, stacks
+    def __init__(
+        self,
+        floor: float,
+        stacks: Path,
+        *,
+        fire: Callable[[str], None] | None = None,
+        leave: Callable[[], None] = lambda: None,
+    ):
+        self._floor, self._stacks, self._leave = floor, stacks, leave
         self._fire = fire or self._end
         self._steps: collections.deque[float] = collections.deque(maxlen=100)
         self._silence = 0.0
@@ -76,4 +85,7 @@ class Watchdog:
         faulthandler.dump_traceback(2, all_threads=True)
         text = f"m4: hung: {what}; stacks above and in {self._stacks}; run the same command again\n"
         os.write(2, text.encode())
+        leave = threading.Thread(target=self._leave, daemon=True)
+        leave.start()
+        leave.join(MOMENT)  # it may hang for the same reason
         os._exit(EXIT_CODE)

@@ -7,7 +7,8 @@ which only one of several can make on any file system, and is taken away by its 
   whoever has it looks whether the file is still the one in the folder, and begins again if not;
 * of another host, and where the file system has no such locks, a run is taken for alive while its
   file is younger than ten minutes. A thread keeps it young, also during a long compilation.
-  Ages are told by the file system's clock.
+  Ages are told by the file system's clock. Whoever finds such a lock waits for a sign of life, and
+  is refused at the first; without one the lock is taken over when it is old enough.
 
 A run whose lock was taken over while it was held up ends itself at once.
 """
@@ -29,16 +30,18 @@ from typing import Any
 
 from m4 import flock
 from m4.errors import ConfigError, Preempted, SaveError
+from m4.train import early
 
 STALE = 600.0  # seconds without a sign of life after which another host's lock is ignored
 BEAT = 20.0  # seconds between signs of life
+POLL = 2.0  # seconds between looks at another host's lock
 TRIES = 1000  # of a lock that goes away at every look
 LOCK = "lock"
 SIZE = 1024  # bytes
 
 
 class InUse(ConfigError):
-    """A run on another host holds the folder, or did a moment ago: it may be free when retried."""
+    """A run on another host, which lives, holds the folder: it may be free when retried."""
 
     exit_code = Preempted.exit_code
 
@@ -47,8 +50,9 @@ class InUse(ConfigError):
 def locked(folder: Path) -> Iterator[Path]:
     """Creates `folder` (0700) and holds it; ConfigError if a living run holds it.
 
-    Raises InUse if that is on another host, SaveError where nothing can be written. A folder of
-    one's own that others may write to is closed to them; somebody else's is refused.
+    Raises InUse if that is on another host, SaveError where nothing can be written. Of another
+    host's run it waits for a sign of life, or until it counts as dead. A folder of one's own that
+    others may write to is closed to them; somebody else's is refused.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -63,7 +67,7 @@ def locked(folder: Path) -> Iterator[Path]:
         "born": _born(os.getpid()),
     }
     try:
-        file = _acquire(folder, owner)
+        file = _in_turn(folder, owner)
         _sweep(folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
@@ -73,7 +77,8 @@ def locked(folder: Path) -> Iterator[Path]:
     beat = threading.Thread(target=_beat, args=(folder, owner, done), daemon=True)
     beat.start()
     try:
-        yield folder
+        with early.farewell(lambda: _release(folder, owner)):
+            yield folder
     finally:
         done.set()
         beat.join()
@@ -103,6 +108,35 @@ def touch(folder: Path) -> None:
     """Shows other hosts that this run is alive."""
     with contextlib.suppress(OSError):
         os.utime(folder / LOCK)
+
+
+def _in_turn(folder: Path, owner: dict[str, Any]) -> int:
+    """`_acquire`, waiting for another host's run as long as it is not known whether that lives."""
+    seen = None
+    while True:
+        try:
+            return _acquire(folder, owner)
+        except InUse as error:
+            now = _sign_of_life(folder)
+            if seen is None:
+                text = f"{error.args[0].partition('; choose')[0]}; waits for a sign of life of it"
+                print(f"m4: {text}, {STALE / 60:.0f} minutes at most", file=sys.stderr, flush=True)
+                seen = now
+            elif now not in (None, seen):
+                raise
+        time.sleep(POLL)
+
+
+def _sign_of_life(folder: Path) -> tuple[Any, int] | None:
+    """What changes in a lock while its owner lives; None if it went meanwhile."""
+    try:
+        file = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return _parse(file).get("token"), os.fstat(file).st_mtime_ns
+    finally:
+        os.close(file)
 
 
 def _acquire(folder: Path, owner: dict[str, Any]) -> int:

@@ -51,7 +51,7 @@ def _rival(folder: Path, inside: Path, case: str, number: int, left, overlaps) -
         flock.take = lambda file, **how: _on_host(take, folder, host, file)
     elif case == "no locks":
         flock.take = lambda file, **how: None
-    workdir.BEAT = 60.0
+    workdir.BEAT, workdir.POLL = 60.0, 0.0002
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         while left.value > 0:
             try:

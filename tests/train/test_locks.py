@@ -3,17 +3,22 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import multiprocessing
 import os
+import signal
 import socket
+import threading
 import time
 
 import pytest
 
 from m4 import flock
 from m4.errors import ConfigError
-from m4.train import workdir
+from m4.train import early, workdir
+from m4.train.preemption import Signals
+from m4.train.watchdog import Watchdog
 from tests.faults import locking
 
 
@@ -78,11 +83,76 @@ def _held_up(folder):
         time.sleep(30)
 
 
-def test_another_hosts_lock_may_be_free_soon(tmp_path):
-    (tmp_path / "lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": "now"}))
+def test_another_hosts_lock_may_be_free_soon(tmp_path, monkeypatch, capsys):
+    """A run that is requeued elsewhere waits; one that is started beside a living one does not."""
+    monkeypatch.setattr(workdir, "POLL", 0.02)
+    lock = tmp_path / "lock"
+    lock.write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": "now"}))
+    beats = threading.Timer(0.3, os.utime, [lock])
+    beats.start()
     with pytest.raises(workdir.InUse, match="elsewhere") as refused, workdir.locked(tmp_path):
         pass
+    beats.join()
     assert refused.value.exit_code == 75
+    assert "waits for a sign of life of it, 10 minutes at most" in capsys.readouterr().err
+    released = threading.Timer(0.3, lock.unlink)
+    released.start()
+    with workdir.locked(tmp_path):
+        released.join()
+
+
+def test_a_dead_hosts_lock_is_taken_over_in_time(tmp_path, monkeypatch):
+    """SIGKILL, and Slurm starts it again elsewhere: once, not until it gives up."""
+    monkeypatch.setattr(workdir, "POLL", 0.05)
+    monkeypatch.setattr(workdir, "STALE", 1.0)
+    (tmp_path / "lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": "now"}))
+    start = time.monotonic()
+    with workdir.locked(tmp_path):
+        assert 0.5 < time.monotonic() - start < 20
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_whoever_is_told_to_leave_lets_go_of_it(tmp_path, number):
+    """Any mode but train has nothing to save; another host would wait for ten minutes."""
+    run = multiprocessing.get_context("spawn").Process(target=_left, args=(tmp_path, number))
+    run.start()
+    run.join(60)
+    assert run.exitcode == 75 and not [*tmp_path.glob("**/lock")]
+
+
+def _left(folder, number):
+    signal.signal(number, signal.SIG_DFL)
+    with early.leaving(), workdir.locked(folder), workdir.locked(folder / "fold_0"):
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+
+
+def test_so_does_a_fold_that_has_nothing_to_save(tmp_path):
+    run = multiprocessing.get_context("spawn").Process(target=_fold, args=(tmp_path,))
+    run.start()
+    run.join(60)
+    assert run.exitcode == 75 and not [*tmp_path.glob("**/lock")]
+
+
+def _fold(folder):
+    leave = functools.partial(workdir.let_go, folder / "fold_0")
+    with early.leaving(), workdir.locked(folder), Signals(leave), workdir.locked(folder / "fold_0"):
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(30)
+
+
+def test_so_does_a_run_that_hangs(tmp_path):
+    run = multiprocessing.get_context("spawn").Process(target=_hung, args=(tmp_path,))
+    run.start()
+    run.join(60)
+    assert run.exitcode == 7 and not (tmp_path / "lock").exists()
+
+
+def _hung(folder):
+    with workdir.locked(folder):
+        leave = functools.partial(workdir.let_go, folder)
+        Watchdog(1.0, folder / "stacks.txt", leave=leave)._end("for the test")
 
 
 def test_a_living_lock_that_was_put_aside_goes_back(tmp_path):

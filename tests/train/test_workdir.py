@@ -36,8 +36,8 @@ def test_a_killed_run_leaves_nothing_that_blocks(tmp_path):
 def test_another_host_is_believed_for_ten_minutes(tmp_path):
     lock = tmp_path / "lock"
     lock.write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": "now"}))
-    with pytest.raises(ConfigError, match="elsewhere"), workdir.locked(tmp_path):
-        pass
+    with pytest.raises(ConfigError, match="elsewhere"):
+        workdir._acquire(tmp_path, {"host": "here", "token": "mine"})
     old = time.time() - workdir.STALE - 1
     os.utime(lock, (old, old))
     with workdir.locked(tmp_path):
