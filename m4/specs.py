@@ -5,6 +5,7 @@ data set described before any accelerator library is imported.
 """
 
 import dataclasses
+import hashlib
 import re
 from typing import Literal, get_args
 
@@ -29,16 +30,17 @@ LOWER_IS_BETTER = (*PROBABILITY, "calibration_error", "mae", "rmse")
 RAGGED_KINDS = ("series", "vectors", "codes", "text")  # of a length that differs by row
 # Of modalities, tasks, groups: they become parts of file names, headings and options.
 NAME = re.compile(r"\w(?:[\w .,+=()-]{0,62}[\w)+])?")
+BYTES = 180  # of such a name: file systems take 255 for a file's, with an ending and a mark
 LONGEST = 200  # characters of a feature's or label's name, which may be whatever data call it
 
 
 def name_problem(name: object) -> str | None:
     """Why a text is no name of a modality, task or group, in words that follow it; else None."""
-    if isinstance(name, str) and NAME.fullmatch(name):
+    if isinstance(name, str) and NAME.fullmatch(name) and len(name.encode()) <= BYTES:
         return None
     return (
         "is no name: 1 to 64 letters, digits and _ . , + = ( ) - or blanks, of which the first is a"
-        " letter, digit or _, and the last no point or blank"
+        f" letter, digit or _, and the last no point or blank, and at most {BYTES} bytes"
     )
 
 
@@ -50,11 +52,18 @@ def text_problem(text: object) -> str | None:
 
 
 def file_name(name: str) -> str:
-    """A name that data chose as part of a file's name: what no `NAME` has is `%` and its bytes."""
+    """A name that data chose as a file's name: what no `NAME` has is `%` and its bytes.
+
+    Of one that is too long for a file system the end is a digest.
+    """
     safe = re.compile(r"[\w .,+=()-]")
     coded = (c if safe.fullmatch(c) else "".join(f"%{b:02x}" for b in c.encode()) for c in name)
     text = "".join(coded)
-    return f"%2e{text[1:]}" if text.startswith(".") else text
+    text = f"%2e{text[1:]}" if text.startswith(".") else text
+    if len(text.encode()) <= BYTES:
+        return text
+    end = hashlib.blake2b(name.encode(), digest_size=6).hexdigest()
+    return f"{text.encode()[: BYTES - 13].decode(errors='ignore')}~{end}"
 
 
 def _check_names(what: str, name: str, texts: tuple[str, ...]) -> None:

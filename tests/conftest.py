@@ -17,6 +17,7 @@ for _flag in _FLAGS:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 # Compiled programs are kept for all tests, here and in the processes that they start.
 os.environ.setdefault("M4_CACHE", f"{tempfile.gettempdir()}/m4-tests-{os.getuid()}")
+os.environ.setdefault("XDG_STATE_HOME", f"{os.environ['M4_CACHE']}/state")
 
 # The default mesh takes every device. In tests it takes one of the eight unless they say
 # otherwise: a program for eight compiles longer. tests/test_placement.py has the real default.

@@ -99,3 +99,10 @@ def test_a_step_is_traced_once(first):
 def test_another_seed_fold_or_learning_rate_is_the_same_program(first):
     rates = {"optim__lr": 0.002, "optim__warmup_steps": 3, "optim__end_fraction": 0.1}
     assert lowered(FIRST, fold=1, seed=7, **rates) == first
+
+
+def test_streams_of_an_evaluation_draw_apart_and_the_first_as_ever():
+    noise = programs.noise(("gate", "dropout"))
+    draws = {name: jax.random.bits(key, (4,)).tolist() for name, key in noise.items()}
+    assert draws["gate"] != draws["dropout"]
+    assert draws["gate"] == jax.random.bits(programs.noise(("gate",))["gate"], (4,)).tolist()

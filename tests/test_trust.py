@@ -56,18 +56,43 @@ def test_a_foreign_work_directory_imports_nothing(tmp_path, evil, capsys, case, 
 
 
 def test_what_the_user_gave_once_is_believed_and_a_copied_mark_is_not(tmp_path, monkeypatch):
-    monkeypatch.setenv("M4_CACHE", str(tmp_path / "mine"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
     config, other = ({"data": {"name": name}} for name in ("lab.data", "lab.other"))
     trust.mark(tmp_path, config)
     trust.require(tmp_path, config, {})
     with pytest.raises(ConfigError, match="lab.other"):
         trust.require(tmp_path, other, {})
     trust.require(tmp_path, other, {"data.name": "synthetic"})
-    monkeypatch.setenv("M4_CACHE", str(tmp_path / "yours"))  # of another user
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "yours"))  # of another user
     with pytest.raises(ConfigError, match="code outside m4"):
         trust.require(tmp_path, config, {})
     trust.mark(tmp_path / "nowhere", {"data": {"name": "synthetic"}})  # nothing to remember
     assert (tmp_path / "mine/m4/own.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_shared_cache_holds_no_secret_and_an_older_one_is_still_believed(tmp_path, monkeypatch):
+    config, cache = {"data": {"name": "lab.data"}}, tmp_path / "cache"
+    monkeypatch.setenv("M4_CACHE", str(cache))
+    monkeypatch.setenv("XDG_STATE_HOME", str(cache))  # where older versions put it
+    trust.mark(tmp_path, config)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
+    trust.require(tmp_path, config, {})
+    (cache / "m4/own.key").chmod(0o640)  # of all who share the cache
+    with pytest.raises(ConfigError, match="code outside m4"):
+        trust.require(tmp_path, config, {})
+    trust.mark(tmp_path, config)
+    trust.require(tmp_path, config, {})
+    assert (tmp_path / "mine/m4/own.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_without_a_home_the_cache_keeps_it(tmp_path, monkeypatch):
+    config = {"data": {"name": "lab.data"}}
+    monkeypatch.setenv("M4_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    trust.mark(tmp_path, config)
+    trust.require(tmp_path, config, {})
+    assert (tmp_path / "cache/m4/own.key").exists()
 
 
 def test_comparing_with_a_foreign_configuration_imports_nothing(tmp_path, evil):

@@ -102,16 +102,8 @@ def parse(args: Sequence[str]) -> Flags:
         place, key = (overrides, path) if name != path else (found, name)
         if place.setdefault(key, value) != value:
             problems.append(f"--{name}: is given twice, as {place[key]} and as {value}")
-        elif name in SWITCHES and value.lower() not in ("true", "1", "false", "0"):
-            problems.append(f"--{name}={value}: must be true or false")
-        elif name == "force" and not {*value.split(",")} <= {*FORCE}:
-            problems.append(f"--force={value}: must be of {', '.join(FORCE)}")
-        elif name in ("workdir", "on") and not value:
-            problems.append(f"--{name}: needs a value, --{name}=...")
-        elif "\0" in value:
-            problems.append(f"--{name}: must not hold a NUL")
-        elif name in ("workdir", "on") and (wrong := local.problem(value)):
-            problems.append(f"--{name}={value}: {wrong}")
+        elif wrong := _wrong(name, value):
+            problems.append(f"--{name}{wrong}")
     if "config" in found and "config_json" in found:
         problems.append("--config_json: cannot be given together with --config")
     mode = found.get("mode", "predict" if "on" in found else "train")
@@ -140,6 +132,20 @@ def parse(args: Sequence[str]) -> Flags:
         force=tuple(sorted({*found["force"].split(",")})) if "force" in found else (),
         **{k: found.get(k, "false").lower() in ("true", "1") for k in SWITCHES},
     )
+
+
+def _wrong(name: str, value: str) -> str | None:
+    """What is wrong with a flag's value, in words that follow the flag; else None."""
+    if name in SWITCHES and value.lower() not in ("true", "1", "false", "0"):
+        return f"={value}: must be true or false"
+    if name == "force" and not {*value.split(",")} <= {*FORCE}:
+        return f"={value}: must be of {', '.join(FORCE)}"
+    if name in ("workdir", "on") and not value:
+        return f": needs a value, --{name}=..."
+    if "\0" in value:
+        return ": must not hold a NUL"
+    problem = local.problem(value) if name in ("workdir", "on") else None
+    return problem and f"={value}: {problem}"
 
 
 def _workdir(found: dict[str, str]) -> Path | None:

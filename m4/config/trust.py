@@ -11,6 +11,7 @@ import hmac
 import json
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ def imported(config: Mapping[str, Any]) -> bool:
 def mark(folder: Path, config: Mapping[str, Any]) -> None:
     """Remembers in a work directory that this user has given these names."""
     names = foreign(config)
-    if names and (key := _key(make=True)):
+    if names and (key := _make()):
         file = os.open(folder / MARK, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with open(file, "w", encoding="ascii") as text:
             text.write(_sign(key, names))
@@ -69,8 +70,8 @@ def require(folder: Path, config: Mapping[str, Any], given: Mapping[str, str]) -
     if not unsaid:
         return
     with contextlib.suppress(OSError, ValueError):
-        key, found = _key(make=False), (folder / MARK).read_text(encoding="ascii")
-        if key and hmac.compare_digest(found, _sign(key, names)):
+        found = (folder / MARK).read_text(encoding="ascii")
+        if any(hmac.compare_digest(found, _sign(key, names)) for key in _keys()):
             return
     path, name = min(unsaid.items())
     raise ConfigError(
@@ -83,19 +84,41 @@ def _sign(key: bytes, names: Mapping[str, str]) -> str:
     return hmac.new(key, json.dumps(names, sort_keys=True).encode(), hashlib.sha256).hexdigest()
 
 
-def _key(*, make: bool) -> bytes | None:
-    """This user's secret, beside his compiled programs; None without a home."""
-    try:
-        home = os.environ.get("M4_CACHE") or os.environ.get("XDG_CACHE_HOME")
-        path = (Path(home) if home else Path.home() / ".cache") / "m4" / KEY
-        if make:
+def _make() -> bytes | None:
+    """This user's secret, made if there is none; None without a place for it."""
+    for path in _places():
+        with contextlib.suppress(OSError):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
-                file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
                 with open(file, "wb") as fresh:
                     fresh.write(secrets.token_bytes(32))
-        status = path.stat()
-        own = status.st_uid == os.geteuid() and not status.st_mode & 0o077
-        return path.read_bytes() or None if own else None
-    except (OSError, RuntimeError):
-        return None
+        if key := _own(path):
+            return key
+    return None
+
+
+def _keys() -> list[bytes]:
+    """The secrets that are this user's alone, also where older versions kept them."""
+    return [key for key in map(_own, _places()) if key]
+
+
+def _places() -> list[Path]:
+    """The user's own folder, which no cache shared by several is; that only without a home."""
+    places = []
+    with contextlib.suppress(RuntimeError):
+        state = os.environ.get("XDG_STATE_HOME")
+        places.append(Path(state) if state else Path.home() / ".local/state")
+    with contextlib.suppress(RuntimeError):
+        cache = os.environ.get("M4_CACHE") or os.environ.get("XDG_CACHE_HOME")
+        places.append(Path(cache) if cache else Path.home() / ".cache")
+    return [place / "m4" / KEY for place in places]
+
+
+def _own(path: Path) -> bytes | None:
+    """A secret that nobody else can read or has put there."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path, follow_symlinks=False)
+        alone = status.st_uid == os.geteuid() and not status.st_mode & 0o077
+        return path.read_bytes() or None if alone and stat.S_ISREG(status.st_mode) else None
+    return None

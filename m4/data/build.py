@@ -19,6 +19,8 @@ import errno
 import hashlib
 import itertools
 import json
+import os
+import re
 import shutil
 import sys
 import tempfile
@@ -39,6 +41,7 @@ Report = Callable[[dict[str, Any]], None]  # called with the manifest of what wa
 Say = Callable[[list[str]], None]  # called with how the files match, before records are made
 REPORT_EVERY = 200
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 STAMPS = "stamps.json"
 SMALL = 1 << 24  # bytes of a file that is hashed at every start
 VOCABULARY = "vocabulary.json"
@@ -87,13 +90,13 @@ def prepare(
         if ready := _unchanged(home, identity, raw_dir):
             return ready
     except OSError as error:
-        raise SaveError(
+        raise _unreadable(error, raw_dir, home) or SaveError(
             f"{home}: cannot be read ({error.strerror}): built data are for their owner only, so"
             " give --config.data.dir a folder of your own"
         ) from error
     if missing := module.missing_files(raw_dir, **options):
         raise DataError(*_damage(home), *missing, f"{name}: {module.WHERE}")
-    with _short(home), _locked(home):
+    with _short(home, raw_dir), _locked(home):
         if ready := _unchanged(home, identity, raw_dir):  # built while we waited for the lock
             return ready
         scratch = home / ".scratch"  # where a module may take up an interrupted build
@@ -107,17 +110,29 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _short(home: Path) -> Iterator[None]:
+def _short(home: Path, raw_dir: Path) -> Iterator[None]:
     """A disk that is full or not ours, and memory that runs out, are said as what they are."""
     try:
         yield
     except (OSError, RuntimeError, MemoryError) as error:
+        if source := _unreadable(error, raw_dir, home):
+            raise source from error
         if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
             where = error.filename or home
             raise SaveError(f"{where}: {error.strerror} (building records in {home})") from error
         if short := shortage(error):
             raise short from error
         raise
+
+
+def _unreadable(error: Exception, raw_dir: Path, home: Path) -> DataError | None:
+    """What to say if it is a source file that cannot be read; Arrow names it in the text."""
+    if isinstance(error, OSError) and error.errno in UNREADABLE:
+        text = str(error.filename or error)
+        found = re.search(re.escape(str(raw_dir)) + r"[^'\"]*", text)
+        if found and str(home) not in text:
+            return DataError(f"{found[0]}: cannot be read ({os.strerror(error.errno)})")
+    return None
 
 
 def _identity(module: Any, name: str, *, seed: int, options: dict[str, Any]) -> dict[str, Any]:

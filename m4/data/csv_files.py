@@ -10,6 +10,7 @@ import gzip
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -78,14 +79,22 @@ def number(text: str, *, where: str) -> float:
 def header(path: Path) -> list[str]:
     """The columns of a csv file. Raises DataError for a file that cannot be read."""
     try:
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig") as handle:  # Excel writes a mark in front
-            first = handle.readline(MAX_HEADER)
-            if len(first) >= MAX_HEADER:
-                raise DataError(f"{path}: its first line is longer than {MAX_HEADER:,} characters")
-            return next(csv.reader([first]), [])
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        opened: Any = gzip.open if path.suffix == ".gz" else open
+        # Excel writes a mark in front, and line breaks into names, within quotes.
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as handle:
+            return next(csv.reader(_few(handle, path)), [])
+    except (csv.Error, OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+def _few(handle: TextIO, path: Path) -> Iterator[str]:
+    """The first lines; DataError if more than `MAX_HEADER` characters are asked for."""
+    left = MAX_HEADER
+    while line := handle.readline(left):
+        left -= len(line)
+        if left <= 0:
+            raise DataError(f"{path}: its first line is longer than {MAX_HEADER:,} characters")
+        yield line
 
 
 def stream(

@@ -71,7 +71,7 @@ def _columns(task: TaskSpec, found: Predictions) -> Iterator[tuple[str, dict, di
             label = pa.array(label_NL[:, c] > 0, pa.bool_(), mask=unknown_NL[:, c])
             names = task.labels or tuple(map(str, range(task.dim)))
             yield (
-                task.name if task.kind == "binary" else f"{task.name}-{file_name(names[c])}",
+                task.name if task.kind == "binary" else file_name(f"{task.name}-{names[c]}"),
                 {"boolean_value": label},
                 {
                     "predicted_boolean_value": pa.array(values_NC[:, c] >= CUT),

@@ -1,7 +1,7 @@
 """The programs of a run, compiled ahead of time: the train step and the prediction, per bucket."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -126,6 +126,11 @@ def compile_step(model: Model, num_rows: int, accept: Callable[[list[str]], None
     return _each(compile_for, model, num_rows), lambda: sharding.put_whole(zeros, whole)
 
 
+def noise(names: Sequence[str]) -> dict[str, jax.Array]:
+    """A key for each stream of random numbers, the same at every evaluation."""
+    return {name: jax.random.key(number, impl=HASHED) for number, name in enumerate(names)}
+
+
 def compile_predict(model: Model, num_rows: int):
     """`(params, batch, keep_M) -> (task -> predictions, layer -> stats)`, compiled.
 
@@ -140,7 +145,7 @@ def compile_predict(model: Model, num_rows: int):
 
     def predict(params, batch, keep_M, scaling):
         batch = mask_modalities(batch, keep_M, spec)
-        rngs = {name: jax.random.key(0, impl=HASHED) for name in noisy}
+        rngs = noise(noisy)
         out = method.apply({"params": model.gather(params)}, batch, train=False, rngs=rngs)
         tasks = {
             task.name: segmentation.scores(out.logits[task.name], batch.targets[task.name].value)

@@ -24,6 +24,10 @@ REFUSED = 10.0  # seconds for which a refused process 0 waits for the others, to
 Facts = Mapping[str, str]
 
 
+class Strange(ValueError):
+    """An answer of something else: of the coordinator of a JAX that has all its processes, say."""
+
+
 def parse(coordinator: str) -> tuple[str, int]:
     """(host, port) of M4_COORDINATOR. Raises ConfigError."""
     host, _, port = coordinator.rpartition(":")
@@ -127,7 +131,7 @@ def _call(
 ) -> None:
     """Says who this is, and raises what process 0 answers."""
     message = {"process": own, "facts": dict(facts), "refused": [*refused]}
-    end, reason = time.monotonic() + seconds, ""
+    end, reason, strange = time.monotonic() + seconds, "", False
     while time.monotonic() < end:
         try:
             with socket.create_connection((host, port), timeout=MOMENT) as peer:
@@ -140,7 +144,13 @@ def _call(
             raise
         except (OSError, ValueError, LookupError, TypeError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
+            strange = isinstance(error, Strange)
             time.sleep(0.1)
+    if strange:
+        raise ConfigError(
+            f"M4_COORDINATOR={host}:{port}: what answers there does not wait for process {own}: a"
+            " process 0 that was told another M4_NUM_PROCESSES, an older run, or no run at all"
+        )
     raise Preempted(
         f"M4_COORDINATOR={host}:{port}: process 0 cannot be reached from process {own} in"
         f" {seconds:.0f} s ({reason})"
@@ -162,7 +172,9 @@ def _line(peer: socket.socket) -> bytes:
     data = b""
     while not data.endswith(b"\n"):
         piece = peer.recv(2**16)
-        if not piece or len(data) + len(piece) > LONGEST:
+        if (data and not piece) or len(data) + len(piece) > LONGEST:
+            raise Strange
+        if not piece:
             raise ValueError("no line")
         data += piece
     return data

@@ -71,7 +71,9 @@ def write(folder, given):
     (folder / "study").mkdir(parents=True)
     endings = {"measurements": "csv.gz"}
     for name, frame in given.items():
-        frame.convert_dtypes().to_csv(folder / "study" / f"{name}.{endings.get(name, 'csv')}", index=False)
+        frame.convert_dtypes().to_csv(
+            folder / "study" / f"{name}.{endings.get(name, 'csv')}", index=False
+        )
     return folder / "study"
 
 

@@ -114,3 +114,43 @@ def test_a_picture_beyond_the_limit_is_not_decoded(tmp_path):
     header.save_as(tmp_path / "x.dcm")
     with pytest.raises(DataError, match="3,600,000,000 pixels, the limit is"):
         pixels.mammogram(tmp_path / "x.dcm", 32, "stretch")
+
+
+def test_frames_count_and_are_refused(tmp_path):
+    invented.write_dicom(tmp_path / "x.dcm", np.zeros((4, 4), np.uint16))
+    header = pydicom.dcmread(tmp_path / "x.dcm")
+    for number, words in ((1 << 30, "17,179,869,184 pixels, the limit is"), (2, "2 frames")):
+        header.NumberOfFrames = number
+        header.save_as(tmp_path / "x.dcm")
+        with pytest.raises(DataError, match=words):
+            pixels.mammogram(tmp_path / "x.dcm", 32, "stretch")
+
+
+def test_a_deflated_file_is_inflated_up_to_a_limit(tmp_path, monkeypatch):
+    plain, deflated = tmp_path / "x.dcm", tmp_path / "y.dcm"
+    image_hw = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    invented.write_dicom(plain, image_hw)
+    header = pydicom.dcmread(plain)
+    header.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    header.save_as(deflated)
+    expected = pixels.mammogram(plain, 32, "stretch")
+    np.testing.assert_array_equal(pixels.mammogram(deflated, 32, "stretch"), expected)
+    monkeypatch.setattr(pixels, "MOST_BYTES", 1 << 20)
+    header.add_new((0x0011, 0x0010), "LO", "m4")
+    header.add_new((0x0011, 0x1001), "OB", bytes(1 << 22))  # 4 kB on the disk
+    header.save_as(deflated)
+    assert deflated.stat().st_size < 1 << 16
+    with pytest.raises(DataError, match="more than 1,048,576 bytes when inflated"):
+        pixels.mammogram(deflated, 32, "stretch")
+
+
+@pytest.mark.parametrize("function", ["SIGMOID", "LINEAR", "LINEAR_EXACT"])
+def test_a_window_without_width_is_a_threshold(tmp_path, function):
+    about = {"signed": False, "bits": 12, "slope": 1, "zero": 0, "inverted": False}
+    tone = {"WindowCenter": 900, "WindowWidth": 0, "VOILUTFunction": function}
+    stored_hw = picture(False)
+    write(tmp_path / "x.dcm", stored_hw, tone=tone, **about)
+    found = pixels.mammogram(tmp_path / "x.dcm", 32, "stretch").astype(int)
+    edge = 899.5 if function == "LINEAR" else 900
+    expected = pixels.grey((stored_hw > edge).astype(np.float32), 32, "stretch").astype(int)
+    np.testing.assert_array_equal(found, expected)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from m4 import specs
+from m4 import atomic, specs
 from m4.data import data_sets
 from m4.data.sets import meds
 from m4.errors import ConfigError
@@ -108,3 +108,14 @@ def test_names_of_data_sets(name):
     with pytest.raises(ConfigError) as caught:
         data_sets.find(name)
     one_line(caught)
+
+
+def test_names_are_no_longer_than_a_file_system_takes(tmp_path):
+    """64 letters of 4 bytes are 256; a mark, an ending and 22 of a name beside it come on top."""
+    assert "at most 180 bytes" in specs.name_problem("\U00020000" * 64)
+    assert specs.name_problem("心" * 60) is None and specs.name_problem("a" * 64) is None
+    labels = ["é" * 200, "é" * 199 + "e", "/" * 200, "\U00020000" * 200]
+    found = [specs.file_name(f"{'心' * 60}-{label}") for label in labels]
+    assert len({*found}) == len(labels)
+    for name in found:
+        atomic.write(tmp_path / f"{name}.parquet", "")

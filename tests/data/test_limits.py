@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from m4.data import build, csv_files
-from m4.data.sets import meds, mosi, physionet2012, tables
+from m4.data.sets import adni, meds, mosi, physionet2012, tables
 from m4.data.sets.declared import arrow_files, definition, match, parse
 from m4.data.sets.imaging import pixels
 from m4.data.sets.mimiciv import studies, wfdb
+from m4.data.sets.mimiciv.embeddings import folder
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 from m4.nn.pretrained import safetensors
@@ -250,3 +251,54 @@ def test_a_safetensors_header_that_is_too_long(tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors, "MAX_HEADER", 8)
     with pytest.raises(ValueError, match="x: a header of .* bytes, the limit is 8"):
         safetensors.read(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"re:a{2000}", r"re:(?>a)", "re:a++", r"re:\Z", "re:(", "re:[z-a]"]
+)
+def test_what_re2_lacks_is_refused_before_anything_is_read(pattern):
+    with pytest.raises(ConfigError, match="no regular expression of RE2") as caught:
+        matcher([pattern])
+    assert len(caught.value.lines()) == 1
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_name_of_a_column_may_hold_a_line_break(tmp_path, ending):
+    """As Excel writes one; names, rows and record batches agree."""
+    content = b'\xef\xbb\xbfid,"heart\r\nrate",x\r\n1,80,2\r\n'
+    path = tmp_path / f"x.csv{ending}"
+    path.write_bytes(gzip.compress(content) if ending else content)
+    assert csv_files.header(path) == ["id", "heart\r\nrate", "x"]
+    (batch,) = csv_files.stream(path, {"id": "id", "heart\r\nrate": "float"})
+    assert batch.to_pylist() == [{"id": "1", "heart\r\nrate": 80.0}]
+    if not ending:
+        ((_, row),) = csv_files.rows(path, ["heart\r\nrate"])
+        assert row["x"] == "2"
+
+
+@pytest.mark.parametrize("content", ['id,"' + "x" * (1 << 23), 'id,"' + "x\n" * (1 << 22)])
+def test_a_quote_that_never_ends_is_refused(tmp_path, content):
+    (tmp_path / "x.csv").write_text(content)
+    with pytest.raises(DataError, match="longer than|cannot be read"):
+        csv_files.header(tmp_path / "x.csv")
+
+
+def test_a_mask_of_another_size_is_refused_before_it_is_unpacked(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((30_000, 30_000, 3_000))
+    header.set_data_dtype(np.float64)
+    with gzip.open(tmp_path / "mask.nii.gz", "wb") as file:
+        header["vox_offset"], header["magic"] = 352, b"n+1"
+        file.write(header.binaryblock + bytes(4))
+    with pytest.raises(DataError, match="do not belong together"):
+        adni._volumes(tmp_path, (4, 4, 4), set())
+
+
+def test_an_array_whose_header_asks_for_more_than_there_is(tmp_path):
+    with open(tmp_path / "ids.npy", "wb") as file:
+        about = {"descr": "<i8", "fortran_order": False, "shape": (1 << 50,)}
+        np.lib.format.write_array_header_1_0(file, about)
+    np.save(tmp_path / "vectors.npy", np.zeros((2, 2), np.float16))
+    with pytest.raises(DataError, match="no embeddings"):
+        folder.Embeddings(tmp_path)

@@ -165,3 +165,24 @@ def test_a_disk_that_fills_up_in_a_build_is_a_save_error(hospital, monkeypatch):
     with pytest.raises(SaveError, match="No space left") as caught:
         prepare(hospital)
     assert len(caught.value.lines()) == 1 and not [*Path(hospital[2]).rglob(".partial-*")]
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("built", [True, False])
+def test_a_source_file_that_cannot_be_read_is_named(hospital, monkeypatch, named, built):
+    """And not the data folder, whose owner can do nothing about it. Arrow gives no file name."""
+    if built:
+        prepare(hospital)
+    path = labels(hospital)
+
+    def refused(*args, **kwargs):
+        if named:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        raise PermissionError(errno.EACCES, f"Failed to open local file {str(path)!r}")
+
+    monkeypatch.setattr(build, "sha256", refused)
+    monkeypatch.setattr(mf.pq, "read_table", refused)
+    monkeypatch.setattr("m4.data.sets.meds.cohort", refused)
+    with pytest.raises(DataError, match="hospital.*: cannot be read .Permission denied") as caught:
+        prepare(hospital)
+    assert "data.dir" not in str(caught.value) and len(caught.value.lines()) == 1

@@ -81,3 +81,18 @@ def test_assignments_of_both_kinds_agree():
         assert (np.asarray(r.experts) < E).sum() == VALID.sum() * E
         tables.append(losses.tally(r, np.arange(B * T), B * T, r.weights))
     np.testing.assert_allclose(*tables, rtol=1e-5)
+
+
+def test_places_that_nobody_took_leave_no_trace():
+    """A row of fewer tokens than places; y / |y| of a row of zeros has no gradient."""
+    valid = np.array([1, 0, 0, 0, 0] + [1] * 5, bool)
+    choice = routing.expert_choice(RNG.normal(size=(B * T, E)).astype(np.float32), valid, k=2)
+    assert (np.asarray(choice.tokens) >= B * T).any()
+    unit = Functions(relu, lambda y: y / jax.numpy.linalg.norm(y, axis=-1, keepdims=True))
+    params = PARAMS.replace(b1=abs(PARAMS.b1) * 0, b2=PARAMS.b2 * 0, w1=abs(PARAMS.w1))
+
+    def loss(x, params):
+        return slots.apply_experts(abs(x), choice, params, unit).sum()
+
+    for grad in jax.tree.leaves(jax.grad(loss, (0, 1))(X, params)):
+        assert np.isfinite(grad).all()

@@ -196,3 +196,18 @@ def test_what_a_platform_tells_each_process_of_itself_may_differ(monkeypatch):
         monkeypatch.setenv("M4_PROCESS_ID", str(i))
         told.append(agreement.at_start(None, Flags(workdir=Path("w"))))
     assert processes.differing(told) == []
+
+
+def test_what_answers_but_does_not_wait_is_told_apart_from_silence(port):
+    """Process 0 was told that it is alone: JAX's coordinator answers, in binary."""
+
+    def answer():
+        for _ in range(20):
+            peer, _ = listener.accept()
+            with peer:
+                peer.sendall(b"\x00\x00\x18\x04\x00\x00")
+
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(ConfigError, match="does not wait for process 1: .* M4_NUM_PROCESSES"):
+            rendezvous.meet("127.0.0.1", port, 2, 1, {}, processes.differing, 0.5)

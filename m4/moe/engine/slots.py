@@ -60,7 +60,8 @@ def _by_choice(x_ND, routing, params, functions):
     place_BEC = jnp.where(apart(routing.tokens) < num_tokens, place_BEC, tokens)
 
     def take(x_TD, place_EC):
-        return jnp.take(x_TD, place_EC, axis=0, mode="fill", fill_value=0)
+        # Not zeros, of which the gradient of an output function may be NaN, as of y / |y|.
+        return jnp.take(x_TD, place_EC, axis=0, mode="fill", fill_value=1)
 
     def add(y_ECO, place_EC):
         zeros_TO = jnp.zeros((tokens, y_ECO.shape[-1]), y_ECO.dtype)

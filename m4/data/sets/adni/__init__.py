@@ -363,10 +363,15 @@ def _volumes(folder: Path, shape: tuple[int, ...], train: set[str]):
 
     (mask_file,) = sorted(folder.glob("*.nii.gz"))[:1]
     image: Any = nibabel.load(mask_file)
+    if np.prod(image.shape, dtype=float) != np.prod(shape):  # before it is unpacked
+        raise DataError(
+            f"{folder}: a mask of {image.shape} voxels and a volume of {shape} do not belong"
+            " together"
+        )
     mask = np.asarray(image.dataobj) == GREY
     scans = np.load(folder / "ADNI_G.npy", mmap_mode="r", allow_pickle=False)
     lines = (folder / "ADNI_subj.txt").read_text().split()
-    if mask.size != np.prod(shape) or scans.shape != (len(lines), mask.sum()):
+    if scans.shape != (len(lines), mask.sum()):
         raise DataError(
             f"{folder}: {scans.shape} voxels, {len(lines)} subjects and a mask of {mask.shape} with"
             f" {mask.sum()} voxels of value {GREY} do not belong together (volume: {shape})"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from m4 import specs
+from m4.data.sets.declared import patterns
 
 # Of regular expressions: what no engine can do in time in proportion to the text.
 LOOKS = re.compile(r"\(\?(<?[=!]|P=|\()|\\[1-9]")
@@ -98,10 +99,8 @@ class Keys:
         for text in found:
             if text.startswith("re:") and LOOKS.search(text):
                 self.problem(key, f"{text!r}: looks around and references back are not supported")
-            try:
-                re.compile(text[3:] if text.startswith("re:") else "")
-            except re.error as error:
-                self.problem(key, f"{text!r} is no regular expression: {error}")
+            elif text.startswith("re:") and (wrong := patterns.problem(text)):
+                self.problem(key, f"{text!r} {wrong}")
         return found
 
     def name(self, name: str) -> str:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from m4.data.cohort import hash64
 from m4.data.sets.declared.definition import Definition, Modality
-from m4.errors import ConfigError
+from m4.data.sets.declared.patterns import pattern
 
 NO_TOKEN, TEXT = -1, -2  # in place of a token: a number is wanted, the event's text is wanted
 WITHOUT_NUMBER = ("count", "any", "is", "years_since")
@@ -31,17 +31,6 @@ class Entry:
     slot: int
     value: float
     token: int
-
-
-def pattern(text: str) -> str:
-    """The pattern in the language of RE2, for the whole of a code.
-
-    RE2 needs time in proportion to the text, whatever pattern a file asks for; Python's own engine
-    may need for ever.
-    """
-    if not text.startswith("re:"):
-        text = "re:" + re.escape(text).replace(r"\*", ".*").replace(r"\?", ".")
-    return rf"\A(?s:{text[3:]})\z"
 
 
 class Lexicon:
@@ -132,18 +121,12 @@ class Matcher:
         return self._known[code]
 
     def learn(self, codes: Sequence[str]) -> None:
-        """Decides on many codes at once. Raises ConfigError for a pattern that is none."""
+        """Decides on many codes at once."""
         new = [code for code in dict.fromkeys(codes) if code not in self._known]
         hits: list[set[int]] = [{*self._literal.get(code, ())} for code in new]
         array = pa.array(new, pa.large_string())
         for text, rule in self._patterns if new else ():
-            try:
-                found = pc.match_substring_regex(array, pattern(text))
-            except pa.ArrowInvalid:
-                raise ConfigError(
-                    f"{text!r} is no regular expression of the engine that is used, RE2: it has"
-                    " neither references back nor looks around"
-                ) from None
+            found = pc.match_substring_regex(array, pattern(text))
             for place in np.flatnonzero(found.to_numpy(zero_copy_only=False)):
                 hits[place].add(rule)
         for code, rules in zip(new, hits, strict=True):

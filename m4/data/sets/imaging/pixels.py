@@ -12,6 +12,8 @@ A fundus photograph is cut to its central square. An OCT volume gives the B-scan
 Letters: h rows, w columns, c channels.
 """
 
+import math
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +26,9 @@ from m4.specs import DataSpec
 
 CUP = 0
 MOST = 1 << 28  # pixels of a picture: ten times a mammogram's
+MOST_BYTES = 4 * MOST  # of a file that is deflated as a whole
+SIZES = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
+PREAMBLE = 144  # bytes of a DICOM file that its first group does not count
 SLICES = (0.25, 0.5, 0.75)
 OTHER_SIDE = "images whose file names another side than the table, kept"
 
@@ -94,9 +99,13 @@ def mammogram(path: Path, size: int, fit: str) -> np.ndarray | None:
     """A DICOM mammogram, see the module; None for a file of padding alone."""
     import pydicom
 
+    _require_size(path)
     header = pydicom.dcmread(path)
-    if (size_hw := int(header.Rows) * int(header.Columns)) > MOST:
-        raise DataError(f"{size_hw:,} pixels, the limit is {MOST:,}")
+    sizes = [int(header.get(name) or 1) for name in SIZES]
+    if (number := math.prod(sizes)) > MOST:
+        raise DataError(f"{number:,} pixels, the limit is {MOST:,}")
+    if header.get("NumberOfFrames", 1) not in (None, 1):
+        raise DataError(f"{header.NumberOfFrames} frames, a mammogram has one")
     stored_hw = header.pixel_array
     image_hw, padded_hw = _shown(stored_hw, header), _padded(stored_hw, header)
     if padded_hw.all():
@@ -105,6 +114,25 @@ def mammogram(path: Path, size: int, fit: str) -> np.ndarray | None:
         black = _black(stored_hw[~padded_hw], image_hw[~padded_hw], header)
         image_hw[padded_hw] = _shown(np.array([black], stored_hw.dtype), header)
     return grey(image_hw, size, fit)
+
+
+def _require_size(path: Path) -> None:
+    """Raises DataError for a deflated file that is enormous; pydicom inflates it as a whole."""
+    from pydicom.filereader import read_file_meta_info
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    meta = read_file_meta_info(path)
+    if meta.TransferSyntaxUID != DeflatedExplicitVRLittleEndian:
+        return
+    inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with open(path, "rb") as file:
+        file.seek(PREAMBLE + meta.FileMetaInformationGroupLength)
+        while piece := file.read(1 << 20):
+            while piece:
+                size += len(inflate.decompress(piece, 1 << 24))
+                piece = inflate.unconsumed_tail
+                if size > MOST_BYTES:
+                    raise DataError(f"more than {MOST_BYTES:,} bytes when inflated, the limit")
 
 
 def _shown(stored: np.ndarray, header) -> np.ndarray:
@@ -127,11 +155,11 @@ def _windowed(values: np.ndarray, header) -> np.ndarray:
     """
     first = (np.ravel(header[name].value)[0] for name in ("WindowCenter", "WindowWidth"))
     (centre, width), function = map(float, first), header.get("VOILUTFunction") or "LINEAR"
-    if function == "SIGMOID":
+    if function == "SIGMOID" and width > 0:
         return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
     if function == "LINEAR":
         centre, width = centre - 0.5, width - 1
-    if width <= 0:  # a width of 1 is a threshold
+    if width <= 0:  # a width of 1 is a threshold, of a curve one of 0
         return (values > centre).astype(np.float64)
     return np.clip((values - centre) / width + 0.5, 0, 1)
 

@@ -102,7 +102,8 @@ class Embeddings:
     def __init__(self, folder):
         folder = Path(folder).expanduser()
         try:
-            self.ids = np.load(folder / "ids.npy", allow_pickle=False)
+            ids = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
+            self.ids = np.array(ids)  # a map first: a header cannot ask for more than there is
             self.vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{folder}: no embeddings ({error})") from None
