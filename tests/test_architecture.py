@@ -67,6 +67,10 @@ SAME_NAME = {
     "invented": ("m4.data.sets.*.invented", "invented raw files in the layout of a data set"),
     "examples": ("m4.data.sets.*.examples", "the examples of a data set, one by one"),
     "tim": ("m4.*.tim", "task interaction: its numbers in eval, its command in modes"),
+    "stress": (
+        "m4.*.stress|m4.eval.report.stress",
+        "a split that lacks more: numbers, page, command",
+    ),
     "interplay": ("m4.*.interplay", "competition in training: numbers in eval, command in modes"),
 }
 # (file, module imported inside a function) -> why it is not imported at the top.

@@ -9,9 +9,10 @@ from m4 import local
 from m4.errors import ConfigError
 
 MODES = ("train", "crossval", "eval", "predict", "check", "report", "sweep", "tim", "interplay")
-MODES += ("plan", "scale")
+MODES += ("plan", "scale", "stress")
 OPTIONS = {"sweep": ("seeds", "task", "metrics"), "tim": ("tasks", "permutations")}  # of one mode
 OPTIONS |= {"plan": ("topology", "rows", "json")}
+OPTIONS |= {"stress": ("kinds", "rates")}
 OPTIONS |= {"scale": ("devices", "kind", "axis", "steps", "topology")}
 SWITCHES = ("debug", "debug_nans", "trust_code", "help")
 FORCE = ("config", "program", "best")  # what a run may be made to go on without
@@ -44,6 +45,8 @@ USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FI
                   scale    speed on --devices=1,2,4,8, weak and strong (--kind), along an --axis:
                            --steps=20 timed steps each; planned for --topology=KIND where the
                            machine has fewer
+                  stress   the best checkpoint on test data that lack more, drift or are noisy:
+                           --kinds=mcar,mar,mnar,blocks,gaps,drift,noise at --rates=0.1,0.3,...
   --on            predict for all subjects of this folder of new raw files, with or without labels,
                   read as the training data were; needs --workdir alone
   --force=A,B     go on with a run although

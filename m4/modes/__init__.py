@@ -20,7 +20,7 @@ def require(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
     """Raises a UserError for what the mode that `flags` name will not do."""
     if flags.workdir is None:
         raise ConfigError("--workdir: is missing")
-    if flags.mode in ("eval", "predict", "report") and not flags.workdir.is_dir():
+    if flags.mode in ("eval", "predict", "report", "stress") and not flags.workdir.is_dir():
         raise ConfigError(f"--workdir={flags.workdir}: no such folder; --mode=train makes it")
     if flags.mode in SAVING:
         workdir.require_name(flags.workdir)

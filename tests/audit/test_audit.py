@@ -43,7 +43,13 @@ def released(share="joint", **fields):
     return probe_of(properties.small(cls, WITH_ECG, moe=moe, **fields))
 
 
-@pytest.mark.parametrize("defect", mutants.METHOD)
+REPEATED = {"batch statistics", "routed by place", "fixed dropout", "stopped gate"}  # of a check
+
+
+@pytest.mark.parametrize(
+    "defect",
+    [pytest.param(d, marks=pytest.mark.slow if d in REPEATED else ()) for d in mutants.METHOD],
+)
 def test_a_defect_is_found(defect):
     check = CHECKS[mutants.METHOD[defect]]
     one = probe_of(mutants.Sound(mutants.SPEC, defect=defect))
@@ -65,7 +71,9 @@ def test_the_sound_method_raises_no_alarm():
     [
         ("batch_composition_invariance", {}),  # rows of a batch are mixed
         ("evaluation_draws_nothing", {}),  # noise
-        ("absence_stays_in_its_row", {"num_queries": 1}),  # types of ECG; one query mixes nobody
+        pytest.param(  # types of ECG; one query mixes nobody
+            "absence_stays_in_its_row", {"num_queries": 1}, marks=pytest.mark.slow
+        ),
         ("gates_are_parameters", {"share": "permod"}),
         pytest.param("routing_follows_inputs", {"share": "disjoint"}, marks=pytest.mark.slow),
     ],
@@ -74,6 +82,7 @@ def test_the_defects_of_the_released_fusemoe_are_found(check, fields):
     assert findings.ask(CHECKS[check], "the method", released(**fields)).verdict == "ALARM"
 
 
+@pytest.mark.slow
 def test_absent_images_of_the_released_m4oe_are_zeros():
     cls = code.method_class("m4oe", "released")
     one = probe_of(properties.small(cls, properties.IMAGES))

@@ -15,13 +15,13 @@ from markupsafe import Markup
 from m4 import atomic, seal
 from m4.errors import printable
 from m4.eval import damage
-from m4.eval.report import plots, sections, words
+from m4.eval.report import plots, sections, stress, words
 from m4.eval.report.parts import Run, Section
 
 SPLITS = ("test", "val")  # which results come first
 # The sections of analyses, a file of this folder each, in the order of the page; see
 # `m4.eval.report.parts`. One that has nothing to show gives None.
-SECTIONS: tuple[Callable[[Run], Section | None], ...] = ()
+SECTIONS: tuple[Callable[[Run], Section | None], ...] = (stress.section,)
 
 
 def write(workdir: Path) -> Path:
@@ -44,7 +44,8 @@ def render(workdir: Path) -> str:
     warned = results["warnings"] if results and isinstance(results.get("warnings"), list) else []
     said = [*map(str, warned), *damage.lines(workdir)]
     config = files["config"] or {}
-    found = Run(files["config"], files["run"], files["data"], results, log, split_note)
+    stressed = None if damage.differs(workdir, "stress.json") else _json(workdir / "stress.json")
+    found = Run(files["config"], files["run"], files["data"], results, log, split_note, stressed)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("m4.eval.report"),
         autoescape=True,

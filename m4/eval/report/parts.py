@@ -38,6 +38,7 @@ class Run:
     results: Mapping[str, Any] | None  # of the split that is shown
     log: Sequence[Mapping[str, Any]] = ()
     note: str = ""  # on the choice of the split
+    stress: Mapping[str, Any] | None = None
 
     @property
     def smallest(self) -> int:
