@@ -23,12 +23,12 @@ PLANTED = dict(
     train=dict(steps=400, batch_size=256, log_every=40, eval_every=40, save_every=400),
     eval=dict(batch_size=1000, baselines=False, subsets=False),
 )
-PLANTED["train"] |= dict(select="y0/rmse", choose="last", watchdog=0)
+PLANTED["train"] |= dict(select="y0/rmse", choose="last", watchdog=0, compile="some")
 
 
 def get_config(variant="laptop"):
     found = dict(base=PLANTED, axes={GATE: GATES, EXPERTS: (16, 64, 256)}, nulls=NULLS)
-    found |= dict(seeds=range(6), margin=MARGIN, budget="30min")
+    found |= dict(seeds=range(6), margin=MARGIN, budget="30min", together="map")
     if variant == "tiny":
         found |= dict(axes={GATE: ("linear", "laplace"), EXPERTS: (4,)}, seeds=(0, 1))
         found |= dict(nulls=("content_hash",), set={"data.options.rows": 400, "train.steps": 8})

@@ -134,6 +134,8 @@ FIELDS: dict[str, Rule] = {
     "train.batch_size": _count(),
     "train.precision": Rule(str, "float32", names=_of("m4.train.precision:Precision")),
     "train.remat": Rule(str, "none", names=_of("m4.train.remat:Remat")),  # computed again
+    # Of XLA on a CPU, for short runs of small models; 'auto': by the rows of a run.
+    "train.compile": Rule(str, "auto", names=_of("m4.run.compiler:Effort", "auto")),
     "train.accumulate": _count(1),  # micro-batches that a batch is taken in
     "train.log_every": _count(50),
     "train.eval_every": _count(500),

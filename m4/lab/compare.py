@@ -5,6 +5,7 @@ reference. Every run predicts its test split once more, with its best step. All 
 same patients with the same labels, else the difference would be one of patients.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def run(
     """
     if len(folders) < 2:
         raise ConfigError("compare: give two or more work directories of finished runs")
-    if margin is not None and (not margin > 0 or len(reason.split()) < 3):
-        raise ConfigError("--margin: must be above 0 and have a --reason, in a sentence")
+    if margin is not None and (not 0 < margin < math.inf or len(reason.split()) < 3):
+        raise ConfigError("--margin: must be a number above 0 and have a --reason, in a sentence")
     found = [_config(folder) for folder in folders]
     metric = metric or found[0].train.select
     arms: list[dict[int, Path]] = []
@@ -65,10 +66,10 @@ def run(
         runs[name], task = [kept for kept, _, _ in told], told[0][2]
         values.append([value for _, value, _ in told])
     assert task is not None
-    first = runs[names[0]][0]
-    for name in names[1:]:
-        if not runs[name][0].same_rows(first):
-            raise DataError(f"{name}: tests other patients or labels than {names[0]}")
+    for i, seed in enumerate(seeds):
+        for arm in arms[1:]:
+            if not runs[str(arm[seeds[0]])][i].same_rows(runs[names[0]][i]):
+                raise DataError(f"{arm[seed]}: tests other patients or labels than {arms[0][seed]}")
     short = metric.rpartition("/")[2]
     spread, patients = paired.patients_sd(runs, names[0], task, short)
     told = verdict.compare(
@@ -84,6 +85,8 @@ def run(
     for i, name in enumerate(names[1:]):
         text.append(f"  {name}: {means[i + 1]:.4f}, {_said(told, i, margin)}")
         text += [f"    {line}" for line in _changes(heads[0], heads[i + 1])[:SHOWN]]
+    lone = sorted({seed for arm in arms for seed in arm} - {*seeds})
+    text += [f"seeds {', '.join(map(str, lone))}: left out, not every arm has them"] if lone else []
     return [*text, f"margin {margin:g}: {reason}" if margin else "no margin: equivalence unasked"]
 
 

@@ -10,11 +10,10 @@ Letters: S seeds (stacked), R rows, M modalities, E experts.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -37,16 +36,32 @@ GIVEN = ("seed", "optim.lr", "optim.warmup_steps", "optim.end_fraction", "data.d
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What an arm compiles; seeds, learning rates and scales of targets are given to it."""
+    """What an arm compiles but its step; seeds and scales of targets are given to it."""
 
     setup: Setup
     init: Callable[[Any], State]  # of a seed
-    step: programs.With  # of (State, Totals, Batch), given (inputs, scaling)
-    zeros: Callable[[], Any]
     predict: programs.With  # of (params, Batch, keep_M), given a scaling
     seconds: float  # of compiling
-    flops: float | None  # of a train step, as XLA counts them
-    peak_bytes: int | None  # of a train step
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepping:
+    """A compiled train step and what it costs; seeds and learning rates are given to it."""
+
+    step: Any  # of (State, Totals, Batch), given (inputs, scaling); or of stacks of all four
+    zeros: Callable[[], Any]
+    seconds: float  # of compiling
+    flops: float | None  # of a step of one seed, as XLA counts them
+    peak_bytes: int | None  # of a step
+
+    @classmethod
+    def of(cls, step: Any, program: Any, zeros: Callable[[], Any], start: float, seeds: int = 1):
+        """Of a compiled `program` whose compilation began at `start`, for some seeds."""
+        seconds = time.perf_counter() - start
+        memory, cost = program.memory_analysis(), program.cost_analysis() or {}
+        peak = memory and memory.temp_size_in_bytes + memory.argument_size_in_bytes
+        flops = cost.get("flops") if isinstance(cost, dict) else None
+        return cls(step, zeros, seconds, flops and flops / seeds, peak or None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +104,18 @@ def compile_for(config: ml_collections.ConfigDict) -> Programs:
     start = time.perf_counter()
     with context(setup.mesh):
         init = _compile_init(config, setup)
-        step, zeros = programs.compile_step(setup, config.train.batch_size)
         predict = programs.compile_predict(setup, config.eval.batch_size)
-    assert isinstance(step, programs.With) and isinstance(predict, programs.With)  # one length
-    seconds = time.perf_counter() - start
-    memory, cost = step.memory_analysis(), step.program.cost_analysis() or {}
-    peak = memory and memory.temp_size_in_bytes + memory.argument_size_in_bytes
-    flops = cost.get("flops") if isinstance(cost, dict) else None
-    return Programs(setup, init, step, zeros, predict, seconds, flops, peak or None)
+    assert isinstance(predict, programs.With)  # one length
+    return Programs(setup, init, predict, time.perf_counter() - start)
+
+
+def compile_step(setup: Setup, num_rows: int) -> Stepping:
+    """The train step of `m4.main`."""
+    start = time.perf_counter()
+    with context(setup.mesh):
+        step, zeros = programs.compile_step(setup, num_rows)
+    assert isinstance(step, programs.With)
+    return Stepping.of(step, step.program, zeros, start)
 
 
 def _compile_init(config, setup: Setup):
@@ -116,62 +135,120 @@ def _compile_init(config, setup: Setup):
     return lambda seed: compiled(sharding.put_whole(seed, whole))
 
 
-class _Notes(telemetry.Writer):
-    """Keeps what is logged of the experts, and the time that steps took."""
+class Placer:
+    """Puts batches on the device. A leaf that is the last batch's (times, masks) is there already.
 
-    def __init__(self, batch_size: int):
-        self.balance: list[dict[str, float]] = []
-        self.seconds, self._batch, self._last = 0.0, batch_size, 0
+    A batch has some twenty leaves, and placing one costs a CPU more than a step of a small model.
+    """
+
+    def __init__(self, sharding_: Any):
+        self._sharding, self._here, self._there = sharding_, None, []
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch with its leaves on the device."""
+        leaves, structure = jax.tree.flatten(batch)
+        before = self._here or [None] * len(leaves)
+        new = [i for i, (a, b) in enumerate(zip(leaves, before, strict=True)) if not _same(a, b)]
+        placed = jax.device_put([leaves[i] for i in new], self._sharding)
+        there = dict(zip(new, placed, strict=True))
+        self._there = [there.get(i, x) for i, x in enumerate(self._there or leaves)]
+        self._here = leaves
+        return jax.tree.unflatten(structure, self._there)
+
+
+def _same(a: np.ndarray, b: np.ndarray | None) -> bool:
+    return b is not None and a.dtype == b.dtype and np.array_equal(a, b)
+
+
+class Course:
+    """What is kept of a seed while it is trained."""
+
+    def __init__(self, own: Programs, data: Seeded):
+        self._own, self._data, self._seconds = own, data, 0.0
+        self._curve: list[dict[str, float]] = []
+        self._balance: list[dict[str, float]] = []
+        self._chosen: list[dict[str, np.ndarray]] = []
+        self._best: dict[str, Any] = {}
+
+    def begin(self, state: State) -> None:
+        """What untrained experts choose."""
+        self._swept(state)
+
+    def evaluate(self, state: State) -> dict[str, float]:
+        """Validation scores of a step."""
+        scores = results.summary(self._swept(state), self._data.spec)
+        self._curve.append({"step": int(state.step)} | scores)
+        return scores
+
+    def _swept(self, state: State) -> Predictions:
+        found = sweep(self._own, self._data, self._data.val, state.eval_params)
+        routing = found.routing.items()
+        self._chosen.append({n: r.by_row for n, r in routing if r.by_row is not None})
+        return found
+
+    def log(self, step: int, scalars: Mapping[str, float], seconds: float) -> None:
+        """One line of the log, and how long its steps took."""
+        own = {k.removeprefix("train/"): v for k, v in scalars.items()}
+        kept = {name: value for name, value in own.items() if name.startswith("moe/")}
+        self._balance.append({"step": step, "loss": own["loss"]} | kept)
+        self._seconds += seconds
+
+    def keep(self, step: int, state: State, value: float) -> None:
+        """Parameters of the best step so far."""
+        self._best = {"step": step, "params": jax.tree.map(np.array, state.eval_params)}
+
+    def fit(self) -> Fit:
+        """What came out. Raises ConfigError where there was no step to choose."""
+        if not self._best:
+            raise ConfigError(f"{self._data.config.train.select}: not defined at any evaluation")
+        best = self._best["params"], self._best["step"]
+        return Fit(*best, self._curve, self._balance, self._chosen, self._seconds)
+
+
+class _Notes(telemetry.Writer):
+    """Hands lines of the log to a course."""
+
+    def __init__(self, course: Course, batch_size: int):
+        self._course, self._batch, self._last = course, batch_size, 0
 
     def write_scalars(self, step: int, scalars) -> None:
         """One line of the log."""
         if "train/loss" not in scalars:
             return
         steps, self._last = step - self._last, step
-        self.seconds += steps * self._batch / scalars["time/examples_per_s"]
-        kept = {
-            k.removeprefix("train/"): v for k, v in scalars.items() if k.startswith("train/moe/")
-        }
-        self.balance.append({"step": step, "loss": scalars["train/loss"]} | kept)
+        self._course.log(step, scalars, steps * self._batch / scalars["time/examples_per_s"])
 
 
-def fit(own: Programs, data: Seeded) -> Fit:
-    """Trains one seed as `m4.main` does, and keeps what the experts chose at every evaluation."""
-    config, setup = data.config, own.setup
-    _, schedule, _ = make_optimiser(config)
-    inputs = Inputs.of(config.seed, schedule)
+def plan_of(config: ml_collections.ConfigDict) -> loop.Plan:
+    """When a cell logs and evaluates; it saves nothing."""
     names = {field.name for field in dataclasses.fields(loop.Plan)}
     plan = loop.Plan(**{k: v for k, v in config.train.to_dict().items() if k in names})
-    plan = dataclasses.replace(plan, save_every=plan.steps)
-    notes, curve, chosen, best = _Notes(plan.batch_size), [], [], {}
+    return dataclasses.replace(plan, save_every=plan.steps)
 
-    def evaluation(state: State) -> dict[str, float]:
-        found = sweep(own, data, data.val, state.eval_params)
-        scores = results.summary(found, data.spec)
-        curve.append({"step": int(state.step)} | scores)
-        chosen.append({n: r.by_row for n, r in found.routing.items() if r.by_row is not None})
-        return scores
 
-    def keep(number: int, state: State, value: float) -> None:
-        best.update(step=number, params=jax.tree.map(jnp.copy, state.eval_params))
+def inputs_of(config: ml_collections.ConfigDict) -> Inputs:
+    """A cell's seed and learning rates."""
+    return Inputs.of(config.seed, make_optimiser(config)[1])
 
+
+def fit(own: Programs, stepping: Stepping, data: Seeded) -> Fit:
+    """Trains one seed as `m4.main` does, and keeps what the experts chose at every evaluation."""
+    setup, plan, inputs = own.setup, plan_of(data.config), inputs_of(data.config)
+    course = Course(own, data)
     hooks = loop.Hooks(
-        put=lambda batch: sharding.put_batch(batch, setup.mesh),
-        evaluate=evaluation,
+        put=Placer(sharding.rows(setup.mesh)),
+        evaluate=course.evaluate,
         save=lambda *args: None,
-        save_best=keep,
-        writer=notes,
+        save_best=course.keep,
+        writer=_Notes(course, plan.batch_size),
         whole=setup.whole,
     )
     with context(setup.mesh):
-        step, state = (
-            own.step.given((inputs, task_losses.scaling(data.spec))),
-            own.init(inputs.seed),
-        )
-        loop.run(step, state, data.loader.iter(0), zeros=own.zeros, plan=plan, hooks=hooks)
-    if not best:
-        raise ConfigError(f"{plan.select}: not defined at any evaluation")
-    return Fit(best["params"], best["step"], curve, notes.balance, chosen, notes.seconds)
+        step = stepping.step.given((inputs, task_losses.scaling(data.spec)))
+        state = own.init(inputs.seed)
+        course.begin(state)
+        loop.run(step, state, data.loader.iter(0), zeros=stepping.zeros, plan=plan, hooks=hooks)
+    return course.fit()
 
 
 def sweep(

@@ -1,26 +1,43 @@
 """Rows of a study -> a verdict on every arm, family by family."""
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from m4.lab import paired, special, verdict
+from m4.lab import paired, special, study, verdict
 from m4.lab.documents import read_json, rows
 from m4.specs import LOWER_IS_BETTER
 
-UNTRAINED = "fixed_random"  # the null whose seeds share nothing but the tokens
 PAIRS = 10  # of seeds of an arm that are compared
 
 
 def families(found: Sequence[Mapping[str, Any]]) -> dict[tuple, list[Mapping[str, Any]]]:
     """Rows by the values of all axes but the compared one, in the order of the values."""
     out: dict[tuple, list[Mapping[str, Any]]] = {}
-    for row in sorted(found, key=lambda row: [(str(type(v)), v) for v in row["family"].values()]):
-        out.setdefault(tuple(row["family"].items()), []).append(row)
+    for row in sorted(found, key=lambda row: [*map(_order, row["family"].values())]):
+        out.setdefault(tuple((k, study.plain(v)) for k, v in row["family"].items()), []).append(row)
     return out
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    """Numbers by their size, before all else."""
+    number = isinstance(value, int | float)
+    return not number, value if number else 0.0, json.dumps(value, sort_keys=True)
+
+
+def by_quality(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """What `judge` says, the best arm first and arms without a mean last."""
+
+    def place(item: tuple[str, Mapping[str, Any]]) -> tuple[bool, float]:
+        mean, metric = item[1]["mean"], item[1]["metric"]
+        lower = metric.rpartition("/")[2] in LOWER_IS_BETTER
+        return mean is None, 0.0 if mean is None else mean if lower else -mean
+
+    return sorted(found.items(), key=place)
 
 
 def by_label(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[str, Any]]]:
@@ -96,36 +113,27 @@ def _kept(folder: Path, row: Mapping[str, Any]) -> Path:
 def agreements(found: Sequence[Mapping[str, Any]], out: Path) -> dict[str, dict[str, float]]:
     """Of every arm of a family how far its seeds agree on the last choices, and by chance.
 
-    label -> {agreement, chance}, means over pairs of seeds and layers. Chance is what untrained
-    projections agree by, tokens that are alike being sent alike, where `fixed_random` is an arm;
-    else what is left once tokens are exchanged.
+    label -> {agreement, chance}, means over pairs of seeds and layers. Chance is how far the same
+    seeds agreed before their first step: a gate that learned nothing sends like tokens alike, too.
     """
     told = {}
     for label, own in by_label(found).items():
-        chosen: dict[str, list[np.ndarray]] = {}
+        chosen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         for seed in sorted(own):
             name = f"{own[seed]['arm']}-s{seed}-"
             for path in sorted((out / "selections").glob(f"{name}*.npz")):
                 with np.load(path, allow_pickle=False) as file:
-                    last = special.dense(file)[-1]
-                chosen.setdefault(path.stem.removeprefix(name), []).append(last)
-        rng = np.random.default_rng(0)
+                    kept = special.dense(file)
+                chosen.setdefault(path.stem.removeprefix(name), []).append((kept[0], kept[-1]))
         pairs = [
-            special.agreement(a, b, rng)
+            {"agreement": special.agreement(a[1], b[1]), "chance": special.agreement(a[0], b[0])}
             for runs in chosen.values()
             for a, b in itertools.islice(itertools.combinations(runs, 2), PAIRS)
-            if a.shape == b.shape
+            if a[0].shape == b[0].shape
         ]
         if pairs:
             told[label] = {k: float(np.mean([p[k] for p in pairs])) for k in pairs[0]}
-    if UNTRAINED in told:
-        level = told[UNTRAINED]["agreement"]
-        told = {label: {**found, "chance": level} for label, found in told.items()}
     return told
-
-
-def _by_mean(item: tuple[str, Mapping[str, Any]]) -> float:
-    return np.inf if item[1]["mean"] is None else item[1]["mean"]
 
 
 def lines(out: Path) -> list[str]:
@@ -136,10 +144,15 @@ def lines(out: Path) -> list[str]:
     for family, own in families(found).items():
         head = ", ".join(f"{axis.rpartition('.')[2]}={value}" for axis, value in family) or "all"
         text += ["", f"{head}: {len(own)} runs"]
-        for label, said in sorted(judge(own, margin["value"], out).items(), key=_by_mean):
-            line = f"  {label:20} {said['mean']:8.4f} ± {said['sd'] or 0:.4f}"
+        for label, said in by_quality(judge(own, margin["value"], out)):
+            line = f"  {label:20} {_number(said['mean'], 8)} ± {_number(said['sd'])}"
             if said["verdict"]:
                 line += f"  {said['value']:+.4f} [{said['low']:+.4f}, {said['high']:+.4f}]"
                 line += f"  {said['verdict']}{', within the margin' * said['within']}"
             text.append(line)
     return text
+
+
+def _number(value: float | None, width: int = 0) -> str:
+    """Four decimals; of what is not defined a dash."""
+    return f"{'–' if value is None else f'{value:.4f}':>{width}}"

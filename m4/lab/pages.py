@@ -19,7 +19,6 @@ from m4 import atomic
 from m4.eval.report import page, plots, words
 from m4.lab import judged
 from m4.lab.documents import read_json, rows
-from m4.specs import LOWER_IS_BETTER
 
 COLUMNS = ("family", "arm", "null", "seeds", "mean", "sd", "difference", "low", "high", "p")
 COLUMNS += ("p_equal", "smallest", "verdict", "within_margin", "modality", "pattern", "cluster")
@@ -42,17 +41,14 @@ def write(out: Path, notes: Sequence[str] = ()) -> list[Path]:
 def table(study: Mapping[str, Any], found: Sequence[Mapping[str, Any]], out: Path):
     """{family: lines}, a line for every arm by `COLUMNS`, the best first."""
     tables = {}
-    lower = study["metric"].rpartition("/")[2] in LOWER_IS_BETTER
     for family, own in judged.families(found).items():
         said = judged.judge(own, study["plan"]["margin"]["value"], out)
         agree = judged.agreements(own, out)
-        lines = [
-            _line(_name(family), label, list(arm.values()), said[label], agree.get(label, {}))
-            for label, arm in judged.by_label(own).items()
+        arms, name = judged.by_label(own), _name(family)
+        tables[name] = [
+            _line(name, label, list(arms[label].values()), verdict, agree.get(label, {}))
+            for label, verdict in judged.by_quality(said)
         ]
-        known = [line for line in lines if line["mean"] is not None]
-        known.sort(key=lambda line: line["mean"], reverse=not lower)
-        tables[_name(family)] = known + [line for line in lines if line["mean"] is None]
     return tables
 
 

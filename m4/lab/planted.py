@@ -15,6 +15,9 @@ and the rows depend on `world` alone: a run's seed is that of its start and its 
 Letters: R rows, M modalities, C clusters, T tasks, D width.
 """
 
+import types
+from typing import Any
+
 import numpy as np
 
 from m4.data.cohort import Cohort
@@ -111,36 +114,30 @@ def cohort(raw_dir=None, *, seed: int, **options) -> Cohort:
     )
 
 
-def draw(
-    *,
-    rows: int = 6000,
-    modalities: int = 4,
-    clusters: int = 4,
-    tasks: int = 1,
-    kind: str = "regression",
-    width: int = 16,
-    spread: float = 1.0,
-    missing: float = 0.25,
-    noise: float = 0.1,
-    world: int = 0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens f32[R, M, D + 1], presence bool[R, M], answers f64[R, T] (or labels 0, 1)."""
-    rng = np.random.default_rng([2026, world])
-    centre_MCD = spread * rng.standard_normal((modalities, clusters, width))
-    map_MCTD = rng.standard_normal((modalities, clusters, tasks, width))
+def draw(**options: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens f32[R, M, D + 1], presence bool[R, M], answers f64[R, T] (or labels 0, 1).
+
+    Options as for `spec`.
+    """
+    own = types.SimpleNamespace(**(spec.__kwdefaults__ or {}) | options)
+    rows, modalities, clusters, tasks = own.rows, own.modalities, own.clusters, own.tasks
+    rng = np.random.default_rng([2026, own.world])
+    shape = modalities, clusters
+    centre_MCD = own.spread * rng.standard_normal((*shape, own.width))
+    map_MCTD = rng.standard_normal((*shape, tasks, own.width))
     map_MCTD /= np.linalg.norm(map_MCTD, axis=-1, keepdims=True)
     cluster_RM = rng.integers(clusters, size=(rows, modalities))
-    z_RMD = rng.standard_normal((rows, modalities, width))
-    present_RM = rng.random((rows, modalities)) >= missing
+    z_RMD = rng.standard_normal((rows, modalities, own.width))
+    present_RM = rng.random((rows, modalities)) >= own.missing
     present_RM[np.arange(rows), rng.integers(modalities, size=rows)] = True
     m = np.arange(modalities)
     part_RMT = np.einsum("rmtd,rmd->rmt", map_MCTD[m, cluster_RM], z_RMD)
     answer_RT = (part_RMT * present_RM[..., None]).sum(1)
-    if kind == "binary":  # log-odds of standard deviation near 3
+    if own.kind == "binary":  # log-odds of standard deviation near 3
         answer_RT = answer_RT * 3.0 / modalities**0.5
         answer_RT = rng.random(answer_RT.shape) < 1 / (1 + np.exp(-answer_RT))
     else:
-        answer_RT = answer_RT / modalities**0.5 + noise * rng.standard_normal(answer_RT.shape)
+        answer_RT = answer_RT / modalities**0.5 + own.noise * rng.standard_normal(answer_RT.shape)
     tokens_RMD = np.concatenate([centre_MCD[m, cluster_RM] + z_RMD, cluster_RM[..., None]], -1)
     return tokens_RMD.astype(np.float32), present_RM, answer_RT.astype(np.float64)
 

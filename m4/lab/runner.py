@@ -5,14 +5,15 @@ OUT/rows/<cell>.json      one row a run, whole or not at all, never written twic
 OUT/predictions/<cell>.npz   of the test split, rows in order; patients are numbers from 0
 OUT/selections/<cell>.npz    what experts some validation tokens got, at every evaluation
 OUT/tuning/<arm>.json     what was tried, by validation
-OUT/claims/<arm>          who runs an arm just now
+OUT/claims/<arm>          who runs an arm just now: a lock like that of a work directory
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,7 @@ from m4.eval import metrics, results, subsets
 from m4.eval.bootstrap import number
 from m4.eval.predictions import Predictions
 from m4.eval.scorer import Scorer
-from m4.lab import fitting, interventions, sizes, special, study
-from m4.lab.claims import claimed
+from m4.lab import fitting, interventions, sizes, special, study, together
 from m4.lab.documents import read_json
 from m4.lab.study import LAYER, Arm, Study
 from m4.moe import route
@@ -38,11 +38,12 @@ from m4.run import preflight, programs
 from m4.run.method import make_method
 from m4.run.setup import context
 from m4.specs import LOWER_IS_BETTER, DataSpec
+from m4.train import workdir
 from m4.train.digest import named
 from m4.train.step import init_params
 
 PROBED = 256  # rows of the validation split whose routing is kept at every evaluation
-SCHEMA = 1
+SCHEMA = 2
 
 
 def begin(out: Path, asked: Study, arms: list[Arm], left: Mapping[str, str]) -> None:
@@ -63,6 +64,8 @@ def begin(out: Path, asked: Study, arms: list[Arm], left: Mapping[str, str]) -> 
     path = out / "study.json"
     if path.exists():
         before = read_json(path)
+        if before.get("schema") != SCHEMA:
+            raise ConfigError(f"--out={out}: is of another version of the lab; choose another")
         changes = configs.diff(before["plan"], document["plan"], harmless=())
         if changes:
             raise ConfigError(
@@ -103,36 +106,72 @@ def run(asked: Study, arms: list[Arm], out: Path, *, shard: tuple[int, int] = (0
         if time.monotonic() > until:
             notes.append(f"{name}: not begun within the budget of {asked.budget}")
             continue
-        with claimed(out / "claims" / arm.key) as mine:
-            if not mine:
-                notes.append(f"{name}: is run by another process")
+        with _claimed(out / "claims" / arm.key) as why_not:
+            if why_not:
+                notes.append(f"{name}: {why_not}")
                 continue
             print(f"arm      {name}: seeds {', '.join(map(str, missing))}", flush=True)
             try:
-                notes += _arm(asked, arm, missing, out, until)
+                said = _arm(asked, arm, missing, out, until)
             except (ConfigError, DivergedError) as error:
-                notes += [f"{name}: {line}" for line in error.args]
+                said = error.args
+            notes += [f"{name}: {line}" for line in said]
     return notes
 
 
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[str]:
+    """Holds an arm until the block ends; or says who does, or why it cannot be held."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(workdir.locked(folder))
+            why = ""
+        except ConfigError as error:
+            why = str(error.args[0]).partition(";")[0]
+        yield why
+
+
 def _arm(asked: Study, arm: Arm, missing: list[int], out: Path, until: float) -> list[str]:
+    """Runs seeds of an arm; returns which were not, and why."""
     preflight.require(arm.at(missing[0]), None)
     known: dict[str, Compiled] = {}
     arm, tried = _tuned(asked, arm, out, known)
-    for seed in missing:
+    left = [s for s in missing if not (out / "rows" / f"{tried['cell']}-s{s}.json").exists()]
+    groups = [[seed] for seed in left] if asked.together == "loop" else [left] * bool(left)
+    notes: list[str] = []
+    for seeds in groups:
         if time.monotonic() > until:
-            return [f"{arm.label} {arm.family or ''}: budget spent before seed {seed}"]
-        if (out / "rows" / f"{tried['cell']}-s{seed}.json").exists():
-            continue
-        config = arm.at(seed)
-        data = fitting.data_of(config)
-        own = _compiled(known, data)
-        document = _cell(asked, arm, own, data, seed, out, tried)
-        path = out / "rows" / f"{tried['cell']}-s{seed}.json"
-        path.parent.mkdir(exist_ok=True)
-        atomic.write(path, json.dumps(seal.sealed(document)) + "\n")
-        print(f"         seed {seed}: {document['metric']} {document['value']}", flush=True)
-    return []
+            return [*notes, f"budget of {asked.budget} spent before seed {seeds[0]}"]
+        cells = [fitting.data_of(arm.at(seed)) for seed in seeds]
+        own, first = _compiled(known, cells[0]), time.process_time()
+        fits = _fitted(asked.together, own, cells)
+        cpu = (time.process_time() - first) / len(seeds)
+        for seed, data, found in zip(seeds, cells, fits, strict=True):
+            if isinstance(found, DivergedError):
+                notes += [f"seed {seed}: {line}" for line in found.args]
+                continue
+            document = _cell(asked, arm, own, data, seed, out, tried, found, cpu)
+            path = out / "rows" / f"{tried['cell']}-s{seed}.json"
+            path.parent.mkdir(exist_ok=True)
+            atomic.write(path, json.dumps(seal.sealed(document)) + "\n")
+            print(f"         seed {seed}: {document['metric']} {document['value']}", flush=True)
+    return notes
+
+
+def _fitted(
+    how: str, own: "Compiled", cells: list[fitting.Seeded]
+) -> Sequence[fitting.Fit | DivergedError]:
+    """What each cell comes to: one by one, or all in one program."""
+    stepping = own.stepping(how, cells)
+    if how != "loop":
+        return together.fit(own.programs, stepping, cells)
+    out: list[fitting.Fit | DivergedError] = []
+    for data in cells:
+        try:
+            out.append(fitting.fit(own.programs, stepping, data))
+        except DivergedError as error:
+            out.append(error)
+    return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +182,23 @@ class Compiled:
     intervened: Any  # compiled like `programs.predict`, None without a gate
     shapes: Any  # of its parameters
     seconds: float  # of compiling it
+    steps: dict[int, fitting.Stepping] = dataclasses.field(default_factory=dict)  # by seeds at once
+
+    def stepping(self, how: str, cells: list[fitting.Seeded]) -> fitting.Stepping:
+        """The train step for cells, compiled when it is asked for first.
+
+        Raises ConfigError for cells that cannot be trained together.
+        """
+        setup, rows = self.programs.setup, cells[0].config.train.batch_size
+        number = 1 if how == "loop" else len(cells)
+        if how != "loop" and not all(fitting.serves(self.programs, data) for data in cells):
+            raise ConfigError(f"together={how!r}: seeds differ in their data; leave it out")
+        if number not in self.steps and how == "loop":
+            self.steps[number] = fitting.compile_step(setup, rows)
+        elif number not in self.steps:
+            kind = "vmap" if how == "vmap" else "map"
+            self.steps[number] = together.compile_step(setup, rows, number, kind)
+        return self.steps[number]
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Compiled":
@@ -195,19 +251,26 @@ def _tuned(
     else:
         for changes in study.points(asked.tune["axes"]):
             config = configs.check(nested(configs.flatten(arm.config) | changes), {}, arm.label)
-            values = []
-            for seed in asked.tune["seeds"]:
-                tried = ml_collections.ConfigDict(config.to_dict() | {"seed": seed}).lock()
-                data = fitting.data_of(tried)
-                found = fitting.fit(_compiled(known, data).programs, data)
+            seeded = [config.to_dict() | {"seed": seed} for seed in asked.tune["seeds"]]
+            cells = [fitting.data_of(ml_collections.ConfigDict(own).lock()) for own in seeded]
+            values: list[float] = []
+            for found in _fitted(asked.together, _compiled(known, cells[0]), cells):
+                if isinstance(found, DivergedError):
+                    values.append(float("nan"))
+                    continue
                 (at,) = [line for line in found.curve if line["step"] == found.step]
                 values.append(at[metric])
-            trials.append({"changes": changes, "values": values, "mean": float(np.mean(values))})
+            mean = number(float(np.mean(values)))
+            told = [*map(number, values)]
+            trials.append({"changes": changes, "values": told, "mean": mean})
             print(f"         tuning {changes}: {metric} {np.mean(values):.4g}", flush=True)
         path.parent.mkdir(exist_ok=True)
         atomic.write(path, json.dumps(seal.sealed({"trials": trials})) + "\n")
     lower = metric.rpartition("/")[2] in LOWER_IS_BETTER
-    best = min(trials, key=lambda trial: trial["mean"] if lower else -trial["mean"])
+    sound = [trial for trial in trials if trial["mean"] is not None]
+    if not sound:
+        raise DivergedError(f"tuning: no values of {', '.join(asked.tune['axes'])} can be trained")
+    best = min(sound, key=lambda trial: trial["mean"] if lower else -trial["mean"])
     config = configs.check(nested(configs.flatten(arm.config) | best["changes"]), {}, arm.label)
     tuned = dataclasses.replace(arm, config=config.to_dict() | {"seed": 0})
     return tuned, {"cell": arm.key, "trials": trials}
@@ -221,11 +284,12 @@ def _cell(
     seed: int,
     out: Path,
     tried: Mapping[str, Any],
+    found: fitting.Fit,
+    cpu: float,
 ) -> dict[str, Any]:
-    """One run: trains, predicts the test split under subsets, measures; writes all but the row."""
+    """One trained run: predicts the test split under subsets, measures; writes all but the row."""
     first = time.process_time()
     setup, spec = own.programs.setup, data.spec
-    found = fitting.fit(own.programs, data)
     with context(setup.mesh):
         test, scores = _tested(own.programs, data, found.params)
         needed = _necessity(asked, arm, own, data, found.params, test)
@@ -239,7 +303,7 @@ def _cell(
         path.parent.mkdir(exist_ok=True)
         with atomic.replaced(path) as partial, open(partial, "wb") as file:
             np.savez_compressed(file, **special.sparse(chosen))  # pyright: ignore[reportArgumentType]
-    layer = getattr(setup.method, "moe", None)
+    layer, stepping = getattr(setup.method, "moe", None), next(iter(own.steps.values()))
     routed = float(sum(load.load.sum() for load in test.routing.values()))
     counts = sizes.parameters(found.params, arm.config["method"].get("moe", {}))
     return {
@@ -255,15 +319,16 @@ def _cell(
         "tuning": tried["trials"],
         "parameters": counts,
         "digest": digest_of(found.params),
-        "flops_per_step": own.programs.flops,
-        "compile_s": round(own.programs.seconds + own.seconds, 3),
+        "flops_per_step": stepping.flops,
+        "compile_s": round(own.programs.seconds + own.seconds + stepping.seconds, 3),
         "step_s": found.seconds / arm.config["train"]["steps"],
-        "cpu_s": round(time.process_time() - first, 3),
-        "peak_bytes": own.programs.peak_bytes,
+        "cpu_s": round(cpu + time.process_time() - first, 3),
+        "together": asked.together,
+        "peak_bytes": stepping.peak_bytes,
         "device": str(jax.devices()[0].device_kind),
         "balance": found.balance,
         "saturation": {
-            "steps": [line["step"] for line in found.curve],
+            "steps": [0, *(line["step"] for line in found.curve)],
             **{layer: special.saturation(chosen) for layer, chosen in probed.items()},
         },
         "experts": _experts(data, test, seed),

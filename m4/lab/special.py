@@ -1,8 +1,8 @@
 """What experts do: what they know, if they are needed, when they settle, whether seeds agree.
 
 Everything that chance alone brings is taken off: information has the mean of its permutation null
-removed (adjusted mutual information), agreement the agreement of unrelated seeds, an ablation that
-of random experts which carry the same load.
+removed (adjusted mutual information), agreement that of the same seeds before their first step, an
+ablation that of random experts which carry the same load.
 
 Letters: R rows, M modalities, E experts, G groups, N tokens.
 """
@@ -84,17 +84,14 @@ def saturation(selections: Sequence[np.ndarray]) -> list[float]:
     return [float(np.minimum(found, last).sum() / total) for found in selections]
 
 
-def agreement(a_RME: np.ndarray, b_RME: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
+def agreement(a_RME: np.ndarray, b_RME: np.ndarray) -> float:
     """How far two seeds send the same tokens to the same experts, up to the experts' names.
 
-    Experts are matched so that most choices agree (Hungarian). `chance` is the same of `b` with its
-    tokens exchanged: matching finds something in anything.
+    Experts are matched so that most choices agree (Hungarian): it finds something in anything.
     """
     tokens_a, tokens_b = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (a_RME, b_RME))
     has = (tokens_a.sum(1) > 0) & (tokens_b.sum(1) > 0)
-    tokens_a, tokens_b = tokens_a[has], tokens_b[has]
-    chance = np.mean([_matched(tokens_a, rng.permutation(tokens_b)) for _ in range(3)])
-    return {"agreement": _matched(tokens_a, tokens_b), "chance": float(chance)}
+    return _matched(tokens_a[has], tokens_b[has])
 
 
 def _matched(a_NE: np.ndarray, b_NE: np.ndarray) -> float:

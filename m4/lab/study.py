@@ -13,24 +13,24 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from m4 import config as configs
+from m4.config import rules
 from m4.config.plain import nested
 from m4.config.program import load_file
+from m4.data import data_sets
 from m4.errors import ConfigError
+from m4.lab import fields
 from m4.lab.nulls import NULLS
-from m4.specs import METRICS
 
 LAYER = "method.moe"
 DENSE_UP_TO = 256  # experts of which `dense_mean` runs every one
-MATCHED = ("router", "active", "total", "flops")
-UNITS = {"s": 1, "min": 60, "h": 3600}
+UNNAMED = ("seed", "data.raw_dir", "data.dir", "train.log_every", "train.save_every")
+UNNAMED += ("train.watchdog",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +46,10 @@ class Arm:
 
     @property
     def key(self) -> str:
-        """Its hash. Where files lie and how often a run logs are no part of it."""
-        plain = {k: v for k, v in self.config.items() if k != "seed"}
-        data = {k: v for k, v in plain["data"].items() if k not in ("raw_dir", "dir")}
-        named = {"label": self.label, "plan": self.plan, "config": plain | {"data": data}}
-        return digest(named)[:16]
+        """Its hash. Where files lie and how often a run logs or saves are no part of it."""
+        flat = configs.flatten(self.config)
+        own = {name: value for name, value in flat.items() if name not in UNNAMED}
+        return digest({"label": self.label, "plan": self.plan, "config": nested(own)})[:16]
 
     def at(self, seed: int) -> ml_collections.ConfigDict:
         """The configuration of a cell: that of `m4.main --config_json`."""
@@ -75,9 +74,12 @@ class Study:
     set: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the base, changed
     by_arm: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # of an arm
     tune: Mapping[str, Any] | None = None  # axes, seeds: the same for every arm, on validation
-    match: Mapping[str, Any] | None = None  # what (of `MATCHED`), unmatched: arms that may differ
+    match: Mapping[str, Any] | None = (
+        None  # what (of `fields.MATCHED`), unmatched: arms that may differ
+    )
     metric: str = ""  # 'task/metric'; '': train.select
     budget: str = ""  # '30min': no cell is begun after that
+    together: str = "loop"  # seeds one by one, or all in a program: 'map' (same bits), 'vmap'
 
     def plan(self) -> dict[str, Any]:
         """What must not change once there are rows."""
@@ -85,13 +87,8 @@ class Study:
         return json.loads(json.dumps({f: plain(getattr(self, f)) for f in fields}))
 
     def seconds(self) -> float:
-        """The budget. Raises ConfigError for what is no time."""
-        if not self.budget:
-            return math.inf
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", self.budget)
-        if not found:
-            raise ConfigError(f"budget={self.budget!r}: must be a time such as 90s, 30min or 2h")
-        return float(found[1]) * UNITS[found[2]]
+        """The budget."""
+        return fields.seconds(self.budget)
 
 
 def load(target: str, **changes: Any) -> Study:
@@ -101,69 +98,17 @@ def load(target: str, **changes: Any) -> Study:
     """
     given = load_file(target)
     given = given.to_dict() if isinstance(given, ml_collections.ConfigDict) else dict(given)
-    given |= changes
-    fields = {field.name: field for field in dataclasses.fields(Study)}
-    problems = [
-        f"{name}: no such field of a study; it has: {', '.join(fields)}"
-        for name in sorted({*given} - {*fields})
-    ]
-    lacking = [
+    given = {name: plain(value) for name, value in (given | changes).items()}
+    known = {field.name: field for field in dataclasses.fields(Study)}
+    needed = [
         name
-        for name, field in fields.items()
-        if name not in given
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        for name, field in known.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
-    margin = given.get("margin")
-    if not isinstance(margin, Mapping) or "margin" in lacking:
-        problems.append(f"margin={margin!r}: must be dict(value=..., reason='...')")
-    else:
-        value, reason = margin.get("value"), margin.get("reason")
-        number = isinstance(value, int | float) and math.isfinite(value) and value > 0
-        if not number or not isinstance(reason, str) or len(reason.split()) < 3:
-            problems.append(
-                f"margin: value={value!r}, reason={reason!r}: write down before a run which"
-                " difference would not matter, a number above 0, and why, in a sentence"
-            )
-    problems += [f"{name}: is missing from {target}" for name in lacking if name != "margin"]
-    problems += [] if problems else _problems(given)
+    problems = fields.problems(given, known=tuple(known), needed=needed, source=target)
     if problems:
         raise ConfigError(*problems)
     return Study(**given)
-
-
-def _problems(given: Mapping[str, Any]) -> list[str]:
-    problems = []
-    axes, compare = given["axes"], given.get("compare", f"{LAYER}.gate")
-    if not isinstance(axes, Mapping) or any(isinstance(v, str) for v in axes.values()):
-        return ["axes: must be {field: (value, value, ...)}"]
-    if compare not in axes:
-        problems.append(f"compare={compare!r}: is no axis; axes are {', '.join(axes)}")
-    elif given.get("reference", "linear") not in list(axes[compare]):
-        found = ", ".join(map(str, axes[compare]))
-        problems.append(f"reference={given.get('reference', 'linear')!r}: is none of {found}")
-    unknown = [name for name in given.get("nulls", ()) if name not in NULLS]
-    problems += [f"nulls: {name!r} is none of {', '.join(NULLS)}" for name in unknown]
-    seeds = list(given.get("seeds", range(5)))
-    if (
-        len(set(seeds)) < 2
-        or len(set(seeds)) != len(seeds)
-        or any(type(s) is not int for s in seeds)
-    ):
-        problems.append(f"seeds={seeds}: must be two or more different numbers")
-    metric = given.get("metric", "")
-    if metric and metric.rpartition("/")[2] not in {n for names in METRICS.values() for n in names}:
-        problems.append(f"metric={metric!r}: must be 'task/metric'")
-    tune = given.get("tune")
-    if tune is not None:
-        if not isinstance(tune, Mapping) or not tune.get("axes") or not tune.get("seeds"):
-            problems.append("tune: must be dict(axes={field: values}, seeds=(...))")
-        elif {*tune["seeds"]} & {*seeds}:
-            problems.append(f"tune.seeds={tune['seeds']}: must be other seeds than the runs'")
-    match = given.get("match")
-    if match is not None and (not isinstance(match, Mapping) or match.get("what") not in MATCHED):
-        problems.append(f"match: must be dict(what=one of {', '.join(MATCHED)}, unmatched=(...))")
-    return problems
 
 
 def arms(study: Study) -> tuple[list[Arm], dict[str, str]]:
@@ -176,12 +121,21 @@ def arms(study: Study) -> tuple[list[Arm], dict[str, str]]:
     found = load_file(base) if isinstance(base, str) else base
     found = found.to_dict() if isinstance(found, ml_collections.ConfigDict) else plain(found)
     flat = configs.flatten(found) | dict(study.set)
-    plan, problems = digest(study.plan()), []
+    plan, problems = digest(study.plan()), list[str]()
     compared = [
         (str(_name(study.compare, value)), value, False) for value in study.axes[study.compare]
     ]
     compared += [(name, NULLS[name], True) for name in study.nulls]
+    labels = [label for label, _, _ in compared]
+    problems += fields.label_problems(labels, study.by_arm, study.match or {})
     others = {axis: values for axis, values in study.axes.items() if axis != study.compare}
+    problems += [
+        f"axes: {axis}: {name} twice; give one of them another name"
+        for axis, values in others.items()
+        for name in fields.twice([str(_name(axis, value)) for value in values])
+    ]
+    if problems:
+        raise ConfigError(*problems)
     out, left = [], {}
     for family in _points(others):
         for label, value, null in compared:
@@ -197,14 +151,31 @@ def arms(study: Study) -> tuple[list[Arm], dict[str, str]]:
                 continue
             try:
                 config = configs.check(nested(flat | changes), {}, source).to_dict()
+                for more in _asked_later(study):
+                    configs.check(nested(flat | changes | more), {}, source)
             except ConfigError as error:
                 problems += [f"{name}: {line}" for line in error.args]
                 continue
             reference = not null and value == study.reference
             out.append(Arm(label, family, config | {"seed": 0}, null, reference, plan))
+    problems += [] if problems else _metric_problems(study, out[0])
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return out, left
+
+
+def _metric_problems(study: Study, arm: Arm) -> list[str]:
+    """What is wrong with the metric, which may be another than the one that picks a step."""
+    config, data = arm.config, arm.config["data"]
+    config = config | {"train": config["train"] | {"select": metric_of(study, arm)}}
+    spec = data_sets.find(data["name"]).spec(**data["options"])
+    return [p.replace("train.select", "metric") for p in rules.data_problems(config, spec)]
+
+
+def _asked_later(study: Study) -> Iterator[dict[str, Any]]:
+    """Changes of an arm, of its tuning, that must be right before anything runs."""
+    for axis, values in (study.tune or {}).get("axes", {}).items():
+        yield from (_changed(axis, value) for value in values)
 
 
 def metric_of(study: Study, arm: Arm) -> str:

@@ -20,7 +20,9 @@ OPTIONS = {"full": {}, "some": OLDER, "little": OLDER | {"xla_backend_optimizati
 
 
 def step_effort(config: ml_collections.ConfigDict) -> Effort:
-    """Of the train step."""
+    """Of the train step: as `train.compile` says, or by the rows that a run trains on."""
+    if config.train.get("compile", "auto") != "auto":
+        return config.train.compile
     rows = config.train.steps * config.train.batch_size
     return "little" if rows <= LITTLE_ROWS else "some" if rows <= SOME_ROWS else "full"
 
@@ -28,6 +30,8 @@ def step_effort(config: ml_collections.ConfigDict) -> Effort:
 def predict_effort(config: ml_collections.ConfigDict) -> Effort:
     """Of predictions, of which a sweep over subsets makes many."""
     effort = step_effort(config)
+    if config.train.get("compile", "auto") != "auto" and not config.eval.subsets:
+        return "full" if effort == "full" else "little"
     return "some" if effort == "little" and config.eval.subsets else effort
 
 

@@ -95,6 +95,17 @@ def like_step(model: Model, num_rows: int) -> tuple[Any, Any, Any, Any]:
     return state, totals, batch, given
 
 
+def step_of(model: Model) -> Callable[..., Any]:
+    """`(state, totals, batch, (inputs, scaling)) -> (state, totals)`, to be compiled."""
+
+    def step(state, totals, batch, inputs):
+        own, scaling = inputs
+        batch = task_losses.in_loss_units(model.spec, batch, scaling)
+        return model.step.apply(state, totals, batch, own)
+
+    return step
+
+
 def compile_step(model: Model, num_rows: int, accept: Callable[[list[str]], None] | None = None):
     """The train step for batches of `num_rows`, and a function that makes fresh totals.
 
@@ -107,13 +118,7 @@ def compile_step(model: Model, num_rows: int, accept: Callable[[list[str]], None
     placed = jax.tree.map(lambda x: x.sharding, state)
     options = compiler.options(model.efforts[0], model.mesh)
 
-    def step(state, totals, batch, inputs):
-        own, scaling = inputs
-        batch = task_losses.in_loss_units(model.spec, batch, scaling)
-        return model.step.apply(state, totals, batch, own)
-
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(placed, whole))
-
+    jitted = jax.jit(step_of(model), donate_argnums=0, out_shardings=(placed, whole))
     cuts = [like(cut, num_rows, model.mesh) for cut in model.cuts]
     lowered = [jitted.lower(state, totals, cut, given) for cut in cuts]
     if accept is not None:

@@ -229,7 +229,7 @@ class _Log:
         number, steps, totals, times = self._pending
         self._pending = None
         totals = jax.device_get(totals)
-        self.hooks.writer.write_scalars(number, _scalars(totals, steps) | times)
+        self.hooks.writer.write_scalars(number, scalars(totals, steps) | times)
         if totals.bad >= self._plan.max_bad:
             why = guard.reasons(totals.nonfinite, totals.spikes)
             raise DivergedError(
@@ -246,15 +246,15 @@ class _Log:
             )
 
 
-def _scalars(totals: Totals, steps: int) -> dict[str, float]:
+def scalars(totals: Totals, steps: int) -> dict[str, float]:
     """Means over the interval; an expert-load vector becomes its coefficient of variation."""
-    scalars: dict[str, float] = {}
+    out: dict[str, float] = {}
     for name, mean in sorted(totals.means.items()):
         value = np.asarray(mean.total) / mean.weight if mean.weight else np.full((), np.nan)
         if value.ndim == 0:
-            scalars[f"train/{name}"] = float(value)
+            out[f"train/{name}"] = float(value)
         else:
-            scalars[f"train/{name}_cv"] = float(value.std() / max(value.mean(), 1e-30))
-    scalars["train/skipped"] = steps - round(float(totals.means["loss"].weight))
-    scalars["train/spikes"] = int(totals.spikes)
-    return scalars
+            out[f"train/{name}_cv"] = float(value.std() / max(value.mean(), 1e-30))
+    out["train/skipped"] = steps - round(float(totals.means["loss"].weight))
+    out["train/spikes"] = int(totals.spikes)
+    return out

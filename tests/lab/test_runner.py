@@ -1,6 +1,8 @@
 """Studies run as a user runs them: once, in parts, and by several processes that may be killed."""
 
 import json
+import subprocess
+import sys
 
 import ml_collections
 import numpy as np
@@ -76,6 +78,7 @@ def test_a_row_holds_what_a_reader_needs(lab):
     assert row["parameters"] == {"total": 357, "active": 211, "router": 64}
     assert row["flops_per_step"] > 0 and row["peak_bytes"] > 0 and row["step_s"] > 0
     assert row["saturation"]["moe"][-1] == 1.0 and len(row["balance"]) == 2
+    assert row["saturation"]["steps"] == [0, 2, 4] and row["together"] == "loop"
     assert set(row["necessity"]) == {"intact", "without_first", "shuffled", "ablated"}
     assert row["necessity"]["intact"] == pytest.approx(row["value"], rel=1e-5)
     assert row["necessity"]["shuffled"] != row["necessity"]["intact"]
@@ -100,6 +103,27 @@ def test_nothing_runs_twice_and_parts_are_the_whole(lab):
         k: v for k, v in first.items() if k not in timed
     }
     assert len(calls) == before + 1
+
+
+def test_an_arm_of_another_process_is_left_to_it_until_that_is_dead(lab, capsys):
+    folder, _ = lab
+    path = next((folder / "whole/rows").iterdir())
+    text, key = path.read_text(), path.stem.partition("-")[0]
+    path.unlink()
+    hold = (
+        "from pathlib import Path; from m4.train.workdir import locked; import time\n"
+        f"with locked(Path({str(folder / 'whole/claims' / key)!r})): print(1, flush=True), "
+        "time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout and holder.stdout.readline() == "1\n"
+    assert main(["--config=own.py", "--out=whole"]) == 9
+    assert f"in use by process {holder.pid}" in capsys.readouterr().out
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    assert main(["--config=own.py", "--out=whole"]) == 0
+    assert json.loads(path.read_text())["digest"] == json.loads(text)["digest"]
 
 
 def test_a_margin_is_not_moved(lab, capsys):

@@ -47,6 +47,30 @@ WRONG = {
     "reference='gaussian'": "is none of linear, laplace, cosine",
     "tune=dict(axes={'optim.lr': (1e-2,)}, seeds=(1,))": "other seeds",
     "match=dict(what='weights')": "must be dict(what=one of router",
+    "match=dict(what='router', unmached=())": "must be dict(what=one of router",
+    "margin=dict(value=True, reason='it is small enough')": "above 0",
+    "margin=dict(value=float('inf'), reason='it is small enough')": "above 0",
+    "margin=dict(value=0.1, reason='it is small enough', reasn='')": "must be dict(value",
+    "base=3": "base=3: must be 'configs/x.py:variant'",
+    "axes=3": "axes=3: must be {field",
+    "axes={GATE: 'linear'}": "must be {field: (value, value, ...)}",
+    "axes={GATE: ()}": "must be {field: (value, value, ...)}",
+    "axes={GATE: ('linear', 'laplace'), 'seed': (0, 1)}": "seed: is no axis",
+    "seeds=3": "seeds=3: must be two or more",
+    "seeds=(0, 1.0)": "must be two or more",
+    "seeds=(0, -1)": "must be two or more",
+    "nulls='content_hash'": "nulls='content_hash': must be names of",
+    "nulls=None": "nulls=None: must be names of",
+    "set=('optim.lr', 1e-3)": "must be {field: value}",
+    "by_arm={'cosine': 3}": "must be {arm: {field: value}}",
+    "tune=dict(axes=('optim.lr',), seeds=(7,))": "must be dict(axes=",
+    "tune=dict(axes={'optim.lr': (1e-2,)}, seeds=7)": "must be dict(axes=",
+    "tune=dict(axes={'optim.lr': (1e-2,)}, seeds=(7,), trials=3)": "must be dict(axes=",
+    "budget=30": "budget=30: must be a time",
+    "metric=3": "metric=3: must be 'task/metric'",
+    "metric='rmse'": "must be 'task/metric'",
+    "together='threads'": "must be one of loop, map, vmap",
+    "compare=None": "compare=None: must be a field",
     "marign=1": "no such field of a study",
     "metric='y0/auc'": "must be 'task/metric'",
 }
@@ -65,6 +89,31 @@ def test_a_wrong_arm_names_itself(load):
         study.arms(asked)
     assert "laplas (num_experts=4): method.moe.gate='laplas'" in caught.value.args[0]
     assert len(caught.value.args) == 2
+
+
+TYPOS = {
+    "by_arm={'cosin': {'method.moe.rank': 3}}": "by_arm: 'cosin' is no arm (did you mean cosine?)",
+    "match=dict(what='router', unmatched=('sigmoid',))": "match.unmatched: 'sigmoid' is no arm",
+    "tune=dict(axes={'optim.lrr': (1e-2,)}, seeds=(7,))": "linear: optim.lrr: no such field",
+    "metric='y1/rmse'": "y1",
+    "axes={GATE: ('linear', {GATE: 'linear', 'optim.lr': 1e-3})}": "two arms are called linear",
+    "axes={GATE: ('linear',), 'optim.lr': (1e-2, {'optim.lr': 1e-2})}": "optim.lr: 0.01 twice",
+}
+
+
+@pytest.mark.parametrize("changes", TYPOS)
+def test_names_that_no_arm_has_are_refused(load, changes):
+    with pytest.raises(ConfigError) as caught:
+        study.arms(load(changes))
+    assert TYPOS[changes] in "\n".join(caught.value.args)
+
+
+def test_how_often_a_run_logs_makes_no_other_rows(load):
+    keys = [
+        [arm.key for arm in study.arms(load(f"set={changes}"))[0]]
+        for changes in ("{}", "{'train.log_every': 1, 'data.dir': 'x'}", "{'train.steps': 5}")
+    ]
+    assert keys[0] == keys[1] and not {*keys[0]} & {*keys[2]}
 
 
 def test_arms_are_the_grid_and_the_nulls(load):
