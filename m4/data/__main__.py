@@ -22,7 +22,7 @@ from pathlib import Path
 
 from m4 import local
 from m4.data import data_sets
-from m4.errors import ConfigError, DataError, UserError
+from m4.errors import ConfigError, DataError, told
 
 OWN = {"embed": "sets.mimiciv.embeddings.command", "fake": "fake"}  # with options of their own
 USAGE = (
@@ -58,9 +58,8 @@ def main(args: Sequence[str]) -> int:
                 data_sets.find(name).download(local.folder(raw_dir, "RAW_DIR"))
             case _:
                 raise ConfigError(USAGE)
-    except UserError as error:
-        print(*error.lines(), sep="\n", file=sys.stderr)
-        return error.exit_code
+    except Exception as error:
+        return told(error)
     return 0
 
 

@@ -16,14 +16,14 @@ from flax import traverse_util
 from m4 import atomic, local, methods
 from m4 import config as configs
 from m4.config import code, trust
-from m4.errors import MAX_LINE, ConfigError, UserError
+from m4.errors import MAX_LINE, ConfigError, told
 from m4.interop import convert, state_dicts
 from m4.modes import eval as eval_mode
 from m4.nn.torch_table import Layout
 from m4.run import trained
 from m4.run.setup import Setup, make_setup
 from m4.run.workspace import prepare, use_cache
-from m4.train import workdir
+from m4.train import retention, workdir
 from m4.train.checkpoint import Checkpoints
 
 # Options on which no tensor's shape depends.
@@ -81,11 +81,10 @@ def main(args: Sequence[str]) -> int:
         config = configs.load(job.flags)
         check(config, job)
         {"import": import_, "export": export}[job.command](config, job)
-    except UserError as error:
+    except Exception as error:
         if "--debug" in args:
             traceback.print_exc()
-        print(*error.lines(), sep="\n", file=sys.stderr)
-        return error.exit_code
+        return told(error)
     return 0
 
 
@@ -131,9 +130,10 @@ def check(config: ml_collections.ConfigDict, job: Job) -> None:
         for section in ("text", "image")
         if config[section].file
     ]
-    written = {"import": ("--out", job.folder / "checkpoints"), "export": ("--torch", job.file)}
-    flag, taken = written[job.command]
-    if taken.exists():
+    folder = job.folder / "checkpoints"
+    begun = any(retention.complete(path) for path in folder.glob("*/"))  # not half written
+    if begun if job.command == "import" else job.file.exists():
+        flag, taken = ("--out", folder) if job.command == "import" else ("--torch", job.file)
         lines.append(f"{flag}: {taken} exists; choose another")
     if lines:
         raise ConfigError(*lines)

@@ -14,14 +14,16 @@
 
 static char prefix[4096];
 static volatile int armed;
-static volatile long count, nth;
-static int killing;
+static volatile long count, pieces, nth;
+static long large;
+static int kind; /* of the fault: 0 the call fails, 1 it kills, 2 a piece of memory is not had */
 
-void m4_arm(const char *folder, long n, int kill_there) {
+void m4_arm(const char *folder, long n, int what, long bytes) {
   snprintf(prefix, sizeof prefix, "%s", folder);
-  count = 0; nth = n; killing = kill_there; armed = 1;
+  count = 0; pieces = 0; nth = n; kind = what; large = bytes; armed = 1;
 }
 long m4_count(void) { armed = 0; return count; }
+long m4_pieces(void) { return pieces; }
 
 static int below(const char *path) {
   return path && !strncmp(path, prefix, strlen(prefix));
@@ -38,11 +40,28 @@ static int at(int fd, const char *path) {
   if (path && path[0] == '/') return below(path);
   return fd == AT_FDCWD ? 0 : below_fd(fd);
 }
+/* Whether this piece of memory is the one that is not had. */
+static int short_of(size_t size) {
+  if (!armed || (long)size < large) return 0;
+  if (__sync_add_and_fetch(&pieces, 1) != nth || kind != 2) return 0;
+  errno = ENOMEM;
+  return 1;
+}
+extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t);
+extern void *__libc_realloc(void *, size_t), *__libc_memalign(size_t, size_t);
+void *malloc(size_t n) { return short_of(n) ? 0 : __libc_malloc(n); }
+void *calloc(size_t k, size_t n) { return short_of(k * n) ? 0 : __libc_calloc(k, n); }
+void *realloc(void *p, size_t n) { return short_of(n) ? 0 : __libc_realloc(p, n); }
+void *memalign(size_t a, size_t n) { return short_of(n) ? 0 : __libc_memalign(a, n); }
+void *aligned_alloc(size_t a, size_t n) { return memalign(a, n); }
+int posix_memalign(void **p, size_t a, size_t n) {
+  return (*p = memalign(a, n)) || !n ? 0 : ENOMEM;
+}
 /* Whether this call is the one that fails. */
 static int hit(int watched, int error) {
   if (!armed || !watched) return 0;
-  if (__sync_add_and_fetch(&count, 1) != nth) return 0;
-  if (killing) { kill(getpid(), SIGKILL); pause(); }
+  if (__sync_add_and_fetch(&count, 1) != nth || kind == 2) return 0;
+  if (kind == 1) { kill(getpid(), SIGKILL); pause(); }
   errno = error;
   return 1;
 }

@@ -8,6 +8,7 @@ embed.json    encoder, revision, pooling and digests; written last
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ def write(out: Path, plan: Plan, stream: Iterator[Item], encode: Encode, batch_s
     note = parts / "plan.json"
     if note.exists() and json.loads(note.read_text()) != begun:
         raise ConfigError(f"embed: {out} was begun with other options: {note.read_text()}")
-    note.write_text(json.dumps(begun))
+    atomic.write(note, json.dumps(begun))
     number = 0
     while chunk := [*itertools.islice(stream, PART)]:
         path = parts / f"{number:06d}.npz"
@@ -59,7 +60,7 @@ def write(out: Path, plan: Plan, stream: Iterator[Item], encode: Encode, batch_s
     ids, vectors = _join(paths, out)
     facts = {**begun, "count": len(ids), "width": int(vectors.shape[1])}
     facts["sha256"] = sha256(out / "vectors.npy")
-    (out / FILE).write_text(json.dumps(facts, indent=1) + "\n")  # last: now it is complete
+    atomic.write(out / FILE, json.dumps(facts, indent=1) + "\n")  # last: now it is complete
     shutil.rmtree(parts)
     return len(ids)
 
@@ -69,13 +70,15 @@ def _join(paths: list[Path], out: Path) -> tuple[np.ndarray, np.ndarray]:
     every = [_part(path, "ids") for path in paths]
     ids = np.unique(np.concatenate(every))
     shape = (len(ids), _part(paths[0], "vectors").shape[1])
-    vectors = np.lib.format.open_memmap(out / "vectors.npy", "w+", np.float16, shape)
-    for path, own in reversed(
-        [*zip(paths, every, strict=True)]
-    ):  # of a repeated id the first stays
-        vectors[np.searchsorted(ids, own[::-1])] = _part(path, "vectors")[::-1]
-    vectors.flush()
-    np.save(out / "ids.npy", ids)
+    with atomic.replaced(out / "vectors.npy") as partial:
+        vectors = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
+        with open(partial, "r+b") as file:  # a disk that is full would end the process otherwise
+            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+        for path, own in reversed([*zip(paths, every, strict=True)]):  # the first of an id stays
+            vectors[np.searchsorted(ids, own[::-1])] = _part(path, "vectors")[::-1]
+        vectors.flush()
+    with atomic.replaced(out / "ids.npy") as partial, open(partial, "wb") as file:
+        np.save(file, ids)
     return ids, vectors
 
 
