@@ -41,7 +41,7 @@ from m4.errors import ConfigError
 from m4.eval import evaluate, interplay
 from m4.modes import tim
 from m4.run.setup import Setup, context, make_setup
-from m4.run.workspace import open_split, prepare, use_cache
+from m4.run.workspace import open_split, owned, prepare, use_cache
 
 PROBED = ("binary", "multiclass")
 MAX_ROWS = 10_000  # of a split that are read
@@ -82,12 +82,12 @@ class Kept:
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Trains, analyses, prints, writes. See `m4.main`."""
     del flags
-    folder.mkdir(parents=True, exist_ok=True)
-    use_cache(folder)
-    setup = make_setup(config, prepare(config))
-    with context(setup.mesh):
-        analyses = analyse(config, setup)
-    seal.write(folder, "interplay.json", json.dumps(analyses, indent=1) + "\n")
+    with owned(folder):
+        use_cache(folder)
+        setup = make_setup(config, prepare(config))
+        with context(setup.mesh):
+            analyses = analyse(config, setup)
+        seal.write(folder, "interplay.json", json.dumps(analyses, indent=1) + "\n")
     _print(analyses)
 
 

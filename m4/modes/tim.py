@@ -31,7 +31,7 @@ from m4.errors import ConfigError, DataError
 from m4.eval import evaluate, results, tim
 from m4.nn.pretrained import wrapper
 from m4.run.setup import Setup, context, make_optimiser, make_setup
-from m4.run.workspace import prepare, use_cache
+from m4.run.workspace import owned, prepare, use_cache
 from m4.train import step as steps
 
 METRICS = {"binary": "auroc", "multilabel": "auroc_macro", "multiclass": "auroc_macro"}
@@ -43,14 +43,21 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     tasks, number = flags.options.get("tasks", ""), flags.options.get("permutations", "0")
     if not number.isdecimal():
         raise ConfigError(f"--permutations={number}: must be a number of random orders")
-    folder.mkdir(parents=True, exist_ok=True)
-    use_cache(folder)
+    with owned(folder):
+        use_cache(folder)
+        scores = _scores(config, tasks, int(number))
+        seal.write(folder, "tim.json", json.dumps(scores, indent=1) + "\n")
+    _print(scores)
+
+
+def _scores(config: ml_collections.ConfigDict, tasks: str, number: int) -> dict[str, Any]:
+    """What `tim.json` holds."""
     setup = make_setup(config, prepare(config))
     chosen = _chosen(config, setup, tasks)
     with context(setup.mesh):
         value = tim.cached(_trainer(config, setup, chosen), len(chosen))
-        shapley = tim.shapley(value, len(chosen), num_permutations=int(number) or None)
-        scores = {
+        shapley = tim.shapley(value, len(chosen), num_permutations=number or None)
+        return {
             "tasks": chosen,
             "metric": [METRICS[setup.spec.task(name).kind] for name in chosen],
             "single": [float(value(frozenset({t}))[t]) for t in range(len(chosen))],
@@ -59,8 +66,6 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
             "leave_one_out": tim.leave_one_out(value, len(chosen)).tolist(),
             "pairwise": tim.pairwise(value, len(chosen)).tolist(),
         }
-    seal.write(folder, "tim.json", json.dumps(scores, indent=1) + "\n")
-    _print(scores)
 
 
 def _chosen(config, setup: Setup, tasks: str) -> list[str]:

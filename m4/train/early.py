@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
@@ -45,9 +46,31 @@ def free(number: int) -> bool:
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-    """Inside, a signal that would kill the process makes it `Leave`; Ctrl-C is Python's."""
-    with _instead({n: Leave() for n in ENDS if signal.getsignal(n) is signal.SIG_DFL}):
+    """Inside, a signal that would kill the process makes it `Leave`; Ctrl-C is Python's.
+
+    Also in the middle of a compilation, where Python runs no handler: a thread waits for signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
+        return
+    ears, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    with _instead({n: Leave() for n in ENDS if signal.getsignal(n) is signal.SIG_DFL}):
+        before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=_listen, args=(ears,), daemon=True).start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            mouth.close()  # ends the thread
+
+
+def _listen(ears: socket.socket) -> None:
+    with ears:
+        while received := ears.recv(64):
+            for number in received:
+                if isinstance(handler := signal.getsignal(number), Leave):
+                    handler(number, None)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """Vectors of a frozen encoder: what is encoded, pooling, pieces, going on, refusals."""
 
+import errno
 import functools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -117,3 +119,38 @@ def test_wrong_lines_end_in_one_line(raw, tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 2
     with pytest.raises(DataError, match="no embeddings"):
         mimiciv.cohort(raw, seed=0, modalities=("notes",), embeddings={"notes": str(tmp_path)})
+
+
+def test_a_kill_between_two_files_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
+    texts = [("a", functools.partial(str, "x"))]
+    replace, names = (
+        os.replace,
+        (f"{folder.PARTS}/plan.json", "vectors.npy", "ids.npy", folder.FILE),
+    )
+    for name in names:
+
+        def killed(source, target, name=name):
+            if str(target).endswith(name):
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                folder.write(tmp_path, PLAN, iter(texts), lambda t: np.ones((1, 2)), 1)
+        assert not (tmp_path / name).exists()
+    assert folder.write(tmp_path, PLAN, iter(texts), lambda t: np.ones((1, 2)), 1) == 1
+
+
+def test_a_full_disk_is_said(raw, tmp_path, monkeypatch, capsys):
+    """Vectors are written through a map: there a full disk would be a signal, not an error."""
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    args = ["embed", "notes", str(raw), str(tmp_path / "out"), "--backend=hashing"]
+    assert data_main.main(args) == 6
+    assert "No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert data_main.main(args) == 0

@@ -79,6 +79,7 @@ def test_round_trip_and_every_misfit(job, capsys):
     extra = {n: np.zeros(size, np.float32) for n, size in DEAD[name].items()}
     state_dicts.write(file, theirs | extra)
     out = folder / "w"
+    (out / "checkpoints/best/0.orbax-checkpoint-tmp").mkdir(parents=True)  # of one that was killed
     assert run(name, "import", f"--torch={file}", config, f"--out={out}") == 0
     printed = capsys.readouterr().out
     assert f"{len(theirs) + len(extra)} tensors -> " in printed

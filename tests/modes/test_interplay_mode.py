@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from m4 import main
+from m4 import main, seal
 from m4.modes import interplay
 
 CONFIG = """
@@ -45,6 +45,7 @@ def run(folder, *args):
 def test_every_analysis_from_one_compiled_step(folder, made, capsys):
     assert run(folder) == 0, capsys.readouterr().err
     found = json.loads((folder / "w/interplay.json").read_text())
+    assert seal.listed(folder / "w") == ["interplay.json"] and not (folder / "w/lock").exists()
     assert len(made) == 2  # that of every run, and one for all choices of modalities
     printed = capsys.readouterr().out
     assert printed.count("trained on") == 5 and "trained on ffdm_cc alone" in printed

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -84,3 +85,32 @@ def test_with_nothing_to_save_the_end_comes_at_once(number):
         assert time.monotonic() - start < 5
         assert "nothing to save" in run.stderr.read()
         assert run.stdout.read() == "let go\n"
+
+
+def test_any_command_ends_at_once_where_python_runs_no_handler(tmp_path):
+    """Evaluating, predicting, building: in a compilation too, and the work directory is free."""
+    code = (
+        "import hashlib, pathlib, sys; from m4.train import early, workdir\n"
+        "with early.leaving(), workdir.locked(pathlib.Path(sys.argv[1])):\n"
+        "    print('ready', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout.readline() == "ready\n"
+        run.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        assert run.wait(30) == 75
+        assert time.monotonic() - start < 5 and not [*tmp_path.iterdir()]
+
+
+def test_it_leaves_no_thread_and_no_handler_behind():
+    before = signal.getsignal(signal.SIGTERM), threading.active_count()
+    for _ in range(3):
+        with early.leaving():
+            assert isinstance(signal.getsignal(signal.SIGTERM), early.Leave)
+    end = time.monotonic() + 10
+    while threading.active_count() > before[1] and time.monotonic() < end:
+        time.sleep(0.01)
+    assert (signal.getsignal(signal.SIGTERM), threading.active_count()) == before
+    assert signal.set_wakeup_fd(-1) == -1
