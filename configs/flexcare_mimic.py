@@ -29,6 +29,5 @@ def get_config(variant=""):
         common.synthetic(config, tasks=common.TASKS, dims=dict(notes=16, cxr=16))
         config.train.task_weights = dict(ihm48=1.0, los=0.5, los_under_96h=0.5)
         config.method.update(width=64, mlp=128, depth=2, moe=dict(hidden=64))
-    if variant == "tiny":
-        common.tiny(config, options=dict(num_patients=120, steps=8, lab_steps=4), rows=16, depth=1)
-    return config
+    small = dict(options=dict(num_patients=120, steps=8, lab_steps=4), rows=16, depth=1)
+    return common.tiny(config, **small) if variant == "tiny" else config

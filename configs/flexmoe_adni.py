@@ -27,6 +27,5 @@ def get_config(variant=""):
         config.train.update(select="ihm48/auroc", steps=300, batch_size=64, log_every=20)
         config.train.update(eval_every=75, save_every=75, order_epochs=1)
         config.optim.lr = 1e-3
-    if variant == "tiny":
-        common.tiny(config, options=dict(num_patients=120, lab_steps=4), rows=16)
-    return config
+    small = dict(options=dict(num_patients=120, lab_steps=4), rows=16)
+    return common.tiny(config, **small) if variant == "tiny" else config

@@ -21,6 +21,4 @@ def get_config(variant=""):
     steps, train = 1000 if name == "mosi" else 10_000, dict(select="positive/auroc")
     train |= dict(modality_dropout=0.1)
     config = common.experiment("mosi", dict(dataset=name), method, optim, steps, 100, **train)
-    if variant == "tiny":
-        common.tiny(config, width=16, num_queries=2)
-    return config
+    return common.tiny(config, width=16, num_queries=2) if variant == "tiny" else config

@@ -18,6 +18,5 @@ def get_config(variant=""):
     optim = common.adamw(weight_decay=0.01, ema=0.995)
     train = dict(select="activity/accuracy", modality_dropout=0.1)
     config = common.experiment("pam", dict(every=6), method, optim, 2000, 200, **train)
-    if variant == "tiny":
-        common.tiny(config, options=dict(every=60), width=16, num_queries=2)
-    return config
+    small = dict(options=dict(every=60), width=16, num_queries=2)
+    return common.tiny(config, **small) if variant else config

@@ -13,6 +13,5 @@ VARIANTS = ("tiny",)
 
 
 def get_config(variant=""):
-    method = dict(name="m3h", width=64, task_width=64, dropout=0.3, task_weighting="uniform")
-    config = common.support2(method)
+    config = common.support2(dict(name="m3h", dropout=0.3) | common.M3H | dict(width=64))
     return common.tiny(config) if variant else config

@@ -15,6 +15,4 @@ def get_config(variant=""):
     config = common.pictures("mfeat", dict(views=("pix",)), patch=4, select="digit/accuracy")
     if variant == "all":
         config.data.options.views = ("pix", "fou", "fac", "kar", "zer", "mor")
-    if variant == "tiny":
-        common.tiny(config, rows=16)
-    return config
+    return common.tiny(config, rows=16) if variant == "tiny" else config

@@ -23,8 +23,6 @@ VARIANTS = (*METHODS, *(f"{name}_tiny" for name in METHODS))
 def get_config(variant="fusemoe"):
     name, _, tiny = variant.partition("_")
     config = common.support2(dict(name=name, dropout=0.3, **METHODS[name]))
-    if name == "flexcare":
-        config.train.streams = "batches"
-    if tiny:
-        common.tiny(config, width=8, moe=dict(hidden=8), **TINY.get(name, {}))
-    return config
+    config.train.streams = "batches" if name == "flexcare" else "none"
+    small = dict(width=8, moe=dict(hidden=8)) | TINY.get(name, {})
+    return common.tiny(config, **small) if tiny else config

@@ -2,8 +2,8 @@
 
 describe FOLDER        a built data set (or every one below FOLDER), or a MEDS data set: what is
                        in it
-draft FOLDER           prints a first definition of a MEDS data set, to be checked and completed
-                       by hand
+draft FOLDER           prints a first definition of a MEDS data set, or of a folder of CSV or
+                       Parquet tables, to be checked and completed by hand
 verify FOLDER RAW_DIR  every source file of a built data set is still the one that it was built
                        from, and every record can be read
 download NAME RAW_DIR  the raw files of an open data set, verified; NAME is {downloads}
@@ -71,9 +71,11 @@ def downloads() -> list[str]:
 def _lines(command: str, place: Path) -> list[str]:
     survey = importlib.import_module("m4.data.sets.declared.survey")
     describe = importlib.import_module("m4.data.describe")
+    meds = any((place / "data").rglob("*.parquet"))
     if command == "draft":
-        return survey.draft(place)
-    if not describe.is_built(place) and any((place / "data").rglob("*.parquet")):
+        propose = importlib.import_module("m4.data.sets.declared.propose")
+        return survey.draft(place) if meds else propose.draft(place)
+    if not describe.is_built(place) and meds:
         return survey.lines(place)
     found = [describe.lines(folder) for folder in describe.folders(place)]
     return [line for part in found for line in [*part, ""]]

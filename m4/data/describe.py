@@ -81,13 +81,6 @@ def warnings(folder: Path) -> Iterator[str]:
     for task in spec.tasks:
         for name, split in splits.items():
             yield from _rare(task, name, split["labels"][task.name])
-    for modality, features in manifest["normalisers"].items():
-        never = [f["feature"] for f in features if not f["count"]]
-        same = [f["feature"] for f in features if f["count"] and f["low"] == f["high"]]
-        if never:
-            yield f"{modality}: never observed in training: {_some(never)}"
-        if same:
-            yield f"{modality}: always the same value in training: {_some(same)}"
     yield from shift.of_build(manifest)
     train = splits["train"]
     for m in spec.modality_names:

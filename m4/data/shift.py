@@ -14,6 +14,7 @@ from m4.data.cohort import Example
 from m4.data.shares import SMALLEST, share
 from m4.specs import DataSpec
 
+MOST = 10  # names in one line
 MANY_CLIPPED = 0.05  # share of a feature's values; of the training values it is 0.002
 
 
@@ -68,12 +69,28 @@ def warnings(split: Mapping[str, Any], train: Mapping[str, Any], features) -> It
                 )
 
 
+def of_training(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Features that a model can learn nothing from: never there, or always the same."""
+    for modality, features in manifest["normalisers"].items():
+        never = [f["feature"] for f in features if not f["count"]]
+        same = [f["feature"] for f in features if f["count"] and f["low"] == f["high"]]
+        if never:
+            yield f"{modality}: never observed in training: {_some(never)}"
+        if same:
+            yield f"{modality}: always the same value in training: {_some(same)}"
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - MOST
+    return ", ".join(names[:MOST]) + (f" and {more} more" if more > 0 else "")
+
+
 def of_build(manifest: Mapping[str, Any]) -> list[str]:
-    """The warnings of a build: its cohort's, and those of validation and test records."""
+    """The warnings of a build: its cohort's, and those of its records."""
     splits, found = manifest["splits"], manifest.get("features", {})
     lines = [
         f"{split}: {line}"
         for split, features in found.items()
         for line in warnings(splits[split], splits["train"], features)
     ]
-    return [*manifest.get("warnings", ()), *lines]
+    return [*manifest.get("warnings", ()), *of_training(manifest), *lines]

@@ -21,6 +21,7 @@ from m4.data import index
 from m4.eval.predictions import Predictions
 from m4.modes import eval as eval_mode
 from m4.run import meds_predictions as meds
+from m4.run import own_predictions as own
 from m4.run.setup import context
 from m4.run.workspace import open_incomplete, owned
 from m4.specs import DataSpec
@@ -49,6 +50,7 @@ def write(folder: Path, name: str, found: Predictions, spec: DataSpec, keys) -> 
     meds.write_private(path, _table(found, spec, _key(folder)), folder)
     print(f"{len(found.uid)} rows in {path}; patients as keyed hashes (key: {folder / 'key'})")
     if keys is not None:
+        print(f"by your identifiers, with labels: {own.write(folder, name, found, spec, keys)}")
         for path in meds.write(folder, name, found, spec, keys):
             print(f"MEDS     {path}")
 

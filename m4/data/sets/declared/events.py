@@ -6,9 +6,11 @@ label asks for and no modality uses is dropped on the way, counted by reason.
 Letters: N events of a batch, n uses of them.
 """
 
+import difflib
 import shutil
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +57,8 @@ class Events:
         self._matcher, self._flow, self._joins = matcher, flow, joins
         self._implausible = definition.implausible
         self.reach = Reach(definition, matcher.slots, points)
+        self._features = [f for m in definition.modalities for f in m.features or (None,)]
+        self._seen: Counter[str] = Counter()  # codes of no use, and names of columns
         self._outside = np.zeros((2, len(matcher.names)), np.int64)  # numbers of a slot, wrong ones
         self._block = _blocks(points)
         if scratch:
@@ -85,14 +89,21 @@ class Events:
             yield rows[block_P == block], events[order]
 
     def warnings(self) -> list[str]:
-        """Features of which more than a share `implausible` lie outside `low` and `high`."""
+        """Features without an event, and those often outside `low` and `high` (`implausible`)."""
         names, (number_K, outside_K) = self._matcher.names, self._outside
         odd_K = (number_K >= SMALLEST) & (outside_K > self._implausible * number_K)
-        return [
+        lines = [
             f"{names[k]}: {share(outside_K[k], number_K[k])} of its values lie outside low and high"
             " and are dropped: another unit?"
             for k in np.flatnonzero(odd_K)
         ]
+        known = [code for code, count in self._seen.items() if count >= SMALLEST]
+        for slot in self._matcher.unused():
+            code = self._features[slot].codes[0]
+            close = difflib.get_close_matches(code, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            lines.append(f"{names[slot]}: no event has the code {code!r}{hint}")
+        return lines
 
     def _read(self, path: Path, source: Source) -> None:
         wanted = (source.subject, source.time, source.code, source.value, source.text)
@@ -133,6 +144,10 @@ class Events:
         encoded = codes.take(pa.array(keep)).dictionary_encode()
         names = [source.prefix + name for name in encoded.dictionary.to_pylist()]
         index = encoded.indices.to_numpy(zero_copy_only=False)
+        counts = np.bincount(index, minlength=len(names)).tolist()
+        self._seen.update(
+            {n: c for n, c in zip(names, counts, strict=True) if not self._matcher(n)}
+        )
         value_N = table.numbers(source.value)[keep] if _named(table, source.value) else None
         text = table.strings(source.text) if _named(table, source.text) else None
         text_N = None if text is None else text.take(pa.array(keep))
@@ -141,6 +156,7 @@ class Events:
     def _wide(self, table, source: Source, subject_N, time_N) -> None:
         keep = np.flatnonzero(subject_N >= 0)
         self._matcher.learn([source.prefix + name for name in table.names()])
+        self._seen.update(dict.fromkeys((source.prefix + n for n in table.names()), len(table)))
         for name in table.names():
             if name in (source.subject, source.time):
                 continue

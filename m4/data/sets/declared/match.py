@@ -136,6 +136,11 @@ class Matcher:
                 by_slot[slot] = self._entries(code, slot, value, token)
             self._known[code] = tuple(itertools.chain(*by_slot.values()))
 
+    def unused(self) -> list[int]:
+        """Slots of features that no code seen so far is for."""
+        used = {entry.slot for entries in self._known.values() for entry in entries}
+        return [slot for slot in range(self.zero) if slot not in used | self.lexicons.keys()]
+
     def may_follow(self, code: str) -> bool:
         """Whether some pattern could match a code that goes on after `code`."""
         if any(code[:length] in self._starts for length in self._lengths if length <= len(code)):

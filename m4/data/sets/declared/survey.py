@@ -29,6 +29,10 @@ FEW = 20  # of a table, out of one group
 BIRTH = "MEDS_BIRTH"
 OWN = (BIRTH, "MEDS_DEATH")  # each is a group
 SEPARATORS = ("//", "/")
+END = [  # how to train on a draft; `select` is the first task's
+    "#   --config.data.options.file=THIS_FILE --config.data.raw_dir=FOLDER_ABOVE \\",
+    "#   --config.train.select=TASK/METRIC",
+]
 GENERIC = ("labels", "tasks", "task_labels", "train", "tuning", "held_out")  # folders of labels
 
 
@@ -164,7 +168,12 @@ def draft(root: Path) -> list[str]:
         out += ["", "[modalities.static]", 'kind = "table"', "[modalities.static.features]", *table]
     if left_out:
         out += ["", f"# Left out, as they may tell the outcome: {', '.join(left_out)}"]
-    return out
+    return [
+        *out,
+        "",
+        "# python -m m4.main --config=configs/own.py:meds --workdir=runs/own \\",
+        *END,
+    ]
 
 
 def _task(root: Path, path: str, column: str) -> list[str]:
