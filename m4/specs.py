@@ -7,7 +7,7 @@ data set described before any accelerator library is imported.
 import dataclasses
 import hashlib
 import re
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 ModalityKind = Literal["series", "vectors", "table", "codes", "text", "image", "signal"]
 TaskKind = Literal[
@@ -32,6 +32,7 @@ RAGGED_KINDS = ("series", "vectors", "codes", "text")  # of a length that differ
 NAME = re.compile(r"\w(?:[\w .,+=()-]{0,62}[\w)+])?")
 BYTES = 180  # of such a name: file systems take 255 for a file's, with an ending and a mark
 LONGEST = 200  # characters of a feature's or label's name, which may be whatever data call it
+LONGEST_WORDS = 2000  # characters of a definition, or of a text of `About`
 
 
 def name_problem(name: object) -> str | None:
@@ -49,6 +50,13 @@ def text_problem(text: object) -> str | None:
     if isinstance(text, str) and 0 < len(text) <= LONGEST and text.isprintable():
         return None
     return f"is no name: 1 to {LONGEST} characters that can be printed"
+
+
+def words_problem(text: object, most: int = LONGEST) -> str | None:
+    """Why a title, unit or definition is none, in words that follow it; else None ('' is right)."""
+    if isinstance(text, str) and len(text) <= most and (not text or text.isprintable()):
+        return None
+    return f"must be text of at most {most} characters that can be printed"
 
 
 def file_name(name: str) -> str:
@@ -75,6 +83,13 @@ def _check_names(what: str, name: str, texts: tuple[str, ...]) -> None:
             raise ValueError(f"{what} {name}: {text!r} {wrong}")
 
 
+def _check_words(what: str, *texts: str, definition: str = "") -> None:
+    """Raises ValueError for titles, units or a definition that cannot be printed."""
+    for text, most in (*((text, LONGEST) for text in texts), (definition, LONGEST_WORDS)):
+        if wrong := words_problem(text, most):
+            raise ValueError(f"{what}: {str(text)[:LONGEST]!r} {wrong}")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModalitySpec:
     """One modality and the shape of one padded row of it.
@@ -89,7 +104,9 @@ class ModalitySpec:
     | image   | (V, h, w, c) | uint8 or float32 views  | bool[V] | -     | -          |
     | signal  | (T, c)       | float32 samples         | bool[T] | -     | -          |
 
-    `times` are hours since the data set's time zero. `features` names the last dimension.
+    `times` are hours since the data set's time zero. `features` names the last dimension; `titles`
+    and `units` say in words what each is, '' where that is not known. Like `title` they change no
+    number: two specs that differ in them are of the same records (`wordless`).
     """
 
     name: str
@@ -98,9 +115,17 @@ class ModalitySpec:
     features: tuple[str, ...] = ()
     dtype: str = "float32"
     vocab: int | None = None
+    title: str = ""
+    titles: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
 
     def __post_init__(self):
         _check_names("modality", self.name, self.features)
+        _check_words(f"modality {self.name}", self.title, *self.titles, *self.units)
+        for what in ("titles", "units"):
+            if getattr(self, what) and len(getattr(self, what)) != len(self.features):
+                has = f"{len(getattr(self, what))} {what} of {len(self.features)} features"
+                raise ValueError(f"modality {self.name}: {has}")
         if self.kind not in get_args(ModalityKind):
             raise ValueError(
                 f"modality {self.name}: kind {self.kind!r} is not one of {get_args(ModalityKind)}"
@@ -135,6 +160,8 @@ class TaskSpec:
     target is mapped before the loss: `(transform(y) - loc) / scale`, with `loc` and `scale`
     fitted on the training split. `needs` lists modalities without which a row is not scored.
     `labels` names the values; of a survival task it holds the right ends of `dim` time intervals.
+    `title`, `unit` (of a regression target) and `definition` say in words what is asked: of whom,
+    by when, from which source. They change no number (`wordless`).
     """
 
     name: str
@@ -147,9 +174,13 @@ class TaskSpec:
     loc: float = 0.0
     scale: float = 1.0
     auxiliary: bool = False
+    title: str = ""
+    unit: str = ""
+    definition: str = ""
 
     def __post_init__(self):
         _check_names("task", self.name, self.labels)
+        _check_words(f"task {self.name}", self.title, self.unit, definition=self.definition)
         if self.kind not in get_args(TaskKind):
             raise ValueError(
                 f"task {self.name}: kind {self.kind!r} is not one of {get_args(TaskKind)}"
@@ -159,18 +190,41 @@ class TaskSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class About:
+    """What a reader must know of a data set, in words: as TRIPOD+AI and model cards ask.
+
+    Every field is a sentence or a few; '' where nobody has said it, which the report says.
+    """
+
+    title: str = ""
+    source: str = ""  # which records, collected for what
+    setting: str = ""  # where: how many centres of which kind, which country
+    period: str = ""  # from when to when
+    participants: str = ""  # who is in, who is left out
+    use: str = ""  # what predictions are meant for, at which moment, by whom
+    not_for: str = ""
+    limits: str = ""  # what is known to be wrong or missing
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check_words(f"about.{field.name}", definition=getattr(self, field.name))
+
+
+@dataclasses.dataclass(frozen=True)
 class DataSpec:
     """Modalities and tasks of a data set.
 
     The order of `modalities` defines bit `m` of a presence pattern. `hours` is the length of
     the observation window; time embeddings divide by it. `groups` names columns that say to which
     groups of people a record belongs (sex, site); they judge a model and are never its input.
+    `about` changes no number (`wordless`).
     """
 
     modalities: tuple[ModalitySpec, ...]
     tasks: tuple[TaskSpec, ...]
     hours: float = 48.0
     groups: tuple[str, ...] = ()
+    about: About = About()
 
     def __post_init__(self):
         for name in self.groups:
@@ -211,3 +265,37 @@ def _find(items, name, what):
         if item.name == name:
             return item
     raise KeyError(f"no {what} {name!r}; known: {', '.join(item.name for item in items)}")
+
+
+def wordless(spec: DataSpec) -> DataSpec:
+    """The schema without titles, units, definitions and `about`: what determines records."""
+    nothing = {"title": "", "titles": (), "units": ()}
+    modalities = tuple(dataclasses.replace(m, **nothing) for m in spec.modalities)
+    nothing = {"title": "", "unit": "", "definition": ""}
+    tasks = tuple(dataclasses.replace(t, **nothing) for t in spec.tasks)
+    return dataclasses.replace(spec, modalities=modalities, tasks=tasks, about=About())
+
+
+def words(spec: DataSpec) -> dict[str, Any]:
+    """Titles, units, definitions and `about` as JSON, without those that nobody has given.
+
+    {about: {...}, tasks: {task: {title, unit, definition}}, modalities: {name: {title, features:
+    {feature: {title, unit}}}}}
+    """
+
+    def given(**texts: str) -> dict[str, str]:
+        return {key: text for key, text in texts.items() if text}
+
+    tasks = {t.name: given(title=t.title, unit=t.unit, definition=t.definition) for t in spec.tasks}
+    modalities = {}
+    for m in spec.modalities:
+        blank = ("",) * len(m.features)
+        texts = zip(m.features, m.titles or blank, m.units or blank, strict=True)
+        features = {name: given(title=title, unit=unit) for name, title, unit in texts}
+        features = {name: found for name, found in features.items() if found}
+        modalities[m.name] = given(title=m.title) | ({"features": features} if features else {})
+    return {
+        "about": given(**dataclasses.asdict(spec.about)),
+        "tasks": tasks,
+        "modalities": modalities,
+    }

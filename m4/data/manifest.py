@@ -32,7 +32,7 @@ from m4.data import record as records
 from m4.data.cohort import Example, sha256
 from m4.data.shares import SMALLEST
 from m4.errors import DataError, shortage
-from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.specs import DataSpec, ModalitySpec, TaskSpec, wordless
 
 FORMAT = 1
 FILE = "manifest.json"
@@ -53,9 +53,16 @@ def flow_lines(manifest: dict[str, Any]) -> list[str]:
 
 
 def schema(spec: DataSpec) -> dict[str, Any]:
-    """A `DataSpec` as JSON types; without group columns it has no `groups`."""
-    found = json.loads(json.dumps(dataclasses.asdict(spec)))
-    return found if spec.groups else {k: v for k, v in found.items() if k != "groups"}
+    """A `DataSpec` as JSON types, without its words: they may change while records stay.
+
+    Without group columns it has no `groups`.
+    """
+    found = json.loads(json.dumps(dataclasses.asdict(wordless(spec))))
+    for item in (*found["modalities"], *found["tasks"]):
+        for word in ("title", "titles", "unit", "units", "definition"):
+            item.pop(word, None)
+    gone = {"about"} if spec.groups else {"about", "groups"}
+    return {key: value for key, value in found.items() if key not in gone}
 
 
 def spec_from(schema: dict[str, Any]) -> DataSpec:

@@ -26,6 +26,9 @@ calibration_error. `ece` has none. Differences and drops have `p` (two-sided, no
                   ece, error: E, band: [low, high]}]}   band: of ece, if perfectly calibrated
     routing       {layer: see m4.eval.specialisation.describe}
     references    {name: {task: {metrics: {metric: E}, delta: {metric: E}}}}   delta: model - name
+    curves, operating_points      {task: [...]}, see m4.eval.operating
+    table_one     who was studied, see m4.eval.table_one; absent where nobody gave values
+    words         titles, units and definitions: m4.specs.words; absent where there are none
 
 Deltas are scored on the rows that both sides score and drops are oriented so that positive means
 the modality helps. Patient counts of subsets and patterns are rounded to tens, so that their
@@ -42,7 +45,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from m4 import seal
-from m4.eval import bootstrap, metrics, specialisation
+from m4.eval import bootstrap, metrics, operating, specialisation, table_one
 from m4.eval.predictions import Predictions
 from m4.eval.scorer import Scorer
 from m4.eval.subsets import Subset, describe, patterns
@@ -87,37 +90,23 @@ def compose(
     min_patients: int = 10,
     thresholds: Mapping[str, np.ndarray] | None = None,
     references: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    cuts: operating.Cuts | None = None,
+    values: Mapping[str, table_one.Values] | None = None,
 ) -> dict[str, Any]:
     """Everything the report shows about one split; the schema is in the module's docstring.
 
     `subsets` belong to `predictions.subsets`, the full one first; `thresholds` come from
-    `thresholds(validation predictions)`; `references` holds per model and task f[rows of split, C].
+    `thresholds(validation predictions)`, `cuts` from `operating.choose` of them; `references` holds
+    per model and task f[rows of split, C]; `values` who was studied, by split, this one last.
     """
     if [s.keep for s in subsets] != [tuple(map(bool, keep)) for keep in predictions.subsets]:
         raise ValueError("subsets are not those that were swept")
     patient, fold = predictions.patient, predictions.fold
     sampled = bootstrap.resample(patient, fold, draws=draws, seed=seed)
-    patients, names = len(np.unique(patient)), spec.modality_names
-    few = patients < min_patients
-    out: dict[str, Any] = {
-        "schema": SCHEMA,
+    out: dict[str, Any] = _head(predictions, spec, subsets, min_patients=min_patients)
+    out |= {
         "split": split,
-        "rows": None if few else len(predictions.uid),
-        "patients": None if few else patients,
         "bootstrap": {"draws": draws, "level": 0.95, "seed": seed, "unit": "patient"},
-        "folds": 1 if fold is None else len(np.unique(fold)),
-        "min_patients": min_patients,
-        "modalities": list(names),
-        "tasks": {},
-        "patterns": pooled_patterns(spec, predictions, min_patients),
-        "subsets": [
-            {"label": s.label, "kind": s.kind, "keep": [*compress(names, s.keep)]} for s in subsets
-        ],
-        "scores": [],
-        "deltas": [],
-        "strata": [],
-        "ranking": {},
-        "calibration": {},
         "routing": specialisation.describe(predictions, spec, min_patients=min_patients, seed=seed),
         "references": {name: {} for name in references or {}},
     }
@@ -135,7 +124,41 @@ def compose(
                     np.asarray(by_task[task.name])[predictions.uid]
                 )
     _adjust(out["ranking"])
+    own = {"cuts": cuts, "min_patients": min_patients}
+    out["curves"], out["operating_points"] = operating.describe(predictions, spec, sampled, **own)
+    if found := table_one.describe(values or {}, predictions, spec, min_patients=min_patients):
+        out["table_one"] = found
     return out
+
+
+def _head(predictions: Predictions, spec: DataSpec, subsets: list[Subset], *, min_patients: int):
+    """What the split is, and the places of what is computed of it."""
+    patients, names, fold = (
+        len(np.unique(predictions.patient)),
+        spec.modality_names,
+        predictions.fold,
+    )
+    few = patients < min_patients
+    return {
+        "schema": SCHEMA,
+        "split": "",
+        "rows": None if few else len(predictions.uid),
+        "patients": None if few else patients,
+        "bootstrap": {},
+        "folds": 1 if fold is None else len(np.unique(fold)),
+        "min_patients": min_patients,
+        "modalities": list(names),
+        "tasks": {},
+        "patterns": pooled_patterns(spec, predictions, min_patients),
+        "subsets": [
+            {"label": s.label, "kind": s.kind, "keep": [*compress(names, s.keep)]} for s in subsets
+        ],
+        "scores": [],
+        "deltas": [],
+        "strata": [],
+        "ranking": {},
+        "calibration": {},
+    }
 
 
 def write(results: Mapping[str, Any], workdir: Path) -> Path:

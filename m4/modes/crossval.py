@@ -18,6 +18,7 @@ import pyarrow as pa
 from m4.config import Flags, code
 from m4.data import index
 from m4.errors import ConfigError
+from m4.eval import table_one
 from m4.eval.predictions import Predictions
 from m4.eval.subsets import Subset
 from m4.modes import eval as eval_mode
@@ -115,7 +116,20 @@ def pool(parts: list[Evaluation]) -> Evaluation:
         {},
         references,
         int(start[-1]),
+        {},
+        {"all folds": _values([part.values["test"] for part in parts])} if parts[0].values else {},
     )
+
+
+def _values(parts: list[table_one.Values]) -> table_one.Values:
+    """The test rows of every fold, one below the other."""
+    names, values_NF, patient_N, groups = zip(*parts, strict=True)
+    shared = {
+        name: np.concatenate([own[name] for own in groups])
+        for name in groups[0]
+        if all(name in own for own in groups)
+    }
+    return table_one.Values(names[0], np.concatenate(values_NF), np.concatenate(patient_N), shared)
 
 
 def _fold(config: ml_collections.ConfigDict, fold: int, number: int) -> ml_collections.ConfigDict:

@@ -11,17 +11,18 @@ import numpy as np
 
 from m4 import sharding
 from m4.config import Flags
-from m4.data import aggregate
+from m4.data import aggregate, at_first
 from m4.data.loader import eval_batches
 from m4.data.store import Store
-from m4.eval import baselines, evaluate, results, subsets
+from m4.eval import baselines, evaluate, operating, results, subsets, table_one
 from m4.eval.predictions import Predictions
 from m4.eval.report import words
 from m4.modes import report
-from m4.run import programs
+from m4.run import preflight, programs
 from m4.run.setup import Model, Setup, context, make_setup
 from m4.run.workspace import open_incomplete, open_split, owned, prepare, same_run, use_cache
 from m4.specs import DataSpec
+from m4.specs import words as words_of
 from m4.train import processes, retention, verify
 from m4.train.checkpoint import Checkpoints
 
@@ -37,6 +38,8 @@ class Evaluation:
     thresholds: dict[str, np.ndarray]
     references: dict[str, dict[str, np.ndarray]] | None  # by row of the split
     num_rows: int  # of the split, also those that have nothing to predict from
+    cuts: operating.Cuts = dataclasses.field(default_factory=dict)  # chosen in validation
+    values: dict[str, table_one.Values] = dataclasses.field(default_factory=dict)  # by split
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
@@ -135,12 +138,16 @@ def sweep(config, setup: Model, store: Store, predict, keep_SM) -> Predictions:
 def _evaluate(config, setup: Setup, folder: Path, predict) -> Evaluation:
     val, test = (open_incomplete(config, setup.data, s) for s in ("val", "test"))
     whole = np.ones((1, len(setup.spec.modalities)), bool)
-    cuts = results.thresholds(sweep(config, setup, val, predict, whole), setup.spec)
+    judged = sweep(config, setup, val, predict, whole)
+    thresholds, cuts = results.thresholds(judged, setup.spec), operating.choose(judged, setup.spec)
     chosen = _subsets(config, setup, test)
     found = sweep(config, setup, test, predict, subsets.matrix(chosen))
     wanted = config.eval.baselines and processes.first()
     references = _references(config, setup, test) if wanted else None
-    evaluation = Evaluation(found, chosen, cuts, references, len(test))
+    stores = {"train": setup.loader.store, "val": val, "test": test} if processes.first() else {}
+    values = {name: values_of(store) for name, store in stores.items()}
+    own = (thresholds, references, len(test), cuts, values)
+    evaluation = Evaluation(found, chosen, *own)
     if processes.first():
         publish(config, setup.spec, folder, evaluation, split="test")
     return evaluation
@@ -158,12 +165,21 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
         min_patients=config.eval.min_patients,
         thresholds=evaluation.thresholds,
         references=evaluation.references,
+        cuts=evaluation.cuts,
+        values=evaluation.values,
     )
+    document["words"] = words_of(preflight.schema(config))
     if config.eval.missing:
         document["missing"] = config.eval.missing.to_dict()
     results.write(document, folder)
     words.print_table(document)
     report.build(folder)
+
+
+def values_of(store: Store) -> table_one.Values:
+    """First values of a split's rows, and whose they are."""
+    values_NF, names = at_first.values(store)
+    return table_one.Values(names, values_NF, store.columns(["patient"])["patient"], store.groups())
 
 
 def _subsets(config, setup: Setup, test: Store) -> list[subsets.Subset]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from m4.data.cohort import Cohort, Example, checksums
 from m4.data.sets.declared import definition as definitions
-from m4.data.sets.declared import examples, parse
+from m4.data.sets.declared import examples, parse, wording
 from m4.data.sets.declared.definition import Definition
 from m4.errors import ConfigError, DataError
 from m4.specs import DataSpec
@@ -27,7 +27,7 @@ class Declared:
         """`meds`: whether MEDS files are the default."""
         self._meds, self._file = meds, file
 
-    def resolved(
+    def content(
         self,
         *,
         file: str = "",
@@ -39,7 +39,7 @@ class Declared:
         modalities: Sequence[str] = (),
         tasks: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """The definition's content with the options put in: what identifies a build.
+        """The definition's content with the options put in.
 
         Args:
           file: path of the definition, or the name of a shipped one.
@@ -68,13 +68,18 @@ class Declared:
             content["splits"] = {**content.get("splits", {}), **splits}
         return _chosen(content, modalities=modalities, tasks=tasks)
 
+    @functools.wraps(content, assigned=())  # the same options
+    def resolved(self, **options: Any) -> dict[str, Any]:
+        """What identifies a build: the content without words, which change no record."""
+        return wording.without(self.content(**options))
+
     def read_definition(self, **options: Any) -> Definition:
         """The checked definition. Raises ConfigError with one line per problem."""
-        content = self.resolved(**options)
+        content = self.content(**options)
         file = str(options.get("file") or self._file)
         return parse.parse(content, file, meds=content.pop("meds"))
 
-    @functools.wraps(resolved, assigned=())  # the same options
+    @functools.wraps(content, assigned=())  # the same options
     def spec(self, **options: Any) -> DataSpec:
         """The schema that the definition declares."""
         return self.read_definition(**options).data_spec()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from m4.errors import ConfigError
-from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
 SHIPPED = Path(__file__).parent
 ENDINGS = (".parquet", ".csv", ".csv.gz")
@@ -65,6 +65,8 @@ class Feature:
     among: tuple[str, ...] = ()
     low: float = -math.inf
     high: float = math.inf
+    title: str = ""
+    unit: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,7 @@ class Definition:
     tasks: tuple[Task, ...]
     splits: Splits
     implausible: float  # share of a feature's values outside low and high that is worth a warning
+    about: About = About()
 
     @property
     def labelled(self) -> tuple[Task, ...]:
@@ -131,9 +134,8 @@ class Definition:
 
     def data_spec(self) -> DataSpec:
         """The schema of the records."""
-        return DataSpec(
-            tuple(m.spec for m in self.modalities), tuple(t.spec for t in self.tasks), self.hours
-        )
+        modalities, tasks = (tuple(x.spec for x in some) for some in (self.modalities, self.tasks))
+        return DataSpec(modalities, tasks, self.hours, about=self.about)
 
 
 def locate(file: str) -> Path:

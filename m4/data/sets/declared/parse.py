@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from m4.data.sets.declared import wording
 from m4.data.sets.declared.definition import (
     KINDS,
     MEDS_EVENTS,
@@ -24,7 +25,7 @@ from m4.data.sets.declared.definition import (
 )
 from m4.data.sets.declared.keys import Keys
 from m4.errors import ConfigError
-from m4.specs import ModalitySpec, TaskSpec
+from m4.specs import LONGEST, ModalitySpec, TaskSpec
 
 
 def parse(content: Mapping[str, Any], file: str, *, meds: bool) -> Definition:
@@ -52,6 +53,7 @@ def parse(content: Mapping[str, Any], file: str, *, meds: bool) -> Definition:
         tasks=_tasks(root, meds=meds),
         splits=_splits(root.section("splits")),
         implausible=root.number("implausible", 0.05),
+        about=wording.about(root.section("about")),
     )
     root.finish()
     _check_places(root, found)
@@ -108,7 +110,7 @@ def _modality(name: str, keys: Keys, lookback: float, hours: float) -> Modality:
     prefix = keys.text("prefix")
     keys.flag("on_request")  # heeded before, see `m4.data.sets.declared.dataset`
     if kind in TAKES:
-        features = _features(keys, kind, prefix)
+        features, written = _features(keys, kind, prefix)
         names = tuple(feature.name for feature in features)
         shape = (len(names),)
         if kind == "series":
@@ -117,8 +119,9 @@ def _modality(name: str, keys: Keys, lookback: float, hours: float) -> Modality:
             if every and math.isfinite(values["lookback"]):
                 length = max(1, math.ceil(values["lookback"] / every))
             shape = (keys.count("length", length), *shape)
+        said = wording.of_features(keys, written)
         keys.finish()
-        return Modality(ModalitySpec(name, kind, shape, names), features, **values)
+        return Modality(ModalitySpec(name, kind, shape, names, **said), features, **values)
     if kind not in TOKENS:
         return Modality(ModalitySpec(name, "codes", (1,), dtype="int32", vocab=1))
     codes = keys.patterns("codes", prefix)
@@ -126,7 +129,8 @@ def _modality(name: str, keys: Keys, lookback: float, hours: float) -> Modality:
         keys.problem("codes", "is missing")
     length = keys.count("length", 128 if kind == "codes" else 256)
     vocab = keys.count("vocab", 1024, low=2)
-    spec = ModalitySpec(name, kind, (length,), dtype="int32", vocab=vocab)
+    title = wording.text(keys, "title")
+    spec = ModalitySpec(name, kind, (length,), dtype="int32", vocab=vocab, title=title)
     values["tokens"] = keys.choice("tokens", TOKENS[kind][0], TOKENS[kind])
     values["vocabulary"] = keys.choice("vocabulary", "train", ("train", "hashed"))
     values["min_subjects"] = keys.count("min_subjects", 10)
@@ -136,7 +140,8 @@ def _modality(name: str, keys: Keys, lookback: float, hours: float) -> Modality:
     return Modality(spec, (), codes, **values)
 
 
-def _features(keys: Keys, kind: str, prefix: str) -> tuple[Feature, ...]:
+def _features(keys: Keys, kind: str, prefix: str):
+    """The features, and by name as written (title, unit) of each that is made of it."""
     given = keys.raw("features")
     take = keys.choice("take", "last", TAKES[kind])
     if isinstance(given, str) and (span := re.fullmatch(r"(\d+)\.\.(\d+)", given)):
@@ -150,13 +155,15 @@ def _features(keys: Keys, kind: str, prefix: str) -> tuple[Feature, ...]:
             keys.feature(name)
     if not isinstance(given, Mapping) or not given:
         keys.problem("features", "must be a list of names or a table name = code pattern")
-        return (Feature("missing", ("missing",), take),)
-    found = []
+        return (Feature("missing", ("missing",), take),), {"missing": [("", "")]}
+    found, written = [], {}
     inner = keys.section("features") if isinstance(keys.raw("features"), Mapping) else keys
     for name, value in given.items():
         own = inner.inside(name, value if isinstance(value, Mapping) else {"codes": value})
-        found += _feature(name, own, kind, prefix, take)
-    return tuple(found)
+        made = _feature(name, own, kind, prefix, take)
+        found += made
+        written[name] = [(feature.title, feature.unit) for feature in made]
+    return tuple(found), written
 
 
 def _feature(name: str, own: Keys, kind: str, prefix: str, take: str) -> list[Feature]:
@@ -167,18 +174,25 @@ def _feature(name: str, own: Keys, kind: str, prefix: str, take: str) -> list[Fe
     low, high = own.limit("low", -math.inf), own.limit("high", math.inf)
     values = own.words("values") if kind == "table" else ()
     known = own.words("known") or values
+    title, unit = wording.text(own, "title"), wording.text(own, "unit")
     own.finish()
     if not codes:
         own.problem("codes", "is missing")
     if values:
         every = tuple(f"{code}//{value}" for code in codes for value in known)
         return [
-            Feature(f"{name}={v}", tuple(f"{code}//{v}" for code in codes), "is", every)
+            Feature(
+                f"{name}={v}",
+                tuple(f"{code}//{v}" for code in codes),
+                "is",
+                every,
+                title=f"{title}: {v}"[:LONGEST] if title else "",
+            )
             for v in values
         ]
     if (chosen == "is") != bool(among):
         own.problem("among", "goes with take = 'is', and only with it")
-    return [Feature(name, codes, chosen, among, low, high)]
+    return [Feature(name, codes, chosen, among, low, high, title, unit)]
 
 
 def _tasks(root: Keys, *, meds: bool) -> tuple[Task, ...]:
@@ -215,6 +229,7 @@ def _task_spec(name: str, kind: Any, keys: Keys, columns: tuple[str, ...]) -> Ta
         "transform": keys.choice("transform", "none", ("none", "log1p")),
         "weight": keys.number("weight", 1.0),
         "auxiliary": keys.flag("auxiliary"),
+        **wording.of_task(keys),
     }
     counts = {"binary": 1, "multiclass": 1, "regression": 1, "survival": 2, "cluster": 0}
     if columns and len(columns) != (one := counts.get(kind, len(columns))):

@@ -3,9 +3,11 @@
 Which raw items the columns of vitals and labs merge is said in `features.py`.
 """
 
-from m4.data.sets.mimiciv import benchmark, diseases, haim_blocks, phenotypes
+import dataclasses
+
+from m4.data.sets.mimiciv import benchmark, diseases, haim_blocks, phenotypes, said
 from m4.data.sets.mimiciv.features import features
-from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
 HOURS = 48.0
 # Known when the patient reaches the ICU. Insurance and the admission's own route are written at
@@ -113,13 +115,24 @@ SPECS = (  # of tasks that are not binary; what each means is said in `labels.py
 )
 TASK_SPECS = {name: TaskSpec(name, "binary") for name in ALL_TASKS}
 TASK_SPECS |= {spec.name: spec for spec in SPECS}
+for _name, (_title, _unit, _definition) in said.TASKS.items():
+    _words = {"title": _title, "unit": _unit, "definition": _definition}
+    TASK_SPECS[_name] = dataclasses.replace(TASK_SPECS[_name], **_words)
 
 
-def data_spec(modalities, tasks, groups=(), **shapes) -> DataSpec:
+def data_spec(modalities, tasks, groups=(), *, about: About = said.ABOUT, **shapes) -> DataSpec:
     """A DataSpec of the named modalities and tasks; `shapes` maps a modality to its arguments."""
     return DataSpec(
-        tuple(modality(name, **shapes.get(name, {})) for name in modalities),
+        tuple(_with_words(modality(name, **shapes.get(name, {}))) for name in modalities),
         tuple(TASK_SPECS[name] for name in tasks),
         hours=HOURS,
         groups=groups,
+        about=about,
     )
+
+
+def _with_words(spec: ModalitySpec) -> ModalitySpec:
+    own = [said.FEATURES.get(name, ("", "")) for name in spec.features]
+    titles, units = zip(*own, strict=True) if any(map(any, own)) else ((), ())
+    title = said.MODALITIES.get(spec.name, "")
+    return dataclasses.replace(spec, title=title, titles=titles, units=units)

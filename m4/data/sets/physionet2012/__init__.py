@@ -35,6 +35,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from m4 import atomic
 from m4.data import csv_files, identifiers, split
@@ -43,7 +44,7 @@ from m4.data.cohort import Cohort, Example, checksums
 from m4.data.option_checks import check
 from m4.data.sets.physionet2012.archive import RawSet, read_set, set_files
 from m4.errors import DataError
-from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
 VERSION = "1.0.0-4"  # of the source, and of this reading of it
 LICENCE = "Open Data Commons Attribution License (ODC-BY) 1.0; cite Silva et al. 2012"
@@ -87,12 +88,78 @@ RANGES: dict[str, tuple[float, float]] = {
     "Cholesterol": (20, 800),
 }  # fmt: skip
 
+STAY = "days from ICU admission to the end of the hospital stay, by discharge or death"
 TASKS = (
-    TaskSpec("death", "binary"),
-    TaskSpec("los", "regression", transform="log1p"),
-    TaskSpec("los_over_7d", "binary"),
-    TaskSpec("sofa7", "binary", auxiliary=True),
+    TaskSpec(
+        "death",
+        "binary",
+        title="Death in hospital",
+        definition="The patient died in the hospital stay to which the ICU stay belongs.",
+    ),
+    TaskSpec(
+        "los",
+        "regression",
+        transform="log1p",
+        title="Length of stay",
+        unit="days",
+        definition=f"Length of stay: {STAY}.",
+    ),
+    TaskSpec(
+        "los_over_7d",
+        "binary",
+        title="Stay of more than 7 days",
+        definition=f"More than 7 {STAY}. A short stay is not always good news.",
+    ),
+    TaskSpec(
+        "sofa7",
+        "binary",
+        auxiliary=True,
+        title="SOFA of 7 or more",
+        definition="The Sequential Organ Failure Assessment score of the first day is at least 7.",
+    ),
 )
+ABOUT = About(
+    title="PhysioNet/Computing in Cardiology Challenge 2012",
+    source="Records of the MIMIC-II database, de-identified, as chosen for the Challenge.",
+    setting="Four intensive care units of one tertiary hospital in Boston, United States.",
+    period="2001 to 2008.",
+    participants="Patients of 16 years and more whose first ICU stay lasted at least 48 hours, one "
+    "stay each: set A (4,000) for training and validation, set B (4,000) for testing.",
+    use="To study methods on data of which some is missing: a prediction at 48 hours of an ICU "
+    "stay from what was measured by then.",
+    not_for="Decisions about patients, and units unlike these without a test there.",
+    limits="One hospital, records of 2001 to 2008. Only stays of 48 hours and more: neither the "
+    "sickest nor the quickest to recover are in it. Ethnicity is not recorded, so nothing is known "
+    "about differences by it. Set B was drawn from the same units and years as set A.",
+)
+# Modality or variable -> what it is, and its unit. The rest explain themselves.
+TITLES = {
+    "vitals": "Vital signs", "chemistry": "Chemistry", "haematology": "Haematology",
+    "gcs": "Glasgow coma scale", "urine": "Urine output", "blood_gas": "Blood gas",
+    "invasive_pressure": "Invasive blood pressure", "ventilation": "Ventilation",
+    "lactate": "Lactate", "liver": "Liver", "cardiac_markers": "Troponin",
+    "cholesterol": "Cholesterol", "demographics": "Demographics",
+    "HR": "heart rate", "NIDiasABP": "diastolic pressure, cuff", "NIMAP": "mean pressure, cuff",
+    "NISysABP": "systolic pressure, cuff", "RespRate": "respiratory rate", "Temp": "temperature",
+    "BUN": "urea nitrogen", "HCO3": "bicarbonate", "K": "potassium", "Mg": "magnesium",
+    "Na": "sodium", "HCT": "haematocrit", "WBC": "white cells", "GCS": "Glasgow coma scale",
+    "Urine": "urine output", "DiasABP": "diastolic pressure, arterial line",
+    "MAP": "mean pressure, arterial line", "SysABP": "systolic pressure, arterial line",
+    "FiO2": "fraction of inspired oxygen", "MechVent": "mechanical ventilation",
+    "ALP": "alkaline phosphatase", "ALT": "alanine transaminase",
+    "AST": "aspartate transaminase", "Gender": "male", "ICU_coronary": "coronary care unit",
+    "ICU_cardiac_surgery": "cardiac surgery recovery unit", "ICU_medical": "medical ICU",
+    "ICU_surgical": "surgical ICU",
+}  # fmt: skip
+UNITS = {
+    "HR": "/min", "NIDiasABP": "mmHg", "NIMAP": "mmHg", "NISysABP": "mmHg", "RespRate": "/min",
+    "Temp": "°C", "BUN": "mg/dl", "Creatinine": "mg/dl", "Glucose": "mg/dl", "HCO3": "mmol/l",
+    "K": "mmol/l", "Mg": "mmol/l", "Na": "mmol/l", "HCT": "%", "Platelets": "10³/µl",
+    "WBC": "10³/µl", "Urine": "ml", "PaCO2": "mmHg", "PaO2": "mmHg", "SaO2": "%",
+    "DiasABP": "mmHg", "MAP": "mmHg", "SysABP": "mmHg", "Lactate": "mmol/l", "ALP": "IU/l",
+    "ALT": "IU/l", "AST": "IU/l", "Albumin": "g/dl", "Bilirubin": "mg/dl", "TroponinI": "µg/l",
+    "TroponinT": "µg/l", "Cholesterol": "mg/dl", "Age": "years", "Height": "cm", "Weight": "kg",
+}  # fmt: skip
 NAMES = (*GROUPS, "demographics")
 SEXES = ("female", "male")  # codes 0, 1
 AGES = (50, 65, 80)  # edges of the age bands
@@ -119,16 +186,23 @@ def spec(
         also=[] if 0 < val_fraction < 1 else [share],
     )
     groups = [
-        ModalitySpec(name, "series", (steps, len(variables)), variables)
+        ModalitySpec(name, "series", (steps, len(variables)), variables, **_words(name, variables))
         for name, (steps, variables) in GROUPS.items()
     ]
-    table = ModalitySpec("demographics", "table", (len(DEMOGRAPHICS),), DEMOGRAPHICS)
+    names = DEMOGRAPHICS
+    table = ModalitySpec("demographics", "table", (len(names),), names, **_words(NAMES[-1], names))
     return DataSpec(
         tuple(m for m in (*groups, table) if not modalities or m.name in modalities),
         tuple(t for t in TASKS if not tasks or t.name in tasks),
         hours=HOURS,
         groups=("sex", "age_band", "icu_type"),
+        about=ABOUT,
     )
+
+
+def _words(name: str, variables: Sequence[str]) -> dict[str, Any]:
+    titles, units = (tuple(some.get(v, "") for v in variables) for some in (TITLES, UNITS))
+    return {"title": TITLES[name], "titles": titles, "units": units}
 
 
 def missing_files(raw_dir: Path | str, **options) -> list[str]:

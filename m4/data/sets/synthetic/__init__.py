@@ -28,7 +28,7 @@ import numpy as np
 from m4.data.bands import band
 from m4.data.cohort import Cohort
 from m4.data.option_checks import check
-from m4.data.sets.mimiciv import catalogue
+from m4.data.sets.mimiciv import catalogue, said
 from m4.data.sets.mimiciv.features import LABS, VITALS
 from m4.data.sets.synthetic import factors as planted
 from m4.data.sets.synthetic import worth
@@ -122,7 +122,7 @@ def spec(
     shapes |= {"medications": {"vocab": vocab}}
     shapes |= {name: {"dim": width} for name, width in dims.items()}
     groups = ("sex", "age_band", "icu_type")
-    return catalogue.data_spec(modalities, tasks, groups, **shapes)
+    return catalogue.data_spec(modalities, tasks, groups, about=said.INVENTED, **shapes)
 
 
 def missing_files(raw_dir, **options) -> list[str]:
