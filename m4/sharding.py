@@ -189,21 +189,55 @@ def names_of(path: tuple, leaf: Any) -> tuple[str | None, ...]:
     return (None,) * (leaf.ndim - len(names)) + names
 
 
-def state_shardings(state: Any, params: Any, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """Shardings of an (abstract) train state: optimiser moments and average follow `params`."""
+def state_shardings(
+    state: Any,
+    params: Any,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    shard: bool = False,
+) -> Any:
+    """Shardings of an (abstract) train state: optimiser moments and average follow `params`.
+
+    With `shard` they are split over data, too (`over_data`).
+    """
+    kept = over_data(state.params, params) if shard else params
     opt = optax.tree_map_params(
-        tx, lambda _, s: s, state.opt, params, transform_non_params=lambda _: replicated(mesh)
+        tx, lambda _, s: s, state.opt, kept, transform_non_params=lambda _: replicated(mesh)
     )
     whole = replicated(mesh)
     return state.replace(
         step=whole,
         params=params,
         opt=opt,
-        ema=None if state.ema is None else params,
+        ema=None if state.ema is None else kept,
         bad=whole,
         skipped=whole,
         history=jax.tree.map(lambda _: whole, state.history),
     )
+
+
+def over_data(shapes: Any, placed: Any) -> Any:
+    """Shardings of parameters, `placed`, of which data splits the dimension with most left, too.
+
+    Arrays below `SPLIT_SIZE` and those that no dimension of can be split so stay as they are.
+    ZeRO's first stage (Rajbhandari et al., SC 2020): what only the update reads is kept once over
+    the replicas of data, instead of once on each.
+    """
+
+    def spread(shape: Any, sharding: NamedSharding) -> NamedSharding:
+        mesh, size = sharding.mesh, sharding.mesh.shape["data"]
+        axes = [(a,) if isinstance(a, str) else tuple(a or ()) for a in sharding.spec]
+        axes += [()] * (len(shape.shape) - len(axes))
+        parts = [math.prod(mesh.shape[a] for a in there) for there in axes]
+        left = [n // count for n, count in zip(shape.shape, parts, strict=True)]
+        fits = [d for d, n in enumerate(left) if n % size == 0]
+        if size == 1 or math.prod(shape.shape) < SPLIT_SIZE or not fits:
+            return sharding
+        axes[max(fits, key=lambda d: left[d])] += ("data",)
+        return NamedSharding(mesh, PartitionSpec(*(a or None for a in axes)))
+
+    return jax.tree.map(spread, shapes, placed)
 
 
 def _mesh_axes(shape: tuple[int, ...], names: tuple[str | None, ...], mesh: Mesh) -> list:

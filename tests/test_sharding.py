@@ -63,12 +63,11 @@ def test_moments_and_average_live_where_their_parameters_do():
     assert len(split) == 4  # parameter, average, two moments
 
 
-def losses_on(sizes, *, steps=3, dropout=0.1, accumulate=1):
-    """Losses and final parameters of a few steps, with dropout, on a mesh."""
+def losses_on(sizes, *, steps=3, dropout=0.1, accumulate=1, shard=False, width=256):
+    """Losses, final parameters and the state of a few steps, with dropout, on a mesh."""
     mesh = sharding.make_mesh(sizes)
-    method = toy.Toy(data=toy.SPEC, width=256, dropout=dropout)
+    method = toy.Toy(data=toy.SPEC, width=width, dropout=dropout)
     tx = optim.make_optimiser("adamw", lambda _: 0.01, weight_decay=0.01, clip_norm=1.0)
-    step = make_step(method, tx, seed=0, ema=0.9, accumulate=accumulate)
     first = sharding.put_batch(toy.batch(0), mesh)
 
     def init():
@@ -76,7 +75,10 @@ def losses_on(sizes, *, steps=3, dropout=0.1, accumulate=1):
 
     shapes = jax.eval_shape(init)
     placed = sharding.param_shardings(shapes.params, mesh)
-    shardings = sharding.state_shardings(shapes, placed, tx, mesh)
+    shardings = sharding.state_shardings(shapes, placed, tx, mesh, shard=shard)
+    split = sharding.over_data(shapes.params, placed) if shard else placed
+    scatter = lambda grads: jax.lax.with_sharding_constraint(grads, split)  # noqa: E731
+    step = make_step(method, tx, seed=0, ema=0.9, accumulate=accumulate, scatter=scatter)
     whole = sharding.replicated(mesh)
     state = jax.jit(init, out_shardings=shardings)()
     totals = jax.device_put(step.zeros(state, first), whole)
@@ -88,23 +90,39 @@ def losses_on(sizes, *, steps=3, dropout=0.1, accumulate=1):
         batch = sharding.put_batch(toy.batch(number), mesh)
         state, new = compiled(state, totals, batch)
         losses.append(float(new.means["loss"].total))
-    return losses, jax.device_get(state.params)
+    return losses, jax.device_get(state.params), state
+
+
+def test_moments_and_average_split_over_data():
+    one, params, whole = losses_on({"data": 8}, width=2048)
+    for sizes in ({"data": 8}, {"data": 4, "fsdp": 2}):
+        many, other, state = losses_on(sizes, shard=True, width=2048)
+        np.testing.assert_allclose(many, one, rtol=0, atol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, other)
+        large = [x for x in jax.tree.leaves((state.opt, state.ema)) if x.size >= 2**12]
+        assert len(large) >= 3
+        for x in large:  # an eighth of it on each device
+            assert x.addressable_shards[0].data.size == x.size // 8, x.sharding
+    for x in jax.tree.leaves(state.params):
+        assert "data" not in jax.tree.leaves(tuple(x.sharding.spec))
+    kept = [x.addressable_shards[0].data.size for x in jax.tree.leaves((whole.opt, whole.ema))]
+    assert max(kept) >= 2**12  # without it every device has all
 
 
 def test_eight_devices_agree_with_one():
-    one, params = losses_on({})
+    one, params, _ = losses_on({})
     for sizes in ({"data": 8}, {"data": 2, "fsdp": 2, "expert": 2}):
-        many, other = losses_on(sizes)
+        many, other, _ = losses_on(sizes)
         np.testing.assert_allclose(many, one, rtol=0, atol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, other)
     assert len(set(one)) == 3
 
 
 def test_micro_batches_on_devices_are_one_batch_on_one():
-    one, params = losses_on({}, dropout=0.0)
+    one, params, _ = losses_on({}, dropout=0.0)
     for sizes in ({"data": 8}, {"data": 2, "fsdp": 2, "expert": 2}):
         with jax.set_mesh(sharding.make_mesh(sizes)):
-            many, other = losses_on(sizes, dropout=0.0, accumulate=2)
+            many, other, _ = losses_on(sizes, dropout=0.0, accumulate=2)
         np.testing.assert_allclose(many, one, rtol=0, atol=1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, other)
 

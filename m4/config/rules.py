@@ -129,6 +129,7 @@ FIELDS: dict[str, Rule] = {
     "optim.b2": Rule(float, 0.999, low=0, below=1),
     "optim.eps": Rule(float, 1e-8, above=0),
     "optim.ema": Rule(float, 0.0, low=0, below=1),
+    "optim.shard": Rule(bool, False),  # moments and average split over mesh.data
     "train.from": Rule(str, ""),  # work directory whose best parameters are begun with; '': none
     "train.steps": _count(),
     "train.batch_size": _count(),

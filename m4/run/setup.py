@@ -97,10 +97,16 @@ def make_model(
     fresh = functools.partial(train_step.init_state, tx=tx, ema=ema)
     fresh = functools.partial(fresh, spike_window=config.train.spike_window)
     inputs = train_step.Inputs.of(config.seed, schedule)
-    init, state, gather = _init(method, tx, first, mesh, seed=inputs.seed, fresh=fresh)
+    shard = config.optim.shard
+    init, state, gather = _init(method, tx, first, mesh, seed=inputs.seed, fresh=fresh, shard=shard)
     require_any_length(method, [like(cut, len(first.uid), mesh) for cut in cuts], mesh)
     how = {name: config.train[name] for name in ("precision", "remat", "accumulate")}
     how |= {"platform": platform, "gather": gather}
+    if shard:  # the average is whole again where it predicts
+        place = jax.lax.with_sharding_constraint
+        placed = jax.tree.map(lambda x: x.sharding, state.params)
+        how["scatter"] = lambda grads: place(grads, sharding.over_data(state.params, placed))
+        gather = lambda params, gather=gather: gather(place(params, placed))  # noqa: E731
     trained: Any = on(task_losses.unscaled(spec), method)
     unscaled = trained
     layout = Layout.of(state.params) if mesh.size == 1 and platform == "cpu" else None
@@ -162,7 +168,7 @@ def make_optimiser(
     `mask` says which parameters decay.
     """
     options = config.optim.to_dict()
-    ema = options.pop("ema")
+    ema, _ = options.pop("ema"), options.pop("shard")
     timing = {k: options.pop(k) for k in ("lr", "schedule", "warmup_steps", "end_fraction")}
     schedule = optim.make_schedule(timing.pop("lr"), steps=config.train.steps, **timing)
     tx = optim.make_optimiser(
@@ -216,7 +222,7 @@ def require_any_length(method: Method, batches: Sequence[Any], mesh: jax.shardin
                 )
 
 
-def _init(method, tx, batch: Batch, mesh, *, seed: Any, fresh: Callable):
+def _init(method, tx, batch: Batch, mesh, *, seed: Any, fresh: Callable, shard: bool):
     """Function that makes a fresh state where it belongs, the state's shapes, and its `gather`.
 
     `fresh` makes a state of parameters.
@@ -235,7 +241,7 @@ def _init(method, tx, batch: Batch, mesh, *, seed: Any, fresh: Callable):
     except ValueError as error:
         raise ConfigError(f"method: {error}") from error
     placed = sharding.param_shardings(boxed, mesh)
-    shardings = sharding.state_shardings(shapes, placed, tx, mesh)
+    shardings = sharding.state_shardings(shapes, placed, tx, mesh, shard=shard)
 
     def make() -> train_step.State:
         # It runs once: optimising it takes three times as long as it could save.

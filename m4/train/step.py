@@ -111,6 +111,7 @@ def make_step(
     accumulate: int = 1,
     platform: str | None = None,
     gather: Callable[[Params], Params] = lambda params: params,
+    scatter: Callable[[Params], Params] = lambda grads: grads,
 ) -> Step:
     """The train step of `method`.
 
@@ -129,6 +130,7 @@ def make_step(
       accumulate: micro-batches in which a batch is taken, see `_accumulated`.
       platform: that it will run on, such as 'cpu'; None: JAX's default.
       gather: of parameters what a forward pass uses (`sharding.gatherer`).
+      scatter: of a gradient what updates the moments that a device has (`sharding.over_data`).
     """
     platform = platform or jax.default_backend()
     traced = _gradient(method, remat, accumulate, gather)
@@ -146,7 +148,7 @@ def make_step(
         given = {} if inputs.schedule is None else {"schedule": inputs.schedule}
         update = functools.partial(_update, optax.with_extra_args_support(tx), given, ema, state)
         old = {"params": state.params, "opt": state.opt, "ema": state.ema}
-        parts = optim.accept(ok, update, grads, old, platform=platform)
+        parts = optim.accept(ok, update, scatter(grads), old, platform=platform)
         bad, skipped = jnp.where(ok, 0, state.bad + 1), state.skipped + ~ok
         totals = _add(totals, means, ok).replace(
             damaged={k: totals.damaged[k] + ~guard.all_finite(v) for k, v in parts.items()},
