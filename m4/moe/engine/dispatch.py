@@ -13,6 +13,8 @@ Engines, equal in value and in every gradient where nothing is dropped:
   second choices, then in token order) and drops the others.
 - 'capacity_prioritised': the same, tokens with a larger best weight first (V-MoE).
 - 'ragged': `jax.lax.ragged_dot`, refused where the compiler expands it over all experts.
+- 'grouped': Triton kernels over tiles of each expert's rows, on NVIDIA GPUs (extra `triton`). Exact
+  for any load, without slots; the experts' gradients have the dtype of the computation.
 - 'auto': 'dropless' on a CPU; elsewhere 'dense' if most experts are chosen anyway, 'ragged' on a
   TPU whose compiler has a kernel for it and its gradients, else 'dropless'. Never drops.
 
@@ -21,20 +23,24 @@ Letters: N tokens, E experts, K chosen experts, D input, F hidden and O output w
 
 import dataclasses
 import functools
+import importlib
 import math
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from m4.moe.engine import ragged
+from m4.moe.engine import ragged, tiles
 from m4.moe.engine.grouped import Layout, grouped_mlp, make_plan
 from m4.moe.experts import ExpertParams, Functions, cast
 from m4.types import Array, Routing
 
-Engine = Literal["auto", "dense", "dropless", "capacity", "capacity_prioritised", "ragged"]
+Engine = Literal[
+    "auto", "dense", "dropless", "capacity", "capacity_prioritised", "ragged", "grouped"
+]
 LIMITED = ("capacity", "capacity_prioritised")  # may drop assignments
 
 
@@ -48,6 +54,7 @@ class Target:
 
     platform: str  # cpu, cuda, tpu, ...
     grouped: bool  # its compiler spends FLOPs on a group's own rows alone (`ragged.pays`)
+    triton: int = 0  # compute capability for which `triton_kernels` can be had; 0: they cannot
 
 
 def apply_experts(
@@ -69,8 +76,8 @@ def apply_experts(
     dropped, else a choice by backend and size. `expected` replaces N*K where many assignments are
     known to be invalid; `target` is what the program is meant for (None: the devices at hand).
 
-    Raises ValueError for an unknown engine, for a capacity that is not positive, and for 'ragged'
-    where it would cost E times the work.
+    Raises ValueError for an unknown engine, for a capacity that is not positive, for 'ragged' where
+    it would cost E times the work, and for 'grouped' where its kernels or widths are missing.
     """
     if engine not in (engines := get_args(Engine)):
         raise ValueError(f"moe.engine={engine!r}; choose one of {', '.join(engines)}")
@@ -88,6 +95,11 @@ def apply_experts(
             raise ValueError(f"moe.engine='ragged' costs E times the work on {where}; choose auto")
         plan, params = make_plan(routing.experts, num_experts), cast(params, x_ND.dtype)
         return ragged.ragged_mlp(functions, x_ND, plan, routing.weights, params), None
+    if engine == "grouped":
+        plan, params = make_plan(routing.experts, num_experts), cast(params, x_ND.dtype)
+        return tiles.tiled_mlp(
+            _kernels(target), functions, x_ND, plan, routing.weights, params
+        ), None
     layout = choose_layout(
         num_tokens * k,
         num_experts,
@@ -118,7 +130,10 @@ def dense(x_ND: Array, routing: Routing, params: ExpertParams, functions: Functi
 def target_of(device: Any) -> Target:
     """The target that a `jax.Device` is, also one that is only described (`topologies`)."""
     if device.platform != "tpu":  # no other compiler has a kernel for groups of rows
-        return Target(device.platform, False)
+        there = all(map(find_spec, ("triton", "jax_triton")))
+        major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
+        capability = int(major) * 10 + int(minor or 0) if major.isdecimal() else 0
+        return Target(device.platform, False, capability if there else 0)
     # In a thread of its own, which no mesh is set for and nothing is traced in: with a mesh of
     # several devices JAX refuses a program for one of them.
     with ThreadPoolExecutor(1) as thread:
@@ -134,6 +149,20 @@ def current_target() -> Target:
     if kind is None or (kind.platform, kind.device_kind) == (own.platform, own.device_kind):
         return target_of(own)
     return Target(kind.platform, False)
+
+
+def _kernels(target: Target) -> tiles.Kernels:
+    """The Triton kernels. Raises ValueError where there are none."""
+    if not target.triton:
+        where = (
+            f"here is a {target.platform}, which has none"
+            if target.platform == "cpu"
+            else ("install m4-moe[triton]")
+        )
+        raise ValueError(
+            f"moe.engine='grouped' needs Triton on an NVIDIA GPU: {where}; choose auto"
+        )
+    return importlib.import_module("m4.moe.engine.triton_kernels").kernels(target.triton)
 
 
 def choose_engine(k: int, num_experts: int, target: Target) -> str:
