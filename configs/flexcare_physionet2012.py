@@ -6,7 +6,7 @@ Raw files: M4_RAW_DIR/physionet2012; `:tiny` is six steps of a small model on th
 Thirteen modalities have 8,191 combinations: only the full set and single modalities have tokens
 (`max_size=2` adds 78 pairs). `train.streams=batches` asks a task at a time, as the paper does.
 Cost: minutes of one core, not measured. Expected, 1,980 stays of set B: death AUROC
-0.851 [0.827, 0.874], over three seeds 0.853 ± 0.002; AUPRC 0.511 ± 0.008 (docs/results.md).
+0.851 [0.828, 0.875], over three seeds 0.855 ± 0.003; AUPRC 0.520 ± 0.002 (docs/results.md).
 """
 
 import common

@@ -4,7 +4,7 @@
 
 Raw files: M4_RAW_DIR/physionet2012; `:tiny` is six steps of a small model on them.
 Cost: a minute of one core (docs/methods/m3h.md). Expected, 1,980 stays of set B: death AUROC
-0.867 [0.845, 0.889], over three seeds 0.861 ± 0.005; AUPRC 0.534 ± 0.014 (docs/results.md).
+0.862 [0.838, 0.882], over three seeds 0.860 ± 0.002; AUPRC 0.532 ± 0.004 (docs/results.md).
 """
 
 import common
