@@ -227,7 +227,9 @@ def over_data(shapes: Any, placed: Any) -> Any:
 
     def spread(shape: Any, sharding: NamedSharding) -> NamedSharding:
         mesh, size = sharding.mesh, sharding.mesh.shape["data"]
-        axes = [(a,) if isinstance(a, str) else tuple(a or ()) for a in sharding.spec]
+        axes: list[tuple[str, ...]] = [
+            (a,) if isinstance(a, str) else tuple(a or ()) for a in sharding.spec
+        ]
         axes += [()] * (len(shape.shape) - len(axes))
         parts = [math.prod(mesh.shape[a] for a in there) for there in axes]
         left = [n // count for n, count in zip(shape.shape, parts, strict=True)]
