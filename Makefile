@@ -11,7 +11,7 @@ RESULTS ?= runs/results
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format lock sbom clean reliability reliability-short
+.PHONY: demo test docs lint format lock sbom clean reliability reliability-short
 
 demo: $(VENV)/installed
 	$(BIN)/python -m m4.main --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -19,6 +19,18 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
+
+# The site, in build/site: strict, so that a broken link ends it. Notebooks' outputs are those of the
+# last `make test`.
+docs: $(VENV)/installed
+	@$(BIN)/python -c "import mkdocs, material, mkdocstrings" 2>/dev/null || { \
+		if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(BIN)/python -e ".[docs]"; \
+		else $(BIN)/python -m pip install --quiet -e ".[docs]"; fi; }
+	@mkdir -p build
+	$(BIN)/python docs/site/picture.py
+	$(BIN)/python -m m4.config.reference >build/configuration.md && mv build/configuration.md docs/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 # Faults on purpose: the long form rewrites the table of docs/reliability.md.
 reliability: $(VENV)/installed

@@ -16,7 +16,7 @@ from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
 SHIPPED = Path(__file__).parent
 ENDINGS = (".parquet", ".csv", ".csv.gz")
-KINDS = ("series", "table", "codes", "text")
+KINDS = ("series", "table", "codes", "text", "image")
 TAKES = {  # how the events of one feature become one number
     "series": ("last", "first", "mean", "min", "max", "sum"),
     "table": ("last", "first", "mean", "min", "max", "sum", "count", "any", "is", "years_since"),

@@ -99,7 +99,8 @@ class Events:
         ]
         known = [code for code, count in self._seen.items() if count >= SMALLEST]
         for slot in self._matcher.unused():
-            code = self._features[slot].codes[0]
+            feature = self._features[slot]
+            code = feature.codes[0] if feature else names[slot]
             close = difflib.get_close_matches(code, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             lines.append(f"{names[slot]}: no event has the code {code!r}{hint}")

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from m4.data.cohort import Example
-from m4.data.sets.declared import arrow_files, asked
+from m4.data.sets.declared import arrow_files, asked, image_files
 from m4.data.sets.declared.definition import Definition, Modality, find
 from m4.data.sets.declared.events import Events
 from m4.data.sets.declared.joins import ALWAYS, HOUR, Joins
@@ -45,9 +45,11 @@ class Examples:
         matcher: Matcher,
         flow: Flow,
         *,
+        root: Path,
         given: Mapping[str, Sequence[str]] | None = None,
     ):
         self._definition, self._points, self._events = definition, points, events
+        self._root = root
         self._matcher, self.flow = matcher, flow
         self.joining: list[str] = []  # what matches what, and what should make one look twice
         self.warnings: list[str] = []
@@ -128,6 +130,11 @@ class Examples:
                 payload = _series(own, modality, slots.start, zero)
             elif modality.spec.kind == "table":
                 payload = _table(own, modality, slots.start, now)
+            elif modality.spec.kind == "image":
+                lexicon = self._matcher.lexicons[slots.start]
+                payload = image_files.views(own["token"], lexicon, self._root, self.flow)
+                if payload is None:
+                    continue
             else:
                 payload = self._tokens(own, slots.start)
             inputs[modality.spec.name] = payload
@@ -195,7 +202,8 @@ def _joined(
     joins.check(new=given is not None)
     events.reach.check(new=given is not None)
     points = events.points
-    made = Examples(definition, points, events, matcher, flow, given=given)
+    image_files.check([*matcher.lexicons.values()], root)
+    made = Examples(definition, points, events, matcher, flow, root=root, given=given)
     made.joining = [*joins.lines(), *events.reach.lines()]
     for task, value_PC in points.targets.items():
         known = int((~np.isnan(value_PC)).any(axis=1).sum())

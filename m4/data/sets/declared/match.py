@@ -44,6 +44,7 @@ class Lexicon:
         self._size = modality.spec.vocab or 1
         self._hashed = modality.vocabulary == "hashed"
         self._raw: dict[str, int] = {}
+        self._texts: list[str] = []  # by raw number
         self._id_of_raw: np.ndarray | None = None
         self.tokens: list[str] = []  # those with an id of their own, from id 1 on
 
@@ -72,8 +73,20 @@ class Lexicon:
         """Ids of raw numbers; a token unseen when the vocabulary was fitted is 0."""
         return raw if self._id_of_raw is None else self._id_of_raw[raw]
 
+    def all(self) -> list[str]:
+        """Every token seen so far."""
+        return [*self._raw]
+
+    def token(self, raw: int) -> str:
+        """The token of a raw number."""
+        if len(self._texts) < len(self._raw):
+            self._texts = [*self._raw]
+        return self._texts[raw]
+
     def words(self, text: str) -> list[int]:
-        """Raw numbers of the tokens of a text."""
+        """Raw numbers of the tokens of a text; of an image the text is one, the file's name."""
+        if self.modality.spec.kind == "image":
+            return [self.raw(text.strip())] if text.strip() else []
         if self.modality.tokens == "phrases":
             phrase = " ".join(text.lower().split())
             return [self.raw(phrase)] if phrase else []
@@ -161,7 +174,7 @@ class Matcher:
 
     def _entries(self, code: str, slot: int, value: float, token: int) -> list[Entry]:
         lexicon = self.lexicons.get(slot)
-        if lexicon is None or lexicon.modality.spec.kind == "text":
+        if lexicon is None or lexicon.modality.spec.kind in ("text", "image"):
             return [Entry(slot, value, token)]
         if lexicon.modality.tokens == "words":
             words = lexicon.words(code.partition("//")[2] or code)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 from m4 import specs
 from m4.data.sets.declared import columns
@@ -127,7 +128,8 @@ class Proposal:
                     out.append(f"classes = {text(column.often(SMALLEST))}")
                 if kind == "regression" and _skewed(column):
                     out.append('transform = "log1p"')
-                selected = selected or f"{name}/{specs.METRICS[kind][0]}"
+                if kind:
+                    selected = selected or f"{name}/{specs.METRICS[kind][0]}"
         if not out:
             out = ["", "# No column looks like an outcome. Say which one is:"]
             out += ["# [tasks.death]", '# kind = "binary"', '# labels = "FILE"']
@@ -317,7 +319,7 @@ def _asked(table: Table) -> str:
     return times[0] if times else ""
 
 
-def _kind(column: Column) -> str:
+def _kind(column: Column) -> Literal["", "binary", "regression", "multiclass"]:
     """What kind of task a column of outcomes is; '' for what is none."""
     if column.time or not column.filled or len(column.counts) < 2 or column.words >= SENTENCE:
         return ""
