@@ -165,6 +165,8 @@ def test_every_other_command_is_of_something_that_is_there(page, line, capsys):
         assert importlib.util.find_spec(words[2]), line
         if words[2] == "m4.data":
             assert words[3] in data_help(capsys), line
+    elif words[:3] == ["python", "-m", "pytest"]:
+        assert all((ROOT / w).exists() for w in words if w.startswith("tests/")), line
     elif words[0] == "pip" or words[2:3] == ["pip"]:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         for extra in re.findall(r"m4-moe\[(\w+)\]", line):

@@ -121,13 +121,9 @@ def _modality(name: str, keys: Keys, lookback: float, hours: float) -> Modality:
             shape = (keys.count("length", length), *shape)
         said = wording.of_features(keys, written)
         keys.finish()
-<<<<<<< HEAD
         return Modality(ModalitySpec(name, kind, shape, names, **said), features, **values)
-=======
-        return Modality(ModalitySpec(name, kind, shape, names), features, **values)
     if kind == "image":
         return _image(name, keys, prefix, values)
->>>>>>> f5cdd7d (Build a site: start, own data, gates, metrics, every field, FAQ, troubleshooting; images in tables)
     if kind not in TOKENS:
         return Modality(ModalitySpec(name, "codes", (1,), dtype="int32", vocab=1))
     codes = keys.patterns("codes", prefix)
@@ -146,10 +142,6 @@ def _modality(name: str, keys: Keys, lookback: float, hours: float) -> Modality:
     return Modality(spec, (), codes, **values)
 
 
-<<<<<<< HEAD
-def _features(keys: Keys, kind: str, prefix: str):
-    """The features, and by name as written (title, unit) of each that is made of it."""
-=======
 def _image(name: str, keys: Keys, prefix: str, values: dict[str, Any]) -> Modality:
     """Files named by the texts of events, below the folder."""
     codes = keys.patterns("codes", prefix)
@@ -159,13 +151,14 @@ def _image(name: str, keys: Keys, prefix: str, values: dict[str, Any]) -> Modali
     channels = keys.count("channels", 1)
     if channels not in (1, 3):
         keys.problem("channels", "must be 1 (grey) or 3 (colour)")
+    title = wording.text(keys, "title")
     keys.finish()
-    spec = ModalitySpec(name, "image", (views, size, size, channels), dtype="uint8")
+    spec = ModalitySpec(name, "image", (views, size, size, channels), dtype="uint8", title=title)
     return Modality(spec, (), codes, vocabulary="files", repeat=True, **values)
 
 
-def _features(keys: Keys, kind: str, prefix: str) -> tuple[Feature, ...]:
->>>>>>> f5cdd7d (Build a site: start, own data, gates, metrics, every field, FAQ, troubleshooting; images in tables)
+def _features(keys: Keys, kind: str, prefix: str):
+    """The features, and by name as written (title, unit) of each that is made of it."""
     given = keys.raw("features")
     take = keys.choice("take", "last", TAKES[kind])
     if isinstance(given, str) and (span := re.fullmatch(r"(\d+)\.\.(\d+)", given)):
