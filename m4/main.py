@@ -1,4 +1,4 @@
-"""`python -m m4.main --config=configs/fusemoe_mimic.py --workdir=W`; see `--help`."""
+"""The command, `m4-moe --config=fusemoe_mimic --workdir=W` or `python -m m4.main`; see `--help`."""
 
 import os
 import sys
@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from m4 import config as configs
 from m4 import local, streams
-from m4.config import flags as command_line
-from m4.config import trust
+from m4.config import answers, trust
 from m4.errors import Preempted, told
 from m4.train import early, rendezvous
 
@@ -38,8 +37,9 @@ def run(args: Sequence[str]) -> int:
     try:
         with rendezvous.told(os.environ):
             flags = configs.parse(args)
-            if flags.help:
-                print(command_line.USAGE)
+            answer = answers.of(flags)
+            if answer is not None:
+                print(answer)
                 return 0
             local.require_variables()
             bare = flags.mode == "check" and not (flags.config or flags.config_json)

@@ -40,7 +40,10 @@ def sizes(
     known = math.prod(size for size in found.values() if size != REST)
     if known > count:
         words = "*".join(f"{axis}={size}" for axis, size in found.items() if size != REST)
-        raise ConfigError(f"mesh {words} needs {known} devices, found {count}")
+        raise ConfigError(
+            f"mesh {words} needs {known} devices, found {count}; on a CPU"
+            " XLA_FLAGS=--xla_force_host_platform_device_count=N makes N of one"
+        )
     for axis in rest:
         choices = range(count // known, 0, -1)
         found[axis] = next((n for n in choices if fits(found | {axis: n})), 1)

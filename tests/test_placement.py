@@ -54,7 +54,9 @@ def test_the_rest_is_as_large_as_it_fits():
 def test_two_rests_and_too_few_devices_are_refused():
     with pytest.raises(ConfigError, match="mesh.fsdp=-1 and mesh.expert=-1: only one"):
         placement.sizes(asked(fsdp=-1, expert=-1), 8)
-    with pytest.raises(ConfigError, match=r"data=1\*fsdp=16.*needs 16 devices, found 8"):
+    with pytest.raises(
+        ConfigError, match=r"data=1\*fsdp=16.*needs 16 devices, found 8; on a CPU XLA_FLAGS"
+    ):
         placement.sizes(asked(data=1, fsdp=16), 8)
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def fit(
     workdir: str | Path | None = None,
     frames: Any = None,
     set: Mapping[str, Any] | None = None,  # noqa: A002 (as `--set` of the command)
-    force_config: bool = False,
+    force: Sequence[str] = (),
     quiet: bool = False,
 ) -> Model:
     """Trains, or goes on with, a run; evaluates it, writes its report, and returns its model.
@@ -38,7 +38,8 @@ def fit(
       frames: a frame, or a mapping of frames by the names of the definition's files, instead of
         raw files, of a data set of MEDS files or tables. They are kept in the work directory.
       set: fields to replace, {"train.steps": 500, "method.moe.gate": "softmax"}.
-      force_config: go on with a work directory although its configuration differs.
+      force: go on with a work directory although its 'config' or 'program' differs, or its 'best'
+        step is lost.
       quiet: print nothing.
 
     Raises a `m4.errors.UserError`, as the command prints: ConfigError, DataError, SaveError, ...
@@ -61,7 +62,7 @@ def fit(
         overrides |= {"data.raw_dir": str(folder / FRAMES)}
     checked = configs.check(found, overrides, source, say=print if not quiet else _silent)
     flags = Flags(
-        workdir=folder, overrides=overrides, force=("config",) if force_config else (), **given
+        workdir=folder, overrides=overrides, force=tuple(sorted({*force})), **given
     )
     with _owner_only(), contextlib.redirect_stdout(None) if quiet else contextlib.nullcontext():
         if frames is not None:

@@ -10,9 +10,11 @@ NAMES = ("aot",)  # what users run; the rest are its parts
 
 def main(argv: list[str]) -> int:
     """Run the benchmark named first in `argv`; returns the exit code."""
+    asked = argv[:1] in (["--help"], ["-h"])
     if not argv or argv[0] not in NAMES:
-        print(f"usage: python -m m4.bench {{{','.join(NAMES)}}} [--help]", file=sys.stderr)
-        return 2
+        usage = f"usage: python -m m4.bench {{{','.join(NAMES)}}} [--help]"
+        print(usage, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     try:
         importlib.import_module(f"m4.bench.{argv[0]}").main(argv[1:])
     except UserError as error:

@@ -7,7 +7,7 @@ command line gets wrong is reported at once, one line per problem.
 
 import ast
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import ml_collections
 from m4 import local
 from m4.config import code, rules, trust
 from m4.config.flags import Flags, parse, workdir_of
-from m4.config.hints import elsewhere, unknown
+from m4.config.hints import elsewhere, switched, unknown
 from m4.config.plain import diff, flatten, nested, read_json, to_json, tuples
-from m4.config.program import load_file
+from m4.config.program import load_file, shipped
 from m4.config.rules import REQUIRED, Rule
 from m4.data import data_sets
 from m4.errors import ConfigError
@@ -43,6 +43,8 @@ def load(flags: Flags) -> ml_collections.ConfigDict:
         found, source = read_json(Path(flags.config_json)), flags.config_json
     elif flags.config is None and kept and kept.is_file():
         found, source = read_json(kept), str(kept)
+    elif flags.config is None and (flags.workdir or flags.mode in ("eval", "predict")):
+        raise ConfigError(_no_run(flags))
     else:
         found, source = load_file(flags.config), str(flags.config)
     return check(found, flags.overrides, source, say=print)
@@ -61,6 +63,7 @@ def check(
     left out, and `say` is told so; an override of one is an error, like all else that is wrong.
     """
     _check_structure(config, source)
+    before = {section: config.get(section, {}).get("name") for section in ("method", "data")}
     whole = ml_collections.ConfigDict(config, convert_dict=True)
     fields, having = _fields(whole, overrides)
     problems, refused = [], set()
@@ -77,6 +80,9 @@ def check(
     if lacking:
         chosen, others = values.get("method.fidelity", "m4"), " or ".join(min(lacking.values()))
         say(f"left out, fields of fidelity {others} that {chosen} hasn't: {', '.join(lacking)}")
+    for line, stray in _switched(before, overrides, values, fields, source):
+        lacking |= dict.fromkeys(stray, [])
+        problems.append(line)
     values = {path: value for path, value in values.items() if path not in lacking}
     problems += _fill(values, fields, source)
     for path, value in values.items():
@@ -102,6 +108,14 @@ def check(
         problems += _task_problems(values, problems)
         raise ConfigError(*dict.fromkeys(problems))
     return ml_collections.ConfigDict(nested(values)).lock()
+
+
+def _no_run(flags: Flags) -> str:
+    """Why there is no configuration to take from the work directory."""
+    if flags.workdir is None:
+        return f"--workdir: is missing; --mode={flags.mode} needs that of a run"
+    what = "holds no run (no config.json)" if flags.workdir.is_dir() else "no such work directory"
+    return f"--workdir={flags.workdir}: {what}; --config=... trains one there (--list)"
 
 
 def stored(path: Path) -> dict[str, Any]:
@@ -191,6 +205,28 @@ def _fields(
     return fields, elsewhere
 
 
+def _switched(
+    before: Mapping[str, Any],
+    overrides: Mapping[str, str],
+    values: Mapping[str, Any],
+    fields: Mapping[str, Rule],
+    source: str,
+) -> Iterator[tuple[str, list[str]]]:
+    """Where an override names another method or data set, what is left of the first: line, fields.
+
+    Nothing if all fields that the configuration sets are those of the other one, too.
+    """
+    for section, inside in (("method", "method."), ("data", "data.options.")):
+        key = f"{section}.name"
+        old, new = before[section], overrides.get(key, "")
+        if not new or new == old or fields[key].problem(new):
+            continue
+        mine = [p for p in values if p.startswith(inside) and p not in overrides]
+        if stray := [p for p in mine if not _rule(p, fields)]:
+            told = {"source": source, "stray": stray, "shipped": shipped()}
+            yield switched(key, str(old), new, **told), stray
+
+
 def _fill(values: dict[str, Any], fields: Mapping[str, Rule], source: str) -> list[str]:
     """Adds defaults to a flat configuration; returns what is missing, in one line if much is."""
     given = {path.rsplit(".", n)[0] for path in values for n in range(path.count(".") + 1)}
@@ -233,7 +269,7 @@ def _field_problems(path: str, value: Any, fields: Mapping[str, Rule]) -> list[s
         problem = _not_local(value)
     if problem is None and not _plain(value):
         problem = "must be plain data: numbers, text, true, false, None, tuples, dicts"
-    if problem and rule.names and isinstance(value, str) and "did you mean" not in problem:
+    if problem and rule.names and isinstance(value, str) and not problem.endswith(("?", "here")):
         choices = {
             p: r.names() for p, r in fields.items() if p.startswith("method.moe.") and r.names
         }
@@ -281,7 +317,8 @@ def _override(
     try:
         value = _parse(text, rule)
     except _NOT_PARSED:
-        return [f"{path}={text}: {_must(rule)}"]
+        several = "; --mode=sweep takes several --seeds" if path == "seed" and "," in text else ""
+        return [f"{path}={text}: {_must(rule)}{several}"]
     try:
         _set(config, path, value)
     except (TypeError, ValueError, AttributeError, KeyError):

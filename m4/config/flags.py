@@ -2,10 +2,11 @@
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from m4 import local
+from m4.config.hints import alias
 from m4.errors import ConfigError
 
 MODES = ("train", "crossval", "eval", "predict", "check", "report", "sweep", "tim", "interplay")
@@ -14,20 +15,39 @@ OPTIONS = {"sweep": ("seeds", "task", "metrics"), "tim": ("tasks", "permutations
 OPTIONS |= {"plan": ("topology", "rows", "json")}
 OPTIONS |= {"stress": ("kinds", "rates")}
 OPTIONS |= {"scale": ("devices", "kind", "axis", "steps", "topology")}
-SWITCHES = ("debug", "debug_nans", "trust_code", "help")
+SWITCHES = ("debug", "debug_nans", "trust_code", "help", "version", "list")
 FORCE = ("config", "program", "best")  # what a run may be made to go on without
-NAMES = ("config", "config_json", "workdir", "mode", "on", "force", *SWITCHES)
+NAMES = ("config", "config_json", "workdir", "mode", "on", "force", "completion", *SWITCHES)
 NAMES += tuple(name for names in OPTIONS.values() for name in names)
-USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FIELD=VALUE ...]
-                         [--workdir=DIR] [--mode=MODE] [--on=DIR]
+SHORT = {"-h": "--help", "-V": "--version"}
+# What others call a flag.
+SYNONYMS = {"output_dir": "workdir", "out": "workdir", "logdir": "workdir", "outdir": "workdir"}
+SYNONYMS |= {
+    "cfg": "config",
+    "conf": "config",
+    "override": "set",
+    "input": "on",
+    "resume": "workdir",
+}
+SYNONYMS |= {"force_config": "force", "verbose": "debug", "usage": "help"}
+COMMANDS = {"test": "eval", "fit": "train", "resume": "train", "finetune": "train"}
+COMMANDS |= {"infer": "predict", "inference": "predict", "score": "predict", "validate": "check"}
+COMMANDS |= {"cv": "crossval", "grid": "sweep", "run": "train", "evaluation": "eval"}
+SECTIONS = ("data", "method", "optim", "train", "eval", "mesh", "text", "image")
+SHELLS = ("bash", "zsh", "fish")
+TOOLS = ("data", "lab", "audit", "interop", "bench", "launch")  # beside the command, see `m4.__main__`
+USAGE = """usage: m4-moe [MODE] --config=NAME[:VARIANT] [--set FIELD=VALUE ...] [--workdir=DIR]
+       m4-moe predict --workdir=DIR [--on=DIR]     (also: python -m m4, python -m m4.main)
+       m4-moe data|lab|audit|interop|bench|launch --help
 
-  --config        a configuration file and, after a colon, one of its variants;
-                  without it, the configuration stored in the work directory
+  --config        a shipped configuration (--list) or a file, and, after a colon, one of its
+                  variants; without it, the configuration stored in the work directory
   --config_json   the same as plain data (a work directory's config.json, say): a configuration
                   file is a program that is run, this is only read
-  --config.a.b=v  replaces one field
+  --set a.b=v     replaces one field; also --config.a.b=v
   --workdir       where everything is written (default: runs/<config>[-<variant>])
-  --mode          train    train or resume, then evaluate and report (default)
+  --mode          or the bare word in front:
+                  train    train or resume, then evaluate and report (default)
                   crossval train once per fold of patients, evaluate out of fold, pooled
                   eval     evaluate the best checkpoint
                   predict  write predictions of the test split
@@ -57,6 +77,14 @@ USAGE = """usage: python -m m4.main --config=FILE[:VARIANT] [--config.SECTION.FI
   --debug_nans    when a run gives up on numbers that are not finite, run the last bad step again
                   and name the operation
   --debug         print tracebacks, which may quote data
+  --list          configurations and their variants, methods, gates, routers, losses, data sets
+  --completion    bash, zsh or fish: eval "$(m4-moe --completion=bash)" completes all of this
+  --version, -h, --help
+
+environment: M4_RAW_DIR   root of the raw files (raw), each data set in a folder of its own
+             M4_DATA_DIR  where built data sets are kept (data)
+             M4_CACHE     where compiled programs are kept (~/.cache/m4)
+             M4_COORDINATOR, M4_NUM_PROCESSES, M4_PROCESS_ID  of several processes (m4-moe launch)
 
 exit codes: 0 done, 1 bug, 2 usage or configuration, 3 data, 4 no usable checkpoint,
             5 diverged, 6 could not save, 7 hung, 75 stopped early: run the same command again"""
@@ -78,20 +106,53 @@ class Flags:
     force: tuple[str, ...] = ()  # of `FORCE`
     trust_code: bool = False
     help: bool = False
+    version: bool = False
+    list: bool = False
+    completion: str = ""
 
 
 def parse(args: Sequence[str]) -> Flags:
     """Arguments (without the program's name) -> Flags. Raises ConfigError with all problems."""
+    found, overrides, problems = _read(args)
+    mode = found.get("mode", "predict" if "on" in found else "train")
+    options = {name: found[name] for names in OPTIONS.values() for name in names if name in found}
+    problems += _conflicts(found, mode, options)
+    if problems:
+        raise ConfigError(*problems)
+    return Flags(
+        config=found.get("config"),
+        config_json=found.get("config_json"),
+        overrides=overrides,
+        workdir=_workdir(found),
+        mode=mode,
+        on=local.folder(found["on"], "--on") if "on" in found else None,
+        options=options,
+        completion=found.get("completion", ""),
+        **{k: found.get(k, "false").lower() in ("true", "1") for k in SWITCHES},
+    )
+
+
+def _read(args: Sequence[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Flags and their values, fields and theirs, and what is wrong with each by itself."""
     found: dict[str, str] = {}
     overrides: dict[str, str] = {}
     problems = []
-    queue = list(args)
+    queue = [SHORT.get(token, token) for token in args]
+    if queue[:1] and queue[0] in MODES:  # `m4-moe predict` for --mode=predict
+        queue[0] = f"--mode={queue[0]}"
     while queue:
         token = queue.pop(0)
+        if token.startswith("--set=") or token == "--set":
+            token, wrong = _field(token, queue)
+            if wrong:
+                problems.append(wrong)
+                continue
         name, equals, value = token.lstrip("-").partition("=")
         known = name in NAMES or name.startswith("config.")
         if not token.startswith("-") or not known:
             problems.append(_unknown(token, name))
+            if not token.startswith("-") and len(queue) == len(args) - 1:
+                break  # a tool or mode that there isn't: what follows is its own
             continue
         if not equals:
             if name in SWITCHES:
@@ -107,34 +168,43 @@ def parse(args: Sequence[str]) -> Flags:
             problems.append(f"--{name}: is given twice, as {place[key]} and as {value}")
         elif wrong := _wrong(name, value):
             problems.append(f"--{name}{wrong}")
+    return found, overrides, problems
+
+
+def _wrong(name: str, value: str) -> str | None:
+    """What is wrong with a flag's value, in words that follow the flag; else None."""
+    if name in SWITCHES and value.lower() not in ("true", "1", "false", "0"):
+        return f"={value}: must be true or false"
+    if name == "force" and not {*value.split(",")} <= {*FORCE}:
+        return f"={value}: must be of {', '.join(FORCE)}"
+    if name == "completion" and value not in SHELLS:
+        return f"={value}: must be one of {', '.join(SHELLS)}"
+    if name in ("workdir", "on") and not value:
+        return f": needs a value, --{name}=..."
+    if "\0" in value:
+        return ": must not hold a NUL"
+    problem = local.problem(value) if name in ("workdir", "on") else None
+    return problem and f"={value}: {problem}"
+
+
+def _conflicts(found: Mapping[str, str], mode: str, options: Mapping[str, str]) -> list[str]:
+    """What is wrong with flags together."""
+    problems = []
     if "config" in found and "config_json" in found:
         problems.append("--config_json: cannot be given together with --config")
-    mode = found.get("mode", "predict" if "on" in found else "train")
     if mode not in MODES:
         close = difflib.get_close_matches(mode, MODES, n=1)
+        close = [COMMANDS[mode]] if mode in COMMANDS else close
         hint = f"; did you mean {close[0]}?" if close else ""
         problems.append(f"--mode={mode}: must be one of {', '.join(MODES)}{hint}")
-    options = {name: found[name] for names in OPTIONS.values() for name in names if name in found}
-    for name in options.keys() - set(OPTIONS.get(mode, ())):
+    for name in options.keys() - {*OPTIONS.get(mode, ())}:
         own = next(m for m, names in OPTIONS.items() if name in names)
         problems.append(f"--{name}: goes with --mode={own}, not with --mode={mode}")
     if "on" in found and not {"workdir", "config", "config_json"} & {*found}:
         problems.append("--on: needs --workdir, that of the run that is to predict")
     if "on" in found and mode in MODES and mode != "predict":
         problems.append(f"--on: goes with --mode=predict, not with --mode={mode}")
-    if problems:
-        raise ConfigError(*problems)
-    return Flags(
-        config=found.get("config"),
-        config_json=found.get("config_json"),
-        overrides=overrides,
-        workdir=_workdir(found),
-        mode=mode,
-        on=local.folder(found["on"], "--on") if "on" in found else None,
-        options=options,
-        force=tuple(sorted({*found["force"].split(",")})) if "force" in found else (),
-        **{k: found.get(k, "false").lower() in ("true", "1") for k in SWITCHES},
-    )
+    return problems
 
 
 def _wrong(name: str, value: str) -> str | None:
@@ -167,9 +237,38 @@ def workdir_of(config: str) -> Path:
     return Path("runs") / "-".join(filter(None, (Path(path).stem, variant)))
 
 
+def _field(token: str, queue: list[str]) -> tuple[str, str]:
+    """`--set a.b=v` as `--config.a.b=v`, and what is wrong with it; takes its value off `queue`."""
+    inline = token.startswith("--set=")
+    text = token.removeprefix("--set=") if inline else queue.pop(0) if queue else ""
+    path, equals, _ = text.partition("=")
+    if not equals or not path:
+        return "", f"--set {text}: needs a field and a value, --set train.steps=500"
+    return f"--config.{text.removeprefix('config.')}", ""
+
+
 def _unknown(token: str, name: str) -> str:
+    """What somebody may have meant by a word that is no flag."""
+    bare = token.partition("=")[0]
+    if not token.startswith("-"):
+        if token in MODES:
+            return f"{token}: a mode stands in front, or is given as --mode={token}"
+        head, dot, _ = bare.partition(".")
+        if "=" in token and dot and head.isidentifier():
+            return f"{bare}: a field is replaced by --set {token}"
+        if ":" in token or token.endswith(".py"):
+            return f"{token}: unknown flag; did you mean --config={token}?"
+        close = difflib.get_close_matches(token, (*MODES, *TOOLS), n=1)
+        close = [COMMANDS[token]] if token in COMMANDS else close
+        hint = f"; did you mean {close[0]}?" if close else "; see --help"
+        return f"{bare}: unknown flag or command{hint}"
     head, dot, rest = name.partition(".")
-    choices = ("config",) if dot else NAMES
-    close = difflib.get_close_matches(head, choices, n=1)
-    hint = f"; did you mean --{close[0]}{dot}{rest}?" if close else "; see --help"
-    return f"{token.partition('=')[0]}: unknown flag{hint}"
+    choices = ("config",) if dot else (*NAMES, "set")
+    known = {**SYNONYMS, **{word: word for word in choices}}
+    close = difflib.get_close_matches(head.lower().replace("-", "_"), known, n=1)
+    hint = f"; did you mean --{known[close[0]]}{dot}{rest}?" if close else "; see --help"
+    if dot and head in SECTIONS:
+        hint = f"; did you mean --set {token.lstrip('-')}?"
+    elif field := alias(name):
+        hint = f"; did you mean --set {field}={token.partition('=')[2] or '...'}?"
+    return f"{bare}: unknown flag{hint}"

@@ -48,10 +48,43 @@ ALIASES = {
 SECTIONS = {"model": "method", "optimizer": "optim", "optimiser": "optim", "dataset": "data"}
 SECTIONS |= {"training": "train", "evaluation": "eval", "trainer": "train", "parallel": "mesh"}
 
+# What the same choice is called elsewhere; where it is no choice of a field, it is none here.
+VALUES = {
+    "linear": "softmax dot dot_product dense learned",
+    "noisy_linear": "noisy noisy_gate",
+    "laplace": "laplacian",
+    "gaussian": "rbf normal",
+    "top_k": "topk top-k",
+    "noisy_top_k": "noisy_gating",
+    "expert_choice": "ec",
+    "loss_free": "aux_free bias deepseek",
+    "soft": "softmoe soft_moe",
+    "bfloat16": "bf16",
+    "float32": "fp32 full single",
+    "adamw": "adam_w fused_adamw",
+    "cosine": "cosine_decay warmup_cosine cos",
+    "constant": "none const",
+    "m4": "ours default",
+    "released": "original official authors code",
+    "importance": "cv load_balance balance",
+    "z": "z_loss zloss router_z",
+}
+# What is not the same, but nearest to it.
+NEAR = {
+    "top_k": "top1 top2 sparse switch gshard",
+    "bfloat16": "half mixed fp16 float16 amp",
+    "adamw": "rmsprop adagrad lamb",
+    "constant": "step",
+}
+
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """`"; did you mean x?"`, or an empty string when nothing is near."""
-    close = difflib.get_close_matches(word.lower(), [*dict.fromkeys(known)], n=2, cutoff=0.6)
+    same = [k for k, words in VALUES.items() if k in known and word.lower() in words.split()]
+    if same:
+        return f"; {word} is called {' or '.join(same)} here"
+    close = [k for k, words in NEAR.items() if k in known and word.lower() in words.split()]
+    close += difflib.get_close_matches(word.lower(), [*dict.fromkeys(known)], n=2, cutoff=0.6)
     # "learning_rate" -> "lr": initials and prefixes that edit distance does not see.
     initials = "".join(part[:1] for part in word.split("_"))
     close += [k for k in known if k not in close and k in (initials, word.split("_")[0])]
@@ -69,7 +102,8 @@ def unknown(path: str, fields: Iterable[str]) -> str:
         {f[len(path) + 1 :].partition(".")[0] for f in names if f.startswith(f"{path}.")}
     )
     if inside:
-        return f"{path}: no such field, but a section; it has: {', '.join(inside)}"
+        hint = f"; did you mean --set {path}.name=...?" if "name" in inside else ""
+        return f"{path}: no such field, but a section; it has: {', '.join(inside)}{hint}"
     if section in names and not siblings:
         return f"{path}: no such field; {section} is a value"
     if (
@@ -95,8 +129,34 @@ def unknown(path: str, fields: Iterable[str]) -> str:
     return f"{path}: no such field{hint or listed}"
 
 
+def alias(name: str) -> str:
+    """The field that others call so, '' for none: for `--lr=0.1` and the like."""
+    word = name.lower().replace("-", "_")
+    found = [f for f, words in ALIASES.items() if f.rpartition(".")[2] == word]
+    found += [f for f, words in ALIASES.items() if word in words.split() and f not in found]
+    return "seed" if word == "seed" else found[0] if found else ""
+
+
+def switched(
+    key: str, old: str, new: str, *, source: str, stray: Sequence[str], shipped: Sequence[str]
+) -> str:
+    """The message about another method or data set than the one that a configuration is made for.
+
+    `stray` are fields that it sets and `new` hasn't, `shipped` the names of all configurations.
+    """
+    some = ", ".join(stray[:2]) + (f" and {len(stray) - 2} more" if len(stray) > 2 else "")
+    stems = {path.rpartition("/")[2].removesuffix(".py"): path for path in shipped}
+    rest = source.partition(":")[0].rpartition("/")[2].removesuffix(".py").partition("_")[2]
+    same = [path for stem, path in stems.items() if stem == f"{new}_{rest}"]
+    fits = same or [path for stem, path in stems.items() if new in stem.split("_", 1)]
+    take = f"; take --config={' or '.join(fits[:3])}" if fits else ""
+    return f"{key}={new}: {source} is made for {old} and sets {some}, which {new} hasn't{take}"
+
+
 def elsewhere(path: str, value: Any, choices: Mapping[str, Sequence[str]]) -> str:
     """The hint about a value that other fields of the same section have among their choices."""
     section = path.rpartition(".")[0]
-    fits = [f for f, known in choices.items() if f.rpartition(".")[0] == section and value in known]
-    return f"; did you mean {' or '.join(f'{field}={value}' for field in fits)}?" if fits else ""
+    meant = {value} | {k for k, words in VALUES.items() if str(value).lower() in words.split()}
+    inside = {f: [*meant & {*k}] for f, k in choices.items() if f.rpartition(".")[0] == section}
+    fits = [f"{field}={found[0]}" for field, found in inside.items() if found and field != path]
+    return f"; did you mean {' or '.join(fits)}?" if fits else ""

@@ -1,5 +1,6 @@
 """A configuration file is a program: it is run here, with a limit of time and files beside it."""
 
+import ast
 import contextlib
 import difflib
 import importlib.util
@@ -20,23 +21,23 @@ LIMIT_S = 8.0  # seconds that a configuration file may run
 def load_file(target: str | None) -> Mapping[str, Any]:
     """`"configs/x.py:variant"` -> what its `get_config(variant)` returns.
 
+    One that is shipped is found from anywhere, `fusemoe_mimic:tiny` or `configs/fusemoe_mimic.py`.
+
     Raises ConfigError if there is no such file, function or variant, or if the file fails.
     """
     if not target:
-        raise ConfigError("--config: is missing; shipped: " + ", ".join(_shipped()))
+        raise ConfigError("--config: is missing; shipped: " + ", ".join(shipped()))
     if "://" in target:
         raise ConfigError(f"--config={target}: must be a local file (it is run as a program)")
     path_text, _, variant = target.partition(":")
-    path = Path(path_text)
-    if not path.is_file() or path.suffix != ".py":
-        close = _similar(path, _shipped())
-        hint = f"; did you mean {close}?" if close else f"; shipped: {', '.join(_shipped())}"
-        raise ConfigError(f"--config={path}: no such configuration file{hint}")
+    path = locate(path_text)
+    if path is None:
+        raise ConfigError(f"--config={path_text}: {_why_not(Path(path_text))}")
     module = _run(path)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise ConfigError(f"--config={path}: has no function get_config(variant='')")
-    _check_variant(path, module, variant)
+    _check_variant(path_text, module, variant)
     config = _call(path, lambda: get_config(variant) if variant else get_config())
     if not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
         raise ConfigError(
@@ -48,25 +49,60 @@ def load_file(target: str | None) -> Mapping[str, Any]:
 def variants(path: str) -> tuple[str, ...]:
     """Named variants of a configuration file; none if it can't be read."""
     try:
-        return tuple(getattr(_run(Path(path)), "VARIANTS", ()))
+        found = locate(path)
+        return tuple(getattr(_run(found), "VARIANTS", ())) if found else ()
     except ConfigError:
         return ()
 
 
-def _similar(path: Path, shipped: list[str]) -> str | None:
-    stems = {Path(s).stem: s for s in shipped}
-    close = difflib.get_close_matches(path.stem, list(stems), n=1)
-    return stems[close[0]] if close else None
+def folder() -> Path:
+    """Where the shipped configurations are: in the package, or beside it in a clone."""
+    inside = Path(__file__).parents[1] / "shipped" / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
 
 
-def _shipped() -> list[str]:
-    folder = Path(__file__).parents[2] / "configs"
-    cwd = Path.cwd()
+def shipped() -> list[str]:
+    """Names of the shipped configurations, as `--config` takes them from anywhere."""
     return sorted(
-        str(p.relative_to(cwd) if p.is_relative_to(cwd) else p)
-        for p in folder.glob("*.py")
+        f"configs/{p.name}"
+        for p in folder().glob("*.py")
         if not p.name.startswith("lab_") and "def get_config" in p.read_text()  # no studies
     )
+
+
+def purpose(path: str) -> str:
+    """What a configuration file says of itself in its first line; nothing of it is run."""
+    found = locate(path)
+    text = ast.get_docstring(ast.parse(found.read_text(encoding="utf-8"))) if found else None
+    return (text or "").partition("\n")[0]
+
+
+def locate(text: str) -> Path | None:
+    """The file that a name stands for: itself, or `x`, `x.py` and `configs/x.py` a shipped one."""
+    path = Path(text)
+    try:
+        if path.is_file() and path.suffix == ".py":
+            return path
+        inside = folder() / f"{path.stem}.py"
+        known = path.suffix in ("", ".py") and path.parent in (Path(), Path("configs"))
+        if known and path.stem and inside.is_file() and "def get_config" in inside.read_text():
+            return inside
+    except (OSError, ValueError):  # a name that is too long, or with a NUL
+        pass
+    return None
+
+
+def _why_not(path: Path) -> str:
+    known = shipped()
+    stems = {Path(s).stem: s for s in known}
+    close = [stem for stem in stems if path.stem in stem.split("_", 1)][:3]
+    close = close or difflib.get_close_matches(path.stem, list(stems), n=1)
+    if path.suffix in (".json", ".toml", ".yaml", ".yml") and path.is_file():
+        also = "; --config_json reads this one" if path.suffix == ".json" else ""
+        return f"is no configuration file, which ends in .py{also}"
+    meant = " or ".join(stems[stem] for stem in close)
+    hint = f"; did you mean {meant}?" if close else f"; shipped: {', '.join(known)}"
+    return f"no such configuration file{hint}"
 
 
 def _run(path: Path) -> ModuleType:
@@ -77,7 +113,7 @@ def _run(path: Path) -> ModuleType:
     return module
 
 
-def _check_variant(path: Path, module: ModuleType, variant: str) -> None:
+def _check_variant(path: str, module: ModuleType, variant: str) -> None:
     variants = getattr(module, "VARIANTS", None)
     if not variant or variants is None and inspect.signature(module.get_config).parameters:
         return

@@ -19,6 +19,7 @@ from m4.specs import METRICS, DataSpec, TaskKind
 REQUIRED = object()
 MOVE_ROWS = ("soft", "expert_choice", "product_keys")  # routers that need no engine
 KINDS = {int: "an integer", float: "a finite number", bool: "true or false"}
+KINDS |= {tuple: "a tuple, as ('a', 'b')", dict: "a dict, as {'a': 1}", str: "text"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,7 +341,12 @@ def data_problems(values: Mapping[str, Any], spec: DataSpec) -> list[str]:
     tasks, listed = tuple(kinds), ", ".join(kinds)
     select = values["train"]["select"]
     task, _, metric = select.rpartition("/")
-    if task not in kinds:
+    if not task:
+        problems.append(
+            f"train.select={select!r}: must be '<task>/<metric>', as {tasks[0]}/{metric}; tasks are"
+            f" {listed}"
+        )
+    elif task not in kinds:
         problems.append(f"train.select={select!r}: tasks are {listed}{nearest(task, tasks)}")
     elif metric not in METRICS.get(kinds[task], ()):
         has = ", ".join(METRICS.get(kinds[task], ()))

@@ -14,6 +14,7 @@ embed                  vectors of a frozen encoder for MIMIC-IV's notes, X-rays 
 fake                   invented raw files in the layout of a data set that cannot be passed on
 """
 
+import difflib
 import importlib
 import os
 import sys
@@ -25,6 +26,7 @@ from m4.data import data_sets
 from m4.errors import ConfigError, DataError, told
 
 OWN = {"embed": "sets.mimiciv.embeddings.command", "fake": "fake"}  # with options of their own
+COMMANDS = ("describe", "draft", "verify", "download", *OWN)
 USAGE = (
     "usage: python -m m4.data describe|draft FOLDER, verify FOLDER RAW_DIR, download NAME RAW_DIR,"
     " or embed|fake --help"
@@ -53,9 +55,12 @@ def main(args: Sequence[str]) -> int:
                 print("\n".join(audit.lines(*places)))
             case ["download", name, raw_dir]:
                 if name not in downloads():
-                    known = " or ".join(downloads())
-                    raise ConfigError(f"download: {name!r} is not {known}, which can be downloaded")
+                    raise ConfigError(_no_download(name))
                 data_sets.find(name).download(local.folder(raw_dir, "RAW_DIR"))
+            case [command, *_] if command not in COMMANDS:
+                near = difflib.get_close_matches(command, COMMANDS, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f": {', '.join(COMMANDS)}"
+                raise ConfigError(f"{command}: no such command{hint}")
             case _:
                 raise ConfigError(USAGE)
     except Exception as error:
@@ -66,6 +71,15 @@ def main(args: Sequence[str]) -> int:
 def downloads() -> list[str]:
     """The data sets that can be downloaded without an application."""
     return [name for name in data_sets.names() if hasattr(data_sets.find(name), "download")]
+
+
+def _no_download(name: str) -> str:
+    """Why a data set cannot be downloaded, and where it is to be had."""
+    known = " or ".join(downloads())
+    if name not in data_sets.names():
+        return f"download: {name!r} is not {known}, which can be downloaded"
+    where = getattr(data_sets.find(name), "WHERE", "")
+    return f"download: {name} is not to be had without more ado: {where}; {known} is"
 
 
 def _lines(command: str, place: Path) -> list[str]:

@@ -72,7 +72,7 @@ def fidelity_of(name: str) -> str:
 def main(args: Sequence[str]) -> int:
     """Runs one command and returns its exit code; a UserError becomes lines on stderr."""
     os.umask(0o077)
-    if not args or "--help" in args:
+    if not args or {"--help", "-h"} & {*args}:
         print(USAGE.format(names=", ".join(names())))
         return 0 if args else 2
     try:

@@ -20,11 +20,12 @@ def require(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
     """Raises a UserError for what the mode that `flags` name will not do."""
     if flags.workdir is None:
         raise ConfigError("--workdir: is missing")
-    if flags.mode in ("eval", "predict", "report", "stress") and not flags.workdir.is_dir():
+    without_data = flags.mode == "check" and not (flags.config or flags.config_json)
+    needed = flags.mode in ("eval", "predict", "report", "stress") or without_data
+    if needed and not flags.workdir.is_dir():
         raise ConfigError(f"--workdir={flags.workdir}: no such folder; --mode=train makes it")
     if flags.mode in SAVING:
         workdir.require_name(flags.workdir)
-    without_data = flags.mode == "check" and not (flags.config or flags.config_json)
     if config is not None and flags.on is not None:
         from m4.run import trained
 

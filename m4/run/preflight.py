@@ -64,7 +64,7 @@ def require(config: ml_collections.ConfigDict, source: str | None, *, files: boo
         where = f"{_name(config)}: {module.WHERE}; then set M4_RAW_DIR or --config.data.raw_dir"
         if len(absent) > 3:
             absent[2:] = [f"and {len(absent) - 2} more files"]
-        raise DataError(*absent, where, _without_files(source))
+        raise DataError(where, _without_files(source), *absent)  # the last line is what is read
 
 
 def _require_layers(method: Method, spec: DataSpec) -> None:
@@ -83,7 +83,9 @@ def schema(config: ml_collections.ConfigDict) -> DataSpec:
     for name, parameter in inspect.signature(module.spec).parameters.items():
         value = options.get(name, parameter.default)
         if isinstance(parameter.default, tuple) and not isinstance(value, tuple):
-            raise ConfigError(f"data.options.{name}={value!r}: must be a tuple of values")
+            raise ConfigError(
+                f"data.options.{name}={value!r}: must be a tuple of values, {(value,)!r}"
+            )
     try:
         return module.spec(**options)
     except (TypeError, ValueError, KeyError) as error:

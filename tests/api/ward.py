@@ -69,11 +69,9 @@ def tables(count=90, *, seed=0, first=0):
 def write(folder, given):
     """The same as raw files below `folder`."""
     (folder / "study").mkdir(parents=True)
-    endings = {"measurements": "csv.gz"}
     for name, frame in given.items():
-        frame.convert_dtypes().to_csv(
-            folder / "study" / f"{name}.{endings.get(name, 'csv')}", index=False
-        )
+        ending = "csv.gz" if name == "measurements" else "csv"
+        frame.convert_dtypes().to_csv(folder / "study" / f"{name}.{ending}", index=False)
     return folder / "study"
 
 

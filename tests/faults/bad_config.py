@@ -200,7 +200,8 @@ def _flags() -> Iterator[Case]:
         yield Case(f"flag {flag!r}", given(flag), 2, (says,))
     twice = ("--config.optim.lr=1", "--config.optim.lr=2")
     yield Case("a field twice", given(*twice), 2, ("--config.optim.lr", "given twice"))
-    yield Case("no configuration", _alone("--workdir=/nonexistent/w"), 2, ("fusemoe_mimic.py",))
+    nowhere = ("--workdir=/nonexistent/w: no such work directory", "--config=")
+    yield Case("no configuration", _alone("--workdir=/nonexistent/w"), 2, nowhere)
     yield Case("nothing at all", _alone(), 2, ("--config", "fusemoe_mimic.py"))
 
 

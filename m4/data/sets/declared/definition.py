@@ -147,6 +147,11 @@ def locate(file: str) -> Path:
     if file in shipped:
         return shipped[file]
     hint = ", ".join(shipped) or "none"
+    if not file:
+        raise ConfigError(
+            "data.options.file: is missing, the definition (TOML) of your files, see docs/data.md;"
+            f" shipped definitions: {hint}"
+        )
     raise ConfigError(f"data.options.file={file!r}: no such file; shipped definitions: {hint}")
 
 
