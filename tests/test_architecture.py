@@ -55,7 +55,7 @@ EDGE = {
     "interop": {"main", "bench"},
     "bench": {"main", "modes"},
     "main": {"bench", "interop"},
-    "__main__": {"bench", "interop", "lab"},
+    "__main__": {"bench", "interop", "lab", "audit"},
 }  # room -> rooms that it may not import
 
 # The one meaning of a name that several files have, and where they stand; any other repeat is a

@@ -61,9 +61,7 @@ def fit(
     if frames is not None:
         overrides |= {"data.raw_dir": str(folder / FRAMES)}
     checked = configs.check(found, overrides, source, say=print if not quiet else _silent)
-    flags = Flags(
-        workdir=folder, overrides=overrides, force=tuple(sorted({*force})), **given
-    )
+    flags = Flags(workdir=folder, overrides=overrides, force=tuple(sorted({*force})), **given)
     with _owner_only(), contextlib.redirect_stdout(None) if quiet else contextlib.nullcontext():
         if frames is not None:
             _keep(folder / FRAMES, checked, frames)

@@ -3,12 +3,16 @@
 Neither library is needed, nor imported before a frame of it is handed over or asked for.
 """
 
+import os
 import sys
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from m4 import atomic
 from m4.errors import ConfigError, DataError
 
 Kind = Literal["pandas", "polars", "arrow"]
@@ -66,6 +70,14 @@ def from_arrow(table: pa.Table, kind: Kind) -> Any:
         return polars.from_arrow(table)
     except ImportError:
         raise ConfigError(f"frame={kind!r}: {kind} is not installed") from None
+
+
+def write_private(path: Path, table: pa.Table) -> None:
+    """Writes a Parquet file that only its owner can read, in a folder that is made if need be."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with atomic.replaced(path) as partial, open(os.open(partial, flags, 0o600), "wb") as file:
+        pq.write_table(table, file)
 
 
 def _of_pandas(frame: Any, name: str) -> pa.Table:

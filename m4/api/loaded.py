@@ -164,8 +164,8 @@ class Model:
                 if asked.keys is None:
                     raise ConfigError("to: only MEDS data sets and tables have subjects and times")
                 place = local.folder(str(to), "to")
-                for path in meds_predictions.write(place, found, self.spec, asked.keys):
-                    self._say(f"MEDS     {path}")
+                for name, table in meds_predictions.tables(found, self.spec, asked.keys):
+                    frames.write_private(place / name, table)
             columns = _outputs(self.spec, found)
             return frames.from_arrow(_joined(asked, found, columns), _kind(data, frame))
 

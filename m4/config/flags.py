@@ -35,7 +35,14 @@ COMMANDS |= {"infer": "predict", "inference": "predict", "score": "predict", "va
 COMMANDS |= {"cv": "crossval", "grid": "sweep", "run": "train", "evaluation": "eval"}
 SECTIONS = ("data", "method", "optim", "train", "eval", "mesh", "text", "image")
 SHELLS = ("bash", "zsh", "fish")
-TOOLS = ("data", "lab", "audit", "interop", "bench", "launch")  # beside the command, see `m4.__main__`
+TOOLS = (
+    "data",
+    "lab",
+    "audit",
+    "interop",
+    "bench",
+    "launch",
+)  # beside the command, see `m4.__main__`
 USAGE = """usage: m4-moe [MODE] --config=NAME[:VARIANT] [--set FIELD=VALUE ...] [--workdir=DIR]
        m4-moe predict --workdir=DIR [--on=DIR]     (also: python -m m4, python -m m4.main)
        m4-moe data|lab|audit|interop|bench|launch --help
@@ -127,6 +134,7 @@ def parse(args: Sequence[str]) -> Flags:
         mode=mode,
         on=local.folder(found["on"], "--on") if "on" in found else None,
         options=options,
+        force=tuple(sorted({*found["force"].split(",")})) if "force" in found else (),
         completion=found.get("completion", ""),
         **{k: found.get(k, "false").lower() in ("true", "1") for k in SWITCHES},
     )
@@ -205,20 +213,6 @@ def _conflicts(found: Mapping[str, str], mode: str, options: Mapping[str, str]) 
     if "on" in found and mode in MODES and mode != "predict":
         problems.append(f"--on: goes with --mode=predict, not with --mode={mode}")
     return problems
-
-
-def _wrong(name: str, value: str) -> str | None:
-    """What is wrong with a flag's value, in words that follow the flag; else None."""
-    if name in SWITCHES and value.lower() not in ("true", "1", "false", "0"):
-        return f"={value}: must be true or false"
-    if name == "force" and not {*value.split(",")} <= {*FORCE}:
-        return f"={value}: must be of {', '.join(FORCE)}"
-    if name in ("workdir", "on") and not value:
-        return f": needs a value, --{name}=..."
-    if "\0" in value:
-        return ": must not hold a NUL"
-    problem = local.problem(value) if name in ("workdir", "on") else None
-    return problem and f"={value}: {problem}"
 
 
 def _workdir(found: dict[str, str]) -> Path | None:

@@ -37,18 +37,24 @@ def write(work: Path, split: str, found: Predictions, spec: DataSpec, keys: pa.T
     They lie in `predictions/meds/<split>` of the work directory. `keys` has one row per record of
     the split; `found.uid` says which records were predicted.
     """
-    keys, paths, folder = keys.take(pa.array(found.uid)), [], work / FOLDER / split
+    folder, paths = work / FOLDER / split, []
+    for name, table in tables(found, spec, keys):
+        paths += [] if name.startswith("labels/") else [folder / name]
+        write_private(folder / name, table, work)
+    return paths
+
+
+def tables(found: Predictions, spec: DataSpec, keys: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """The files that `write` writes, by name."""
+    keys = keys.take(pa.array(found.uid))
     for task in spec.tasks:
         if task.kind not in KINDS or task.name not in found.prediction:
             continue
         for name, label, predicted in _columns(task, found):
             columns = {field: keys[field] for field in keys.column_names}
-            paths.append(folder / f"{name}.parquet")
-            write_private(paths[-1], pa.table({**columns, **label, **predicted}), work)
+            yield f"{name}.parquet", pa.table({**columns, **label, **predicted})
             known = pa.table({**columns, **label})
-            known = known.filter(next(iter(label.values())).is_valid())
-            write_private(folder / "labels" / f"{name}.parquet", known, work)
-    return paths
+            yield f"labels/{name}.parquet", known.filter(next(iter(label.values())).is_valid())
 
 
 def write_private(path: Path, table: pa.Table, work: Path) -> None:
