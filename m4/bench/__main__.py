@@ -5,7 +5,7 @@ import sys
 
 from m4.errors import UserError
 
-NAMES = ("aot",)  # what users run; the rest are its parts
+NAMES = ("aot", "device")  # what users run; the rest are its parts
 
 
 def main(argv: list[str]) -> int:
