@@ -164,6 +164,14 @@ def targets_do_not_influence_logits(probe: Probe):
     same(probe.predict(relabelled), probe.predict(probe.batch), when)
 
 
+def row_numbers_do_not_influence_logits(probe: Probe):
+    """Where a row stands in its split tells nothing of it."""
+    uid = np.asarray(probe.batch.uid)
+    numbered = probe.batch.replace(uid=(uid + 1000).astype(uid.dtype))
+    when = "where rows have other numbers"
+    same(probe.predict(numbered), probe.predict(probe.batch), when)
+
+
 def evaluation_is_deterministic(probe: Probe):
     """Two evaluations agree bit for bit."""
     same(probe.predict(probe.batch), probe.predict(probe.batch), "the second time")
@@ -289,6 +297,7 @@ LAWS = (
     padding_rows_count_nowhere,
     missing_labels_give_no_gradient,
     targets_do_not_influence_logits,
+    row_numbers_do_not_influence_logits,
     evaluation_is_deterministic,
     every_parameter_learns,
     every_modality_matters,
@@ -301,5 +310,6 @@ OF_PREDICTIONS = (
     batch_composition_invariance,
     patient_permutation_equivariance,
     targets_do_not_influence_logits,
+    row_numbers_do_not_influence_logits,
     evaluation_is_deterministic,
 )

@@ -27,8 +27,7 @@ SMALLEST = 10
 ALMOST = 0.99  # AUROC or |rank correlation| of one feature that "predicts almost perfectly"
 PRESENCE = 0.9  # the same of presence alone
 CHANCE = 1e-3  # that any of the features tried would be as good by chance
-TELLING = 5  # columns with a value that few rows have, from which on two rows are no coincidence
-RARE = 0.01  # share of rows that have such a value
+SPARE = 7  # bits: two of the rows are alike by chance in less than 1 of 2^7 data sets
 LONG = 16  # tokens or codes from which on a list is no coincidence
 CHUNK = 256  # rows read at once
 HELD_OUT = ("val", "test")
@@ -49,7 +48,8 @@ def no_duplicate_rows(splits: Splits) -> None:
     digest_N = np.concatenate([_digests(split) for split in splits.values()])
     patient_N = np.concatenate([s.columns(["patient"])["patient"] for s in splits.values()])
     order_N = np.argsort(digest_N, kind="stable")
-    order_N = order_N[_telling(splits)[order_N] >= TELLING]
+    telling_N = _bits(splits) > 2 * np.log2(max(2, len(where))) + SPARE
+    order_N = order_N[telling_N[order_N]]
     repeated = digest_N[order_N][1:] == digest_N[order_N][:-1]
     one_P, two_P = order_N[:-1][repeated], order_N[1:][repeated]
     if not len(one_P):
@@ -80,27 +80,29 @@ def _digests(split: Store) -> np.ndarray:
     return found
 
 
-def _telling(splits: Splits) -> np.ndarray:
-    """i64[N]: columns in which a row has a value that few rows have; pictures and texts are many.
+def _bits(splits: Splits) -> np.ndarray:
+    """f64[N]: how many bits it takes to tell a row, were its columns independent.
 
     Of a series only means count: where there is one measurement, all its statistics are the same.
+    Pictures, signals and long lists of tokens or codes are told by themselves.
     """
     tables = [aggregate.table(split) for split in splits.values()]
     spec, names = next(iter(splits.values())).spec, tables[0][1]
     kinds = {m.name: m.kind for m in spec.modalities}
     x_NF = np.concatenate([x for x, _ in tables])
-    found_N = np.zeros(len(x_NF), int)
+    found_N = np.zeros(len(x_NF))
     for name, column_N in zip(names, x_NF.T, strict=True):
         if kinds[name.partition("/")[0]] == "series" and not name.endswith("/mean"):
             continue
         known = np.flatnonzero(~np.isnan(column_N))
         _, inverse, counts = np.unique(column_N[known], return_inverse=True, return_counts=True)
-        found_N[known[counts[inverse] <= max(2, RARE * len(x_NF))]] += 1
+        others = np.maximum(1, counts[inverse] - 1)  # a row's twin says nothing of chance
+        found_N[known] += np.log2(len(x_NF) / others)
     for m in spec.modalities:
         if m.kind in ("image", "signal", "text", "codes"):
             key, least = f"{m.name}/mask", 1 if m.kind in ("image", "signal") else LONG
             long = [s.columns([key])[key].sum(-1) >= least for s in splits.values()]
-            found_N += TELLING * np.concatenate(long)
+            found_N[np.concatenate(long)] = np.inf
     return found_N
 
 

@@ -42,6 +42,7 @@ METHOD = {
     "stopped gate": "every_parameter_learns",
     "reads absent": "garbage_changes_no_bit",
     "absent is zero": "absence_is_no_zero",
+    "reads numbers": "row_numbers_do_not_influence_logits",
     "reads labels": "targets_do_not_influence_logits",
     "deaf": "every_modality_matters",
     "division by none": "empty_row_counts_nowhere",
@@ -95,6 +96,8 @@ class Sound(nn.Module):
             count_B1 = jnp.maximum(count_B1, 1)
         h_BD = jnp.tanh(x_BMD.sum(1) / count_B1)
         heads = {t.name: nn.Dense(t.dim, name=f"head_{t.name}")(h_BD) for t in self.data.tasks}
+        if self.defect == "reads numbers":
+            heads["stay"] += 0.01 * jnp.sin(batch.uid.astype(jnp.float32))[:, None]
         if self.defect == "reads labels":
             heads["death"] += 0.1 * batch.targets["death"].value
         return Outputs(heads, {}, {"layer_0": aux})

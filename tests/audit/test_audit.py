@@ -140,6 +140,16 @@ def test_coarse_rows_may_be_equal(tmp_path, monkeypatch):
     assert leaks.no_duplicate_rows(coarse_splits) is None
     assert leaks.no_duplicate_rows(splits) is None
 
+    def narrow(number, seed, leak):  # three numbers, one row twice
+        made = example(number, seed, leak)
+        values = np.random.default_rng((1, 7 if number == 9 else number)).normal(size=5)
+        values[3:] = np.nan
+        return made | {"inputs": {"static": {"values": values.astype(np.float32)}}}
+
+    monkeypatch.setattr(leaky, "_example", narrow)
+    with pytest.raises(Defect, match="of another patient"):
+        leaks.no_duplicate_rows(splits_of(tmp_path / "narrow", rows=200))
+
 
 def test_areas_are_those_of_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")
