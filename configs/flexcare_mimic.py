@@ -17,7 +17,7 @@ def get_config(variant=""):
         weights, method["fidelity"] = dict(ihm48=0.2, phe=1.0, readmission=0.2), "released"
         options = dict(modalities=("flexcare", "cxr_image", "notes"), tasks=tuple(weights))
         train = dict(streams="sequential", select="ihm48/auroc", task_weights=weights, batch=32)
-        optim = dict(name="adam", lr=1e-4, schedule="constant")
+        optim = dict(name="adam", lr=1e-4, schedule="constant", halve=True)
         return common.experiment("mimiciv", options, method, optim, 25_000, 1000, **train)
     weights = dict(ihm48=0.2, los=0.5, los_under_96h=0.2, phe=1.0)
     config = common.mimic(method, streams="rows", task_weights=weights)

@@ -130,6 +130,7 @@ FIELDS: dict[str, Rule] = {
     "optim.b2": Rule(float, 0.999, low=0, below=1),
     "optim.eps": Rule(float, 1e-8, above=0),
     "optim.ema": Rule(float, 0.0, low=0, below=1),
+    "optim.halve": Rule(bool, False),  # a task's rate where its validation loss did not fall
     "optim.shard": Rule(bool, False),  # moments and average split over mesh.data
     "train.from": Rule(str, ""),  # work directory whose best parameters are begun with; '': none
     "train.steps": _count(),
@@ -295,6 +296,11 @@ def cross_problems(values: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"optim.weight_decay={v['optim.weight_decay']}: adam has no decoupled decay;"
             " try --config.optim.name=adamw"
+        )
+    if v["optim.halve"] and v["train.streams"] not in ("batches", "sequential"):
+        problems.append(
+            "optim.halve=True: needs batches of one task each; set train.streams to batches or"
+            " sequential"
         )
     lengths, one = v["train.buckets"], Rule(int, low=1)
     if any(map(one.problem, lengths)) or [*lengths] != sorted({*lengths}):

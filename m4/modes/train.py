@@ -30,6 +30,7 @@ from m4.run.setup import Setup, context, make_setup
 from m4.run.workspace import open_incomplete, owned, prepare, same_run, use_cache
 from m4.train import (
     guard,
+    halving,
     loop,
     preemption,
     processes,
@@ -190,12 +191,24 @@ def _train(
                 explain=_explainer(config, setup, rerun=flags.debug_nans),
                 watchdog=dog,
             )
+            if config.optim.halve:
+                step, hooks = _halving(step, hooks, setup, progress)
             signals.stepping()
             profile = folder / speed.FOLDER, config.train.profile
             with contextlib.closing(speed.traced(setup.loader.iter(first), *profile)) as batches:
                 more = {"zeros": zeros, "plan": plan, "hooks": hooks, "progress": progress}
                 loop.run(step, state, batches, **more)
     return predict
+
+
+def _halving(step, hooks: loop.Hooks, setup: Setup, progress):
+    """The step and hooks of a run whose tasks have a share of the rate each (`optim.halve`)."""
+    rates = halving.Halving(setup.spec.task_names, (progress or {}).get("rates"))
+
+    def after(metrics):
+        return {"rates": rates.after(metrics)}
+
+    return programs.steered(step, setup, rates.shares), dataclasses.replace(hooks, after=after)
 
 
 def _savers(config, setup: Setup, folder: Path, last: Checkpoints, best: Checkpoints, made):
@@ -304,7 +317,8 @@ def _restore(
                 f" {first} on"
             )
         kept = best.note() or {}
-        note = {**note, "progress": {"best": kept.get("value"), "evaluated": first - 1}}
+        begun = {**(note.get("progress") or {}), "best": kept.get("value"), "evaluated": first - 1}
+        note = {**note, "progress": begun}
         if processes.first():
             print(f"m4: warning: {lost}; one is chosen among the steps from {first} on", flush=True)
     print(f"resuming from step {first}")

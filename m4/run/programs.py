@@ -34,6 +34,11 @@ class ByLength:
             raise TypeError(f"no program for lengths {lengths(batch)}: {[*self._compiled]}")
         return self._compiled[lengths(batch)](*args)
 
+    def given(self, argument: Any) -> "ByLength":
+        """The same programs with another last argument (`With.given`)."""
+        made: Any = self._compiled
+        return ByLength({key: one.given(argument) for key, one in made.items()})
+
     def memory_analysis(self) -> Any:
         """Of the function for whole batches."""
         return [*self._compiled.values()][-1].memory_analysis()
@@ -64,6 +69,20 @@ class With:
             packed = self._layout.packed(jax.tree.map(np.asarray, args[0]), join=np.concatenate)
             args = sharding.put_whole(packed, sharding.replicated(self._mesh)), *args[1:]
         return self._compiled(*args, self._placed)
+
+
+def steered(step: Any, model: Model, shares: Callable[[], np.ndarray]) -> Callable:
+    """The compiled step with each task's share of the rate as `shares` has it at a call."""
+    scaling, now = task_losses.scaling(model.spec), {}
+
+    def call(*args: Any) -> Any:
+        key = shares().tobytes()
+        if key not in now:
+            now.clear()
+            now[key] = step.given((model.inputs.replace(shares=shares()), scaling))
+        return now[key](*args)
+
+    return call
 
 
 def lengths(batch: Batch) -> tuple[int, ...]:

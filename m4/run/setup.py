@@ -96,7 +96,8 @@ def make_model(
     tx, schedule, ema = make_optimiser(config, platform)
     fresh = functools.partial(train_step.init_state, tx=tx, ema=ema)
     fresh = functools.partial(fresh, spike_window=config.train.spike_window)
-    inputs = train_step.Inputs.of(config.seed, schedule)
+    shares = np.ones(len(spec.tasks), np.float32) if config.optim.halve else None
+    inputs = train_step.Inputs.of(config.seed, schedule, shares)
     shard = config.optim.shard
     init, state, gather = _init(method, tx, first, mesh, seed=inputs.seed, fresh=fresh, shard=shard)
     require_any_length(method, [like(cut, len(first.uid), mesh) for cut in cuts], mesh)
@@ -168,7 +169,7 @@ def make_optimiser(
     `mask` says which parameters decay.
     """
     options = config.optim.to_dict()
-    ema, _ = options.pop("ema"), options.pop("shard")
+    ema, _, _ = (options.pop(name) for name in ("ema", "shard", "halve"))
     timing = {k: options.pop(k) for k in ("lr", "schedule", "warmup_steps", "end_fraction")}
     schedule = optim.make_schedule(timing.pop("lr"), steps=config.train.steps, **timing)
     tx = optim.make_optimiser(

@@ -59,6 +59,8 @@ class Hooks:
     # What the others get of a state that `step` returns, where that has another form.
     whole: Callable[[State], State] = lambda state: state
     watchdog: Watchdog = Watchdog(0, Path())  # off
+    # What an evaluation changes, and a resumed run needs: goes into its progress.
+    after: Callable[[Mapping[str, float]], dict[str, Any]] = lambda metrics: {}
 
 
 def run(
@@ -172,7 +174,7 @@ def _evaluate(
     if last or better(plan.select, value, best):
         hooks.save_best(number, state, value)
         best = value
-    return {"best": best, "evaluated": number}
+    return {"best": best, "evaluated": number} | hooks.after(metrics)
 
 
 class _Log:

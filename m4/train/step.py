@@ -60,11 +60,19 @@ class Inputs(flax.struct.PyTreeNode):
 
     seed: Array | np.ndarray | np.uint32  # u32[]
     schedule: optim.Schedule | None = None  # None: the optimiser's own
+    shares: Array | np.ndarray | None = None  # f32[tasks] of the rate; batches are of one task
 
     @classmethod
-    def of(cls, seed: int, schedule: optim.Schedule | None = None) -> "Inputs":
+    def of(cls, seed: int, schedule: optim.Schedule | None = None, shares: Any = None) -> "Inputs":
         """Of a seed modulo 2^32."""
-        return cls(np.uint32(seed % 2**32), jax.tree.map(np.float32, schedule))
+        return cls(np.uint32(seed % 2**32), jax.tree.map(np.float32, schedule), shares)
+
+    def rate(self, batch: Batch) -> optim.Schedule | None:
+        """The schedule for a batch's task."""
+        if self.schedule is None or self.shares is None:
+            return self.schedule
+        share = jnp.asarray(self.shares)[batch.task.max()]
+        return self.schedule.replace(lr=self.schedule.lr * share)
 
 
 class Step(NamedTuple):
@@ -145,7 +153,7 @@ def make_step(
         loss, norm = means["loss"].total, means["grad_norm"].total
         ok, spike, history = guard.accept(state.history, loss, norm)
 
-        given = {} if inputs.schedule is None else {"schedule": inputs.schedule}
+        given = {} if inputs.schedule is None else {"schedule": inputs.rate(batch)}
         update = functools.partial(_update, optax.with_extra_args_support(tx), given, ema, state)
         old = {"params": state.params, "opt": state.opt, "ema": state.ema}
         parts = optim.accept(ok, update, scatter(grads), old, platform=platform)
