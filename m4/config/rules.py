@@ -107,6 +107,7 @@ FIELDS: dict[str, Rule] = {
     "data.raw_dir": Rule(str, ""),
     "data.dir": Rule(str, ""),
     "data.options": Rule(dict, {}),
+    "data.calibration": Rule(float, 0.0, low=0, high=0.5),  # share of the training patients
     "method.name": Rule(str, names=code.method_names, outside=code.method_class),
     "text.file": Rule(str, ""),  # safetensors of a BERT that reads all text; '': none
     "text.tuning": Rule(str, "frozen", names=_of("m4.nn.pretrained.wrapper:Tuning")),
@@ -167,6 +168,7 @@ FIELDS: dict[str, Rule] = {
     "eval.subsets": Rule(bool, True),
     "eval.baselines": Rule(bool, True),
     "eval.min_patients": _count(10),
+    "eval.alpha": Rule(float, 0.1, above=0, below=0.5),  # patients outside sets and intervals
     "mesh.data": _count(-1, low=-1),  # -1, here or for one other axis: the rest of the devices
     "mesh.fsdp": _count(1, low=-1),
     "mesh.expert": _count(1, low=-1),

@@ -34,6 +34,7 @@ from m4.data import data_sets, groups, index, shift
 from m4.data import manifest as manifests
 from m4.data import record as records
 from m4.data.cohort import Cohort, Example, sha256
+from m4.data.set_aside import set_aside
 from m4.errors import DataError, SaveError, UserError, place, shortage
 
 Progress = Callable[[str, int], None]  # called with the split and its records so far
@@ -54,6 +55,7 @@ def prepare(
     *,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    calibration: float = 0.0,
     progress: Progress | None = None,
     say: Say | None = None,
     report: Report | None = None,
@@ -66,6 +68,7 @@ def prepare(
       data_dir: where built data sets live.
       seed: key of the split.
       options: passed to the data set module.
+      calibration: share of the training patients that become a split, see `m4.data.set_aside`.
       progress: told about every few hundred records.
       say: told how the files match, if something is built.
       report: told the manifest, if something was built.
@@ -73,19 +76,17 @@ def prepare(
     Folders already built for the same name, version, options, seed and schema are reused while no
     source file has another size, time stamp or inode than when it was hashed (a small one is hashed
     at every start; `python -m m4.data verify` hashes all); otherwise sources are hashed again. Raw
-    files that have been removed since do not invalidate a folder. One whose manifest is damaged, or
-    from before manifests were sealed, is built again.
+    files that are gone do not invalidate a folder; one with a damaged manifest is built again.
 
     Raises:
-      DataError: missing or damaged files, one line each; a split that is empty; a patient in two
-        splits.
+      DataError: missing or damaged files, one line each; an empty split; a patient in two splits.
       SaveError: `data_dir` cannot be written or is full.
     """
     raw_dir, options = Path(raw_dir), dict(options or {})
     module = data_sets.find(name)
     home = Path(data_dir) / name.rpartition(".")[2]
     _sweep(Path(data_dir))
-    identity = _identity(module, name, seed=seed, options=options)
+    identity = _identity(module, name, seed=seed, options=options, calibration=calibration)
     try:
         if ready := _unchanged(home, identity, raw_dir):
             return ready
@@ -135,7 +136,9 @@ def _unreadable(error: Exception, raw_dir: Path, home: Path) -> DataError | None
     return None
 
 
-def _identity(module: Any, name: str, *, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+def _identity(
+    module: Any, name: str, *, seed: int, options: dict[str, Any], calibration: float
+) -> dict[str, Any]:
     """What determines the records of a data set, but for its source files."""
     return {
         "format": manifests.FORMAT,
@@ -144,15 +147,16 @@ def _identity(module: Any, name: str, *, seed: int, options: dict[str, Any]) -> 
         "options": json.loads(json.dumps(getattr(module, "resolved", dict)(**options))),
         "seed": seed if getattr(module, "SEEDED", True) else 0,  # False: its rows ignore it
         "declared": manifests.schema(module.spec(**options)),
+        "calibration": calibration or None,
     }
 
 
 def fingerprint(identity: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> str:
     """Name of the folder: a hash of what determines the records, so without group columns."""
     sums = {file: {"bytes": s["bytes"], "sha256": s["sha256"]} for file, s in sources.items()}
-    told = dict(identity)
-    for key in {"declared", "options"} & {*identity}:
-        told[key] = {k: v for k, v in identity[key].items() if k != groups.FOLDER}
+    told = {key: value for key, value in identity.items() if value is not None}
+    for key in {"declared", "options"} & {*told}:
+        told[key] = {k: v for k, v in told[key].items() if k != groups.FOLDER}
     text = json.dumps([told, sums], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -250,6 +254,8 @@ def _build(
         if all(found.get(key) == value for key, value in identity.items()):  # groups may differ
             _write_stamps(final, stamps)  # same bytes, new time stamps
             return final
+    if share := identity["calibration"]:
+        cohort = set_aside(cohort, share, identity["seed"])
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home))  # mode 0700
     try:
         manifest = write(partial, cohort, progress=progress, say=say)

@@ -133,6 +133,9 @@ def _layer(stats: Mapping[str, np.ndarray], rows: np.ndarray, place_n) -> dict[s
     layer = {key: stats[key] for key in ("entropy", "dropped") if key in stats}
     if "by_row" in stats:
         by_row = np.asarray(stats["by_row"], np.float32)[rows]
+        if "dropped_by_row" in stats:
+            dropped = np.asarray(stats["dropped_by_row"], np.float32)[rows]
+            layer["lost"] = np.stack([by_row.sum(axis=(1, 2)), dropped], axis=-1)
         layer["kept"] = place_n < MAX_ROUTING_CELLS // max(1, int(np.prod(by_row.shape[1:])))
         layer["by_row"] = by_row[layer["kept"]]
         layer["by_modality"] = by_row.sum(axis=0, dtype=np.float64)
@@ -191,5 +194,8 @@ def _merge_layer(layers: list[dict[str, Any]], order_N: np.ndarray) -> LayerRout
         rows = np.flatnonzero(kept_N[order_N])
         by_row = np.concatenate([layer["by_row"] for layer in layers])
         by_row = by_row[(np.cumsum(kept_N) - 1)[order_N[rows]]]
+    lost = None
+    if "lost" in layers[0]:
+        lost = np.concatenate([layer["lost"] for layer in layers])[order_N]
     entropy, dropped, load = mean("entropy"), mean("dropped"), np.asarray(total("load"))
-    return LayerRouting(total("by_modality"), load, entropy, dropped, by_row, rows)
+    return LayerRouting(total("by_modality"), load, entropy, dropped, by_row, rows, lost)

@@ -29,6 +29,8 @@ class LayerRouting:
     dropped: float | None
     by_row: np.ndarray | None  # f32[R, M, E]
     rows: np.ndarray | None = None  # i64[R], which of the N rows; None: the first R
+    # Assignments of each row, and those that no expert took, f32[N, 2]; None: none can be lost.
+    lost: np.ndarray | None = None
 
     def kept(self) -> np.ndarray:
         """The rows of `by_row`, i64[R]."""

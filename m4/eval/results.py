@@ -25,6 +25,7 @@ calibration_error. `ece` has none. Differences and drops have `p` (two-sided, no
     calibration   {task: [{label, curve: [{predicted, observed, low, high}], brier: {...},
                   ece, error: E, band: [low, high]}]}   band: of ece, if perfectly calibrated
     routing       {layer: see m4.eval.specialisation.describe}
+    conformal, selective, groups    see m4.eval.reliance; only where there is something to say
     references    {name: {task: {metrics: {metric: E}, delta: {metric: E}}}}   delta: model - name
     curves, operating_points      {task: [...]}, see m4.eval.operating
     table_one     who was studied, see m4.eval.table_one; absent where nobody gave values

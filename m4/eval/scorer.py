@@ -147,6 +147,10 @@ class Scorer:
         two = self.task.kind in ("binary", "survival")
         return {name: rarest if two or _macro(name) else all_alike for name in names}
 
+    def rests_on(self, mask_NL: np.ndarray, name: str) -> int:
+        """Patients that a score of the cells rests on, see `m4.eval.bootstrap.interval`."""
+        return self._units(mask_NL, [name])[name]
+
     def against(self, reference_NC: np.ndarray) -> dict[str, Any]:
         """A reference model on the rows of the full input, and the paired model - reference.
 

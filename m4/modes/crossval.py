@@ -78,46 +78,50 @@ def pool(parts: list[Evaluation]) -> Evaluation:
     start = np.cumsum([0, *(part.num_rows for part in parts)])
     places = [[part.found.index(np.array(subset.keep)) for subset in kept] for part in parts]
 
-    def joined(pieces, axis=0):
-        return np.concatenate(pieces, axis=axis)
-
     found = [part.found for part in parts]
-    tasks = [name for name in found[0].prediction if all(name in f.prediction for f in found)]
     references, each = None, [part.references for part in parts if part.references is not None]
     if len(each) == len(parts):
         references = {
             name: {
-                task: joined([reference[name][task] for reference in each])
+                task: np.concatenate([reference[name][task] for reference in each])
                 for task in first
                 if all(task in reference[name] for reference in each)
             }
             for name, first in each[0].items()
         }
+    aside = [part.calibration for part in parts if part.calibration is not None]
     return Evaluation(
-        Predictions(
-            subsets=np.array([subset.keep for subset in kept]),
-            uid=joined([f.uid + first for f, first in zip(found, start, strict=False)]),
-            patient=joined([f.patient for f in found]),
-            present=joined([f.present for f in found]),
-            prediction={
-                task: joined(
-                    [f.prediction[task][p] for f, p in zip(found, places, strict=True)], axis=1
-                )
-                for task in tasks
-            },
-            label={task: joined([f.label[task] for f in found]) for task in tasks},
-            label_mask={task: joined([f.label_mask[task] for f in found]) for task in tasks},
-            counted=joined([f.counted[p] for f, p in zip(found, places, strict=True)], axis=1),
-            routing={},  # experts of different folds have nothing to do with each other
-            fold=np.repeat(np.arange(len(found)), [len(f.uid) for f in found]),
-            groups={name: joined([f.groups[name] for f in found]) for name in found[0].groups},
-        ),
+        _joined(found, places, start),
         kept,
         {},
         references,
         int(start[-1]),
         {},
         {"all folds": _values([part.values["test"] for part in parts])} if parts[0].values else {},
+        _joined(aside, places, np.zeros(len(aside), int)) if len(aside) == len(parts) else None,
+    )
+
+
+def _joined(found: list[Predictions], places: list[list[int]], start: np.ndarray) -> Predictions:
+    """Predictions of each fold, of its subsets at `places`, one after the other."""
+
+    def joined(pieces, axis=0):
+        return np.concatenate(pieces, axis=axis)
+
+    both, tasks = [*zip(found, places, strict=True)], [*found[0].prediction]
+    tasks = [name for name in tasks if all(name in f.prediction for f in found)]
+    return Predictions(
+        subsets=found[0].subsets[places[0]],
+        uid=joined([f.uid + first for f, first in zip(found, start, strict=False)]),
+        patient=joined([f.patient for f in found]),
+        present=joined([f.present for f in found]),
+        prediction={t: joined([f.prediction[t][p] for f, p in both], axis=1) for t in tasks},
+        label={task: joined([f.label[task] for f in found]) for task in tasks},
+        label_mask={task: joined([f.label_mask[task] for f in found]) for task in tasks},
+        counted=joined([f.counted[p] for f, p in both], axis=1),
+        routing={},  # experts of different folds have nothing to do with each other
+        fold=np.repeat(np.arange(len(found)), [len(f.uid) for f in found]),
+        groups={name: joined([f.groups[name] for f in found]) for name in found[0].groups},
     )
 
 

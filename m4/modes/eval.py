@@ -11,10 +11,10 @@ import numpy as np
 
 from m4 import sharding
 from m4.config import Flags
-from m4.data import aggregate, at_first
+from m4.data import aggregate, at_first, set_aside
 from m4.data.loader import eval_batches
 from m4.data.store import Store
-from m4.eval import baselines, evaluate, operating, results, subsets, table_one
+from m4.eval import baselines, evaluate, operating, reliance, results, subsets, table_one
 from m4.eval.predictions import Predictions
 from m4.eval.report import words
 from m4.modes import report
@@ -40,6 +40,7 @@ class Evaluation:
     num_rows: int  # of the split, also those that have nothing to predict from
     cuts: operating.Cuts = dataclasses.field(default_factory=dict)  # chosen in validation
     values: dict[str, table_one.Values] = dataclasses.field(default_factory=dict)  # by split
+    calibration: Predictions | None = None  # of patients set aside, see `data.calibration`
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
@@ -147,7 +148,11 @@ def _evaluate(config, setup: Setup, folder: Path, predict) -> Evaluation:
     stores = {"train": setup.loader.store, "val": val, "test": test} if processes.first() else {}
     values = {name: values_of(store) for name, store in stores.items()}
     own = (thresholds, references, len(test), cuts, values)
-    evaluation = Evaluation(found, chosen, *own)
+    apart = None
+    if config.data.calibration:
+        store = open_incomplete(config, setup.data, set_aside.SPLIT)
+        apart = sweep(config, setup, store, predict, subsets.matrix(chosen))
+    evaluation = Evaluation(found, chosen, *own, calibration=apart)
     if processes.first():
         publish(config, setup.spec, folder, evaluation, split="test")
     return evaluation
@@ -167,6 +172,16 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
         references=evaluation.references,
         cuts=evaluation.cuts,
         values=evaluation.values,
+    )
+    document |= reliance.sections(
+        evaluation.found,
+        spec,
+        evaluation.calibration,
+        alpha=config.eval.alpha,
+        draws=config.eval.bootstrap,
+        seed=config.seed,
+        min_patients=config.eval.min_patients,
+        thresholds=evaluation.thresholds,
     )
     document["words"] = words_of(preflight.schema(config))
     if config.eval.missing:

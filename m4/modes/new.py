@@ -39,7 +39,7 @@ from m4.run.workspace import owned, use_cache
 from m4.train import processes
 
 SCRATCH = ".new"
-TAKEN = ("train", "val", "test", "crossval")  # names that belong to the data trained on
+TAKEN = ("train", "val", "test", "calibration", "crossval")  # of the data trained on
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:

@@ -59,6 +59,7 @@ def prepare(config: ml_collections.ConfigDict) -> Path:
         data_dir,
         seed=config.seed,
         options=config.data.options.to_dict(),
+        calibration=config.data.calibration,
         progress=progress,
         say=lambda lines: print("joining", *lines, sep="\n", flush=True),
         report=report,

@@ -15,13 +15,18 @@ from markupsafe import Markup
 from m4 import atomic, seal
 from m4.errors import printable
 from m4.eval import damage
-from m4.eval.report import plots, sections, stress, words
+from m4.eval.report import coverage, fairness, plots, sections, selective, stress, words
 from m4.eval.report.parts import Run, Section
 
 SPLITS = ("test", "val")  # which results come first
 # The sections of analyses, a file of this folder each, in the order of the page; see
 # `m4.eval.report.parts`. One that has nothing to show gives None.
-SECTIONS: tuple[Callable[[Run], Section | None], ...] = (stress.section,)
+SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
+    coverage.section,
+    selective.section,
+    fairness.section,
+    stress.section,
+)
 
 
 def write(workdir: Path) -> Path:

@@ -1,0 +1,227 @@
+"""Is the model as good for women as for men, in one ward as in the other? By group columns.
+
+`section` makes the part "groups" of the results document from `Predictions.groups`, columns that
+the model never saw. `E` is an estimate {value, low, high, note?} of the patient bootstrap.
+
+    columns  {column: {categories: [{category, patients, absent: {modality: share of rows; null
+               where it is of few}, dropped: {layer: share of assignments}}], unknown: patients}}
+    tasks    {task: {column: {metric: [{category, patients, E...}]}}}
+    gaps     {task: [{column, metric, more: category, less: category, E..., p, p_holm}]}
+
+Per column and metric `gaps` has the two categories that are furthest apart, with the paired
+interval of their difference. `p_holm` is adjusted over all pairs of categories of all columns and
+metrics of the task, so that the worst of many is not found guilty by chance (Holm 1979).
+
+Metrics are the task's primary one, and of single answers: `bias` (mean prediction less the rate of
+the outcome, or mean error), `covered` by its prediction set or interval (of a binary task those
+with the outcome), `answered` (one of two classes in the set) or `set_size` (of more), `absent`
+(share of the modalities that a row lacks). `dropped` is of layers whose capacity is limited:
+assignments that no expert took.
+
+Letters: N rows, M modalities, B draws.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from m4.eval import bootstrap
+from m4.eval.bootstrap import Draws, number
+from m4.eval.coverage import Verdicts
+from m4.eval.metrics import Value
+from m4.eval.predictions import Predictions
+from m4.eval.scorer import Scorer
+from m4.eval.selective import Means
+from m4.specs import DataSpec
+
+MAX_CATEGORIES = 12  # of a column, those with most patients
+
+
+class Measured(NamedTuple):
+    """A metric of one category of a column."""
+
+    column: str
+    metric: str
+    category: str
+    patients: int
+    units: int  # patients that the value rests on: of the rarer outcome, if it has two
+    value: float
+    draws: np.ndarray  # f64[B]
+
+
+def section(
+    predictions: Predictions,
+    spec: DataSpec,
+    draws: Draws,
+    found: list[Verdicts],
+    thresholds: Mapping[str, np.ndarray],
+    smallest: int,
+) -> dict[str, Any] | None:
+    """The part of the document; None without a column that has two categories to compare.
+
+    Categories of fewer than `smallest` patients are left out.
+    """
+    groups = {c: members(predictions, c, smallest) for c in predictions.groups}
+    groups = {column: own for column, own in groups.items() if len(own) > 1}
+    if not groups:
+        return None
+    tasks, gaps = {}, {}
+    for task in spec.tasks:
+        if task.name not in predictions.prediction:
+            continue
+        scorer = Scorer(predictions, spec, task, draws, thresholds.get(task.name), smallest)
+        own = [verdicts for verdicts in found if verdicts.question.task.name == task.name]
+        measured = [*_primary(scorer, groups), *_single(own, groups, draws, smallest)]
+        tasks[task.name] = _by_column(measured)
+        gaps[task.name] = _gaps(measured)
+    columns = {c: _column(predictions, spec, c, own, smallest) for c, own in groups.items()}
+    return {"columns": columns, "tasks": tasks, "gaps": gaps}
+
+
+def members(predictions: Predictions, column: str, smallest: int) -> dict[str, np.ndarray]:
+    """Category -> its rows, bool[N], of categories with enough patients, the largest first."""
+    category_N = predictions.groups[column]
+    found = {}
+    for category in np.unique(category_N[category_N != ""]):
+        rows = category_N == category
+        found[str(category)] = rows, len(np.unique(predictions.patient[rows]))
+    large = sorted(((n, c) for c, (_, n) in found.items() if n >= smallest), reverse=True)
+    return {category: found[category][0] for _, category in large[:MAX_CATEGORIES]}
+
+
+def _column(predictions: Predictions, spec: DataSpec, column, own, smallest: int) -> dict[str, Any]:
+    """Who is in a column: patients, what they lack, what experts did not take."""
+    unknown = len(np.unique(predictions.patient[predictions.groups[column] == ""]))
+    return {
+        "categories": [
+            {
+                "category": category,
+                "patients": _tens(predictions, rows),
+                "absent": {
+                    name: _absent(predictions, rows, m, smallest)
+                    for m, name in enumerate(spec.modality_names)
+                },
+                "dropped": _dropped(predictions, rows),
+            }
+            for category, rows in own.items()
+        ],
+        "unknown": round(unknown, -1) if unknown >= smallest else None,
+    }
+
+
+def _absent(predictions: Predictions, rows: np.ndarray, m: int, smallest: int) -> float | None:
+    """Share of rows without a modality; None where those are few, or those who have it."""
+    present_n, patient_n = predictions.present[rows, m], predictions.patient[rows]
+    counts = [len(np.unique(patient_n[side])) for side in (present_n, ~present_n)]
+    return None if any(0 < n < smallest for n in counts) else number(1 - present_n.mean())
+
+
+def _dropped(predictions: Predictions, rows: np.ndarray) -> dict[str, float | None]:
+    """Layer -> share of the assignments of these rows that no expert took."""
+    found = {}
+    for name, layer in predictions.routing.items():
+        if layer.lost is not None:
+            asked, lost = layer.lost[rows].sum(axis=0)
+            found[name] = number(lost / asked) if asked else None
+    return found
+
+
+def _primary(scorer: Scorer, groups) -> Iterator[Measured]:
+    """The task's primary metric in every category."""
+    name = scorer.primary
+    for column, own in groups.items():
+        for category, rows in own.items():
+            mask_NL = scorer.mask_full & rows[:, None]
+            patients = scorer.patients(mask_NL)
+            if patients >= scorer.min_patients:
+                scored = scorer.subset(scorer.full, mask_NL)
+                value, drawn = scored.values[name].value, scored.draws[name]
+                units = scorer.rests_on(mask_NL, name)
+                yield Measured(column, name, category, patients, units, value, drawn)
+
+
+def _single(found: list[Verdicts], groups, draws: Draws, smallest: int) -> Iterator[Measured]:
+    """Means over single answers in every category; of a task that is one question."""
+    if len(found) != 1 or found[0].question.task.kind == "multilabel":
+        return
+    (verdicts,) = found
+    mean = Means(verdicts, draws, smallest)
+    for metric, (value_N, some_N) in _values(verdicts).items():
+        for column, own in groups.items():
+            for category, rows in own.items():
+                chosen = some_N & rows[verdicts.question.rows]
+                patients = mean.patients(chosen)
+                if patients >= smallest:
+                    drawn = mean.drawn(value_N, chosen)
+                    value = float(value_N[chosen].mean())
+                    yield Measured(column, metric, category, patients, patients, value, drawn)
+
+
+def _values(verdicts: Verdicts) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Metric -> (value of each answer f64[N], the answers that it is of bool[N])."""
+    question, truth_N, judged = verdicts.question, verdicts.sample.truth_N, verdicts.best
+    everybody = np.ones(len(truth_N), bool)
+    with_outcome = truth_N == 1 if question.task.kind == "binary" else everybody
+    found = {"covered": (judged.covered_N.astype(float), with_outcome)}
+    if question.task.kind == "binary":
+        found["bias"] = verdicts.answer_NK[:, 1] - truth_N, everybody
+    elif not question.classes:
+        found["bias"] = verdicts.answer_NK[:, 0] - question.truth_N, everybody
+    if question.classes:
+        size_N, two = judged.size_N(), len(question.classes) == 2
+        of = ("answered", size_N == 1) if two else ("set_size", size_N)
+        found[of[0]] = of[1].astype(float), everybody
+    found["absent"] = 1 - verdicts.sample.present_NM.mean(axis=1), everybody
+    return found
+
+
+def _by_column(measured: list[Measured]) -> dict[str, dict[str, list[dict]]]:
+    out: dict[str, dict[str, list[dict]]] = {}
+    for m in measured:
+        estimate = bootstrap.interval(Value(m.value), m.draws, units=m.units)
+        row = {"category": m.category, "patients": round(m.patients, -1), **estimate}
+        out.setdefault(m.column, {}).setdefault(m.metric, []).append(row)
+    return out
+
+
+def _gaps(measured: list[Measured]) -> list[dict[str, Any]]:
+    """Of each column and metric the pair that is furthest apart, adjusted for all pairs."""
+    worst: dict[tuple[str, str], dict[str, Any]] = {}
+    every: list[dict[str, Any]] = []
+    for key, own in itertools.groupby(measured, lambda m: (m.column, m.metric)):
+        for a, b in itertools.combinations(own, 2):
+            gap = _gap(*((a, b) if a.value >= b.value else (b, a)))
+            if gap is None:
+                continue
+            every.append(gap)
+            if key not in worst or gap["value"] > worst[key]["value"]:
+                worst[key] = gap
+    adjust(every)
+    return [*worst.values()]
+
+
+def _gap(a: Measured, b: Measured) -> dict[str, Any] | None:
+    """The difference a - b, paired; None where a value or its interval cannot be had."""
+    value, drawn = a.value - b.value, a.draws - b.draws
+    units = min(a.units, b.units)
+    estimate = bootstrap.interval(Value(value), drawn, units=units)
+    if estimate["low"] is None:
+        return None
+    p = bootstrap.two_sided(value, drawn, units=units)
+    pair = {"column": a.column, "metric": a.metric, "more": a.category, "less": b.category}
+    return {**pair, **estimate, "p": number(p)}
+
+
+def adjust(tests: list[dict[str, Any]]) -> None:
+    """Adds Holm's adjusted p, `p_holm`, to tests with `p`."""
+    largest = 0.0
+    ordered = sorted(tests, key=lambda test: test["p"])
+    for rank, test in enumerate(ordered):
+        largest = max(largest, min(1.0, (len(ordered) - rank) * test["p"]))
+        test["p_holm"] = number(largest)
+
+
+def _tens(predictions: Predictions, rows: np.ndarray) -> int:
+    return round(len(np.unique(predictions.patient[rows])), -1)

@@ -1,0 +1,148 @@
+"""Selective prediction: what is gained by answering only where the model is sure.
+
+A model answers those of whom it is surest, by the probability of the class that it gives; the
+others go to a person. `section` makes the part "selective" of the results document. `E` is an
+estimate {value, low, high, note?} of the patient bootstrap.
+
+    tasks   {task: [{label, classes: [name],
+              curve: [{share, sure, patients, error: E, brier: E, classes: [share answered]}],
+              area: {model: E, random, best},    mean error over all shares answered
+              single: {answered: E, error: E, classes: [share answered]} }]}
+
+`share` of the rows is answered: those whose probability is at least `sure`. `single` answers where
+the prediction set of `m4.eval.coverage` has one class, which is the answer; None without sets.
+Who is left to people may be of one kind: see `m4.eval.fairness`.
+
+Letters: N rows, K classes, B draws, b draws of one chunk, G shares.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from m4.eval import bootstrap
+from m4.eval.bootstrap import Draws, number
+from m4.eval.coverage import Verdicts
+from m4.eval.metrics import Value
+
+SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+
+
+def section(found: list[Verdicts], draws: Draws, smallest: int) -> dict[str, Any] | None:
+    """The part of the document; None without a question that has classes."""
+    tasks: dict[str, list] = {}
+    for verdicts in found:
+        if verdicts.question.classes and verdicts.sample_patients() >= smallest:
+            described = _question(verdicts, draws, smallest)
+            tasks.setdefault(verdicts.question.task.name, []).append(described)
+    return {"tasks": tasks} if tasks else None
+
+
+def _question(verdicts: Verdicts, draws: Draws, smallest: int) -> dict[str, Any]:
+    question, p_NK, truth_N = verdicts.question, verdicts.answer_NK, verdicts.sample.truth_N
+    sure_N, wrong_N = p_NK.max(axis=1), (p_NK.argmax(axis=1) != truth_N).astype(float)
+    hot_NK = np.eye(p_NK.shape[1])[truth_N]
+    brier_N = ((p_NK - hot_NK) ** 2).sum(axis=1) / (2 if p_NK.shape[1] == 2 else 1)
+    mean = Means(verdicts, draws, smallest)
+    curve = []
+    for share in SHARES:
+        cut = np.quantile(sure_N, 1 - share, method="inverted_cdf") if share < 1 else 0.0
+        some_N = sure_N >= cut
+        point = {"share": number(some_N.mean()), "sure": number(cut)}
+        point |= {"patients": mean.count(some_N)}
+        point |= {"error": mean.of(wrong_N, some_N), "brier": mean.of(brier_N, some_N)}
+        curve.append(point | {"classes": _answered(some_N, truth_N, verdicts, smallest)})
+    return {
+        "label": question.label,
+        "classes": [*question.classes],
+        "curve": curve,
+        "area": _area(sure_N, wrong_N, verdicts, draws),
+        "single": _single(verdicts, mean, smallest),
+    }
+
+
+class Means:
+    """Means of a value over rows of a question, with intervals of the patient bootstrap."""
+
+    def __init__(self, verdicts: Verdicts, draws: Draws, smallest: int):
+        """`smallest` patients are needed for a mean."""
+        self._rows, self._draws, self._smallest = verdicts.question.rows, draws, smallest
+
+    def count(self, some_N: np.ndarray) -> int | None:
+        """Patients of some rows, rounded to tens; None below the smallest cell."""
+        patients = self.patients(some_N)
+        return round(patients, -1) if patients >= self._smallest else None
+
+    def patients(self, some_N: np.ndarray) -> int:
+        """Patients of some rows."""
+        return len(np.unique(self._draws.patient_N[self._rows[some_N]]))
+
+    def drawn(self, value_N: np.ndarray, some_N: np.ndarray) -> np.ndarray:
+        """The mean under every draw, f64[B]; NaN where nobody is drawn."""
+        chosen = np.zeros(len(self._draws.patient_N), bool)
+        chosen[self._rows[some_N]] = True  # rows of a question are in order
+        value_n = value_N[some_N]
+
+        def statistic(weight_nb):
+            total_b = weight_nb.sum(axis=0)
+            sums = value_n @ weight_nb
+            return {"mean": np.where(total_b > 0, sums / np.maximum(total_b, 1), np.nan)}
+
+        return self._draws.map(statistic, chosen)["mean"]
+
+    def of(self, value_N: np.ndarray, some_N: np.ndarray) -> dict[str, Any]:
+        """The mean with its interval, as JSON."""
+        if (patients := self.patients(some_N)) < self._smallest:
+            note = f"fewer than {self._smallest} patients"
+            return {"value": None, "low": None, "high": None, "note": note}
+        value = Value(float(value_N[some_N].mean()))
+        return bootstrap.interval(value, self.drawn(value_N, some_N), units=patients)
+
+
+def _answered(some_N, truth_N, verdicts: Verdicts, smallest: int) -> list[float | None]:
+    """Of each class the share that is answered; None of too few patients."""
+    patient_N, shares = verdicts.sample.patient_N, []
+    for k in range(len(verdicts.question.classes)):
+        own = truth_N == k
+        enough = len(np.unique(patient_N[own])) >= smallest
+        shares.append(number(some_N[own].mean()) if enough else None)
+    return shares
+
+
+def _area(sure_N, wrong_N, verdicts: Verdicts, draws: Draws) -> dict[str, Any]:
+    """Mean error over all shares, the surest first; of a random order, and of the best one."""
+    order, rows = np.argsort(-sure_N, kind="stable"), verdicts.question.rows
+    place = np.full(len(draws.patient_N), -1)
+    place[rows] = np.arange(len(rows))
+    chosen = place >= 0
+
+    def statistic(weight_nb):
+        weight = weight_nb[order]
+        errors = np.cumsum(weight * wrong_N[order][:, None], axis=0)
+        count = np.cumsum(weight, axis=0)
+        risk = errors / np.maximum(count, 1)
+        return {"area": (risk * weight).sum(axis=0) / np.maximum(count[-1], 1)}
+
+    once = np.ones((len(rows), 1))
+    value = float(statistic(once)["area"][0])
+    drawn = draws.map(statistic, chosen)["area"]
+    units = len(np.unique(verdicts.sample.patient_N))
+    right_first = np.cumsum(np.sort(wrong_N)) / np.arange(1, len(rows) + 1)
+    model = bootstrap.interval(Value(value), drawn, units=units)
+    return {
+        "model": model,
+        "random": number(wrong_N.mean()),
+        "best": number(right_first.mean()),
+    }
+
+
+def _single(verdicts: Verdicts, mean: Means, smallest: int) -> dict[str, Any]:
+    """What is answered where one class alone is in the set."""
+    judged, truth_N = verdicts.best, verdicts.sample.truth_N
+    alone_N = judged.size_N() == 1
+    wrong_N = (judged.inside_NK.argmax(axis=1) != truth_N).astype(float)
+    return {
+        "answered": mean.of(alone_N.astype(float), np.ones(len(truth_N), bool)),
+        "error": mean.of(wrong_N, alone_N),
+        "classes": _answered(alone_N, truth_N, verdicts, smallest),
+    }

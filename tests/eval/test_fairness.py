@@ -1,0 +1,127 @@
+"""Groups and selective prediction on planted cohorts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from m4.eval import bootstrap, coverage, fairness, reliance, selective
+from m4.eval.predictions import LayerRouting
+
+ALPHA = 0.1
+
+
+def grouped(found, seed=0, unfair=0.0):
+    """With a column that means nothing, and one whose second half is predicted worse."""
+    rng, rows = np.random.default_rng(seed), len(found.uid)
+    coin = np.array(["a", "b", "c"])[rng.integers(0, 3, rows)]
+    ward = np.where(rng.random(rows) < 0.5, "east", "west")
+    p_SNC = found.prediction["ihm"].copy()
+    noise_N = np.where(ward == "west", unfair, 0.0) * rng.normal(size=rows)
+    odds = np.log(p_SNC / (1 - p_SNC)) + noise_N[None, :, None]
+    prediction = found.prediction | {"ihm": (1 / (1 + np.exp(-odds))).astype(np.float32)}
+    return dataclasses.replace(found, groups={"coin": coin, "ward": ward}, prediction=prediction)
+
+
+def sections(found, spec, draws=200, **options):
+    options = {"alpha": ALPHA, "min_patients": 10, "seed": 0, "draws": draws} | options
+    return reliance.sections(found, spec, None, **options)
+
+
+def test_a_planted_gap_is_found_and_the_column_without_meaning_has_none(fabricate):
+    spec, _, found = fabricate(rows=1500, seed=1, tasks=["ihm"])
+    gaps = sections(grouped(found, unfair=6.0), spec)["groups"]["gaps"]["ihm"]
+    by = {(gap["column"], gap["metric"]): gap for gap in gaps}
+    ward = by["ward", "auroc"]
+    assert (ward["more"], ward["less"]) == ("east", "west")
+    assert ward["low"] > 0 and ward["p_holm"] < 0.01
+    assert min(gap["p_holm"] for gap in gaps if gap["column"] == "coin") > 0.05
+
+
+@pytest.mark.slow
+def test_where_all_groups_are_alike_a_gap_is_seldom_found(fabricate):
+    """Over 60 cohorts: Holm keeps the chance of any finding near 5 %."""
+    found_any = []
+    for seed in range(60):
+        spec, _, found = fabricate(rows=250, seed=100 + seed, tasks=["ihm"])
+        found = dataclasses.replace(
+            grouped(found, seed),
+            subsets=found.subsets[:1],
+            counted=found.counted[:1],
+            prediction={"ihm": found.prediction["ihm"][:1]},
+        )
+        draws = bootstrap.resample(found.patient, draws=150, seed=seed)
+        judged = [*coverage.judge(found, spec, alpha=ALPHA)]
+        section = fairness.section(found, spec, draws, judged, {}, 10)
+        found_any.append(min(gap["p_holm"] for gap in section["gaps"]["ihm"]) <= 0.05)
+    assert np.mean(found_any) <= 0.12  # 5 %, and three standard errors
+
+
+def test_the_parts_of_the_section(fabricate):
+    spec, _, found = fabricate(rows=500, seed=2)
+    lost = np.tile([10.0, 1.0], (500, 1))
+    found = grouped(found)
+    lost[found.groups["ward"] == "west", 1] = 3.0
+    layer = LayerRouting(None, np.ones(4), None, 0.2, None, None, lost)
+    rare = found.groups["coin"].astype("U6")
+    rare[:5], rare[5:300:2] = "seldom", ""
+    groups = found.groups | {"coin": rare, "one": np.full(500, "x")}
+    found = dataclasses.replace(found, routing={"moe": layer}, groups=groups)
+    section = sections(found, spec, draws=20)["groups"]
+    assert {*section["columns"]} == {"coin", "ward"}  # nothing to compare within `one`
+    dropped = {c["category"]: c["dropped"]["moe"] for c in section["columns"]["ward"]["categories"]}
+    assert dropped == {"east": 0.1, "west": 0.3}
+    coin = section["columns"]["coin"]
+    assert "seldom" not in [c["category"] for c in coin["categories"]]  # five patients
+    assert coin["unknown"] % 10 == 0 and coin["unknown"] > 0
+    here = found.groups["coin"] == "b"
+    absent = next(c["absent"] for c in coin["categories"] if c["category"] == "b")
+    assert absent["labs"] == pytest.approx(1 - found.present[here, 1].mean(), abs=1e-5)
+    assert {*section["tasks"]["los"]["ward"]} == {"mae", "covered", "bias", "absent"}
+    assert "set_size" in section["tasks"]["unit"]["ward"]
+
+
+def test_without_group_columns_there_is_no_section(fabricate):
+    spec, _, found = fabricate(rows=200, seed=3, tasks=["ihm"])
+    assert "groups" not in sections(found, spec, draws=20)
+
+
+def test_answering_the_surest_first_is_right_more_often(fabricate):
+    spec, _, found = fabricate(rows=800, seed=4, tasks=["ihm", "unit"])
+    tasks = sections(found, spec, draws=100)["selective"]["tasks"]
+    for questions in tasks.values():
+        (question,) = questions
+        curve, area = question["curve"], question["area"]
+        assert curve[0]["share"] == 1 and curve[-1]["share"] == pytest.approx(0.5, abs=0.02)
+        assert area["best"] < area["model"]["value"] < area["random"]
+        assert curve[-1]["error"]["value"] < curve[0]["error"]["value"]
+        assert curve[0]["error"]["value"] == pytest.approx(area["random"])
+    ihm = tasks["ihm"][0]
+    p_N = found.prediction["ihm"][0, found.label_mask["ihm"][:, 0], 0]
+    y_N = found.label["ihm"][found.label_mask["ihm"][:, 0], 0]
+    assert ihm["area"]["random"] == pytest.approx(np.mean((p_N > 0.5) != y_N), abs=1e-5)
+    assert ihm["curve"][0]["brier"]["value"] == pytest.approx(np.mean((p_N - y_N) ** 2), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_intervals_of_the_error_cover_it(fabricate):
+    """Of 120 samples of a known population."""
+    spec, _, whole = fabricate(rows=6000, seed=5, tasks=["ihm"], modalities=("vitals", "ecg"))
+    truth = sections(whole, spec, draws=5)["selective"]["tasks"]["ihm"][0]["curve"]
+    rng, inside = np.random.default_rng(0), []
+    ids = np.unique(whole.patient)
+    for seed in range(120):
+        chosen = np.isin(whole.patient, rng.choice(ids, 250, replace=False))
+        some = dataclasses.replace(
+            whole,
+            **{key: getattr(whole, key)[chosen] for key in ("uid", "patient", "present")},
+            counted=whole.counted[:, chosen],
+            prediction={"ihm": whole.prediction["ihm"][:, chosen]},
+            label={"ihm": whole.label["ihm"][chosen]},
+            label_mask={"ihm": whole.label_mask["ihm"][chosen]},
+        )
+        draws = bootstrap.resample(some.patient, draws=150, seed=seed)
+        found = selective.section([*coverage.judge(some, spec, alpha=ALPHA)], draws, 10)
+        error = found["tasks"]["ihm"][0]["curve"][0]["error"]
+        inside.append(error["low"] <= truth[0]["error"]["value"] <= error["high"])
+    assert np.mean(inside) >= 0.9
