@@ -151,8 +151,8 @@ def _related(given: Mapping[str, Any]) -> list[str]:
     compare, reference = given.get("compare", "method.moe.gate"), given.get("reference", "linear")
     if compare not in axes:
         found.append(f"compare={compare!r}: is no axis; axes are {', '.join(axes)}")
-    elif reference not in axes[compare]:
-        found.append(f"reference={reference!r}: is none of {', '.join(map(str, axes[compare]))}")
+    elif reference not in (named := [_called(value) for value in axes[compare]]):
+        found.append(f"reference={reference!r}: is none of {', '.join(map(str, named))}")
     if "seed" in axes:
         found.append("axes: seed: is no axis; every arm has the same `seeds`")
     unknown = [name for name in given.get("nulls", ()) if name not in NULLS]
@@ -163,6 +163,10 @@ def _related(given: Mapping[str, Any]) -> list[str]:
     if tune and {*tune["seeds"]} & {*seeds}:
         found.append(f"tune.seeds={tune['seeds']}: must be other seeds than the runs'")
     return found
+
+
+def _called(value: Any) -> Any:
+    return value.get("called", value) if isinstance(value, Mapping) else value
 
 
 def _hint(name: Any, names: Sequence[str]) -> str:

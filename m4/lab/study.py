@@ -156,7 +156,7 @@ def arms(study: Study) -> tuple[list[Arm], dict[str, str]]:
             except ConfigError as error:
                 problems += [f"{name}: {line}" for line in error.args]
                 continue
-            reference = not null and value == study.reference
+            reference = not null and study.reference in (value, label)
             out.append(Arm(label, family, config | {"seed": 0}, null, reference, plan))
     problems += [] if problems else _metric_problems(study, out[0])
     if problems:
@@ -209,8 +209,10 @@ def _points(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def _name(axis: str, value: Any) -> Any:
-    """What a value is called: itself, or of {field: value} that of the axis."""
-    return value.get(axis, str(value)) if isinstance(value, Mapping) else value
+    """What a value is called: itself, or of {field: value} its `called` or that of the axis."""
+    if not isinstance(value, Mapping):
+        return value
+    return value.get("called", value.get(axis, str(value)))
 
 
 def _changes(axes: Mapping[str, Sequence[Any]], point: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,7 +224,9 @@ def _changes(axes: Mapping[str, Sequence[Any]], point: Mapping[str, Any]) -> dic
 
 
 def _changed(axis: str, value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {axis: value}
+    if not isinstance(value, Mapping):
+        return {axis: value}
+    return {field: own for field, own in value.items() if field != "called"}
 
 
 def _named(label: str, family: Mapping[str, Any]) -> str:

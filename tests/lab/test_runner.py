@@ -1,6 +1,8 @@
 """Studies run as a user runs them: once, in parts, and by several processes that may be killed."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from m4 import seal
 from m4.lab import judged, runner
 from m4.lab.__main__ import main
 from m4.lab.documents import rows
@@ -166,3 +169,63 @@ def test_the_configuration_of_a_cell_is_that_of_a_run(lab):
     folder, _ = lab
     config = ml_collections.ConfigDict(rows(folder / "whole")[0]["config"])
     assert config.train.steps == 4 and config.method.moe.gate.endswith("linear")
+
+
+@pytest.mark.parametrize("how", ["map", pytest.param("vmap", marks=pytest.mark.slow)])
+def test_seeds_in_one_program_are_those_one_by_one(lab, how):
+    folder, _ = lab
+    text = FILE.replace("seeds=(0, 1))", f"seeds=(0, 1), together={how!r})")
+    (folder / f"{how}.py").write_text(text.replace('("linear", AGAIN)', '("linear",)'))
+    assert main([f"--config={how}.py", f"--out={how}"]) == 0
+    found = {row["seed"]: row for row in rows(folder / how)}
+    for row in rows(folder / "whole"):
+        if row["label"] == "linear":
+            own = found[row["seed"]]
+            assert own["together"] == how and own["step"] == row["step"]
+            assert own["value"] == pytest.approx(row["value"], rel=1e-4)
+            for mine, theirs in zip(own["balance"], row["balance"], strict=True):
+                assert mine == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("effort", ["some", "full"])
+def test_seeds_in_one_program_have_the_same_bits(lab, effort):
+    folder, _ = lab
+    text = FILE.replace("watchdog=0", f"watchdog=0, compile={effort!r}")
+    text = text.replace('("linear", AGAIN)', '("linear", "laplace")')
+    digests = []
+    for how in ("loop", "map"):
+        changed = text.replace("seeds=(0, 1))", f"seeds=(0, 1), together={how!r})")
+        (folder / "bits.py").write_text(changed)
+        assert main(["--config=bits.py", f"--out={how}_{effort}"]) == 0
+        found = rows(folder / f"{how}_{effort}")
+        digests.append({(row["label"], row["seed"]): row["digest"] for row in found})
+    assert digests[0] == digests[1] and len(digests[0]) == 4
+
+
+def test_lists_on_an_axis_and_values_that_are_undefined_are_told(lab, capsys):
+    """Of rows that were run, with another family and without a value."""
+    folder, _ = lab
+    out = folder / "edited"
+    shutil.copytree(folder / "whole", out)
+    for path in (out / "rows").iterdir():
+        row = json.loads(path.read_text())
+        row["family"] = {"data.options.x": [1, 2], "method.moe.num_experts": None}
+        row["value"] = row["value"] if row["reference"] else None
+        path.write_text(json.dumps(seal.sealed({k: v for k, v in row.items() if k != "sha256"})))
+    assert main([f"--out={out}", "--report"]) == 0
+    said = capsys.readouterr().out
+    assert "x=(1, 2), num_experts=None: 4 runs" in said
+    assert re.search(r"m4.moe.gates:linear +– ± –", said)
+    assert "(1, 2)" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("metric", "first"), [("y0/rmse", "low"), ("y0/r2", "high")])
+def test_the_best_arm_stands_first(metric, first):
+    said = {
+        "high": {"mean": 0.9, "metric": metric},
+        "none": {"mean": None, "metric": metric},
+        "low": {"mean": 0.1, "metric": metric},
+    }
+    order = [label for label, _ in judged.by_quality(said)]
+    assert order[0] == first and order[-1] == "none"
