@@ -344,6 +344,8 @@ def _parse(text: str, rule: Rule) -> Any:
             raise ValueError(text)
         return int(text) if text.lstrip("+-").isdigit() else int(number)
     if rule.kind is bool:
+        if rule.also and rule.problem(text) is None:
+            return text
         if text.lower() not in ("true", "1", "false", "0"):
             raise ValueError(text)
         return text.lower() in ("true", "1")

@@ -28,7 +28,8 @@ class Rule:
 
     `low` and `high` are inclusive, `above` and `below` exclusive. `names` yields the allowed
     names; with `outside`, a name that is none of them is right if that call accepts it, and
-    raises ValueError or ImportError otherwise ('package.module:name').
+    raises ValueError or ImportError otherwise ('package.module:name'). `also` are words that a
+    field takes besides its type; a final K in one stands for a whole number from 1 on.
     """
 
     kind: type = object
@@ -40,9 +41,13 @@ class Rule:
     names: Callable[[], Sequence[str]] | None = None
     outside: Callable[[str], Any] | None = None
     optional: bool = False
+    also: tuple[str, ...] = ()
 
     def allowed(self) -> str:
         """The allowed values in words."""
+        if self.also:
+            *words, last = KINDS[self.kind], *self.also
+            return f"{', '.join(words)} or {last}"
         if self.names is not None:
             words = "one of " + ", ".join(self.names())
             return words + (" or 'package.module:name'" if self.outside else "")
@@ -54,6 +59,8 @@ class Rule:
     def problem(self, value: Any) -> str | None:
         """Why `value` is refused (in words that follow "field=value: "), or None."""
         if value is None and self.optional or self.names and value == self.default:
+            return None
+        if isinstance(value, str) and any(_is_word(value, word) for word in self.also):
             return None
         if not self._right_type(value) or not self._in_range(value):
             return f"must be {self.allowed()}"
@@ -85,6 +92,13 @@ class Rule:
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
         )
+
+
+def _is_word(value: str, word: str) -> bool:
+    stem, number = word.removesuffix("K"), value.removeprefix(word.removesuffix("K"))
+    if word == stem:
+        return value == word
+    return value.startswith(stem) and number.isdecimal() and number.isascii() and int(number) > 0
 
 
 def _of(target: str, *more: str) -> Callable[[], tuple[str, ...]]:
@@ -165,7 +179,7 @@ FIELDS: dict[str, Rule] = {
     "eval.batch_size": _count(),
     "eval.missing": Rule(dict, {}),
     "eval.bootstrap": _count(1000),
-    "eval.subsets": Rule(bool, True),
+    "eval.subsets": Rule(bool, True, also=("auto", "all", "sample:K")),  # see m4.eval.subsets
     "eval.baselines": Rule(bool, True),
     "eval.min_patients": _count(10),
     "eval.alpha": Rule(float, 0.1, above=0, below=0.5),  # patients outside sets and intervals

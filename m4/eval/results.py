@@ -30,6 +30,8 @@ calibration_error. `ece` has none. Differences and drops have `p` (two-sided, no
     curves, operating_points      {task: [...]}, see m4.eval.operating
     table_one     who was studied, see m4.eval.table_one; absent where nobody gave values
     words         titles, units and definitions: m4.specs.words; absent where there are none
+    attribution   {task: see m4.eval.attribution.describe}; absent unless enough subsets were swept
+    monotone      {task: see m4.eval.monotone.describe}; the same
 
 Deltas are scored on the rows that both sides score and drops are oriented so that positive means
 the modality helps. Patient counts of subsets and patterns are rounded to tens, so that their
@@ -46,7 +48,16 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from m4 import seal
-from m4.eval import bootstrap, metrics, operating, specialisation, table_one
+from m4.eval import (
+    attribution,
+    bootstrap,
+    games,
+    metrics,
+    monotone,
+    operating,
+    specialisation,
+    table_one,
+)
 from m4.eval.predictions import Predictions
 from m4.eval.scorer import Scorer
 from m4.eval.subsets import Subset, describe, patterns
@@ -96,12 +107,14 @@ def compose(
 ) -> dict[str, Any]:
     """Everything the report shows about one split; the schema is in the module's docstring.
 
-    `subsets` belong to `predictions.subsets`, the full one first; `thresholds` come from
-    `thresholds(validation predictions)`, `cuts` from `operating.choose` of them; `references` holds
-    per model and task f[rows of split, C]; `values` who was studied, by split, this one last.
+    `subsets` belong to `predictions.subsets`, the full one first, those of kind 'more' last: they
+    get no scores. `thresholds` come from `thresholds(validation predictions)`, `cuts` from
+    `operating.choose` of them; `references` holds per model and task f[rows of split, C]; `values`
+    who was studied, by split, this one last.
     """
     if [s.keep for s in subsets] != [tuple(map(bool, keep)) for keep in predictions.subsets]:
         raise ValueError("subsets are not those that were swept")
+    subsets = [subset for subset in subsets if subset.kind != "more"]
     patient, fold = predictions.patient, predictions.fold
     sampled = bootstrap.resample(patient, fold, draws=draws, seed=seed)
     out: dict[str, Any] = _head(predictions, spec, subsets, min_patients=min_patients)
@@ -114,21 +127,13 @@ def compose(
     for task in _tasks(predictions, spec):
         cut = (thresholds or {}).get(task.name)
         scorer = Scorer(predictions, spec, task, sampled, cut, min_patients)
-        out["tasks"][task.name] = scorer.card()
-        out["calibration"][task.name] = scorer.curves()
-        _add_subsets(out, scorer, subsets)
-        _add_strata(out, scorer)
-        out["ranking"][task.name] = _ranking(scorer)
-        for name, by_task in (references or {}).items():
-            if task.name in by_task:
-                out["references"][name][task.name] = scorer.against(
-                    np.asarray(by_task[task.name])[predictions.uid]
-                )
+        _add_task(out, scorer, subsets, references or {})
     _adjust(out["ranking"])
     own = {"cuts": cuts, "min_patients": min_patients}
     out["curves"], out["operating_points"] = operating.describe(predictions, spec, sampled, **own)
     if found := table_one.describe(values or {}, predictions, spec, min_patients=min_patients):
         out["table_one"] = found
+    _add_games(out, predictions, spec, sampled)
     return out
 
 
@@ -188,6 +193,19 @@ def pooled_patterns(spec: DataSpec, predictions: Predictions, min_patients: int)
     return rows
 
 
+def _add_task(out: dict, scorer: Scorer, subsets: list[Subset], references: Mapping) -> None:
+    task = scorer.task.name
+    out["tasks"][task] = scorer.card()
+    out["calibration"][task] = scorer.curves()
+    _add_subsets(out, scorer, subsets)
+    _add_strata(out, scorer)
+    out["ranking"][task] = _ranking(scorer)
+    for name, by_task in references.items():
+        if task in by_task:
+            reference_NC = np.asarray(by_task[task])[scorer.predictions.uid]
+            out["references"][name][task] = scorer.against(reference_NC)
+
+
 def _add_subsets(out: dict, scorer: Scorer, subsets: list[Subset]) -> None:
     primary = scorer.primary
     for s, subset in enumerate(subsets):
@@ -201,6 +219,18 @@ def _add_subsets(out: dict, scorer: Scorer, subsets: list[Subset]) -> None:
             deltas = scorer.differences(full, here, mask, scorer.headline)
             on_common = scorer.differences(common_full, common, all_rows, [primary])
             out["deltas"].append({**row, "metrics": deltas, "common": on_common})
+
+
+def _add_games(out: dict, predictions: Predictions, spec: DataSpec, draws: bootstrap.Draws) -> None:
+    """Sections that need more subsets than those that have scores, by task."""
+    for task in _tasks(predictions, spec):
+        game = games.play(predictions, spec, task, draws, min_patients=out["min_patients"])
+        if game is None:
+            continue
+        found = {"attribution": attribution.describe(game), "monotone": monotone.describe(game)}
+        for name, section in found.items():
+            if section:
+                out.setdefault(name, {})[task.name] = section
 
 
 def _common(scorer: Scorer, s: int, has_N1: np.ndarray | None = None):

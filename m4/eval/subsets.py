@@ -1,16 +1,28 @@
 """Which modality subsets a sweep evaluates, and what they are called.
 
+`eval.subsets` says how many:
+
+| value | subsets |
+|---|---|
+| false | the full one |
+| true, auto | those that a reader asks about (`choose`) |
+| all | besides, every other: up to 2^10; of more modalities as sample:1024 |
+| sample:K | besides, about K more: every one that random orders of the modalities pass (`orders`) |
+
 Letters: S subsets, N rows, M modalities.
 """
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 
 ALL_UP_TO = 4
-Kind = Literal["full", "without", "only", "pattern", "other"]
+EXACT_UP_TO = 10  # modalities of which all subsets are swept if asked for
+BUDGET = 2**EXACT_UP_TO
+Kind = Literal["full", "without", "only", "pattern", "other", "more"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +40,17 @@ def choose(
     patient_N: np.ndarray,
     *,
     min_patients: int = 10,
+    how: bool | str = True,
 ) -> list[Subset]:
-    """The subsets worth evaluating, the full one first, none twice.
+    """The subsets worth evaluating, the full one first, none twice; `how` is `eval.subsets`.
 
     Up to four modalities: all 2^M - 1. Above: full, leave-one-out, only-one, and every natural
-    presence pattern that at least `min_patients` patients have.
+    presence pattern that at least `min_patients` patients have. After those come the subsets of
+    kind 'more', which serve analyses of all of them together and have no scores of their own.
     """
     count = len(names)
+    if not how:
+        return [_named(names, (True,) * count)]
     keeps = [(True,) * count]
     keeps += [tuple(i != m for i in range(count)) for m in range(count)]
     keeps += [tuple(i == m for i in range(count)) for m in range(count)]
@@ -42,7 +58,58 @@ def choose(
         keeps += sorted(itertools.product((False, True), repeat=count), key=lambda k: -sum(k))
     else:
         keeps += [keep for keep, n in patterns(present_NM, patient_N) if n >= min_patients]
-    return [_named(names, keep) for keep in dict.fromkeys(keeps) if any(keep)]
+    found = [_named(names, keep) for keep in dict.fromkeys(keeps) if any(keep)]
+    budget = _budget(how)
+    known = {subset.keep for subset in found}
+    more = [keep for keep in every(count, budget) if keep not in known] if budget else []
+    return found + [Subset(describe(names, keep), "more", keep) for keep in more]
+
+
+def every(count: int, budget: int = BUDGET) -> list[tuple[bool, ...]]:
+    """All subsets but the empty one, the large first; above `budget` those that `orders` pass."""
+    if 2**count <= budget:
+        keeps = set(itertools.product((False, True), repeat=count))
+    else:
+        keeps = {(True,) * count}
+        for order in _drawn(count):
+            passed = keeps.union(*(prefixes(one) for one in (order, order[::-1])))
+            if len(passed) > budget and len(keeps) > 1:
+                break
+            keeps = passed
+    return sorted((keep for keep in keeps if any(keep)), key=lambda k: (-sum(k), k))
+
+
+def orders(keep_SM: np.ndarray) -> list[tuple[int, ...]]:
+    """The random orders of the modalities, each with its reverse, that pass only these subsets.
+
+    The effect of a modality when it joins, averaged over them, is an unbiased estimate of its
+    Shapley value (Mitchell et al., JMLR 2022: pairs of reversed orders have the smaller variance).
+    """
+    known, found = {tuple(map(bool, keep)) for keep in keep_SM}, []
+    for order in itertools.islice(_drawn(keep_SM.shape[1]), len(known)):
+        pair = order, order[::-1]
+        if not all(keep in known for one in pair for keep in prefixes(one) if any(keep)):
+            break
+        found += pair
+    return found
+
+
+def prefixes(order: tuple[int, ...]) -> list[tuple[bool, ...]]:
+    """The subsets that an order passes, from the empty one to the full one."""
+    return [tuple(m in order[:n] for m in range(len(order))) for n in range(len(order) + 1)]
+
+
+def _drawn(count: int) -> Iterator[tuple[int, ...]]:
+    rng = np.random.default_rng(0)
+    while True:
+        yield tuple(rng.permutation(count).tolist())
+
+
+def _budget(how: bool | str) -> int:
+    """How many subsets a setting of `eval.subsets` is for, 0 for those of `choose` alone."""
+    if how in (True, "auto"):
+        return 0
+    return BUDGET if how == "all" else int(str(how).removeprefix("sample:"))
 
 
 def matrix(subsets: list[Subset]) -> np.ndarray:

@@ -14,11 +14,12 @@ from m4.config import Flags
 from m4.data import aggregate, at_first, set_aside
 from m4.data.loader import eval_batches
 from m4.data.store import Store
-from m4.eval import baselines, evaluate, operating, reliance, results, subsets, table_one
+from m4.eval import baselines, evaluate, operating, reliance, results, subsets, table, table_one
 from m4.eval.predictions import Predictions
 from m4.eval.report import words
 from m4.modes import report
-from m4.run import preflight, programs
+from m4.run import meds_predictions as meds
+from m4.run import preflight, programs, pseudonyms
 from m4.run.setup import Model, Setup, context, make_setup
 from m4.run.workspace import open_incomplete, open_split, owned, prepare, same_run, use_cache
 from m4.specs import DataSpec
@@ -187,6 +188,8 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
     if config.eval.missing:
         document["missing"] = config.eval.missing.to_dict()
     results.write(document, folder)
+    if config.eval.subsets not in (True, False, "auto"):
+        _write_table(folder, evaluation.found, spec, split)
     words.print_table(document)
     report.build(folder)
 
@@ -197,13 +200,20 @@ def values_of(store: Store) -> table_one.Values:
     return table_one.Values(names, values_NF, store.columns(["patient"])["patient"], store.groups())
 
 
+def _write_table(folder: Path, found: Predictions, spec: DataSpec, split: str) -> None:
+    """results/<split>_subsets.parquet: every row under every subset, for its owner alone."""
+    path = folder / "results" / f"{split}_subsets.parquet"
+    own = table.make(found, spec, pseudonyms.of(found.patient, folder))
+    meds.write_private(path, own, folder)
+    print(f"subsets  {path}; patients as keyed hashes (key: {folder / 'key'})")
+
+
 def _subsets(config, setup: Setup, test: Store) -> list[subsets.Subset]:
     names = setup.spec.modality_names
     found = test.columns(["patient", *(f"{name}/present" for name in names)])
     present = np.stack([found[f"{name}/present"] for name in names], axis=-1)
-    minimum = config.eval.min_patients
-    chosen = subsets.choose(names, present, found["patient"], min_patients=minimum)
-    return chosen if config.eval.subsets else chosen[:1]
+    own = {"min_patients": config.eval.min_patients, "how": config.eval.subsets}
+    return subsets.choose(names, present, found["patient"], **own)
 
 
 def _references(config, setup: Setup, test: Store):

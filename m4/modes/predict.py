@@ -6,9 +6,6 @@ they are written in the MEDS prediction and label schemas too: `m4.run.meds_pred
 """
 
 import functools
-import hashlib
-import os
-import secrets
 from pathlib import Path
 
 import ml_collections
@@ -22,6 +19,7 @@ from m4.eval.predictions import Predictions
 from m4.modes import eval as eval_mode
 from m4.run import meds_predictions as meds
 from m4.run import own_predictions as own
+from m4.run import pseudonyms
 from m4.run.setup import context
 from m4.run.workspace import open_incomplete, owned
 from m4.specs import DataSpec
@@ -47,7 +45,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
 def write(folder: Path, name: str, found: Predictions, spec: DataSpec, keys) -> None:
     """Writes predictions/<name>.parquet and, if records have `keys`, the files of MEDS."""
     path = folder / "predictions" / f"{name}.parquet"
-    meds.write_private(path, _table(found, spec, _key(folder)), folder)
+    meds.write_private(path, _table(found, spec, folder), folder)
     print(f"{len(found.uid)} rows in {path}; patients as keyed hashes (key: {folder / 'key'})")
     if keys is not None:
         print(f"by your identifiers, with labels: {own.write(folder, name, found, spec, keys)}")
@@ -55,13 +53,9 @@ def write(folder: Path, name: str, found: Predictions, spec: DataSpec, keys) -> 
             print(f"MEDS     {path}")
 
 
-def _table(found, spec: DataSpec, key: bytes) -> pa.Table:
+def _table(found, spec: DataSpec, folder: Path) -> pa.Table:
     """Columns: row of the split, hashed patient, `<task>` or `<task>/<label>` for each output."""
-    patients = [
-        hashlib.blake2b(str(int(p)).encode(), key=key, digest_size=16).hexdigest()
-        for p in found.patient
-    ]
-    data = {"row": found.uid, "patient": patients}
+    data = {"row": found.uid, "patient": pseudonyms.of(found.patient, folder)}
     for task, values_SNC in found.prediction.items():
         if spec.task(task).kind == "segmentation":  # its scores are no predictions
             continue
@@ -73,12 +67,3 @@ def _table(found, spec: DataSpec, key: bytes) -> pa.Table:
             for c, label in enumerate(labels[: values.shape[1]])
         }
     return pa.table(data).replace_schema_metadata({"use": USE})
-
-
-def _key(folder: Path) -> bytes:
-    """Key of the hashes, made once per work directory, readable by its owner only."""
-    path = folder / "key"
-    if not path.exists():
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(32))
-    return path.read_bytes()

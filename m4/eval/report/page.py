@@ -15,13 +15,23 @@ from markupsafe import Markup
 from m4 import atomic, seal
 from m4.errors import printable
 from m4.eval import damage
-from m4.eval.report import coverage, fairness, plots, sections, selective, stress, words
+from m4.eval.report import (
+    coverage,
+    fairness,
+    plots,
+    sections,
+    selective,
+    stress,
+    words,
+    worth_section,
+)
 from m4.eval.report.parts import Run, Section
 
 SPLITS = ("test", "val")  # which results come first
 # The sections of analyses, a file of this folder each, in the order of the page; see
 # `m4.eval.report.parts`. One that has nothing to show gives None.
 SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
+    worth_section.section,
     coverage.section,
     selective.section,
     fairness.section,

@@ -3,6 +3,8 @@
 Shapes: n stays; posterior means and variances are f64[n].
 """
 
+import itertools
+
 import numpy as np
 
 from m4.data.sets.synthetic.factors import (
@@ -81,6 +83,28 @@ def truth(*, modalities=MODALITIES, missing="mcar", presence=None, n=20_000):
         "synergistic": ("notes", "ecg"),
         "noise": tuple(m for m in modalities if not READOUT[m]),
     }
+
+
+def bayes(*, modalities=MODALITIES, missing="mcar", presence=None, n=20_000, seed=20240205):
+    """Ideal answers to `ihm48` of `n` fresh stays under every subset of the modalities.
+
+    As for `truth`, of which this is the game: what each modality and pair is worth follows from it.
+
+    Returns:
+      (present bool[n, M], died bool[n], {kept bool tuple of M: chance of death f64[n]}), the
+      subsets in no order, the empty one among them.
+    """
+    rng = np.random.default_rng(seed)
+    z = factors(rng, n)
+    read = readouts(rng, z)
+    there = presence_bits(rng, z, read, missing, presence or {})
+    died = labels(rng, z)["ihm48"] > 0
+    answers = {}
+    for keep in itertools.product((False, True), repeat=len(modalities)):
+        kept = [*itertools.compress(modalities, keep)]
+        post = {f: posterior(f, z, read, there, kept, missing) for f in FACTORS}
+        answers[keep] = _expected(EFFECTS["ihm48"], post, label_offsets()[0])
+    return np.stack([there[m] for m in modalities], axis=-1), died, answers
 
 
 def _bayes_scores(z, read, there, kept, missing):

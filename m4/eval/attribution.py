@@ -1,0 +1,183 @@
+"""What each modality and each pair is worth: Shapley values and interactions with intervals.
+
+Of the game of `m4.eval.games` (log loss first: AUROC saturates, so its pairs look redundant). The
+Shapley value of a modality is what it adds when it joins, averaged over all orders; all of them sum
+to what the full input is worth above knowing nothing. The interaction of a pair (Grabisch &
+Roubens, Int. J. Game Theory 1999) is how much more they add together than apart, averaged likewise:
+above 0 they are synergistic, below 0 redundant. `alone` is the value of order 1 beside the pairs
+(k-SII of order 2, Bord & von Luxburg, AISTATS 2023): `alone` and pairs sum to the same total.
+
+All are linear maps of a subset's values, so one product serves rows, groups and draws. Where not
+every subset was swept, Shapley values are means over random orders and there are no pairs.
+
+Letters: as `m4.eval.games`; K pairs.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from m4.eval import bootstrap, games, metrics, subsets
+from m4.eval.bootstrap import Draws, number
+from m4.eval.games import Game
+
+MAX_CATEGORIES = 12  # of a group column, the largest
+RANK_DRAWS = 200  # of the primary metric, whose draws cannot be had by one product
+RANK_CELLS = 400_000_000  # subsets x rows x outputs x draws up to which it has them
+
+
+def shapley_map(keep_SM: np.ndarray) -> np.ndarray | None:
+    """Values of subsets -> Shapley values, f64[M, S]; None if there are too few subsets for it."""
+    count = keep_SM.shape[1]
+    place = {tuple(map(bool, keep)): s for s, keep in enumerate(keep_SM)}
+    map_MS = np.zeros((count, len(keep_SM)))
+    if len(place) == 2**count:
+        for keep, s in place.items():
+            size = sum(keep)
+            for m in range(count):
+                other = size - keep[m]  # modalities that were there before
+                weight = 1 / (count * math.comb(count - 1, other))
+                map_MS[m, s] = weight if keep[m] else -weight
+        return map_MS
+    orders = subsets.orders(keep_SM)
+    for order in orders:
+        passed = [place[keep] for keep in subsets.prefixes(order)]
+        for m, before, after in zip(order, passed[:-1], passed[1:], strict=True):
+            map_MS[m, after] += 1 / len(orders)
+            map_MS[m, before] -= 1 / len(orders)
+    return map_MS if orders else None
+
+
+def interaction_map(keep_SM: np.ndarray) -> np.ndarray | None:
+    """Values of all subsets -> pairwise Shapley interactions, f64[K, S] in the order of `pairs`."""
+    count = keep_SM.shape[1]
+    if len(keep_SM) != 2**count or count < 2:
+        return None
+    map_KS = np.zeros((math.comb(count, 2), len(keep_SM)))
+    for s, keep in enumerate(keep_SM):
+        size = int(keep.sum())
+        for k, (a, b) in enumerate(pairs(count)):
+            other = size - int(keep[a]) - int(keep[b])
+            weight = 1 / ((count - 1) * math.comb(count - 2, other))
+            map_KS[k, s] = weight if keep[a] == keep[b] else -weight
+    return map_KS
+
+
+def pairs(count: int) -> list[tuple[int, int]]:
+    """All pairs of `count` modalities."""
+    return list(itertools.combinations(range(count), 2))
+
+
+def describe(game: Game) -> dict[str, Any] | None:
+    """The section of one task, JSON; None where the swept subsets are too few.
+
+    {unit, exact, subsets, orders, nothing, total: E, modalities: [{modality, shapley: E,
+    if_present: E, alone: E?}], pairs: [{pair: [a, b], interaction: E}], primary: {metric,
+    modalities: [{modality, shapley: E}]}, groups: {column: [{category, patients, modalities}]},
+    combinations: [{keep: [name], worth: E}]}. An E has `p`, of pairs `p_holm`, too.
+    """
+    shapley_MS, together_KS = shapley_map(game.keep_SM), interaction_map(game.keep_SM)
+    if shapley_MS is None:
+        return None
+    value_Mn = shapley_MS @ game.value_Sn
+    everyone = game.means(value_Mn)
+    have = [game.means(value_Mn[[m]], game.present_nM[:, m])[0] for m in range(len(game.names))]
+    gained_n = game.value_Sn[game.predictions.full()] - game.value_Sn[-1]
+    out: dict[str, Any] = {
+        "unit": game.unit,
+        "exact": game.complete,
+        "subsets": len(game.keep_SM) - 1,
+        "orders": None if game.complete else len(subsets.orders(game.keep_SM)),
+        "nothing": game.means(game.value_Sn[[-1]])[0]["value"],
+        "total": game.means(gained_n[None])[0],
+        "modalities": [
+            {"modality": name, "shapley": value, "if_present": own}
+            for name, value, own in zip(game.names, everyone, have, strict=True)
+        ],
+        "pairs": [],
+        "primary": _primary(game, shapley_MS),
+        "groups": _groups(game, value_Mn),
+    }
+    if together_KS is not None:
+        _add_pairs(out, game, value_Mn, together_KS @ game.value_Sn)
+    out["combinations"] = [
+        {"keep": [*itertools.compress(game.names, keep_M)], "worth": worth}
+        for keep_M, worth in zip(game.keep_SM, game.means(game.value_Sn), strict=True)
+    ]
+    return out
+
+
+def _add_pairs(out: dict[str, Any], game: Game, value_Mn, together_Kn) -> None:
+    """Interactions with Holm's adjusted p, and what each modality is worth beside its pairs."""
+    both = pairs(len(game.names))
+    alone_Mn = value_Mn.copy()
+    for (a, b), together_n in zip(both, together_Kn, strict=True):
+        alone_Mn[[a, b]] -= together_n / 2
+    for row, alone in zip(out["modalities"], game.means(alone_Mn), strict=True):
+        row["alone"] = alone
+    found = game.means(together_Kn)
+    holm(found)
+    out["pairs"] = [
+        {"pair": [game.names[a], game.names[b]], "interaction": value}
+        for (a, b), value in zip(both, found, strict=True)
+    ]
+
+
+def holm(estimates: list[dict[str, Any]]) -> None:
+    """Adds Holm's adjusted p over all of them, as 'p_holm' beside 'p'."""
+    tried = sorted((e for e in estimates if e.get("p") is not None), key=lambda e: e["p"])
+    largest = 0.0
+    for rank, found in enumerate(tried):
+        largest = max(largest, min(1.0, (len(tried) - rank) * found["p"]))
+        found["p_holm"] = number(largest)
+
+
+def _groups(game: Game, value_Mn: np.ndarray) -> dict[str, list]:
+    """Shapley values within each category of each group column; small categories are left out."""
+    out = {}
+    for column, category_N in game.predictions.groups.items():
+        category_n, rows = category_N[game.row_n], []
+        for category in np.unique(category_n[category_n != ""]):
+            own_n = category_n == category
+            if (patients := game.patients(own_n)) < game.min_patients:
+                continue
+            values = zip(game.names, game.means(value_Mn, own_n), strict=True)
+            worth = [{"modality": name, "shapley": value} for name, value in values]
+            count = int(round(patients, -1))
+            rows.append({"category": str(category), "patients": count, "modalities": worth})
+        rows.sort(key=lambda row: -row["patients"])
+        if rows:
+            out[column] = rows[:MAX_CATEGORIES]
+    return out
+
+
+def _primary(game: Game, shapley_MS: np.ndarray) -> dict[str, Any] | None:
+    """Shapley values of the primary metric, of fewer draws; of the value alone if they cost much.
+
+    None where it is the game itself.
+    """
+    name, task, rows = metrics.PRIMARY[game.task.kind], game.task, game.row_n
+    if task.kind == "regression":
+        return None
+    fold = game.predictions.fold
+    fold = None if fold is None else fold[rows]
+    number_B = min(RANK_DRAWS, game.draws.count_PB.shape[1])
+    few = Draws(game.draws.count_PB[:, :number_B], game.draws.patient_N[rows])
+    cells = len(game.keep_SM) * len(rows) * task.dim * number_B
+    value_S, value_SB = [], []
+    for s in range(len(game.keep_SM)):
+        args = task, game.label_nL, game.known_nL, game.answer(s)
+        value_S.append(metrics.score(*args, fold_N=fold)[name].value)
+        if cells <= RANK_CELLS:
+            value_SB.append(bootstrap.score(*args, few, fold_N=fold)[name])
+    value_M, units = shapley_MS @ np.array(value_S), game.units(np.ones(len(rows), bool))
+    if units is None:
+        value_M = np.full(len(value_M), np.nan)
+    found = [{"value": number(value), "low": None, "high": None} for value in value_M]
+    if units is not None and value_SB:
+        drawn = zip(value_M, shapley_MS @ np.stack(value_SB), strict=True)
+        found = [games.estimate(float(value), value_B, units) for value, value_B in drawn]
+    worth = zip(game.names, found, strict=True)
+    return {"metric": name, "modalities": [{"modality": m, "shapley": e} for m, e in worth]}
