@@ -174,6 +174,8 @@ def test_a_run_goes_on_without_its_best_step_if_told_so(place, capsys, step):
     shutil.rmtree(work / "checkpoints/best")
     if step == 3:
         shutil.rmtree(work / "checkpoints/last/6")
+    assert run(place, "--mode=eval", workdir=work.name) == 4
+    assert "the command that trained, with --force=best, chooses one" in capsys.readouterr().err
     assert run(place, workdir=work.name) == 4
     assert f"among the steps from {step} on" in capsys.readouterr().err
     assert run(place, "--force=best", workdir=work.name) == 0

@@ -47,6 +47,17 @@ def write(
     Raises:
       DataError: files that cannot be used, no record, another schema than the model's.
     """
+    with build.blamed(target, folder):
+        return _write(target, folder, module, trained, progress)
+
+
+def _write(
+    target: Path,
+    folder: Path,
+    module: ModuleType,
+    trained: Trained,
+    progress: build.Progress | None,
+) -> dict[str, Any]:
     with build.foreign(str(folder)):
         keeps = {"scratch": target.parent} if getattr(module, "SCRATCH", False) else {}
         cohort = module.new(folder, trained.manifest["options"], trained.vocabularies, **keeps)

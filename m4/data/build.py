@@ -35,14 +35,15 @@ from m4.data import manifest as manifests
 from m4.data import record as records
 from m4.data.cohort import Cohort, Example, sha256
 from m4.data.set_aside import set_aside
-from m4.errors import DataError, SaveError, UserError, place, shortage
+from m4.errors import HANDLES, DataError, SaveError, UserError, place, shortage
 
 Progress = Callable[[str, int], None]  # called with the split and its records so far
 Report = Callable[[dict[str, Any]], None]  # called with the manifest of what was just built
 Say = Callable[[list[str]], None]  # called with how the files match, before records are made
 REPORT_EVERY = 200
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+CANNOT_READ = (errno.EIO, errno.ESTALE)
+SHORT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, *HANDLES)  # blames no source file
 STAMPS = "stamps.json"
 SMALL = 1 << 24  # bytes of a file that is hashed at every start
 VOCABULARY = "vocabulary.json"
@@ -97,7 +98,7 @@ def prepare(
         ) from error
     if missing := module.missing_files(raw_dir, **options):
         raise DataError(*_damage(home), *missing, f"{name}: {module.WHERE}")
-    with _short(home, raw_dir), _locked(home):
+    with blamed(home, raw_dir), _locked(home):
         if ready := _unchanged(home, identity, raw_dir):  # built while we waited for the lock
             return ready
         scratch = home / ".scratch"  # where a module may take up an interrupted build
@@ -111,8 +112,8 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _short(home: Path, raw_dir: Path) -> Iterator[None]:
-    """A disk that is full or not ours, and memory that runs out, are said as what they are."""
+def blamed(home: Path, raw_dir: Path) -> Iterator[None]:
+    """What cannot be read of `raw_dir`, a disk that is full or not ours, short memory: as such."""
     try:
         yield
     except (OSError, RuntimeError, MemoryError) as error:
@@ -128,7 +129,7 @@ def _short(home: Path, raw_dir: Path) -> Iterator[None]:
 
 def _unreadable(error: Exception, raw_dir: Path, home: Path) -> DataError | None:
     """What to say if it is a source file that cannot be read; Arrow names it in the text."""
-    if isinstance(error, OSError) and error.errno in UNREADABLE:
+    if isinstance(error, OSError) and error.errno not in (None, *SHORT):
         text = str(error.filename or error)
         found = re.search(re.escape(str(raw_dir)) + r"[^'\"]*", text)
         if found and str(home) not in text:
@@ -401,7 +402,7 @@ def foreign(where: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
+        if isinstance(error, OSError) and error.errno in (*CANNOT_WRITE, *CANNOT_READ):
             raise
         if short := shortage(error):
             raise short from error

@@ -14,6 +14,7 @@ from m4.config import Flags
 from m4.data import aggregate, at_first, set_aside
 from m4.data.loader import eval_batches
 from m4.data.store import Store
+from m4.errors import CheckpointError
 from m4.eval import baselines, evaluate, operating, reliance, results, subsets, table, table_one
 from m4.eval.predictions import Predictions
 from m4.eval.report import words
@@ -107,6 +108,14 @@ def best_params(
             ),
         )
         newest = best.newest()
+    except CheckpointError as error:
+        steps = {
+            name: retention.complete(folder / "checkpoints" / name) for name in ("best", "last")
+        }
+        if steps["best"] or not steps["last"]:
+            raise
+        again = "the command that trained, with --force=best, chooses one among what is left"
+        raise CheckpointError(*error.args, again) from error
     finally:
         best.close()
     say(f"evaluating step {note['step']}")

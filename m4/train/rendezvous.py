@@ -24,8 +24,8 @@ REFUSED = 10.0  # seconds for which a refused process 0 waits for the others, to
 Facts = Mapping[str, str]
 
 
-class Strange(ValueError):
-    """An answer of something else: of the coordinator of a JAX that has all its processes, say."""
+class Silence(ValueError):
+    """No answer, as of a process 0 that has just ended."""
 
 
 def parse(coordinator: str) -> tuple[str, int]:
@@ -144,7 +144,8 @@ def _call(
             raise
         except (OSError, ValueError, LookupError, TypeError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
-            strange = isinstance(error, Strange)
+            if not isinstance(error, ConnectionResetError):  # with its answer, if there was one
+                strange = not isinstance(error, OSError | Silence)
             time.sleep(0.1)
     if strange:
         raise ConfigError(
@@ -172,9 +173,9 @@ def _line(peer: socket.socket) -> bytes:
     data = b""
     while not data.endswith(b"\n"):
         piece = peer.recv(2**16)
-        if (data and not piece) or len(data) + len(piece) > LONGEST:
-            raise Strange
-        if not piece:
+        if not piece and not data:
+            raise Silence
+        if not piece or len(data) + len(piece) > LONGEST:
             raise ValueError("no line")
         data += piece
     return data

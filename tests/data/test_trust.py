@@ -7,11 +7,12 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from m4.data import __main__ as data_main
-from m4.data import build, record
+from m4.data import apply, build, record
 from m4.data.sets import meds
 from m4.data.store import Store
 from m4.errors import DataError, SaveError, UserError
@@ -167,9 +168,10 @@ def test_a_disk_that_fills_up_in_a_build_is_a_save_error(hospital, monkeypatch):
     assert len(caught.value.lines()) == 1 and not [*Path(hospital[2]).rglob(".partial-*")]
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("built", [True, False])
-def test_a_source_file_that_cannot_be_read_is_named(hospital, monkeypatch, named, built):
+def test_a_source_file_that_cannot_be_read_is_named(hospital, monkeypatch, named, built, number):
     """And not the data folder, whose owner can do nothing about it. Arrow gives no file name."""
     if built:
         prepare(hospital)
@@ -177,12 +179,24 @@ def test_a_source_file_that_cannot_be_read_is_named(hospital, monkeypatch, named
 
     def refused(*args, **kwargs):
         if named:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        raise PermissionError(errno.EACCES, f"Failed to open local file {str(path)!r}")
+            raise OSError(number, os.strerror(number), str(path))
+        raise OSError(number, f"Failed to open local file {str(path)!r}")
 
     monkeypatch.setattr(build, "sha256", refused)
     monkeypatch.setattr(mf.pq, "read_table", refused)
     monkeypatch.setattr("m4.data.sets.meds.cohort", refused)
-    with pytest.raises(DataError, match="hospital.*: cannot be read .Permission denied") as caught:
+    with pytest.raises(
+        DataError, match=f"hospital.*: cannot be read .{os.strerror(number)}"
+    ) as caught:
         prepare(hospital)
     assert "data.dir" not in str(caught.value) and len(caught.value.lines()) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_new_data_that_cannot_be_read_are_named(tmp_path, number):
+    def new(*args, **kwargs):
+        raise OSError(number, os.strerror(number), str(tmp_path / "raw/x.parquet"))
+
+    trained = apply.Trained({"options": {}}, {})
+    with pytest.raises(DataError, match=f"raw/x.parquet: cannot be read .{os.strerror(number)}"):
+        apply.write(tmp_path / "new", tmp_path / "raw", SimpleNamespace(new=new), trained)

@@ -198,16 +198,27 @@ def test_what_a_platform_tells_each_process_of_itself_may_differ(monkeypatch):
     assert processes.differing(told) == []
 
 
-def test_what_answers_but_does_not_wait_is_told_apart_from_silence(port):
-    """Process 0 was told that it is alone: JAX's coordinator answers, in binary."""
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"\x00\x00\x18\x04\x00\x00", ConfigError),  # the coordinator of a JAX that has all
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", ConfigError),
+        (b"[1]\n", ConfigError),
+        (b"", Preempted),
+    ],
+)
+def test_what_answers_but_does_not_wait_is_told_apart_from_silence(port, answer, error):
+    """Process 0 was told that it is alone, or something else has its port."""
 
-    def answer():
+    def serve():
         for _ in range(20):
             peer, _ = listener.accept()
             with peer:
-                peer.sendall(b"\x00\x00\x18\x04\x00\x00")
+                peer.recv(2**16)
+                peer.sendall(answer)
 
     with socket.create_server(("127.0.0.1", port)) as listener:
-        threading.Thread(target=answer, daemon=True).start()
-        with pytest.raises(ConfigError, match="does not wait for process 1: .* M4_NUM_PROCESSES"):
+        threading.Thread(target=serve, daemon=True).start()
+        words = "does not wait for process 1: .* M4_NUM" if error is ConfigError else "cannot be"
+        with pytest.raises(error, match=words):
             rendezvous.meet("127.0.0.1", port, 2, 1, {}, processes.differing, 0.5)
