@@ -178,13 +178,31 @@ def test_combinations_of_modalities_are_drawn_without_the_rare_ones():
 
 def test_verdicts_are_plain(run):
     document, text = run
-    by_name = {v["reference"]: v for v in words.verdicts(document)}
+    assert {v["mood"] for v in words.verdicts(document)} == {"unknown"}  # of 240 patients
+    assert "? not enough data to compare" in text and "✓ better than boosting" not in text
+    enough = {**document, "patients": 5000}
+    by_name = {v["reference"]: v for v in words.verdicts(enough)}
     # boosting has the model's own predictions: no difference, so it is not cleared
-    assert not by_name["boosting"]["clears"]
-    assert "ihm: the model does not clear gradient boosting (AUROC 0.000" in text.replace(
-        "+0.000", "0.000"
-    )
+    assert not by_name["boosting"]["clears"] and by_name["boosting"]["mood"] == "level"
+    assert "ihm: the model does not clear gradient boosting (AUROC " in by_name["boosting"]["text"]
     assert by_name["linear"]["clears"] and "is better than" in by_name["linear"]["text"]
+    enough["tasks"] = {"ihm": {**document["tasks"]["ihm"], "events": 12}}  # but few outcomes
+    assert {v["mood"] for v in words.verdicts(enough)} == {"unknown"}
+
+
+def test_verdicts_take_all_comparisons_into_account():
+    delta = {"auroc": {"value": 0.02, "low": 0.001, "high": 0.04, "p": 0.04}}
+    card = {"primary": "auroc", "kind": "binary", "events": 900}
+    tasks = {f"t{i}": card for i in range(10)}
+    found = {"delta": delta, "metrics": {}}
+    results = {
+        "tasks": tasks,
+        "patients": 9000,
+        "references": {"linear": dict.fromkeys(tasks, found)},
+    }
+    assert {v["mood"] for v in words.verdicts(results)} == {"level"}
+    results["references"] = {"linear": {"t0": found}}
+    assert {v["mood"] for v in words.verdicts(results)} == {"good"}
 
 
 def test_worse_model_is_called_worse():
@@ -236,7 +254,7 @@ def test_terminal_table(run):
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
     full = words.scores(document, "ihm")["auroc"]
     assert words.text(full["value"]) in text
-    assert "does not clear gradient boosting" in text and "prove nothing" in text
+    assert "cannot be told from gradient boosting" in text and "prove nothing" in text
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ unreadable is said in its section. Needs neither JAX nor the data.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,14 @@ from m4.eval import damage
 from m4.eval.report import (
     coverage,
     fairness,
+    operating,
     plots,
+    purpose,
     sections,
+    seeds,
     selective,
     stress,
+    table_one,
     words,
     worth_section,
 )
@@ -31,12 +35,17 @@ SPLITS = ("test", "val")  # which results come first
 # The sections of analyses, a file of this folder each, in the order of the page; see
 # `m4.eval.report.parts`. One that has nothing to show gives None.
 SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
+    purpose.section,
+    table_one.section,
+    seeds.section,
+    operating.section,
     worth_section.section,
     coverage.section,
     selective.section,
     fairness.section,
     stress.section,
 )
+FIRST = ("purpose", "patients", "seeds")  # these come before the scores
 
 
 def write(workdir: Path) -> Path:
@@ -60,7 +69,9 @@ def render(workdir: Path) -> str:
     said = [*map(str, warned), *damage.lines(workdir)]
     config = files["config"] or {}
     stressed = None if damage.differs(workdir, "stress.json") else _json(workdir / "stress.json")
-    found = Run(files["config"], files["run"], files["data"], results, log, split_note, stressed)
+    several = seeds.beside(workdir, files["config"], results["split"]) if results else {}
+    found = Run(*files.values(), results, log, split_note, stressed, several)
+    cohort = sections.cohort(files["data"], found.smallest)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("m4.eval.report"),
         autoescape=True,
@@ -77,13 +88,14 @@ def render(workdir: Path) -> str:
         "cell": words.cell,
         "percent": words.percent,
     }
+    made = [section for make in SECTIONS if (section := make(found))]
     css = Markup((Path(__file__).parent / "templates/report.css").read_text(encoding="utf-8"))
     return environment.get_template("report.html.j2").render(
         css=css,
         title=sections.title(config, files["data"]),
         run=files["run"],
         config=sections.flat(config),
-        cohort=sections.cohort(files["data"], _smallest(results, config)),
+        cohort=cohort,
         training=sections.training(log, config),
         results=results,
         colours=plots.KIND_COLOUR,
@@ -95,10 +107,14 @@ def render(workdir: Path) -> str:
         warnings=said + (words.warnings(results) if results else []),
         subsets=sections.subset_plots(results) if results else [],
         ranking=sections.ranking(results) if results else None,
-        strata=results["strata"] if results else [],
+        strata=sections.strata(results) if results else None,
+        balance=sections.balance(results) if results else None,
+        patterns=sections.patterns(results),
+        splits=sections.splits_table(cohort["splits"]) if cohort else None,
         calibration=sections.calibration(results) if results else None,
         routing=sections.routing(results) if results else [],
-        sections=[section for make in SECTIONS if (section := make(found))],
+        first=[section for section in made if section.name in FIRST],
+        sections=[section for section in made if section.name not in FIRST],
     )
 
 
@@ -118,12 +134,6 @@ def _results(workdir: Path) -> tuple[dict[str, Any] | None, str]:
     if known[name].get("missing"):
         note = f"Made to lack more than it does: {words.lacking(known[name]['missing'])}. {note}"
     return known[name], note
-
-
-def _smallest(results: Mapping[str, Any] | None, config: Mapping[str, Any]) -> int:
-    if results:
-        return results["min_patients"]
-    return config.get("eval", {}).get("min_patients", 10)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

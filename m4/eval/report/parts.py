@@ -39,6 +39,7 @@ class Run:
     log: Sequence[Mapping[str, Any]] = ()
     note: str = ""  # on the choice of the split
     stress: Mapping[str, Any] | None = None
+    seeds: Mapping[int, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # -> results
 
     @property
     def smallest(self) -> int:

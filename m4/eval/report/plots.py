@@ -26,6 +26,8 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE = (
     "#56b4e9",
     "#cc79a7",
 )
+# What the page's style may change; "white" is the face of a hollow mark.
+PAGE_COLOURS = {INK: "ink", SOFT: "soft", GRID: "line", "#ffffff": "paper"}
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, SOFT)
 KIND_COLOUR = {"full": INK, "without": BLUE, "only": ORANGE, "pattern": GREEN, "other": SKY}
 WIDTH = 10.3  # inches: the page's 992 pixels
@@ -71,6 +73,8 @@ def draw(paint: Callable[[Figure], None], width: float, height: float, alt: str)
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # figure_1, axes_1: not unique in a page
     svg = re.sub(r"font: (\d)", r"font-family: inherit; font: \1", svg)
     svg = svg.replace("'sans-serif'", "sans-serif")
+    for colour, name in PAGE_COLOURS.items():  # in style attributes: a dark page has its own
+        svg = re.sub(rf"(?<=: ){colour}\b", f"var(--{name}, {colour})", svg)
     label = html.escape(alt, quote=True)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 

@@ -12,22 +12,33 @@ import numpy as np
 
 from m4 import cells
 from m4.eval.report import plots, words
+from m4.eval.report.parts import Cell, Row, Table, estimate, number
+from m4.eval.report.purpose import in_unit, titled
 from m4.specs import LOWER_IS_BETTER
 
+CHIPS = {  # mood -> style and text
+    "good": ("good", "✓ better than boosting"),
+    "level": ("plain", "= no clear difference to boosting"),
+    "bad": ("warn", "✗ worse than boosting"),
+    "unknown": ("plain", "? not enough data to compare"),
+}
 MAX_LAYERS = 8
 MAX_LINES = 8  # of a panel of learning curves
 MAX_PATTERNS = 20  # combinations of modalities
 
 
 def cards(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The glance: each task's primary metric, and whether it clears boosting."""
-    verdict = {(v["task"], v["reference"]): v["clears"] for v in words.verdicts(results)}
+    """The glance: each task's primary metric, and what boosting says to it."""
+    verdict = {(v["task"], v["reference"]): v["mood"] for v in words.verdicts(results)}
+    said = results.get("words", {})
     return [
         {
             "task": task,
             "metric": card["primary"],
             "estimate": words.scores(results, task).get(card["primary"]),
-            "clears": verdict.get((task, "boosting")),
+            "chip": CHIPS.get(verdict.get((task, "boosting"), "")),
+            "title": said.get("tasks", {}).get(task, {}).get("title", ""),
+            "name": in_unit(said, task, card["primary"]),
             "auxiliary": card["auxiliary"],
         }
         for task, card in results["tasks"].items()
@@ -49,17 +60,46 @@ def task_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 rows.append({"label": label, "kind": "reference", "metrics": found["metrics"]})
                 rows.append({"label": f"m4 − {label}", "kind": "delta", "metrics": found["delta"]})
             blocks.append({"task": task, "card": results["tasks"][task], "rows": rows})
-        out.append({"columns": columns, "blocks": blocks, "notes": _notes(blocks)})
+        table = _task_table(results, columns, blocks)
+        out.append({"columns": columns, "table": table, "notes": _notes(blocks)})
     return out
+
+
+def _task_table(results: Mapping[str, Any], columns, blocks) -> Table:
+    rows, smallest = [], results["min_patients"]
+    for block in blocks:
+        card = block["card"]
+        for row in block["rows"]:
+            label: Cell | str = row["label"]
+            if row["kind"] == "model":
+                note = f"{words.cell(card['patients'], smallest)} patients"
+                if card["kind"] != "regression":
+                    rare = "outcome" if card["kind"] == "binary" else "rarest outcome"
+                    note += f", {words.cell(card['events'], smallest)} with the {rare}"
+                title = titled(results.get("words"), block["task"])
+                label = Cell(f"{title}, auxiliary" if card["auxiliary"] else title, note)
+            cells = [estimate(row["metrics"].get(m), sign=row["kind"] == "delta") for m in columns]
+            rows.append(Row([label, *cells], kind=row["kind"], begins=row["kind"] == "model"))
+    kinds = {block["card"]["kind"] for block in blocks}
+    only = blocks[0]["task"] if len(blocks) == 1 else ""
+    names = [
+        f"{in_unit(results.get('words'), only, m)} {words.arrow(m)}" if only else _column(m)
+        for m in columns
+    ]
+    return Table(f"tasks_{'_'.join(sorted(kinds))}_{len(columns)}", ["task", *names], rows)
+
+
+def _column(metric: str) -> str:
+    return f"{words.metric_name(metric)} {words.arrow(metric)}"
 
 
 def _notes(blocks: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = {}
     for block in blocks:
         for row in block["rows"]:
-            for metric, estimate in row["metrics"].items():
-                if estimate.get("note"):
-                    key = block["task"], row["label"], estimate["note"]
+            for metric, e in row["metrics"].items():
+                if e.get("note"):
+                    key = block["task"], row["label"], e["note"]
                     notes.setdefault(key, []).append(words.metric_name(metric))
     return [f"{t}, {row}, {', '.join(m)}: {note}" for (t, row, note), m in notes.items()]
 
@@ -77,21 +117,57 @@ def subset_plots(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         scored.sort(key=lambda row: _order(row, metric))
         rows = []
         for row in scored:
-            estimate, subset = _common(row)[metric], info[row["subset"]]
-            span = words.interval(estimate)
-            line = f"{words.text(estimate['value'])} ({span})" if span else "no estimate"
+            e, subset = _common(row)[metric], info[row["subset"]]
+            span = words.interval(e)
+            line = f"{words.text(e['value'])} ({span})" if span else "no estimate"
             count = words.cell(row["patients"], results["min_patients"])
             line += f" · n≈{count}" if row["patients"] is not None else f" · n{count}"
-            rows.append({**subset, **estimate, "text": line})
+            rows.append({**subset, **e, "text": line})
         if len(rows) < 2 or all(row["value"] is None for row in rows):
             continue
         name = f"{words.metric_name(metric)} {words.arrow(metric)}"
         alt = f"{name} of {task} for every modality subset"
         svg = plots.subsets(rows, results["modalities"], name, alt=alt)
         deltas = {r["subset"]: _common(r) for r in results["deltas"] if r["task"] == task}
-        table = [{**row, "delta": deltas.get(row["subset"], {})} for row in scored]
-        out.append({"task": task, "card": card, "svg": svg, "rows": table})
+        smallest, primary = results["min_patients"], card["primary"]
+        lines = []
+        for row in scored:
+            delta = deltas.get(row["subset"], {}).get(primary)
+            cells = [estimate(row["metrics"].get(m)) for m in card["headline"]]
+            patients = words.cell(row["patients"], smallest)
+            lines.append(Row([row["subset"], patients, *cells, estimate(delta, sign=True)]))
+        columns = ["subset", "patients", *map(_column, card["headline"])]
+        columns.append(f"full − subset, {words.metric_name(primary)}")
+        title = titled(results.get("words"), task)
+        table = Table(f"subsets_{task}", columns, lines)
+        out.append({"task": title, "card": card, "svg": svg, "table": table})
     return out
+
+
+def strata(results: Mapping[str, Any]) -> Table | None:
+    """The full input by natural presence pattern."""
+    rows = [
+        Row([row["pattern"], row["task"], words.cell(row["patients"], results["min_patients"]),
+             words.metric_name(metric), estimate(e)])
+        for row in results["strata"]
+        for metric, e in row["metrics"].items()
+    ]  # fmt: skip
+    return (
+        Table("patterns", ["pattern", "task", "patients", "metric", "score"], rows)
+        if rows
+        else None
+    )
+
+
+def patterns(results: Mapping[str, Any] | None) -> Table | None:
+    """How many patients come with which modalities."""
+    if not results or not results["patterns"]:
+        return None
+    rows = [
+        Row([p["label"], words.cell(p["patients"], results["min_patients"])])
+        for p in results["patterns"]
+    ]
+    return Table("presence", ["present", "patients (rounded to tens)"], rows, plain=True)
 
 
 def _common(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -163,8 +239,50 @@ def routing(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         if groups:
             alt = f"expert load of {name} by modality, presence pattern and outcome"
             svg = plots.heat(groups, layer["experts"], layer["num_experts"], alt=alt)
-        out.append({"name": name, "svg": svg, **layer})
+        information = layer.get("information") or {}
+        rows = [
+            Row([group, number(i["plugin"]), number(i["null"]), number(i["excess"]),
+                 number(i["share"], percent=True), number(i["p"])])
+            for group, i in information.items()
+        ]  # fmt: skip
+        columns = ["what the expert tells about", "mutual information (nat)", "by chance"]
+        columns += ["excess", "share of the entropy", "p"]
+        table = Table(f"information_{name}", columns, rows) if rows else None
+        own = {"name": name, "svg": svg, "table": table, "verdict": _expert_verdict(layer)}
+        out.append({**layer, **own})
     return out
+
+
+def balance(results: Mapping[str, Any]) -> Table | None:
+    """How evenly every layer uses its experts."""
+    rows = []
+    for name, layer in list(results["routing"].items())[:MAX_LAYERS]:
+        b = layer["balance"]
+        found = (b["effective"], b["cv"], b["max_vio"], b["gini"], b["dead"])
+        found += (layer["router_entropy"], layer["dropped"])
+        rows.append(Row([name, layer["num_experts"], *map(number, found)]))
+    columns = ["layer", "experts", "effective", "load CV", "max / mean − 1", "Gini", "dead"]
+    columns += ["router entropy", "dropped"]
+    return Table("experts", columns, rows) if rows else None
+
+
+def _expert_verdict(layer: Mapping[str, Any]) -> str:
+    """One sentence: are the experts used, and do they know anything?"""
+    effective, experts = layer["balance"]["effective"], layer["num_experts"]
+    used = "–" if effective is None else f"{effective:.1f}"
+    even = effective is not None and effective >= 0.5 * experts
+    text = f"About {used} of {experts} experts do the work" + (", evenly. " if even else ". ")
+    information = layer.get("information") or {}
+    sure = [
+        f"{group} ({words.percent(i['share'])} of what there is to tell)"
+        for group, i in information.items()
+        if i["p"] is not None and i["p"] * len(information) <= 0.05 and (i["share"] or 0) >= 0.01
+    ]
+    if not information:
+        return text + "What they specialise in was not computed."
+    if not sure:
+        return text + "What a token is sent to tells nothing beyond chance about its patient."
+    return text + f"Which expert is chosen tells about {', '.join(sure)}."
 
 
 def title(config: Mapping[str, Any], data: Mapping[str, Any] | None) -> str:
@@ -270,7 +388,8 @@ def cohort(data: Mapping[str, Any] | None, smallest: int) -> dict[str, Any] | No
         "fingerprint": data.get("fingerprint"),
         "seed": data.get("seed"),
         "licence": data.get("licence"),
-        "flow": _flow(data.get("flow", []), smallest),
+        "flow": (flow := _flow(data.get("flow", []), smallest)),
+        "flow_table": _plain("flow", ["step", "count"], flow),
         "splits": [
             {
                 "name": name,
@@ -291,6 +410,22 @@ def cohort(data: Mapping[str, Any] | None, smallest: int) -> dict[str, Any] | No
         "sources": len(data.get("sources", {})),
         "presence": _presence(data, smallest),
     }
+
+
+def splits_table(splits: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Rows, patients, presence and labels of every split."""
+    if not splits:
+        return None
+    rows = [Row([what, *(s[what] for s in splits)]) for what in ("rows", "patients")]
+    for key, word in (("present", "has "), ("labels", "")):
+        for i, name in enumerate(splits[0][key]):
+            cells = (s[key].get(name, "–") for s in splits)
+            rows.append(Row([f"{word}{name}", *cells], begins=i == 0))
+    return Table("splits", ["split", *(s["name"] for s in splits)], rows)
+
+
+def _plain(name: str, columns: Sequence[str], rows: Sequence[tuple[str, str]]) -> Table | None:
+    return Table(name, columns, [Row(row) for row in rows], plain=True) if rows else None
 
 
 def _presence(data: Mapping[str, Any], smallest: int) -> str | None:

@@ -88,10 +88,12 @@ def scores(results: Mapping[str, Any], task: str, subset: str = "full") -> dict[
 def verdicts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Per task and reference whether the model clears it on the task's primary metric.
 
-    {task, reference, clears, text}. Clearing means that the whole paired interval lies on the
-    good side; anything else is said plainly.
+    {task, reference, clears, mood, text}. Clearing means that the whole paired interval lies on the
+    good side, and that this holds with all these comparisons taken into account (Holm, 5 %). With
+    few patients or outcomes nothing is judged: mood 'unknown'. No clear difference is 'level'.
     """
     out = []
+    holm = _holm(results)
     for name, by_task in results["references"].items():
         for task, found in by_task.items():
             metric = results["tasks"][task]["primary"]
@@ -100,13 +102,46 @@ def verdicts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 continue
             flip = -1 if metric in LOWER_IS_BETTER else 1
             ends = [flip * end for end in (delta["low"], delta["high"]) if end is not None] or [0]
-            clears, worse = min(ends) > 0, max(ends) < 0
-            says = "is better than" if clears else "is worse than" if worse else "does not clear"
+            sure = holm.get((task, name), 0.0) <= 0.05
+            mood = (
+                "good" if min(ends) > 0 and sure else "bad" if max(ends) < 0 and sure else "level"
+            )
+            says = {"good": "is better than", "bad": "is worse than", "level": "does not clear"}[
+                mood
+            ]
+            if not enough(results, task):
+                mood, says = "unknown", "cannot be told from"
             reference = reference_name(name, results["tasks"][task]["kind"])
             numbers = f"{text(delta['value'], sign=True)} [{interval(delta, sign=True)}]"
             line = f"{task}: the model {says} {reference} ({metric_name(metric)} {numbers})"
-            out.append({"task": task, "reference": name, "clears": clears, "text": line})
+            line += ": not enough data" if mood == "unknown" else ""
+            own = {"task": task, "reference": name, "clears": mood == "good"}
+            out.append({**own, "mood": mood, "text": line})
     return out
+
+
+def enough(results: Mapping[str, Any], task: str) -> bool:
+    """Whether a task has the patients and outcomes without which nothing is judged."""
+    card, patients = results["tasks"][task], results.get("patients", FEW_PATIENTS)
+    if patients is None or patients < FEW_PATIENTS:
+        return False
+    events = card.get("events", FEW_EVENTS)
+    return card["kind"] == "regression" or (events is not None and events >= FEW_EVENTS)
+
+
+def _holm(results: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    """Holm's adjusted p over the references of all tasks: (task, reference) -> p."""
+    known = {}
+    for name, by_task in results["references"].items():
+        for task, found in by_task.items():
+            p = (found["delta"].get(results["tasks"][task]["primary"]) or {}).get("p")
+            if p is not None:
+                known[task, name] = p
+    adjusted, largest = {}, 0.0
+    for rank, key in enumerate(sorted(known, key=lambda key: known[key])):
+        largest = max(largest, min(1.0, (len(known) - rank) * known[key]))
+        adjusted[key] = largest
+    return adjusted
 
 
 def warnings(results: Mapping[str, Any]) -> list[str]:

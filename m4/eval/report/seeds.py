@@ -1,0 +1,85 @@
+"""The section on seeds: the same configuration trained with others, in folders beside this one."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t
+
+from m4.eval.report import words
+from m4.eval.report.parts import Cell, How, Note, Row, Run, Section, Table, estimate, number
+
+MAX_SEEDS = 20
+HOW = (
+    "The same configuration was trained with several seeds and tested on the same patients. A "
+    "difference that is smaller than the spread between seeds is none; the last line is the mean "
+    "of the seeds with its 95 % t interval over them."
+)
+
+
+def beside(workdir: Path, config: Mapping[str, Any] | None, split: str) -> dict[int, dict]:
+    """Seed -> results of the folders beside a work directory that differ in the seed alone."""
+    found: dict[int, dict] = {}
+    if not config or "seed" not in config:
+        return found
+    own = {key: value for key, value in config.items() if key != "seed"}
+    for path in sorted(workdir.resolve().parent.glob("*/config.json")):
+        other = _json(path)
+        if other is None or {key: v for key, v in other.items() if key != "seed"} != own:
+            continue
+        results = _json(path.parent / "results" / f"{split}.json")
+        if results and results.get("schema") == 1 and isinstance(other.get("seed"), int):
+            found.setdefault(other["seed"], results)
+    return dict(sorted(found.items())[:MAX_SEEDS])
+
+
+def section(run: Run) -> Section | None:
+    """Each seed's score of every task; None with fewer than two."""
+    if len(run.seeds) < 2 or run.results is None:
+        return None
+    cards = run.results["tasks"]
+    names = [f"{task}, {words.metric_name(card['primary'])}" for task, card in cards.items()]
+    rows = [
+        Row([f"seed {seed}", *(_score(results, task, card) for task, card in cards.items())])
+        for seed, results in run.seeds.items()
+    ]
+    rows.append(
+        Row(["mean of seeds", *(_mean(run, task, c) for task, c in cards.items())], "model")
+    )
+    note = Note(
+        f"{len(run.seeds)} seeds; the figures elsewhere on this page are of this run alone."
+    )
+    return Section("seeds", "Seeds", (How(HOW), Table("seeds", ["", *names], rows), note))
+
+
+def _value(results, task: str, metric: str) -> float | None:
+    return (words.scores(results, task).get(metric) or {}).get("value")
+
+
+def _score(results, task: str, card) -> Cell:
+    e = (
+        words.scores(results, task).get(card["primary"])
+        if task in results.get("tasks", {})
+        else None
+    )
+    return estimate(e)
+
+
+def _mean(run: Run, task: str, card) -> Cell:
+    known = [_value(results, task, card["primary"]) for results in run.seeds.values()]
+    values = np.array([value for value in known if value is not None])
+    if len(values) < 2:
+        return number(None)
+    mean, half = float(values.mean()), t.ppf(0.975, len(values) - 1) * values.std(ddof=1)
+    half = float(half / np.sqrt(len(values)))
+    return estimate({"value": mean, "low": mean - half, "high": mean + half})
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
