@@ -14,7 +14,7 @@ from m4.data import build, missing, shift
 from m4.data import manifest as manifests
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
-from m4.run import agreement, cache, preflight
+from m4.run import agreement, cache, preflight, progress
 from m4.run.method import require_fit
 from m4.train import processes, workdir
 
@@ -44,9 +44,6 @@ def prepare(config: ml_collections.ConfigDict) -> Path:
     raw_dir, data_dir = preflight.folders(config)
     require_fit(config, preflight.schema(config))
 
-    def progress(split: str, rows: int) -> None:
-        print(f"building {config.data.name} {split}: {rows} records", flush=True)
-
     def report(manifest: dict[str, Any]) -> None:
         print("cohort", *manifests.flow_lines(manifest), sep="\n")
         print(
@@ -60,7 +57,7 @@ def prepare(config: ml_collections.ConfigDict) -> Path:
         seed=config.seed,
         options=config.data.options.to_dict(),
         calibration=config.data.calibration,
-        progress=progress,
+        progress=progress.Building(config.data.name),
         say=lambda lines: print("joining", *lines, sep="\n", flush=True),
         report=report,
     )

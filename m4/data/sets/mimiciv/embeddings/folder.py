@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def write(out: Path, plan: Plan, stream: Iterator[Item], encode: Encode, batch_s
     if note.exists() and json.loads(note.read_text()) != begun:
         raise ConfigError(f"embed: {out} was begun with other options: {note.read_text()}")
     atomic.write(note, json.dumps(begun))
-    number = 0
+    number, began = 0, time.monotonic()
     while chunk := [*itertools.islice(stream, PART)]:
         path = parts / f"{number:06d}.npz"
         if not path.exists():
@@ -54,6 +55,11 @@ def write(out: Path, plan: Plan, stream: Iterator[Item], encode: Encode, batch_s
             with atomic.replaced(path) as partial, open(partial, "wb") as file:
                 np.savez(file, ids=ids, vectors=vectors.astype(np.float16))
         number += 1
+        speed = PART * number / (time.monotonic() - began)
+        print(
+            f"embed {plan.what}: {PART * (number - 1) + len(chunk):,} items, {speed:,.0f}/s",
+            flush=True,
+        )
     paths = sorted(parts.glob("*.npz"))[:number]
     if not paths:
         raise DataError(f"embed: no {plan.what} of a patient with an ICU stay")
