@@ -97,9 +97,9 @@ class Proposal:
             out += ["", f"# Left out, {reason}: {', '.join(names)}"]
         if not modalities:
             out += ["", "# No column was found to predict from."]
-        out += ["", "# python -m m4.main --config=configs/own.py --workdir=runs/own \\"]
-        out += ["#   --config.data.options.file=THIS_FILE --config.data.raw_dir=FOLDER_ABOVE \\"]
-        return [*out, f"#   --config.train.select={selected or 'TASK/METRIC'}"]
+        out += ["", "# m4-moe --config=own --workdir=runs/own --set data.options.file=THIS_FILE \\"]
+        select = selected or "TASK/METRIC"
+        return [*out, f"#   --set data.raw_dir=FOLDER_ABOVE --set train.select={select}"]
 
     def _leave(self, reason: str, table: Table, found: list[Column]) -> None:
         if found:

@@ -30,8 +30,8 @@ BIRTH = "MEDS_BIRTH"
 OWN = (BIRTH, "MEDS_DEATH")  # each is a group
 SEPARATORS = ("//", "/")
 END = [  # how to train on a draft; `select` is the first task's
-    "#   --config.data.options.file=THIS_FILE --config.data.raw_dir=FOLDER_ABOVE \\",
-    "#   --config.train.select=TASK/METRIC",
+    "# m4-moe --config=own:meds --workdir=runs/own --set data.options.file=THIS_FILE \\",
+    "#   --set data.raw_dir=FOLDER_ABOVE --set train.select=TASK/METRIC",
 ]
 GENERIC = ("labels", "tasks", "task_labels", "train", "tuning", "held_out")  # folders of labels
 
@@ -171,7 +171,6 @@ def draft(root: Path) -> list[str]:
     return [
         *out,
         "",
-        "# python -m m4.main --config=configs/own.py:meds --workdir=runs/own \\",
         *END,
     ]
 
