@@ -246,11 +246,11 @@ def slug(head):
 
 
 def test_the_configuration_reference_is_of_these_fields():
-    """`python -m m4.config.reference > docs/configuration.md` writes it."""
-    assert [p for p in rules.FIELDS if p not in MEANINGS] == []
+    again = "a line in m4/config/meanings.py, then python -m m4.config.reference > docs/configuration.md"
+    assert [p for p in rules.FIELDS if p not in MEANINGS] == [], again
     assert [p for p in MEANINGS if p not in rules.FIELDS] == []
     written = (ROOT / "docs/configuration.md").read_text().splitlines()
-    assert written == shipped_lines()
+    assert written == shipped_lines(), again
     assert not [line for line in written if line.endswith("|  |") and line.count("|") == 6]
 
 
