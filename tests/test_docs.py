@@ -246,7 +246,7 @@ def slug(head):
 
 
 def test_the_configuration_reference_is_of_these_fields():
-    again = "a line in m4/config/meanings.py, then python -m m4.config.reference > docs/configuration.md"
+    again = "see m4/config/meanings.py, then python -m m4.config.reference > docs/configuration.md"
     assert [p for p in rules.FIELDS if p not in MEANINGS] == [], again
     assert [p for p in MEANINGS if p not in rules.FIELDS] == []
     written = (ROOT / "docs/configuration.md").read_text().splitlines()
