@@ -86,6 +86,8 @@ def _row(path: str, rule: Rule, *others: str) -> str:
 def _allowed(rule: Rule) -> str:
     if rule.names is not None:
         return rule.allowed().removeprefix("one of ")
+    if rule.also:
+        return ", ".join(["True", "False", *rule.also] if rule.kind is bool else rule.also)
     words = rule.allowed()
     limits = re.search(r"(at least|above|at most|below).*", words)
     return limits[0] if limits else ""
