@@ -11,7 +11,7 @@ RESULTS ?= runs/results
 JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test docs lint format lock sbom clean reliability reliability-short
+.PHONY: demo test docs lint format lock sbom wheel clean reliability reliability-short
 
 demo: $(VENV)/installed
 	$(BIN)/python -m m4.main --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -51,6 +51,15 @@ lint: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# What `pip install` gets; .ci/wheel tries it where there is no clone.
+wheel: $(VENV)/installed
+	@if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then \
+		uv build --quiet --wheel --out-dir dist; \
+	else \
+		$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .; \
+	fi
+	@ls dist/m4_moe-*.whl
 
 # Exact versions with hashes; the package itself is then linked in without touching them.
 $(VENV)/installed: pyproject.toml requirements.lock
