@@ -6,11 +6,12 @@ that their modalities are absent, as for a patient of whom nothing was measured.
 """
 
 import difflib
+import functools
 import gzip
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +26,7 @@ from m4.data.sets.declared.definition import ENDINGS, Definition, Source, find
 from m4.errors import ConfigError, DataError
 
 POINTS = "points.parquet"
+Spelling = Callable[[str], tuple[str, str]]
 Key = tuple[int | str | None, int | None]  # subject and prediction time in microseconds
 
 
@@ -48,7 +50,7 @@ def write(
     if labelled and not asked:
         wanted = " or ".join(dict.fromkeys(_short(task.files) for task in definition.labelled))
         raise DataError(f"frames: none has the labels ({wanted})")
-    spelling = _spelling(definition)
+    spelling = functools.partial(_spelling, definition)
     for pattern, table in tables.items():
         _write(root, pattern, table, spelling)
     if points is not None or not asked:
@@ -176,17 +178,17 @@ def _everybody(definition: Definition, tables: Mapping[str, pa.Table]) -> pa.Arr
     return pc.unique(pa.concat_arrays(found)).drop_null()
 
 
-def _spelling(definition: Definition) -> tuple[str, str]:
-    """How the definition spells True and False, of which frames keep no spelling."""
-    words = {code for m in definition.modalities for f in m.features for code in f.codes}
-    words |= {code for m in definition.modalities for code in m.codes}
+def _spelling(definition: Definition, column: str) -> tuple[str, str]:
+    """How the definition spells True and False of a wide column; frames keep no spelling."""
+    features = [code for m in definition.modalities for f in m.features for code in f.codes]
+    words = {*features, *(code for m in definition.modalities for code in m.codes)}
     for true, false in (("true", "false"), ("TRUE", "FALSE"), ("1", "0")):
-        if any(word.endswith((f"//{true}", f"//{false}")) for word in words):
+        if any(word.endswith((f"{column}//{true}", f"{column}//{false}")) for word in words):
             return true, false
     return "True", "False"
 
 
-def _write(root: Path, pattern: str, table: pa.Table, spelling: tuple[str, str]) -> None:
+def _write(root: Path, pattern: str, table: pa.Table, spelling: Spelling) -> None:
     """Puts a table where `find` finds it for a pattern, readable by its owner only."""
     for name in _candidates(pattern):
         path = root / name
@@ -213,13 +215,13 @@ def _candidates(pattern: str) -> list[str]:
     return found or [f"{name.rstrip('/')}/0.parquet" for name in names]
 
 
-def _csv(table: pa.Table, spelling: tuple[str, str]) -> bytes:
+def _csv(table: pa.Table, spelling: Spelling) -> bytes:
     """Text of a table; what is missing is an empty cell."""
     columns = {}
     for name in table.column_names:
         array = table[name]
         if pa.types.is_boolean(array.type):
-            array = pc.if_else(array, *(pa.scalar(word) for word in spelling))
+            array = pc.if_else(array, *(pa.scalar(word) for word in spelling(name)))
         elif pa.types.is_timestamp(array.type):
             zone = array.type.tz is not None
             array = array.cast(pa.timestamp("us", "UTC" if zone else None), safe=False)

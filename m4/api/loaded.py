@@ -275,7 +275,11 @@ class Model:
         manifest = apply.write(place, new, module, self._known, progress=progress)
         for line in ("joining", *manifest["joining"], "cohort", *manifests.flow_lines(manifest)):
             self._say(line)
-        for line in apply.warnings(manifest, self._known):
+        lines = apply.warnings(manifest, self._known)
+        absent = {line.partition(":")[0] for line in lines if ": in 0 of " in line}
+        for line in lines:
+            if line.partition("/")[0] in absent:  # a feature of what is lacking altogether
+                continue
             if self._say is silent:
                 warnings.warn(line, stacklevel=2)
             else:
