@@ -82,6 +82,9 @@ def test_static(raw):
     )
     on = {name for name, value in static.items() if value == 1}
     assert static["age"] == 62  # 60 in 2148, so 62 in 2150
+    groups = found[1, 4.0]["groups"]
+    assert (groups["age_band"], groups["sex"] == "female") == ("50 to under 65", static["female"])
+    assert {*groups} == {*catalogue.GROUPS} and groups["icu_type"]
     assert static["hours_before_icu"] == 6
     assert on == {
         "female", "type_emergency", "from_emergency_room", "insurance_medicare", "unit_medical",

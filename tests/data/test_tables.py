@@ -10,7 +10,7 @@ import pytest
 
 from m4.data import data_sets
 from m4.data.sets import tables
-from m4.errors import DataError
+from m4.errors import ConfigError, DataError
 from tests.data import test_support2
 
 LONG = """
@@ -172,3 +172,42 @@ def test_an_odd_quote_within_a_cell_and_optional_columns_are_taken(tmp_path):
     file = write(tmp_path, **{"events.csv": EVENTS.replace(",value,", ",number,")})
     with pytest.raises(DataError, match="events.csv: has no column 'value'"):
         read(tmp_path, file)
+
+
+@pytest.mark.parametrize(
+    ("groups", "found"),
+    [
+        ('groups = ["unit"]', {"p1": {"unit": "A"}, "p2": {"unit": "C"}}),
+        ('groups = ["age"]', {"p1": {"age": "60"}, "p2": {"age": None}}),
+        (
+            '[groups]\nage = { codes = "age", bands = [50, 65] }\nward = "unit//*"',
+            {"p1": {"age": "50 to under 65", "ward": "A"}, "p2": {"age": None, "ward": "C"}},
+        ),
+    ],
+)
+def test_group_columns_stand_beside_records_that_do_not_change(tmp_path, groups, found):
+    plain, cohort = read(tmp_path, write(tmp_path))
+    splits, grouped = read(tmp_path, write(tmp_path, **{"s.toml": f"{groups}\n{LONG}"}))
+    examples, before = by_subject(splits), by_subject(plain)
+    assert {who: example["groups"] for who, example in examples.items()} == found
+    assert grouped.spec.groups == tuple(found["p1"]) and cohort.spec.groups == ()
+    for who, example in examples.items():
+        np.testing.assert_equal(example["inputs"], before[who]["inputs"])
+        np.testing.assert_equal(example["targets"], before[who]["targets"])
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ('groups = ["<b>"]', "is no name"),
+        ('groups = ["unit", "unit"]', "duplicate group names"),
+        ('[groups]\nage = { codes = "age", bands = [65, 50] }', "groups.age.bands: must list"),
+        ('[groups]\nage = { codes = "age", band = [50] }', "did you mean 'bands'"),
+        ("[groups]\nage = { bands = [50] }", "groups.age.codes: is missing"),
+        ("groups = 7", "groups: must be"),
+    ],
+)
+def test_refuses_groups_that_are_none(tmp_path, groups, message):
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, write(tmp_path, **{"s.toml": f"{groups}\n{LONG}"}))
+    assert message in str(error.value.lines())

@@ -99,6 +99,19 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
+class Group:
+    """A column that says to which group of people a record belongs; beside the data, no input.
+
+    The category is what stands behind the last `//` of the last such code up to the prediction
+    time; of a number the number, or its band between `bands`.
+    """
+
+    name: str
+    codes: tuple[str, ...]
+    bands: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Splits:
     """Who is in which split."""
 
@@ -126,6 +139,7 @@ class Definition:
     splits: Splits
     implausible: float  # share of a feature's values outside low and high that is worth a warning
     about: About = About()
+    groups: tuple[Group, ...] = ()
 
     @property
     def labelled(self) -> tuple[Task, ...]:
@@ -135,7 +149,8 @@ class Definition:
     def data_spec(self) -> DataSpec:
         """The schema of the records."""
         modalities, tasks = (tuple(x.spec for x in some) for some in (self.modalities, self.tasks))
-        return DataSpec(modalities, tasks, self.hours, about=self.about)
+        groups = tuple(group.name for group in self.groups)
+        return DataSpec(modalities, tasks, self.hours, groups=groups, about=self.about)
 
 
 def locate(file: str) -> Path:

@@ -27,6 +27,7 @@ from m4.data.sets.declared.match import Lexicon, Matcher
 from m4.data.sets.declared.points import Flow, Points, patient, read
 from m4.data.shares import share
 from m4.errors import DataError
+from m4.specs import text_problem
 
 YEAR = 365.25 * 24 * HOUR
 
@@ -95,7 +96,8 @@ class Examples:
         marks = events["time"][events["slot"] == self._matcher.zero]
         if len(marks):
             return int(marks[-1])
-        timed = events["time"][events["time"] != arrow_files.NEVER]
+        data = events[events["slot"] < self._matcher.zero]  # the records know nothing of groups
+        timed = data["time"][data["time"] != arrow_files.NEVER]
         if now == ALWAYS:  # no prediction time: hours since the first event
             return int(timed[0]) if len(timed) else 0
         return int(now) - round(self._definition.hours * HOUR)
@@ -142,7 +144,19 @@ class Examples:
         labels = {task: value_PC[row] for task, value_PC in points.targets.items()}
         targets = {task: None if np.isnan(v).all() else v for task, v in labels.items()}
         key = (subject, None if now == ALWAYS else now)
-        return {"patient": patient(subject), "inputs": inputs, "targets": targets, "key": key}
+        known = {"patient": patient(subject), "key": key, "groups": self._groups(events)}
+        return {**known, "inputs": inputs, "targets": targets}
+
+    def _groups(self, events: np.ndarray) -> dict[str, str | None]:
+        """Group column -> category, by the last event that tells; None where none does."""
+        found: dict[str, str | None] = {}
+        for slot, group in self._matcher.groups.items():
+            own = events[events["slot"] == slot][-1:]
+            words = [self._matcher.category(slot, int(e["token"]), float(e["value"])) for e in own]
+            wrong = bool(words) and text_problem(words[0]) is not None
+            self.flow[f"groups.{group.name}: categories that are no names, unknown"] += wrong
+            found[group.name] = words[0] if words and not wrong else None
+        return found
 
     def _tokens(self, events: np.ndarray, slot: int) -> dict:
         lexicon = self._matcher.lexicons[slot]

@@ -108,7 +108,8 @@ class Reach:
         modalities, subjects = definition.modalities, len(points.ids)
         self._files = ", ".join(dict.fromkeys(source.files for source in definition.sources))
         self._modalities = modalities
-        self._of_slot = np.full(slots[-1].stop + 1, len(slots))
+        more = 1 + len(definition.groups)  # window.zero and the groups, which are no modalities
+        self._of_slot = np.full(slots[-1].stop + more, len(slots))
         for m, own in enumerate(slots):
             self._of_slot[own.start : own.stop] = m
         self._seen_MS, self._reach_MS = np.zeros((2, len(slots) + 1, subjects), bool)

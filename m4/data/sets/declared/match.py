@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from m4.data.bands import band
 from m4.data.cohort import hash64
-from m4.data.sets.declared.definition import Definition, Modality
+from m4.data.sets.declared.definition import Definition, Group, Modality
 from m4.data.sets.declared.patterns import pattern
 
 NO_TOKEN, TEXT = -1, -2  # in place of a token: a number is wanted, the event's text is wanted
@@ -122,8 +123,15 @@ class Matcher:
         self.zero = len(self.names)
         self.names.append("window.zero")
         self._rule(definition.zero, self.zero, 1.0, NO_TOKEN)
-        self.low, self.high = np.array([*limits, (-math.inf, math.inf)]).T
-        self.timed = np.array([*timed, True])
+        self.groups: dict[int, Group] = {}  # by slot, after all others
+        self._category: dict[str, int] = {}
+        for group in definition.groups:
+            self.groups[len(self.names)] = group
+            self._rule(group.codes, len(self.names), math.nan, NO_TOKEN)
+            self.names.append(f"groups.{group.name}")
+        limits += [(-math.inf, math.inf)] * (1 + len(self.groups))
+        self.low, self.high = np.array(limits).T
+        self.timed = np.array([*timed, True, *(False for _ in self.groups)])
         self._known: dict[str, tuple[Entry, ...]] = {}
         self._sorted, self._lengths = sorted(self._starts), sorted({*map(len, self._starts)})
 
@@ -161,6 +169,13 @@ class Matcher:
         place = bisect.bisect_left(self._sorted, code)
         return place < len(self._sorted) and self._sorted[place].startswith(code)
 
+    def category(self, slot: int, token: int, value: float) -> str:
+        """The category that an event of a group's slot stands for."""
+        if token != NO_TOKEN:
+            return [*self._category][token]
+        bands = self.groups[slot].bands
+        return band(value, bands) if bands else f"{value:g}"
+
     def _rule(self, patterns: Sequence[str], slot: int, value: float, token: int) -> None:
         if patterns:
             self._rules.append((slot, value, token))
@@ -173,6 +188,9 @@ class Matcher:
                 self._patterns.append((text, len(self._rules) - 1))
 
     def _entries(self, code: str, slot: int, value: float, token: int) -> list[Entry]:
+        if (group := self.groups.get(slot)) and "//" in code and not group.bands:
+            name = code.rpartition("//")[2]
+            return [Entry(slot, 1.0, self._category.setdefault(name, len(self._category)))]
         lexicon = self.lexicons.get(slot)
         if lexicon is None or lexicon.modality.spec.kind in ("text", "image"):
             return [Entry(slot, value, token)]

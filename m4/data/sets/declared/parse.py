@@ -18,6 +18,7 @@ from m4.data.sets.declared.definition import (
     TOKENS,
     Definition,
     Feature,
+    Group,
     Modality,
     Source,
     Splits,
@@ -54,6 +55,7 @@ def parse(content: Mapping[str, Any], file: str, *, meds: bool) -> Definition:
         splits=_splits(root.section("splits")),
         implausible=root.number("implausible", 0.05),
         about=wording.about(root.section("about")),
+        groups=_groups(root),
     )
     root.finish()
     _check_places(root, found)
@@ -210,6 +212,28 @@ def _feature(name: str, own: Keys, kind: str, prefix: str, take: str) -> list[Fe
     if (chosen == "is") != bool(among):
         own.problem("among", "goes with take = 'is', and only with it")
     return [Feature(name, codes, chosen, among, low, high, title, unit)]
+
+
+def _groups(root: Keys) -> tuple[Group, ...]:
+    """A list of columns, or a table name = code pattern; numbers may be cut into `bands`."""
+    given = root.raw("groups")
+    if isinstance(given, list):
+        names = root.words("groups")
+        return tuple(Group(n, (f"{n}//*",)) for n in map(root.inside("groups", {}).name, names))
+    found = []
+    inner = root.section("groups")
+    for name, value in given.items() if isinstance(given, Mapping) else ():
+        own = inner.inside(name, value if isinstance(value, Mapping) else {"codes": value})
+        codes, bands = own.patterns("codes"), own.raw("bands") or []
+        own.finish()
+        numbers = isinstance(bands, list) and all(type(x) in (int, float) for x in bands)
+        if not numbers or sorted({*bands}) != bands:
+            own.problem("bands", "must list numbers that increase")
+            bands = []
+        if not codes:
+            own.problem("codes", "is missing")
+        found.append(Group(own.name(name), codes, tuple(bands)))
+    return tuple(found)
 
 
 def _tasks(root: Keys, *, meds: bool) -> tuple[Task, ...]:

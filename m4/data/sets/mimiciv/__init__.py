@@ -140,7 +140,7 @@ def spec(
         **{name: {"vocab": vocab} for name in catalogue.CODES},
         **{name: {"dim": width} for name, width in dims.items()},
     }
-    return catalogue.data_spec(modalities, tasks, **shapes)
+    return catalogue.data_spec(modalities, tasks, catalogue.GROUPS, **shapes)
 
 
 def tables(data: DataSpec) -> list[str]:

@@ -35,6 +35,8 @@ WORDS = {
     },
 }
 STATIC = ("age", "female", "hours_before_icu", *(c for block in WORDS.values() for c in block))
+GROUPS = ("sex", "age_band", "icu_type", "insurance")  # of people, see `m4.data.groups`
+AGES = (50, 65, 80)  # edges of the age bands
 CODES = ("medications", "prescriptions", "procedures", "history")
 VECTORS = {"notes": 768, "cxr": 1024, "ecg": 256}
 EARLIER = "earlier_notes"  # discharge summaries of admissions that had ended; as wide as `notes`

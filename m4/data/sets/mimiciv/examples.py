@@ -28,6 +28,7 @@ from m4.data.sets.mimiciv import (
     linked,
     matches,
     release,
+    static,
     studies,
 )
 from m4.data.sets.mimiciv.diagnoses import last_distinct
@@ -167,6 +168,7 @@ class Examples:
         targets = {task: value[row] for task, value in self.stays.targets.items()}
         return {
             "patient": int(self.stays.unit[row]),
+            "groups": static.groups(self.stays.life, float(self.stays.static[row, 0]), row),
             "inputs": {name: payload for name, payload in found.items() if payload is not None},
             "targets": {
                 t: None if np.isnan(label).all() else label for t, label in targets.items()

@@ -1,12 +1,14 @@
-"""What is known of a patient when the stay begins: the static table, and HAIM's demographics."""
+"""What is known of a patient when the stay begins: static table, HAIM's demographics, groups."""
 
 from pathlib import Path
 
 import numpy as np
 
 from m4.data import csv_files
+from m4.data.bands import band
 from m4.data.sets.mimiciv import catalogue, haim_blocks, release
 from m4.data.sets.mimiciv.life import HOUR, Life, lookup
+from m4.specs import text_problem
 
 
 def demographics(root: Path, life: Life, age_n: np.ndarray) -> np.ndarray:
@@ -16,6 +18,18 @@ def demographics(root: Path, life: Life, age_n: np.ndarray) -> np.ndarray:
     adm = release.read(root, "admissions", {"hadm_id": "int"} | dict.fromkeys(words, "text"))
     row, _ = lookup(adm["hadm_id"], life.hadm)
     return haim_blocks.demographics(age_n, [life.facts["gender"], *(adm[w][row] for w in words)])
+
+
+def groups(life: Life, age: float, row: int) -> dict[str, str | None]:
+    """Group column -> category of stay `row`, None where unknown; `age` is that of its table."""
+    facts = {name: str(life.facts[name][row]) for name in ("gender", "first_careunit", "insurance")}
+    found = {
+        "sex": {"F": "female", "M": "male"}.get(facts["gender"]),
+        "age_band": band(age, catalogue.AGES),
+        "icu_type": facts["first_careunit"],
+        "insurance": facts["insurance"],
+    }
+    return {name: None if value and text_problem(value) else value for name, value in found.items()}
 
 
 def static(life: Life) -> np.ndarray:
