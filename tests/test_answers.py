@@ -29,6 +29,10 @@ def test_help_and_version(capsys):
         assert name in flags.USAGE, name
 
 
+def test_the_citation_names_this_version():
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 def test_the_list_has_everything(capsys):
     found = said(capsys, "--list")
     for path in program.shipped():
