@@ -3,6 +3,7 @@
 Dropout is off: masks over positions are drawn for the length of the batch.
 """
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,10 @@ def test_what_encoders_say_does_not_depend_on_the_padding():
     properties.tree_close(encode(params, cut), encode(params, whole))
 
 
+# Learned positions are as many as a batch has, as in the release; a run refuses them buckets.
+ONE_LENGTH = {("flexcare", "paper"), ("flexcare", "released")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", properties.method_files(), ids="-".join)
 def test_loss_and_gradients_do_not_depend_on_the_padding(file):
@@ -92,6 +97,10 @@ def test_loss_and_gradients_do_not_depend_on_the_padding(file):
 
         return jax.value_and_grad(loss)(params)
 
+    if file in ONE_LENGTH:
+        with pytest.raises(flax.errors.ScopeParamShapeError):
+            gradient(both(method.data, 5)[0])
+        return
     for length in (5, 1):
         cut, whole = both(method.data, length)
         (loss, grads), (whole_loss, whole_grads) = gradient(cut), gradient(whole)

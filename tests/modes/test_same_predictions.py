@@ -50,6 +50,8 @@ WITH_GROUPS = {
                       "--config.method.moe.router_options.groups_kept=1"],
     "hierarchical": ["--config.method.moe.num_groups=2"],
     "product_keys": ["--config.method.moe.num_experts=9"],
+    "expert_choice": ["--config.method.moe.share=joint"],  # several gates cannot choose together
+    "soft": ["--config.method.moe.share=joint"],
 }  # fmt: skip
 
 
