@@ -65,3 +65,19 @@ def test_random_experts_carry_what_a_modality_s_own_do():
 def test_a_collapsed_layer_is_called_so():
     assert special.collapse(np.array([100.0, 1, 0, 0]))["collapsed"]
     assert not special.collapse(np.full(4, 5.0))["collapsed"]
+
+
+@pytest.mark.slow
+def test_chance_is_none_at_4096_experts_either():
+    """Of as many rows as a run keeps the routing of: fewer assignments than experts."""
+    rng, rows, experts = np.random.default_rng(0), 1220, 4096
+    cluster, present = rng.integers(C, size=(rows, M)), rng.random((rows, M)) > 0.25
+    group, share = np.arange(M) * C + cluster, experts // (M * C)
+    known = group * share + rng.integers(share, size=(rows, M))
+    for expert_RM, value in ((known, 1.0), (rng.integers(experts, size=(rows, M)), 0.0)):
+        by_row = np.zeros((rows, M, experts), np.float32)
+        np.put_along_axis(by_row, expert_RM[..., None], 1.0, axis=2)
+        args = by_row * present[..., None], present, np.arange(rows), cluster
+        found = special.information(*args, np.random.default_rng(1))
+        assert found["modality"] == pytest.approx(value, abs=0.02)
+        assert found["cluster"] == pytest.approx(value, abs=0.02)
