@@ -31,7 +31,7 @@ calibration_error. `ece` has none. Differences and drops have `p` (two-sided, no
     table_one     who was studied, see m4.eval.table_one; absent where nobody gave values
     words         titles, units and definitions: m4.specs.words; absent where there are none
     attribution   {task: see m4.eval.attribution.describe}; absent unless enough subsets were swept
-    monotone      {task: see m4.eval.monotone.describe}; the same
+    monotone, next_test           {task: see m4.eval.monotone, acquire: describe}; the same
 
 Deltas are scored on the rows that both sides score and drops are oriented so that positive means
 the modality helps. Patient counts of subsets and patterns are rounded to tens, so that their
@@ -49,6 +49,7 @@ from threadpoolctl import threadpool_limits
 
 from m4 import seal
 from m4.eval import (
+    acquire,
     attribution,
     bootstrap,
     games,
@@ -228,6 +229,7 @@ def _add_games(out: dict, predictions: Predictions, spec: DataSpec, draws: boots
         if game is None:
             continue
         found = {"attribution": attribution.describe(game), "monotone": monotone.describe(game)}
+        found["next_test"] = acquire.describe(game, seed=out["bootstrap"]["seed"])
         for name, section in found.items():
             if section:
                 out.setdefault(name, {})[task.name] = section

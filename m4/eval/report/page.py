@@ -18,6 +18,7 @@ from m4.eval import damage
 from m4.eval.report import (
     coverage,
     fairness,
+    next_test_section,
     operating,
     plots,
     purpose,
@@ -40,6 +41,7 @@ SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
     seeds.section,
     operating.section,
     worth_section.section,
+    next_test_section.section,
     coverage.section,
     selective.section,
     fairness.section,

@@ -1,0 +1,203 @@
+"""Which test next: what each absent modality is expected to tell about each patient.
+
+A value model per modality, gradient boosting on what is predicted so far (every output of every
+task) and on which modalities that rests, learns how much the answer moves when the modality comes:
+the divergence of the richer answer from the poorer one, in nats, which needs no label. It is fitted
+on one half of the patients and asked about the other, and the other way round. Whether its advice
+is worth anything is tried on modalities that are there but hidden: everybody begins with the one
+that most have, and half of the tests that everybody could have are paid for, one a patient.
+
+| arm | who is tested, with what |
+|---|---|
+| random | anybody, any |
+| static | anybody, the one that is worth most per cost to the other half |
+| entropy | the most uncertain, the same |
+| value | whose best expected gain per cost is largest, that test |
+| bound | the same by the true gain: peeks at the outcome, nobody can be better |
+
+Letters: as `m4.eval.games`; F features, s states.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingRegressor
+
+from m4.eval.games import Game
+from m4.eval.metrics import EPS
+
+ARMS = ("random", "static", "entropy", "value", "bound")
+STATES = 4  # of each row, that the value model learns from: the start and random others
+MAX_OUTPUTS = 32  # of all tasks, that it sees
+BUDGET = 0.5  # of one test for everybody
+MIN_PATIENTS = 40  # to learn from in each half
+
+
+class Advice(NamedTuple):
+    """Expected gains of modalities in nats, NaN where a modality is there already or unlearnt."""
+
+    start_nM: np.ndarray  # for a patient of whom the start alone is known
+    next_nM: np.ndarray  # for the patient as he is: of the modalities that he lacks
+
+
+def describe(
+    game: Game, costs: Mapping[str, float] | None = None, *, seed: int = 0
+) -> dict[str, Any] | None:
+    """The section of one task, JSON; None for regressions, or with too few subsets or patients.
+
+    {start, budget, costs, arms: [{arm, gain: E}], against: [{arm, difference: E}], next:
+    [{modality, patients}]}: gains in nats a patient over the start; differences are value - arm;
+    `next` says for how many patients an absent modality is expected to tell most per cost.
+    """
+    if game.task.kind not in ("binary", "multiclass") or not game.complete or len(game.names) < 3:
+        return None
+    start = int(np.argmax(game.present_nM.mean(axis=0)))
+    half_n = _halves(game, seed)
+    enough = all(game.patients(half_n == h) >= MIN_PATIENTS for h in (0, 1))
+    if not enough or game.units(np.ones(len(half_n), bool)) is None:
+        return None
+    price_M = np.array([float((costs or {}).get(name, 1.0)) for name in game.names])
+    given = advise(game, start, half_n, seed=seed)
+    gain_An = np.stack([*_arms(game, start, half_n, given, price_M, seed).values()])
+    others = ARMS[:3]
+    less_An = gain_An[3] - gain_An[:3]
+    both = zip(ARMS, game.means(gain_An, weighted=False), strict=True)
+    against = zip(others, game.means(less_An, weighted=False), strict=True)
+    return {
+        "start": game.names[start],
+        "budget": BUDGET,
+        "costs": dict(zip(game.names, price_M.tolist(), strict=True)),
+        "arms": [{"arm": name, "gain": gain} for name, gain in both],
+        "against": [{"arm": name, "difference": gain} for name, gain in against],
+        "next": _next(game, given.next_nM / price_M),
+    }
+
+
+def advise(game: Game, start: int, half_n: np.ndarray, *, seed: int = 0) -> Advice:
+    """Out-of-half expected gains of every modality, f64[n, M], at the start and as patients are."""
+    rng, keep_SM = np.random.default_rng(seed), game.keep_SM
+    only = np.arange(len(game.names)) == start
+    kept_snM = np.repeat((only & game.present_nM)[None], STATES, axis=0)
+    kept_snM[1:] |= game.present_nM & (rng.random(kept_snM[1:].shape) < 0.5)
+    answer_SnC = np.stack([game.answer(s) for s in range(len(keep_SM))])
+    rows_n, code_S = np.arange(len(half_n)), _code(keep_SM)
+    order_S = np.argsort(code_S)
+
+    def at(kept_nM: np.ndarray) -> np.ndarray:
+        return order_S[np.searchsorted(code_S[order_S], _code(kept_nM))]
+
+    def seen(kept_nM: np.ndarray) -> np.ndarray:
+        return _features(game, at(kept_nM), kept_nM)
+
+    out = np.full((2, *game.present_nM.shape), np.nan)
+    asked = kept_snM[0], game.present_nM
+    told = [seen(kept_nM) for kept_nM in asked]
+    states = [seen(kept_nM) for kept_nM in kept_snM]
+    for m in range(len(game.names)):
+        x, y, half = [], [], []
+        for kept_nM, state_nF in zip(kept_snM, states, strict=True):
+            new_n = game.present_nM[:, m] & ~kept_nM[:, m]
+            richer_nM = kept_nM | (np.arange(len(game.names)) == m)
+            poor_nC, rich_nC = (answer_SnC[at(k), rows_n] for k in (kept_nM, richer_nM))
+            x.append(state_nF[new_n])
+            y.append(_moved(game, rich_nC, poor_nC)[new_n])
+            half.append(half_n[new_n])
+        x_sF, y_s, half_s = np.concatenate(x), np.concatenate(y), np.concatenate(half)
+        for h in (0, 1):
+            if (half_s != h).sum() < MIN_PATIENTS:
+                continue
+            model = HistGradientBoostingRegressor(max_iter=60, min_samples_leaf=20, random_state=0)
+            model.fit(x_sF[half_s != h], y_s[half_s != h])
+            for out_nM, told_nF, kept_nM in zip(out, told, asked, strict=True):
+                ask_n = (half_n == h) & ~kept_nM[:, m]
+                if ask_n.any():
+                    out_nM[ask_n, m] = model.predict(told_nF[ask_n])
+    return Advice(*out)
+
+
+def _halves(game: Game, seed: int) -> np.ndarray:
+    """Which half each row's patient belongs to, 0 or 1."""
+    ids, index_n = np.unique(game.patient_n, return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(ids)) % 2)[index_n.reshape(-1)]
+
+
+def _code(keep_SM: np.ndarray) -> np.ndarray:
+    return keep_SM @ (1 << np.arange(keep_SM.shape[1]))
+
+
+def _features(game: Game, s_n: np.ndarray, kept_nM: np.ndarray) -> np.ndarray:
+    """What is known before a test: predictions of all tasks, and what they rest on, f64[n, F]."""
+    found, nothing_n = [kept_nM.astype(np.float64)], s_n == len(game.predictions.subsets)
+    for answer_SNC in game.predictions.prediction.values():
+        picked_nC = answer_SNC[np.where(nothing_n, 0, s_n), game.row_n].astype(np.float64)
+        found.append(np.where(nothing_n[:, None], np.nan, picked_nC))
+    return np.concatenate(found, axis=1)[:, : len(game.names) + MAX_OUTPUTS]
+
+
+def _moved(game: Game, rich_nC: np.ndarray, poor_nC: np.ndarray) -> np.ndarray:
+    """Divergence of the richer answer from the poorer one: its expected gain, f64[n]."""
+    rich_nC, poor_nC = (np.clip(_whole(game, p), EPS, 1) for p in (rich_nC, poor_nC))
+    return (rich_nC * np.log(rich_nC / poor_nC)).sum(axis=1)
+
+
+def _whole(game: Game, p_nC: np.ndarray) -> np.ndarray:
+    return np.concatenate([1 - p_nC, p_nC], axis=1) if game.task.kind == "binary" else p_nC
+
+
+def _arms(game: Game, start: int, half_n, given: Advice, price_M, seed: int) -> dict[str, Any]:
+    """What every row gains under each arm, in nats."""
+    rng, place = np.random.default_rng(seed), game.place()
+    only = np.arange(len(game.names)) == start
+    begun_n = game.value_Sn[place[tuple(map(bool, only))]]
+    gain_nM = np.full(game.present_nM.shape, -np.inf)
+    for m in range(len(game.names)):
+        if m != start:
+            with_m = only | (np.arange(len(game.names)) == m)
+            own_n = game.value_Sn[place[tuple(map(bool, with_m))]] - begun_n
+            gain_nM[:, m] = np.where(game.present_nM[:, m], own_n, -np.inf)
+    can_nM = np.isfinite(gain_nM)
+    static_nM = np.full(gain_nM.shape, -np.inf)
+    for h in (0, 1):
+        other_n1 = (half_n != h)[:, None] & can_nM
+        mean_M = np.where(other_n1, gain_nM, 0).sum(0) / np.maximum(other_n1.sum(0), 1)
+        static_nM[half_n == h] = mean_M / price_M
+    p_nC = np.clip(_whole(game, game.answer(place[tuple(map(bool, only))])), EPS, 1)
+    anybody_n, unsure_n = rng.random(len(half_n)), -(p_nC * np.log(p_nC)).sum(axis=1)
+    asked = {
+        "random": (rng.random(gain_nM.shape), anybody_n),
+        "static": (static_nM, anybody_n),
+        "entropy": (static_nM, unsure_n),
+        "value": (np.nan_to_num(given.start_nM, nan=-np.inf) / price_M, None),
+        "bound": (gain_nM / price_M, None),
+    }
+    budget = BUDGET * price_M[np.arange(len(price_M)) != start].mean() * len(half_n)
+    return {
+        arm: _spent(gain_nM, np.where(can_nM, score_nM, -np.inf), first_n, price_M, budget)
+        for arm, (score_nM, first_n) in asked.items()
+    }
+
+
+def _spent(gain_nM, score_nM, first_n, price_M, budget: float) -> np.ndarray:
+    """What rows gain if the first of them, by `first_n` or score, get their best test, f64[n]."""
+    best_n, able_n = score_nM.argmax(axis=1), np.isfinite(score_nM).any(axis=1)
+    rank_n = score_nM.max(axis=1) if first_n is None else first_n
+    order_n = np.argsort(-np.where(able_n, rank_n, -np.inf), kind="stable")
+    spent_n = np.cumsum(np.where(able_n, price_M[best_n], 0)[order_n])
+    tested_n = np.zeros(len(best_n), bool)
+    tested_n[order_n[spent_n <= budget]] = True
+    found_n = np.take_along_axis(gain_nM, best_n[:, None], axis=1)[:, 0]
+    return np.where(tested_n & able_n, found_n, 0.0)
+
+
+def _next(game: Game, value_nM: np.ndarray) -> list[dict[str, Any]]:
+    """Of the patients who lack something, for how many each modality should come next."""
+    lacks_n = np.isfinite(value_nM).any(axis=1)
+    best_n = np.nan_to_num(value_nM, nan=-np.inf).argmax(axis=1)
+    rows = []
+    for m, name in enumerate(game.names):
+        patients = game.patients(lacks_n & (best_n == m))
+        shown = int(round(patients, -1)) if patients >= game.min_patients else None
+        if patients:
+            rows.append({"modality": name, "patients": shown})
+    return rows

@@ -1,0 +1,87 @@
+"""Which test next, on a cohort whose best test differs between patients."""
+
+import numpy as np
+
+from m4.eval import acquire, bootstrap, games, subsets
+from m4.eval.predictions import Predictions
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+
+NAMES = ("triage", "image", "blood")
+SPEC = DataSpec(
+    modalities=tuple(ModalitySpec(m, "table", (1,)) for m in NAMES),
+    tasks=(TaskSpec("died", "binary"),),
+)
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def planted(n, *, differs=True, seed=0):
+    """Ideal answers: the image decides about those whom triage finds ill, blood about the others.
+
+    Otherwise the image decides about all of them.
+    """
+    rng = np.random.default_rng(seed)
+    x, a, b = rng.standard_normal((3, n))
+    ill = (x > 0) if differs else np.ones(n, bool)
+    died = rng.random(n) < sigmoid(1.5 * x + 3 * np.where(ill, a, b))
+    present_NM = rng.random((n, 3)) < [1.0, 0.9, 0.9]
+    chosen = subsets.choose(NAMES, present_NM, np.arange(n), how="all")
+    p = []
+    for keep in subsets.matrix(chosen):
+        seen_NM = keep & present_NM
+        base = 1.5 * np.where(seen_NM[:, 0], x, 0)  # without triage no answer is ideal, nor asked
+        known = np.where(ill, seen_NM[:, 1], seen_NM[:, 2])
+        exact = sigmoid(base + 3 * np.where(ill, a, b))
+        blurred = sigmoid(base[:, None] + 3 * NODES) @ WEIGHTS
+        p.append(np.where(known, exact, blurred))
+    keep_SM = subsets.matrix(chosen)
+    found = Predictions(
+        subsets=keep_SM,
+        uid=np.arange(n),
+        patient=np.arange(n),
+        present=present_NM,
+        prediction={"died": np.stack(p)[..., None]},
+        label={"died": died[:, None].astype(float)},
+        label_mask={"died": np.ones((n, 1), bool)},
+        counted=(keep_SM[:, None] & present_NM).any(-1),
+        routing={},
+    )
+    draws = bootstrap.resample(found.patient, draws=200)
+    return games.play(found, SPEC, SPEC.tasks[0], draws, min_patients=10)
+
+
+def test_advice_beats_chance_order_and_doubt_where_patients_differ():
+    found = acquire.describe(planted(1500))
+    assert found["start"] == "triage"
+    gain = {row["arm"]: row["gain"]["value"] for row in found["arms"]}
+    assert gain["bound"] > gain["value"] > gain["static"]
+    for row in found["against"]:
+        assert row["difference"]["low"] > 0, row
+    assert {row["modality"] for row in found["next"]} == {"image", "blood"}
+
+
+def test_a_fixed_order_is_not_beaten_where_patients_are_alike():
+    found = acquire.describe(planted(1500, differs=False))
+    row = {row["arm"]: row["difference"] for row in found["against"]}
+    assert row["random"]["low"] > 0
+    assert abs(row["entropy"]["value"]) < 0.05
+
+
+def test_costs_decide_too():
+    game = planted(600)
+    asked = {}
+    for price in (0.2, 50.0):
+        found = acquire.describe(game, {"blood": price})
+        assert found["costs"] == {"triage": 1.0, "image": 1.0, "blood": price}
+        asked[price] = {row["modality"]: row["patients"] or 0 for row in found["next"]}
+    # who lacks both is told the cheaper one
+    assert asked[0.2]["blood"] >= asked[50.0]["blood"]
+    assert asked[0.2]["image"] <= asked[50.0]["image"]
+
+
+def test_too_few_patients_get_no_advice():
+    assert acquire.describe(planted(60)) is None
