@@ -42,8 +42,9 @@ MEASURE = """
 def page(fabricate, tmp_path_factory):
     """A page with every section that one split's results can give."""
     folder = tmp_path_factory.mktemp("page")
-    spec, subsets, predictions = fabricate(rows=700)
-    x = np.random.default_rng(0).normal(60, 15, (700, 2))
+    small = {"rows": 400, "modalities": ("vitals", "labs"), "tasks": ("ihm", "los")}
+    spec, subsets, predictions = fabricate(**small)
+    x = np.random.default_rng(0).normal(60, 15, (400, 2))
     names = [("vitals", "heart_rate"), ("labs", "urea")]
     values = {"test": table_one.Values(names, x, predictions.patient)}
     own = {"cuts": operating.choose(predictions, spec), "values": values, "draws": 30}
