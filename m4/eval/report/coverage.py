@@ -30,7 +30,8 @@ NAMES = {
     "pattern_class": "by modalities present and class",
     "nested": "nested masks (CP-MDA)",
 }
-MAX_CELLS = 40  # in a plot
+MAX_CELLS = 30  # in a plot
+LONGEST = 56  # characters of a combination there
 
 
 def section(run: Run) -> Section | None:
@@ -42,7 +43,7 @@ def section(run: Run) -> Section | None:
     parts: list[Part] = [How(_how(found, promise))]
     for task, questions in found["tasks"].items():
         for question in questions:
-            parts += _question(task, question, promise, run.smallest)
+            parts += _question(task, question, promise, run)
     return Section("conformal", "Prediction sets that hold what they promise", parts)
 
 
@@ -62,8 +63,8 @@ def _how(found: Mapping[str, Any], promise: str) -> str:
     )
 
 
-def _question(task: str, question: Mapping[str, Any], promise: str, smallest: int) -> list[Part]:
-    label, methods = question["label"], question["methods"]
+def _question(task: str, question: Mapping[str, Any], promise: str, run: Run) -> list[Part]:
+    label, methods, smallest = question["label"], question["methods"], run.smallest
     name = label if label == task else f"{task}, {label}"
     size = "classes in the set" if question["unit"] == "classes" else "width"
     rows = []
@@ -83,10 +84,20 @@ def _question(task: str, question: Mapping[str, Any], promise: str, smallest: in
         alt = f"share of patients covered for {name}, by modalities present"
         fine = [Row([c["label"], c.get("class", ""), *_cells(c, smallest)]) for c in cells]
         table = Table(f"coverage_{name}_cells", ["modalities", "class", *head[2:]], fine)
-        parts.append(Plot(_plot(cells[:MAX_CELLS], promise, alt)))
+        every = (run.results or {}).get("modalities", [])
+        shown = [{**c, "label": _short(c["label"], every)} for c in cells[:MAX_CELLS]]
+        parts.append(Plot(_plot(shown, promise, alt)))
         parts.append(Fold("By modalities present", [table]))
     said = "; ".join(f"{method} {share}" for method, share in worst.items())
     return [*parts, Note(f"Least covered combination of modalities: {said}."), *_notes(question)]
+
+
+def _short(label: str, every: Sequence[str]) -> str:
+    """A combination by what it lacks where that is shorter, and cut; the table has all of it."""
+    kept = label.split(" + ")
+    if {*kept} <= {*every}:
+        label = min(label, f"no {', '.join(m for m in every if m not in kept)}", key=len)
+    return label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…"
 
 
 def _cells(cell: Mapping[str, Any], smallest: int) -> list[Cell]:
