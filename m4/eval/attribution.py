@@ -109,6 +109,15 @@ def describe(game: Game) -> dict[str, Any] | None:
     return out
 
 
+def by_row(game: Game) -> np.ndarray | None:
+    """What each modality adds to the log probability of what came true, f64[n, M], by row.
+
+    Each row's sum to what its full input is worth above knowing nothing; a mean over known labels.
+    """
+    map_MS = shapley_map(game.keep_SM)
+    return None if map_MS is None else (map_MS @ game.value_Sn / game.weight_n).T
+
+
 def _add_pairs(out: dict[str, Any], game: Game, value_Mn, together_Kn) -> None:
     """Interactions with Holm's adjusted p, and what each modality is worth beside its pairs."""
     both = pairs(len(game.names))

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from m4.errors import DataError
+from m4.eval import attribution, bootstrap, games
 from m4.eval.predictions import Predictions
 from m4.eval.subsets import describe
 from m4.specs import DataSpec, TaskSpec
@@ -49,6 +50,27 @@ def make(found: Predictions, spec: DataSpec, patient_N: np.ndarray) -> pa.Table:
             columns[column] = _tiled(value_N, count, known_N)
     note = {"modalities": names, "subsets": [[bool(k) for k in keep] for keep in found.subsets]}
     return pa.table(columns).replace_schema_metadata({NOTE: json.dumps(note).encode()})
+
+
+def worth(found: Predictions, spec: DataSpec, patient_N: np.ndarray) -> pa.Table:
+    """One line per row: what each modality adds to what is known of it, `<task>/<modality>`.
+
+    Shapley values of the log probability of what came true (`m4.eval.attribution`), null where the
+    label is unknown.
+    """
+    columns = {"row": pa.array(found.uid), "patient": pa.array(patient_N)}
+    draws = bootstrap.resample(found.patient, draws=1)
+    for task in spec.tasks:
+        game = games.play(found, spec, task, draws, min_patients=1)
+        value_nM = None if game is None else attribution.by_row(game)
+        if game is None or value_nM is None:
+            continue
+        known_N = np.isin(np.arange(len(found.uid)), game.row_n)
+        for m, name in enumerate(spec.modality_names):
+            value_N = np.zeros(len(found.uid))
+            value_N[game.row_n] = value_nM[:, m]
+            columns[f"{task.name}/{name}"] = pa.array(value_N, mask=~known_N)
+    return pa.table(columns)
 
 
 def read(path: Path, spec: DataSpec) -> Predictions:

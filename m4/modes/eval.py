@@ -210,11 +210,18 @@ def values_of(store: Store) -> table_one.Values:
 
 
 def _write_table(folder: Path, found: Predictions, spec: DataSpec, split: str) -> None:
-    """results/<split>_subsets.parquet: every row under every subset, for its owner alone."""
-    path = folder / "results" / f"{split}_subsets.parquet"
-    own = table.make(found, spec, pseudonyms.of(found.patient, folder))
-    meds.write_private(path, own, folder)
-    print(f"subsets  {path}; patients as keyed hashes (key: {folder / 'key'})")
+    """results/<split>_subsets.parquet and <split>_worth.parquet, for their owner alone.
+
+    Every row under every subset, and what each modality is worth to each row.
+    """
+    patient_N = pseudonyms.of(found.patient, folder)
+    for name, own in (
+        ("subsets", table.make(found, spec, patient_N)),
+        ("worth", table.worth(found, spec, patient_N)),
+    ):
+        path = folder / "results" / f"{split}_{name}.parquet"
+        meds.write_private(path, own, folder)
+        print(f"{name:8} {path}; patients as keyed hashes (key: {folder / 'key'})")
 
 
 def _subsets(config, setup: Setup, test: Store) -> list[subsets.Subset]:

@@ -199,6 +199,9 @@ def test_the_table_is_read_back_as_it_was(fabricate, tmp_path):
     predictions = dataclasses.replace(predictions, groups=groups, fold=fold, routing={})
     path = tmp_path / "table.parquet"
     pq.write_table(table.make(predictions, spec, predictions.patient), path)
+    worth_of = table.worth(predictions, spec, predictions.patient)
+    assert {"row", "patient", "ihm/vitals", "los/ecg"} <= {*worth_of.column_names}
+    assert worth_of["ihm/vitals"].null_count == (~predictions.label_mask["ihm"]).sum()
     back = table.read(path, spec)
     for field in dataclasses.fields(Predictions):
         same(getattr(predictions, field.name), getattr(back, field.name))
