@@ -6,7 +6,7 @@
 import importlib
 from typing import Any
 
-__all__ = ["Dataset", "open"]
+__all__ = ["Dataset", "open"]  # pyright: ignore
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@
 import importlib
 from typing import Any
 
-__all__ = ["MoE", "MoEOptions"]
+__all__ = ["MoE", "MoEOptions"]  # pyright: ignore
 _HOME = {"MoE": "layer", "MoEOptions": "options"}  # their files
 
 

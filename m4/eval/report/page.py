@@ -72,7 +72,8 @@ def render(workdir: Path) -> str:
     config = files["config"] or {}
     stressed = None if damage.differs(workdir, "stress.json") else _json(workdir / "stress.json")
     several = seeds.beside(workdir, files["config"], results["split"]) if results else {}
-    found = Run(*files.values(), results, log, split_note, stressed, several)
+    known = {"results": results, "log": log, "note": split_note, "stress": stressed}
+    found = Run(**files, **known, seeds=several)
     cohort = sections.cohort(files["data"], found.smallest)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("m4.eval.report"),

@@ -148,7 +148,8 @@ class Definition:
 
     def data_spec(self) -> DataSpec:
         """The schema of the records."""
-        modalities, tasks = (tuple(x.spec for x in some) for some in (self.modalities, self.tasks))
+        modalities = tuple(modality.spec for modality in self.modalities)
+        tasks = tuple(task.spec for task in self.tasks)
         groups = tuple(group.name for group in self.groups)
         return DataSpec(modalities, tasks, self.hours, groups=groups, about=self.about)
 
