@@ -133,7 +133,7 @@ def spec(
         ],
         least=[("steps", steps, 1), ("lab_steps", lab_steps, 1), ("vocab", vocab, 1)],
     )
-    shapes: dict[str, Any] = {
+    shapes: dict = {
         "vitals": {"steps": steps, "variables": variables},
         "labs": {"steps": lab_steps, "variables": variables},
         **dict.fromkeys(("fusemoe", "benchmark"), {"steps": steps}),
