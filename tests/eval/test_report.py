@@ -254,7 +254,7 @@ def test_terminal_table(run):
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
     full = words.scores(document, "ihm")["auroc"]
     assert words.text(full["value"]) in text
-    assert "cannot be told from gradient boosting" in text and "prove nothing" in text
+    assert "is not judged against gradient boosting" in text and "prove nothing" in text
 
 
 @pytest.mark.parametrize(

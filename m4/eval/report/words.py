@@ -110,11 +110,11 @@ def verdicts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 mood
             ]
             if not enough(results, task):
-                mood, says = "unknown", "cannot be told from"
+                mood, says = "unknown", "is not judged against"
             reference = reference_name(name, results["tasks"][task]["kind"])
             numbers = f"{text(delta['value'], sign=True)} [{interval(delta, sign=True)}]"
             line = f"{task}: the model {says} {reference} ({metric_name(metric)} {numbers})"
-            line += ": not enough data" if mood == "unknown" else ""
+            line += ": not enough data to say" if mood == "unknown" else ""
             own = {"task": task, "reference": name, "clears": mood == "good"}
             out.append({**own, "mood": mood, "text": line})
     return out
