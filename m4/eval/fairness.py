@@ -181,6 +181,8 @@ def _by_column(measured: list[Measured]) -> dict[str, dict[str, list[dict]]]:
     out: dict[str, dict[str, list[dict]]] = {}
     for m in measured:
         estimate = bootstrap.interval(Value(m.value), m.draws, units=m.units)
+        if _alike(m):
+            estimate |= {"low": None, "high": None, "note": "no interval: all draws are alike"}
         row = {"category": m.category, "patients": round(m.patients, -1), **estimate}
         out.setdefault(m.column, {}).setdefault(m.metric, []).append(row)
     return out
@@ -203,7 +205,12 @@ def _gaps(measured: list[Measured]) -> list[dict[str, Any]]:
 
 
 def _gap(a: Measured, b: Measured) -> dict[str, Any] | None:
-    """The difference a - b, paired; None where a value or its interval cannot be had."""
+    """The difference a - b, paired; None where a value or its interval cannot be had.
+
+    Draws that are all alike (24 of 24 covered) do not say how far chance reaches: then None, too.
+    """
+    if _alike(a) or _alike(b):
+        return None
     value, drawn = a.value - b.value, a.draws - b.draws
     units = min(a.units, b.units)
     estimate = bootstrap.interval(Value(value), drawn, units=units)
@@ -212,6 +219,12 @@ def _gap(a: Measured, b: Measured) -> dict[str, Any] | None:
     p = bootstrap.two_sided(value, drawn, units=units)
     pair = {"column": a.column, "metric": a.metric, "more": a.category, "less": b.category}
     return {**pair, **estimate, "p": number(p)}
+
+
+def _alike(measured: Measured) -> bool:
+    """Whether no draw differs from another, but for rounding."""
+    defined = measured.draws[np.isfinite(measured.draws)]
+    return not defined.size or bool(np.ptp(defined) < 1e-9)
 
 
 def adjust(tests: list[dict[str, Any]]) -> None:

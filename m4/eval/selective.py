@@ -9,7 +9,9 @@ estimate {value, low, high, note?} of the patient bootstrap.
               area: {model: E, random, best},    mean error over all shares answered
               single: {answered: E, error: E, classes: [share answered]} }]}
 
-`share` of the rows is answered: those whose probability is at least `sure`. `single` answers where
+`share` of the rows is answered: those whose probability is at least `sure`. A point is left out
+where fewer than `smallest` patients lie between it and the one before, a class's share likewise:
+otherwise the few could be had by subtraction. `single` answers where
 the prediction set of `m4.eval.coverage` has one class, which is the answer; None without sets.
 Who is left to people may be of one kind: see `m4.eval.fairness`.
 
@@ -44,14 +46,19 @@ def _question(verdicts: Verdicts, draws: Draws, smallest: int) -> dict[str, Any]
     hot_NK = np.eye(p_NK.shape[1])[truth_N]
     brier_N = ((p_NK - hot_NK) ** 2).sum(axis=1) / (2 if p_NK.shape[1] == 2 else 1)
     mean = Means(verdicts, draws, smallest)
-    curve = []
+    curve, last_N = [], None
+    classes = _Answered(verdicts, mean, smallest)
     for share in SHARES:
         cut = np.quantile(sure_N, 1 - share, method="inverted_cdf") if share < 1 else 0.0
         some_N = sure_N >= cut
+        between_N = some_N if last_N is None else last_N & ~some_N
+        if min(mean.patients(some_N), mean.patients(between_N)) < smallest:
+            continue
+        last_N = some_N
         point = {"share": number(some_N.mean()), "sure": number(cut)}
         point |= {"patients": mean.count(some_N)}
         point |= {"error": mean.of(wrong_N, some_N), "brier": mean.of(brier_N, some_N)}
-        curve.append(point | {"classes": _answered(some_N, truth_N, verdicts, smallest)})
+        curve.append(point | {"classes": classes.shares(some_N)})
     return {
         "label": question.label,
         "classes": [*question.classes],
@@ -99,14 +106,25 @@ class Means:
         return bootstrap.interval(value, self.drawn(value_N, some_N), units=patients)
 
 
-def _answered(some_N, truth_N, verdicts: Verdicts, smallest: int) -> list[float | None]:
-    """Of each class the share that is answered; None of too few patients."""
-    patient_N, shares = verdicts.sample.patient_N, []
-    for k in range(len(verdicts.question.classes)):
-        own = truth_N == k
-        enough = len(np.unique(patient_N[own])) >= smallest
-        shares.append(number(some_N[own].mean()) if enough else None)
-    return shares
+class _Answered:
+    """Of each class the share that is answered, such that the few cannot be had by subtraction."""
+
+    def __init__(self, verdicts: Verdicts, mean: Means, smallest: int):
+        kinds = range(len(verdicts.question.classes))
+        self._own = [verdicts.sample.truth_N == k for k in kinds]
+        self._last, self._mean, self._smallest = [*self._own], mean, smallest
+
+    def shares(self, some_N: np.ndarray) -> list[float | None]:
+        """None where few patients are answered, or few lie between these and those last given."""
+        found: list[float | None] = []
+        for k, own_N in enumerate(self._own):
+            now_N = own_N & some_N
+            few = self._mean.patients(own_N) < self._smallest
+            for part_N in (now_N, self._last[k] & ~now_N):
+                few |= 0 < self._mean.patients(part_N) < self._smallest
+            found.append(None if few else number(some_N[own_N].mean()))
+            self._last[k] = self._last[k] if few else now_N
+        return found
 
 
 def _area(sure_N, wrong_N, verdicts: Verdicts, draws: Draws) -> dict[str, Any]:
@@ -141,8 +159,14 @@ def _single(verdicts: Verdicts, mean: Means, smallest: int) -> dict[str, Any]:
     judged, truth_N = verdicts.best, verdicts.sample.truth_N
     alone_N = judged.size_N() == 1
     wrong_N = (judged.inside_NK.argmax(axis=1) != truth_N).astype(float)
-    return {
+    some = {
         "answered": mean.of(alone_N.astype(float), np.ones(len(truth_N), bool)),
         "error": mean.of(wrong_N, alone_N),
-        "classes": _answered(alone_N, truth_N, verdicts, smallest),
+    }
+    if any(0 < mean.patients(side) < smallest for side in (alone_N, ~alone_N)):
+        note = f"fewer than {smallest} patients on one side"
+        some = {key: {"value": None, "low": None, "high": None, "note": note} for key in some}
+    return {
+        **some,
+        "classes": _Answered(verdicts, mean, smallest).shares(alone_N),
     }

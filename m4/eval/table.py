@@ -2,10 +2,10 @@
 
 Long: one line per subset and row. Columns: `row` of the split, `patient` (as the caller names
 them), `fold` of a cross-validation, `subset` (the modalities that were kept, in words), `counted`
-(whether any of them is there), `present/<modality>`, `group/<column>`, then per task `<task>` or
-`<task>/<label>` for each output and `label/<task>` likewise (null where unknown). `read` makes
-`Predictions` of it, so that any analysis can be made again. Maps are left out. It names rows: keep
-it to its owner.
+(whether any of them is there), `present/<modality>`, `group/<column>`, then per task
+`answer/<task>` or `answer/<task>/<label>` for each output and `label/<task>` likewise (null where
+unknown). `read` makes `Predictions` of it, so that any analysis can be made again. Maps are left
+out. It names rows: keep it to its owner.
 
 Letters: S subsets, N rows, M modalities, C labels, classes or values, L label columns.
 """
@@ -23,7 +23,7 @@ from m4.eval.predictions import Predictions
 from m4.eval.subsets import describe
 from m4.specs import DataSpec, TaskSpec
 
-NOTE = b"m4.subsets"  # of the file's metadata: what the words of `subset` stand for
+NOTE = b"m4.subset_table"  # of the file's metadata: what the words of `subset` stand for
 
 
 def make(found: Predictions, spec: DataSpec, patient_N: np.ndarray) -> pa.Table:
@@ -45,7 +45,7 @@ def make(found: Predictions, spec: DataSpec, patient_N: np.ndarray) -> pa.Table:
             continue
         outputs = _outputs(spec.task(task), answer_SNC.shape[2])
         for c, output in enumerate(outputs):
-            columns[output] = pa.array(answer_SNC[:, :, c].reshape(-1))
+            columns[f"answer/{output}"] = pa.array(answer_SNC[:, :, c].reshape(-1))
         for column, value_N, known_N in _labels(found, spec.task(task)):
             columns[column] = _tiled(value_N, count, known_N)
     note = {"modalities": names, "subsets": [[bool(k) for k in keep] for keep in found.subsets]}
@@ -91,7 +91,8 @@ def read(path: Path, spec: DataSpec) -> Predictions:
 
     prediction, label, known = {}, {}, {}
     for task in spec.tasks:
-        outputs = [name for name in _outputs(task, task.dim) if name in table.column_names]
+        named = [f"answer/{name}" for name in _outputs(task, task.dim)]
+        outputs = [name for name in named if name in table.column_names]
         if not outputs:
             continue
         each = [table[name].to_numpy().reshape(count, rows) for name in outputs]

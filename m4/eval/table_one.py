@@ -19,6 +19,7 @@ from m4.specs import DataSpec
 
 QUARTILES = (0.25, 0.5, 0.75)
 MAX_CATEGORIES = 12  # of a group column
+OTHERS = "other categories"
 
 
 class Values(NamedTuple):
@@ -90,11 +91,22 @@ def _column(name: str, values: Values, smallest: int) -> dict[str, Any]:
 
 
 def _categories(column_N: np.ndarray, patient_N: np.ndarray, smallest: int) -> dict[str, str]:
-    """Category -> share of patients; '' is unknown."""
+    """Category -> share of patients; '' is unknown.
+
+    Rare ones are pooled with the next smallest until they are many enough, so that none can be had
+    by subtraction.
+    """
     patients = len(np.unique(patient_N))
-    sizes = {str(c): len(np.unique(patient_N[column_N == c])) for c in np.unique(column_N)}
-    largest: Sequence[str] = sorted(sizes, key=lambda c: -sizes[c])[:MAX_CATEGORIES]
-    return {c: _share(sizes[c], patients, smallest) for c in sorted(largest)}
+
+    def size(some: Sequence[str]) -> int:
+        return len(np.unique(patient_N[np.isin(column_N, some)]))
+
+    shown = sorted(map(str, np.unique(column_N)), key=lambda c: -size([c]))
+    shown, pool = shown[:MAX_CATEGORIES], shown[MAX_CATEGORIES:]
+    while shown and (size(shown[-1:]) < smallest or 0 < size(pool) < smallest):
+        pool.append(shown.pop())
+    shares = {c: _share(size([c]), patients, smallest) for c in sorted(shown)}
+    return shares | ({OTHERS: _share(size(pool), patients, smallest)} if pool else {})
 
 
 def _share(part: int, whole: int, smallest: int) -> str:

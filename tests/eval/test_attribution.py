@@ -17,6 +17,8 @@ from m4.eval.predictions import Predictions
 from m4.eval.results import compose
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
+OF_TASKS = ("prediction", "label", "label_mask")
+
 
 def every(count):
     return np.array([*itertools.product((False, True), repeat=count)], bool)
@@ -210,6 +212,19 @@ def test_the_table_is_read_back_as_it_was(fabricate, tmp_path):
     (tmp_path / "none.parquet").write_bytes(b"no table")
     with pytest.raises(DataError, match="is no subset table"):
         table.read(tmp_path / "none.parquet", spec)
+
+
+@pytest.mark.parametrize("name", ["row", "patient", "subset", "counted", "fold"])
+def test_a_task_may_be_called_as_a_column_of_the_table(fabricate, tmp_path, name):
+    _, _, predictions = fabricate(rows=30)
+    spec = DataSpec(fabricate(rows=30)[0].modalities, (TaskSpec(name, "binary"),))
+    own = {key: {name: getattr(predictions, key)["ihm"]} for key in OF_TASKS}
+    predictions = dataclasses.replace(predictions, routing={}, fold=np.arange(30) % 3, **own)
+    path = tmp_path / "table.parquet"
+    pq.write_table(table.make(predictions, spec, predictions.patient), path)
+    back = table.read(path, spec)
+    for field in dataclasses.fields(Predictions):
+        same(getattr(predictions, field.name), getattr(back, field.name))
 
 
 def same(a, b):

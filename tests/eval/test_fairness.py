@@ -7,6 +7,8 @@ import pytest
 
 from m4.eval import bootstrap, coverage, fairness, reliance, selective
 from m4.eval.predictions import LayerRouting
+from m4.eval.report import coverage as coverage_page
+from m4.eval.report.parts import Run, Verdict
 
 ALPHA = 0.1
 
@@ -39,13 +41,14 @@ def test_a_planted_gap_is_found_and_the_column_without_meaning_has_none(fabricat
 
 
 @pytest.mark.slow
-def test_where_all_groups_are_alike_a_gap_is_seldom_found(fabricate):
+@pytest.mark.parametrize("unequal", [False, True])
+def test_where_all_groups_are_alike_a_gap_is_seldom_found(fabricate, unequal):
     """Over 60 cohorts: Holm keeps the chance of any finding near 5 %."""
     found_any = []
     for seed in range(60):
         spec, _, found = fabricate(rows=250, seed=100 + seed, tasks=["ihm"])
         found = dataclasses.replace(
-            grouped(found, seed),
+            sites(found, []) if unequal else grouped(found, seed),
             subsets=found.subsets[:1],
             counted=found.counted[:1],
             prediction={"ihm": found.prediction["ihm"][:1]},
@@ -55,6 +58,60 @@ def test_where_all_groups_are_alike_a_gap_is_seldom_found(fabricate):
         section = fairness.section(found, spec, draws, judged, {}, 10)
         found_any.append(min(gap["p_holm"] for gap in section["gaps"]["ihm"]) <= 0.05)
     assert np.mean(found_any) <= 0.12  # 5 %, and three standard errors
+
+
+def sites(found, small):
+    """Three sites of 24 rows beside a large one, rows of `small` first."""
+    site = np.full(len(found.uid), "large", "U6")
+    rng = np.random.default_rng(0)
+    rest = rng.permutation(np.setdiff1d(np.arange(len(found.uid)), small))
+    for i, name in enumerate(("north", "south", "east")):
+        site[[*small, *rest][24 * i : 24 * (i + 1)]] = name
+    return dataclasses.replace(found, groups={"site": site})
+
+
+def test_a_small_site_that_is_covered_whole_is_no_finding(fabricate):
+    """All its draws are alike: they know nothing of chance."""
+    spec, _, found = fabricate(rows=600, seed=6, tasks=["ihm"])
+    (verdicts,) = judged = [*coverage.judge(found, spec, alpha=ALPHA)]
+    died = verdicts.best.covered_N & (verdicts.sample.truth_N == 1)
+    found = sites(found, verdicts.question.rows[died][:24])
+    draws = bootstrap.resample(found.patient, draws=200)
+    section = fairness.section(found, spec, draws, judged, {}, 10)
+    rows = section["tasks"]["ihm"]["site"]["covered"]
+    (north,) = [row for row in rows if row["category"] == "north"]
+    assert north["value"] == 1 and north["low"] is None and "alike" in north["note"]
+    gaps = [g for g in section["gaps"]["ihm"] if g["metric"] == "covered"]
+    assert all("north" not in (gap["more"], gap["less"]) for gap in gaps)
+
+
+def test_points_of_the_curve_do_not_tell_of_a_few_patients(fabricate):
+    spec, _, found = fabricate(rows=150, seed=7, tasks=["ihm"])
+    (question,) = sections(found, spec, draws=20, min_patients=20)["selective"]["tasks"]["ihm"]
+    rows = found.label_mask["ihm"][:, 0]
+    p_N, y_N = found.prediction["ihm"][0, rows, 0], found.label["ihm"][rows, 0]
+    sure_N, patient_N = np.maximum(p_N, 1 - p_N), found.patient[rows]
+    cuts = [point["sure"] - 1e-5 for point in question["curve"]]
+    assert 1 < len(cuts) < len(selective.SHARES)
+    for low, high in zip(cuts[:-1], cuts[1:], strict=True):
+        assert len(np.unique(patient_N[(sure_N >= low) & (sure_N < high)])) >= 20
+    for k in (0, 1):
+        last = -1.0
+        for cut, point in zip(cuts, question["curve"], strict=True):
+            if point["classes"][k] is not None:
+                between = (sure_N >= last) & (sure_N < cut) & (y_N == k)
+                assert len(np.unique(patient_N[between])) not in range(1, 20)
+                last = cut
+
+
+@pytest.mark.parametrize("bad, of, mood", [(1, 1, "bad"), (0, 1, "good"), (1, 20, "good")])
+def test_a_verdict_on_few_cells_is_no_better_than_they_are(fabricate, bad, of, mood):
+    spec, _, found = fabricate(rows=300, seed=8, tasks=["los"])
+    document = {"min_patients": 10, "modalities": []} | sections(found, spec, draws=20)
+    (question,) = document["conformal"]["tasks"]["los"]
+    question["methods"][question["chosen"]]["outside"] = [bad, of]
+    page = coverage_page.section(Run(None, None, None, document))
+    assert [part.mood for part in page.parts if isinstance(part, Verdict)] == [mood]
 
 
 def test_the_parts_of_the_section(fabricate):

@@ -176,3 +176,15 @@ def test_table_one_counts_patients_and_hides_the_few(fabricate):
     few = table_one.describe({"test": values}, predictions, spec, min_patients=10**6)
     assert few is not None and few["columns"][0]["patients"] is None and len(few["columns"]) == 1
     assert table_one.describe({}, predictions, spec, min_patients=10) is None
+
+
+def test_a_rare_category_of_table_one_cannot_be_had_by_subtraction(fabricate):
+    spec, _, predictions = fabricate(rows=400)
+    x, site = np.zeros((400, 1)), np.full(400, "a")
+    site[:150], site[150:230], site[396:] = "b", "c", "d"
+    values = Values([("static", "x")], x, predictions.patient, {"site": site})
+    found = table_one.describe({"test": values}, predictions, spec, min_patients=10)
+    assert found is not None
+    shares = found["columns"][0]["groups"]["site"]
+    assert {*shares} == {"a", "b", "other categories"}  # d with the next smallest
+    assert all(share.endswith("%") for share in shares.values())

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from scipy.stats import binom
 
 from m4.eval.coverage import inside
 from m4.eval.report import plots, words
@@ -115,7 +116,7 @@ def _verdict(name: str, question: Mapping[str, Any], promise: str) -> Verdict:
     bad, of = methods[question["chosen"]]["outside"]
     if not of:
         return Verdict(f"{name}: too few patients in any cell to say.", "unknown")
-    allowed = max(1, round(0.05 * of))  # a band is left by 1 of 40 on this side, and by chance more
+    allowed = int(binom.ppf(0.95, of, 0.025))  # a band is left on this side by 1 cell of 40
     text = f"{name}: {of - bad} of {of} cells hold the promised {promise}"
     pooled, best = (methods[m]["classes"] for m in ("pooled", question["chosen"]))
     if pooled and best:
@@ -124,7 +125,7 @@ def _verdict(name: str, question: Mapping[str, Any], promise: str) -> Verdict:
         before, after = (words.percent(c["coverage"]["value"]) for c in (worst, now))
         text += f"; with one threshold for all, {worst['class']!r} would be covered in {before}"
         text += f", now {after}"
-    return Verdict(f"{text}.", "good" if bad <= allowed else "bad")
+    return Verdict(f"{text}.", "good" if bad <= allowed and 2 * bad < of else "bad")
 
 
 def _notes(question: Mapping[str, Any]) -> list[Part]:
