@@ -87,9 +87,9 @@ def prepare(
     module = data_sets.find(name)
     home = Path(data_dir) / name.rpartition(".")[2]
     _sweep(Path(data_dir))
-    identity = _identity(module, name, seed=seed, options=options, calibration=calibration)
+    own = identity_of(module, name, seed=seed, options=options, calibration=calibration)
     try:
-        if ready := _unchanged(home, identity, raw_dir):
+        if ready := _unchanged(home, own, raw_dir):
             return ready
     except OSError as error:
         raise _unreadable(error, raw_dir, home) or SaveError(
@@ -99,14 +99,14 @@ def prepare(
     if missing := module.missing_files(raw_dir, **options):
         raise DataError(*_damage(home), *missing, f"{name}: {module.WHERE}")
     with blamed(home, raw_dir), _locked(home):
-        if ready := _unchanged(home, identity, raw_dir):  # built while we waited for the lock
+        if ready := _unchanged(home, own, raw_dir):  # built while we waited for the lock
             return ready
         scratch = home / ".scratch"  # where a module may take up an interrupted build
         keeps = {"scratch": scratch} if getattr(module, "SCRATCH", False) else {}
         with foreign(name):
             cohort = module.cohort(raw_dir, seed=seed, **keeps, **options)
         stamps = {f: _stamp(raw_dir / f) for f in cohort.sources if (raw_dir / f).exists()}
-        built = _build(home, identity, cohort, stamps, progress=progress, say=say, report=report)
+        built = _build(home, own, cohort, stamps, progress=progress, say=say, report=report)
         shutil.rmtree(scratch, ignore_errors=True)
         return built
 
@@ -137,7 +137,7 @@ def _unreadable(error: Exception, raw_dir: Path, home: Path) -> DataError | None
     return None
 
 
-def _identity(
+def identity_of(
     module: Any, name: str, *, seed: int, options: dict[str, Any], calibration: float
 ) -> dict[str, Any]:
     """What determines the records of a data set, but for its source files."""

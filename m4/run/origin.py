@@ -8,7 +8,7 @@ begin anew. What was taken, and what was not, is printed.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,20 @@ import numpy as np
 
 from m4 import config as configs
 from m4 import sharding
+from m4.data import build, data_sets
 from m4.data import manifest as manifests
 from m4.data.batch import empty
 from m4.errors import CheckpointError, ConfigError
 from m4.run import trained
 from m4.run.method import make_method
 from m4.run.setup import Setup
-from m4.specs import DataSpec, TaskSpec
+from m4.specs import DataSpec, TaskSpec, wordless
 from m4.train import digest, processes, retention, verify
 from m4.train.step import State, init_params
 
 SHOWN = 4  # names of arrays in a line
 BEST = "checkpoints/best"
+WHO_IS_ASIDE = ("name", "version", "seed", "calibration", "options")  # of a manifest
 NOT_BY_TASK = (0, ())  # axis and tasks of an array without a row per task
 Arrays = dict[str, Any]  # by name
 
@@ -66,7 +68,10 @@ def require(config: ml_collections.ConfigDict, spec: DataSpec, own: Path) -> Non
     if not retention.complete(folder / BEST):
         raise CheckpointError(f"{folder / BEST}: holds no checkpoint to begin from")
     _method_of(folder)
-    _require_modalities(folder, manifests.spec_from(trained.read(folder).manifest["schema"]), spec)
+    manifest = trained.read(folder).manifest
+    _require_modalities(folder, manifests.spec_from(manifest["schema"]), spec)
+    if config.data.calibration:
+        _require_aside(config, folder, manifest)
 
 
 def begin(config: ml_collections.ConfigDict, setup: Setup, state: State) -> State:
@@ -147,10 +152,10 @@ def _method_of(folder: Path) -> dict[str, Any]:
 
 
 def _require_modalities(folder: Path, before: DataSpec, now: DataSpec) -> None:
-    """Raises ConfigError unless inputs are as they were, but for lengths and counts of tokens."""
+    """Raises ConfigError unless inputs are as before, but for words, lengths, counts of tokens."""
 
     def plain(spec):
-        return [dataclasses.replace(m.cut(1), vocab=None) for m in spec.modalities]
+        return [dataclasses.replace(m.cut(1), vocab=None) for m in wordless(spec).modalities]
 
     if before.modality_names != now.modality_names:
         there, here = (", ".join(spec.modality_names) for spec in (before, now))
@@ -161,6 +166,36 @@ def _require_modalities(folder: Path, before: DataSpec, now: DataSpec) -> None:
             raise ConfigError(
                 f"train.from={folder}: modality {new.name} has another {' and '.join(fields)} there"
             )
+
+
+def _require_aside(
+    config: ml_collections.ConfigDict, folder: Path, then: Mapping[str, Any]
+) -> None:
+    """Raises ConfigError unless whom `data.calibration` sets aside was set aside there, too.
+
+    Other tasks on the same data are fine: a task moves nobody to another split.
+    """
+    share = f"train.from={folder}: with data.calibration={config.data.calibration}"
+    if "imported" in verify.newest_note(folder / BEST):
+        raise ConfigError(
+            f"{share} nobody set aside may have trained it, but whom an import was trained on is"
+            " not known; give data.calibration=0"
+        )
+    name, options = config.data.name, config.data.options.to_dict()
+    own = {"seed": config.seed, "options": options, "calibration": config.data.calibration}
+    now = build.identity_of(data_sets.find(name), name, **own)
+
+    def aside(manifest: Mapping[str, Any], key: str) -> Any:
+        if key != "options":
+            return manifest.get(key)
+        return {name: x for name, x in manifest["options"].items() if name != "tasks"}
+
+    if differs := [key for key in WHO_IS_ASIDE if aside(then, key) != aside(now, key)]:
+        raise ConfigError(
+            f"{share} patients set aside here may have trained it (data of another"
+            f" {' and '.join(differs)} there); train it with the same data, seed and"
+            " data.calibration, or give data.calibration=0"
+        )
 
 
 def _newest(folder: Path) -> tuple[Any, dict[str, Any]]:

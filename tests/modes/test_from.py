@@ -10,9 +10,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from m4 import config as configs
+from m4 import seal
 from m4.errors import ConfigError
 from m4.main import main
-from m4.run import origin
+from m4.run import origin, preflight
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 CONFIG = """
@@ -99,6 +101,7 @@ def test_goes_on_without_the_folder_that_it_began_from(place):
         (["--config.train.from=nowhere"], 2, "train.from=nowhere: no such folder"),
         (["--config.train.from=~nobody_xyz/foo"], 2, "train.from=~nobody_xyz/foo: no such user"),
         ([f"--config.train.from={'x' * 300}"], 2, f"train.from={'x' * 300}: "),
+        (["--config.data.calibration=0.3"], 2, "may have trained it (data of another seed and cal"),
         (["--config.method.width=16"], 2, "differs: method.width: 8 -> 16"),
         (["--config.data.options.modalities=('static','vitals')"], 2, "vitals, static there"),
     ],
@@ -121,6 +124,46 @@ def test_a_damaged_configuration_is_refused_before_data_are_built(tmp_path, cont
     config = ml_collections.ConfigDict({"train": {"from": str(tmp_path)}})
     with pytest.raises(ConfigError, match=r"config\.json"):
         origin.require(config, spec_of(LOS), tmp_path / "own")
+
+
+def loaded(place, *args):
+    """(configuration that begins from 'w', the schema of its data)."""
+    given = [f"--config={place / 'c.py'}:", f"--workdir={place / 'n'}", "--config.seed=3"]
+    config = configs.load(configs.parse([*given, f"--config.train.from={place / 'w'}", *args]))
+    return config, preflight.schema(config)
+
+
+def test_titles_and_units_are_no_other_modalities(place):
+    """A manifest has no words; a data set of today may have some."""
+    config, spec = loaded(place)
+    titled = [
+        dataclasses.replace(m, title="T", titles=m.features, units=("1",) * len(m.features))
+        for m in spec.modalities
+    ]
+    origin.require(config, dataclasses.replace(spec, modalities=tuple(titled)), place / "n")
+
+
+def test_whom_calibration_sets_aside_did_not_train_the_source(place):
+    config, spec = loaded(place, "--config.data.calibration=0.3")
+    with pytest.raises(ConfigError, match="of another calibration there"):
+        origin.require(config, spec, place / "n")
+    source = place / "aside"
+    shutil.copytree(place / "w", source)
+    manifest = json.loads((source / "data.json").read_text())
+    manifest["calibration"] = 0.3
+    (source / "data.json").write_text(json.dumps(seal.sealed(manifest)))
+    config.train["from"] = str(source)
+    origin.require(config, spec, place / "n")
+    config.seed = 4
+    with pytest.raises(ConfigError, match="of another seed there"):
+        origin.require(config, spec, place / "n")
+    config.seed = 3
+    for step in (source / "checkpoints/best").glob("[0-9]*"):
+        note = json.loads((step / "meta/metadata").read_text())
+        note["note"]["imported"] = "theirs.pt"
+        (step / "meta/metadata").write_text(json.dumps(seal.sealed(note)))
+    with pytest.raises(ConfigError, match="whom an import was trained on is not known"):
+        origin.require(config, spec, place / "n")
 
 
 IHM, LOS, PHE, DEATH = (
