@@ -66,3 +66,29 @@ def relabel(batch: Batch, spec: DataSpec, seed: int = 7) -> Batch:
     return batch.replace(
         targets={n: t.replace(value=1 - other[n].value) for n, t in batch.targets.items()}
     )
+
+
+def remask(batch: Batch, seed: int = 7) -> Batch:
+    """Same labels, others of them known."""
+    rng = np.random.default_rng(seed)
+
+    def other(mask):
+        return rng.integers(0, 2, np.shape(mask)).astype(mask.dtype)
+
+    return batch.replace(
+        targets={n: t.replace(mask=other(t.mask)) for n, t in batch.targets.items()}
+    )
+
+
+def reweigh(batch: Batch, seed: int = 7) -> Batch:
+    """Other weights; those of 0 stay, since they say that nobody is there."""
+    weight = np.asarray(batch.weight)
+    factor = np.random.default_rng(seed).uniform(0.25, 4.0, weight.shape)
+    return batch.replace(weight=(weight * factor).astype(weight.dtype))
+
+
+def reassign(batch: Batch, spec: DataSpec, seed: int = 7) -> Batch:
+    """Rows of other tasks, each of one."""
+    task = np.asarray(batch.task)
+    other = np.random.default_rng(seed).integers(0, len(spec.tasks), task.shape)
+    return batch.replace(task=other.astype(task.dtype))

@@ -12,13 +12,24 @@ import jax
 import numpy as np
 from flax.errors import InvalidRngError
 
-from m4.audit.altered import drop_modalities, pollute, relabel, replace_rows, take
+from m4.audit.altered import (
+    drop_modalities,
+    pollute,
+    reassign,
+    relabel,
+    remask,
+    replace_rows,
+    reweigh,
+    take,
+)
 from m4.audit.probe import Defect, Probe, Tolerance, eval_rngs, path_of
 from m4.audit.random_rows import random_batch
 from m4.nn.pretrained import wrapper
 
 GARBAGE = (np.nan, np.inf, -np.inf, 1e30)
 SWAPS = 8  # rows that are exchanged, one at a time
+SHIFTS = (1, 997)  # of row numbers; no period divides both
+DRAWS = (7, 8, 9)  # seeds: one draw may leave a small batch as it is
 MOVED = 1e-6  # of a logit, from which on it has moved
 RANDOM = ("random_bits", "random_seed", "random_wrap", "threefry2x32", "rng_bit_generator")
 RANDOM += ("rng_uniform",)
@@ -158,18 +169,31 @@ def missing_labels_give_no_gradient(probe: Probe):
 
 
 def targets_do_not_influence_logits(probe: Probe):
-    """No label leaks into the forward pass."""
-    relabelled = relabel(probe.batch, probe.method.data)
-    when = "where rows have other labels"
-    same(probe.predict(relabelled), probe.predict(probe.batch), when)
+    """No label leaks into the forward pass, nor whether it is known."""
+    logits = probe.predict(probe.batch)
+    for seed in DRAWS:
+        relabelled = relabel(probe.batch, probe.method.data, seed)
+        same(probe.predict(relabelled), logits, "where rows have other labels")
+        other = probe.predict(remask(probe.batch, seed))
+        same(other, logits, "where labels of other rows are known")
+
+
+def weights_and_tasks_do_not_influence_logits(probe: Probe):
+    """What a row counts in the loss, and for which task, is nothing that a prediction may know."""
+    logits = probe.predict(probe.batch)
+    for seed in DRAWS:
+        same(probe.predict(reweigh(probe.batch, seed)), logits, "where rows have other weights")
+        reassigned = reassign(probe.batch, probe.method.data, seed)
+        same(probe.predict(reassigned), logits, "where rows are of other tasks")
 
 
 def row_numbers_do_not_influence_logits(probe: Probe):
     """Where a row stands in its split tells nothing of it."""
-    uid = np.asarray(probe.batch.uid)
-    numbered = probe.batch.replace(uid=(uid + 1000).astype(uid.dtype))
-    when = "where rows have other numbers"
-    same(probe.predict(numbered), probe.predict(probe.batch), when)
+    uid, logits = np.asarray(probe.batch.uid), probe.predict(probe.batch)
+    drawn = np.random.default_rng(6).permutation(2**20)[: len(uid)]
+    for other in (*(uid + shift for shift in SHIFTS), drawn):
+        numbered = probe.batch.replace(uid=other.astype(uid.dtype))
+        same(probe.predict(numbered), logits, "where rows have other numbers")
 
 
 def evaluation_is_deterministic(probe: Probe):
@@ -297,6 +321,7 @@ LAWS = (
     padding_rows_count_nowhere,
     missing_labels_give_no_gradient,
     targets_do_not_influence_logits,
+    weights_and_tasks_do_not_influence_logits,
     row_numbers_do_not_influence_logits,
     evaluation_is_deterministic,
     every_parameter_learns,
@@ -310,6 +335,7 @@ OF_PREDICTIONS = (
     batch_composition_invariance,
     patient_permutation_equivariance,
     targets_do_not_influence_logits,
+    weights_and_tasks_do_not_influence_logits,
     row_numbers_do_not_influence_logits,
     evaluation_is_deterministic,
 )

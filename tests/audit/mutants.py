@@ -43,7 +43,11 @@ METHOD = {
     "reads absent": "garbage_changes_no_bit",
     "absent is zero": "absence_is_no_zero",
     "reads numbers": "row_numbers_do_not_influence_logits",
+    "reads even numbers": "row_numbers_do_not_influence_logits",
     "reads labels": "targets_do_not_influence_logits",
+    "reads what is known": "targets_do_not_influence_logits",
+    "reads weights": "weights_and_tasks_do_not_influence_logits",
+    "reads tasks": "weights_and_tasks_do_not_influence_logits",
     "deaf": "every_modality_matters",
     "division by none": "empty_row_counts_nowhere",
     "mean over all": "padding_rows_count_nowhere",
@@ -98,8 +102,15 @@ class Sound(nn.Module):
         heads = {t.name: nn.Dense(t.dim, name=f"head_{t.name}")(h_BD) for t in self.data.tasks}
         if self.defect == "reads numbers":
             heads["stay"] += 0.01 * jnp.sin(batch.uid.astype(jnp.float32))[:, None]
-        if self.defect == "reads labels":
-            heads["death"] += 0.1 * batch.targets["death"].value
+        told = {
+            "reads even numbers": batch.uid % 2,
+            "reads labels": batch.targets["death"].value[:, 0],
+            "reads what is known": batch.targets["death"].mask,
+            "reads weights": batch.weight,
+            "reads tasks": batch.task,
+        }
+        if self.defect in told:
+            heads["death"] += 0.1 * told[self.defect][:, None]
         return Outputs(heads, {}, {"layer_0": aux})
 
     def token(self, name: str, stream: Any) -> jax.Array:

@@ -44,6 +44,7 @@ def released(share="joint", **fields):
 
 
 REPEATED = {"batch statistics", "routed by place", "fixed dropout", "stopped gate"}  # of a check
+REPEATED |= {"reads labels", "reads numbers"}
 
 
 @pytest.mark.parametrize(
