@@ -233,7 +233,10 @@ def describe_cell(
     if verdicts.question.classes:
         size_n, most = judged.size_N()[mask_N], len(verdicts.question.classes)
         shares = np.bincount(size_n, weights=weight_n, minlength=most + 1)
-        out |= {"size": number(weight_n @ size_n), "sizes": [number(share) for share in shares]}
+        out |= {
+            "size": number(weight_n @ size_n),
+            "sizes": [number(round(share, 2)) for share in shares],
+        }
     else:
         out["size"] = number(_width(verdicts, judged, mask_N))
     return out

@@ -37,6 +37,8 @@ from m4.eval.selective import Means
 from m4.specs import DataSpec
 
 MAX_CATEGORIES = 12  # of a column, those with most patients
+SHARES = ("covered", "answered", "absent")
+DIGITS = 2  # of a share: with more, the number of patients could be had from it
 
 
 class Measured(NamedTuple):
@@ -61,7 +63,7 @@ def section(
 ) -> dict[str, Any] | None:
     """The part of the document; None without a column that has two categories to compare.
 
-    Categories of fewer than `smallest` patients are left out.
+    Categories of fewer than `smallest` patients are left out, and shares that would tell of fewer.
     """
     groups = {c: members(predictions, c, smallest) for c in predictions.groups}
     groups = {column: own for column, own in groups.items() if len(own) > 1}
@@ -115,7 +117,8 @@ def _absent(predictions: Predictions, rows: np.ndarray, m: int, smallest: int) -
     """Share of rows without a modality; None where those are few, or those who have it."""
     present_n, patient_n = predictions.present[rows, m], predictions.patient[rows]
     counts = [len(np.unique(patient_n[side])) for side in (present_n, ~present_n)]
-    return None if any(0 < n < smallest for n in counts) else number(1 - present_n.mean())
+    few = any(0 < n < smallest for n in counts)
+    return None if few else number(round(1 - present_n.mean(), DIGITS))
 
 
 def _dropped(predictions: Predictions, rows: np.ndarray) -> dict[str, float | None]:
@@ -124,7 +127,7 @@ def _dropped(predictions: Predictions, rows: np.ndarray) -> dict[str, float | No
     for name, layer in predictions.routing.items():
         if layer.lost is not None:
             asked, lost = layer.lost[rows].sum(axis=0)
-            found[name] = number(lost / asked) if asked else None
+            found[name] = number(round(lost / asked, DIGITS)) if asked else None
     return found
 
 
@@ -153,10 +156,22 @@ def _single(found: list[Verdicts], groups, draws: Draws, smallest: int) -> Itera
             for category, rows in own.items():
                 chosen = some_N & rows[verdicts.question.rows]
                 patients = mean.patients(chosen)
-                if patients >= smallest:
+                if patients >= smallest and not _few(metric, verdicts, mean, chosen, smallest):
                     drawn = mean.drawn(value_N, chosen)
                     value = float(value_N[chosen].mean())
                     yield Measured(column, metric, category, patients, patients, value, drawn)
+
+
+def _few(metric: str, verdicts: Verdicts, mean: Means, chosen: np.ndarray, smallest: int) -> bool:
+    """Whether a share would tell of few patients: on one of its sides, or without a modality."""
+    if metric == "absent":
+        parts = verdicts.sample.present_NM.T
+    elif metric in SHARES:
+        parts = _values(verdicts)[metric][0][None] > 0
+    else:
+        return False
+    sides = [chosen & side for part_N in parts for side in (part_N, ~part_N)]
+    return any(0 < mean.patients(side) < smallest for side in sides)
 
 
 def _values(verdicts: Verdicts) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -181,6 +196,8 @@ def _by_column(measured: list[Measured]) -> dict[str, dict[str, list[dict]]]:
     out: dict[str, dict[str, list[dict]]] = {}
     for m in measured:
         estimate = bootstrap.interval(Value(m.value), m.draws, units=m.units)
+        if m.metric in SHARES:
+            estimate = _rounded(estimate)
         if _alike(m):
             estimate |= {"low": None, "high": None, "note": "no interval: all draws are alike"}
         row = {"category": m.category, "patients": round(m.patients, -1), **estimate}
@@ -218,7 +235,13 @@ def _gap(a: Measured, b: Measured) -> dict[str, Any] | None:
         return None
     p = bootstrap.two_sided(value, drawn, units=units)
     pair = {"column": a.column, "metric": a.metric, "more": a.category, "less": b.category}
+    estimate = _rounded(estimate) if a.metric in SHARES else estimate
     return {**pair, **estimate, "p": number(p)}
+
+
+def _rounded(estimate: dict[str, Any]) -> dict[str, Any]:
+    """An estimate of a share, to as many digits as may be shown."""
+    return {k: round(v, DIGITS) if isinstance(v, float) else v for k, v in estimate.items()}
 
 
 def _alike(measured: Measured) -> bool:
