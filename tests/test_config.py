@@ -427,7 +427,7 @@ def test_metrics_are_those_that_are_computed():
 SHIPPED = [
     p
     for p in sorted(Path(__file__).parents[1].glob("configs/*.py"))
-    if p.stem != "common" and p.stem[:4] != "lab_"
+    if p.stem not in ("common", "own") and p.stem[:4] != "lab_"
 ]
 SHIPPED = [f"{p}{v and ':' + v}" for p in SHIPPED for v in ("", *program.variants(str(p)))]
 
@@ -436,6 +436,15 @@ SHIPPED = [f"{p}{v and ':' + v}" for p in SHIPPED for v in ("", *program.variant
 def test_shipped_configurations_are_valid(target):
     config = load(target)
     assert config.train.steps > 0
+
+
+@pytest.mark.parametrize("variant", ["", ":meds"])
+def test_the_configuration_of_own_data_asks_for_what_only_its_user_knows(variant):
+    own = str(Path(__file__).parents[1] / f"configs/own.py{variant}")
+    assert any("train.select='': must be '<task>/<metric>'" in line for line in problems(own))
+    given = ("--config.train.select=died/auroc", "--config.data.options.file=ward.toml")
+    config = load(own, *given)
+    assert config.train.steps > 0 and config.data.name == (variant[1:] or "tables")
 
 
 HEAVY = {"orbax", "sklearn", "matplotlib", "tensorflow_datasets", "grain", "scipy"}

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = [
     p
     for p in sorted(ROOT.glob("configs/*.py"))
-    if p.stem[:4] != "lab_" and "def get_config" in p.read_text()
+    if p.stem[:4] != "lab_" and p.stem != "own" and "def get_config" in p.read_text()
 ]
 TINY = [f"{p}:{v}" for p in CONFIGS for v in program.variants(str(p)) if v.endswith("tiny")]
 

@@ -224,7 +224,10 @@ def test_tables_without_a_whole_file(study, tmp_path):
     (tmp_path / "static.csv").write_text((folder / "static.csv").read_text())
     (tmp_path / "out").mkdir()
     manifest = apply.write(tmp_path / "out", tmp_path, tables, trained(data))
-    assert apply.warnings(manifest, trained(data)) == ["labs: in 0 of 40 records (training: 100%)"]
+    assert apply.warnings(manifest, trained(data)) == [
+        "labs: no event has one of its 2 codes",
+        "labs: in 0 of 40 records (training: 100%)",
+    ]
     assert dict(manifest["flow"])["event files that are absent: labs.csv*"] == 1
     for row in rows(tmp_path / "out", "new").values():
         assert not row["labs/present"] and not row["labs/values"].any() and row["static/present"]

@@ -356,7 +356,7 @@ def test_files_that_cannot_be_used_are_one_clear_line(tmp_path):
     [
         ('take = "mean"', 'take = "avarage"', "modalities.vitals.take: 'avarage' is not one of"),
         ("every = 2", "evry = 2", "modalities.vitals.evry: no such key; did you mean 'every'?"),
-        ('kind = "text"', 'kind = "image"', "modalities.notes.kind: 'image' is not one of"),
+        ('kind = "text"', 'kind = "video"', "modalities.notes.kind: 'video' is not one of"),
         ("hours = 4", "hours = -4", "window.hours: must be a number above 0"),
         ('labels = "labels/death"', "", "tasks.death.labels: is missing"),
         ('codes = "DRUG//*"\n', "", "modalities.drugs.codes: is missing"),

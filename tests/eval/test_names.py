@@ -29,6 +29,9 @@ PLACES = ("ihm", "phe", "unit", "los", "vitals", "labs", "notes", "ecg")
 def test_no_name_breaks_out_of_the_page_or_the_table(tmp_path, fabricate):
     fill(tmp_path, fabricate, rows=120, references=False)
     text = (tmp_path / "results/test.json").read_text()
+    text = text.replace(
+        '"unit": "', '"\\u0075nit": "'
+    )  # a key of the document, not the task's name
     for place, name in zip(PLACES, WEAPONS, strict=True):
         text = text.replace(place, json.dumps(name)[1:-1])
     hostile = json.loads(text)

@@ -98,7 +98,13 @@ class Events:
             for k in np.flatnonzero(odd_K)
         ]
         known = [code for code, count in self._seen.items() if count >= SMALLEST]
-        for slot in self._matcher.unused():
+        unused = set(self._matcher.unused())
+        for own in map(set, self._matcher.slots):  # of one modality: one line if it has nothing
+            if len(own) > 1 and own <= unused:
+                name = names[min(own)].split("/")[0]
+                lines.append(f"{name}: no event has one of its {len(own)} codes")
+                unused -= own
+        for slot in sorted(unused):
             feature = self._features[slot]
             code = feature.codes[0] if feature else names[slot]
             close = difflib.get_close_matches(code, known, n=1)
