@@ -136,6 +136,7 @@ def test_so_does_a_fold_that_has_nothing_to_save(tmp_path):
 
 
 def _fold(folder):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have it ignored
     leave = functools.partial(workdir.let_go, folder / "fold_0")
     with early.leaving(), workdir.locked(folder), Signals(leave), workdir.locked(folder / "fold_0"):
         os.kill(os.getpid(), signal.SIGHUP)
