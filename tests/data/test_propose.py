@@ -1,13 +1,17 @@
 """A definition is drafted from tables, and what it says reads them."""
 
 import gzip
+import re
+import tomllib
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from m4.data import identifiers
 from m4.data.__main__ import main
 from m4.data.sets import tables
+from m4.data.sets.declared.patterns import pattern
 
 N = 60
 WHO = [f"P{i:04d}" for i in range(N)]
@@ -131,3 +135,122 @@ def test_hostile_names_stay_within_strings_and_comments(tmp_path, capsys):
     (tmp_path / "d.toml").write_text(capsys.readouterr().out)
     spec = tables.spec(file=str(tmp_path / "d.toml"))
     assert spec.task_names == ("died",) and {*names[1:4]} <= {*spec.modalities[0].features}
+
+
+def drafted(place, capsys, **files):
+    """The draft of some CSV files as text, and what it says, parsed."""
+    for name, frame in files.items():
+        frame.to_csv(place / f"{name}.csv", index=False)
+    assert main(["draft", str(place)]) == 0
+    text = capsys.readouterr().out
+    return text, tomllib.loads(text)
+
+
+def long(item, *values, n=N):
+    """A long file of one measurement an hour and patient."""
+    rows = [(WHO[i % N], hours(1 + i // N)[0], item, values[i % len(values)]) for i in range(n)]
+    return pd.DataFrame(rows, columns=["patient", "time", "item", "result"])
+
+
+@pytest.mark.parametrize(
+    "name, late",
+    [
+        *((n, True) for n in ("deathtime", "HospitalDeath", "inhospdeath", "deathflag", "dod")),
+        *((n, True) for n in ("DeathDate", "diedInICU", "deceased_at", "hospital_expire_flag")),
+        *((n, True) for n in ("mort28", "icuMortality", "DOD_ssn")),
+        *((n, False) for n in ("method", "dodecane", "studied", "dead_space", "amortized")),
+    ],
+)
+def test_what_says_who_died_is_no_feature(name, late, tmp_path, capsys):
+    flags = pd.DataFrame({"patient": WHO, "age": RNG.normal(size=N), name: ["0", "1"] * (N // 2)})
+    _, found = drafted(tmp_path, capsys, ward=flags)
+    assert (name in found["modalities"]["ward"]["features"]) != late
+
+
+def test_a_time_of_death_is_no_prediction_time_nor_one_that_is_often_empty(tmp_path, capsys):
+    outcomes = pd.DataFrame({"patient": WHO, "deathtime": hours(3) * N, "left": hours(4) * N})
+    outcomes = outcomes.assign(asked=hours(2) * N, aki=["yes", "no"] * (N // 2))
+    outcomes.loc[:3, "left"] = None
+    text, found = drafted(tmp_path, capsys, outcomes=outcomes)
+    assert found["tasks"]["aki"]["time"] == "asked"
+    assert "'deathtime'" in text and "'left'" in text and "'asked'" not in text
+
+
+def test_values_are_quoted_that_ten_subjects_have_not_ten_rows(tmp_path, capsys):
+    ward = pd.DataFrame({"patient": WHO, "x": RNG.normal(size=N), "unit": ["a", "b"] * (N // 2)})
+    more = ward[:1].assign(unit="ward of the mayor")
+    text, found = drafted(tmp_path, capsys, ward=pd.concat([ward, *[more] * 20]))
+    assert "mayor" not in text
+    assert found["modalities"]["ward"]["features"]["unit"]["known"] == ["a", "b"]
+
+
+def test_sources_that_share_a_name_are_told_apart(tmp_path, capsys):
+    wide = pd.DataFrame({"patient": WHO, "lactate": RNG.normal(size=N), "x": RNG.normal(size=N)})
+    one, two = long("lactate", 1.5, 2.5, n=4 * N), long("lactate", 30.5, n=4 * N)
+    two = pd.concat([two, two.assign(item="urea")])
+    one = pd.concat([one, one.assign(item="sodium")]).assign(unit="mmol")
+    _, found = drafted(tmp_path, capsys, wide=wide, blood=one, urine=two)
+    codes = {f["lactate"] for m in found["modalities"].values() if (f := m["features"])}
+    assert codes == {"wide//lactate", "blood//lactate", "urine//lactate"}
+    prefixes = {source["prefix"] for key in ("events", "rows") for source in found[key]}
+    assert prefixes == {"wide//", "blood//", "urine//"}
+
+
+def test_a_value_that_is_no_number_does_not_lose_the_others(tmp_path, capsys):
+    labs = long("urea", *RNG.normal(size=97), n=4 * N)
+    labs = pd.concat([labs, labs.assign(item="sodium")]).reset_index(drop=True)
+    labs["result"] = labs["result"].astype(object)
+    labs.loc[5, "result"] = "<0.5"
+    text, found = drafted(tmp_path, capsys, labs=labs)
+    assert found["events"][0]["value"] == "result"
+    assert {*found["modalities"]["labs"]["features"]} == {"urea", "sodium"}
+    assert "1 of 480 cells looked at is no number: the build stops" in text
+
+
+@pytest.mark.parametrize("missing", identifiers.MISSING)
+def test_what_is_missing_for_identifiers_is_missing_for_numbers(missing, tmp_path, capsys):
+    numbers = [missing, *map(str, RNG.normal(size=N - 1))]
+    ward = pd.DataFrame({"patient": WHO, "x": numbers, "crp": ["?", *numbers[1:]]})
+    text, found = drafted(tmp_path, capsys, ward=ward.assign(y2=RNG.normal(size=N)))
+    assert {*found["modalities"]["ward"]["features"]} == {"x", "y2"}
+    assert "Left out, numbers but for some cells" in text and "'crp' of ward.csv" in text
+
+
+def test_names_that_are_patterns_or_rare_letters_stand_for_themselves(tmp_path, capsys):
+    odd = ["pH*", "re:x", "\U0001f525\u200b", "\U0001f525"]
+    ward = pd.DataFrame({"patient": WHO, **{name: RNG.normal(size=N) for name in odd}})
+    labs = pd.concat([long("pH*", 7.5, 7.25, n=4 * N), long("urea", 4.5, n=4 * N)])
+    _, found = drafted(tmp_path, capsys, ward=ward, labs=labs)
+    features = found["modalities"]["ward"]["features"]
+    for name in {*odd} & {*features}:
+        assert re.fullmatch(pattern(features[name])[2:-2], f"ward//{name}")
+    assert {"pH*", "re:x", "\U0001f525"} <= {*features}
+    assert features["pH*"] == "re:ward//pH\\*"
+
+
+def test_whatever_is_dropped_is_told(tmp_path, capsys):
+    (tmp_path / "excel.csv").write_text("patient;x\n1;2\n")
+    (tmp_path / "tabs.tsv").write_text("patient\tx\n1\t2\n")
+    ward = pd.DataFrame({"patient": WHO, "x": RNG.normal(size=N), "seen": hours(3) * N})
+    ward.loc[7, "seen"] = "2100-01-01 03:00:00Z"
+    labs = [long(f"item {i:02}", 1.5, n=N).assign(time=hours(i % 24) * N) for i in range(61)]
+    labs += [long("death", 1.5), long("ode to someone", 1.5, n=3)]
+    text, _ = drafted(tmp_path, capsys, ward=ward, labs=pd.concat(labs))
+    for line in (
+        "excel.csv has one column: separated by ; or tabs?",
+        "tabs.tsv is none of",
+        "Left out, times, some with a zone and some without: write all alike: 'seen' of ward.csv",
+        "beyond the 60 most frequent: 1 code of labs.csv ('item 60')",
+        "looks like an outcome: 1 code of labs.csv ('death')",
+        "fewer than 10 subjects: 1 code of labs.csv\n",
+    ):
+        assert line in text
+    assert "ode to someone" not in text
+
+
+def test_of_one_file_a_patient_all_are_looked_at(tmp_path, capsys):
+    labs = pd.concat([long("urea", *RNG.normal(size=97), n=4 * N), long("sodium", 4.5, n=4 * N)])
+    for name, rows in labs.groupby("patient"):
+        rows.to_csv(tmp_path / f"{name}.csv", index=False)
+    _, found = drafted(tmp_path, capsys)
+    assert {*found["modalities"].popitem()[1]["features"]} == {"urea", "sodium"}

@@ -26,7 +26,6 @@ BATCH = 1 << 16  # rows
 BLOCK = 1 << 25  # bytes of CSV, also the longest row: a note of some millions of words
 NEVER = np.iinfo(np.int64).min  # stands for no time
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-MISSING = ("", "NA", "NaN", "nan", "null", "NULL", "None")  # of CSV numbers and times
 KINDS = pa.types
 NUMERIC = (KINDS.is_null, KINDS.is_boolean, KINDS.is_integer, KINDS.is_floating, KINDS.is_decimal)
 
@@ -154,7 +153,9 @@ class Columns:
     def _text(self, array: pa.Array) -> pa.Array:
         """Text without blanks around it, null where it says that there is none."""
         text = pc.utf8_trim_whitespace(array.cast(pa.large_string()))
-        known = pc.invert(pc.is_in(text, value_set=pa.array(MISSING, pa.large_string())))
+        known = pc.invert(
+            pc.is_in(text, value_set=pa.array(identifiers.MISSING, pa.large_string()))
+        )
         return pc.if_else(known, text, None)
 
     def _text_times(self, array: pa.Array, name: str) -> pa.Array:

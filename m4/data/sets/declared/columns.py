@@ -3,17 +3,19 @@
 import collections
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from m4.data import identifiers
 from m4.data.sets.declared import arrow_files
 from m4.errors import DataError
 
-ROWS = 1 << 18  # of a file that are looked at
+ROWS = 1 << 18  # of a table that are looked at
+MOST_VALUES = 1000  # of a column whose values are counted by subject
 FEW_GAPS = 0.02  # share of the rows
 MOST_GROUPS = 8
 SAID = re.compile(r"true|false|yes|no|t|f|y|n|0|1|0\.0|1\.0", re.IGNORECASE)
@@ -28,10 +30,15 @@ class Column:
     counts: collections.Counter[str]
     time: bool
     here_N: np.ndarray  # bool
+    mixed: bool = False  # times, of which some have a zone and some none
+    subjects: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    # value -> subjects that have it; see `count_subjects`
 
     def __post_init__(self):
         self.filled = self.counts.total()
-        self.numeric = bool(self.counts) and not self.time and all(map(_is_number, self.counts))
+        self.numbers = sum(n for value, n in self.counts.items() if _is_number(value))  # cells
+        self.numeric = bool(self.counts) and not self.time and self.numbers == self.filled
+        self.mostly = bool(self.counts) and not self.time and self.numbers >= 0.5 * self.filled
         self.whole = self.numeric and all(float(v).is_integer() for v in self.counts)
         self.words = sum(len(v.split()) * n for v, n in self.counts.items()) / max(1, self.filled)
 
@@ -46,8 +53,8 @@ class Column:
         return bool(self.counts) and all(PICTURE.fullmatch(value) for value in self.counts)
 
     def often(self, least: int) -> list[str]:
-        """The values that occur at least so many times, sorted: numbers by size."""
-        found = [value for value, count in self.counts.items() if count >= least]
+        """The values that at least so many subjects have, sorted: numbers by size."""
+        found = [value for value, count in self.subjects.items() if count >= least]
         return sorted(found, key=float) if self.numeric else sorted(found)
 
 
@@ -55,7 +62,7 @@ class Column:
 class Table:
     """The first rows of one file, or of several files with the same header."""
 
-    path: Path
+    paths: list[Path]
     files: str  # pattern below the folder
     rows: int
     columns: dict[str, Column]
@@ -70,30 +77,61 @@ class Table:
         return self.rows / max(1, len(self.columns[self.subject].counts))
 
 
-def read(path: Path, files: str) -> Table:
-    """Looks at a file. Raises DataError if it is damaged."""
-    rows, counts, timed, here = 0, {}, {}, {}
-    for table in arrow_files.tables(path):
+def _parts(paths: Sequence[Path]) -> Iterator[arrow_files.Columns]:
+    """The first rows of some files, in batches."""
+    rows = 0
+    for path in paths:
+        for part in arrow_files.tables(path):
+            yield part
+            rows += len(part)
+            if rows >= ROWS:
+                return
+
+
+def read(paths: Sequence[Path], files: str) -> Table:
+    """Looks at files with the same header. Raises DataError if one is damaged."""
+    rows, counts, zones, here = 0, {}, {}, {}
+    for table in _parts(paths):
         for name in table.names():
             kept = counts.setdefault(name, collections.Counter())
             if pa.types.is_nested(table.raw(name).type):
-                timed[name], here[name] = False, [np.zeros(len(table), bool)]
+                zones[name] = {"no time"}
+                here.setdefault(name, []).append(np.zeros(len(table), bool))
                 continue
-            text = pc.utf8_trim_whitespace(table.strings(name))
-            known = pc.invert(pc.is_in(text, value_set=pa.array(arrow_files.MISSING, text.type)))
-            known = pc.and_(known, text.is_valid())
+            text, known = _known(table, name)
             for one in text.filter(known).value_counts():
                 kept[one["values"].as_py()] += one["counts"].as_py()
             here.setdefault(name, []).append(known.to_numpy(zero_copy_only=False))
-            timed[name] = timed.get(name, True) and _is_time(table, name)
+            zones.setdefault(name, set()).update(_zones(table, name))
         rows += len(table)
-        if rows >= ROWS:
-            break
-    found = {
-        name: Column(name, kept, timed[name] and bool(kept), np.concatenate(here[name]))
-        for name, kept in counts.items()
-    }
-    return Table(path, files, rows, found)
+    found = {}
+    for name, kept in counts.items():
+        time, mixed = len(zones[name]) == 1 and "no time" not in zones[name], len(zones[name]) > 1
+        mixed = mixed and "no time" not in zones[name]
+        found[name] = Column(name, kept, time and bool(kept), np.concatenate(here[name]), mixed)
+    return Table([*paths], files, rows, found)
+
+
+def count_subjects(table: Table) -> None:
+    """Counts the subjects that have each value of a column, once the subject is known."""
+    wanted = [c for c in table.rest() if not c.time and 0 < len(c.counts) <= MOST_VALUES]
+    pairs: dict[str, set] = {column.name: set() for column in wanted}
+    for part in _parts(table.paths):
+        for name, seen in pairs.items():
+            text, known = _known(part, name)
+            who = part.strings(table.subject).filter(known)
+            both = pa.table({"value": text.filter(known), "subject": who})
+            found = both.group_by(["value", "subject"]).aggregate([]).drop_null()
+            seen.update(zip(*(found[key].to_pylist() for key in ("value", "subject")), strict=True))
+    for column in wanted:
+        column.subjects.update(value for value, _ in pairs[column.name])
+
+
+def _known(table: arrow_files.Columns, name: str) -> tuple[pa.Array, pa.Array]:
+    """The cells as text without blanks around it, and which of them say something."""
+    text = pc.utf8_trim_whitespace(table.strings(name))
+    known = pc.invert(pc.is_in(text, value_set=pa.array(identifiers.MISSING, text.type)))
+    return text, pc.and_(known, text.is_valid())
 
 
 def together(found: Sequence[Column]) -> list[list[Column]]:
@@ -116,16 +154,19 @@ def together(found: Sequence[Column]) -> list[list[Column]]:
     return groups if len(groups) <= MOST_GROUPS else [[*found]]
 
 
-def _is_time(table: arrow_files.Columns, name: str) -> bool:
-    """Whether a column reads as times; one of bare numbers doesn't."""
-    text = table.strings(name).drop_null().unique()
-    if all(_is_number(value) or not value.strip() for value in text.to_pylist()):
-        return not len(text)  # empty here: the other rows decide
+def _zones(table: arrow_files.Columns, name: str) -> set[str]:
+    """Whether a column's times have a zone; none of an empty one; bare numbers are no times."""
+    text, known = _known(table, name)
+    values = text.filter(known).unique().to_pylist()
+    if not values:
+        return set()  # empty here: the other rows decide
+    if all(map(_is_number, values)):
+        return {"no time"}
     try:
-        table.times(name, up=True)
-    except DataError:
-        return False
-    return True
+        _, zone = table.times(name, up=True)
+    except DataError as error:
+        return {"zone", "none"} if "the times before it have" in str(error) else {"no time"}
+    return {"zone" if zone else "none"}
 
 
 def _is_number(text: str) -> bool:
@@ -139,8 +180,7 @@ def codes(table: Table, code: str, value: str) -> dict[str, tuple[int, float]]:
     """Code -> subjects that have it, and the share of its rows with a number in `value`."""
     pairs: set[tuple[str, str]] = set()
     rows, numbers = collections.Counter(), collections.Counter()
-    seen = 0
-    for part in arrow_files.tables(table.path):
+    for part in _parts(table.paths):
         names = part.strings(code).to_pylist()
         subjects = part.strings(table.subject).to_pylist()
         values = part.strings(value).to_pylist() if value else [None] * len(part)
@@ -149,8 +189,5 @@ def codes(table: Table, code: str, value: str) -> dict[str, tuple[int, float]]:
                 pairs.add((name, subject))
                 rows[name] += 1
                 numbers[name] += text is not None and _is_number(text)
-        seen += len(part)
-        if seen >= ROWS:
-            break
     held = collections.Counter(name for name, _ in pairs)
     return {name: (held[name], numbers[name] / rows[name]) for name in held}

@@ -5,6 +5,7 @@ and says what it left out and why. It cannot know what is recorded only after th
 to read it. Values are quoted only where ten subjects or more have them.
 """
 
+import collections
 import itertools
 import json
 import os
@@ -38,20 +39,27 @@ CODE = re.compile(r"code|item|test|variable|param|concept|drug|event|analyte|mea
 VALUE = re.compile(r"value|result|amount|dose|number|level", re.I)
 OUTCOMES = re.compile(r"outcome|label|target|endpoint", re.I)
 OUTCOME = re.compile(
-    r"(^|_)(death|dead|died|dies|expired|expire|mortality|deceased|outcome|label|target|y|aki|sepsis"
-    r"|readmi\w*|surviv\w*|los|discharge\w*|relapse\w*|event)(_|$)|length_of_stay|(?<!age_)(?<!\w)days$",
+    r"(^|_)(dies|outcome|label|target|y|aki|sepsis|readmi\w*|surviv\w*|los|discharge\w*|relapse\w*|event)(_|$)|length_of_stay|(?<!age_)(?<!\w)days$",
     re.I,
 )
+DEATH = re.compile(  # anywhere in a name, but not in other words: dead space, studied, amortised
+    r"death|dead(?!_?(space|line))|(?<!stu)(?<!bo)(?<!reme)died|deceas|expire"
+    r"|(?<![a-z])dod(?![a-z])|(?<!a)(?<!im)mort(?!ar|g)"
+)
+ZONES = "times, some with a zone and some without: write all alike"
+FEW_EMPTY = 0.02  # share of the rows whose prediction time may lack
+OTHER_FILES = re.compile(r"\.(tsv|tab|xlsx?)(\.gz)?$", re.I)
 
 
 def draft(root: Path) -> list[str]:
     """A definition in TOML, line by line. Raises DataError if there is nothing to draft from."""
-    tables = _tables(root)
+    tables, dropped = _tables(root)
     subject = _subjects(tables)
     strangers = [table.files for table in tables if not table.subject]
     tables = [table for table in tables if table.subject]
-    proposal = Proposal(tables)
-    text = json.dumps  # a JSON string is a TOML string
+    for table in tables:
+        columns.count_subjects(table)
+    proposal, text = Proposal(tables), _quoted
     name = root.resolve().name
     out = [
         "# A draft: check every modality for what is known only after the prediction time.",
@@ -64,7 +72,9 @@ def draft(root: Path) -> list[str]:
     ]
     for files in strangers:
         out += ["", f"# Left out: {files} has no column with the subjects of {subject}"]
-    return [line if line.isprintable() else repr(line) for line in out]
+    for why in dropped:
+        out += ["", f"# Left out: {why}"]
+    return [line if line.isprintable() else f"# {line!r}" for line in out]
 
 
 class Proposal:
@@ -80,8 +90,13 @@ class Proposal:
                 if not OUTCOMES.search(table.files):
                     self._leave("looks like an outcome", table, self._outcomes[id(table)])
                     self._outcomes[id(table)] = []
-        names = [n for t in tables for n in {*t.columns} - {t.subject}]
-        self._twice = {name for name in names if names.count(name) > 1}
+        self._asked = {id(t): _prediction_time(t) for t in tables if self._outcomes[id(t)]}
+        self._held = {}  # codes of long files, see `columns.codes`
+        for table in tables:
+            if code := _code(table):
+                value = _value(table, code)
+                self._held[id(table)] = columns.codes(table, code, value.name if value else "")
+        self._prefixes = self._clashes()
 
     def lines(self) -> list[str]:
         """Sources, tasks, modalities, what was left out, and how to train on it."""
@@ -101,6 +116,30 @@ class Proposal:
         select = selected or "TASK/METRIC"
         return [*out, f"#   --set data.raw_dir=FOLDER_ABOVE --set train.select={select}"]
 
+    def _clashes(self) -> dict[int, str]:
+        """Prefixes of the sources that share a name, be it a column's or a code's."""
+        names = {
+            id(t): {*self._held.get(id(t), {*t.columns} - {t.subject, _asked(t)})}
+            for t in self._tables
+        }
+        count = collections.Counter(name for own in names.values() for name in own)
+        stems: set[str] = set()
+        out = {}
+        for table in self._tables:
+            if any(count[name] > 1 for name in names[id(table)]):
+                stem = re.sub(r"[*?:]", "", _stem(table))
+                ways = (f"{stem}-{n}" if n > 1 else stem for n in itertools.count(1))
+                stems.add(free := next(way for way in ways if way not in stems))
+                out[id(table)] = f"{free}//"
+        return out
+
+    def _leave_codes(self, reason: str, table: Table, count: int, *names: str) -> None:
+        """Says how many codes are left out, and `names` of those that may be named."""
+        if count:
+            said = f" ({', '.join(map(repr, names[:FEW]))})" if names else ""
+            what = f"{count} code{'s' * (count > 1)} of {table.files}{said}"
+            self._left.setdefault(reason, []).append(what)
+
     def _leave(self, reason: str, table: Table, found: list[Column]) -> None:
         if found:
             names = (f"{c.name!r} of {table.files}" for c in found)
@@ -111,13 +150,13 @@ class Proposal:
         if table.per_subject() > 1.5 and not OUTCOMES.search(table.files):
             return []
         every = OUTCOMES.search(table.files)
-        found = [c for c in table.rest() if c.filled and (every or OUTCOME.search(c.name))]
+        found = [c for c in table.rest() if c.filled and (every or _outcome(c.name))]
         return [c for c in found if _kind(c)]
 
     def _tasks(self) -> tuple[list[str], str]:
-        text, out, selected, names = json.dumps, [], "", set()
+        text, out, selected, names = _quoted, [], "", set()
         for table in self._tables:
-            asked = _asked(table) if OUTCOMES.search(table.files) else ""
+            asked = self._asked.get(id(table), "")
             for column in self._outcomes[id(table)]:
                 kind, name = _kind(column), _free(column.name, names)
                 out += ["", f"[tasks.{name}]", f"kind = {text(kind)}"]
@@ -125,7 +164,7 @@ class Proposal:
                 out += [f"subject = {text(table.subject)}"]
                 out += [f"time = {text(asked)}"] if asked else []
                 if kind == "multiclass":
-                    out.append(f"classes = {text(column.often(SMALLEST))}")
+                    out.append(f"classes = {_toml(column.often(SMALLEST))}")
                 if kind == "regression" and _skewed(column):
                     out.append('transform = "log1p"')
                 if kind:
@@ -138,57 +177,66 @@ class Proposal:
 
     def _long(self, table: Table) -> tuple[list[str], list[str]]:
         """A file of one event a row: a series of its numbers, codes or words of the others."""
-        text, code, when = json.dumps, _code(table), _asked(table)
+        text, code, when = _quoted, _code(table), _asked(table)
         value, words = _value(table, code), _words(table, code)
-        prefix = f"{_stem(table)}//" if code in self._twice else ""
+        prefix = self._prefixes.get(id(table), "")
         source = ["[[events]]", f"files = {text(table.files)}", f"subject = {text(table.subject)}"]
         source += [f"time = {text(when)}"] if when else []
         source += [f"code = {text(code)}"]
-        source += [f"value = {text(value)}"] if value else []
+        source += [f"value = {text(value.name)}{_no_numbers(value)}"] if value else []
         source += [f"text = {text(words)}"] if words else []
         source += [f"prefix = {text(prefix)}"] if prefix else []
-        held = {n: v for n, v in columns.codes(table, code, value).items() if v[0] >= SMALLEST}
-        held = {
-            n: v for n, v in held.items() if not OUTCOME.search(n) and not specs.text_problem(n)
-        }
-        ranked = sorted(held, key=lambda name: (-held[name][0], name))
-        numbers = [name for name in ranked if held[name][1] >= 0.5][:MOST]
-        others = [name for name in ranked if held[name][1] < 0.5]
+        numbers, others = self._codes(table)
         out = []
         if numbers:
-            features = {name: prefix + _literal(name) for name in numbers}
+            features = {name: _literal(prefix + name) for name in numbers}
             out += self._modality(_stem(table), "series" if when else "table", features, timed=when)
         if others and words and not out:
             out += ["", f"[modalities.{_free(f'{_stem(table)} text', self._taken)}]"]
-            out += ['kind = "text"', f"codes = {text([prefix + _literal(n) for n in others])}"]
+            out += ['kind = "text"', f"codes = {_toml([_literal(prefix + n) for n in others])}"]
         elif others:
-            codes = (
-                [f"{prefix}*"] if prefix and not numbers else [prefix + _literal(n) for n in others]
-            )
+            codes = [_literal(prefix + name) for name in others]
             out += ["", f"[modalities.{_free(_stem(table), self._taken)}]", 'kind = "codes"']
-            out += [f"codes = {text(codes)}"]
-        used = {code, value, words, when}
-        self._leave(
-            "no use of it was found", table, [c for c in table.rest() if c.name not in used]
-        )
+            out += [f"codes = {_toml(codes)}"]
+        used = {code, value.name if value else "", words, when, self._asked.get(id(table), "")}
+        used |= {column.name for column in self._outcomes[id(table)]}
+        for column in (c for c in table.rest() if c.name not in used):
+            self._leave(ZONES if column.mixed else "no use of it was found", table, [column])
         return source, out
+
+    def _codes(self, table: Table) -> tuple[list[str], list[str]]:
+        """The codes of a long file with numbers and those without, most subjects first."""
+        every = self._held[id(table)]
+        held = {name: found for name, found in every.items() if found[0] >= SMALLEST}
+        self._leave_codes(f"fewer than {SMALLEST} subjects", table, len(every) - len(held))
+        odd = [name for name in held if specs.text_problem(name)]
+        self._leave_codes("its name cannot be printed", table, len(odd))
+        later = [name for name in held if name not in odd and _outcome(name)]
+        self._leave_codes("looks like an outcome", table, len(later), *later)
+        ranked = [name for name in held if name not in {*odd, *later}]
+        ranked.sort(key=lambda name: (-held[name][0], name))
+        numbers = [name for name in ranked if held[name][1] >= 0.5]
+        beyond = numbers[MOST:]
+        self._leave_codes(f"beyond the {MOST} most frequent", table, len(beyond), *beyond)
+        return numbers[:MOST], [name for name in ranked if held[name][1] < 0.5]
 
     def _wide(self, table: Table) -> tuple[list[str], list[str]]:
         """A file of wide rows: a series if subjects come again with a time, else a table."""
-        text, when = json.dumps, _asked(table)
+        text, when = _quoted, _asked(table)
         again = bool(when) and table.per_subject() > 1.5
         when = when if again else ""  # what is written once holds whenever
         source = ["[[rows]]", f"files = {text(table.files)}", f"subject = {text(table.subject)}"]
         source += [f"time = {text(when)}"] if when else []
-        prefix = f"{_stem(table)}//" if self._twice & {*table.columns} - {table.subject} else ""
+        prefix = self._prefixes.get(id(table), "")
         source += [f"prefix = {text(prefix)}"] if prefix else []
         outcomes = self._outcomes[id(table)]
-        left = [c for c in table.rest() if c not in outcomes and c.name != when]
-        later = [c for c in left if OUTCOME.search(c.name)]
+        used = {when, self._asked.get(id(table), ""), *(c.name for c in outcomes)}
+        left = [c for c in table.rest() if c.name not in used]
+        later = [c for c in left if _outcome(c.name)]
         self._leave("looks like an outcome", table, [c for c in later if not self._said(c, table)])
         features, out = {}, []
         for column in (c for c in left if c not in later):
-            code = prefix + _literal(column.name)
+            code = _literal(prefix + column.name)
             if why := _useless(column, again=again):
                 self._leave(why, table, [column])
             elif column.pictures:
@@ -217,27 +265,43 @@ class Proposal:
         out = ["", f"[modalities.{_free(name, self._taken)}]", f'kind = "{kind}"']
         out += ["every = 1 # hours", 'take = "mean"', "length = 48"] if timed else []
         out.append(f"[{out[1][1:-1]}.features]")
-        return out + [f"{json.dumps(key)} = {_toml(value)}" for key, value in features.items()]
+        return out + [f"{_quoted(key)} = {_toml(value)}" for key, value in features.items()]
 
 
-def _tables(root: Path) -> list[Table]:
-    """The files below a folder; several with the same header and one pattern are one table."""
+def _tables(root: Path) -> tuple[list[Table], list[str]]:
+    """The files below a folder, and why some are of no use.
+
+    Several with the same header and one pattern are one table.
+    """
     paths = [p for p in find(root, ".") if p.is_file()]
     if not paths:
         raise DataError(f"{root}: no files that end in {', '.join(ENDINGS)}")
-    looked = [columns.read(path, path.relative_to(root).as_posix()) for path in paths]
+    looked = [columns.read([path], path.relative_to(root).as_posix()) for path in paths]
     out: list[Table] = []
-    for _, group in itertools.groupby(looked, key=lambda t: (t.path.parent, [*t.columns])):
+    for _, group in itertools.groupby(looked, key=lambda t: (t.paths[0].parent, [*t.columns])):
         alike = [*group]
         names = [table.files for table in alike]
         start = os.path.commonprefix(names)
         end = os.path.commonprefix([name[::-1] for name in names])[::-1]
         pattern = f"{start}*{end}"
-        if len(alike) > 1 and start and find(root, pattern) == [t.path for t in alike]:
-            alike[0].files = pattern
-            alike = alike[:1]
+        paths = [table.paths[0] for table in alike]
+        if len(alike) > 1 and (start or end) and find(root, pattern) == paths:
+            alike = [columns.read(paths, pattern)]
         out += alike
-    return [table for table in out if table.rows and len(table.columns) > 1]
+    dropped = [
+        f"{table.files} has {'one column: separated by ; or tabs? Use commas' * bool(table.rows)}"
+        f"{'no rows' * (not table.rows)}"
+        for table in out
+        if not table.rows or len(table.columns) < 2
+    ]
+    others = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*"))
+    dropped += [
+        f"{name} is none of {', '.join(ENDINGS)}" for name in others if OTHER_FILES.search(name)
+    ]
+    out = [table for table in out if table.rows and len(table.columns) > 1]
+    if not out:
+        raise DataError(f"{root}: {dropped[0]}")
+    return out, dropped
 
 
 def _subjects(tables: list[Table]) -> str:
@@ -272,6 +336,7 @@ def _may_be_subject(table: Table, column: Column) -> bool:
     return (
         len(column.counts) > 1
         and not column.time
+        and not column.mixed
         and (column.whole or not column.numeric)
         and column.filled >= 0.9 * table.rows
         and column.words < SENTENCE
@@ -289,22 +354,38 @@ def _code(table: Table) -> str:
     found = [
         c
         for c in table.rest()
-        if not c.time
+        if not (c.time or c.mixed or _some_value(c))
         and c.words < SENTENCE
         and (not c.numeric or (c.whole and CODE.search(c.name)))
         if len(c.counts) > 1 and len(c.counts) <= table.rows / 5
     ]
-    numbers = [c for c in table.rest() if c.numeric and c not in found]
+    numbers = [c for c in table.rest() if (c.numeric or _some_value(c)) and c not in found]
     named = [c for c in found if CODE.search(c.name)]
     if named and (len(numbers) <= 2 or any(VALUE.search(c.name) for c in numbers)):
         return named[0].name
     return found[0].name if found and len(numbers) <= 1 else ""
 
 
-def _value(table: Table, code: str) -> str:
-    numbers = [c for c in table.rest() if c.numeric and c.name != code]
+def _some_value(column: Column) -> bool:
+    """Whether it is called a value and is a number in at least half its cells, not in all."""
+    return bool(VALUE.search(column.name)) and column.mostly and not column.numeric
+
+
+def _value(table: Table, code: str) -> Column | None:
+    """The column of numbers of a long file: one called so first, even if some cells are none."""
+    rest = [c for c in table.rest() if c.name != code]
+    numbers = [c for c in rest if c.numeric]
     named = [c for c in numbers if VALUE.search(c.name)]
-    return (named or numbers)[0].name if numbers else ""
+    return next(iter([*named, *filter(_some_value, rest), *numbers]), None)
+
+
+def _no_numbers(value: Column) -> str:
+    """A comment on the cells at which the build would stop; '' if there are none."""
+    count = value.filled - value.numbers
+    what = (
+        f"{count:,} of {value.filled:,} cells looked at {'is' if count == 1 else 'are'} no number"
+    )
+    return f" # {what}: the build stops at the first; empty it or write a number" if count else ""
 
 
 def _words(table: Table, code: str) -> str:
@@ -315,8 +396,23 @@ def _words(table: Table, code: str) -> str:
 
 def _asked(table: Table) -> str:
     """The first column of times that is no outcome."""
-    times = [c.name for c in table.rest() if c.time and not OUTCOME.search(c.name)]
+    times = [c.name for c in table.rest() if c.time and not _outcome(c.name)]
     return times[0] if times else ""
+
+
+def _prediction_time(table: Table) -> str:
+    """When a file of outcomes asks: the first times that hardly any row lacks; '' for never."""
+    if not OUTCOMES.search(table.files):
+        return ""
+    times = [c for c in table.rest() if c.time and not _outcome(c.name)]
+    full = [c.name for c in times if c.filled >= (1 - FEW_EMPTY) * table.rows]
+    return full[0] if full else ""
+
+
+def _outcome(name: str) -> bool:
+    """Whether a column or code is called like an outcome, as inHospDeath or death_time."""
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    return bool(OUTCOME.search(name) or DEATH.search(apart))
 
 
 def _kind(column: Column) -> Literal["", "binary", "regression", "multiclass"]:
@@ -342,19 +438,23 @@ def _useless(column: Column, *, again: bool) -> str:
         return "its name cannot be printed"
     if column.time:
         return "a time"
+    if column.mixed:
+        return ZONES
     if len(column.counts) < 2:
         return "always the same"
     if column.numeric or column.pictures:
         return ""
+    if column.mostly and (again or len(column.counts) > FEW):
+        return "numbers but for some cells, at which the build would stop: empty those"
     if again:
         return "words that change with time; a file of codes could have them"
     if len(column.counts) <= FEW:
-        return "" if column.often(SMALLEST) else "no value that ten have"
+        return "" if column.often(SMALLEST) else "no value that ten subjects have"
     return "" if column.words >= SENTENCE / 2 else "many different words: an identifier?"
 
 
 def _stem(table: Table) -> str:
-    return Path(table.files).name.partition(".")[0].replace("*", "")
+    return Path(table.files).name.partition(".")[0].replace("*", "") or "rows"
 
 
 def _free(name: str, taken: set[str]) -> str:
@@ -366,10 +466,20 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def _literal(code: str) -> str:
-    return f"re:{re.escape(code)}" if "*" in code or "?" in code else code
+    """A pattern of this code alone."""
+    special = "*" in code or "?" in code or code.startswith("re:")
+    return f"re:{re.escape(code)}" if special else code
 
 
-def _toml(value: str | dict) -> str:
+def _quoted(text: str) -> str:
+    """A TOML string: JSON's, but beyond 16 bits TOML knows no pairs of escapes."""
+    plain = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in plain)
+
+
+def _toml(value: str | list | dict) -> str:
     if isinstance(value, str):
-        return json.dumps(value)
-    return f"{{ {', '.join(f'{key} = {json.dumps(v)}' for key, v in value.items())} }}"
+        return _quoted(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_quoted, value))}]"
+    return f"{{ {', '.join(f'{key} = {_toml(v)}' for key, v in value.items())} }}"
