@@ -23,6 +23,7 @@ from m4.eval import bootstrap, games, metrics, subsets
 from m4.eval.bootstrap import Draws, number
 from m4.eval.games import Game
 
+MIN_PAIRS = 10  # of random orders, below which nothing is said of chance
 MAX_CATEGORIES = 12  # of a group column, the largest
 RANK_DRAWS = 200  # of the primary metric, whose draws cannot be had by one product
 RANK_CELLS = 400_000_000  # subsets x rows x outputs x draws up to which it has them
@@ -102,11 +103,23 @@ def describe(game: Game) -> dict[str, Any] | None:
     }
     if together_KS is not None:
         _add_pairs(out, game, value_Mn, together_KS @ game.value_Sn)
+    if not game.complete and out["orders"] < 2 * MIN_PAIRS:
+        _without_intervals(out)
     out["combinations"] = [
         {"keep": [*itertools.compress(game.names, keep_M)], "worth": worth}
         for keep_M, worth in zip(game.keep_SM, game.means(game.value_Sn), strict=True)
     ]
     return out
+
+
+def _without_intervals(out: dict[str, Any]) -> None:
+    """Takes intervals and p from Shapley values: they know nothing of the few orders' error."""
+    rows = [*out["modalities"], *((out["primary"] or {}).get("modalities", []))]
+    rows += [row for own in out["groups"].values() for group in own for row in group["modalities"]]
+    for row in rows:
+        for key in {"shapley", "if_present"} & {*row}:
+            note = f"no interval: fewer than {2 * MIN_PAIRS} random orders"
+            row[key] = {"value": row[key]["value"], "low": None, "high": None, "note": note}
 
 
 def by_row(game: Game) -> np.ndarray | None:

@@ -214,6 +214,26 @@ def test_the_table_is_read_back_as_it_was(fabricate, tmp_path):
         table.read(tmp_path / "none.parquet", spec)
 
 
+def test_few_random_orders_have_no_interval(fabricate):
+    spec, chosen, predictions = fabricate(rows=100, modalities=tuple("abcdefg"), tasks=["ihm"])
+    passed = subsets.every(7, 40)
+    keep_SM = np.array(passed)
+    some = predictions.prediction["ihm"][:1]
+    predictions = dataclasses.replace(
+        predictions,
+        subsets=keep_SM,
+        counted=np.ones((len(keep_SM), 100), bool),
+        prediction={"ihm": np.repeat(some, len(keep_SM), axis=0)},
+    )
+    draws = bootstrap.resample(predictions.patient, draws=20)
+    game = games.play(predictions, spec, spec.tasks[0], draws, min_patients=10)
+    found = attribution.describe(game)
+    assert found["orders"] < 20 and not found["exact"]
+    for row in found["modalities"]:
+        for e in (row["shapley"], row["if_present"]):
+            assert e["value"] is not None and e["low"] is None and "p" not in e
+
+
 @pytest.mark.parametrize("name", ["row", "patient", "subset", "counted", "fold"])
 def test_a_task_may_be_called_as_a_column_of_the_table(fabricate, tmp_path, name):
     _, _, predictions = fabricate(rows=30)
