@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import ml_collections
 from m4 import config as configs
 from m4 import local, modes
 from m4.api import handed
-from m4.api.loaded import Model, as_text, load
+from m4.api.loaded import Model, as_text, by_frame, load
 from m4.config import Flags, program
 from m4.data import data_sets
 from m4.data.sets.declared import parse
 from m4.errors import ConfigError
+from m4.modes import train
+from m4.run import selection, trained
+from m4.run.workspace import open_incomplete, prepare, same_run
 
 FRAMES = "frames"  # folder of a work directory
 
@@ -64,7 +68,7 @@ def fit(
     flags = Flags(workdir=folder, overrides=overrides, force=tuple(sorted({*force})), **given)
     with _owner_only(), contextlib.redirect_stdout(None) if quiet else contextlib.nullcontext():
         if frames is not None:
-            _keep(folder / FRAMES, checked, frames)
+            _keep(folder, checked, flags, frames)
         modes.require(checked, flags)
         modes.run(checked, flags)
     return load(folder, trust_code=True)  # that code has just been run
@@ -74,8 +78,35 @@ def _silent(line: str) -> None:
     """Says nothing."""
 
 
-def _keep(root: Path, config: ml_collections.ConfigDict, frames: Any) -> None:
-    """Writes frames as the raw files of a configuration. ConfigError if its data are no files."""
+def _keep(folder: Path, config: ml_collections.ConfigDict, flags: Flags, frames: Any) -> None:
+    """Keeps frames as the raw files of a run, once nothing refuses them.
+
+    Until then a run that is there keeps its own, and what is refused is removed.
+    """
+    new = folder / f"{FRAMES}.new"
+    shutil.rmtree(new, ignore_errors=True)  # of a killed run
+    staged = ml_collections.ConfigDict(config.to_dict())
+    staged.data.raw_dir = str(new)
+    try:
+        place = _write(new, config, frames)
+        with by_frame(place):
+            modes.require(staged, flags)
+            train.require_own(config, folder, force="config" in flags.force)
+            data = prepare(staged)
+        if any(folder.glob("checkpoints/*/*")):
+            same_run({"data": trained.read(folder).manifest["fingerprint"]}, config, data, folder)
+        selection.require_defined(staged, open_incomplete(staged, data, "val"))
+        shutil.rmtree(folder / FRAMES, ignore_errors=True)
+        new.rename(folder / FRAMES)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _write(root: Path, config: ml_collections.ConfigDict, frames: Any) -> Path:
+    """Writes frames as the raw files of a configuration; returns the folder that they are in.
+
+    Raises ConfigError if its data are no files.
+    """
     module, options = data_sets.find(config.data.name), config.data.options.to_dict()
     if not hasattr(module, "new"):
         raise ConfigError(
@@ -87,6 +118,7 @@ def _keep(root: Path, config: ml_collections.ConfigDict, frames: Any) -> None:
     place = root / definition.folder
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     handed.write(place, definition, frames, labelled=True)
+    return place
 
 
 @contextlib.contextmanager

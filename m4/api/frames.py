@@ -5,6 +5,7 @@ Neither library is needed, nor imported before a frame of it is handed over or a
 
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,9 +30,10 @@ def kind_of(frame: Any) -> Kind | None:
     return "arrow" if arrow else None
 
 
-def to_arrow(frame: Any, name: str = "frame") -> pa.Table:
+def to_arrow(frame: Any, name: str = "frame", *, only: Collection[str] | None = None) -> pa.Table:
     """A frame as an Arrow table; whole numbers that pandas made floats are whole again.
 
+    Of the columns those in `only` are taken, as far as it has them.
     A named index of pandas becomes columns. Raises DataError, which quotes no value, for what is
     no frame, for two columns of one name, and for a column of values of several types.
     """
@@ -43,7 +45,7 @@ def to_arrow(frame: Any, name: str = "frame") -> pa.Table:
     try:
         if kind == "pandas":
             named = any(level is not None for level in frame.index.names)
-            table = _of_pandas(frame.reset_index() if named else frame, name)
+            table = _of_pandas(frame.reset_index() if named else frame, name, only)
         elif kind == "polars":
             table = (frame.collect() if hasattr(frame, "collect") else frame).to_arrow()
         else:
@@ -52,7 +54,17 @@ def to_arrow(frame: Any, name: str = "frame") -> pa.Table:
         raise DataError(f"{name}: cannot be read as a table ({type(error).__name__})") from None
     if len({*table.column_names}) < table.num_columns:
         raise DataError(f"{name}: two columns have the same name")
-    columns = {column: _tidy(table[column]) for column in table.column_names}
+    columns = {}
+    for column in table.column_names:
+        if only is not None and column not in only:
+            continue
+        try:
+            columns[column] = _tidy(table[column])
+        except pa.ArrowException:
+            kind = table[column].type
+            raise DataError(
+                f"{name}: column {column!r} holds {kind}, expected plain values"
+            ) from None
     return pa.table(columns) if columns else table
 
 
@@ -80,10 +92,13 @@ def write_private(path: Path, table: pa.Table) -> None:
         pq.write_table(table, file)
 
 
-def _of_pandas(frame: Any, name: str) -> pa.Table:
+def _of_pandas(frame: Any, name: str, only: Collection[str] | None) -> pa.Table:
     """Column by column, so that an error can name the column."""
     arrays, names = [], [str(column) for column in frame.columns]
     for place, column in enumerate(names):
+        if only is not None and column not in only:
+            arrays.append(pa.nulls(len(frame)))
+            continue
         try:
             arrays.append(pa.Array.from_pandas(frame.iloc[:, place]))
         except (pa.ArrowException, TypeError, ValueError):

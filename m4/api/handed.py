@@ -21,11 +21,17 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from m4.api import frames
+from m4.data import identifiers
 from m4.data.sets.declared import arrow_files
 from m4.data.sets.declared.definition import ENDINGS, Definition, Source, find
 from m4.errors import ConfigError, DataError
 
 POINTS = "points.parquet"
+NO_TEXT = (  # kinds of columns, as of UUIDs and intervals
+    pa.types.is_nested,
+    pa.types.is_fixed_size_binary,
+    lambda kind: isinstance(kind, pa.BaseExtensionType),
+)
 Spelling = Callable[[str], tuple[str, str]]
 Key = tuple[int | str | None, int | None]  # subject and prediction time in microseconds
 
@@ -90,7 +96,9 @@ def _assigned(definition: Definition, given: Any) -> dict[str, pa.Table]:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 known = ", ".join(map(_short, patterns))
                 raise ConfigError(f"frames: {name!r} is none of {known}{hint}")
-            tables[names[name]] = frames.to_arrow(frame, f"frame {name!r}")
+            pattern = names[name]
+            only = _read(definition, pattern)
+            tables[pattern] = frames.to_arrow(frame, f"frame {name!r}", only=only)
         for source in definition.sources:
             _require(source, tables.get(source.files))
         return tables
@@ -126,6 +134,15 @@ def _needed(source: Source) -> set[str]:
     return {c for c in (source.subject, source.time, source.code, *optional) if c}
 
 
+def _read(definition: Definition, pattern: str) -> set[str] | None:
+    """The columns that are read of files; None where it may be any."""
+    sources = [source for source in definition.sources if source.files == pattern]
+    labels = any(task.files == pattern for task in definition.labelled)
+    if labels or not all(source.code and source.header == "names" for source in sources):
+        return None
+    return {c for s in sources for c in (s.subject, s.time, s.code, s.value, s.text)}
+
+
 def _require(source: Source, table: pa.Table | None) -> None:
     if table is not None and (lacking := sorted(_needed(source) - {*table.column_names})):
         near = difflib.get_close_matches(lacking[0], table.column_names, n=1)
@@ -152,30 +169,37 @@ def _points(definition: Definition, tables: Mapping[str, pa.Table], points: Any)
     wide = {source.files for source in definition.sources if not source.code}
     if not wanted:
         return next(iter(tables[pattern] for pattern in tables if pattern in wide))
+    if not task.time:
+        return pa.table({task.subject: _everybody(definition, tables)})
     for pattern, table in tables.items():
         if len(table) and pattern in wide and {*wanted} <= {*table.column_names}:
             return table.select(wanted)
-    if task.time:
-        raise DataError(
-            f"points: who is asked, and when? Give a frame with columns {task.subject!r} and"
-            f" {task.time!r}"
-        )
-    return pa.table({task.subject: _everybody(definition, tables)})
+    raise DataError(
+        f"points: who is asked, and when? Give a frame with columns {task.subject!r} and"
+        f" {task.time!r}"
+    )
 
 
 def _everybody(definition: Definition, tables: Mapping[str, pa.Table]) -> pa.Array:
-    """The subjects of all frames, in order of their first row."""
-    found = []
+    """The subjects of all frames, each once, in order of their first row."""
+    found: dict[Any, None] = {}
     for source in definition.sources:
         table = tables[source.files]
         if len(table) and source.subject:
-            found.append(table[source.subject].combine_chunks())
-    if not found:
+            name, column = _short(source.files), table[source.subject]
+            try:
+                values = pc.unique(column).drop_null().to_pylist()
+                # "7" of one is 7 of another
+                found |= dict.fromkeys(identifiers.canonical(value) for value in values)
+            except (ValueError, pa.ArrowException):
+                where = f"frame {name!r}: column {source.subject!r}"
+                raise DataError(f"{where} holds values that are no identifiers") from None
+    subjects = [subject for subject in found if subject is not None]
+    if not subjects:
         raise DataError("frames: have no rows")
-    kinds = {array.type for array in found}
-    if len(kinds) > 1:  # "7" of one is 7 of another, see `m4.data.identifiers`
-        found = [array.cast(pa.string()) for array in found]
-    return pc.unique(pa.concat_arrays(found)).drop_null()
+    if all(isinstance(subject, int) for subject in subjects):
+        return pa.array(subjects, pa.int64())
+    return pa.array([str(subject) for subject in subjects], pa.string())
 
 
 def _spelling(definition: Definition, column: str) -> tuple[str, str]:
@@ -194,13 +218,13 @@ def _write(root: Path, pattern: str, table: pa.Table, spelling: Spelling) -> Non
         path = root / name
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            if name.endswith(".parquet"):
-                pq.write_table(table, file)
-            elif name.endswith(".gz"):
+            write = _parquet if name.endswith(".parquet") else functools.partial(_csv, spelling)
+            content = _content(_short(pattern), table, write)
+            if name.endswith(".gz"):
                 with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-                    packed.write(_csv(table, spelling))
+                    packed.write(content)
             else:
-                file.write(_csv(table, spelling))
+                file.write(content)
         if path in find(root, pattern):
             return
         path.unlink()
@@ -215,7 +239,29 @@ def _candidates(pattern: str) -> list[str]:
     return found or [f"{name.rstrip('/')}/0.parquet" for name in names]
 
 
-def _csv(table: pa.Table, spelling: Spelling) -> bytes:
+def _content(name: str, table: pa.Table, write: Callable[[pa.Table], bytes]) -> bytes:
+    """A table as `write` writes it. DataError for a column that it cannot."""
+    try:
+        return write(table)
+    except pa.ArrowException:
+        for column in table.column_names:
+            try:
+                write(table.select([column]))
+            except pa.ArrowException:
+                kind = table[column].type
+                raise DataError(
+                    f"frame {name!r}: column {column!r} holds {kind}, expected plain values"
+                ) from None
+        raise
+
+
+def _parquet(table: pa.Table) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    return out.getvalue()
+
+
+def _csv(spelling: Spelling, table: pa.Table) -> bytes:
     """Text of a table; what is missing is an empty cell."""
     columns = {}
     for name in table.column_names:
@@ -227,8 +273,8 @@ def _csv(table: pa.Table, spelling: Spelling) -> bytes:
             array = array.cast(pa.timestamp("us", "UTC" if zone else None), safe=False)
             text = array.cast(pa.timestamp("us")).cast(pa.string())
             array = pc.binary_join_element_wise(text, "Z", "") if zone else text
-        elif pa.types.is_nested(array.type):
-            raise DataError(f"frame: column {name!r} holds {array.type}, expected plain values")
+        elif any(is_kind(array.type) for is_kind in NO_TEXT):
+            raise pa.ArrowTypeError(name)
         columns[name] = array.cast(pa.large_string())
     out = io.BytesIO()
     csv.write_csv(pa.table(columns), out)

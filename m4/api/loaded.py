@@ -100,6 +100,7 @@ class Asked:
     keys: pa.Table | None  # subject and prediction time of every record, where they have them
     order: list[handed.Key] | None = None  # of the rows that were handed over
     columns: tuple[str, str] = ("subject_id", "prediction_time")  # what the user calls them
+    nothing: bool = False  # whether no record has anything to predict from
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -249,23 +250,25 @@ class Model:
             else:
                 new, definition = scratch / "frames", self._definition()
                 new.mkdir(mode=0o700)
-                with _by_frame(new):
+                with by_frame(new):
                     handed.write(new, definition, data, points=points, labelled=labelled)
                     order = handed.order(new, definition)
             place = scratch / self._known.manifest["fingerprint"]
             place.mkdir(mode=0o700)
-            with _by_frame(new if definition else None):
+            with by_frame(new if definition else None):
                 trained.require(self.config, self.workdir, new)
-                self.read(new, place)
+                self.read(new, place, some=definition is None)
             store = Store(place, apply.SPLIT)
             columns = _called(definition) if definition else Asked.columns
-            yield Asked(place, store, index.read(place, apply.SPLIT), order, columns)
+            keys, nothing = index.read(place, apply.SPLIT), _nothing(store.manifest)
+            yield Asked(place, store, keys, order, columns, nothing)
 
-    def read(self, new: Path, place: Path) -> dict[str, Any]:
+    def read(self, new: Path, place: Path, *, some: bool = True) -> dict[str, Any]:
         """Reads new raw files into records in `place`; returns their manifest.
 
         To checkpoints they are the data set that `place` is called as: the fingerprint of the
-        training data. Raises DataError for files of no use.
+        training data. Raises DataError for files of no use and, where `some` record must have
+        something to predict from, if none has.
         """
         module = trained.module_of(self.config)
 
@@ -284,18 +287,19 @@ class Model:
                 warnings.warn(line, stacklevel=2)
             else:
                 self._say(f"warning  {line}")
-        if {*manifest["splits"][apply.SPLIT]["patterns"]} == {"0"}:
+        if some and _nothing(manifest):
             raise DataError(f"{new}: no record has anything to predict from")
         return manifest
 
     def answer(self, asked: Asked, keep_SM: np.ndarray | None = None) -> Predictions:
         """Predictions of records under subsets of modalities; without those, of all they have."""
         model, predict = self._program
-        whole = np.ones((1, len(self.spec.modalities)), bool)
+        if keep_SM is None:
+            keep_SM = np.ones((1, len(self.spec.modalities)), bool)
         with context(model.mesh):
-            return eval_mode.sweep(
-                self.config, model, asked.store, predict, whole if keep_SM is None else keep_SM
-            )
+            if asked.nothing:
+                return eval_mode.of_nobody(self.config, model, predict, keep_SM)
+            return eval_mode.sweep(self.config, model, asked.store, predict, keep_SM)
 
     def scores(self, found: Predictions, name: str) -> dict[str, Any] | None:
         """The results document (`m4.eval.results`) of predictions, None without a known label."""
@@ -337,6 +341,11 @@ class Model:
             return model, functools.partial(programs.compile_predict(model, rows), params)
 
 
+def _nothing(manifest: Mapping[str, Any]) -> bool:
+    """Whether no new record has anything to predict from."""
+    return {*manifest["splits"][apply.SPLIT]["patterns"]} == {"0"}
+
+
 def _quietly(config: ml_collections.ConfigDict) -> Path:
     """The built data set, without a word unless it is built."""
     with contextlib.redirect_stdout(None):
@@ -344,7 +353,7 @@ def _quietly(config: ml_collections.ConfigDict) -> Path:
 
 
 @contextlib.contextmanager
-def _by_frame(root: Path | None) -> Iterator[None]:
+def by_frame(root: Path | None) -> Iterator[None]:
     """Errors about the files that stand for frames, in words about the frames."""
     try:
         yield
@@ -399,14 +408,19 @@ def _joined(asked: Asked, found: Predictions, columns: Mapping[str, np.ndarray])
     if asked.order is None or asked.keys is None:
         return pa.table(_who(asked, found.uid) | values)
     times = asked.keys["prediction_time"].cast(pa.int64()).to_pylist()
-    keys = zip(asked.keys["subject_id"].to_pylist(), times, strict=True)
-    record = {key: row for row, key in enumerate(keys)}
+    known, given = asked.keys["subject_id"].to_pylist(), [subject for subject, _ in asked.order]
+    kind = pa.int64()
+    if any(isinstance(subject, str) for subject in (*known, *given)):  # 12 and W001: all are text
+        kind = pa.string()
+        known, given = ([s if s is None else str(s) for s in each] for each in (known, given))
+    record: dict[Any, int] = {key: row for row, key in enumerate(zip(known, times, strict=True))}
     predicted = {int(uid): row for row, uid in enumerate(found.uid)}
-    rows = pa.array([predicted.get(record.get(key, -1)) for key in asked.order], pa.int64())
-    subjects = pa.array([subject for subject, _ in asked.order], asked.keys["subject_id"].type)
-    who = {asked.columns[0]: subjects}
-    if any(time is not None for _, time in asked.order):
-        who[asked.columns[1]] = pa.array([time for _, time in asked.order], pa.timestamp("us"))
+    when = [time for _, time in asked.order]
+    places = [predicted.get(record.get(key, -1)) for key in zip(given, when, strict=True)]
+    rows = pa.array(places, pa.int64())
+    who = {asked.columns[0]: pa.array(given, kind)}
+    if any(time is not None for time in when):
+        who[asked.columns[1]] = pa.array(when, pa.timestamp("us"))
     return pa.table(who | {name: value.take(rows) for name, value in values.items()})
 
 

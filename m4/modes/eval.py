@@ -12,11 +12,12 @@ import numpy as np
 from m4 import sharding
 from m4.config import Flags
 from m4.data import aggregate, at_first, set_aside
+from m4.data.batch import empty
 from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.errors import CheckpointError
 from m4.eval import baselines, evaluate, operating, reliance, results, subsets, table, table_one
-from m4.eval.predictions import Predictions
+from m4.eval.predictions import SCORED_KINDS, Predictions
 from m4.eval.report import words
 from m4.modes import report
 from m4.run import meds_predictions as meds
@@ -144,6 +145,28 @@ def sweep(config, setup: Model, store: Store, predict, keep_SM) -> Predictions:
     )
     groups = {name: column[found.uid] for name, column in store.groups().items()}
     return dataclasses.replace(found, groups=groups)
+
+
+def of_nobody(config, setup: Model, predict, keep_SM) -> Predictions:
+    """What `sweep` would find of no row at all: every task, and no prediction."""
+    batch = sharding.put_whole(empty(setup.spec, config.eval.batch_size), sharding.rows(setup.mesh))
+    tasks, _ = predict(batch, np.asarray(keep_SM[0], bool))
+    sizes = {
+        task.name: tasks[task.name].shape[-1]
+        for task in setup.spec.tasks
+        if task.kind in SCORED_KINDS and task.name in tasks
+    }
+    return Predictions(
+        subsets=np.asarray(keep_SM, bool),
+        uid=np.zeros(0, np.int64),
+        patient=np.zeros(0, np.int64),
+        present=np.zeros((0, len(setup.spec.modalities)), bool),
+        prediction={n: np.zeros((len(keep_SM), 0, size), np.float32) for n, size in sizes.items()},
+        label={name: np.zeros((0, size)) for name, size in sizes.items()},
+        label_mask={name: np.zeros((0, size), bool) for name, size in sizes.items()},
+        counted=np.zeros((len(keep_SM), 0), bool),
+        routing={},
+    )
 
 
 def _evaluate(config, setup: Setup, folder: Path, predict) -> Evaluation:

@@ -66,7 +66,14 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> eval_m
 
 
 def claim(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> None:
-    """Stores the configuration, or refuses if the folder holds a run of another one.
+    """Stores the configuration, or refuses as `require_own` does."""
+    require_own(config, folder, force=force)
+    atomic.write(folder / "config.json", configs.to_json(config))
+    trust.mark(folder, config.to_dict())
+
+
+def require_own(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> None:
+    """Raises ConfigError if the folder holds a run of another configuration.
 
     A run that was refused before it began, for its method say, has no run.json.
     """
@@ -82,8 +89,6 @@ def claim(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> No
                 " choose another --workdir, or --force=config to go on with this one:",
                 *changes,
             )
-    atomic.write(path, configs.to_json(config))
-    trust.mark(folder, config.to_dict())
 
 
 def _introduce(config, setup: Setup, folder: Path) -> None:

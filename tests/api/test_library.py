@@ -7,6 +7,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import tomllib
+import uuid
 from pathlib import Path
 
 import flax.linen as nn
@@ -19,7 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import m4
-from m4.api import contributions, frames
+from m4.api import contributions, frames, handed
+from m4.data.sets.declared import parse
 from tests.api import ward
 
 
@@ -54,10 +57,36 @@ def test_what_fit_leaves_is_for_its_owner_only(place, fitted):
     assert repr(fitted).endswith("labs, baseline -> aki, los>")
     for path in (place / "w").rglob("*"):
         assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
-    assert os.umask(0o022) != 0o077  # the process has its own again
-    again = m4.fit(ward.config(place / "ward.toml", place / "data"), workdir=place / "w",
-                   frames=ward.tables(), quiet=True)  # fmt: skip
+    before = os.umask(0o022)
+    try:
+        again = m4.fit(ward.config(place / "ward.toml", place / "data"), workdir=place / "w",
+                       frames=ward.tables(), quiet=True)  # fmt: skip
+        assert os.umask(0o022) == 0o022  # the process has its own again
+    finally:
+        os.umask(before)
     assert again.predict(ward.tables()).equals(fitted.predict(ward.tables()))
+
+
+def test_frames_that_are_refused_leave_those_of_the_run(place, fitted):
+    whole = ward.config(place / "ward.toml", place / "data")
+
+    def kept(folder):
+        found = sorted(path for path in (folder / "w").rglob("frames*/**/*") if path.is_file())
+        return {path.relative_to(folder): path.read_bytes() for path in found}
+
+    before = kept(place)
+    assert len(before) == 3
+    with pytest.raises(m4.errors.CheckpointError, match="choose another --workdir"):
+        m4.fit(whole, workdir=place / "w", frames=ward.tables(seed=5), quiet=True)
+    assert kept(place) == before
+    with pytest.raises(m4.errors.ConfigError, match="another configuration"):
+        m4.fit(whole, workdir=place / "w", frames=ward.tables(seed=5), quiet=True,
+               set={"optim.lr": 0.5})  # fmt: skip
+    assert kept(place) == before
+    with pytest.raises(m4.errors.ConfigError, match=r"train\.select"):
+        m4.fit(whole, workdir=place / "other" / "w", frames=ward.tables(), quiet=True,
+               set={"train.select": "aki/aurocc"})  # fmt: skip
+    assert not kept(place / "other")
 
 
 def test_frames_and_the_files_they_came_from_are_predicted_alike(model, tmp_path):
@@ -95,6 +124,56 @@ def test_answers_come_in_the_order_of_the_questions(model):
     assert found["patient"].tolist() == [*asked["patient"], "nobody"]
     np.testing.assert_allclose(found["aki"][:4], expected.loc[asked["patient"], "aki"], rtol=1e-6)
     assert math.isnan(found["aki"][4])  # of whom there is nothing to predict from
+
+
+def test_identifiers_may_be_numbers_and_words(model):
+    given = ward.tables(9, seed=1, first=500)
+    expected = model.predict(given)["aki"]
+    names = dict(zip(given["patients"]["patient"], ["W001", *map(str, range(12, 20))], strict=True))
+    named = {k: frame.assign(patient=frame["patient"].replace(names)) for k, frame in given.items()}
+    found = model.predict(named)
+    assert found["patient"].tolist() == [*names.values()]
+    np.testing.assert_allclose(found["aki"], expected, rtol=1e-6)
+
+
+def test_with_nothing_to_predict_from_the_prediction_is_missing(model):
+    given = ward.tables(9, seed=1, first=500)
+    asked = given.pop("outcomes")[["patient", "asked_at"]].iloc[:2].assign(patient=["x", "y"])
+    with pytest.warns(UserWarning):
+        found = model.predict(given, points=asked)
+    assert found["patient"].tolist() == ["x", "y"] and found[["aki", "los"]].isna().all(axis=None)
+    with pytest.warns(UserWarning):
+        why = model.explain(given, points=asked)
+    assert len(why) == 0 and {"patient", "output", "contribution"} <= {*why}
+
+
+def test_everybody_is_in_any_of_the_frames(tmp_path):
+    content = tomllib.loads(ward.DEFINITION.replace('time = "asked_at"', ""))
+    definition = parse.parse(content, "ward.toml", meds=False)
+    given = ward.tables(3)
+    given["patients"]["patient"] = ["7", "8", "8"]
+    given["measurements"] = given["measurements"].assign(patient=range(8, 26))
+    del given["outcomes"]
+    handed.write(tmp_path, definition, given)
+    found = pq.read_table(tmp_path / "points.parquet")["patient"].to_pylist()
+    assert sorted(found) == [*range(7, 26)]
+
+
+def test_columns_of_other_kinds_are_named_or_left_out(model):
+    given = ward.tables(9, seed=1, first=500)
+    expected = model.predict(given)["aki"]
+    count, many = len(given["patients"]), len(given["measurements"])
+    others = {
+        "interval": lambda n: pd.interval_range(0, n, n),
+        "bytes": lambda n: [b"\xff"] * n,
+        "uuid": lambda n: [uuid.UUID(int=i) for i in range(n)],
+        "list": lambda n: [[1]] * n,
+    }
+    for name, make in others.items():
+        unread = given | {"measurements": given["measurements"].assign(**{name: make(many)})}
+        np.testing.assert_array_equal(model.predict(unread)["aki"], expected)
+        with pytest.raises(m4.errors.DataError, match=f"frame 'patients': column '{name}'"):
+            model.predict(given | {"patients": given["patients"].assign(**{name: make(count)})})
 
 
 def test_one_frame_is_enough_and_the_others_are_absent(model):
