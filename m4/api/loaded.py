@@ -281,7 +281,8 @@ class Model:
         lines = apply.warnings(manifest, self._known)
         absent = {line.partition(":")[0] for line in lines if ": in 0 of " in line}
         for line in lines:
-            if line.partition("/")[0] in absent:  # a feature of what is lacking altogether
+            name = line.partition(": no event")[0].partition("/")[0]
+            if name in absent:  # of what is lacking altogether one line is enough
                 continue
             if self._say is silent:
                 warnings.warn(line, stacklevel=2)
