@@ -4,9 +4,10 @@ Each of 250 invented patients has four canaries, unique and never a part of anyt
 identifier, a word in a note, a measured value and a date. The data are built, trained on,
 evaluated, predicted (as new data too), described, reported and refused; then every file, also of
 the temporary folder, and everything printed is searched, as it is and inside Parquet, zip, gzip and
-Zstandard. By contract (`m4.run.meds_predictions`, `m4.data.index`) identifiers and dates stand in
-`predictions/meds/` and in `index/` of the built data set; that they are found there, and everything
-in the raw files, shows that the search sees.
+Zstandard. By contract (`m4.run.meds_predictions`, `.own_predictions`, `m4.data.index`) identifiers
+and dates stand in `predictions/meds/`, in `predictions/*-by-subject.csv`, which only their owner may
+read, and in `index/` of the built data set; that they are found there, and everything in the raw
+files, shows that the search sees.
 """
 
 import io
@@ -95,7 +96,10 @@ def canaries(bench: Bench) -> Outcome:
     planted = {*whose.values()}
     if find(_files([raw]), whose).keys() != planted:
         problems.append("the search misses what is in the raw files")
-    allowed = [*_files([workdir / "predictions/meds"]), *built.rglob("index/*")]
+    own = [*workdir.glob("predictions/*-by-subject.csv")]
+    if not own or any(path.stat().st_mode & 0o077 for path in own):
+        problems.append("predictions by subject are absent, or others may read them")
+    allowed = [*own, *_files([workdir / "predictions/meds"]), *built.rglob("index/*")]
     kinds = {kind for kind, _ in find(allowed, whose)}
     if kinds != {"name", "date"}:
         problems.append(f"in files that name patients: {sorted(kinds)}")
