@@ -93,7 +93,7 @@ def _keep(folder: Path, config: ml_collections.ConfigDict, flags: Flags, frames:
             modes.require(staged, flags)
             train.require_own(config, folder, force="config" in flags.force)
             data = prepare(staged)
-        if any(folder.glob("checkpoints/*/*")):
+        if any(folder.glob("checkpoints/*/*")) and (folder / "data.json").is_file():
             same_run({"data": trained.read(folder).manifest["fingerprint"]}, config, data, folder)
         selection.require_defined(staged, open_incomplete(staged, data, "val"))
         shutil.rmtree(folder / FRAMES, ignore_errors=True)
