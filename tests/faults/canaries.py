@@ -5,8 +5,8 @@ identifier, a word in a note, a measured value and a date. The data are built, t
 evaluated, predicted (as new data too), described, reported and refused; then every file, also of
 the temporary folder, and everything printed is searched, as it is and inside Parquet, zip, gzip and
 Zstandard. By contract (`m4.run.meds_predictions`, `.own_predictions`, `m4.data.index`) identifiers
-and dates stand in `predictions/meds/`, in `predictions/*-by-subject.csv`, which only their owner may
-read, and in `index/` of the built data set; that they are found there, and everything in the raw
+and dates stand in `predictions/meds/`, in `predictions/*-by-subject.csv`, which only its owner
+reads, and in `index/` of the built data set; that they are found there, and everything in the raw
 files, shows that the search sees.
 """
 
