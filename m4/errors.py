@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 MAX_LINE = 1000  # characters
 MAX_LINES = 20
@@ -154,3 +155,19 @@ def told(error: Exception) -> int:
     print(f"m4: internal error: {place(error)}", file=sys.stderr)
     print("m4: --debug prints the traceback, which may quote data", file=sys.stderr)
     return 1
+
+
+def guarded(command: Callable[[], int], *, debug: bool, again: str = "") -> int:
+    """The exit code of a command, whatever ends it; `again` is what an interruption leaves to do.
+
+    With `debug` a traceback is printed, which may quote data.
+    """
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print(f"m4: interrupted{again}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return told(error)

@@ -2,13 +2,12 @@
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
 from m4 import config as configs
 from m4 import local, streams
 from m4.config import answers, trust
-from m4.errors import Preempted, told
+from m4.errors import Preempted, guarded
 from m4.train import early, rendezvous
 
 
@@ -34,30 +33,26 @@ def run(args: Sequence[str]) -> int:
     """
     os.umask(0o077)  # what is derived from patients is for its owner only
     debug = any(arg.lstrip("-") in ("debug", "debug=true", "debug=1") for arg in args)
-    try:
-        with rendezvous.told(os.environ):
-            flags = configs.parse(args)
-            answer = answers.of(flags)
-            if answer is not None:
-                print(answer)
-                return 0
-            local.require_variables()
-            bare = flags.mode == "check" and not (flags.config or flags.config_json)
-            bare = bare or flags.mode in ("report", "sweep")
-            if not bare:
-                trust.require_of(flags)
-            config = None if bare else configs.load(flags)
-            from m4 import modes  # everything that JAX isn't needed for has been checked by now
+    return guarded(lambda: _run(args), debug=debug)
 
-            modes.require(config, flags)
-        modes.run(config, flags)
-    except KeyboardInterrupt:
-        print("m4: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        return told(error)
+
+def _run(args: Sequence[str]) -> int:
+    with rendezvous.told(os.environ):
+        flags = configs.parse(args)
+        answer = answers.of(flags)
+        if answer is not None:
+            print(answer)
+            return 0
+        local.require_variables()
+        bare = flags.mode == "check" and not (flags.config or flags.config_json)
+        bare = bare or flags.mode in ("report", "sweep")
+        if not bare:
+            trust.require_of(flags)
+        config = None if bare else configs.load(flags)
+        from m4 import modes  # everything that JAX isn't needed for has been checked by now
+
+        modes.require(config, flags)
+    modes.run(config, flags)
     return 0
 
 

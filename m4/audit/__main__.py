@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from m4 import local, streams
 from m4.audit import examine, findings
 from m4.audit.findings import Finding
 from m4.config import trust
-from m4.errors import ConfigError, told
+from m4.errors import ConfigError, guarded
 from m4.run import preflight
 
 USAGE = """usage: python -m m4.audit --config=FILE[:VARIANT] [--config.SECTION.FIELD=VALUE ...]
@@ -55,16 +54,8 @@ def main(args: Sequence[str]) -> int:
     """Runs the audit and returns its exit code."""
     os.umask(0o077)  # what is derived from patients is for its owner only
     debug = "--debug" in args
-    try:
-        with streams.patient():
-            return run(args)
-    except KeyboardInterrupt:
-        print("m4: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        return told(error)
+    with streams.patient():
+        return guarded(lambda: run(args), debug=debug)
 
 
 def run(args: Sequence[str]) -> int:

@@ -15,11 +15,12 @@ Letters: as `m4.eval.games`; K pairs.
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from m4.eval import bootstrap, games, metrics, subsets
+from m4.eval import bootstrap, games, holm, metrics, subsets
 from m4.eval.bootstrap import Draws, number
 from m4.eval.games import Game
 
@@ -29,12 +30,16 @@ RANK_DRAWS = 200  # of the primary metric, whose draws cannot be had by one prod
 RANK_CELLS = 400_000_000  # subsets x rows x outputs x draws up to which it has them
 
 
-def shapley_map(keep_SM: np.ndarray) -> np.ndarray | None:
-    """Values of subsets -> Shapley values, f64[M, S]; None if there are too few subsets for it."""
+def shapley_map(keep_SM: np.ndarray, orders: Sequence[tuple[int, ...]] = ()) -> np.ndarray | None:
+    """Values of subsets -> Shapley values, f64[M, S]; None if there are too few subsets for it.
+
+    Over `orders`, which pass these subsets alone; without any exact where all subsets are there,
+    else over those of `subsets.orders`.
+    """
     count = keep_SM.shape[1]
     place = {tuple(map(bool, keep)): s for s, keep in enumerate(keep_SM)}
     map_MS = np.zeros((count, len(keep_SM)))
-    if len(place) == 2**count:
+    if not orders and len(place) == 2**count:
         for keep, s in place.items():
             size = sum(keep)
             for m in range(count):
@@ -42,7 +47,7 @@ def shapley_map(keep_SM: np.ndarray) -> np.ndarray | None:
                 weight = 1 / (count * math.comb(count - 1, other))
                 map_MS[m, s] = weight if keep[m] else -weight
         return map_MS
-    orders = subsets.orders(keep_SM)
+    orders = orders or subsets.orders(keep_SM)
     for order in orders:
         passed = [place[keep] for keep in subsets.prefixes(order)]
         for m, before, after in zip(order, passed[:-1], passed[1:], strict=True):
@@ -140,20 +145,11 @@ def _add_pairs(out: dict[str, Any], game: Game, value_Mn, together_Kn) -> None:
     for row, alone in zip(out["modalities"], game.means(alone_Mn), strict=True):
         row["alone"] = alone
     found = game.means(together_Kn)
-    holm(found)
+    holm.add(found)
     out["pairs"] = [
         {"pair": [game.names[a], game.names[b]], "interaction": value}
         for (a, b), value in zip(both, found, strict=True)
     ]
-
-
-def holm(estimates: list[dict[str, Any]]) -> None:
-    """Adds Holm's adjusted p over all of them, as 'p_holm' beside 'p'."""
-    tried = sorted((e for e in estimates if e.get("p") is not None), key=lambda e: e["p"])
-    largest = 0.0
-    for rank, found in enumerate(tried):
-        largest = max(largest, min(1.0, (len(tried) - rank) * found["p"]))
-        found["p_holm"] = number(largest)
 
 
 def _groups(game: Game, value_Mn: np.ndarray) -> dict[str, list]:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from m4.eval import bootstrap
+from m4.eval import bootstrap, holm
 from m4.eval.bootstrap import Draws, number
 from m4.eval.coverage import Verdicts
 from m4.eval.metrics import Value
@@ -217,7 +217,7 @@ def _gaps(measured: list[Measured]) -> list[dict[str, Any]]:
             every.append(gap)
             if key not in worst or gap["value"] > worst[key]["value"]:
                 worst[key] = gap
-    adjust(every)
+    holm.add(every)
     return [*worst.values()]
 
 
@@ -248,15 +248,6 @@ def _alike(measured: Measured) -> bool:
     """Whether no draw differs from another, but for rounding."""
     defined = measured.draws[np.isfinite(measured.draws)]
     return not defined.size or bool(np.ptp(defined) < 1e-9)
-
-
-def adjust(tests: list[dict[str, Any]]) -> None:
-    """Adds Holm's adjusted p, `p_holm`, to tests with `p`."""
-    largest = 0.0
-    ordered = sorted(tests, key=lambda test: test["p"])
-    for rank, test in enumerate(ordered):
-        largest = max(largest, min(1.0, (len(ordered) - rank) * test["p"]))
-        test["p_holm"] = number(largest)
 
 
 def _tens(predictions: Predictions, rows: np.ndarray) -> int:

@@ -53,6 +53,7 @@ from m4.eval import (
     attribution,
     bootstrap,
     games,
+    holm,
     metrics,
     monotone,
     operating,
@@ -129,7 +130,8 @@ def compose(
         cut = (thresholds or {}).get(task.name)
         scorer = Scorer(predictions, spec, task, sampled, cut, min_patients)
         _add_task(out, scorer, subsets, references or {})
-    _adjust(out["ranking"])
+    ranked = [row for found in out["ranking"].values() for row in found["modalities"]]
+    holm.add(row["drop"] for row in ranked)
     own = {"cuts": cuts, "min_patients": min_patients}
     out["curves"], out["operating_points"] = operating.describe(predictions, spec, sampled, **own)
     if found := table_one.describe(values or {}, predictions, spec, min_patients=min_patients):
@@ -277,16 +279,6 @@ def _ranking(scorer: Scorer) -> dict[str, Any]:
         rows.append(row)
     rows.sort(key=lambda row: -(-np.inf if row["drop"]["value"] is None else row["drop"]["value"]))
     return {"metric": name, "modalities": rows}
-
-
-def _adjust(ranking: Mapping[str, Any]) -> None:
-    """Holm's adjusted p over the drops of all modalities and tasks, as 'p_holm' beside 'p'."""
-    drops = [row["drop"] for found in ranking.values() for row in found["modalities"]]
-    drops = sorted((drop for drop in drops if drop.get("p") is not None), key=lambda d: d["p"])
-    largest = 0.0
-    for rank, drop in enumerate(drops):
-        largest = max(largest, min(1.0, (len(drops) - rank) * drop["p"]))
-        drop["p_holm"] = bootstrap.number(largest)
 
 
 def _count(scorer: Scorer, mask_NL: np.ndarray) -> int | None:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from m4.eval import bootstrap
+from m4.eval import bootstrap, holm
 from m4.eval.predictions import Predictions
 from m4.eval.scorer import Scorer
 from m4.specs import LOWER_IS_BETTER, DataSpec
@@ -112,7 +112,7 @@ def compose(
                 scorer.differences(*sides, mask, [name])[name],
             )
             row["tasks"][task.name] = {"score": score, "drop": drop}
-    _adjust([told["drop"] for row in rows for told in row["tasks"].values()])
+    holm.add(told["drop"] for row in rows for told in row["tasks"].values())
     return out
 
 
@@ -127,12 +127,3 @@ def _row(whole: Predictions, condition: Condition, min_patients: int) -> dict[st
         "emptied": emptied if emptied >= min_patients or not emptied else None,
         "tasks": {},
     }
-
-
-def _adjust(drops: Sequence[dict[str, Any]]) -> None:
-    """Holm's adjusted p over all drops, as 'p_holm' beside 'p'."""
-    known = sorted((drop for drop in drops if drop.get("p") is not None), key=lambda d: d["p"])
-    largest = 0.0
-    for rank, drop in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * drop["p"]))
-        drop["p_holm"] = bootstrap.number(largest)

@@ -71,7 +71,7 @@ def every(count: int, budget: int = BUDGET) -> list[tuple[bool, ...]]:
         keeps = set(itertools.product((False, True), repeat=count))
     else:
         keeps = {(True,) * count}
-        for order in _drawn(count):
+        for order in drawn(count):
             passed = keeps.union(*(prefixes(one) for one in (order, order[::-1])))
             if len(passed) > budget and len(keeps) > 1:
                 break
@@ -86,7 +86,7 @@ def orders(keep_SM: np.ndarray) -> list[tuple[int, ...]]:
     Shapley value (Mitchell et al., JMLR 2022: pairs of reversed orders have the smaller variance).
     """
     known, found = {tuple(map(bool, keep)) for keep in keep_SM}, []
-    for order in itertools.islice(_drawn(keep_SM.shape[1]), len(known)):
+    for order in itertools.islice(drawn(keep_SM.shape[1]), len(known)):
         pair = order, order[::-1]
         if not all(keep in known for one in pair for keep in prefixes(one) if any(keep)):
             break
@@ -99,8 +99,9 @@ def prefixes(order: tuple[int, ...]) -> list[tuple[bool, ...]]:
     return [tuple(m in order[:n] for m in range(len(order))) for n in range(len(order) + 1)]
 
 
-def _drawn(count: int) -> Iterator[tuple[int, ...]]:
-    rng = np.random.default_rng(0)
+def drawn(count: int, seed: int = 0) -> Iterator[tuple[int, ...]]:
+    """Random orders of the modalities, without end."""
+    rng = np.random.default_rng(seed)
     while True:
         yield tuple(rng.permutation(count).tolist())
 

@@ -3,13 +3,12 @@
 import argparse
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from m4 import local
-from m4.errors import ConfigError, told
+from m4.errors import ConfigError, guarded
 from m4.lab import compare, judged, pages, runner, sizes, study, theory
 from m4.run import workspace
 
@@ -40,15 +39,8 @@ def main(args: Sequence[str]) -> int:
     """Runs one command and returns its exit code."""
     os.umask(0o077)  # what is derived from patients is for its owner only
     debug = "--debug" in args
-    try:
-        return run([arg for arg in args if arg != "--debug"])
-    except KeyboardInterrupt:
-        print("m4: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        return told(error)
+    given = [arg for arg in args if arg != "--debug"]
+    return guarded(lambda: run(given), debug=debug, again="; the same command goes on")
 
 
 def run(args: Sequence[str]) -> int:

@@ -17,6 +17,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import nct, t
 
+from m4.eval import holm
+
 ALPHA, POWER = 0.05, 0.8
 
 
@@ -68,8 +70,10 @@ def compare(
     seeds, patients = difference_AS.var(-1, ddof=1) / num, np.square(patients_sd_A)
     se, df = np.sqrt(seeds + patients), _freedom(seeds, patients, num, num_patients)
     half = t.ppf(1 - ALPHA / 2, df) * se
-    p = holm(_tail(-np.abs(value), se, df, double=True))
-    p_equal = holm(np.maximum(_tail(value - margin, se, df), _tail(-value - margin, se, df)))
+    p = holm.adjusted(_tail(-np.abs(value), se, df, double=True))
+    p_equal = holm.adjusted(
+        np.maximum(_tail(value - margin, se, df), _tail(-value - margin, se, df))
+    )
     worst = ALPHA / difference_AS.shape[-2]  # the strictest of Holm's steps
     good = value < 0 if lower_is_better else value > 0
     sure, within = p <= ALPHA, p_equal <= ALPHA
@@ -79,17 +83,6 @@ def compare(
     each = [detectable(round(float(x), 1), worst) for x in np.ravel(df)]  # rounded: few differ
     smallest = se * np.reshape(each, df.shape)
     return Compared(value, value - half, value + half, p, p_equal, smallest, within, verdict)
-
-
-def holm(p_A: np.ndarray) -> np.ndarray:
-    """P-values corrected for the whole last dimension, by Holm's step-down."""
-    order_A = np.argsort(p_A, axis=-1)
-    num = p_A.shape[-1]
-    stepped = np.take_along_axis(p_A, order_A, -1) * (num - np.arange(num))
-    stepped = np.minimum(np.maximum.accumulate(stepped, axis=-1), 1.0)
-    out = np.empty_like(stepped)
-    np.put_along_axis(out, order_A, stepped, -1)
-    return out
 
 
 @functools.cache

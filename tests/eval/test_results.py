@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from m4.eval import results
+from m4.eval import holm
 from m4.eval.results import compose, pooled_patterns, summary, thresholds, write
 
 SECRET = 880_000_000  # patient ids start here; none may appear in a result
@@ -119,7 +119,7 @@ def test_out_of_fold_ranking_is_the_event_weighted_mean_of_folds(fabricate):
 def test_drops_are_adjusted_by_holm():
     # 0.01 x 4, then 0.02 x 3, 0.03 x 2 and 0.5; none below the one before
     drops = [{"p": p} for p in (0.02, 0.5, 0.01, 0.03)] + [{"p": None}, {}]
-    results._adjust({"a": {"modalities": [{"drop": d} for d in drops]}})
+    holm.add(drops)
     assert [d.get("p_holm") for d in drops] == [0.06, 0.5, 0.04, 0.06, None, None]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
+from m4.eval import holm
 from m4.lab import verdict
 
 ARMS, SEEDS, GRIDS, MARGIN = 8, 6, 1000, 0.5
@@ -71,7 +72,7 @@ def test_as_scipy():
     above = ttest_rel(a - 1.0, b, alternative="less").pvalue
     below = ttest_rel(a + 1.0, b, alternative="greater").pvalue
     assert found.p_equal[0] == pytest.approx(max(above, below), rel=1e-12)
-    assert verdict.holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm.adjusted(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
 
 
 def test_patients_widen_what_seeds_alone_would_say():

@@ -166,43 +166,41 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
-class How:
+class Words:
+    """Sentences; how they are set is the form that a kind of them has."""
+
+    form: ClassVar[str]
+    text: str
+
+
+class How(Words):
     """How to read what follows, in one or two sentences; the page says 'How to read' before it."""
 
-    form: ClassVar[str] = "how"
-    text: str
+    form = "how"
 
 
-@dataclasses.dataclass(frozen=True)
-class Text:
+class Text(Words):
     """A paragraph."""
 
-    form: ClassVar[str] = "text"
-    text: str
+    form = "text"
 
 
-@dataclasses.dataclass(frozen=True)
-class Note:
+class Note(Words):
     """A remark in small print."""
 
-    form: ClassVar[str] = "note"
-    text: str
+    form = "note"
 
 
-@dataclasses.dataclass(frozen=True)
-class Heading:
+class Heading(Words):
     """A heading inside a section."""
 
-    form: ClassVar[str] = "heading"
-    text: str
+    form = "heading"
 
 
-@dataclasses.dataclass(frozen=True)
-class Missing:
+class Missing(Words):
     """What there would be, and why it is not here."""
 
-    form: ClassVar[str] = "missing"
-    text: str
+    form = "missing"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from m4.errors import printable
+from m4.eval.holm import adjusted
 from m4.specs import LOWER_IS_BETTER
 
 FEW_PATIENTS, FEW_EVENTS = 500, 50
@@ -137,11 +139,7 @@ def _holm(results: Mapping[str, Any]) -> dict[tuple[str, str], float]:
             p = (found["delta"].get(results["tasks"][task]["primary"]) or {}).get("p")
             if p is not None:
                 known[task, name] = p
-    adjusted, largest = {}, 0.0
-    for rank, key in enumerate(sorted(known, key=lambda key: known[key])):
-        largest = max(largest, min(1.0, (len(known) - rank) * known[key]))
-        adjusted[key] = largest
-    return adjusted
+    return dict(zip(known, adjusted(np.array([*known.values()])).tolist(), strict=True))
 
 
 def warnings(results: Mapping[str, Any]) -> list[str]:
