@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-SLOW = {"00_quickstart", "50_a_pod"}  # compile whole methods, a minute each
+SLOW = {"00_quickstart", "25_train", "50_a_pod"}  # compile whole methods, a minute each
 RAN = FOLDER.parent / "build/notebooks"  # what their cells printed, for docs/site/pages.py
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 

@@ -41,7 +41,7 @@ def fit(
       workdir: where everything is written; by default as the command's, runs/<config>.
       frames: a frame, or a mapping of frames by the names of the definition's files, instead of
         raw files, of a data set of MEDS files or tables. They are kept in the work directory.
-      set: fields to replace, {"train.steps": 500, "method.moe.gate": "softmax"}.
+      set: fields to replace, {"train.steps": 500, "method.moe.gate": "laplace"}.
       force: go on with a work directory although its 'config' or 'program' differs, or its 'best'
         step is lost.
       quiet: print nothing.
