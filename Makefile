@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: $(VENV)/installed
 	$(BIN)/python -m m4.main --config=$(CONFIG) --workdir=$(WORKDIR)
-	@echo "open $(WORKDIR)/report.html"
+	@echo "open $(WORKDIR)/report.html; . $(BIN)/activate before commands of your own"
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
