@@ -166,6 +166,16 @@ def task_losses(
     return terms
 
 
+def mean_row_loss(
+    task: TaskSpec, each_BMC: Array, target: Target, kept_BM: Array
+) -> tuple[Array, Array]:
+    """Of M predictions for every row, the mean of the losses of those kept; label weight, too."""
+    each = jax.vmap(lambda logits_BC: row_loss(task, logits_BC, target), in_axes=1, out_axes=1)
+    loss_BM, known_BM = each(each_BMC)
+    total_B = jnp.where(kept_BM, loss_BM, 0.0).sum(1)
+    return total_B / jnp.maximum(kept_BM.sum(1), 1), known_BM[:, 0]
+
+
 def uncertainty(loss: Array, sigma: Array) -> Array:
     """L / (2 sigma^2) + log(1 + sigma^2), a learned sigma per task (Liebel and Koerner 2018)."""
     return 0.5 * loss / jnp.square(sigma) + jnp.log1p(jnp.square(sigma))

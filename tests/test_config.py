@@ -378,6 +378,25 @@ def test_fields_of_another_fidelity(tmp_path, capsys):
     assert "method.fidelity: no such field" in line  # an outside class is itself
 
 
+def test_a_method_takes_over_a_configuration_for_another(capsys):
+    """Where none is shipped for it on these data; else that one is named (test_mistakes)."""
+    name = "--config.method.name=concat"
+    config = load("configs/flexcare_physionet2012.py", name, "--config.method.hidden=32")
+    own = {"name": "concat", "fidelity": "m4", "width": 64, "hidden": 32, "depth": 1}
+    assert config.method.to_dict() == own | {"dropout": 0.4}  # of FlexCare's: depth and dropout
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("left out, fields for flexcare that concat hasn't: method.max_size, ")
+    assert line.endswith("method.aux_weights.load")
+    assert load("configs/own.py", "--config.method.name=flexmoe", *OWN).method.name == "flexmoe"
+    (line,) = problems("configs/fusemoe_mimic.py:tiny", name, "--config.method.moe.top_k=2")
+    assert "method.moe: no such section; method has: " in line
+    line = problems("configs/m4oe_physionet2012.py", "--config.method.name=flexmoe")[0]
+    assert "take --config=configs/flexmoe_physionet2012.py" in line
+
+
+OWN = ("--config.train.select=death/auroc", "--config.data.options.file=docs/example/ward.toml")
+
+
 def toy_at(folder):
     (folder / "toy.py").write_text(TOY)
     return folder / "toy.py"

@@ -16,7 +16,7 @@ import ml_collections
 from m4 import local
 from m4.config import code, rules, trust
 from m4.config.flags import Flags, parse, workdir_of
-from m4.config.hints import elsewhere, switched, unknown
+from m4.config.hints import elsewhere, switched, twin, unknown
 from m4.config.plain import diff, flatten, nested, read_json, to_json, tuples
 from m4.config.program import load_file, shipped
 from m4.config.rules import REQUIRED, Rule
@@ -66,6 +66,8 @@ def check(
     before = {section: config.get(section, {}).get("name") for section in ("method", "data")}
     whole = ml_collections.ConfigDict(config, convert_dict=True)
     fields, having = _fields(whole, overrides)
+    for line in _adopted(whole, before["method"], overrides, fields, source):
+        say(line)
     problems, refused = [], set()
     for path, text in overrides.items():  # here, because fields may refer to each other
         problem = _override(whole, path, text, fields, having)
@@ -203,6 +205,31 @@ def _fields(
         ]
 
     return fields, elsewhere
+
+
+def _adopted(
+    config: ml_collections.ConfigDict,
+    old: Any,
+    overrides: Mapping[str, str],
+    fields: Mapping[str, Rule],
+    source: str,
+) -> Iterator[str]:
+    """Makes room where an override names a method that no configuration has on these data.
+
+    It takes what it shares with the one that the configuration is made for (width, dropout) and has
+    its own defaults for the rest: which fields went, in a line. Where there is a configuration,
+    `_switched` names it.
+    """
+    new = overrides.get("method.name", "")
+    if not new or new == old or fields["method.name"].problem(new) or twin(source, new, shipped()):
+        return
+    section = config.get("method", {}).to_dict()
+    weights = [f"method.aux_weights.{name}" for name in section.pop("aux_weights", {})]
+    mine = flatten({"method": section})
+    gone = [p for p in mine if p == "method.fidelity" or not _rule(p, fields)]
+    config.method = nested({p: v for p, v in mine.items() if p not in gone})["method"]
+    if gone := gone + weights:
+        yield f"left out, fields for {old} that {new} hasn't: {', '.join(gone)}"
 
 
 def _switched(

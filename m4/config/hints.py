@@ -137,6 +137,13 @@ def alias(name: str) -> str:
     return "seed" if word == "seed" else found[0] if found else ""
 
 
+def twin(source: str, method: str, shipped: Sequence[str]) -> list[str]:
+    """The configuration that is shipped for another method on the data of `source`, if one is."""
+    stem = source.partition(":")[0].rpartition("/")[2].removesuffix(".py")
+    name = f"{method}_{stem.partition('_')[2]}.py"
+    return [path for path in shipped if path.rpartition("/")[2] == name]
+
+
 def switched(
     key: str, old: str, new: str, *, source: str, stray: Sequence[str], shipped: Sequence[str]
 ) -> str:
@@ -146,8 +153,7 @@ def switched(
     """
     some = ", ".join(stray[:2]) + (f" and {len(stray) - 2} more" if len(stray) > 2 else "")
     stems = {path.rpartition("/")[2].removesuffix(".py"): path for path in shipped}
-    rest = source.partition(":")[0].rpartition("/")[2].removesuffix(".py").partition("_")[2]
-    same = [path for stem, path in stems.items() if stem == f"{new}_{rest}"]
+    same = twin(source, new, shipped)
     fits = same or [path for stem, path in stems.items() if new in stem.split("_", 1)]
     take = f"; take --config={' or '.join(fits[:3])}" if fits else ""
     return f"{key}={new}: {source} is made for {old} and sets {some}, which {new} hasn't{take}"

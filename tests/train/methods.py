@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 from flax.core import FrozenDict
 
 from m4 import sharding
@@ -12,6 +13,9 @@ from m4.train import step as steps
 from tests import properties
 
 NAMES = code.method_names()
+PUBLISHED = {p.parent.name for p in code.FOLDER.glob("*/model.py")}
+# For `parametrize`: the fusion baselines take the same parts through the same steps, and are slow.
+CASES = [n if n in PUBLISHED else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 FAST = {"xla_backend_optimization_level": 0}
 SIZES = {"width": 8, "depth": 2, "num_heads": 2, "num_queries": 3, "dropout": 0.0}
 SIZES |= {"task_width": 8, "statistics_hidden": 4, "embed_time": 4}

@@ -17,7 +17,7 @@ def gradient(method, params, batch, **how):
     )
 
 
-@pytest.mark.parametrize("name", methods.NAMES)
+@pytest.mark.parametrize("name", methods.CASES)
 def test_micro_batches_are_one_batch(name):
     """Label weights differ by part: of 'death' the first three have none, the last has all."""
     batch = methods.batch()

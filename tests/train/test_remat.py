@@ -10,10 +10,11 @@ from m4.train.step import init_params
 from tests.train import methods
 from tests.train.test_accumulate import gradient
 
-LAYERED = [name for name in methods.NAMES if name != "m3h"]
+FLAT = ("m3h", "latefusion")  # no layers
+LAYERED = [name for name in methods.NAMES if name not in FLAT]
 
 
-@pytest.mark.parametrize("name", LAYERED)
+@pytest.mark.parametrize("name", [case for case in methods.CASES if case not in FLAT])
 def test_losses_and_gradients_are_the_same(name):
     """With dropout and noise, which must be drawn again alike."""
     batch, method = methods.batch(), methods.small(name, dropout=0.2)
