@@ -216,8 +216,10 @@ def test_another_configuration_is_refused(place, capsys):
 
 
 def test_a_run_refused_before_it_began_leaves_the_folder_to_the_corrected_one(place, capsys):
-    assert run(place, "--config.mesh.data=16", workdir="refused") == 2
+    own = f"--config.data.dir={place / 'unbuilt'}"
+    assert run(place, "--config.mesh.data=16", own, workdir="refused") == 2
     assert "found 8" in capsys.readouterr().err
+    assert not (place / "unbuilt").exists()  # nothing was built for it
     assert run(place, "--config.train.steps=1", workdir="refused") == 0
 
 

@@ -49,6 +49,8 @@ def candidates(line: str) -> list[str]:
             found = [f"{flag}={one}" for one in _values(flag.lstrip("-"), value)]
         elif previous.startswith("--") and previous.lstrip("-") in flags.NAMES:
             found = _values(previous.lstrip("-"), word)
+        elif words and words[0] in flags.TOOLS:  # has words of its own, and files
+            found = []
         else:
             found = [f"--{name}" for name in flags.SWITCHES]
             found += [f"--{name}=" for name in flags.NAMES if name not in flags.SWITCHES]

@@ -14,6 +14,7 @@ from m4.errors import ConfigError
 from m4.train import workdir
 
 SAVING = ("train", "crossval", "sweep", "tim", "interplay")  # modes that keep checkpoints
+ELSEWHERE = ("plan", "scale", "report")  # modes that need not the devices of the mesh
 
 
 def require(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
@@ -33,7 +34,11 @@ def require(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
     elif config is not None and not without_data:
         from m4.run import preflight
 
-        preflight.require(config, flags.config, files=flags.mode != "plan")
+        alone = not os.environ.get(
+            "M4_COORDINATOR"
+        )  # devices of several are known once they joined
+        here = alone and flags.mode not in ELSEWHERE
+        preflight.require(config, flags.config, files=flags.mode != "plan", mesh=here)
 
 
 def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:

@@ -15,6 +15,7 @@ from m4.data import data_sets, missing
 from m4.data.batch import empty
 from m4.data.buckets import ladder
 from m4.errors import ConfigError, DataError
+from m4.run.devices import make_mesh
 from m4.run.method import make_method
 from m4.specs import DataSpec
 from m4.train.remat import layers
@@ -29,10 +30,17 @@ def folders(config: ml_collections.ConfigDict) -> tuple[Path, Path]:
     return local.folder(raw_dir, "data.raw_dir"), local.folder(data_dir, "data.dir")
 
 
-def require(config: ml_collections.ConfigDict, source: str | None, *, files: bool = True) -> None:
+def require(
+    config: ml_collections.ConfigDict,
+    source: str | None,
+    *,
+    files: bool = True,
+    mesh: bool = False,
+) -> None:
     """Raises DataError if raw `files` are missing and ConfigError if something doesn't fit.
 
-    That is options that the data set refuses, and tasks and methods that are not for its schema.
+    That is options that the data set refuses, tasks and methods that are not for its schema, and a
+    `mesh` that is not for the devices at hand.
     A data set that was built before needs no raw files; whether what is built fits is decided
     when it is opened.
     """
@@ -55,6 +63,8 @@ def require(config: ml_collections.ConfigDict, source: str | None, *, files: boo
             problems.append(f"{section}.missing.{error}")
     if problems:
         raise ConfigError(*problems)
+    if mesh:
+        make_mesh(config, jax.devices())  # which, so called, says nothing of idle ones
     raw_dir, data_dir = folders(config)
     if not files or any(data_dir.glob(f"{_name(config)}/*/manifest.json")):
         return

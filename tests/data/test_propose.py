@@ -229,7 +229,8 @@ def test_names_that_are_patterns_or_rare_letters_stand_for_themselves(tmp_path, 
 
 
 def test_whatever_is_dropped_is_told(tmp_path, capsys):
-    (tmp_path / "excel.csv").write_text("patient;x\n1;2\n")
+    (tmp_path / "excel.csv").write_text("patient;x, mmol;y\n1;2,5;3\n")
+    (tmp_path / "one.csv").write_text("patient\n1\n")
     (tmp_path / "tabs.tsv").write_text("patient\tx\n1\t2\n")
     ward = pd.DataFrame({"patient": WHO, "x": RNG.normal(size=N), "seen": hours(3) * N})
     ward.loc[7, "seen"] = "2100-01-01 03:00:00Z"
@@ -237,7 +238,8 @@ def test_whatever_is_dropped_is_told(tmp_path, capsys):
     labs += [long("death", 1.5), long("ode to someone", 1.5, n=3)]
     text, _ = drafted(tmp_path, capsys, ward=ward, labs=pd.concat(labs))
     for line in (
-        "excel.csv has one column: separated by ; or tabs?",
+        "excel.csv is separated by semicolons; save it with commas",
+        "one.csv has one column",
         "tabs.tsv is none of",
         "Left out, times, some with a zone and some without: write all alike: 'seen' of ward.csv",
         "beyond the 60 most frequent: 1 code of labs.csv ('item 60')",
@@ -246,6 +248,14 @@ def test_whatever_is_dropped_is_told(tmp_path, capsys):
     ):
         assert line in text
     assert "ode to someone" not in text
+
+
+@pytest.mark.parametrize("text", ["patient;x\n1;2,5\n", "patient\tx\n1\t2\n"])
+def test_files_without_commas_are_called_so(tmp_path, capsys, text):
+    (tmp_path / "excel.csv").write_text(text)
+    assert main(["draft", str(tmp_path)]) == 3
+    said = capsys.readouterr().err
+    assert "excel.csv is separated by " in said and "save it with commas" in said
 
 
 def test_of_one_file_a_patient_all_are_looked_at(tmp_path, capsys):

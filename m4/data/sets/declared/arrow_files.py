@@ -25,9 +25,14 @@ from m4.errors import DataError
 BATCH = 1 << 16  # rows
 BLOCK = 1 << 25  # bytes of CSV, also the longest row: a note of some millions of words
 NEVER = np.iinfo(np.int64).min  # stands for no time
+SEPARATORS = {";": "semicolons", "\t": "tabs"}  # of files that are no comma-separated ones
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 KINDS = pa.types
 NUMERIC = (KINDS.is_null, KINDS.is_boolean, KINDS.is_integer, KINDS.is_floating, KINDS.is_decimal)
+
+
+class NotCommas(DataError):
+    """A file of columns that something else than a comma separates."""
 
 
 def tables(
@@ -213,6 +218,12 @@ def _csv(path: Path, header: str) -> Iterator[pa.RecordBatch]:
         names = [name.strip() for name in next(csv.reader([first]))]
     except csv.Error as error:
         raise DataError(f"{path}, line 1: is no header ({type(error).__name__})") from None
+    for mark, called in SEPARATORS.items():
+        if header == "names" and all(mark in name for name in names):  # the comma is in numbers
+            raise NotCommas(
+                f"{path}: is separated by {called}; save it with commas between its columns and a"
+                " point in its numbers"
+            )
     if header == "positions":
         names = [str(i) for i in range(len(names))]
     if len(set(names)) < len(names):

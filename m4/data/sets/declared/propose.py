@@ -15,6 +15,7 @@ from typing import Literal
 
 from m4 import specs
 from m4.data.sets.declared import columns
+from m4.data.sets.declared.arrow_files import NotCommas
 from m4.data.sets.declared.columns import Column, Table
 from m4.data.sets.declared.definition import ENDINGS, find
 from m4.errors import DataError
@@ -276,7 +277,12 @@ def _tables(root: Path) -> tuple[list[Table], list[str]]:
     paths = [p for p in find(root, ".") if p.is_file()]
     if not paths:
         raise DataError(f"{root}: no files that end in {', '.join(ENDINGS)}")
-    looked = [columns.read([path], path.relative_to(root).as_posix()) for path in paths]
+    looked, dropped = [], []
+    for path in paths:
+        try:
+            looked.append(columns.read([path], path.relative_to(root).as_posix()))
+        except NotCommas as error:
+            dropped.append(str(error).removeprefix(f"{root}/").replace(":", "", 1))
     out: list[Table] = []
     for _, group in itertools.groupby(looked, key=lambda t: (t.paths[0].parent, [*t.columns])):
         alike = [*group]
@@ -288,9 +294,8 @@ def _tables(root: Path) -> tuple[list[Table], list[str]]:
         if len(alike) > 1 and (start or end) and find(root, pattern) == paths:
             alike = [columns.read(paths, pattern)]
         out += alike
-    dropped = [
-        f"{table.files} has {'one column: separated by ; or tabs? Use commas' * bool(table.rows)}"
-        f"{'no rows' * (not table.rows)}"
+    dropped += [
+        f"{table.files} has {'one column' if table.rows else 'no rows'}"
         for table in out
         if not table.rows or len(table.columns) < 2
     ]
