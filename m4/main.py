@@ -45,7 +45,7 @@ def _run(args: Sequence[str]) -> int:
             return 0
         local.require_variables()
         bare = flags.mode == "check" and not (flags.config or flags.config_json)
-        bare = bare or flags.mode in ("report", "sweep")
+        bare = bare or flags.mode in ("report", "sweep") or "members" in flags.options
         if not bare:
             trust.require_of(flags)
         config = None if bare else configs.load(flags)

@@ -29,11 +29,11 @@ from m4.data.sets.declared import parse
 from m4.data.sets.declared.definition import Definition
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError, DataError
-from m4.eval import results
+from m4.eval import averages, results
 from m4.eval.predictions import Predictions
 from m4.eval.subsets import Subset
 from m4.modes import eval as eval_mode
-from m4.run import meds_predictions, programs, trained
+from m4.run import meds_predictions, members, trained
 from m4.run.devices import make_mesh
 from m4.run.setup import context, make_model
 from m4.run.workspace import open_incomplete, prepare, use_cache
@@ -56,14 +56,14 @@ def load(
     """The model that a run has trained; its training data need not be there any more.
 
     Args:
-      workdir: a work directory that `m4.fit` or `--mode=train` made, or a fold of a
-        cross-validation.
+      workdir: a work directory that `m4.fit` or `--mode=train` made, or one with several models,
+        an ensemble or a cross-validation, which are averaged (`m4.eval.averages`).
       set: fields of the configuration to replace, {"eval.batch_size": 64}.
       trust_code: run code outside m4 that the work directory names.
 
     Raises:
       ConfigError: no such folder, no run in it, or code outside m4 that is not trusted.
-      CheckpointError: nothing was trained there, or one model per fold.
+      CheckpointError: nothing was trained there, or not all folds.
       DataError: the memory of its training data is gone.
     """
     folder = local.folder(str(workdir), "workdir")
@@ -74,8 +74,8 @@ def load(
     flags = Flags(workdir=folder, overrides=as_text(set or {}), trust_code=trust_code)
     trust.require_of(flags)
     config = configs.load(flags)
-    if trained.per_fold(folder):
-        raise CheckpointError(f"{folder}: holds a model per fold; load {folder / 'fold_0'}")
+    if members.folders(folder):
+        return Model(config, folder)
     if not retention.complete(folder / "checkpoints/best"):
         raise CheckpointError(f"{folder}: holds no trained parameters; m4.fit trains them")
     return Model(config, folder)
@@ -125,6 +125,10 @@ class Model:
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, *, say: Say = silent):
         """A model of the work directory, see `load`. `say` is told what happens, by lines."""
         self.config, self.workdir, self._say = config, workdir, say
+        several, self._compiled = members.configs_of(config, workdir), members.Programs()
+        self._members = tuple(Model(own, place, say=say) for place, own in several)
+        for member in self._members:  # one program for all that can share it
+            member._compiled = self._compiled
         self._known = trained.read(workdir)
         self.spec: DataSpec = manifests.spec_from(self._known.manifest["schema"])
 
@@ -232,6 +236,7 @@ class Model:
     ) -> Iterator[Asked]:
         """The records of what `predict` is asked about; they are gone afterwards."""
         if data is None:
+            self._require_unseen(split)
             folder = prepare(self.config) if self._say is print else _quietly(self.config)
             if folder.name != self._known.manifest["fingerprint"]:
                 raise DataError(f"{folder}: is not the data that this model was trained on")
@@ -275,6 +280,9 @@ class Model:
         def progress(split: str, rows: int) -> None:
             self._say(f"reading {split}: {rows} records")
 
+        for own, there in self._elsewhere(place):
+            there.mkdir(mode=0o700, exist_ok=True)
+            apply.write(there, new, module, own._known)
         manifest = apply.write(place, new, module, self._known, progress=progress)
         for line in ("joining", *manifest["joining"], "cohort", *manifests.flow_lines(manifest)):
             self._say(line)
@@ -294,6 +302,9 @@ class Model:
 
     def answer(self, asked: Asked, keep_SM: np.ndarray | None = None) -> Predictions:
         """Predictions of records under subsets of modalities; without those, of all they have."""
+        if self._members:
+            each = [m.answer(self._asked_of(asked, m), keep_SM) for m in self._members]
+            return averages.mean(each, self.spec)
         model, predict = self._program
         if keep_SM is None:
             keep_SM = np.ones((1, len(self.spec.modalities)), bool)
@@ -323,6 +334,25 @@ class Model:
             thresholds=_thresholds(self.workdir, self.spec),
         )
 
+    def _elsewhere(self, place: Path) -> list[tuple["Model", Path]]:
+        """Members that read the same records otherwise, and where: beside `place`."""
+        found = {m._known.manifest["fingerprint"]: m for m in self._members}
+        return [(own, place.with_name(name)) for name, own in found.items() if name != place.name]
+
+    def _asked_of(self, asked: Asked, member: "Model") -> Asked:
+        """The same records as a member reads them: scaled as its training rows are."""
+        there = asked.data.with_name(member._known.manifest["fingerprint"])
+        if there == asked.data:
+            return asked
+        return dataclasses.replace(asked, data=there, store=Store(there, asked.store.split))
+
+    def _require_unseen(self, split: str) -> None:
+        """Raises CheckpointError if some members of an ensemble were trained on others' split."""
+        if len({member._known.manifest["fingerprint"] for member in self._members}) > 1:
+            members.refuse_own_test(self.workdir)
+            built = [_quietly(member.config) for member in self._members]
+            members.require_unseen(self.workdir, built, split)
+
     def _definition(self) -> Definition:
         """What the data trained on were called. ConfigError for other than MEDS and tables."""
         trained.module_of(self.config)
@@ -339,7 +369,7 @@ class Model:
         model = make_model(self.config, place, self.spec, empty(self.spec, rows), mesh)
         params = eval_mode.best_params(self.config, model, self.workdir, say=self._say)
         with context(mesh):
-            return model, functools.partial(programs.compile_predict(model, rows), params)
+            return model, functools.partial(self._compiled.of(self.config, model), params)
 
 
 def _nothing(manifest: Mapping[str, Any]) -> bool:

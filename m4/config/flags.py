@@ -10,8 +10,9 @@ from m4.config.hints import alias
 from m4.errors import ConfigError
 
 MODES = ("train", "crossval", "eval", "predict", "check", "report", "sweep", "tim", "interplay")
-MODES += ("plan", "scale", "stress")
+MODES += ("plan", "scale", "stress", "ensemble", "refit")
 OPTIONS = {"sweep": ("seeds", "task", "metrics"), "tim": ("tasks", "permutations")}  # of one mode
+OPTIONS |= {"ensemble": ("seeds", "members"), "refit": ("seeds",)}
 OPTIONS |= {"plan": ("topology", "rows", "json")}
 OPTIONS |= {"stress": ("kinds", "rates")}
 OPTIONS |= {"scale": ("devices", "kind", "axis", "steps", "topology")}
@@ -32,6 +33,7 @@ SYNONYMS |= {
 SYNONYMS |= {"force_config": "force", "verbose": "debug", "usage": "help"}
 COMMANDS = {"test": "eval", "fit": "train", "resume": "train", "finetune": "train"}
 COMMANDS |= {"infer": "predict", "inference": "predict", "score": "predict", "validate": "check"}
+COMMANDS |= {"bag": "ensemble", "average": "ensemble", "retrain": "refit"}
 COMMANDS |= {"cv": "crossval", "grid": "sweep", "run": "train", "evaluation": "eval"}
 SECTIONS = ("data", "method", "optim", "train", "eval", "mesh", "text", "image")
 SHELLS = ("bash", "zsh", "fish")
@@ -56,7 +58,11 @@ USAGE = """usage: m4-moe [MODE] --config=NAME[:VARIANT] [--set FIELD=VALUE ...] 
   --mode          or the bare word in front:
                   train    train or resume, then evaluate and report (default)
                   crossval train once per fold of patients, evaluate out of fold, pooled
-                  eval     evaluate the best checkpoint
+                  refit    after crossval in the same work directory: train on all rows, nobody
+                           held out, in its refit/; with several --seeds an ensemble
+                  ensemble train --seeds=0,1,2 on one split and average what they predict, or join
+                           finished runs or a cross-validation: --members=runs/a,runs/b
+                  eval     evaluate the best checkpoint, or an ensemble
                   predict  write predictions of the test split
                   check    verify checkpoints; with --config also check configuration and
                            data, run one step, print sizes
@@ -206,7 +212,7 @@ def _conflicts(found: Mapping[str, str], mode: str, options: Mapping[str, str]) 
         hint = f"; did you mean {close[0]}?" if close else ""
         problems.append(f"--mode={mode}: must be one of {', '.join(MODES)}{hint}")
     for name in options.keys() - {*OPTIONS.get(mode, ())}:
-        own = next(m for m, names in OPTIONS.items() if name in names)
+        own = " or ".join(m for m, names in OPTIONS.items() if name in names)
         problems.append(f"--{name}: goes with --mode={own}, not with --mode={mode}")
     if "on" in found and not {"workdir", "config", "config_json"} & {*found}:
         problems.append("--on: needs --workdir, that of the run that is to predict")

@@ -4,7 +4,7 @@
 """
 
 MEANINGS: dict[str, tuple[str, str]] = {
-    "seed": ("of the split, initial weights, order of rows and dropout", ""),
+    "seed": ("of the split (unless data.seed is), initial weights, order of rows and dropout", ""),
     "data.name": ("data set, see docs/datasets.md; `meds` and `tables` are files of yours", ""),
     "data.raw_dir": (
         "folder of the raw files; '': the environment's `M4_RAW_DIR`, else ./raw",
@@ -12,6 +12,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     ),
     "data.dir": ("folder of built data; '': the environment's `M4_DATA_DIR`, else ./data", "path"),
     "data.options": ("options of the data set; `file` names a definition of tables", ""),
+    "data.seed": ("of the split alone, so that several seeds have one; None: `seed`", ""),
     "data.calibration": ("training patients set aside for sets and intervals that hold", "share"),
     "method.name": ("method, see docs/methods; its own fields are below", ""),
     "text.file": ("safetensors of a BERT that reads all text; '': none", "path"),

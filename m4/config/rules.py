@@ -121,6 +121,7 @@ FIELDS: dict[str, Rule] = {
     "data.raw_dir": Rule(str, ""),
     "data.dir": Rule(str, ""),
     "data.options": Rule(dict, {}),
+    "data.seed": Rule(int, None, low=0, below=2**31, optional=True),  # of the split; None: seed
     "data.calibration": Rule(float, 0.0, low=0, high=0.5),  # share of the training patients
     "method.name": Rule(str, names=code.method_names, outside=code.method_class),
     "text.file": Rule(str, ""),  # safetensors of a BERT that reads all text; '': none

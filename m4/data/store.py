@@ -50,8 +50,8 @@ class Store:
         Raises:
           DataError: no such split, a damaged manifest, or fewer records than the manifest says.
         """
-        self._folder, self._split = Path(folder), split
-        self.manifest: dict[str, Any] = manifests.read(self._folder)
+        self.folder, self.split = Path(folder), split
+        self.manifest: dict[str, Any] = manifests.read(self.folder)
         self._rows: Rows | None = None
         self._mapped: mapped.Mapped | None = None
         with self._damaged():
@@ -61,14 +61,14 @@ class Store:
         self.spec: DataSpec = manifests.spec_from(self.manifest["schema"])
         if split not in self.manifest["splits"]:
             known = [*self.manifest["splits"]]
-            raise DataError(f"{self._folder}: no split {split!r}; it has {known}")
-        self._source = records.Source(self._folder / "records", split, self.spec)
+            raise DataError(f"{self.folder}: no split {split!r}; it has {known}")
+        self._source = records.Source(self.folder / "records", split, self.spec)
         self._normalisers = {
             name: Normaliser(fitted) for name, fitted in self.manifest["normalisers"].items()
         }
         expected = self.manifest["splits"][split]["rows"]
         if len(self) != expected:
-            raise DataError(f"{self._folder}: split {split} has {len(self)} of {expected} records")
+            raise DataError(f"{self.folder}: split {split} has {len(self)} of {expected} records")
         row = allocate(self.spec, 1)
         self.row_bytes = sum(array.nbytes for array in row.values())
         self.in_ram = self.row_bytes * len(self) <= ram_limit
@@ -79,7 +79,7 @@ class Store:
                     self._rows[key][start : start + CHUNK] = array
         else:
             layout = mapped.whole(row, len(self))
-            self._mapped = mapped.rows(self._folder, split, layout, self._chunks)
+            self._mapped = mapped.rows(self.folder, split, layout, self._chunks)
             self._rows = None if self._mapped is None else self._mapped.rows
 
     def verify(self) -> int:
@@ -109,11 +109,11 @@ class Store:
                 raise short from error
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
                 raise DataError(
-                    f"{error.filename or self._folder}: cannot be read"
+                    f"{error.filename or self.folder}: cannot be read"
                     f" ({error.strerror or type(error).__name__}); the data may be sound"
                 ) from error
             raise DataError(
-                f"{self._folder}: damaged ({place(error)}); delete the folder to build it again"
+                f"{self.folder}: damaged ({place(error)}); delete the folder to build it again"
             ) from error
 
     def __len__(self) -> int:
@@ -145,7 +145,7 @@ class Store:
 
     def groups(self) -> Rows:
         """Group column -> category of every row of the split, see `m4.data.groups`."""
-        return groups.read(self._folder, self._split, self.spec, len(self))
+        return groups.read(self.folder, self.split, self.spec, len(self))
 
     def columns(self, keys: Sequence[str]) -> Rows:
         """Some keys of every row of the split."""

@@ -51,7 +51,8 @@ def _of_log(workdir: Path, *, begun: bool) -> str | None:
             break
     least = note.get("log") if isinstance(note.get("log"), int) else 0
     problem = seal.sound_lines(workdir / LOG, least or 0)[1]
-    trained = (workdir / "run.json").is_file() and not (workdir / "fold_0").is_dir()
+    several = (workdir / "fold_0").is_dir() or (workdir / "members.json").is_file()
+    trained = (workdir / "run.json").is_file() and not several
     if problem is None and (begun or steps) and trained and not (workdir / LOG).is_file():
         return "is gone"
     return problem

@@ -114,7 +114,7 @@ def _predicted(folder: Path, metric: str) -> tuple[Kept, float, TaskSpec]:
     """Predictions of the task that a metric belongs to, its value, and the task."""
     config, (name, _, short) = _config(folder), metric.rpartition("/")
     with owned(folder):
-        setup, predict, params = eval_mode.restore(config, folder)
+        setup, predict = eval_mode.restore(config, folder)
         known: dict[str, Any] = {task.name: task for task in setup.spec.tasks}
         if name not in known or short not in METRICS.get(known[name].kind, ()):
             raise ConfigError(f"--metric={metric}: must be of {', '.join(known)}, as task/metric")
@@ -123,7 +123,7 @@ def _predicted(folder: Path, metric: str) -> tuple[Kept, float, TaskSpec]:
                 config,
                 setup,
                 open_incomplete(config, setup.data, "test"),
-                lambda *args: predict(params, *args),
+                predict,
                 np.ones((1, len(setup.spec.modalities)), bool),
             )
     task = known[name]

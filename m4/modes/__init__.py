@@ -13,7 +13,8 @@ from m4.config import Flags
 from m4.errors import ConfigError
 from m4.train import workdir
 
-SAVING = ("train", "crossval", "sweep", "tim", "interplay")  # modes that keep checkpoints
+# Modes that keep checkpoints.
+SAVING = ("train", "crossval", "ensemble", "refit", "sweep", "tim", "interplay")
 ELSEWHERE = ("plan", "scale", "report")  # modes that need not the devices of the mesh
 
 
@@ -22,7 +23,7 @@ def require(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
     if flags.workdir is None:
         raise ConfigError("--workdir: is missing")
     without_data = flags.mode == "check" and not (flags.config or flags.config_json)
-    needed = flags.mode in ("eval", "predict", "report", "stress") or without_data
+    needed = flags.mode in ("eval", "predict", "report", "stress", "refit") or without_data
     if needed and not flags.workdir.is_dir():
         raise ConfigError(f"--workdir={flags.workdir}: no such folder; --mode=train makes it")
     if flags.mode in SAVING:

@@ -15,7 +15,7 @@ from m4 import sharding
 from m4.config import Flags
 from m4.errors import CheckpointError, DataError, DivergedError
 from m4.eval import damage
-from m4.run import origin, preflight, programs, selection
+from m4.run import members, origin, preflight, programs, selection
 from m4.run.setup import context, make_setup
 from m4.run.workspace import open_incomplete, prepare
 from m4.train import retention
@@ -56,12 +56,14 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
 def _scrub(folder: Path) -> None:
     """Reads every checkpoint and compares digests. Raises CheckpointError for damaged ones."""
     damaged = []
-    for path in sorted((folder / "checkpoints").glob("*/")):
+    places = [folder, *members.folders(folder)]
+    for path in sorted(path for place in places for path in (place / "checkpoints").glob("*/")):
         checkpoints = Checkpoints(path, keep=1, sweep=False)
         for step, problem in checkpoints.scrub().items():
             newer = problem and problem.startswith("written by a newer")
             state = "sound" if problem is None else "NEWER" if newer else "DAMAGED"
-            print(f"checkpoint {path.name}/{step}: {state}")
+            inside = path.relative_to(folder).as_posix().replace("checkpoints/", "")
+            print(f"checkpoint {inside}/{step}: {state}")
             damaged += [f"{path / str(step)}: {problem}"] if problem else []
         checkpoints.close()
     if damaged:

@@ -1,8 +1,12 @@
-"""`--mode=eval`: the best checkpoint on the test split, every modality subset, references."""
+"""`--mode=eval`: the best checkpoint on the test split, every modality subset, references.
+
+Of an ensemble (`m4.run.members`) every member predicts, by one compiled function, and their average
+is evaluated; `restore` and `sweep` hide whether there are one or several.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +20,24 @@ from m4.data.batch import empty
 from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.errors import CheckpointError
-from m4.eval import baselines, evaluate, operating, reliance, results, subsets, table, table_one
+from m4.eval import (
+    averages,
+    baselines,
+    evaluate,
+    gain,
+    operating,
+    reliance,
+    results,
+    subsets,
+    table,
+    table_one,
+)
 from m4.eval.predictions import SCORED_KINDS, Predictions
 from m4.eval.report import words
 from m4.modes import report
 from m4.run import meds_predictions as meds
-from m4.run import preflight, programs, pseudonyms
-from m4.run.setup import Model, Setup, context, make_setup
+from m4.run import members, preflight, programs, pseudonyms
+from m4.run.setup import Model, Setup, context, make_model, make_setup
 from m4.run.workspace import open_incomplete, open_split, owned, prepare, same_run, use_cache
 from m4.specs import DataSpec
 from m4.specs import words as words_of
@@ -44,26 +59,54 @@ class Evaluation:
     cuts: operating.Cuts = dataclasses.field(default_factory=dict)  # chosen in validation
     values: dict[str, table_one.Values] = dataclasses.field(default_factory=dict)  # by split
     calibration: Predictions | None = None  # of patients set aside, see `data.calibration`
+    parts: Sequence[Predictions] = ()  # of an ensemble, what each member says to the full input
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Evaluates without training. See `m4.main`."""
     del flags
     with owned(folder):
-        setup, predict, params = restore(config, folder)
+        setup, predict = restore(config, folder)
         with context(setup.mesh):
-            _evaluate(config, setup, folder, functools.partial(predict, params))
+            _evaluate(config, setup, folder, predict)
 
 
 def restore(config: ml_collections.ConfigDict, folder: Path):
-    """(setup, compiled predict function, parameters of the best step)."""
+    """(setup, what predicts: `(batch, keep_M) -> (tasks, stats)`, or all members of an ensemble).
+
+    Both are for `sweep`. The best step's parameters are in it. Raises CheckpointError for folds,
+    and for an ensemble whose members have seen each other's test patients.
+    """
     use_cache(folder)
+    if members.folders(folder):
+        return _restore_several(config, folder)
     setup = make_setup(config, prepare(config))
     params = best_params(config, setup, folder)
     open_split(setup.data, "test", config.eval.batch_size)
     with context(setup.mesh):
         predict = programs.compile_predict(setup, config.eval.batch_size)
-    return setup, predict, params
+    return setup, functools.partial(predict, params)
+
+
+def _restore_several(config, folder: Path) -> tuple[Setup, members.Several]:
+    """As `restore`; the setup is the first member's."""
+    members.refuse_own_test(folder)
+    owns = members.configs_of(config, folder)
+    built = [prepare(own) for _, own in owns]
+    members.require_unseen(folder, built)
+    setup, compiled = make_setup(owns[0][1], built[0]), members.Programs()
+    found = []
+    for (place, own), data in zip(owns, built, strict=True):
+        model: Model = setup
+        if found:
+            spec = Store(data, "test").spec if data != built[0] else setup.loader.store.spec
+            first = empty(spec, own.eval.batch_size)
+            model = make_model(own, data, spec, first, setup.mesh)
+        params = best_params(own, model, place, say=functools.partial(print, f"{place.name}:"))
+        with context(setup.mesh):
+            predict = functools.partial(compiled.of(own, model), params)
+        found.append(members.Member(own, model, predict))
+    return setup, members.Several(found)
 
 
 def lost_best(folder: Path, note: Mapping[str, Any]) -> str | None:
@@ -100,6 +143,8 @@ def best_params(
     say: Callable[[str], Any] = print,
 ):
     """Evaluation parameters of the best step. Raises CheckpointError without one."""
+    if several := members.folders(folder):
+        raise CheckpointError(f"{folder}: holds several models; choose one, as {several[0]}")
     best = Checkpoints(folder / "checkpoints/best", keep=KEEP_BEST)
     try:
         restored, note = best.restore(
@@ -134,7 +179,22 @@ def finish(config: ml_collections.ConfigDict, setup: Setup, folder: Path, predic
 
 
 def sweep(config, setup: Model, store: Store, predict, keep_SM) -> Predictions:
-    """Predictions of a split under the modality subsets `keep_SM`."""
+    """Predictions of a split under the modality subsets `keep_SM`; of an ensemble their average."""
+    return averages.mean(each(config, setup, store, predict, keep_SM), setup.spec)
+
+
+def each(config, setup: Model, store: Store, predict, keep_SM) -> list[Predictions]:
+    """What `sweep` takes the average of: the predictions of every member, or of the one model."""
+    if not isinstance(predict, members.Several):
+        return [_sweep(config, setup, store, predict, keep_SM)]
+    return [
+        _sweep(member.config, member.model, own, member.predict, keep_SM)
+        for member, own in zip(predict.members, predict.stores(store), strict=True)
+    ]
+
+
+def _sweep(config, setup: Model, store: Store, predict, keep_SM) -> Predictions:
+    """Predictions of one model."""
     found = evaluate.sweep(
         predict,
         eval_batches(store, config.eval.batch_size, buckets=config.train.buckets),
@@ -171,24 +231,47 @@ def of_nobody(config, setup: Model, predict, keep_SM) -> Predictions:
 
 def _evaluate(config, setup: Setup, folder: Path, predict) -> Evaluation:
     val, test = (open_incomplete(config, setup.data, s) for s in ("val", "test"))
-    whole = np.ones((1, len(setup.spec.modalities)), bool)
-    judged = sweep(config, setup, val, predict, whole)
+    judged = _judged(config, setup, val, predict)
     thresholds, cuts = results.thresholds(judged, setup.spec), operating.choose(judged, setup.spec)
     chosen = _subsets(config, setup, test)
-    found = sweep(config, setup, test, predict, subsets.matrix(chosen))
+    parts = each(config, setup, test, predict, subsets.matrix(chosen))
+    found = averages.mean(parts, setup.spec)
     wanted = config.eval.baselines and processes.first()
     references = _references(config, setup, test) if wanted else None
     stores = {"train": setup.loader.store, "val": val, "test": test} if processes.first() else {}
     values = {name: values_of(store) for name, store in stores.items()}
     own = (thresholds, references, len(test), cuts, values)
     apart = None
-    if config.data.calibration:
+    if config.data.calibration and _alike(predict):
         store = open_incomplete(config, setup.data, set_aside.SPLIT)
         apart = sweep(config, setup, store, predict, subsets.matrix(chosen))
-    evaluation = Evaluation(found, chosen, *own, calibration=apart)
+    parts = [averages.of_full(part) for part in parts] if len(parts) > 1 else []
+    evaluation = Evaluation(found, chosen, *own, calibration=apart, parts=parts)
     if processes.first():
         publish(config, setup.spec, folder, evaluation, split="test")
     return evaluation
+
+
+def _alike(predict) -> bool:
+    """Whether all that predicts was trained on the same rows."""
+    return not isinstance(predict, members.Several) or predict.alike
+
+
+def _judged(config, setup: Setup, val: Store, predict) -> Predictions:
+    """What cuts are chosen on: the validation split, all modalities kept.
+
+    Members of an ensemble that were trained on different rows have no patients in common whom none
+    of them has seen: each predicts its own validation split, and all of these count.
+    """
+    whole = np.ones((1, len(setup.spec.modalities)), bool)
+    if _alike(predict):
+        return sweep(config, setup, val, predict, whole)
+    return averages.beside(
+        [
+            _sweep(m.config, m.model, Store(m.model.data, "val"), m.predict, whole)
+            for m in predict.members
+        ]
+    )
 
 
 def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, split: str) -> None:
@@ -216,6 +299,8 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
         min_patients=config.eval.min_patients,
         thresholds=evaluation.thresholds,
     )
+    if evaluation.parts:
+        document["ensemble"] = _gain(config, spec, folder, evaluation)
     document["words"] = words_of(preflight.schema(config))
     if config.eval.missing:
         document["missing"] = config.eval.missing.to_dict()
@@ -224,6 +309,23 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
         _write_table(folder, evaluation.found, spec, split)
     words.print_table(document)
     report.build(folder)
+
+
+def _gain(config, spec: DataSpec, folder: Path, evaluation: Evaluation) -> dict[str, Any]:
+    """The section `ensemble` of the results, and its first figures in print."""
+    how = {"draws": config.eval.bootstrap, "seed": config.seed}
+    how["min_patients"] = config.eval.min_patients
+    told = [members.told(place) for place in members.folders(folder)]
+    section = {
+        "members": len(told),
+        "kind": members.kind_of(folder),
+        "seeds": [one["seed"] for one in told],
+        "methods": [one["method"] for one in told],
+        "hours": members.hours(folder),
+        "tasks": gain.describe(evaluation.parts, evaluation.found, spec, **how),
+    }
+    print(*gain.lines(section, spec.tasks), sep="\n")
+    return section
 
 
 def values_of(store: Store) -> table_one.Values:

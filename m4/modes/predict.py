@@ -5,7 +5,6 @@ they are written in the MEDS prediction and label schemas too: `m4.run.meds_pred
 `--on` the predictions are those of new data: `m4.modes.new`.
 """
 
-import functools
 from pathlib import Path
 
 import ml_collections
@@ -32,11 +31,10 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Writes predictions/test.parquet. See `m4.main`."""
     del flags
     with owned(folder):
-        setup, predict, params = eval_mode.restore(config, folder)
+        setup, predict = eval_mode.restore(config, folder)
         store = open_incomplete(config, setup.data, SPLIT)
         whole = np.ones((1, len(setup.spec.modalities)), bool)
         with context(setup.mesh):
-            predict = functools.partial(predict, params)
             found = eval_mode.sweep(config, setup, store, predict, whole)
         if processes.first():
             write(folder, SPLIT, found, setup.spec, index.read(setup.data, SPLIT))

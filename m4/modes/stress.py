@@ -13,7 +13,6 @@ One compiled program predicts all of it, that of `--mode=eval`. Writes `stress.j
 (`m4.eval.stress`) and its section of the report.
 """
 
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,9 +44,9 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Predicts the split under every condition. See `m4.main`."""
     kinds, rates = asked(flags)
     with owned(folder):
-        setup, predict, params = eval_mode.restore(config, folder)
+        setup, predict = eval_mode.restore(config, folder)
         with context(setup.mesh):
-            document = _conditions(config, setup, functools.partial(predict, params), kinds, rates)
+            document = _conditions(config, setup, predict, kinds, rates)
         if processes.first():
             text = json.dumps(document, indent=1, allow_nan=False) + "\n"
             seal.keep(folder, FILE, text.encode())

@@ -8,9 +8,8 @@ other; overrides hold for all of them. The same command goes on where it was sto
 points are skipped, others resume. `table.md` is written after every point, so that an unfinished
 sweep has one, too.
 
-A score's interval is over seeds and patients: the mean of the points' patient intervals, and the
-t interval of the mean over seeds, added in squares on either side (MOVER, Zou & Donner, Statistics
-in Medicine 2008). So are the differences to the references, paired in every point.
+A score's interval is over seeds and patients (`m4.eval.over_seeds`). So are those of differences to
+the references, paired in every point.
 """
 
 import json
@@ -23,12 +22,12 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from scipy.stats import t
 
 from m4 import atomic
 from m4 import config as configs
 from m4.config import Flags
 from m4.errors import ConfigError, Preempted, UserError
+from m4.eval import over_seeds
 from m4.specs import LOWER_IS_BETTER
 
 METHODS = ("fusemoe", "flexmoe", "flexcare", "m3h", "m4oe")
@@ -140,21 +139,6 @@ def _mean(runs, metric):
     return statistics.fmean(_values(runs, metric) or [0.0])
 
 
-def interval(estimates: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
-    """95 % interval of the mean over seeds of {value, low, high}; None if one lacks its own.
-
-    All seeds are tested on the same patients, so more seeds do not shorten the patients' part.
-    """
-    if not estimates or any(e.get("low") is None for e in estimates):
-        return None
-    value = np.array([e["value"] for e in estimates])
-    seeds = 0.0
-    if len(value) > 1:
-        seeds = t.ppf(0.975, len(value) - 1) * value.std(ddof=1) / np.sqrt(len(value))
-    below, above = (abs(np.mean([e[end] for e in estimates] - value)) for end in ("low", "high"))
-    return value.mean() - np.hypot(below, seeds), value.mean() + np.hypot(above, seeds)
-
-
 def _cell(runs: dict[int, dict[str, Any]], metric: str) -> str:
     """`0.857 ± 0.001 [0.834, 0.880]`; the deviation needs two seeds."""
     values = _values(runs, metric)
@@ -162,7 +146,7 @@ def _cell(runs: dict[int, dict[str, Any]], metric: str) -> str:
         return "-"
     deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     known = [run[metric] for run in runs.values() if run.get(metric, {}).get("value") is not None]
-    found = interval(known)
+    found = over_seeds.interval(known)
     most = np.inf if metric in ("mae", "rmse") else 1.0
     span = f" [{found[0]:.3f}, {min(found[1], most):.3f}]" if found else ""
     return f"{statistics.fmean(values):.3f}{deviation}{span}"

@@ -25,7 +25,7 @@ from m4.errors import CheckpointError, ConfigError, SaveError
 from m4.eval import results
 from m4.modes import eval as eval_mode
 from m4.plan import measure
-from m4.run import agreement, origin, preflight, programs, selection, trained
+from m4.run import agreement, members, origin, preflight, programs, selection, trained
 from m4.run.setup import Setup, context, make_setup
 from m4.run.workspace import open_incomplete, owned, prepare, same_run, use_cache
 from m4.train import (
@@ -43,10 +43,14 @@ from m4.train import (
 from m4.train.checkpoint import Checkpoints
 from m4.train.step import State, make_step
 
+BEGUN = ("run.json", "fold_*/run.json", "member_*/run.json")  # what a run leaves behind
+
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> eval_mode.Evaluation:
     """Trains, evaluates, reports. See `m4.main`."""
     leave = functools.partial(workdir.let_go, folder)
+    if members.folders(folder):
+        raise ConfigError(f"--workdir={folder}: holds several models; choose another --workdir")
     with preemption.Signals(leave) as signals, owned(folder):
         if processes.first():
             claim(config, folder, force="config" in flags.force)
@@ -80,7 +84,7 @@ def require_own(config: ml_collections.ConfigDict, folder: Path, *, force: bool)
     path = folder / "config.json"
     if path.exists() and not force:
         changes = configs.diff(configs.stored(path), config.to_dict())
-        begun = any(any(folder.glob(name)) for name in ("run.json", "fold_*/run.json"))
+        begun = any(any(folder.glob(name)) for name in BEGUN)
         if changes and begun:
             changes.sort(key=lambda line: (".name:" not in line, "(absent)" in line))
             changes[3:] = [f"and {len(changes) - 3} more fields"] if len(changes) > 3 else []

@@ -26,6 +26,7 @@ from m4.errors import CheckpointError, ConfigError
 from m4.run import trained
 from m4.run.method import make_method
 from m4.run.setup import Setup
+from m4.run.workspace import split_seed
 from m4.specs import DataSpec, TaskSpec, wordless
 from m4.train import digest, processes, retention, verify
 from m4.train.step import State, init_params
@@ -182,7 +183,7 @@ def _require_aside(
             " not known; give data.calibration=0"
         )
     name, options = config.data.name, config.data.options.to_dict()
-    own = {"seed": config.seed, "options": options, "calibration": config.data.calibration}
+    own = {"seed": split_seed(config), "options": options, "calibration": config.data.calibration}
     now = build.identity_of(data_sets.find(name), name, **own)
 
     def aside(manifest: Mapping[str, Any], key: str) -> Any:

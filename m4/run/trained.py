@@ -19,7 +19,7 @@ from m4.data import data_sets, normalise
 from m4.data import manifest as manifests
 from m4.data.apply import Trained
 from m4.data.cohort import sha256
-from m4.errors import CheckpointError, ConfigError, DataError
+from m4.errors import ConfigError, DataError
 from m4.run import preflight
 
 MANIFEST, VOCABULARY = "data.json", "vocabulary.json"
@@ -43,7 +43,8 @@ def keep(data: Path, folder: Path) -> None:
 
 
 def read(folder: Path) -> Trained:
-    """What is remembered. Raises DataError if it is absent or damaged."""
+    """What is remembered, of folds by the first. Raises DataError if it is absent or damaged."""
+    folder = folder / "fold_0" if per_fold(folder) else folder
     again = "the command that trained writes it again"
     manifest, path = _json(folder / MANIFEST), folder / VOCABULARY
     if manifest is None or not seal.intact(manifest) or not _whole(manifest):
@@ -102,12 +103,9 @@ def require(config: ml_collections.ConfigDict, folder: Path, new: Path) -> None:
     Raises:
       DataError: no such folder, nothing remembered.
       ConfigError: a data set without a way to read new data, or one read otherwise by now.
-      CheckpointError: a cross-validation, which has one model per fold.
     """
     if not new.is_dir():
         raise DataError(f"--on={new}: no such folder")
-    if per_fold(folder):
-        raise CheckpointError(f"{folder}: holds a model per fold; choose --workdir={folder}/fold_0")
     module = module_of(config)
     manifest = read(folder).manifest
     then, now = manifest["version"], module.VERSION

@@ -36,6 +36,12 @@ def use_cache(folder: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str(kept))
 
 
+def split_seed(config: ml_collections.ConfigDict) -> int:
+    """The seed that says who is in which split: `data.seed`, or that of all else."""
+    own = config.data.get("seed")
+    return config.seed if own is None else own
+
+
 def prepare(config: ml_collections.ConfigDict) -> Path:
     """The folder of the built data set, building it if need be.
 
@@ -54,7 +60,7 @@ def prepare(config: ml_collections.ConfigDict) -> Path:
         config.data.name,
         raw_dir,
         data_dir,
-        seed=config.seed,
+        seed=split_seed(config),
         options=config.data.options.to_dict(),
         calibration=config.data.calibration,
         progress=progress.Building(config.data.name),
@@ -81,7 +87,7 @@ def open_incomplete(config: ml_collections.ConfigDict, data: Path, split: str) -
     name = "train" if split == "train" else "eval"
     store = open_split(data, split, config[name].batch_size)
     try:
-        return missing.incomplete(store, config[name].missing.to_dict(), config.seed)
+        return missing.incomplete(store, config[name].missing.to_dict(), split_seed(config))
     except ValueError as error:
         raise ConfigError(f"{name}.missing.{error}") from error
 

@@ -16,14 +16,13 @@ import pytest
 from scipy.stats import binom
 from threadpoolctl import threadpool_limits
 
-from m4.eval import calibration, metrics, specialisation
+from m4.eval import calibration, metrics, over_seeds, specialisation
 from m4.eval.bootstrap import resample
 from m4.eval.predictions import Predictions
 from m4.eval.report import plots
 from m4.eval.results import compose
 from m4.eval.scorer import Scorer
 from m4.eval.subsets import choose
-from m4.modes import sweep
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 QUICK = {"sets": 300, "patients": 150, "draws": 200}
@@ -216,7 +215,7 @@ def test_intervals_over_seeds_and_patients_cover(seeds):
     for _ in range(1000):
         value_S = 0.8 + 0.02 * rng.normal() + 0.02 * rng.normal(size=seeds)
         runs = [{"value": v, "low": v - 1.96 * 0.02, "high": v + 1.96 * 0.02} for v in value_S]
-        low, high = sweep.interval(runs)
+        low, high = over_seeds.interval(runs)
         hits += low <= 0.8 <= high
     assert 940 <= hits <= 990  # with few seeds it is careful
 

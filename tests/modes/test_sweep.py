@@ -115,7 +115,7 @@ def test_unknown_tasks_are_refused(place):
 
 
 def test_flags_of_another_mode_are_refused():
-    with pytest.raises(ConfigError, match="--seeds: goes with --mode=sweep, not with --mode=tim"):
+    with pytest.raises(ConfigError, match="--seeds: goes with --mode=sweep or ensemble or ref"):
         configs.parse(["--mode=tim", "--seeds=0"])
     with pytest.raises(ConfigError, match="--seeds=a: must be numbers"):
         modes.run(None, configs.parse(["--mode=sweep", "--seeds=a"]))

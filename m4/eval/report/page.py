@@ -18,6 +18,7 @@ from m4.eval import damage
 from m4.eval.report import (
     coverage,
     fairness,
+    members_section,
     next_test_section,
     operating,
     plots,
@@ -39,6 +40,7 @@ SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
     purpose.section,
     table_one.section,
     seeds.section,
+    members_section.section,
     operating.section,
     worth_section.section,
     next_test_section.section,
@@ -47,7 +49,7 @@ SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
     fairness.section,
     stress.section,
 )
-FIRST = ("purpose", "patients", "seeds")  # these come before the scores
+FIRST = ("purpose", "patients", "seeds", "ensemble")  # these come before the scores
 
 
 def write(workdir: Path) -> Path:
