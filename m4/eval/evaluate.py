@@ -1,7 +1,7 @@
 """Predict a split under many modality subsets with one compiled function.
 
 Letters: B rows of a batch, S subsets, N rows of the split, M modalities, E experts,
-C labels, classes or values, L label columns.
+C labels, classes or values, L label columns; X nothing, or rows.
 """
 
 import itertools
@@ -13,27 +13,36 @@ import jax.numpy as jnp
 import numpy as np
 
 from m4.errors import DivergedError
+from m4.eval import coincide
 from m4.eval.predictions import SCORED_KINDS, LayerRouting, Predictions
 from m4.specs import DataSpec, TaskSpec
 from m4.types import Array, Batch
 
 Predict = Callable[[Batch, np.ndarray], tuple[Mapping[str, Array], Mapping[str, Mapping]]]
 MAX_ROUTING_CELLS = 20_000_000  # per layer: 80 MB of float32
+WITNESSES = 3  # subsets of which packed answers are compared with those of a call of their own
 
 
-def mask_modalities(batch: Batch, keep_M: Array, spec: DataSpec) -> Batch:
-    """`batch` as if the modalities with `keep_M` False had never been recorded.
+def mask_modalities(batch: Batch, keep_XM: Array, spec: DataSpec) -> Batch:
+    """`batch` as if the modalities with `keep_XM` False had never been recorded.
 
     Values, times, masks and presence of a dropped modality become zeros, and a row that is left
-    with nothing gets weight 0. With all of `keep_M` True no bit changes. `keep_M` is bool[M] in
-    the spec's order and may be traced, so one compilation serves every subset.
+    with nothing gets weight 0. With all of `keep_XM` True no bit changes. `keep_XM` is in the
+    spec's order, bool[M] for all rows or bool[B, M] for each, and may be traced, so one
+    compilation serves every subset.
     """
 
-    def kept(stream, keep):
-        return jax.tree.map(lambda x: jnp.where(keep, x, jnp.zeros((), x.dtype)), stream)
+    def kept(stream, keep_X):
+        def one(x):
+            wide = keep_X.reshape(keep_X.shape + (1,) * (x.ndim - keep_X.ndim))
+            return jnp.where(wide, x, jnp.zeros((), x.dtype))
 
+        return jax.tree.map(one, stream)
+
+    keep_XM = jnp.asarray(keep_XM)
     inputs = {
-        name: kept(batch.inputs[name], keep_M[m]) for m, name in enumerate(spec.modality_names)
+        name: kept(batch.inputs[name], keep_XM[..., m])
+        for m, name in enumerate(spec.modality_names)
     }
     masked = batch.replace(inputs=inputs)
     something_B = masked.present(spec).any(axis=-1)
@@ -61,20 +70,18 @@ def sweep(
       patients: patient of row `uid`, [rows of the split].
       place: puts a batch where `predict` wants it, once for all subsets.
 
+    A row that is the same input under several subsets is predicted once (`m4.eval.coincide`), if
+    `_Asking` finds that this changes no bit.
     Rows come back in the order of `uid`, whatever that of the batches. The device is asked for the
     results of a batch once, after the next batch has been queued.
     Raises DivergedError for a prediction that is not finite, ValueError when no row counts or a
     row comes twice.
     """
     subsets_SM = np.asarray(subsets_SM, bool)
-    whole = int(np.argmax(subsets_SM.all(axis=1)))
+    asking = _Asking(predict, spec, subsets_SM)
     parts, pending, place_N = [], None, np.random.default_rng(0).permutation(len(patients))
     for batch in itertools.chain(batches, [None]):
-        queued = None
-        if batch is not None:
-            on_device = place(batch)
-            outs = [predict(on_device, keep_M) for keep_M in subsets_SM]
-            queued = batch, ([tasks for tasks, _ in outs], dict(outs[whole][1]))
+        queued = None if batch is None else (batch, *asking(batch, place(batch)))
         if pending is not None:
             parts.append(_fetch(*pending, spec, subsets_SM, place_N))
         pending = queued
@@ -83,9 +90,78 @@ def sweep(
     return _merge(parts, spec, subsets_SM, np.asarray(patients))
 
 
-def _fetch(batch: Batch, results: Any, spec: DataSpec, subsets_SM, place_N) -> dict[str, Any]:
+class _Asking:
+    """Asks for every row of a batch under every subset, for inputs that coincide once.
+
+    A packed row has other neighbours than in the batch itself. No method lets them matter, but a
+    processor may round otherwise then: if `WITNESSES` subsets of the first packed batch are not
+    answered with the same bits as in a call of their own, nothing is packed.
+    """
+
+    def __init__(self, predict: Predict, spec: DataSpec, subsets_SM: np.ndarray):
+        self._predict, self._spec, self._subsets_SM = predict, spec, subsets_SM
+        self._whole = int(np.argmax(subsets_SM.all(axis=1)))
+        self._packs: bool | None = None  # None: not tried yet
+        self._take: Callable[..., Batch] | None = None
+
+    def __call__(self, batch: Batch, placed: Batch) -> tuple[np.ndarray, list, dict]:
+        """(place of each answer, i64[S, B], answers of each call, routing of the whole input)."""
+        present_BM = np.stack([batch.inputs[m].present for m in self._spec.modality_names], axis=-1)
+        loop = coincide.loop(len(present_BM), self._subsets_SM)
+        real_B = np.asarray(batch.weight) > 0
+        calls = coincide.pack(present_BM > 0, real_B, self._subsets_SM, self._whole)
+        if self._packs is False or len(calls) >= len(loop):
+            return self._ask(placed, loop)
+        asked = self._ask(placed, calls)
+        if self._packs is None:
+            self._packs = self._same(placed, real_B, asked)
+        return asked if self._packs else self._ask(placed, loop)
+
+    def _ask(self, placed: Batch, calls: coincide.Calls) -> tuple[np.ndarray, list, dict]:
+        plain = [self._predict(placed, self._subsets_SM[s]) for s in calls.plain]
+        everything_M = np.ones(self._subsets_SM.shape[1], bool)
+        packed = [
+            self._predict(self._taken(placed, row_B, keep_BM), everything_M)
+            for row_B, keep_BM in zip(calls.row_KB, calls.keep_KBM, strict=True)
+        ]
+        layers = plain[calls.plain.index(self._whole)][1]
+        return calls.place_SB, [tasks for tasks, _ in plain + packed], dict(layers)
+
+    def _taken(self, placed: Batch, row_B: np.ndarray, keep_BM: np.ndarray) -> Batch:
+        """Rows of a batch, each under its own subset, where the batch lies."""
+        if self._take is None:
+
+            def take(batch, row_B, keep_BM):
+                rows = jax.tree.map(lambda x: jnp.take(x, row_B, axis=0), batch)
+                return mask_modalities(rows, keep_BM, self._spec)
+
+            there = jax.tree.map(lambda x: x.sharding, placed)
+            self._take = jax.jit(take, out_shardings=there)
+        return self._take(placed, row_B, keep_BM)
+
+    def _same(self, placed: Batch, real_B: np.ndarray, asked: tuple) -> bool:
+        """Whether some subsets are answered alike, bit for bit, in a call of their own."""
+        place_SB, answers, _ = asked
+        tried_s = np.linspace(0, len(place_SB) - 1, 1 + WITNESSES).astype(int)[1:]
+        for s in tried_s:
+            alone, _ = self._predict(placed, self._subsets_SM[s])
+            for name, own_BC in jax.device_get(dict(alone)).items():
+                packed_BC = _joined(answers, name)[place_SB[s]]
+                if own_BC[real_B].tobytes() != packed_BC[real_B].tobytes():
+                    return False
+        return True
+
+
+def _joined(answers: list[Mapping[str, Array]], name: str) -> np.ndarray:
+    """A task's answers of all calls, on the host."""
+    return np.concatenate([np.asarray(tasks[name]) for tasks in answers])
+
+
+def _fetch(
+    batch: Batch, place_SB, answers, layers, spec: DataSpec, subsets_SM, place_N
+) -> dict[str, Any]:
     """One batch on the host without its padding rows; `place_N` is each row's in a random order."""
-    batch, (tasks_S, layers) = jax.device_get((batch, results))
+    batch, answers, layers = jax.device_get((batch, answers, layers))
     rows = np.flatnonzero(np.asarray(batch.weight) > 0)
     present_NM = np.stack([batch.inputs[m].present for m in spec.modality_names], axis=-1)[rows]
     part = {
@@ -101,9 +177,9 @@ def _fetch(batch: Batch, results: Any, spec: DataSpec, subsets_SM, place_N) -> d
         },
     }
     for index, task in enumerate(spec.tasks):
-        if task.kind not in SCORED_KINDS or task.name not in tasks_S[0]:
+        if task.kind not in SCORED_KINDS or task.name not in answers[0]:
             continue
-        value_SNC = np.stack([tasks[task.name][rows] for tasks in tasks_S]).astype(np.float32)
+        value_SNC = _joined(answers, task.name)[place_SB[:, rows]].astype(np.float32)
         bad_SN = ~np.isfinite(value_SNC).all(axis=-1) & part["counted"]
         if bad_SN.any():
             raise DivergedError(

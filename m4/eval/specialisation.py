@@ -151,28 +151,43 @@ def shuffled_groups(
     exchanges = [Exchange(owner_R[rows]) for rows in own]
     label_RM = np.repeat(group_R[:, None], shape[0], axis=1)
     for draw in range(draws + 1):
-        next_P = rng.permutation(len(ids)) if draw else np.arange(len(ids))
+        walk_P, cycle_P = _cycles(rng.permutation(len(ids)) if draw else np.arange(len(ids)))
         for modality, (rows, exchange) in enumerate(zip(own, exchanges, strict=True)):
             giver_p = np.arange(len(exchange.ids))
             for alike in exchange.alike:
-                giver_p[alike] = alike[_within(next_P, exchange.ids[alike])]
+                patients = exchange.ids[alike]
+                giver_p[alike] = alike[_within(walk_P[patients], cycle_P[patients])]
             label_RM[rows, modality] = group_R[rows[exchange.rows(giver_p)]]
         cell = (m * shape[1] + label_RM[row, m]) * num_experts + e
         yield np.bincount(cell, weight, int(np.prod(shape))).reshape(shape)
 
 
-def _within(next_P: np.ndarray, own_p: np.ndarray) -> np.ndarray:
-    """Place in `own_p` of each of its patients' successor there, by a permutation of all.
+def _cycles(next_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """When a walk along a permutation comes by each patient, and in which of its cycles he is."""
+    following = next_P.tolist()
+    walk, cycle = [-1] * len(following), [-1] * len(following)
+    steps = 0
+    for start in range(len(following)):
+        at = start
+        while walk[at] < 0:
+            walk[at], cycle[at] = steps, start
+            steps, at = steps + 1, following[at]
+    return np.array(walk, int), np.array(cycle, int)
 
-    A successor elsewhere is followed until it is one of them. So the modalities' exchanges agree as
-    far as the patients who have them do, as their labels do in truth.
+
+def _within(walk_p: np.ndarray, cycle_p: np.ndarray) -> np.ndarray:
+    """Place among some patients of each one's successor there, by a permutation of all.
+
+    The next of them on the walk, so whoever stands in between is passed over. So the modalities'
+    exchanges agree as far as the patients who have them do, as their labels do in truth.
     """
-    place_P = np.full(len(next_P), -1)
-    place_P[own_p] = np.arange(len(own_p))
-    found_p = next_P[own_p]
-    while (outside := place_P[found_p] < 0).any():
-        found_p[outside] = next_P[found_p[outside]]
-    return place_P[found_p]
+    order_p = np.argsort(walk_p)
+    ends = np.flatnonzero(np.diff(cycle_p[order_p], append=-1))  # of the cycles, among these
+    follows_p = np.arange(1, len(order_p) + 1)
+    follows_p[ends] = np.concatenate([[0], ends[:-1] + 1])
+    found_p = np.empty(len(order_p), int)
+    found_p[order_p] = order_p[follows_p]
+    return found_p
 
 
 def information(count: np.ndarray, null: Iterator[np.ndarray]) -> dict[str, float | None]:

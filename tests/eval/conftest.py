@@ -23,15 +23,18 @@ def make_spec(modalities=tuple(STRENGTH)):
 
 
 def make_predictions(
-    rows=400, seed=0, modalities=tuple(STRENGTH), experts=8, patient_offset=0, tasks=None
+    rows=400, seed=0, modalities=tuple(STRENGTH), experts=8, patient_offset=0, tasks=None, how=True
 ):
-    """Each kept and present modality adds evidence in proportion to its STRENGTH."""
+    """Each kept and present modality adds evidence in proportion to its STRENGTH.
+
+    `how` says which subsets, see `choose`.
+    """
     rng = np.random.default_rng(seed)
     spec = make_spec(modalities)
     patient_N = patient_offset + np.sort(rng.integers(0, int(rows * 0.9), rows))
     present_NM = rng.random((rows, len(modalities))) < 0.8
     present_NM[~present_NM.any(axis=1), 0] = True
-    subsets = choose(spec.modality_names, present_NM, patient_N)
+    subsets = choose(spec.modality_names, present_NM, patient_N, how=how)
     keep_SM = matrix(subsets)
     truth_NM = rng.normal(size=(rows, len(modalities)))
     weight_M = np.array([STRENGTH.get(m, 0.3) for m in modalities])
