@@ -14,12 +14,13 @@ from m4 import local, modes
 from m4.api import handed
 from m4.api.loaded import Model, as_text, by_frame, load
 from m4.config import Flags, program
-from m4.data import data_sets
+from m4.config.flags import FORCE
 from m4.data.sets.declared import parse
 from m4.errors import ConfigError
 from m4.modes import train
-from m4.run import selection, trained
+from m4.run import origin, preflight, selection, trained
 from m4.run.workspace import open_incomplete, prepare, same_run
+from m4.train import retention
 
 FRAMES = "frames"  # folder of a work directory
 
@@ -30,7 +31,7 @@ def fit(
     workdir: str | Path | None = None,
     frames: Any = None,
     set: Mapping[str, Any] | None = None,  # noqa: A002 (as `--set` of the command)
-    force: Sequence[str] = (),
+    force: str | Sequence[str] = (),
     quiet: bool = False,
 ) -> Model:
     """Trains, or goes on with, a run; evaluates it, writes its report, and returns its model.
@@ -43,7 +44,7 @@ def fit(
         raw files, of a data set of MEDS files or tables. They are kept in the work directory.
       set: fields to replace, {"train.steps": 500, "method.moe.gate": "laplace"}.
       force: go on with a work directory although its 'config' or 'program' differs, or its 'best'
-        step is lost.
+        step is lost: some of these words, in a list or, as after `--force=`, with commas between.
       quiet: print nothing.
 
     Raises a `m4.errors.UserError`, as the command prints: ConfigError, DataError, SaveError, ...
@@ -65,13 +66,22 @@ def fit(
     if frames is not None:
         overrides |= {"data.raw_dir": str(folder / FRAMES)}
     checked = configs.check(found, overrides, source, say=print if not quiet else _silent)
-    flags = Flags(workdir=folder, overrides=overrides, force=tuple(sorted({*force})), **given)
+    flags = Flags(workdir=folder, overrides=overrides, force=_forced(force), **given)
     with _owner_only(), contextlib.redirect_stdout(None) if quiet else contextlib.nullcontext():
         if frames is not None:
             _keep(folder, checked, flags, frames)
         modes.require(checked, flags)
         modes.run(checked, flags)
     return load(folder, trust_code=True)  # that code has just been run
+
+
+def _forced(given: str | Sequence[str]) -> tuple[str, ...]:
+    """What is forced, as the command reads it. Raises ConfigError for a word that it refuses."""
+    words = given.split(",") if isinstance(given, str) else given
+    forced = tuple(sorted({word.strip() for word in words if word.strip()}))
+    if wrong := [word for word in forced if word not in FORCE]:
+        raise ConfigError(f"force: {wrong[0]!r} is none of {', '.join(FORCE)}")
+    return forced
 
 
 def _silent(line: str) -> None:
@@ -91,6 +101,8 @@ def _keep(folder: Path, config: ml_collections.ConfigDict, flags: Flags, frames:
         place = _write(new, config, frames)
         with by_frame(place):
             modes.require(staged, flags)
+            if not retention.complete(folder / "checkpoints/last"):
+                origin.require(staged, preflight.schema(staged), folder)
             train.require_own(config, folder, force="config" in flags.force)
             data = prepare(staged)
         if any(folder.glob("checkpoints/*/*")) and (folder / "data.json").is_file():
@@ -107,12 +119,7 @@ def _write(root: Path, config: ml_collections.ConfigDict, frames: Any) -> Path:
 
     Raises ConfigError if its data are no files.
     """
-    module, options = data_sets.find(config.data.name), config.data.options.to_dict()
-    if not hasattr(module, "new"):
-        raise ConfigError(
-            f"frames: data.name={config.data.name!r} reads its own files only; 'meds' and 'tables'"
-            " take frames"
-        )
+    module, options = trained.defined(config), config.data.options.to_dict()
     content = module.resolved(**options)
     definition = parse.parse(content, str(options.get("file", "")), meds=content.pop("meds"))
     place = root / definition.folder

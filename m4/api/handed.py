@@ -38,11 +38,12 @@ Key = tuple[int | str | None, int | None]  # subject and prediction time in micr
 
 def write(
     root: Path, definition: Definition, given: Any, *, points: Any = None, labelled: bool = False
-) -> None:
+) -> str | None:
     """Writes one frame, or a mapping of frames by name, below `root`, a new private folder.
 
     Without a frame of labels, `points` says who is asked and when; without those, everybody in the
-    frames is asked. With `labelled` there must be labels.
+    frames is asked. With `labelled` there must be labels. Returns the time zone in which they are
+    asked, None for times without one.
 
     Raises:
       DataError: a frame without the columns that are needed, or no way to tell who is asked.
@@ -59,8 +60,12 @@ def write(
     spelling = functools.partial(_spelling, definition)
     for pattern, table in tables.items():
         _write(root, pattern, table, spelling)
-    if points is not None or not asked:
-        _write(root, POINTS, _points(definition, tables, points), spelling)
+    if points is None and asked:
+        found = next(task for task in definition.labelled if task.files in asked)
+        return _zone(tables[found.files], found.time)
+    whom = _points(definition, tables, points)
+    _write(root, POINTS, whom, spelling)
+    return _zone(whom, definition.labelled[0].time)
 
 
 def order(root: Path, definition: Definition) -> list[Key]:
@@ -79,6 +84,19 @@ def order(root: Path, definition: Definition) -> list[Key]:
                 times = table.times(task.time, up=False)[0].tolist()
             keys += zip(subjects, times, strict=True)
     return keys
+
+
+def _zone(table: pa.Table, column: str | None) -> str | None:
+    """The time zone of a column of times; of text with offsets, which may differ, UTC."""
+    if not column or column not in table.column_names:
+        return None
+    kind = table[column].type
+    if pa.types.is_timestamp(kind):
+        return kind.tz
+    text = table[column].drop_null().combine_chunks()
+    zoned = r"(Z|[+-]\d{2}:?\d{2})\s*$"
+    whole = arrow_files.is_text(kind) and pc.any(pc.match_substring_regex(text, zoned)).as_py()
+    return "UTC" if whole else None
 
 
 def _assigned(definition: Definition, given: Any) -> dict[str, pa.Table]:

@@ -22,7 +22,7 @@ from m4 import config as configs
 from m4 import local
 from m4.api import contributions, frames, handed
 from m4.config import Flags, trust
-from m4.data import apply, index
+from m4.data import apply, data_sets, index
 from m4.data import manifest as manifests
 from m4.data.batch import empty
 from m4.data.sets.declared import parse
@@ -101,6 +101,7 @@ class Asked:
     order: list[handed.Key] | None = None  # of the rows that were handed over
     columns: tuple[str, str] = ("subject_id", "prediction_time")  # what the user calls them
     nothing: bool = False  # whether no record has anything to predict from
+    zone: str | None = None  # of the times that were handed over; None: they have none
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -114,11 +115,12 @@ class Model:
     `predict`, `evaluate` and `explain` take, as `data`,
 
     * a frame of pandas, polars or pyarrow, or a mapping of several by the names of the definition's
-      files: `{"patients": df, "measurements": df}`. Files without a frame count as empty;
-    * a folder of raw files like those trained on: a MEDS data set, or the definition's tables;
+      files: `{"patients": df, "measurements": df}`. Files without a frame count as empty. For data
+      sets of MEDS files or tables;
+    * a folder of raw files like those trained on, of any data set;
     * nothing: a `split` of the data trained on, which are built again if they are gone.
 
-    The first two are for data sets of MEDS files or tables. Everybody is asked about whom there are
+    Everybody is asked about whom there are
     labels; without labels `points`, a frame of subjects and times; without those, everybody.
     """
 
@@ -129,7 +131,7 @@ class Model:
         self._members = tuple(Model(own, place, say=say) for place, own in several)
         for member in self._members:  # one program for all that can share it
             member._compiled = self._compiled
-        self._known = trained.read(workdir)
+        self._known = trained.read(workdir, config.data.options.to_dict())
         self.spec: DataSpec = manifests.spec_from(self._known.manifest["schema"])
 
     def __repr__(self) -> str:
@@ -160,14 +162,14 @@ class Model:
           `task/label` of several labels or classes, else the value in its unit. Missing where
           there was nothing to predict from.
 
-        Raises a `m4.errors.UserError`: DataError for data of no use, ConfigError for a data set
-        that reads its own files only.
+        Raises a `m4.errors.UserError`: DataError for data of no use, ConfigError for frames of a
+        data set that reads its own files only.
         """
         with self.asked(data, points=points, split=split) as asked:
             found = self.answer(asked)
             if to is not None:
                 if asked.keys is None:
-                    raise ConfigError("to: only MEDS data sets and tables have subjects and times")
+                    raise ConfigError("to: this data set's records have no subjects")
                 place = local.folder(str(to), "to")
                 for name, table in meds_predictions.tables(found, self.spec, asked.keys):
                     frames.write_private(place / name, table)
@@ -245,7 +247,7 @@ class Model:
             return
         with tempfile.TemporaryDirectory(prefix="m4-") as name:
             scratch = Path(name)
-            order, definition = None, None
+            order, definition, zone = None, None, None
             if isinstance(data, str | Path):
                 new = local.folder(str(data), "data")
                 if points is not None:
@@ -256,7 +258,7 @@ class Model:
                 new, definition = scratch / "frames", self._definition()
                 new.mkdir(mode=0o700)
                 with by_frame(new):
-                    handed.write(new, definition, data, points=points, labelled=labelled)
+                    zone = handed.write(new, definition, data, points=points, labelled=labelled)
                     order = handed.order(new, definition)
             place = scratch / self._known.manifest["fingerprint"]
             place.mkdir(mode=0o700)
@@ -266,7 +268,7 @@ class Model:
             store = Store(place, apply.SPLIT)
             columns = _called(definition) if definition else Asked.columns
             keys, nothing = index.read(place, apply.SPLIT), _nothing(store.manifest)
-            yield Asked(place, store, keys, order, columns, nothing)
+            yield Asked(place, store, keys, order, columns, nothing, zone)
 
     def read(self, new: Path, place: Path, *, some: bool = True) -> dict[str, Any]:
         """Reads new raw files into records in `place`; returns their manifest.
@@ -275,7 +277,7 @@ class Model:
         training data. Raises DataError for files of no use and, where `some` record must have
         something to predict from, if none has.
         """
-        module = trained.module_of(self.config)
+        module = data_sets.find(self.config.data.name)
 
         def progress(split: str, rows: int) -> None:
             self._say(f"reading {split}: {rows} records")
@@ -355,7 +357,7 @@ class Model:
 
     def _definition(self) -> Definition:
         """What the data trained on were called. ConfigError for other than MEDS and tables."""
-        trained.module_of(self.config)
+        trained.defined(self.config)
         content = {"meds": True, **self._known.manifest["options"]}
         return parse.parse(content, "definition", meds=content.pop("meds"))
 
@@ -429,7 +431,8 @@ def _who(asked: Asked, uid_N: np.ndarray) -> dict[str, Any]:
     found = {asked.columns[0]: keys["subject_id"], asked.columns[1]: keys["prediction_time"]}
     if keys["prediction_time"].null_count == len(keys):
         del found[asked.columns[1]]
-    return found
+    others = [name for name in keys.column_names if name not in index.MEDS]
+    return found | {name: keys[name] for name in others}
 
 
 def _joined(asked: Asked, found: Predictions, columns: Mapping[str, np.ndarray]) -> pa.Table:
@@ -451,7 +454,7 @@ def _joined(asked: Asked, found: Predictions, columns: Mapping[str, np.ndarray])
     rows = pa.array(places, pa.int64())
     who = {asked.columns[0]: pa.array(given, kind)}
     if any(time is not None for time in when):
-        who[asked.columns[1]] = pa.array(when, pa.timestamp("us"))
+        who[asked.columns[1]] = pa.array(when, pa.timestamp("us", asked.zone))
     return pa.table(who | {name: value.take(rows) for name, value in values.items()})
 
 

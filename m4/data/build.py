@@ -329,6 +329,7 @@ def write(
         "flow": flow(cohort, cuts),
         "splits": {split: summary.result() for split, summary in summaries.items()},
         "normalisers": fitter.normalisers(),
+        **({"fitted": cohort.fitted} if cohort.fitted else {}),
         "features": {split: found.result() for split, found in features.items()},
         "joining": joined,
         "warnings": cohort.warnings,

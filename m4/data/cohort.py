@@ -10,6 +10,8 @@ A data set, a module of `m4/data/sets` (or any importable one), provides
     def resolved(**options) -> dict                         # optional: what the options stand for,
                                                             # in JSON types (content of a file)
     def new(folder, resolved, vocabularies) -> Cohort       # optional: see `m4.data.apply`
+    ELSEWHERE: tuple[str, ...]                              # optional: options that say where files
+                                                            # are, which may differ for new data
     def download(raw_dir)                                   # optional: of open data, verified
     INVENTED: dict                                          # optional: name -> options of
     def invent(folder, *, patients, seed, **options)        # small files, see `m4.data.fake`
@@ -19,7 +21,7 @@ One record is an `Example`, ragged and NumPy only:
     {'patient': int,                                        # unit of splits and of the bootstrap
      'inputs': {modality: payload},                         # absent modality: no key
      'targets': {task: value or None},                      # None: no label, NaN: one label missing
-     'key': (subject, prediction time),                     # optional: see `m4.data.index`
+     'key': (subject, prediction time[, record]),           # optional: see `m4.data.index`
      'groups': {column: category or None}}                  # optional: see `m4.data.groups`
 
     series   {'values': [t, f] with NaN where not observed, 'times': [t] hours}
@@ -52,8 +54,9 @@ class Cohort:
     `splits` maps 'train', 'val' and 'test' to functions that start a fresh iterator over that
     split's examples in bounded memory. `flow` holds (step, count) pairs and may be filled while a
     split is iterated. So may `vocabularies`: modality -> tokens in the order of their ids, from id
-    1 on, where ids were counted on training examples. `sources` maps file names relative to the
-    raw folder to their 'bytes' and 'sha256' (see `checksums`). `joining` is called before the
+    1 on, where ids were counted on training examples. `fitted` is what else was taken from those,
+    in JSON types; it is kept for `new`. `sources` maps file names relative to the raw folder to
+    their 'bytes' and 'sha256' (see `checksums`). `joining` is called before the
     first example and says, a line each, how the files match; it raises DataError if they don't.
     `warnings` are then known, too.
     """
@@ -65,9 +68,15 @@ class Cohort:
     version: str
     flow: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     vocabularies: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    fitted: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: str = ""
     joining: Callable[[], list[str]] = list
     warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+def home(folder: Path, name: str) -> Path:
+    """A data set's own folder `name` in one of raw files, or that itself, for it may be meant."""
+    return folder / name if (folder / name).is_dir() else folder
 
 
 def patient_number(text: str) -> int:

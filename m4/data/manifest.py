@@ -12,6 +12,7 @@
 | `splits` | split -> rows, patients, presence per modality, presence patterns, labels per task |
 | `features` | of val and test: values of every feature, and how many the training range clips |
 | `joining`, `warnings` | how the files match; what should make one look twice; a line each |
+| `fitted` | what else the module took from training examples; absent without |
 | `normalisers` | modality -> per feature: name, `m4.data.normalise.fit`, count; train only |
 | `files` | file -> sha256, of all but the records, which hold checksums of their own |
 | `sha256` | of everything above (`m4.seal`) |

@@ -1,12 +1,16 @@
 """`--on=DIR`: predictions of new raw files of the kind that the model was trained on.
 
-The work directory is all that is needed. Every prediction point of DIR is scored by the best step;
-the new data are transformed with what was fitted on the training split, and fit nothing. Written
-are, as for the test split, `predictions/<name>.parquet` and `predictions/meds/<name>/`, with the
-name of DIR, and
+Of any data set (`m4.data.apply`), and the work directory is all that is needed. Every prediction
+point of DIR is scored by the best step; the new data are transformed with what was fitted on the
+training split, and fit nothing. Written are, as for the test split, `predictions/<name>.parquet`
+and `predictions/meds/<name>/`, with the name of DIR, and
 
+    predictions/<name>-by-subject.csv   a row per record, with the identifiers of DIR and the labels
     predictions/<name>.json   what was read, counted and dropped, by which step of which model
     results/<name>.json       scores, if any label is known
+
+Records of a data set whose examples have no identifiers go by their row and by the number of the
+patient that the data set gives them.
 
 The records are kept in `.new/` of the work directory only while the command runs.
 """
@@ -34,6 +38,7 @@ from m4.eval import results
 from m4.eval.predictions import Predictions
 from m4.eval.report import words
 from m4.modes import predict as predict_mode
+from m4.run import own_predictions as own
 from m4.run import trained
 from m4.run.workspace import owned, use_cache
 from m4.train import processes
@@ -53,10 +58,19 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
             found = model.answer(asked)
             if processes.first():
                 predict_mode.write(folder, name, found, model.spec, asked.keys)
+                if asked.keys is None:
+                    path = own.write(folder, name, found, model.spec, _numbers(asked.store))
+                    print(f"by row and patient, with labels: {path}")
                 _count(folder, name, asked.manifest, len(found.uid))
-                if any(mask.any() for mask in found.label_mask.values()):
+                if asked.keys is not None and any(m.any() for m in found.label_mask.values()):
                     _warn_of_trained(config, asked.manifest, asked.keys)
                 _score(model, folder, name, found)
+
+
+def _numbers(store: Store) -> pa.Table:
+    """What tells records apart that have no identifiers."""
+    patient_N = store.columns(["patient"])["patient"]
+    return pa.table({"row": pa.array(range(len(store)), pa.int64()), "patient": patient_N})
 
 
 def name_of(new: Path) -> str:

@@ -2,8 +2,9 @@
 
     subject_id, prediction_time, died, died/label, phe/sepsis, phe/sepsis/label, days, days/label
 
-What opens in a spreadsheet; the same as Parquet, task by task, is in `predictions/meds`. It names
-patients: readable by its owner only. Points with nothing to predict from have no row.
+and after the first two `record_id`, where records have an identifier of their own. What opens in a
+spreadsheet; the same as Parquet, task by task, is in `predictions/meds`. It names patients:
+readable by its owner only. Points with nothing to predict from have no row.
 """
 
 import csv

@@ -8,7 +8,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -24,7 +23,7 @@ from m4.run import preflight
 
 MANIFEST, VOCABULARY = "data.json", "vocabulary.json"
 # Where files are and who is in which split: it says nothing of how a subject's files are read.
-ELSEWHERE = ("name", "licence", "where", "folder", "splits")
+ELSEWHERE = ("name", "licence", "where", "folder", "splits", "fold", "num_folds", "val_fraction")
 MOST = 3  # changed fields that are named
 
 
@@ -42,8 +41,11 @@ def keep(data: Path, folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def read(folder: Path) -> Trained:
-    """What is remembered, of folds by the first. Raises DataError if it is absent or damaged."""
+def read(folder: Path, options: Mapping[str, Any] | None = None) -> Trained:
+    """What is remembered, of folds by the first, with the data set's options now.
+
+    Raises DataError if it is absent or damaged.
+    """
     folder = folder / "fold_0" if per_fold(folder) else folder
     again = "the command that trained writes it again"
     manifest, path = _json(folder / MANIFEST), folder / VOCABULARY
@@ -58,7 +60,7 @@ def read(folder: Path) -> Trained:
         raise DataError(f"{path}: no vocabulary of the training data; {again}")
     if wanted is not None and sha256(path) != wanted:
         raise DataError(f"{path}: is not the vocabulary of the training data; {again}")
-    return Trained(manifest, words)
+    return Trained(manifest, words, dict(options or {}))
 
 
 def vocabulary(data: Path) -> dict[str, Any]:
@@ -102,11 +104,11 @@ def require(config: ml_collections.ConfigDict, folder: Path, new: Path) -> None:
 
     Raises:
       DataError: no such folder, nothing remembered.
-      ConfigError: a data set without a way to read new data, or one read otherwise by now.
+      ConfigError: a data set that reads otherwise by now.
     """
     if not new.is_dir():
         raise DataError(f"--on={new}: no such folder")
-    module = module_of(config)
+    module = data_sets.find(config.data.name)
     manifest = read(folder).manifest
     then, now = manifest["version"], module.VERSION
     if then != now:
@@ -124,29 +126,33 @@ def require(config: ml_collections.ConfigDict, folder: Path, new: Path) -> None:
         )
 
 
-def module_of(config: ml_collections.ConfigDict) -> ModuleType:
-    """The data set's module. Raises ConfigError if it cannot read new data."""
+def defined(config: ml_collections.ConfigDict) -> Any:
+    """The data set's module, of which a definition says what its files are called.
+
+    Raises ConfigError for a data set that has none, and so takes no frames.
+    """
     module = data_sets.find(config.data.name)
-    if not hasattr(module, "new"):
+    if not hasattr(module, "read_definition"):
         raise ConfigError(
-            f"--on: data.name={config.data.name!r} reads its own files only; 'meds' and 'tables'"
-            " read new ones"
+            f"frames: data.name={config.data.name!r} reads files of its own layout only, so give a"
+            " folder of them; 'meds' and 'tables' take frames"
         )
     return module
 
 
-def changed(module: ModuleType, options: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+def changed(module: Any, options: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """Fields of the resolved options that differ from those at training.
 
     A definition that is not there any more is remembered, so nothing is.
     """
     try:
-        resolved = json.loads(json.dumps(module.resolved(**options)))
+        resolved = json.loads(json.dumps(getattr(module, "resolved", dict)(**options)))
     except ConfigError:
         return []
+    elsewhere = (*ELSEWHERE, *getattr(module, "ELSEWHERE", ()))
 
     def read(content):
-        return {k: v for k, v in content.items() if k not in ELSEWHERE}
+        return {k: v for k, v in content.items() if k not in elsewhere}
 
     return configs.diff(read(then), read(resolved), harmless=())
 

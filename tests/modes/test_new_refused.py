@@ -97,11 +97,11 @@ def test_what_cannot_be_asked_for(place, capsys):
     (place / "cv/fold_0").mkdir(parents=True)
     shutil.copyfile(place / "w/config.json", place / "cv/config.json")
     flags = [f"--workdir={place / 'cv'}", f"--on={place / 'w'}"]
-    assert main([*flags, "--trust_code"]) == 4  # a copied config.json is nobody's own
-    assert "holds a model per fold; choose --workdir=" in capsys.readouterr().err
+    assert main([*flags, "--trust_code"]) == 3  # a copied config.json is nobody's own
+    assert "fold_0/data.json: no manifest of the training data" in capsys.readouterr().err
     config = ml_collections.ConfigDict({"data": {"name": "synthetic"}})
-    with pytest.raises(ConfigError, match="'synthetic' reads its own files only"):
-        trained.module_of(config)
+    with pytest.raises(ConfigError, match="'synthetic' reads files of its own layout only"):
+        trained.defined(config)
 
 
 def test_a_work_directory_without_its_memory_is_refused(place, capsys):

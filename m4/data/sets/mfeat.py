@@ -7,13 +7,14 @@ zeros makes them square.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from m4.data import split
-from m4.data.cohort import Cohort, Example, checksums
+from m4.data.cohort import Cohort, Example, checksums, home
 from m4.data.option_checks import check
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
@@ -37,12 +38,17 @@ PIXELS = (16, 15)
 FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
 
 
-def spec(*, views: Sequence[str] = ("pix",)) -> DataSpec:
+def spec(*, views: Sequence[str] = ("pix",), fold: int = 0, num_folds: int = 0) -> DataSpec:
     """Pixels as an image [1, 16, 16, 1] in [-1, 1], other views as tables; task `digit`.
 
-    Raises ConfigError for unknown views.
+    Args:
+      views: some of `VIEWS`.
+      fold: which of `num_folds` is tested.
+      num_folds: of cross-validation; 0 for the shares of `FRACTIONS`.
+
+    Raises ConfigError for unknown views and folds.
     """
-    check(some=[("views", views, VIEWS)])
+    check(some=[("views", views, VIEWS)], also=split.fold_problems(fold, num_folds))
     modalities = tuple(
         ModalitySpec("pix", "image", (1, 16, 16, 1))
         if view == "pix"
@@ -55,7 +61,8 @@ def spec(*, views: Sequence[str] = ("pix",)) -> DataSpec:
 
 def missing_files(raw_dir: Path | str, **options) -> list[str]:
     """One line per view that is not in `raw_dir/uci-mfeat`."""
-    paths = [_path(Path(raw_dir), view) for view in spec(**options).modality_names]
+    root = Path(raw_dir) / FOLDER
+    paths = [_path(root, view) for view in spec(**options).modality_names]
     return [f"{path} is missing" for path in paths if not path.exists()]
 
 
@@ -65,30 +72,68 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     Raises:
       DataError: while iterating, for a view of another shape or views whose classes differ.
     """
-    data, root = spec(**options), Path(raw_dir)
+    data, root = spec(**options), Path(raw_dir) / FOLDER
+    turn = {name: options.get(name, 0) for name in ("fold", "num_folds")}
 
     def examples(name: str) -> Iterator[Example]:
-        views, label_N = _read(root, data.modality_names)
-        for i, label in enumerate(label_N):
-            if split.assign(i, FRACTIONS, seed) == name:
-                inputs = {view: {"values": values[i]} for view, values in views.items()}
-                yield {"patient": i, "inputs": inputs, "targets": {"digit": int(label)}}
+        for example in _examples(root, data.modality_names):
+            if split.part(example["patient"], FRACTIONS, seed, **turn) == name:
+                yield example
 
+    splits = {name: lambda name=name: examples(name) for name in FRACTIONS}
+    return _cohort(Path(raw_dir), data, splits, [_path(root, view) for view in data.modality_names])
+
+
+def new(
+    folder: Path, resolved: Mapping[str, Any], vocabularies: Mapping[str, Sequence[str]]
+) -> Cohort:
+    """Other digits as the split 'new', see `m4.data.apply`; their class may be lacking.
+
+    A view whose file is not there is absent. Raises DataError if none is.
+    """
+    del vocabularies
+    data, root = spec(**resolved), home(folder, FOLDER)
+    names = [view for view in data.modality_names if _path(root, view).exists()]
+    if not names:
+        raise DataError(f"{root}: no {' nor '.join(f'mfeat-{v}.csv' for v in data.modality_names)}")
+
+    def examples() -> Iterator[Example]:
+        for example in _examples(root, names, labelled=False):
+            yield {**example, "key": (example["patient"], None)}  # its row is all that it has
+
+    return _cohort(folder, data, {"new": examples}, [_path(root, view) for view in names])
+
+
+def _cohort(raw_dir: Path, data: DataSpec, splits, files: list[Path]) -> Cohort:
     return Cohort(
         spec=data,
-        splits={name: lambda name=name: examples(name) for name in FRACTIONS},
-        sources=checksums(root, [_path(root, view) for view in data.modality_names]),
+        splits=splits,
+        sources=checksums(raw_dir, files),
         licence=LICENCE,
         version=VERSION,
         notes="UCI Multiple Features; no patients, a row is a digit.",
     )
 
 
+def _examples(root: Path, names: Sequence[str], *, labelled: bool = True) -> Iterator[Example]:
+    views, label_N = _read(root, names, labelled)
+    for i, label in enumerate(label_N):
+        inputs = {view: {"values": values[i]} for view, values in views.items()}
+        targets = {"digit": None if np.isnan(label) else int(label)}
+        yield {"patient": i, "inputs": inputs, "targets": targets}
+
+
 def _path(root: Path, view: str) -> Path:
-    return root / FOLDER / f"mfeat-{view}.csv"
+    return root / f"mfeat-{view}.csv"
 
 
-def _read(root: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _read(
+    root: Path, names: Sequence[str], labelled: bool
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Values of every view and the classes, NaN where there is none, which is an error if labelled.
+
+    Raises DataError, see `cohort`.
+    """
     views, label_N = {}, None
     for view in names:
         path = _path(root, view)
@@ -98,14 +143,18 @@ def _read(root: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], np.n
             rows = np.array(lines, np.float32)
         except (ValueError, csv.Error, OSError):
             raise DataError(f"{path}: not rows of equally many numbers") from None
+        if not labelled and rows.ndim == 2 and rows.shape[1] == VIEWS[view]:
+            head, rows = [*head, ""], np.pad(rows, ((0, 0), (0, 1)), constant_values=np.nan)
         numbered = head[:-1] == [str(i) for i in range(len(head) - 1)]
         if head and head[0].replace(".", "").isdigit() and not numbered:
             raise DataError(f"{path}: has no header line")
         if rows.ndim != 2 or rows.shape[1] != VIEWS[view] + 1:
             raise DataError(f"{path}: {rows.shape} values, expected {VIEWS[view]} and the class")
         label_N = rows[:, -1] if label_N is None else label_N
-        if not np.array_equal(rows[:, -1], label_N):
+        known_N = labelled | ~np.isnan(rows[:, -1] + label_N) if len(rows) == len(label_N) else None
+        if known_N is None or (known_N & (rows[:, -1] != label_N)).any():
             raise DataError(f"{path}: not the digits of {_path(root, names[0])}")
+        label_N = np.where(np.isnan(label_N), rows[:, -1], label_N)
         views[view] = rows[:, :-1]
     if "pix" in views:
         square = views["pix"].reshape(-1, 1, *PIXELS, 1) / 3.0 - 1.0

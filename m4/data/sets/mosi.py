@@ -9,20 +9,26 @@ that turn one, once, into
     cmu-mosi/{train,valid,test}.npz      (or cmu-mosei/)
         text, audio, vision [n, 50, features], labels [n, 1, 1], id [n] or [n, columns]
 
-The published splits are kept; a video is the unit of the bootstrap. Positions that are zero in all
-three modalities are padding; one that is zero in a single modality is a gap there. Values that are
-not finite (COVAREP has some) are gaps, too, and counted. `times` are positions, not hours.
+The published splits are kept; with `num_folds` the videos of train and valid are tested in turns
+and those of test are in no fold. New segments for a trained model (`--on`) are those of all `*.npz`
+of a folder, with `labels` or without.
+
+A video is the unit of the bootstrap. Positions that are zero in all three modalities are padding;
+one that is zero in a single modality is a gap there. Values that are not finite (COVAREP has some)
+are gaps, too, and counted. `times` are positions, not hours.
 """
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from m4.data.cohort import Cohort, Example, checksums, patient_number
+from m4.data import split
+from m4.data.cohort import Cohort, Example, checksums, home, patient_number
 from m4.data.fake import fresh
+from m4.data.option_checks import check
 from m4.errors import ConfigError, DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
@@ -32,18 +38,22 @@ WHERE = "features: https://github.com/pliang279/MultiBench; docs/datasets.md say
 FOLDERS = {"mosi": "cmu-mosi", "mosei": "cmu-mosei"}
 MODALITIES = ("text", "audio", "vision")
 PARTS = {"train": "train", "val": "valid", "test": "test"}
+FRACTIONS = {"train": 0.85, "val": 0.15}  # in a fold, of those who are not tested
 POSITIONS = 50
 MAX_MEMBERS, MAX_BYTES = 64, 1 << 35  # of a file; four times those of CMU-MOSEI as float64
 INVENTED = {"mosi": {}, "mosei": {"dataset": "mosei"}}
 SEGMENTS = 3  # of an invented video
 
 
-def spec(*, dataset: str = "mosi", positions: int = POSITIONS) -> DataSpec:
+def spec(
+    *, dataset: str = "mosi", positions: int = POSITIONS, fold: int = 0, num_folds: int = 0
+) -> DataSpec:
     """Three series and two tasks; widths are those of the files, until they are read 1.
 
-    `sentiment` is the score in -3..3, `positive` whether it is at least 0. Raises ConfigError for
-    an unknown data set.
+    `sentiment` is the score in -3..3, `positive` whether it is at least 0. `fold` is which of
+    `num_folds` is tested, 0 for the published splits. Raises ConfigError for an unknown data set.
     """
+    check(also=split.fold_problems(fold, num_folds))
     if dataset not in FOLDERS or positions < 1:
         raise ConfigError(
             f"data.options: dataset={dataset!r} is none of {', '.join(FOLDERS)}, or"
@@ -59,36 +69,63 @@ def spec(*, dataset: str = "mosi", positions: int = POSITIONS) -> DataSpec:
 def missing_files(raw_dir: Path | str, **options) -> list[str]:
     """One line per file that is not in `raw_dir`."""
     spec(**options)
-    return [f"{path}: missing" for path in _paths(raw_dir, options).values() if not path.exists()]
+    return [f"{path}: missing" for path in _paths(raw_dir, options) if not path.exists()]
 
 
 def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     """Segments in the order of the files. Raises DataError for a damaged or misshapen file."""
-    del seed  # the published splits
     declared, paths = spec(**options), _paths(raw_dir, options)
+    turn = {name: options.get(name, 0) for name in ("fold", "num_folds")}
     missing = missing_files(raw_dir, **options)
     if missing:
         raise DataError(*missing)
     positions = options.get("positions", POSITIONS)
-    first = _load(paths["train"], positions)
-    data = DataSpec(
-        tuple(ModalitySpec(n, "series", (positions, first[n].shape[-1])) for n in MODALITIES),
-        declared.tasks,
-        hours=declared.hours,
-    )
     flow: list[tuple[str, int]] = []
+    first = _load(paths[0], positions)
 
     def examples(name: str) -> Iterator[Example]:
-        arrays = first if name == "train" else _load(paths[name], positions)
-        gaps = sum(int((~np.isfinite(arrays[n])).sum()) for n in MODALITIES)
-        flow.extend([(f"{name}: segments", len(arrays["labels"])), (f"{name}: not finite", gaps)])
-        for row in range(len(arrays["labels"])):
-            yield _example(arrays, row)
+        if not turn["num_folds"]:
+            yield from _segments(paths[[*PARTS].index(name)], positions, flow)
+            return
+        for example in (e for path in paths for e in _segments(path, positions, flow)):
+            if split.part(example["patient"], FRACTIONS, seed, **turn) == name:
+                yield example
 
+    splits = {name: lambda name=name: examples(name) for name in PARTS}
+    return _cohort(Path(raw_dir), _read(declared, first), splits, paths, flow)
+
+
+def new(
+    folder: Path, resolved: Mapping[str, Any], vocabularies: Mapping[str, Sequence[str]]
+) -> Cohort:
+    """Segments of other videos as the split 'new', see the module."""
+    del vocabularies
+    declared, root = spec(**resolved), home(folder, FOLDERS[resolved.get("dataset", "mosi")])
+    positions, paths = resolved.get("positions", POSITIONS), sorted(root.glob("*.npz"))
+    if not paths:
+        raise DataError(f"{root}: no .npz file of segments")
+    flow: list[tuple[str, int]] = []
+    first = _load(paths[0], positions, labelled=False)
+
+    def examples() -> Iterator[Example]:
+        for path in paths:
+            yield from _segments(path, positions, flow, labelled=False)
+
+    return _cohort(folder, _read(declared, first), {"new": examples}, paths, flow)
+
+
+def _read(declared: DataSpec, arrays: Mapping[str, np.ndarray]) -> DataSpec:
+    """The schema with the widths of a file."""
+    shape = {m.name: (*m.shape[:-1], arrays[m.name].shape[-1]) for m in declared.modalities}
+    modalities = tuple(ModalitySpec(name, "series", own) for name, own in shape.items())
+    return DataSpec(modalities, declared.tasks, hours=declared.hours)
+
+
+def _cohort(raw_dir: Path, data: DataSpec, splits, paths: list[Path], flow: list) -> Cohort:
     return Cohort(
         spec=data,
-        splits={name: lambda name=name: examples(name) for name in PARTS},
-        sources=checksums(Path(raw_dir), paths.values()),
+        splits=splits,
+        sources=checksums(raw_dir, paths),
         licence=LICENCE,
         version=VERSION,
         flow=flow,
@@ -96,12 +133,25 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     )
 
 
-def _paths(raw_dir, options) -> dict[str, Path]:
+def _paths(raw_dir, options) -> list[Path]:
+    """Files of the splits; with folds those of training and validation."""
     folder = Path(raw_dir) / FOLDERS[options.get("dataset", "mosi")]
-    return {name: folder / f"{part}.npz" for name, part in PARTS.items()}
+    parts = [*PARTS.values()]
+    return [folder / f"{part}.npz" for part in (parts[:2] if options.get("num_folds") else parts)]
 
 
-def _load(path: Path, positions: int) -> dict[str, np.ndarray]:
+def _segments(
+    path: Path, positions: int, flow: list, *, labelled: bool = True
+) -> Iterator[Example]:
+    arrays = _load(path, positions, labelled=labelled)
+    gaps = sum(int((~np.isfinite(arrays[n])).sum()) for n in MODALITIES)
+    name = {part: name for name, part in PARTS.items()}.get(path.stem, path.stem)
+    flow.extend([(f"{name}: segments", len(arrays["labels"])), (f"{name}: not finite", gaps)])
+    for row in range(len(arrays["labels"])):
+        yield _example(arrays, row)
+
+
+def _load(path: Path, positions: int, *, labelled: bool = True) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as members:
             sizes = [member.file_size for member in members.infolist()]
@@ -111,7 +161,9 @@ def _load(path: Path, positions: int) -> dict[str, np.ndarray]:
                 f" {MAX_MEMBERS} and {MAX_BYTES:,}"
             )
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*MODALITIES, "labels", "id")}
+            arrays = {name: file[name] for name in (*MODALITIES, "id")}
+            unknown = np.full(len(arrays["id"]), np.nan)
+            arrays["labels"] = file["labels"] if labelled or "labels" in file else unknown
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: no arrays as docs/datasets.md says ({error})") from None
     num = len(arrays["labels"])
@@ -130,8 +182,10 @@ def _example(arrays: dict[str, np.ndarray], row: int) -> Example:
         value_Tf = np.where(np.isfinite(value_Tf), value_Tf, np.nan)
         inputs[name] = {"values": value_Tf[there], "times": np.flatnonzero(there)}
     label = float(arrays["labels"][row])
+    video, segment = _names(arrays["id"][row])
     return {
-        "patient": patient_number(_video(arrays["id"][row])),
+        "patient": patient_number(video),
+        "key": (video, None, segment),
         "inputs": inputs,
         "targets": {"sentiment": label, "positive": float(label >= 0)}
         if np.isfinite(label)
@@ -139,11 +193,10 @@ def _example(arrays: dict[str, np.ndarray], row: int) -> Example:
     }
 
 
-def _video(name) -> str:
-    """The video of a segment: 'video$_$5', 'video[5]' or [video, start, end]."""
-    text = np.atleast_1d(name)[0]
-    text = text.decode() if isinstance(text, bytes) else str(text)
-    return text.partition("$_$")[0].partition("[")[0]
+def _names(name) -> tuple[str, str]:
+    """The video of a segment, and it: 'video$_$5', 'video[5]' or [video, start, end]."""
+    texts = [one.decode() if isinstance(one, bytes) else str(one) for one in np.atleast_1d(name)]
+    return texts[0].partition("$_$")[0].partition("[")[0], " ".join(texts)
 
 
 def invent(folder: Path, *, patients: int, seed: int, dataset: str = "mosi") -> Path:

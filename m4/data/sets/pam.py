@@ -12,16 +12,18 @@ a modality.
 The files do not say whose window it is. Raindrop splits single windows at random 8 : 1 : 1: since
 neighbours share half their samples, test windows are then partly in training. Here whole blocks
 of `block` consecutive windows are assigned (`block=1` for theirs); a block is the unit of the
-bootstrap. A value of exactly 0 is a gap, as in Raindrop.
+bootstrap. A value of exactly 0 is a gap, as in Raindrop. New windows for a trained model (`--on`)
+are a `PTdict_list.npy`, with outcomes or without.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from m4.data import split
-from m4.data.cohort import Cohort, Example, checksums
+from m4.data.cohort import Cohort, Example, checksums, home
 from m4.data.fake import fresh
 from m4.data.option_checks import check
 from m4.errors import DataError
@@ -37,17 +39,22 @@ INVENTED = {"pam": {}}
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
-def spec(*, steps: int = STEPS, every: int = 1, block: int = 20) -> DataSpec:
+def spec(
+    *, steps: int = STEPS, every: int = 1, block: int = 20, fold: int = 0, num_folds: int = 0
+) -> DataSpec:
     """Seventeen series of one feature, task `activity`.
 
     Args:
       steps: of a window, before thinning.
       every: keep one step in so many.
       block: consecutive windows that stay together.
+      fold: which of `num_folds` is tested.
+      num_folds: of cross-validation by block; 0 for the shares of `FRACTIONS`.
 
-    Raises ConfigError for a number below 1.
+    Raises ConfigError for a number below 1 and a fold that is none.
     """
-    check(least=[("steps", steps, 1), ("every", every, 1), ("block", block, 1)])
+    least = [("steps", steps, 1), ("every", every, 1), ("block", block, 1)]
+    check(least=least, also=split.fold_problems(fold, num_folds))
     shape = (-(-steps // every), 1)
     return DataSpec(
         tuple(ModalitySpec(f"sensor_{s:02d}", "series", shape) for s in range(SENSORS)),
@@ -64,41 +71,80 @@ def missing_files(raw_dir: Path | str, **options) -> list[str]:
 
 def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     """Windows in the order of the file. Raises DataError for files of another shape."""
-    data, root = spec(**options), Path(raw_dir) / FOLDER
+    root = Path(raw_dir) / FOLDER
+    turn = {name: options.get(name, 0) for name in ("fold", "num_folds")}
+    files, windows = _windows(root, spec(**options), options)
+
+    def examples(name: str) -> Iterator[Example]:
+        for example in windows():
+            if split.part(example["patient"], FRACTIONS, seed, **turn) == name:
+                yield example
+
+    splits = {name: lambda name=name: examples(name) for name in FRACTIONS}
+    return _cohort(Path(raw_dir), options, splits, files)
+
+
+def new(
+    folder: Path, resolved: Mapping[str, Any], vocabularies: Mapping[str, Sequence[str]]
+) -> Cohort:
+    """Other windows as the split 'new', see the module; each goes by its number in the file."""
+    del vocabularies
+    root = home(home(folder, FOLDER), "processed_data")
+    if not (root / VALUES).exists():
+        raise DataError(f"{root / VALUES}: missing")
+    files, windows = _windows(root, spec(**resolved), resolved, labelled=(root / CLASSES).exists())
+
+    def examples() -> Iterator[Example]:
+        for number, example in enumerate(windows()):
+            yield {**example, "key": (number, None)}
+
+    return _cohort(folder, resolved, {"new": examples}, files)
+
+
+def _cohort(raw_dir: Path, options: Mapping[str, Any], splits, files: list[Path]) -> Cohort:
+    return Cohort(
+        spec=spec(**options),
+        splits=splits,
+        sources=checksums(raw_dir, files),
+        licence=LICENCE,
+        version=VERSION,
+        flow=[("windows", len(_load(files[0])))],
+        notes="the unit of splits and of the bootstrap is a block of"
+        f" {options.get('block', 20)} windows",
+    )
+
+
+def _windows(
+    root: Path, data: DataSpec, options: Mapping[str, Any], *, labelled: bool = True
+) -> tuple[list[Path], Callable[[], Iterator[Example]]]:
+    """The files, and what starts an iterator over their windows. Raises DataError, see `cohort`."""
     steps, every = options.get("steps", STEPS), options.get("every", 1)
-    block = options.get("block", 20)
-    values, label_N = _load(root / VALUES), _load(root / CLASSES).reshape(-1)
+    block, files = options.get("block", 20), [root / VALUES]
+    values = _load(root / VALUES)
+    label_N = np.full(len(values), np.nan)
+    if labelled:
+        files, label_N = [*files, root / CLASSES], _load(root / CLASSES).reshape(-1)
     if values.shape != (len(label_N), steps, SENSORS):
         raise DataError(
             f"{root / VALUES}: {values.shape} values for {len(label_N)} labels, expected"
             f" [{len(label_N)}, {steps}, {SENSORS}]"
         )
-    if not np.isin(label_N, range(8)).all():
+    if labelled and not np.isin(label_N, range(8)).all():
         raise DataError(f"{root / CLASSES}: a label is none of 0 to 7")
     hours_T = np.arange(0, steps, every) / RATE / 3600
 
-    def examples(name: str) -> Iterator[Example]:
+    def windows() -> Iterator[Example]:
         for number, label in enumerate(label_N):
-            unit = number // block
-            if split.assign(unit, FRACTIONS, seed) != name:
-                continue
             window = np.array(values[number, ::every], np.float32)
             window[window == 0] = np.nan
             inputs = {}
             for s, modality in enumerate(data.modality_names):
                 there = ~np.isnan(window[:, s])
                 inputs[modality] = {"values": window[there, s, None], "times": hours_T[there]}
-            yield {"patient": unit, "inputs": inputs, "targets": {"activity": int(label)}}
+            targets = {"activity": int(label) if labelled else None}
+            yield {"patient": number // block, "inputs": inputs, "targets": targets}
 
-    return Cohort(
-        spec=data,
-        splits={name: lambda name=name: examples(name) for name in FRACTIONS},
-        sources=checksums(Path(raw_dir), [root / VALUES, root / CLASSES]),
-        licence=LICENCE,
-        version=VERSION,
-        flow=[("windows", len(label_N))],
-        notes=f"the unit of splits and of the bootstrap is a block of {block} windows",
-    )
+    return files, windows
 
 
 def _load(path: Path) -> np.ndarray:

@@ -10,11 +10,13 @@ painted as a fixed random pattern. The tasks, and the images each needs by const
 | `finding` | u of the third image above 0.5 | the third |
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from m4.data import split
+from m4.data import generated, split
 from m4.data.cohort import Cohort, Example
 from m4.data.option_checks import check
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
@@ -39,9 +41,14 @@ def spec(
     size: int = 32,
     presence: float = 0.9,
     tasks: Sequence[str] = tuple(task.name for task in TASKS),
+    fold: int = 0,
+    num_folds: int = 0,
 ) -> DataSpec:
-    """Four images [1, size, size, 3]. Raises ConfigError for values out of range."""
-    also = []
+    """Four images [1, size, size, 3]. Raises ConfigError for values out of range.
+
+    `fold` is which of `num_folds` is tested, 0 for the shares of `FRACTIONS`.
+    """
+    also = split.fold_problems(fold, num_folds)
     if num_patients < 10 or size < 4:
         also.append(f"data.options: num_patients={num_patients}, size={size} are too small")
     if not 0 < presence <= 1:
@@ -63,10 +70,11 @@ def cohort(raw_dir=None, *, seed: int, **options) -> Cohort:
     data = spec(**options)
     num_patients, presence = options.get("num_patients", 2000), options.get("presence", 0.9)
     size = options.get("size", 32)
+    turn = {name: options.get(name, 0) for name in ("fold", "num_folds")}
 
     def examples(name: str) -> Iterator[Example]:
         for patient in range(num_patients):
-            if split.assign(patient, FRACTIONS, seed) == name:
+            if split.part(patient, FRACTIONS, seed, **turn) == name:
                 yield _example(data, patient, seed, size, presence)
 
     return Cohort(
@@ -77,6 +85,19 @@ def cohort(raw_dir=None, *, seed: int, **options) -> Cohort:
         version=VERSION,
         notes="synthetic images; no patients",
     )
+
+
+def new(
+    folder: Path,
+    resolved: Mapping[str, Any],
+    vocabularies: Mapping[str, Sequence[str]],
+    *,
+    seed: int,
+) -> Cohort:
+    """Other patients than those of training, as the split 'new': see `m4.data.generated`."""
+    del vocabularies
+    may = ("num_patients", "presence")
+    return generated.new(cohort, folder, resolved, trained=seed, may=may)
 
 
 def labels(z: float, u_M: np.ndarray) -> dict[str, float]:

@@ -13,3 +13,4 @@ from m4.data.sets.declared.dataset import LICENCE, VERSION, WHERE, Declared  # n
 _DECLARED = Declared(meds=False)
 resolved, spec, missing_files = _DECLARED.resolved, _DECLARED.spec, _DECLARED.missing_files
 cohort, new, SCRATCH = _DECLARED.cohort, _DECLARED.new, _DECLARED.SCRATCH
+read_definition = _DECLARED.read_definition  # frames go by the names of its files

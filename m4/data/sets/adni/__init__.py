@@ -15,6 +15,9 @@ The Alzheimer's Disease Neuroimaging Initiative gives its files to approved rese
 
 which is what is read here. A modality file that lacks is an error: ask for fewer `modalities`.
 Without PTID_splits.json (it was not published) subjects are split 70 : 15 : 15 by a keyed hash.
+With `num_folds` those of training and validation are tested in turns, those of testing in none.
+New subjects for a trained model (`--on`) are all in such a folder, with label.csv or without; a
+modality whose file is not there is absent.
 
 Departures from the release: gaps stay gaps instead of being filled with modes and means over all
 subjects; scaling is fitted on training subjects only; of the variants the `variants` most variable
@@ -27,14 +30,14 @@ import datetime
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from m4.data import csv_files, identifiers, split
-from m4.data.cohort import Cohort, Example, checksums, patient_number
+from m4.data.cohort import Cohort, Example, checksums, home, patient_number
 from m4.data.option_checks import check
 from m4.data.sets.adni.invented import invent  # noqa: F401
 from m4.errors import DataError
@@ -67,6 +70,8 @@ def spec(
     modalities: Sequence[str] = MODALITIES,
     variants: int = 1024,
     volume: tuple[int, ...] = (91, 109, 91, 1),
+    fold: int = 0,
+    num_folds: int = 0,
 ) -> DataSpec:
     """The schema. Widths of tables are those of the files; until they are read, 1.
 
@@ -75,6 +80,8 @@ def spec(
       modalities: some of `MODALITIES`.
       variants: genotypes kept at most.
       volume: slices, rows, columns and channels of a volume; the mask's shape.
+      fold: which of `num_folds` is tested.
+      num_folds: of cross-validation by subject; 0 for the usual splits.
 
     Raises:
       ConfigError: one line per wrong option.
@@ -83,6 +90,7 @@ def spec(
         one=[("image", image, IMAGES)],
         some=[("modalities", modalities, MODALITIES)],
         least=[("variants", variants, 1)],
+        also=split.fold_problems(fold, num_folds),
     )
     volumes = {"image": ModalitySpec("image", "image", tuple(volume))} if image == "volume" else {}
     return DataSpec(
@@ -98,13 +106,19 @@ def spec(
 def missing_files(raw_dir: Path | str, **options) -> list[str]:
     """One line per file or package that is asked for and not there."""
     data, root = spec(**options), Path(raw_dir) / FOLDER
-    missing, needed = [], {"label": "label.csv"}
+    needed = {"label": "label.csv"}
     needed |= {name: FILES[name] for name in data.modality_names if name in FILES}
-    missing += [f"{root / file}: missing" for file in needed.values() if not (root / file).exists()]
+    missing = [f"{root / file}: missing" for file in needed.values() if not (root / file).exists()]
     image = options.get("image", "freesurfer")
     if "image" in data.modality_names:
         places = [f"image/{pattern}" for pattern in IMAGES[image]]
         missing += [f"{root / place}: missing" for place in places if not [*root.glob(place)]]
+    return missing + _packages(data, image)
+
+
+def _packages(data: DataSpec, image: str) -> list[str]:
+    """One line per package that is needed and not installed."""
+    missing = []
     packages = {"genomic": "h5py"} | ({"image": "nibabel"} if image == "volume" else {})
     for name, package in packages.items():
         if name in data.modality_names and importlib.util.find_spec(package) is None:
@@ -124,51 +138,137 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
         raise DataError(*missing)
     forms = identifiers.Forms()
     label_of, flow = _labels(root / "label.csv", forms)
-    part_of, note = _splits(root / "PTID_splits.json", label_of, seed, forms)
+    turn = {name: options.get(name, 0) for name in ("fold", "num_folds")}
+    part_of, note = _splits(root / "PTID_splits.json", label_of, seed, forms, **turn)
     flow.append(("in a split", len(part_of)))
     train = {who for who, part in part_of.items() if part == "train"}
-    tables, specs, files = {}, [], [root / "label.csv"]
+    read = _Read(root, forms, flow, label_of, variants=options.get("variants", 1024))
     for modality in declared.modalities:
-        if modality.kind == "image":
-            table, paths = _volumes(root / "image", modality.shape, train)
-        else:
-            counts: Counter[str] = Counter()
-            variants = options.get("variants", 1024)
-            table, names, paths = _table(root, modality.name, train, variants, counts)
-            flow += [(f"{modality.name}: {step}", count) for step, count in counts.items()]
-            if not names:
-                raise DataError(f"{paths[0]}: no column of numbers beside the subject's")
-            modality = ModalitySpec(modality.name, "table", (len(names),), features=names)
-        _alike(table, forms.check, paths[-1])
-        identifiers.require_match(label_of, table, f"{paths[0]}: of the subjects in label.csv")
-        tables[modality.name], files = table, [*files, *paths]
-        specs.append(modality)
-        flow.append((f"with {modality.name}", len(part_of.keys() & table.keys())))
-        if table and not flow[-1][1]:
+        paths = read.modality(modality, train)
+        found = len(part_of.keys() & read.tables[modality.name].keys())
+        flow.append((f"with {modality.name}", found))
+        if read.tables[modality.name] and not found:
             raise DataError(
                 f"{paths[0]}: holds none of the {len(part_of)} subjects of label.csv in a split."
                 f" Are their PTID written alike? Else leave {modality.name} out of"
                 " data.options.modalities"
             )
-    kept = [who for who in part_of if any(who in table for table in tables.values())]
+    kept = [who for who in part_of if any(who in table for table in read.tables.values())]
     flow.append(("with any modality", len(kept)))
 
     def examples(name: str) -> Iterator[Example]:
-        for who in kept:
-            if part_of[who] == name:
-                there = {m: {"values": t[who]} for m, t in tables.items() if who in t}
-                targets = {"diagnosis": label_of[who]}
-                yield {"patient": patient_number(who), "inputs": there, "targets": targets}
+        return (read.example(who) for who in kept if part_of[who] == name)
 
     return Cohort(
-        spec=DataSpec(tuple(specs), declared.tasks),
+        spec=DataSpec(tuple(read.specs), declared.tasks),
         splits={name: lambda name=name: examples(name) for name in FRACTIONS},
-        sources=checksums(Path(raw_dir), files),
+        sources=checksums(Path(raw_dir), [root / "label.csv", *read.files]),
         licence=LICENCE,
         version=VERSION,
         flow=flow,
         notes=note,
+        fitted=read.fitted,
     )
+
+
+def new(
+    folder: Path,
+    resolved: Mapping[str, Any],
+    vocabularies: Mapping[str, Sequence[str]],
+    *,
+    spec: DataSpec,
+    fitted: Mapping[str, Any],
+) -> Cohort:
+    """Other subjects as the split 'new', see the module.
+
+    Their features and variants are those of training, by name. Raises DataError if no modality has
+    its files, for a feature that is lacking, and as `cohort`.
+    """
+    del vocabularies
+    root, image = home(folder, FOLDER), resolved.get("image", "freesurfer")
+    if missing := _packages(spec, image):
+        raise DataError(*missing)
+    places: dict[str, tuple[str, ...]] = {
+        name: (FILES[name],) for name in spec.modality_names if name in FILES
+    }
+    if "image" in spec.modality_names:
+        places["image"] = tuple(f"image/{pattern}" for pattern in IMAGES[image])
+    there = [name for name, own in places.items() if all(any(root.glob(p)) for p in own)]
+    if not there:
+        raise DataError(
+            f"{root}: no {' nor '.join(place for own in places.values() for place in own)}"
+        )
+    forms, path, flow = identifiers.Forms(), root / "label.csv", []
+    label_of, flow = _labels(path, forms) if path.exists() else ({}, flow)
+    read = _Read(root, forms, flow, label_of, fitted=dict(fitted))
+    for modality in spec.modalities:
+        if modality.name in there:
+            read.modality(modality, set())
+    everybody = dict.fromkeys(who for table in read.tables.values() for who in table)
+    files = [*([path] if path.exists() else []), *read.files]
+    found = Cohort(spec, {}, checksums(folder, files), LICENCE, VERSION, flow)
+    found.splits["new"] = lambda: (read.example(who) for who in everybody)
+    found.warnings += [] if path.exists() else [f"{path}: is missing, so no labels"]
+    return found
+
+
+class _Read:
+    """Subjects' tables and volumes, one modality after the other; what was fitted on the way."""
+
+    def __init__(
+        self,
+        root: Path,
+        forms: identifiers.Forms,
+        flow: list,
+        label_of: dict[str, int],
+        *,
+        variants: int = 0,
+        fitted: dict[str, Any] | None = None,
+    ):
+        """`fitted` is what training took from its subjects; without, it is taken from these."""
+        self.tables: dict[str, dict[str, np.ndarray]] = {}
+        self.specs: list[ModalitySpec] = []
+        self.files: list[Path] = []
+        self.fitted, self._trained = {} if fitted is None else fitted, fitted is not None
+        self._root, self._forms, self._flow, self._label_of = root, forms, flow, label_of
+        self._variants = variants
+
+    def modality(self, modality: ModalitySpec, train: set[str]) -> list[Path]:
+        """Reads the files of one and returns them. Raises DataError, see `cohort`."""
+        if modality.kind == "image":
+            scale = None
+            if self._trained and (scale := self.fitted.get("volume")) is None:
+                raise DataError(
+                    "the scale of the volumes is not known of models of before; train again"
+                )
+            table, paths, scale = _volumes(self._root / "image", modality.shape, train, scale)
+            self.fitted["volume"] = scale
+        else:
+            counts: Counter[str] = Counter()
+            wanted = tuple(modality.features or ()) if self._trained else None
+            table, names, paths = _table(
+                self._root, modality.name, train, self._variants, counts, wanted
+            )
+            self._flow += [(f"{modality.name}: {step}", count) for step, count in counts.items()]
+            if not names:
+                raise DataError(f"{paths[0]}: no column of numbers beside the subject's")
+            modality = ModalitySpec(modality.name, "table", (len(names),), features=names)
+        _alike(table, self._forms.check, paths[-1])
+        where = f"{paths[0]}: of the subjects in label.csv"
+        identifiers.require_match(self._label_of, table, where)
+        self.tables[modality.name] = table
+        self.specs.append(modality)
+        self.files += paths
+        return paths
+
+    def example(self, who: str) -> Example:
+        """What is known of a subject."""
+        return {
+            "patient": patient_number(who),
+            "key": (who, None),
+            "inputs": {m: {"values": t[who]} for m, t in self.tables.items() if who in t},
+            "targets": {"diagnosis": self._label_of.get(who)},
+        }
 
 
 def _alike(people: Iterable[str], take: identifiers.Check, path: Path) -> None:
@@ -206,11 +306,18 @@ def _labels(path: Path, forms: identifiers.Forms) -> tuple[dict[str, int], list]
 
 
 def _splits(
-    path: Path, label_of: dict[str, int], seed: int, forms: identifiers.Forms
+    path: Path,
+    label_of: dict[str, int],
+    seed: int,
+    forms: identifiers.Forms,
+    *,
+    fold: int,
+    num_folds: int,
 ) -> tuple[dict[str, str], str]:
     """Subject -> split, and how it was split. Messages quote nothing: keys may be subjects."""
+    turn = {"fold": fold, "num_folds": num_folds}
     if not path.exists():
-        part_of = {who: split.assign(who, FRACTIONS, seed) for who in label_of}
+        part_of = {who: split.part(who, FRACTIONS, seed, **turn) for who in label_of}
         return part_of, "split by a keyed hash: there is no PTID_splits.json"
     try:
         lists = json.loads(path.read_text())
@@ -225,19 +332,31 @@ def _splits(
             if part_of.setdefault(who, part) != part:
                 raise DataError(f"{path}: a subject is in {part_of[who]} and in {part}")
     _alike(part_of, forms.check, path)
+    if num_folds:
+        ours = [who for who, part in part_of.items() if part != "test"]
+        part_of = {who: split.part(who, FRACTIONS, seed, **turn) for who in ours}
     return {who: part for who, part in part_of.items() if who in label_of}, f"split by {path.name}"
 
 
-def _table(root: Path, name: str, train: set[str], variants: int, counts: Counter):
-    """Subject -> f32[f], names of the features, files."""
+def _table(
+    root: Path,
+    name: str,
+    train: set[str],
+    variants: int,
+    counts: Counter,
+    wanted: tuple[str, ...] | None,
+) -> tuple[dict[str, np.ndarray], tuple[str, ...], list[Path]]:
+    """Subject -> f32[f], names of the features, files; `wanted` are the features of training."""
     if name == "image":
         (path, *_) = sorted(root.glob(f"image/{IMAGES['freesurfer'][0]}"), reverse=True)
-        return *_freesurfer(path, counts), [path]
+        table, names = _freesurfer(path, counts, wanted)
+        return table, names, [path]
     path = root / FILES[name]
     if name == "genomic":
-        return *_genome(path, train, variants, counts), [path]
+        table, names = _genome(path, train, variants, counts, wanted)
+        return table, names, [path]
     header = csv_files.header(path)
-    names = tuple(c for c in header[1:] if not c.upper().startswith(LEAKS))
+    names = wanted or tuple(c for c in header[1:] if not c.upper().startswith(LEAKS))
     table = {}
     for who, where, row in _rows(path, header[0], names):
         table.setdefault(who, []).append(_numbers([row[n] for n in names], where))
@@ -255,10 +374,13 @@ def _agreed(rows_of: dict[str, list[np.ndarray]], counts: Counter) -> dict[str, 
     return found
 
 
-def _freesurfer(path: Path, counts: Counter) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def _freesurfer(
+    path: Path, counts: Counter, wanted: tuple[str, ...] | None
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """The latest volumes, thicknesses and areas of every subject."""
     header = csv_files.header(path)
-    names = tuple(c for c in header if c.startswith("ST") and c.endswith(("CV", "TA", "SV")))
+    sizes = tuple(c for c in header if c.startswith("ST") and c.endswith(("CV", "TA", "SV")))
+    names = wanted or sizes
     latest: dict[str, str] = {}
     table: dict[str, list[np.ndarray]] = {}
     for who, where, row in _rows(path, "PTID", ("update_stamp", *names)):
@@ -284,8 +406,14 @@ def _stamp(text: str) -> str:
     return ""
 
 
-def _genome(path: Path, train: set[str], variants: int, counts: Counter):
-    """The most variable variants in training subjects, in the order of the file."""
+def _genome(
+    path: Path,
+    train: set[str],
+    variants: int,
+    counts: Counter,
+    wanted: tuple[str, ...] | None,
+):
+    """The variants that vary most in training subjects, in the order of the file, or `wanted`."""
     import h5py
 
     with _h5(path) as file:
@@ -306,6 +434,19 @@ def _genome(path: Path, train: set[str], variants: int, counts: Counter):
                 block_nf[wrong_nf] = np.nan
                 yield block_nf, int(wrong_nf.sum()), people[start : start + CHUNK]
 
+        if wanted:
+            place = {name: k for k, name in enumerate(names)}
+            if lacking := len({*wanted} - {*place}):
+                raise DataError(
+                    f"{path}: lacks {lacking} of the {len(wanted)} variants of training"
+                )
+            table = {}
+            for block_nf, wrong, who in blocks():
+                counts["genotypes outside 0 to 2, gaps"] += wrong
+                rows_nf = block_nf[:, [place[name] for name in wanted]].astype(np.float32)
+                for one, row_f in zip(who, rows_nf, strict=True):
+                    table.setdefault(one, []).append(row_f)
+            return _agreed(table, counts), wanted
         count, total, square = np.zeros((3, len(names)))
         for block_nf, wrong, who in blocks():
             counts["genotypes outside 0 to 2, gaps"] += wrong
@@ -357,8 +498,11 @@ class _Volumes(dict):
         return ((volume - self._mean) / self._std).reshape(self._shape)
 
 
-def _volumes(folder: Path, shape: tuple[int, ...], train: set[str]):
-    """The newest scan of every subject; one mean and scale, of training subjects' voxels."""
+def _volumes(folder: Path, shape: tuple[int, ...], train: set[str], scale: Sequence[float] | None):
+    """The newest scan of every subject; files; one mean and deviation, of training's voxels.
+
+    The last are those of `scale`, if it is known.
+    """
     import nibabel
 
     (mask_file,) = sorted(folder.glob("*.nii.gz"))[:1]
@@ -382,11 +526,15 @@ def _volumes(folder: Path, shape: tuple[int, ...], train: set[str]):
         who = "_".join(parts[:3])
         newest[who] = max(newest.get(who, ("", -1)), (parts[-1], number))
     number_of = {who: number for who, (_, number) in newest.items()}
+    files = [mask_file, folder / "ADNI_G.npy", folder / "ADNI_subj.txt"]
+    if scale is not None:
+        mean, std = scale
+        return _Volumes(scans, number_of, mask, mean, std, shape), files, scale
     ours = [scans[number].astype(float) for who, number in number_of.items() if who in train]
     mean = np.mean([v.mean() for v in ours]) if ours else 0.0
     std = np.sqrt(np.mean([((v - mean) ** 2).mean() for v in ours])) if ours else 1.0
-    files = [mask_file, folder / "ADNI_G.npy", folder / "ADNI_subj.txt"]
-    return _Volumes(scans, number_of, mask, mean, max(std, 1e-6), shape), files
+    mean, std = float(mean), float(max(std, 1e-6))
+    return _Volumes(scans, number_of, mask, mean, std, shape), files, [mean, std]
 
 
 def _numbers(cells: Sequence[str], where: str) -> np.ndarray:

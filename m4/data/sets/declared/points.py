@@ -237,9 +237,8 @@ def assign(
     elif source == "hash":
         names = [split.assign(i, dict(splits.fractions), seed) for i in ids]
     else:
-        folds = {str(k): 1 / splits.num_folds for k in range(splits.num_folds)}
-        tested = [split.assign(i, folds, seed) == str(splits.fold) for i in ids]
-        names = ["test" if t else _rest(i, splits, seed) for i, t in zip(ids, tested, strict=True)]
+        about = {"fold": splits.fold, "num_folds": splits.num_folds, "val": splits.val_fraction}
+        names = [split.of_fold(i, seed, **about) for i in ids]
     return np.array([SPLITS.index(name) if name else -1 for name in names], np.int8)
 
 

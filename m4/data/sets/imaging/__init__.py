@@ -17,19 +17,24 @@ a risk beyond the patient's follow-up is no label, not 0.
 
 A file that a table lists and the disk lacks is an absent view, counted. A file that cannot be
 decoded stops the build with its table's row (`unreadable="skip"` counts it as absent instead).
+
+With `num_folds` patients are tested in turns; those of an owner's test split are in no fold. New
+exams for a trained model (`--on`) are those of such a folder, with labels or without.
 """
 
 import functools
 import importlib.util
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from m4.data import split as splits
 from m4.data.cohort import Cohort, Example, checksums
 from m4.data.option_checks import check
 from m4.data.sets.imaging import embed, gamma, pixels, rsna, vindr
-from m4.data.sets.imaging.exam import folder, missing
+from m4.data.sets.imaging.exam import folder as find
+from m4.data.sets.imaging.exam import missing
 from m4.data.sets.imaging.invented import invent  # noqa: F401
 from m4.data.workers import ordered
 from m4.errors import DataError
@@ -79,6 +84,7 @@ def spec(
     fit: str = "pad",
     unreadable: str = "stop",
     fold: int = 0,
+    num_folds: int = 0,
 ) -> DataSpec:
     """The schema of a layout.
 
@@ -89,7 +95,8 @@ def spec(
       record: "breast", or "exam" as M4oE's release (EMBED alone has the choice).
       fit: "pad" keeps the aspect ratio, "stretch" does not.
       unreadable: "stop" or "skip", see the module.
-      fold: of five, the test split (GAMMA); the next one is the validation split.
+      fold: which of `num_folds` is tested (of GAMMA's the next one is the validation split).
+      num_folds: of cross-validation by patient; 0 for the usual splits, of GAMMA five folds.
 
     Raises:
       ConfigError: one line per wrong option.
@@ -99,14 +106,16 @@ def spec(
     tasks_known = [task.name for task in known]
     wanted = [*tasks] or [name for name in tasks_known if name not in ON_REQUEST]
     chosen = {"record": record, "fit": fit, "unreadable": unreadable}
-    also = []
-    if size < 8 or not 0 <= fold < FOLDS:
-        also.append(f"data.options: size={size} must be at least 8, fold={fold} in 0..4")
+    usual = FOLDS if layout == "gamma" else 0
+    also = splits.fold_problems(fold, num_folds or usual)
+    if usual and num_folds == 2:
+        also.append("data.options.num_folds: 2 leave nobody to train on, since one is validation")
     if record == "exam" and layout != "embed":
         also.append(f"data.options.record: 'exam' is for embed, not {layout}")
     check(
         one=[(name, value, CHOICES[name]) for name, value in chosen.items()],
         some=[("tasks", sorted(wanted), tasks_known)],
+        least=[("size", size, 8)],
         also=also,
     )
     return DataSpec(
@@ -119,7 +128,12 @@ def missing_files(raw_dir: Path | str, **options) -> list[str]:
     """One line per table, folder or package that a layout needs and is not there."""
     spec(**options)
     reader = _reader(options)
-    lines = missing(Path(raw_dir), reader.FOLDERS, reader.TABLE, reader.NEEDS)
+    return missing(Path(raw_dir), reader.FOLDERS, reader.TABLE, reader.NEEDS) + _packages()
+
+
+def _packages() -> list[str]:
+    """One line per package that is not installed."""
+    lines = []
     for package, install in (("PIL", "pillow"), ("pydicom", "pydicom")):
         if importlib.util.find_spec(package) is None:
             lines.append(f"{install} is not installed: pip install 'm4-moe[images]'")
@@ -134,12 +148,45 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     """
     data, raw_dir, reader, flow = spec(**options), Path(raw_dir), _reader(options), []
     lines = missing_files(raw_dir, **options)
-    root = folder(raw_dir, reader.FOLDERS, reader.TABLE)
+    root = find(raw_dir, reader.FOLDERS, reader.TABLE)
     if lines or not root:
         raise DataError(*lines)
     exams, tables = reader.load(root, flow, record=options.get("record", "breast"))
-    assign = functools.partial(_assign, seed=seed, fold=options.get("fold", 0))
+    turn = {name: options.get(name, 0) for name in ("fold", "num_folds")}
+    assign = functools.partial(_assign, seed=seed, **turn)
     parts = {name: [e for e in exams if assign(e) == name] for name in FRACTIONS}
+    return _cohort(raw_dir, data, options, parts, tables, flow)
+
+
+def new(
+    folder: Path, resolved: Mapping[str, Any], vocabularies: Mapping[str, Sequence[str]]
+) -> Cohort:
+    """Other exams as the split 'new', see the module; they may lack labels.
+
+    Raises DataError for a folder without the layout's table, and as `cohort`.
+    """
+    del vocabularies
+    data, reader, flow = spec(**resolved), _reader(resolved), []
+    roots = [place for table in reader.NEW if (place := find(folder, reader.FOLDERS, table))]
+    if not roots:
+        raise DataError(f"{folder}: no {' nor '.join(reader.NEW)} of the layout is there")
+    if lines := _packages():
+        raise DataError(*lines)
+    record = resolved.get("record", "breast")
+    exams, tables = reader.load(roots[0], flow, record=record, new=True)
+    return _cohort(folder, data, resolved, {"new": exams}, tables, flow)
+
+
+def _cohort(
+    raw_dir: Path,
+    data: DataSpec,
+    options: Mapping[str, Any],
+    parts: dict[str, list],
+    tables: list[Path],
+    flow: list[tuple[str, int]],
+) -> Cohort:
+    """The exams of every split, decoded while they are iterated."""
+    reader = _reader(options)
 
     def examples(name: str) -> Iterator[Example]:
         lost: Counter[str] = Counter()
@@ -155,11 +202,12 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
         flow.extend((f"{name}: {step}", count) for step, count in sorted(lost.items()))
 
     def joining() -> list[str]:
+        exams = [exam for part in parts.values() for exam in part]
         listed = [(name, image.path) for exam in exams for name, image in exam.pictures.items()]
         asked = listed[:: max(len(listed) // LOOKED_AT, 1)]
         there = Counter(name for name, path in asked if path.exists())
         if not there:
-            raise DataError(f"{root}: not one image that {reader.TABLE} lists is there")
+            raise DataError(f"{raw_dir}: not one image that {reader.TABLE} lists is there")
         total = Counter(name for name, _ in asked)
         return [
             f"{name}: {there[name] / n:.0%} of the listed images are there (of {n} looked for)"
@@ -169,7 +217,7 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     return Cohort(
         joining=joining,
         spec=data,
-        splits={name: lambda name=name: examples(name) for name in FRACTIONS},
+        splits={name: lambda name=name: examples(name) for name in parts},
         sources=checksums(raw_dir, tables),
         licence=f"{options.get('layout', 'embed')}: {reader.LICENCE}",
         version=VERSION,
@@ -182,12 +230,17 @@ def _reader(options):
     return READERS[options.get("layout", "embed")]
 
 
-def _assign(exam, *, seed: int, fold: int) -> str:
+def _assign(exam, *, seed: int, fold: int, num_folds: int) -> str:
+    """The split of an exam; '' for none."""
+    if exam.split == "fold":
+        number = num_folds or FOLDS
+        folds = {str(k): 1 / number for k in range(number)}
+        own = int(splits.assign(exam.patient, folds, seed))
+        return {fold: "test", (fold + 1) % number: "val"}.get(own, "train")
+    if num_folds:
+        turn = {"fold": fold, "num_folds": num_folds}
+        return "" if exam.split == "test" else splits.part(exam.patient, FRACTIONS, seed, **turn)
     if exam.split == "test":
         return "test"
-    if exam.split == "fold":
-        folds = {str(k): 1 / FOLDS for k in range(FOLDS)}
-        number = int(splits.assign(exam.patient, folds, seed))
-        return {fold: "test", (fold + 1) % FOLDS: "val"}.get(number, "train")
     shares = FRACTIONS if exam.split is None else {"train": 0.85, "val": 0.15}
     return splits.assign(exam.patient, shares, seed)

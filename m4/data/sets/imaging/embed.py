@@ -38,6 +38,7 @@ LICENCE = "EMBED Open Data licence, research only, not to be redistributed"
 FOLDERS = ("embed*", "EMBED*")
 CLINICAL = "tables/EMBED_OpenData_clinical.csv"
 TABLE = METADATA = "tables/EMBED_OpenData_metadata.csv"
+NEW = (TABLE,)
 NEEDS = {CLINICAL: "findings", "images": "DICOM"}
 CLINICAL_COLUMNS = (
     "empi_anon", "acc_anon", "study_date_anon", "side", "asses", "tissueden", "path_severity",
@@ -55,11 +56,17 @@ CANCER = ("0", "1")  # invasive, in situ
 YEAR = 365  # so that an exam of the same date a year later ends it
 
 
-def load(root: Path, flow: list, *, record: str) -> tuple[list[Exam], list[Path]]:
-    """Breasts (or exams) in the order of the image table, and the tables read."""
+def load(
+    root: Path, flow: list, *, record: str, new: bool = False
+) -> tuple[list[Exam], list[Path]]:
+    """Breasts (or exams) in the order of the image table, and the tables read.
+
+    Of `new` ones the findings may be lacking; then nothing is known of them.
+    """
     forms: dict[str, identifiers.Forms] = {}
     images = rows(root / TABLE, METADATA_COLUMNS, forms)
-    clinical = rows(root / CLINICAL, CLINICAL_COLUMNS, forms)
+    known = not new or (root / CLINICAL).exists()
+    clinical = rows(root / CLINICAL, CLINICAL_COLUMNS, forms) if known else []
     pictured, seen = ({row["acc_anon"] for row in table} for table in (images, clinical))
     identifiers.require_match(pictured, seen, f"{root / CLINICAL}: of the exams in {TABLE}")
     findings = _Findings(clinical, images)
@@ -81,15 +88,17 @@ def load(root: Path, flow: list, *, record: str) -> tuple[list[Exam], list[Path]
         else:
             key = (row["acc_anon"], side if record == "breast" else "")
             if key not in exams:
-                labels = findings.labels(row, key[1])
-                exams[key] = Exam(patient_number(row["empi_anon"]), {}, labels)
+                labels = findings.labels(row, key[1]) if known else {}
+                name = f"{row['acc_anon']}-{key[1]}".rstrip("-")
+                who = row["empi_anon"]
+                exams[key] = Exam(patient_number(who), {}, labels, key=(who, None, name))
             path = root / "images" / _relative(row["anon_dicom_path"])
             picture = Picture(path, "mammogram", f"{TABLE} line {line}", side)
             exams[key].pictures.setdefault(f"{kind}_{view}", picture)
     flow += [("images in the table", len(images))]
     flow += [(f"{record}s with a standard view", len(exams)), *sorted(counts.items())]
     flow += findings.flow({exam for exam, _ in exams})
-    return [*exams.values()], [root / CLINICAL, root / TABLE]
+    return [*exams.values()], [*([root / CLINICAL] if known else []), root / TABLE]
 
 
 def labels(

@@ -42,22 +42,33 @@ class Exam:
     pictures: dict[str, Picture]  # modality -> image
     targets: dict[str, int | None]
     split: str | None = None
+    key: tuple[str, None, str] | None = None  # see `m4.data.index`: patient or exam, and which side
     maps: dict[str, Picture] = dataclasses.field(default_factory=dict)  # segmentation task -> mask
 
 
-def rows(path: Path, columns: tuple[str, ...], forms: dict | None = None) -> list[Row]:
+def rows(
+    path: Path,
+    columns: tuple[str, ...],
+    forms: dict | None = None,
+    *,
+    optional: Collection[str] = (),
+) -> list[Row]:
     """The rows of a csv file as texts, without blanks around them and a decimal that says nothing.
 
-    `forms` is handed to every table of a layout: it keeps how each identifier is written.
+    `forms` is handed to every table of a layout: it keeps how each identifier is written. A column
+    of `optional` that is not there is empty.
 
     Raises DataError as `csv_files.stream` does.
     """
     forms = {} if forms is None else forms
     for name in {*IDENTIFIERS} & {*columns}:
         forms.setdefault(name, identifiers.Forms())
-    kinds = {name: "id" if name in IDENTIFIERS else "text" for name in columns}
+    lacking = {*optional} - {*csv_files.header(path)} if optional else {*()}
+    there = [name for name in columns if name not in lacking]
+    kinds = {name: "id" if name in IDENTIFIERS else "text" for name in there}
     return [
-        {name: str(value).strip().removesuffix(".0") for name, value in row.items()}
+        dict.fromkeys(lacking, "")
+        | {name: str(value).strip().removesuffix(".0") for name, value in row.items()}
         for batch in csv_files.stream(path, kinds, forms=forms)
         for row in batch.to_pylist()
     ]
@@ -95,6 +106,7 @@ def breasts(
     place: Callable[[Row], Path],
     labels: Callable[[Row], dict[str, int | None]],
     flow: list,
+    optional: Collection[str] = (),
 ) -> list[Exam]:
     """The breasts of a table of images, in its order, each with its first CC and MLO image.
 
@@ -106,8 +118,9 @@ def breasts(
       labels: the labels that a row gives to its breast. Where rows differ there is none, but
         cancer that one row knows of is cancer.
       flow: takes counts.
+      optional: columns that may be lacking.
     """
-    table, (exam, view, split) = rows(path, read), columns
+    table, (exam, view, split) = rows(path, read, optional=optional), columns
     counts: Counter[str] = Counter()
     twice = disagreeing(table, (exam, "image_id"), ("laterality", view))
     torn = disagreeing(table, (exam,), (split,)) if split else set()
@@ -123,7 +136,8 @@ def breasts(
             counts[NO_SIDE] += 1
         else:
             part = ("test" if row[split] == "test" else "train") if split else None
-            breast = found.setdefault(key, Exam(patient_number(row[exam]), {}, {}, part))
+            who = (row[exam], None, f"{row[exam]}-{row['laterality']}")
+            breast = found.setdefault(key, Exam(patient_number(row[exam]), {}, {}, part, who))
             said.setdefault(key, []).append(labels(row))
             if name and name not in breast.pictures:
                 where = f"{path.name} line {line}"

@@ -18,6 +18,7 @@ from m4.errors import DataError
 LICENCE = "terms of the GAMMA challenge; not to be redistributed"
 FOLDERS = ("gamma*", "GAMMA*")
 TABLE = "Glaucoma_grading/training"
+NEW = (TABLE,)
 GRADES = ("non", "early", "mid_advanced")
 FILE = f"{TABLE}/glaucoma_grading_training_GT"
 IMAGES = f"{TABLE}/multi-modality_images"
@@ -25,9 +26,19 @@ MASKS = "Disc_Cup_Segmentation/training/Disc_Cup_Mask"
 NEEDS = {f"{FILE}.[cx][sl]*": "grades, .xlsx or .csv", IMAGES: "images", MASKS: "images"}
 
 
-def load(root: Path, flow: list, *, record: str) -> tuple[list[Exam], list[Path]]:
-    """Pairs in the order of the table, and the tables read."""
-    path = next(path for end in (".csv", ".xlsx") if (path := root / f"{FILE}{end}").is_file())
+def load(
+    root: Path, flow: list, *, record: str, new: bool = False
+) -> tuple[list[Exam], list[Path]]:
+    """Pairs in the order of the table, and the tables read; `new` ones may lack labels.
+
+    Without a table they are those that have a folder of images.
+    """
+    del record
+    paths = [path for end in (".csv", ".xlsx") if (path := root / f"{FILE}{end}").is_file()]
+    if not paths and new:
+        names = sorted(p.name for p in (root / IMAGES).glob("*") if p.name.isdecimal())
+        return [_pair(root, name, None, f"{IMAGES} folder {k}") for k, name in enumerate(names)], []
+    path = paths[0]
     table, exams = _rows(path), {}
     for line, row in enumerate(table, start=2):
         for name in row:
@@ -39,23 +50,27 @@ def load(root: Path, flow: list, *, record: str) -> tuple[list[Exam], list[Path]
         grades, number = [int(row[name]) for name in GRADES], int(row["data"])
         name = f"{number:04d}"
         known = sum(grades) == max(grades) == 1 and (row["data"],) not in twice
-        exams.setdefault(
-            name,
-            Exam(
-                patient_number(str(number)),
-                {
-                    "fundus": Picture(root / IMAGES / name / f"{name}.jpg", "fundus", where),
-                    "oct": Picture(root / IMAGES / name / name, "oct", where),
-                },
-                {"glaucoma": grades.index(1) if known else None},
-                split="fold",
-                maps={"cup": Picture(root / MASKS / f"{name}.png", "cup", where)},
-            ),
-        )
+        grade = grades.index(1) if known else None
+        exams.setdefault(name, _pair(root, name, grade, where))
     none = sum(exam.targets["glaucoma"] is None for exam in exams.values())
     flow += [("pairs in the table", len(table)), ("pairs", len(exams))]
     flow += [("pairs with no grade or with two, no label", none)]
     return [*exams.values()], [path]
+
+
+def _pair(root: Path, name: str, grade: int | None, where: str) -> Exam:
+    """The pair `name`, four digits, of an eye."""
+    return Exam(
+        patient_number(str(int(name))),
+        {
+            "fundus": Picture(root / IMAGES / name / f"{name}.jpg", "fundus", where),
+            "oct": Picture(root / IMAGES / name / name, "oct", where),
+        },
+        {"glaucoma": grade},
+        split="fold",
+        key=(name, None, name),
+        maps={"cup": Picture(root / MASKS / f"{name}.png", "cup", where)},
+    )
 
 
 def _whole(cell: str, where: str) -> str:

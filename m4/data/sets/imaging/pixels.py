@@ -50,7 +50,8 @@ def example(exam: Exam, *, data: DataSpec, fit: str, skip: bool) -> tuple[dict, 
         if task in data.task_names:
             size = data.modality(data.task(task).needs[0]).shape[1]
             targets[task] = _decode(picture, size, fit, skip, counts)
-    return {"patient": exam.patient, "inputs": inputs, "targets": targets}, counts
+    own = {"key": exam.key} if exam.key else {}
+    return {"patient": exam.patient, **own, "inputs": inputs, "targets": targets}, counts
 
 
 def _decode(picture: Picture, size: int, fit: str, skip: bool, counts: Counter):

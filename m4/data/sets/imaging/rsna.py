@@ -4,7 +4,8 @@
     rsna-breast-cancer-detection/train_images/<patient_id>/<image_id>.dcm
 
 A record is a breast: its first CC and first MLO image in the order of the table. Density and
-BI-RADS are known for a part of the breasts only and are no label elsewhere.
+BI-RADS are known for a part of the breasts only and are no label elsewhere. New breasts are those
+of `train.csv` or of the competition's `test.csv` and `test_images/`.
 """
 
 from pathlib import Path
@@ -14,22 +15,30 @@ from m4.data.sets.imaging.exam import DENSITIES, Exam, breasts
 LICENCE = "rules of the competition RSNA Screening Mammography Breast Cancer Detection"
 FOLDERS = ("rsna-breast-cancer-detection*", "rsna*")
 TABLE = "train.csv"
+NEW = (TABLE, "test.csv")
 NEEDS = {"train_images": "DICOM files"}
-COLUMNS = ("patient_id", "image_id", "laterality", "view", "cancer", "BIRADS", "density")
+LABELS = ("cancer", "BIRADS", "density")
+COLUMNS = ("patient_id", "image_id", "laterality", "view", *LABELS)
 
 
-def load(root: Path, flow: list, *, record: str) -> tuple[list[Exam], list[Path]]:
-    """Breasts in the order of the table, and the tables read."""
+def load(
+    root: Path, flow: list, *, record: str, new: bool = False
+) -> tuple[list[Exam], list[Path]]:
+    """Breasts in the order of the table, and the tables read; `new` ones may lack labels."""
+    del record
+    table = next((t for t in NEW if new and (root / t).exists()), TABLE)
+    folder = root / table.replace(".csv", "_images")
     found = breasts(
-        root / TABLE,
+        root / table,
         COLUMNS,
         ("patient_id", "view", ""),
-        place=lambda row: root / "train_images" / row["patient_id"] / f"{row['image_id']}.dcm",
+        place=lambda row: folder / row["patient_id"] / f"{row['image_id']}.dcm",
         labels=lambda row: {
             "density": DENSITIES.get(row["density"]),
             "birads": {"0": 0, "1": 1, "2": 2}.get(row["BIRADS"]),
             "cancer": {"0": 0, "1": 1}.get(row["cancer"]),
         },
         flow=flow,
+        optional=LABELS if new else (),
     )
-    return found, [root / TABLE]
+    return found, [root / table]

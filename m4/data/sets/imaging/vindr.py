@@ -15,22 +15,25 @@ from m4.data.sets.imaging.exam import DENSITIES, Exam, Row, breasts
 LICENCE = "PhysioNet Restricted Health Data License 1.5.0"
 FOLDERS = ("vindr-mammo*", "vindr-mammo*/*", "vindr*")
 TABLE = "breast-level_annotations.csv"
+NEW = (TABLE,)
 NEEDS = {"images": "DICOM files"}
-COLUMNS = (
-    "study_id", "image_id", "laterality", "view_position", "breast_birads", "breast_density",
-    "split",
-)  # fmt: skip
+LABELS = ("breast_birads", "breast_density", "split")
+COLUMNS = ("study_id", "image_id", "laterality", "view_position", *LABELS)
 
 
-def load(root: Path, flow: list, *, record: str) -> tuple[list[Exam], list[Path]]:
-    """Breasts in the order of the table, and the tables read."""
+def load(
+    root: Path, flow: list, *, record: str, new: bool = False
+) -> tuple[list[Exam], list[Path]]:
+    """Breasts in the order of the table, and the tables read; `new` ones may lack labels."""
+    del record
     found = breasts(
         root / TABLE,
         COLUMNS,
-        ("study_id", "view_position", "split"),
+        ("study_id", "view_position", "" if new else "split"),
         place=lambda row: root / "images" / row["study_id"] / f"{row['image_id']}.dicom",
         labels=_labels,
         flow=flow,
+        optional=LABELS if new else (),
     )
     return found, [root / TABLE]
 

@@ -29,14 +29,23 @@ Where m4 departs from the authors' preprocessing, and why:
 - values outside a physiological range are dropped and counted;
 - stays with more rows than fit keep their last ones instead of being dropped;
 - the first value of a variable at one time stands, as theirs; all times are kept.
+
+New stays for a trained model (`--on`) are those of another folder with such files, or of a part of
+them: all that the window's filters keep. A table that is not there leaves its modality absent, or
+its task without labels; those of stays, admissions and patients must be there.
 """
 
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from m4.data import split as splits
 from m4.data.cohort import Cohort, checksums
 from m4.data.option_checks import check
 from m4.data.sets.mimiciv import catalogue, follow_up, linked, population, release
-from m4.data.sets.mimiciv.embeddings import folder
+from m4.data.sets.mimiciv.embeddings import folder as folders
 from m4.data.sets.mimiciv.examples import Examples
 from m4.data.sets.mimiciv.invented import invent  # noqa: F401
 from m4.data.sets.mimiciv.selector import SOURCES
@@ -45,6 +54,7 @@ from m4.specs import DataSpec
 
 VERSION = "2.2.0"
 SCRATCH = True  # `cohort` takes a folder in which an interrupted build goes on
+ELSEWHERE = ("embeddings",)
 LICENCE = (
     "PhysioNet Credentialed Health Data License 1.5.0 (the demo: Open Data Commons Open Database "
     "License 1.0)"
@@ -96,6 +106,8 @@ def spec(
     dims=None,
     embeddings=None,
     phenotype_file: str = "",
+    fold: int = 0,
+    num_folds: int = 0,
 ) -> DataSpec:
     """The schema. `tasks=None` is all that the window allows.
 
@@ -113,6 +125,8 @@ def spec(
       dims: modality of vectors -> width, if not that of `catalogue.VECTORS`.
       embeddings: "notes", "cxr" or "ecg" -> folder written by `python -m m4.data embed`.
       phenotype_file: csv of codes that replaces the built-in phenotypes.
+      fold: which of `num_folds` is tested.
+      num_folds: of cross-validation by `split_by`; 0 for the shares of `FRACTIONS`.
 
     Raises:
       ConfigError: one line per wrong option.
@@ -132,23 +146,33 @@ def spec(
             ("embeddings", embeddings or catalogue.VECTORS, catalogue.VECTORS),
         ],
         least=[("steps", steps, 1), ("lab_steps", lab_steps, 1), ("vocab", vocab, 1)],
+        also=splits.fold_problems(fold, num_folds),
     )
-    shapes: dict = {
+    shapes = _shapes(steps, lab_steps, vocab, variables, dims)
+    return catalogue.data_spec(modalities, tasks, catalogue.GROUPS, **shapes)
+
+
+def _shapes(steps: int, lab_steps: int, vocab: int, variables: str, dims: Mapping) -> dict:
+    """What the options say of each modality's shape."""
+    return {
         "vitals": {"steps": steps, "variables": variables},
         "labs": {"steps": lab_steps, "variables": variables},
         **dict.fromkeys(("fusemoe", "benchmark"), {"steps": steps}),
         **{name: {"vocab": vocab} for name in catalogue.CODES},
         **{name: {"dim": width} for name, width in dims.items()},
     }
-    return catalogue.data_spec(modalities, tasks, catalogue.GROUPS, **shapes)
 
 
 def tables(data: DataSpec) -> list[str]:
     """Names of the tables that a schema needs."""
     names = (*data.modality_names, *data.task_names)
-    extra = [source.table for name in names for source in SOURCES.get(name, ())]
-    extra += [CODED[name] for name in names if name in CODED]
-    return [*ALWAYS, *dict.fromkeys(extra)]
+    return [*ALWAYS, *dict.fromkeys(table for name in names for table in _of(name))]
+
+
+def _of(name: str) -> list[str]:
+    """The tables of one modality or task."""
+    found = [source.table for source in SOURCES.get(name, ())]
+    return [*found, CODED[name]] if name in CODED else found
 
 
 def _linked(data: DataSpec, options) -> list[str]:
@@ -198,11 +222,15 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options) -> Coh
     if unknown := follow_up.missing(root, data.task_names):
         raise DataError(*unknown)
     flow: list[tuple[str, int]] = []
+    turn = {name: chosen[name] for name in ("fold", "num_folds")}
     choice = {name: chosen[name] for name in ("window", "split_by", "phenotype_file")}
-    stays = population.load(root, raw_dir, data, flow, seed=seed, fractions=FRACTIONS, **choice)
+    choice["names"] = tuple(FRACTIONS)
+    choice["assign"] = functools.partial(splits.part, fractions=FRACTIONS, seed=seed, **turn)
+    stays = population.load(root, raw_dir, data, flow, seed=seed, **choice)
     stored, embeddings = chosen["available"] == "stored", dict(chosen["embeddings"] or {})
     examples = Examples(root, raw_dir, data, stays, flow, stored, embeddings, scratch)
     sources, versions = _sources(root, raw_dir, data, chosen)
+    encoders = _encoders(embeddings) if _linked(data, chosen) else {}
     return Cohort(
         spec=data,
         splits={name: lambda name=name: examples.split(name) for name in FRACTIONS},
@@ -212,7 +240,104 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options) -> Coh
         flow=flow,
         notes=", ".join(versions),
         joining=examples.joining,
+        fitted=stays.fitted | ({"encoders": encoders} if encoders else {}),
     )
+
+
+def new(
+    folder: Path,
+    resolved: Mapping[str, Any],
+    vocabularies: Mapping[str, Sequence[str]],
+    *,
+    seed: int,
+    fitted: Mapping[str, Any],
+    scratch: Path | None = None,
+) -> Cohort:
+    """Other stays as the split 'new', see the module; draws are keyed as in training.
+
+    Raises DataError without stays, admissions and patients, or without any table of events, for
+    vectors of another encoder than in training, and as `cohort`.
+    """
+    del vocabularies
+    data, chosen = spec(**resolved), {**(spec.__kwdefaults__ or {}), **resolved}
+    demo = chosen["demo"]
+    root = release.find_root(folder, demo=demo) or release.find_root(folder, demo=not demo)
+    if root is None:
+        raise DataError(
+            f"{folder}: no hosp/ and icu/ in it, nor in a folder mimiciv/ or mimic-iv*/"
+        )
+    embeddings = {
+        name: place
+        for name, place in (chosen["embeddings"] or {}).items()
+        if name in data.modality_names
+    }
+    now, then = _encoders(embeddings), fitted.get("encoders", {})
+    if differs := [name for name, told in now.items() if then.get(name, told) != told]:
+        raise DataError(*(f"{name}: vectors by {now[name]}, not {then[name]}" for name in differs))
+    given, warnings = _given(folder, root, data, chosen, fitted)
+    flow: list[tuple[str, int]] = []
+    choice = {name: chosen[name] for name in ("window", "split_by", "phenotype_file")}
+    choice |= {"names": ("new",), "assign": lambda unit: "new", "fitted": fitted}
+    stays = population.load(root, folder, given, flow, seed=seed, **choice)
+    stored = chosen["available"] == "stored"
+    examples = Examples(root, folder, given, stays, flow, stored, embeddings, scratch)
+    sources, versions = _sources(root, folder, given, {**chosen, "embeddings": embeddings})
+    return Cohort(
+        spec=data,
+        splits={"new": lambda: examples.split("new")},
+        sources=sources,
+        licence=LICENCE,
+        version=VERSION,
+        flow=flow,
+        notes=", ".join(versions),
+        joining=examples.joining,
+        warnings=warnings,
+    )
+
+
+def _given(
+    raw_dir: Path, root: Path, data: DataSpec, chosen: Mapping[str, Any], fitted: Mapping[str, Any]
+) -> tuple[DataSpec, list[str]]:
+    """The part of a schema that a folder has the files of, and a line for the rest of it.
+
+    Raises DataError if that is no more than what every folder must have.
+    """
+    lacking = {
+        name: f"{', '.join(gone)} is not there"
+        for name in (*data.modality_names, *data.task_names)
+        if (gone := [f"{t}.csv.gz" for t in _of(name) if release.table(root, t) is None])
+    }
+    for name in _linked(data, {}):
+        if linked.find(raw_dir, linked.KIND[name]) is None:
+            lacking[name] = f"no {linked.TITLE[linked.KIND[name]]} is there"
+    if "drg" in data.task_names and "drg" not in fitted:
+        lacking["drg"] = "the groups of training are not known"
+    for task in data.task_names:
+        if follow_up.missing(root, (task,)):
+            lacking[task] = "the release knows of no deaths outside the hospital"
+    lines = [
+        f"{root / release.HOME.get(t, 'hosp') / t}.csv.gz: missing ({CONTENT[t]})"
+        for t in ALWAYS
+        if release.table(root, t) is None
+    ]
+    events = [name for name in data.modality_names if _of(name) or name in catalogue.LINKED]
+    if lines or (events and {*events} <= {*lacking}):
+        raise DataError(
+            *lines, *(f"{root}: {name}: {lacking[name]}" for name in events if name in lacking)
+        )
+    modalities = tuple(m for m in data.modalities if m.name not in lacking)
+    tasks = tuple(t for t in data.tasks if t.name not in lacking)
+    warnings = [f"{name}: {why}" for name, why in lacking.items()]
+    return dataclasses.replace(data, modalities=modalities, tasks=tasks), warnings
+
+
+def _encoders(embeddings: Mapping[str, str]) -> dict[str, str]:
+    """What wrote the vectors of each modality."""
+    return {
+        name: f"{Path(facts['encoder']).name or facts['backend']} revision"
+        f" {facts['revision'] or '-'} pooling {facts['pooling']}"
+        for name, facts in folders.facts_of(dict(embeddings)).items()
+    }
 
 
 def _sources(root: Path, raw_dir: Path, data: DataSpec, chosen) -> tuple[dict, list[str]]:
@@ -220,11 +345,10 @@ def _sources(root: Path, raw_dir: Path, data: DataSpec, chosen) -> tuple[dict, l
     wanted, extra = _linked(data, chosen), {}
     files, versions = linked.sources(raw_dir, wanted)
     versions = [f"MIMIC-IV {'demo ' if chosen['demo'] else ''}{release.version(root)}", *versions]
-    for name, facts in folder.facts_of(chosen["embeddings"] or {}).items() if wanted else ():
+    own = dict(chosen["embeddings"] or {}) if wanted else {}
+    for name, facts in folders.facts_of(own).items():
         size = {"bytes": 2 * facts["count"] * facts["width"], "sha256": facts["sha256"]}
         extra[f"embeddings of {name}"] = size
-        encoder = Path(facts["encoder"]).name or facts["backend"]
-        revision = facts["revision"] or "-"
-        versions.append(f"{name} by {encoder} revision {revision} pooling {facts['pooling']}")
+    versions += [f"{name} by {told}" for name, told in _encoders(own).items()]
     files += [release.need(root, name) for name in tables(data)]
     return checksums(raw_dir, files) | extra, versions

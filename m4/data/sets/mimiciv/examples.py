@@ -166,8 +166,11 @@ class Examples:
         names = self.data.modality_names
         found = {m: self._payload(m, row, events.get(m, {}).get(row)) for m in names}
         targets = {task: value[row] for task, value in self.stays.targets.items()}
+        life, seconds = self.stays.life, round(float(self.stays.limit[row]) * 3600)
+        when = (int(life.intime[row]) + seconds) * 1_000_000
         return {
             "patient": int(self.stays.unit[row]),
+            "key": (int(life.subject[row]), when, int(life.stay[row])),
             "groups": static.groups(self.stays.life, float(self.stays.static[row, 0]), row),
             "inputs": {name: payload for name, payload in found.items() if payload is not None},
             "targets": {

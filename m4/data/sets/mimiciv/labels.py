@@ -113,17 +113,26 @@ def readmission(life: Life, admissions: dict[str, np.ndarray]) -> np.ndarray:
     return _if_died(life, np.where(after_icu, 1, np.nan), survived)
 
 
-def drg(root: Path, hadm_n: np.ndarray, train_n: np.ndarray) -> np.ndarray:
-    """f64[n]: class of an admission's HCFA group (MS-DRG in the hospital's naming)."""
+def drg_codes(root: Path, hadm_n: np.ndarray) -> list[str | None]:
+    """An admission's HCFA group (MS-DRG in the hospital's naming)."""
     columns = {"hadm_id": "int", "drg_type": "text", "drg_code": "text"}
     code_of = {}
     for row in release.rows(root, "drgcodes", columns):
         if row["drg_type"] == "HCFA":
             code_of.setdefault(row["hadm_id"], row["drg_code"].strip())
-    codes = [code_of.get(int(hadm)) for hadm in hadm_n]
+    return [code_of.get(int(hadm)) for hadm in hadm_n]
+
+
+def drg_classes(codes: list[str | None], train_n: np.ndarray) -> list[str]:
+    """The groups of the training stays, in the order of their classes."""
     known = {code for code, train in zip(codes, train_n, strict=True) if train and code}
-    classes = {code: k for k, code in enumerate(sorted(known)[: catalogue.DRG_CLASSES])}
-    return np.array([classes.get(code, np.nan) for code in codes], float)
+    return sorted(known)[: catalogue.DRG_CLASSES]
+
+
+def drg(codes: list[str | None], classes: list[str]) -> np.ndarray:
+    """f64[n]: class of each group."""
+    number = {code: k for k, code in enumerate(classes)}
+    return np.array([number.get(code or "", np.nan) for code in codes], float)
 
 
 def chexpert(raw_dir: Path, studies: list[str]) -> np.ndarray:

@@ -1,10 +1,11 @@
 """Who is in the cohort: ICU stays, their labels, static features and earlier diagnoses."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from m4.data import split
 from m4.data.sets.mimiciv import labels, static, windows
 from m4.data.sets.mimiciv import life as lives
 from m4.data.sets.mimiciv.diagnoses import Diagnoses
@@ -22,12 +23,18 @@ def load(
     flow: Flow,
     *,
     seed: int,
-    fractions: dict[str, float],
+    names: tuple[str, ...],
+    assign: Callable[[int], str],
     window: str,
     split_by: str,
     phenotype_file: str,
+    fitted: Mapping[str, Any] | None = None,
 ) -> Stays:
-    """Read the small tables and apply the filters of the cohort, each counted in `flow`."""
+    """Read the small tables and apply the filters of the cohort, each counted in `flow`.
+
+    `assign` says in which of the splits `names` a unit is; `fitted` is what training took from its
+    stays; without, it is taken from those in 'train'.
+    """
     life, known, admissions, contradictions = lives.read(root)
     everyone = {
         "stay_id": np.unique(life.stay),
@@ -40,8 +47,7 @@ def load(
         raise DataError(f"{root}: no ICU stay passes the cohort's filters")
     life = life.take(rows)
     unit = life.stay if split_by == "stay" else life.subject
-    names = tuple(fractions)
-    split_n = np.array([names.index(split.assign(int(u), fractions, seed)) for u in unit])
+    split_n = np.array([names.index(assign(int(u))) for u in unit])
     order = np.lexsort((life.intime, life.subject, split_n))
     life = life.take(order)
     limit = windows.limits(window, life, seed)
@@ -57,7 +63,7 @@ def load(
         "phe": lambda: diagnoses.labels(life.hadm, "phe"),
         "diseases": lambda: diagnoses.labels(life.hadm, "diseases"),
         "readmission": lambda: labels.readmission(life, admissions),
-        "drg": lambda: labels.drg(root, life.hadm, stays.split == names.index("train")),
+        "drg": lambda: _drg(root, stays, fitted),
         "chexpert": lambda: labels.chexpert(raw_dir, studies),
     }
     for task in data.task_names:
@@ -68,6 +74,17 @@ def load(
     if "haim_demographics" in data.modality_names:
         stays.demographics = static.demographics(root, life, stays.static[:, 0])
     return stays
+
+
+def _drg(root: Path, stays: Stays, fitted: Mapping[str, Any] | None) -> np.ndarray:
+    """f64[n] of the task `drg`; its classes are left in `stays.fitted`."""
+    codes = labels.drg_codes(root, stays.life.hadm)
+    if fitted is None:
+        train_n = stays.split == stays.splits.index("train")
+        stays.fitted["drg"] = labels.drg_classes(codes, train_n)
+    else:
+        stays.fitted["drg"] = [*fitted["drg"]]
+    return labels.drg(codes, stays.fitted["drg"])
 
 
 def _keep(life: lives.Life, known: np.ndarray, window: str, flow: Flow) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The cohort: which stays, where the input of each ends, and which stay an event belongs to."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Stays:
     demographics: np.ndarray | None = None  # f32[n, 6], see `haim_blocks.py`
     everyone: Everyone = dataclasses.field(default_factory=dict)
     joining: list[str] = dataclasses.field(default_factory=list)  # how each table matches
+    fitted: dict[str, Any] = dataclasses.field(default_factory=dict)  # taken from training stays
 
     def __len__(self) -> int:
         return len(self.life)

@@ -4,7 +4,12 @@ Silva, Moody, Scott, Celi, Mark: Predicting In-Hospital Mortality of ICU Patient
 Cardiology 2012); https://physionet.org/content/challenge-2012/1.0.0/. Every stay is one patient.
 
 Train and validation stays come from set A by a keyed hash of the record id, the test split is
-set B, as in the challenge's first phase. Set C is not used.
+set B, as in the challenge's first phase. Set C is not used. With `num_folds` the stays of set A are
+tested in turns and set B is not read (`--mode=crossval`: cross-validation on set A).
+
+New stays for a trained model (`--on`) are those of all sets of a folder: `set-<x>.tar.gz` or
+`set-<x>/`, with `Outcomes-<x>.txt` if there is one; or, without any, of its `<RecordID>.txt` files,
+with an `Outcomes*.txt` if there is one.
 
 Tasks
 - `death`: in-hospital death.
@@ -33,16 +38,23 @@ import functools
 import hashlib
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from m4 import atomic
 from m4.data import csv_files, identifiers, split
 from m4.data.bands import band
-from m4.data.cohort import Cohort, Example, checksums
+from m4.data.cohort import Cohort, Example, checksums, home
 from m4.data.option_checks import check
-from m4.data.sets.physionet2012.archive import RawSet, read_set, set_files
+from m4.data.sets.physionet2012.archive import (
+    RawSet,
+    new_outcomes,
+    new_sets,
+    read_set,
+    set_files,
+    set_name,
+)
 from m4.errors import DataError
 from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
@@ -170,11 +182,20 @@ def spec(
     modalities: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
     val_fraction: float = 0.15,
+    fold: int = 0,
+    num_folds: int = 0,
 ) -> DataSpec:
     """The schema: all of `NAMES` and `TASKS`, or those asked for, in their fixed order.
 
+    Args:
+      modalities: some of `NAMES`.
+      tasks: some of `TASKS`.
+      val_fraction: share of the stays of set A that are not tested, for validation.
+      fold: which of `num_folds` is tested.
+      num_folds: of cross-validation on set A, set B untouched; 0 to test on set B.
+
     Raises:
-      ConfigError: unknown names, or a `val_fraction` outside (0, 1).
+      ConfigError: unknown names, a `val_fraction` outside (0, 1), a fold that is none.
     """
     tasks_known = tuple(task.name for task in TASKS)
     share = f"data.options.val_fraction: {val_fraction} must be between 0 and 1"
@@ -183,7 +204,7 @@ def spec(
             ("modalities", sorted(modalities or NAMES), NAMES),
             ("tasks", sorted(tasks or tasks_known), tasks_known),
         ],
-        also=[] if 0 < val_fraction < 1 else [share],
+        also=[share][0 < val_fraction < 1 :] + split.fold_problems(fold, num_folds),
     )
     groups = [
         ModalitySpec(name, "series", (steps, len(variables)), variables, **_words(name, variables))
@@ -209,7 +230,7 @@ def missing_files(raw_dir: Path | str, **options) -> list[str]:
     """One line per set or outcome file that is not in `raw_dir/physionet2012`."""
     folder = Path(raw_dir) / FOLDER
     lines = []
-    for letter in "ab":
+    for letter in _letters(options):
         if not set_files(folder, letter):
             lines.append(f"{folder}/set-{letter}.tar.gz is missing (nor is there a folder)")
         if not (folder / f"Outcomes-{letter}.txt").exists():
@@ -218,7 +239,7 @@ def missing_files(raw_dir: Path | str, **options) -> list[str]:
 
 
 def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
-    """Train and validation stays from set A, test stays from set B.
+    """Train and validation stays from set A, test stays from set B, or all from A, see the module.
 
     Each set is read once and held compactly (about 60 MB for 4,000 stays).
 
@@ -227,51 +248,103 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     """
     folder, data = Path(raw_dir) / FOLDER, spec(**options)
     val_fraction = options.get("val_fraction", 0.15)
+    turn = {name: options.get(name, 0) for name in ("fold", "num_folds")}
     fractions = {"train": 1 - val_fraction, "val": val_fraction}
-    flow: list[tuple[str, int]] = []
+    letters, flow = _letters(options), []
 
     @functools.cache
     def load(letter: str) -> tuple[RawSet, dict[int, dict[str, float]]]:
-        forms = identifiers.Forms()
-        groups = {name: variables for name, (_, variables) in GROUPS.items()}
-        raw = read_set(folder, letter, groups=groups, ranges=RANGES, forms=forms)
-        outcomes = read_outcomes(folder / f"Outcomes-{letter}.txt", forms)
-        known, last = {*raw.stays}, dict(zip(raw.stays, raw.last_hours(), strict=True))
-        where = f"{folder}/Outcomes-{letter}.txt: of the stays in set {letter}"
-        identifiers.require_match(known, outcomes, where)
-        counts = [
-            *raw.flow,
-            ("stays without an outcome row", len(known - outcomes.keys())),
-            ("outcome rows without a stay", len(outcomes.keys() - known)),
-            *Counter(
-                kind for stay, row in outcomes.items() for kind in _settle(row, last.get(stay, 0.0))
-            ).items(),
-        ]
-        outcomes = {stay: o for stay, o in outcomes.items() if stay not in raw.misnamed}
-        flow.extend((f"set {letter}: {step}", count) for step, count in counts)
-        return raw, outcomes
+        return _load(folder, letter, folder / f"Outcomes-{letter}.txt", flow)
 
     def examples(letter: str, name: str | None = None) -> Iterator[Example]:
         raw, outcomes = load(letter)
         for i, stay in enumerate(raw.stays):
-            if name is None or split.assign(stay, fractions, seed) == name:
+            if name is None or split.part(stay, fractions, seed, **turn) == name:
                 yield _example(data, raw, i, outcomes.get(stay, {}))
 
-    files = [path for letter in "ab" for path in set_files(folder, letter)]
-    files += [folder / f"Outcomes-{letter}.txt" for letter in "ab"]
+    files = [path for letter in letters for path in set_files(folder, letter)]
+    files += [folder / f"Outcomes-{letter}.txt" for letter in letters]
+    test = "test is set B" if "b" in letters else "and test, a fold of it"
     return Cohort(
         spec=data,
         splits={
             "train": lambda: examples("a", "train"),
             "val": lambda: examples("a", "val"),
-            "test": lambda: examples("b"),
+            "test": (lambda: examples("b")) if "b" in letters else (lambda: examples("a", "test")),
         },
         sources=checksums(Path(raw_dir), files),
         licence=LICENCE,
         version=VERSION,
         flow=flow,
-        notes="PhysioNet/CinC Challenge 2012; train and val from set A, test is set B.",
+        notes=f"PhysioNet/CinC Challenge 2012; train and val from set A, {test}.",
     )
+
+
+def new(
+    folder: Path, resolved: Mapping[str, Any], vocabularies: Mapping[str, Sequence[str]]
+) -> Cohort:
+    """Stays of other sets as the split 'new', see the module; those without an outcome, too.
+
+    Raises DataError for a folder without stays, one that is in two sets, a damaged file.
+    """
+    del vocabularies
+    data, root = spec(**resolved), home(folder, FOLDER)
+    letters, flow = new_sets(root), []
+    if not letters:
+        raise DataError(
+            f"{root}: no set-<x>.tar.gz, no folder set-<x> and no <RecordID>.txt: where are the"
+            " stays?"
+        )
+    outcomes_of = {letter: new_outcomes(root, letter) for letter in letters}
+
+    def examples() -> Iterator[Example]:
+        seen: set[int] = set()
+        for letter in letters:
+            raw, outcomes = _load(root, letter, outcomes_of[letter], flow)
+            if twice := len(seen.intersection(raw.stays)):
+                raise DataError(f"{set_name(root, letter)}: {twice} stays are in another set, too")
+            seen.update(raw.stays)
+            for i, stay in enumerate(raw.stays):
+                yield _example(data, raw, i, outcomes.get(stay, {}))
+
+    files = [path for letter in letters for path in set_files(root, letter)]
+    files += [path for path in outcomes_of.values() if path]
+    found = Cohort(data, {"new": examples}, checksums(folder, files), LICENCE, VERSION, flow)
+    found.warnings += [
+        f"{set_name(root, letter)}: no Outcomes-{letter or '<x>'}.txt, so no labels"
+        for letter, path in outcomes_of.items()
+        if path is None
+    ]
+    return found
+
+
+def _letters(options: Mapping[str, Any]) -> str:
+    """The sets that are read."""
+    return "a" if options.get("num_folds") else "ab"
+
+
+def _load(
+    folder: Path, letter: str, path: Path | None, flow: list[tuple[str, int]]
+) -> tuple[RawSet, dict[int, dict[str, float]]]:
+    """A set and its outcomes in the file `path`, by stay."""
+    forms = identifiers.Forms()
+    groups = {name: variables for name, (_, variables) in GROUPS.items()}
+    raw = read_set(folder, letter, groups=groups, ranges=RANGES, forms=forms)
+    outcomes = read_outcomes(path, forms) if path else {}
+    known, last = {*raw.stays}, dict(zip(raw.stays, raw.last_hours(), strict=True))
+    identifiers.require_match(known, outcomes, f"{path}: of the stays in set {letter}")
+    counts = [
+        *raw.flow,
+        ("stays without an outcome row", len(known - outcomes.keys())),
+        ("outcome rows without a stay", len(outcomes.keys() - known)),
+        *Counter(
+            kind for stay, row in outcomes.items() for kind in _settle(row, last.get(stay, 0.0))
+        ).items(),
+    ]
+    outcomes = {stay: o for stay, o in outcomes.items() if stay not in raw.misnamed}
+    name = f"set {letter}" if letter else "stays"
+    flow.extend((f"{name}: {step}", count) for step, count in counts)
+    return raw, outcomes
 
 
 def read_outcomes(
@@ -357,6 +430,7 @@ def _example(data: DataSpec, raw: RawSet, i: int, outcome: dict[str, float]) -> 
     labels = _labels(outcome)
     return {
         "patient": raw.stays[i],
+        "key": (raw.stays[i], None),
         "inputs": inputs,
         "targets": {task: labels[task] for task in data.task_names},
         "groups": _groups(raw.statics(i)),

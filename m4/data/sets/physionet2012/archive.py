@@ -29,6 +29,7 @@ MAX_RECORD, MAX_RECORDS, MAX_SET = 2**20, 50_000, 2**30  # bytes, files, bytes: 
 # Members that hold names and other facts of the next one.
 HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 HEADERS += (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_RECORD = re.compile("[0-9]+")  # a file's name without its ending
 _MARKER = "<stay>"  # pseudo-parameter of a row put before each stay's rows
 _UNKNOWN, _STAY, _RECORD_ID = -1, -2, -3  # codes of what is no variable
 
@@ -67,9 +68,38 @@ class RawSet:
 
 
 def set_files(folder: Path, letter: str) -> list[Path]:
-    """The archive of a set, or the files of the extracted folder, or nothing."""
+    """The archive of a set, or the files of the extracted folder, or nothing.
+
+    Without a letter they are the records that lie in the folder itself.
+    """
+    if not letter:
+        return sorted(path for path in folder.glob("*.txt") if _RECORD.fullmatch(path.stem))
     archive = folder / f"set-{letter}.tar.gz"
     return [archive] if archive.exists() else sorted((folder / f"set-{letter}").glob("*.txt"))
+
+
+def new_sets(folder: Path) -> list[str]:
+    """The letters of all sets in a folder; [''] if it holds nothing but records."""
+    names = [path.name.removesuffix(".tar.gz") for path in folder.glob("set-*.tar.gz")]
+    names += [path.name for path in folder.glob("set-*") if path.is_dir()]
+    letters = sorted({name.removeprefix("set-") for name in names})
+    return [letter for letter in letters or [""] if set_files(folder, letter)]
+
+
+def new_outcomes(folder: Path, letter: str) -> Path | None:
+    """The outcomes of a set that `new_sets` found, None without; DataError if it may be another."""
+    if letter:
+        path = folder / f"Outcomes-{letter}.txt"
+        return path if path.exists() else None
+    found = sorted(folder.glob("Outcomes*.txt"))
+    if len(found) > 1:
+        raise DataError(f"{folder}: has {len(found)} files Outcomes*.txt; leave the right one")
+    return found[0] if found else None
+
+
+def set_name(folder: Path, letter: str) -> str:
+    """What messages call a set."""
+    return f"{folder}/set-{letter}" if letter else str(folder)
 
 
 def read_set(
@@ -84,7 +114,7 @@ def read_set(
 
     Args:
       folder: holds `set-<letter>.tar.gz` or `set-<letter>/`.
-      letter: 'a' or 'b'.
+      letter: 'a' or 'b'; '' for records that lie in the folder itself.
       groups: modality -> variables.
       ranges: variable -> inclusive plausible range; rows of other variables are ignored.
       forms: takes in how the ids of the records are written.
@@ -93,24 +123,24 @@ def read_set(
       DataError: a damaged archive, a file that is no record, the same record twice.
     """
     flow: Counter[str] = Counter()
-    stays, text = [], io.BytesIO()
+    stays, text, place = [], io.BytesIO(), set_name(folder, letter)
     for number, (name, content) in enumerate(_contents(folder, letter), start=1):
         stem = Path(name).stem
-        if not re.fullmatch("[0-9]+", stem) or not content.startswith(b"Time,Parameter,Value"):
-            raise DataError(f"{folder}/set-{letter}, file {number}: not a record of the challenge")
+        if not _RECORD.fullmatch(stem) or not content.startswith(b"Time,Parameter,Value"):
+            raise DataError(f"{place}, file {number}: not a record of the challenge")
         try:
             content.decode()
         except UnicodeDecodeError:  # pyarrow would print it and go on
-            raise DataError(f"{folder}/set-{letter}, file {number}: not UTF-8") from None
-        identifiers.text(stem, f"{folder}/set-{letter}, file {number}: its name", forms)
+            raise DataError(f"{place}, file {number}: not UTF-8") from None
+        identifiers.text(stem, f"{place}, file {number}: its name", forms)
         stays.append(int(stem))
         text.write(f"00:00,{_MARKER},0\n".encode())
         text.write(content.partition(b"\n")[2].rstrip() + b"\n")
     if len({*stays}) < len(stays):
-        raise DataError(f"{folder}/set-{letter}: {len(stays) - len({*stays})} records come twice")
+        raise DataError(f"{place}: {len(stays) - len({*stays})} records come twice")
     flow["stays"] = len(stays)
     codes = {name: code for code, name in enumerate(ranges)}
-    rows = _parse(text, codes, f"{folder}/set-{letter}", flow)
+    rows = _parse(text, codes, place, flow)
     other_R = (rows.variable == _RECORD_ID) & (rows.value != np.array(stays)[rows.stay])
     misnamed = {stays[i] for i in rows.stay[other_R]}
     flow["stays whose record names another stay, no labels"] += len(misnamed)
