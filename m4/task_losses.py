@@ -166,16 +166,6 @@ def task_losses(
     return terms
 
 
-def mean_row_loss(
-    task: TaskSpec, each_BMC: Array, target: Target, kept_BM: Array
-) -> tuple[Array, Array]:
-    """Of M predictions for every row, the mean of the losses of those kept; label weight, too."""
-    each = jax.vmap(lambda logits_BC: row_loss(task, logits_BC, target), in_axes=1, out_axes=1)
-    loss_BM, known_BM = each(each_BMC)
-    total_B = jnp.where(kept_BM, loss_BM, 0.0).sum(1)
-    return total_B / jnp.maximum(kept_BM.sum(1), 1), known_BM[:, 0]
-
-
 def uncertainty(loss: Array, sigma: Array) -> Array:
     """L / (2 sigma^2) + log(1 + sigma^2), a learned sigma per task (Liebel and Koerner 2018)."""
     return 0.5 * loss / jnp.square(sigma) + jnp.log1p(jnp.square(sigma))
@@ -211,6 +201,24 @@ def over_layers(moe: Mapping[str, MoeAux], names: Iterable[str]) -> dict[str, Ar
 def counted(spec: DataSpec, batch: Batch) -> Batch:
     """`batch` in which a row without any present modality has weight 0, whatever it had."""
     return batch.replace(weight=batch.weight * batch.present(spec).any(-1))
+
+
+def alone(spec: DataSpec, each: Mapping[str, Array], batch: Batch) -> tuple[Array, dict[str, Mean]]:
+    """What is minimised where every modality answers alone: a row's loss is the mean of theirs.
+
+    `each` are logits [B, M, C]; an absent modality has none. So a row with many modalities weighs
+    no more than one with few.
+    """
+    present_BM = batch.present(spec)
+
+    def mean_loss(task: TaskSpec, each_BMC: Array, target: Target) -> tuple[Array, Array]:
+        of_each = jax.vmap(lambda logits_BC: row_loss(task, logits_BC, target), 1, 1)
+        loss_BM, known_BM = of_each(each_BMC)
+        total_B = jnp.where(present_BM, loss_BM, 0.0).sum(1)
+        return total_B / jnp.maximum(present_BM.sum(1), 1), known_BM[:, 0]
+
+    terms = task_losses(spec, each, counted(spec, batch), row_loss=mean_loss)
+    return total(spec, terms, {}, {}), terms
 
 
 def objective(

@@ -39,7 +39,8 @@ ALLOWED = {
     "data": {"specs", "types", "resolve", "errors", "cells", "seal", "atomic", "flock", "local"},
     "data.sets": {"data", "specs", "types", "resolve", "errors", "cells", "seal", "atomic"}
     | {"local"},
-    "train": {"maths", "types", "specs", "sharding", "errors", "seal", "atomic", "flock"},
+    "train": {"maths", "types", "specs", "task_losses", "sharding", "errors", "seal", "atomic"}
+    | {"flock"},
     "eval": {"evenness", "types", "specs", "errors", "cells", "atomic", "seal"},
     "eval.report": {"eval", "specs", "errors", "cells", "atomic", "seal"},
 }  # fmt: skip

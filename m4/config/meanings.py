@@ -58,6 +58,10 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "train.max_bad": ("steps in a row without finite gradients that end a run", "steps"),
     "train.spike_window": ("accepted steps that a spike of the loss is judged by; 0: off", "steps"),
     "train.modality_dropout": ("chance that a modality of a row is hidden in training", "share"),
+    "train.ranking": (
+        "weight of what a row's loss is larger with more modalities than with fewer; 0: one pass",
+        "",
+    ),
     "train.segment_dropout": ("chance that a series of a row loses a part of its time", "share"),
     "train.segment_share": ("that part", "share of the window"),
     "train.task_weights": ("task: weight of its loss; 1 where it is not named", ""),

@@ -17,6 +17,7 @@ from m4.resolve import resolve
 from m4.specs import METRICS, DataSpec, TaskKind
 
 REQUIRED = object()
+OF_METHODS = ("segmentation", "cluster")  # kinds of tasks whose loss belongs to a method
 MOVE_ROWS = ("soft", "expert_choice", "product_keys")  # routers that need no engine
 KINDS = {int: "an integer", float: "a finite number", bool: "true or false"}
 KINDS |= {tuple: "a tuple, as ('a', 'b')", dict: "a dict, as {'a': 1}", str: "text"}
@@ -168,6 +169,7 @@ FIELDS: dict[str, Rule] = {
     "train.max_bad": _count(10),  # skipped steps in a row that end a run
     "train.spike_window": _count(0, low=0),  # accepted steps that a spike is judged by; 0: off
     "train.modality_dropout": Rule(float, 0.0, low=0, below=1),
+    "train.ranking": Rule(float, 0.0, low=0),  # of more modalities over fewer; 0: no second pass
     "train.segment_dropout": Rule(float, 0.0, low=0, below=1),
     "train.segment_share": Rule(float, 0.5, above=0, high=1),
     "train.task_weights": Rule(dict, {}),
@@ -382,4 +384,15 @@ def data_problems(values: Mapping[str, Any], spec: DataSpec) -> list[str]:
                 problems.append(f"train.{field}.{name}: tasks are {listed}{hint}")
             elif wrong:
                 problems.append(f"train.{field}.{name}={weight!r}: {wrong}")
+    if ranking := values["train"].get("ranking"):
+        problems += _ranking_problems(ranking, spec)
     return problems
+
+
+def _ranking_problems(weight: float, spec: DataSpec) -> list[str]:
+    """Why rows with more modalities cannot be compared with rows with fewer."""
+    if len(spec.modalities) < 2:
+        return [f"train.ranking={weight}: must be 0 with a single modality, which no row can lack"]
+    lone = [f"{task.name} ({task.kind})" for task in spec.tasks if task.kind in OF_METHODS]
+    what = f"train.ranking={weight}: must be 0 with tasks that have no loss per row"
+    return [f"{what}: {', '.join(lone)}"] if lone else []

@@ -16,8 +16,8 @@ from m4 import task_losses
 from m4.nn.encoders.summary import ModalitySummary
 from m4.nn.fusion import HeadsOfEach, mean_of_present
 from m4.resolve import check_fields
-from m4.specs import DataSpec, TaskSpec
-from m4.types import Array, Batch, Mean, Outputs, Target
+from m4.specs import DataSpec
+from m4.types import Array, Batch, Mean, Outputs
 
 
 class LateFusion(nn.Module):
@@ -39,7 +39,8 @@ class LateFusion(nn.Module):
         x_BMD, _ = summary(batch, train=train)
         present_BM = batch.present(self.data)
         each = HeadsOfEach(self.data.tasks, name="heads")(nn.gelu(x_BMD))
-        mean = mean_of_present(each, present_BM.astype(jnp.float32))
+        weight_BM1 = present_BM[..., None].astype(jnp.float32)
+        mean = {name: mean_of_present(x_BMC, weight_BM1) for name, x_BMC in each.items()}
         return Outputs(mean, {}, extra=each)
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
@@ -47,11 +48,4 @@ class LateFusion(nn.Module):
         del step
         if self.heads == "together":
             return task_losses.objective(self.data, out, batch, {})
-        present_BM = batch.present(self.data)
-
-        def row_loss(task: TaskSpec, each_BMC: Array, target: Target) -> tuple[Array, Array]:
-            return task_losses.mean_row_loss(task, each_BMC, target, present_BM)
-
-        counted = task_losses.counted(self.data, batch)
-        terms = task_losses.task_losses(self.data, out.extra, counted, row_loss=row_loss)
-        return task_losses.total(self.data, terms, {}, {}), terms
+        return task_losses.alone(self.data, out.extra, batch)

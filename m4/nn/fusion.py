@@ -3,7 +3,7 @@
 Letters: B rows, M modalities, D width, N inputs, C outputs of a task.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -49,16 +49,11 @@ class Hidden(nn.Module):
         return x
 
 
-def mean_of_present(logits: Mapping[str, Array], weight_BM: Array) -> dict[str, Array]:
-    """Logits [B, M, C] of every task, averaged with weights that are 0 where a modality is absent.
+def mean_of_present(x_BMC: Array, weight_BMC: Array) -> Array:
+    """Mean over modalities with weights that are 0 where one is absent, [B, C].
 
     Replaced rather than multiplied: nothing of an absent modality survives. 0 where all are absent.
     """
-
-    def mean(x_BMC):
-        kept_BMC = jnp.where(weight_BM[..., None] > 0, x_BMC, 0.0)
-        total_B1 = weight_BM.sum(1, keepdims=True)
-        total_BC = jnp.einsum("bm,bmc->bc", weight_BM, kept_BMC)
-        return total_BC / jnp.where(total_B1 > 0, total_B1, 1.0)
-
-    return {name: mean(x) for name, x in logits.items()}
+    total_BC = (weight_BMC * jnp.where(weight_BMC > 0, x_BMC, 0.0)).sum(1)
+    weight_BC = weight_BMC.sum(1)
+    return total_BC / jnp.where(weight_BC > 0, weight_BC, 1.0)

@@ -32,6 +32,7 @@ from m4.train import step as train_step
 from m4.train.checkpoint import abstract
 from m4.train.flat import FlatMethod, Layout
 from m4.train.precision import Precision
+from m4.train.ranking import Ranking
 from m4.types import Batch, Method
 
 
@@ -103,6 +104,8 @@ def make_model(
     require_any_length(method, [like(cut, len(first.uid), mesh) for cut in cuts], mesh)
     how = {name: config.train[name] for name in ("precision", "remat", "accumulate")}
     how |= {"platform": platform, "gather": gather}
+    if config.train.ranking:
+        how["ranking"] = Ranking(task_losses.unscaled(spec), config.train.ranking)
     if shard:  # the average is whole again where it predicts
         place = jax.lax.with_sharding_constraint
         placed = jax.tree.map(lambda x: x.sharding, state.params)

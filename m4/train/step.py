@@ -19,6 +19,7 @@ from m4 import sharding
 from m4.maths import HASHED, exact
 from m4.train import guard, optim
 from m4.train.precision import Precision, in_precision
+from m4.train.ranking import Ranking
 from m4.train.remat import Remat, rematerialised
 from m4.types import Array, Batch, Mean, Method, Outputs
 
@@ -117,6 +118,7 @@ def make_step(
     precision: Precision = "float32",
     remat: Remat = "none",
     accumulate: int = 1,
+    ranking: Ranking | None = None,
     platform: str | None = None,
     gather: Callable[[Params], Params] = lambda params: params,
     scatter: Callable[[Params], Params] = lambda grads: grads,
@@ -136,14 +138,14 @@ def make_step(
       precision: of matrix products (`m4.train.precision`).
       remat: what the backward pass computes again (`m4.train.remat`).
       accumulate: micro-batches in which a batch is taken, see `_accumulated`.
+      ranking: a second pass with fewer modalities (`m4.train.ranking`).
       platform: that it will run on, such as 'cpu'; None: JAX's default.
       gather: of parameters what a forward pass uses (`sharding.gatherer`).
       scatter: of a gradient what updates the moments that a device has (`sharding.over_data`).
     """
-    platform = platform or jax.default_backend()
-    traced = _gradient(method, remat, accumulate, gather)
+    platform, own = platform or jax.default_backend(), Inputs.of(seed)
+    traced = _gradient(method, remat, accumulate, gather, ranking)
     traced = jax.jit(in_precision(precision, traced, platform=platform))  # once
-    own = Inputs.of(seed)
 
     def gradient(params, batch, step, seed=own.seed):
         return traced(params, batch, step, seed)
@@ -164,8 +166,7 @@ def make_step(
             bad=jnp.maximum(totals.bad, bad),
             last_bad=jnp.where(ok, totals.last_bad, state.step + 1),
         )
-        counts = {"bad": bad, "skipped": skipped, "history": history}
-        return State(state.step + 1, **counts, **parts), totals
+        return State(state.step + 1, bad=bad, skipped=skipped, history=history, **parts), totals
 
     return Step(apply, functools.partial(_zeros, gradient), gradient)
 
@@ -191,7 +192,11 @@ def _zeros(gradient: Callable, state: State, batch: Batch, inputs: Inputs | None
 
 
 def _gradient(
-    method: Method, remat: Remat, accumulate: int, gather: Callable[[Params], Params]
+    method: Method,
+    remat: Remat,
+    accumulate: int,
+    gather: Callable[[Params], Params],
+    ranking: Ranking | None,
 ) -> Callable:
     """`(params, batch, step, seed) -> (gradient, what is worth logging)`."""
 
@@ -205,7 +210,15 @@ def _gradient(
         out = forward(params, batch, rngs)
         with exact():
             loss, terms = method.loss(out, batch, step)
-        return loss, (terms, {"loss": loss} | _logged(out))
+        found = _logged(out)
+        if ranking is not None:
+            less = ranking.fewer(batch, key, terms)
+            other = forward(params, less, rngs)
+            with exact():
+                found["ranking"] = ranking.loss(out, other, batch, less)
+                loss = (loss + method.loss(other, less, step)[0]) / 2
+            loss += ranking.weight * found["ranking"]
+        return loss, (terms, {"loss": loss} | found)
 
     def gradient(params, batch, step, seed):
         key = jax.random.fold_in(jax.random.key(seed, impl=HASHED), step)

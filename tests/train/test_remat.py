@@ -10,7 +10,7 @@ from m4.train.step import init_params
 from tests.train import methods
 from tests.train.test_accumulate import gradient
 
-FLAT = ("m3h", "latefusion")  # no layers
+FLAT = ("m3h", "latefusion", "medfuse")  # no layers
 LAYERED = [name for name in methods.NAMES if name not in FLAT]
 
 
