@@ -8,9 +8,10 @@ above 0 they are synergistic, below 0 redundant. `alone` is the value of order 1
 (k-SII of order 2, Bord & von Luxburg, AISTATS 2023): `alone` and pairs sum to the same total.
 
 All are linear maps of a subset's values, so one product serves rows, groups and draws. Where not
-every subset was swept, Shapley values are means over random orders and there are no pairs.
+every subset was swept, Shapley values are means over random orders, whose error is in the intervals
+and p, too, and there are no pairs.
 
-Letters: as `m4.eval.games`; K pairs.
+Letters: as `m4.eval.games`; K pairs of modalities.
 """
 
 import itertools
@@ -38,8 +39,8 @@ def shapley_map(keep_SM: np.ndarray, orders: Sequence[tuple[int, ...]] = ()) -> 
     """
     count = keep_SM.shape[1]
     place = {tuple(map(bool, keep)): s for s, keep in enumerate(keep_SM)}
-    map_MS = np.zeros((count, len(keep_SM)))
     if not orders and len(place) == 2**count:
+        map_MS = np.zeros((count, len(keep_SM)))
         for keep, s in place.items():
             size = sum(keep)
             for m in range(count):
@@ -48,12 +49,19 @@ def shapley_map(keep_SM: np.ndarray, orders: Sequence[tuple[int, ...]] = ()) -> 
                 map_MS[m, s] = weight if keep[m] else -weight
         return map_MS
     orders = orders or subsets.orders(keep_SM)
-    for order in orders:
+    return pair_maps(keep_SM, orders).mean(axis=0) if orders else None
+
+
+def pair_maps(keep_SM: np.ndarray, orders: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """`shapley_map` over each order and the next one, its reverse, alone: f64[R, M, S]."""
+    place = {tuple(map(bool, keep)): s for s, keep in enumerate(keep_SM)}
+    map_RMS = np.zeros((len(orders) // 2, keep_SM.shape[1], len(keep_SM)))
+    for i, order in enumerate(orders):
         passed = [place[keep] for keep in subsets.prefixes(order)]
         for m, before, after in zip(order, passed[:-1], passed[1:], strict=True):
-            map_MS[m, after] += 1 / len(orders)
-            map_MS[m, before] -= 1 / len(orders)
-    return map_MS if orders else None
+            map_RMS[i // 2, m, after] += 0.5
+            map_RMS[i // 2, m, before] -= 0.5
+    return map_RMS
 
 
 def interaction_map(keep_SM: np.ndarray) -> np.ndarray | None:
@@ -84,18 +92,17 @@ def describe(game: Game) -> dict[str, Any] | None:
     modalities: [{modality, shapley: E}]}, groups: {column: [{category, patients, modalities}]},
     combinations: [{keep: [name], worth: E}]}. An E has `p`, of pairs `p_holm`, too.
     """
-    shapley_MS, together_KS = shapley_map(game.keep_SM), interaction_map(game.keep_SM)
-    if shapley_MS is None:
+    if not game.complete and not game.orders:
         return None
-    value_Mn = shapley_MS @ game.value_Sn
-    everyone = game.means(value_Mn)
-    have = [game.means(value_Mn[[m]], game.present_nM[:, m])[0] for m in range(len(game.names))]
+    worth, together_KS = _Worth(game), interaction_map(game.keep_SM)
+    everyone = worth.means()
+    have = [worth.means(game.present_nM[:, m])[m] for m in range(len(game.names))]
     gained_n = game.value_Sn[game.predictions.full()] - game.value_Sn[-1]
     out: dict[str, Any] = {
         "unit": game.unit,
         "exact": game.complete,
         "subsets": len(game.keep_SM) - 1,
-        "orders": None if game.complete else len(subsets.orders(game.keep_SM)),
+        "orders": None if game.complete else len(game.orders),
         "nothing": game.means(game.value_Sn[[-1]])[0]["value"],
         "total": game.means(gained_n[None])[0],
         "modalities": [
@@ -103,18 +110,46 @@ def describe(game: Game) -> dict[str, Any] | None:
             for name, value, own in zip(game.names, everyone, have, strict=True)
         ],
         "pairs": [],
-        "primary": _primary(game, shapley_MS),
-        "groups": _groups(game, value_Mn),
+        "primary": _primary(game, worth),
+        "groups": _groups(game, worth),
     }
     if together_KS is not None:
-        _add_pairs(out, game, value_Mn, together_KS @ game.value_Sn)
+        _add_pairs(out, game, worth.value_Mn, together_KS @ game.value_Sn)
     if not game.complete and out["orders"] < 2 * MIN_PAIRS:
         _without_intervals(out)
     out["combinations"] = [
-        {"keep": [*itertools.compress(game.names, keep_M)], "worth": worth}
-        for keep_M, worth in zip(game.keep_SM, game.means(game.value_Sn), strict=True)
+        {"keep": [*itertools.compress(game.names, keep_M)], "worth": mean}
+        for keep_M, mean in zip(game.keep_SM, game.means(game.value_Sn), strict=True)
     ]
     return out
+
+
+class _Worth:
+    """Shapley values of a game, by row and as means with the error of sampled orders.
+
+    An order and its reverse are one draw: the two are as unlike as can be, so their mean varies
+    less, and the spread between pairs is what is unknown of them.
+    """
+
+    def __init__(self, game: Game):
+        self._game, self._map_RMS = game, None
+        if game.orders:
+            self._map_RMS = pair_maps(game.keep_SM, game.orders)
+        map_MS = shapley_map(game.keep_SM, game.orders)
+        assert map_MS is not None, "too few subsets"
+        self.map_MS = map_MS
+        self.value_Mn = map_MS @ game.value_Sn
+
+    def means(self, some_n: np.ndarray | None = None) -> list[dict[str, Any]]:
+        """Of every modality over (some) rows."""
+        chosen_n = np.ones(len(self._game.row_n), bool) if some_n is None else some_n
+        total = max(self._game.weight_n[chosen_n].sum(), 1.0)
+        pairs_MR = self.pairs(self._game.value_Sn[:, chosen_n].sum(axis=1) / total)
+        return self._game.means(self.value_Mn, some_n, pairs_QR=pairs_MR)
+
+    def pairs(self, value_S: np.ndarray) -> np.ndarray | None:
+        """What each pair of orders makes of the subsets' values, f64[M, R]; None if all are in."""
+        return None if self._map_RMS is None else (self._map_RMS @ value_S).T
 
 
 def _without_intervals(out: dict[str, Any]) -> None:
@@ -132,7 +167,7 @@ def by_row(game: Game) -> np.ndarray | None:
 
     Each row's sum to what its full input is worth above knowing nothing; a mean over known labels.
     """
-    map_MS = shapley_map(game.keep_SM)
+    map_MS = shapley_map(game.keep_SM, game.orders) if game.complete or game.orders else None
     return None if map_MS is None else (map_MS @ game.value_Sn / game.weight_n).T
 
 
@@ -152,7 +187,7 @@ def _add_pairs(out: dict[str, Any], game: Game, value_Mn, together_Kn) -> None:
     ]
 
 
-def _groups(game: Game, value_Mn: np.ndarray) -> dict[str, list]:
+def _groups(game: Game, worth: _Worth) -> dict[str, list]:
     """Shapley values within each category of each group column; small categories are left out."""
     out = {}
     for column, category_N in game.predictions.groups.items():
@@ -161,17 +196,17 @@ def _groups(game: Game, value_Mn: np.ndarray) -> dict[str, list]:
             own_n = category_n == category
             if (patients := game.patients(own_n)) < game.min_patients:
                 continue
-            values = zip(game.names, game.means(value_Mn, own_n), strict=True)
-            worth = [{"modality": name, "shapley": value} for name, value in values]
+            values = zip(game.names, worth.means(own_n), strict=True)
+            found = [{"modality": name, "shapley": value} for name, value in values]
             count = int(round(patients, -1))
-            rows.append({"category": str(category), "patients": count, "modalities": worth})
+            rows.append({"category": str(category), "patients": count, "modalities": found})
         rows.sort(key=lambda row: -row["patients"])
         if rows:
             out[column] = rows[:MAX_CATEGORIES]
     return out
 
 
-def _primary(game: Game, shapley_MS: np.ndarray) -> dict[str, Any] | None:
+def _primary(game: Game, worth: _Worth) -> dict[str, Any] | None:
     """Shapley values of the primary metric, of fewer draws; of the value alone if they cost much.
 
     None where it is the game itself.
@@ -190,12 +225,14 @@ def _primary(game: Game, shapley_MS: np.ndarray) -> dict[str, Any] | None:
         value_S.append(metrics.score(*args, fold_N=fold)[name].value)
         if cells <= RANK_CELLS:
             value_SB.append(bootstrap.score(*args, few, fold_N=fold)[name])
-    value_M, units = shapley_MS @ np.array(value_S), game.units(np.ones(len(rows), bool))
+    value_M, units = worth.map_MS @ np.array(value_S), game.units(np.ones(len(rows), bool))
     if units is None:
         value_M = np.full(len(value_M), np.nan)
     found = [{"value": number(value), "low": None, "high": None} for value in value_M]
     if units is not None and value_SB:
-        drawn = zip(value_M, shapley_MS @ np.stack(value_SB), strict=True)
-        found = [games.estimate(float(value), value_B, units) for value, value_B in drawn]
-    worth = zip(game.names, found, strict=True)
-    return {"metric": name, "modalities": [{"modality": m, "shapley": e} for m, e in worth]}
+        pairs_MR = worth.pairs(np.array(value_S))
+        pairs_MR = [None] * len(value_M) if pairs_MR is None else pairs_MR
+        drawn = zip(value_M, worth.map_MS @ np.stack(value_SB), pairs_MR, strict=True)
+        found = [games.estimate(float(v), value_B, units, own_R) for v, value_B, own_R in drawn]
+    named = zip(game.names, found, strict=True)
+    return {"metric": name, "modalities": [{"modality": m, "shapley": e} for m, e in named]}

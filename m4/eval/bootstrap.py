@@ -7,7 +7,7 @@ median from the value, on the normal scale (Efron, Canadian Journal of Statistic
 patients a percentile interval is too short; it takes in more of the draws then (Hesterberg, The
 American Statistician 2015: as a t interval is wider than a normal one).
 
-Letters: P patients, N rows, B draws, b draws of one chunk.
+Letters: P patients, N rows, B draws, b draws of one chunk, R draws of something else.
 """
 
 import dataclasses
@@ -121,10 +121,44 @@ def _bias(value: float, values_B: np.ndarray) -> float:
     return float(norm.ppf(np.clip(below, edge, 1 - edge)))
 
 
-def two_sided(value: float, values_B: np.ndarray, *, units: int) -> float:
-    """P of a difference being 0, as wide as `interval`; `units` of at least 2 as there."""
-    spread = np.nanstd(values_B) * np.sqrt(units / (units - 1))
-    return float(2 * t.sf(abs(value) / spread, units - 1) if spread else value == 0)
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """The error of a value that is the mean of a few draws of something else than patients."""
+
+    error: float  # standard error of the mean
+    freedom: int
+
+    @classmethod
+    def of(cls, values_R: np.ndarray) -> "Sampled | None":
+        """Of independent draws, f64[R]; None for fewer than two."""
+        if len(values_R) < 2:
+            return None
+        return cls(float(np.std(values_R, ddof=1) / np.sqrt(len(values_R))), len(values_R) - 1)
+
+    def widen(self, estimate: dict) -> dict:
+        """The estimate with the interval of patients and of this error, added in squares."""
+        value, low, high = (estimate[key] for key in ("value", "low", "high"))
+        if low is None:
+            return estimate
+        half = float(t.ppf(0.975, self.freedom)) * self.error
+        low = value - np.hypot(max(value - low, 0.0), half)
+        high = value + np.hypot(max(high - value, 0.0), half)
+        return estimate | {"low": number(low), "high": number(high)}
+
+
+def two_sided(
+    value: float, values_B: np.ndarray, *, units: int, error: Sampled | None = None
+) -> float:
+    """P of a difference being 0, as wide as `interval`; `units` of at least 2 as there.
+
+    With an `error` besides, of both (degrees of freedom by Welch and Satterthwaite).
+    """
+    spread, freedom = np.nanstd(values_B) * np.sqrt(units / (units - 1)), float(units - 1)
+    if error is not None and error.error:
+        both = np.hypot(spread, error.error)
+        freedom = both**4 / (spread**4 / freedom + error.error**4 / error.freedom)
+        spread = both
+    return float(2 * t.sf(abs(value) / spread, freedom) if spread else value == 0)
 
 
 def number(value: float | None) -> float | None:

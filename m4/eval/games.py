@@ -7,15 +7,17 @@ a subset, and all rows under the empty one, get the mean of the full input's ans
 subset is judged on the same rows, those of the full input. Survival times and maps have no game.
 
 Letters: S subsets (the empty one last), N rows of the split, n rows with a label, M modalities,
-C labels, classes or values, L label columns, Q quantities, P patients, B draws.
+C labels, classes or values, L label columns, Q quantities, P patients, B draws, R pairs of
+reversed orders.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
-from m4.eval import bootstrap
+from m4.eval import bootstrap, subsets
 from m4.eval.bootstrap import Draws
 from m4.eval.metrics import EPS, Value
 from m4.eval.predictions import Predictions
@@ -40,6 +42,7 @@ class Game:
     positive_n: np.ndarray | None  # bool: the outcome of a binary task
     draws: Draws
     min_patients: int
+    seed: int = 0  # of the random orders, where not every subset was swept
 
     @property
     def unit(self) -> str:
@@ -50,6 +53,11 @@ class Game:
     def complete(self) -> bool:
         """Whether every subset is there."""
         return len(self.keep_SM) == 2 ** len(self.names)
+
+    @functools.cached_property
+    def orders(self) -> list[tuple[int, ...]]:
+        """The random orders that pass the swept subsets, each followed by its reverse."""
+        return [] if self.complete else subsets.orders(self.keep_SM, self.seed)
 
     @property
     def label_nL(self) -> np.ndarray:
@@ -70,11 +78,17 @@ class Game:
         return {tuple(map(bool, keep)): s for s, keep in enumerate(self.keep_SM)}
 
     def means(
-        self, value_Qn: np.ndarray, some_n: np.ndarray | None = None, *, weighted: bool = True
+        self,
+        value_Qn: np.ndarray,
+        some_n: np.ndarray | None = None,
+        *,
+        weighted: bool = True,
+        pairs_QR: np.ndarray | None = None,
     ) -> list[dict[str, Any]]:
         """The mean of each quantity over (some) rows as an estimate, all from the same draws.
 
         A row counts by its labels, or once if not `weighted`. Too few patients give no numbers.
+        `pairs_QR` is what each pair of orders says of them, whose error then counts, too.
         """
         some_n = np.ones(len(self.row_n), bool) if some_n is None else some_n
         units = self.units(some_n)
@@ -83,9 +97,10 @@ class Game:
             return [{"value": None, "low": None, "high": None, "note": note}] * len(value_Qn)
         weight_n = self.weight_n[some_n] if weighted else np.ones(some_n.sum())
         value_Q, value_QB = self._drawn(value_Qn[:, some_n], weight_n, some_n)
+        pairs = [None] * len(value_Q) if pairs_QR is None else pairs_QR
         return [
-            estimate(float(value), value_B, units)
-            for value, value_B in zip(value_Q, value_QB, strict=True)
+            estimate(float(value), value_B, units, pairs_R)
+            for value, value_B, pairs_R in zip(value_Q, value_QB, pairs, strict=True)
         ]
 
     def _drawn(self, value_Qn, weight_n, some_n) -> tuple[np.ndarray, np.ndarray]:
@@ -110,18 +125,33 @@ class Game:
         return min(self.patients(some_n & side) for side in (self.positive_n, ~self.positive_n))
 
 
-def estimate(value: float, value_B: np.ndarray, units: int) -> dict[str, Any]:
-    """An estimate with two-sided p, as JSON; of `units` see `m4.eval.bootstrap.interval`."""
+def estimate(
+    value: float, value_B: np.ndarray, units: int, pairs_R: np.ndarray | None = None
+) -> dict[str, Any]:
+    """An estimate with two-sided p, as JSON; of `units` see `m4.eval.bootstrap.interval`.
+
+    `value` may be a mean of what R independent pairs of orders say: `bootstrap.Sampled`.
+    """
+    error = None if pairs_R is None else bootstrap.Sampled.of(pairs_R)
     found = bootstrap.interval(Value(value), value_B, units=units)
     if found["low"] is not None and units > 1:
-        found["p"] = bootstrap.number(bootstrap.two_sided(value, value_B, units=units))
-    return found
+        found["p"] = bootstrap.number(bootstrap.two_sided(value, value_B, units=units, error=error))
+    return found if error is None else error.widen(found)
 
 
 def play(
-    predictions: Predictions, spec: DataSpec, task: TaskSpec, draws: Draws, *, min_patients: int
+    predictions: Predictions,
+    spec: DataSpec,
+    task: TaskSpec,
+    draws: Draws,
+    *,
+    min_patients: int,
+    seed: int = 0,
 ) -> Game | None:
-    """The game of a task; None for a kind without one, or if no label is known."""
+    """The game of a task; None for a kind without one, or if no label is known.
+
+    `seed` is that of the random orders whose subsets were swept, if not all were.
+    """
     if task.kind not in KINDS or task.name not in predictions.prediction:
         return None
     known_NL = predictions.scored(spec, task, predictions.full())
@@ -149,6 +179,7 @@ def play(
         positive_n=label_nL[:, 0] > 0 if task.kind == "binary" else None,
         draws=draws,
         min_patients=min_patients,
+        seed=seed,
     )
 
 

@@ -227,7 +227,8 @@ def _add_subsets(out: dict, scorer: Scorer, subsets: list[Subset]) -> None:
 def _add_games(out: dict, predictions: Predictions, spec: DataSpec, draws: bootstrap.Draws) -> None:
     """Sections that need more subsets than those that have scores, by task."""
     for task in _tasks(predictions, spec):
-        game = games.play(predictions, spec, task, draws, min_patients=out["min_patients"])
+        own = {"min_patients": out["min_patients"], "seed": out["bootstrap"]["seed"]}
+        game = games.play(predictions, spec, task, draws, **own)
         if game is None:
             continue
         found = {"attribution": attribution.describe(game), "monotone": monotone.describe(game)}

@@ -41,12 +41,14 @@ def choose(
     *,
     min_patients: int = 10,
     how: bool | str = True,
+    seed: int = 0,
 ) -> list[Subset]:
     """The subsets worth evaluating, the full one first, none twice; `how` is `eval.subsets`.
 
     Up to four modalities: all 2^M - 1. Above: full, leave-one-out, only-one, and every natural
     presence pattern that at least `min_patients` patients have. After those come the subsets of
-    kind 'more', which serve analyses of all of them together and have no scores of their own.
+    kind 'more', which serve analyses of all of them together and have no scores of their own;
+    `seed` is that of the random orders that pass them, if not all are there.
     """
     count = len(names)
     if not how:
@@ -61,17 +63,17 @@ def choose(
     found = [_named(names, keep) for keep in dict.fromkeys(keeps) if any(keep)]
     budget = _budget(how)
     known = {subset.keep for subset in found}
-    more = [keep for keep in every(count, budget) if keep not in known] if budget else []
+    more = [keep for keep in every(count, budget, seed) if keep not in known] if budget else []
     return found + [Subset(describe(names, keep), "more", keep) for keep in more]
 
 
-def every(count: int, budget: int = BUDGET) -> list[tuple[bool, ...]]:
+def every(count: int, budget: int = BUDGET, seed: int = 0) -> list[tuple[bool, ...]]:
     """All subsets but the empty one, the large first; above `budget` those that `orders` pass."""
     if 2**count <= budget:
         keeps = set(itertools.product((False, True), repeat=count))
     else:
         keeps = {(True,) * count}
-        for order in drawn(count):
+        for order in drawn(count, seed):
             passed = keeps.union(*(prefixes(one) for one in (order, order[::-1])))
             if len(passed) > budget and len(keeps) > 1:
                 break
@@ -79,14 +81,16 @@ def every(count: int, budget: int = BUDGET) -> list[tuple[bool, ...]]:
     return sorted((keep for keep in keeps if any(keep)), key=lambda k: (-sum(k), k))
 
 
-def orders(keep_SM: np.ndarray) -> list[tuple[int, ...]]:
+def orders(keep_SM: np.ndarray, seed: int = 0) -> list[tuple[int, ...]]:
     """The random orders of the modalities, each with its reverse, that pass only these subsets.
+
+    `seed` is that of `choose`: other orders pass other subsets.
 
     The effect of a modality when it joins, averaged over them, is an unbiased estimate of its
     Shapley value (Mitchell et al., JMLR 2022: pairs of reversed orders have the smaller variance).
     """
     known, found = {tuple(map(bool, keep)) for keep in keep_SM}, []
-    for order in itertools.islice(drawn(keep_SM.shape[1]), len(known)):
+    for order in itertools.islice(drawn(keep_SM.shape[1], seed), len(known)):
         pair = order, order[::-1]
         if not all(keep in known for one in pair for keep in prefixes(one) if any(keep)):
             break

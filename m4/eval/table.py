@@ -52,16 +52,16 @@ def make(found: Predictions, spec: DataSpec, patient_N: np.ndarray) -> pa.Table:
     return pa.table(columns).replace_schema_metadata({NOTE: json.dumps(note).encode()})
 
 
-def worth(found: Predictions, spec: DataSpec, patient_N: np.ndarray) -> pa.Table:
+def worth(found: Predictions, spec: DataSpec, patient_N: np.ndarray, seed: int = 0) -> pa.Table:
     """One line per row: what each modality adds to what is known of it, `<task>/<modality>`.
 
     Shapley values of the log probability of what came true (`m4.eval.attribution`), null where the
-    label is unknown.
+    label is unknown. `seed` is that of the sweep, whose random orders passed the subsets.
     """
     columns = {"row": pa.array(found.uid), "patient": pa.array(patient_N)}
     draws = bootstrap.resample(found.patient, draws=1)
     for task in spec.tasks:
-        game = games.play(found, spec, task, draws, min_patients=1)
+        game = games.play(found, spec, task, draws, min_patients=1, seed=seed)
         value_nM = None if game is None else attribution.by_row(game)
         if game is None or value_nM is None:
             continue

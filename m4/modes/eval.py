@@ -306,7 +306,7 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
         document["missing"] = config.eval.missing.to_dict()
     results.write(document, folder)
     if config.eval.subsets not in (True, False, "auto"):
-        _write_table(folder, evaluation.found, spec, split)
+        _write_table(folder, evaluation.found, spec, split, config.seed)
     words.print_table(document)
     report.build(folder)
 
@@ -334,7 +334,7 @@ def values_of(store: Store) -> table_one.Values:
     return table_one.Values(names, values_NF, store.columns(["patient"])["patient"], store.groups())
 
 
-def _write_table(folder: Path, found: Predictions, spec: DataSpec, split: str) -> None:
+def _write_table(folder: Path, found: Predictions, spec: DataSpec, split: str, seed: int) -> None:
     """results/<split>_subsets.parquet and <split>_worth.parquet, for their owner alone.
 
     Every row under every subset, and what each modality is worth to each row.
@@ -342,7 +342,7 @@ def _write_table(folder: Path, found: Predictions, spec: DataSpec, split: str) -
     patient_N = pseudonyms.of(found.patient, folder)
     for name, own in (
         ("subsets", table.make(found, spec, patient_N)),
-        ("worth", table.worth(found, spec, patient_N)),
+        ("worth", table.worth(found, spec, patient_N, seed)),
     ):
         path = folder / "results" / f"{split}_{name}.parquet"
         meds.write_private(path, own, folder)
@@ -354,6 +354,7 @@ def _subsets(config, setup: Setup, test: Store) -> list[subsets.Subset]:
     found = test.columns(["patient", *(f"{name}/present" for name in names)])
     present = np.stack([found[f"{name}/present"] for name in names], axis=-1)
     own = {"min_patients": config.eval.min_patients, "how": config.eval.subsets}
+    own |= {"seed": config.seed}
     return subsets.choose(names, present, found["patient"], **own)
 
 

@@ -64,8 +64,9 @@ def _of_task(task: str, found: Mapping[str, Any]) -> list[Part]:
     if not found["exact"]:
         parts.append(
             Note(
-                f"Of {found['subsets']} combinations, over {found['orders']} random orders: there "
-                "are too many to compute all, so pairs are not given."
+                f"Of {found['subsets']} combinations, over {found['orders']} random orders, whose "
+                "error is in the intervals: there are too many to compute all, so pairs are not "
+                "given."
             )
         )
     return parts
