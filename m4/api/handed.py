@@ -93,10 +93,11 @@ def _zone(table: pa.Table, column: str | None) -> str | None:
     kind = table[column].type
     if pa.types.is_timestamp(kind):
         return kind.tz
-    text = table[column].drop_null().combine_chunks()
-    zoned = r"(Z|[+-]\d{2}:?\d{2})\s*$"
-    whole = arrow_files.is_text(kind) and pc.any(pc.match_substring_regex(text, zoned)).as_py()
-    return "UTC" if whole else None
+    if not arrow_files.is_text(kind):
+        return None
+    zoned = r":\d{2}(\.\d+)?\s*(Z|[+-]\d{2}:?\d{2})\s*$"
+    text = table[column].cast(pa.large_string())
+    return "UTC" if pc.any(pc.match_substring_regex(text, zoned)).as_py() else None
 
 
 def _assigned(definition: Definition, given: Any) -> dict[str, pa.Table]:
