@@ -16,7 +16,7 @@ TaskKind = Literal[
 TIMED_KINDS = ("series", "vectors")
 PROBABILITY = ("brier", "ece", "log_loss")  # of predicted probabilities
 METRICS: dict[TaskKind, tuple[str, ...]] = {  # without a threshold chosen elsewhere
-    "binary": ("auroc", "auprc", "f1", *PROBABILITY),
+    "binary": ("auroc", "auprc", "min_se_ppv", "f1", *PROBABILITY),
     "multilabel": tuple(
         f"{metric}_{how}" for metric in ("auroc", "auprc", "f1") for how in ("macro", "micro")
     )

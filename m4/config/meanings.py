@@ -75,7 +75,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "eval.missing": ("what is taken from the other rows; {}: nothing", ""),
     "eval.bootstrap": ("draws of patients for an interval", "draws"),
     "eval.subsets": ("subsets of modalities that are evaluated", ""),
-    "eval.baselines": ("whether boosting and logistic regression are fitted for comparison", ""),
+    "eval.baselines": ("reference rows that are fitted: true, false, or names with commas", ""),
     "eval.min_patients": ("counts of fewer patients are never shown", "patients"),
     "eval.alpha": ("patients that may lie outside their sets and intervals", "share"),
     "mesh.data": ("devices over which rows are split; -1, of one axis: the rest", "devices"),

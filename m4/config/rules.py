@@ -19,6 +19,7 @@ from m4.specs import METRICS, DataSpec, TaskKind
 REQUIRED = object()
 OF_METHODS = ("segmentation", "cluster")  # kinds of tasks whose loss belongs to a method
 MOVE_ROWS = ("soft", "expert_choice", "product_keys")  # routers that need no engine
+BASELINES = ("boosting", "default boosting", "late", "linear", "presence")
 KINDS = {int: "an integer", float: "a finite number", bool: "true or false"}
 KINDS |= {tuple: "a tuple, as ('a', 'b')", dict: "a dict, as {'a': 1}", str: "text"}
 
@@ -30,7 +31,8 @@ class Rule:
     `low` and `high` are inclusive, `above` and `below` exclusive. `names` yields the allowed
     names; with `outside`, a name that is none of them is right if that call accepts it, and
     raises ValueError or ImportError otherwise ('package.module:name'). `also` are words that a
-    field takes besides its type; a final K in one stands for a whole number from 1 on.
+    field takes besides its type; a final K in one stands for a whole number from 1 on. `several`
+    fields take more than one, with commas between them or as a list.
     """
 
     kind: type = object
@@ -43,12 +45,13 @@ class Rule:
     outside: Callable[[str], Any] | None = None
     optional: bool = False
     also: tuple[str, ...] = ()
+    several: bool = False
 
     def allowed(self) -> str:
         """The allowed values in words."""
         if self.also:
             *words, last = KINDS[self.kind], *self.also
-            return f"{', '.join(words)} or {last}"
+            return f"{', '.join(words)} or {last}" + ", with commas" * self.several
         if self.names is not None:
             words = "one of " + ", ".join(self.names())
             return words + (" or 'package.module:name'" if self.outside else "")
@@ -61,7 +64,11 @@ class Rule:
         """Why `value` is refused (in words that follow "field=value: "), or None."""
         if value is None and self.optional or self.names and value == self.default:
             return None
-        if isinstance(value, str) and any(_is_word(value, word) for word in self.also):
+        if self.several and (isinstance(value, str) or _texts(value)):
+            said = value.split(",") if isinstance(value, str) else value
+        else:
+            said = [value]
+        if all(isinstance(v, str) and any(_is_word(v, word) for word in self.also) for v in said):
             return None
         if not self._right_type(value) or not self._in_range(value):
             return f"must be {self.allowed()}"
@@ -93,6 +100,10 @@ class Rule:
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
         )
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value)
 
 
 def _is_word(value: str, word: str) -> bool:
@@ -183,7 +194,7 @@ FIELDS: dict[str, Rule] = {
     "eval.missing": Rule(dict, {}),
     "eval.bootstrap": _count(1000),
     "eval.subsets": Rule(bool, True, also=("auto", "all", "sample:K")),  # see m4.eval.subsets
-    "eval.baselines": Rule(bool, True),
+    "eval.baselines": Rule(bool, True, also=BASELINES, several=True),  # see m4.eval.baselines
     "eval.min_patients": _count(10),
     "eval.alpha": Rule(float, 0.1, above=0, below=0.5),  # patients outside sets and intervals
     "mesh.data": _count(-1, low=-1),  # -1, here or for one other axis: the rest of the devices

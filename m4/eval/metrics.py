@@ -7,7 +7,7 @@ itself (`score`) is the draw in which every row counts once. Tests compare it wi
 
 | kind       | metrics                                                                          |
 |------------|----------------------------------------------------------------------------------|
-| binary     | auroc auprc f1 f1_val brier ece log_loss                                         |
+| binary     | auroc auprc min_se_ppv f1 f1_val brier ece log_loss                              |
 | multilabel | auroc_macro auroc_micro auprc_macro auprc_micro f1_macro f1_micro f1_val_macro   |
 |            | f1_val_micro brier ece log_loss (the last three over all known labels)           |
 | multiclass | accuracy f1_macro auroc_macro (one against the rest) log_loss brier ece          |
@@ -17,10 +17,13 @@ itself (`score`) is the draw in which every row counts once. Tests compare it wi
 | segmentation | dice, mean over rows and channels; 1 for an empty map found empty              |
 
 `f1` cuts at 0.5, `f1_val` at the threshold that maximises F1 on the validation split
-(`choose_threshold`). ECE has ten equal-mass bins (`m4.eval.calibration`), of the original sample
-for every draw; for multiclass it is that of the predicted class. Probabilities are clipped to
-[1e-7, 1 - 1e-7] in `log_loss`. A macro metric leaves out what is undefined on the sample; a draw
-that loses another label or class is undefined.
+(`choose_threshold`). `min_se_ppv` is score 1 of the PhysioNet/CinC Challenge 2012, the smaller of
+sensitivity and PPV, at the cut where that is largest on these very rows: flattering by what such a
+choice is worth; at a cut fixed in validation it stands with the operating points. ECE has ten
+equal-mass bins (`m4.eval.calibration`), of the original sample for every draw; for multiclass it is
+that of the predicted class. Probabilities are clipped to [1e-7, 1 - 1e-7] in `log_loss`. A macro
+metric leaves out what is undefined on the sample; a draw that loses another label or class is
+undefined.
 
 Out of fold, scores of different networks are not compared: what ranks rows (`RANKED`) is the mean
 of the folds, weighted by their events (positive labels, observed events, else rows); of a macro
@@ -49,7 +52,7 @@ PRIMARY = {
     "segmentation": "dice",
 }
 HEADLINE = {
-    "binary": ("auroc", "auprc", "f1_val", "brier", "calibration_error"),
+    "binary": ("auroc", "auprc", "min_se_ppv", "f1_val", "brier", "calibration_error"),
     "multilabel": ("auroc_macro", "auprc_macro", "f1_val_macro", "brier", "calibration_error"),
     "multiclass": ("auroc_macro", "accuracy", "f1_macro", "brier", "calibration_error"),
     "regression": ("mae", "rmse", "r2", "spearman"),
@@ -267,6 +270,14 @@ def rank_scores(
     F_i and T_i that of the negatives and positives at or above it. Then
     AUROC = sum_i w_i (n_i + t_i / 2) / (P N) and AP = sum_i w_i T_i / (T_i + F_i) / P.
     """
+    return _ranked(y_N, p_N, w_NB)[:2]
+
+
+def _ranked(y_N: np.ndarray, p_N: np.ndarray, w_NB: np.ndarray):
+    """AUROC, average precision and min_se_ppv, f64[B]; at best the last cut is a positive's score.
+
+    A lower cut, down to the next positive, has the same sensitivity and no better precision.
+    """
     positive_N = y_N > 0
     neg, pos = p_N[~positive_N], p_N[positive_N]
     neg_rows = np.flatnonzero(~positive_N)[np.argsort(neg, kind="stable")]
@@ -280,7 +291,12 @@ def rank_scores(
     auroc = np.einsum("nb,nb->b", w_pos, first + last) / (2 * total_pos * total_neg)
     true = total_pos - below_pos[np.searchsorted(pos, pos, side="left")]
     precision = true / np.maximum(true + total_neg - first, 1e-300)
-    return auroc, np.einsum("nb,nb->b", w_pos, precision) / total_pos
+    smaller = np.minimum(true / total_pos, precision)
+    return (
+        auroc,
+        np.einsum("nb,nb->b", w_pos, precision) / total_pos,
+        smaller.max(axis=0) if len(smaller) else np.full(w_NB.shape[1], np.nan),
+    )
 
 
 def _cumulative(w_NB: np.ndarray) -> np.ndarray:
@@ -311,7 +327,7 @@ def _bin_gaps(y_N: np.ndarray, p_N: np.ndarray) -> np.ndarray:
 
 
 def _probability(y_N: np.ndarray, p_N: np.ndarray, w_NB: np.ndarray) -> dict[str, np.ndarray]:
-    """AUROC, average precision, Brier score, log loss and ECE."""
+    """AUROC, average precision, min_se_ppv, Brier score, log loss and ECE."""
     safe_N = np.clip(p_N, EPS, 1 - EPS)
     sums = _sums(
         w_NB,
@@ -320,7 +336,8 @@ def _probability(y_N: np.ndarray, p_N: np.ndarray, w_NB: np.ndarray) -> dict[str
         log_loss=-(y_N * np.log(safe_N) + (1 - y_N) * np.log1p(-safe_N)),
         gaps=_bin_gaps(y_N, p_N),
     )
-    out = dict(zip(("auroc", "auprc"), rank_scores(y_N, p_N, w_NB), strict=True))
+    ranked = ("auroc", "auprc", "min_se_ppv")
+    out = dict(zip(ranked, _ranked(y_N, p_N, w_NB), strict=True))
     out |= {name: sums[name] / sums["weight"] for name in ("brier", "log_loss")}
     return out | {"ece": np.abs(sums["gaps"]).sum(axis=0) / sums["weight"]}
 
@@ -367,6 +384,7 @@ def _multilabel(y_NC, mask_NC, p_NC, w_NB, cuts) -> dict[str, np.ndarray]:
         out |= {f"{name}_macro": _macro(each_CB), f"{name}_micro": over_all_B}
     row_N, _ = np.nonzero(mask_NC)
     flat = _probability(y_NC[mask_NC], p_NC[mask_NC], w_NB[row_N])
+    del flat["min_se_ppv"]
     return out | {f"{n}_micro" if n in RANKS_AND_CUTS else n: x for n, x in flat.items()}
 
 
@@ -478,7 +496,7 @@ def _one_class(y_N: np.ndarray) -> dict[str, str]:
     if y_N.size == 0:
         return dict.fromkeys(RANKS_AND_CUTS, "no labelled row")
     notes = {} if y_N.min() != y_N.max() else {"auroc": f"every label is {int(y_N[0])}"}
-    none = dict.fromkeys(("auprc", "f1", "f1_val"), "no positive label")
+    none = dict.fromkeys(("auprc", "min_se_ppv", "f1", "f1_val"), "no positive label")
     return notes if y_N.max() > 0 else notes | none
 
 

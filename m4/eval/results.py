@@ -26,7 +26,9 @@ calibration_error. `ece` has none. Differences and drops have `p` (two-sided, no
                   ece, error: E, band: [low, high]}]}   band: of ece, if perfectly calibrated
     routing       {layer: see m4.eval.specialisation.describe}
     conformal, selective, groups    see m4.eval.reliance; only where there is something to say
-    references    {name: {task: {metrics: {metric: E}, delta: {metric: E}}}}   delta: model - name
+    references    {name: {task: {metrics: {metric: E}, delta: {metric: E}, against: {other:
+                  {metric: E}}, calibration: as above}}}   delta: model - name; against: name -
+                  other, paired too; 'blend' is the mean of the model and boosting (m4.eval.blend)
     curves, operating_points      {task: [...]}, see m4.eval.operating
     table_one     who was studied, see m4.eval.table_one; absent where nobody gave values
     words         titles, units and definitions: m4.specs.words; absent where there are none
@@ -51,6 +53,7 @@ from m4 import seal
 from m4.eval import (
     acquire,
     attribution,
+    blend,
     bootstrap,
     games,
     holm,
@@ -112,24 +115,26 @@ def compose(
     `subsets` belong to `predictions.subsets`, the full one first, those of kind 'more' last: they
     get no scores. `thresholds` come from `thresholds(validation predictions)`, `cuts` from
     `operating.choose` of them; `references` holds per model and task f[rows of split, C]; `values`
-    who was studied, by split, this one last.
+    who was studied, by split, this one last. Where boosting is among the references, the blend with
+    it becomes one more.
     """
     if [s.keep for s in subsets] != [tuple(map(bool, keep)) for keep in predictions.subsets]:
         raise ValueError("subsets are not those that were swept")
     subsets = [subset for subset in subsets if subset.kind != "more"]
     patient, fold = predictions.patient, predictions.fold
     sampled = bootstrap.resample(patient, fold, draws=draws, seed=seed)
+    references = with_blend(predictions, spec, references or {})
     out: dict[str, Any] = _head(predictions, spec, subsets, min_patients=min_patients)
     out |= {
         "split": split,
         "bootstrap": {"draws": draws, "level": 0.95, "seed": seed, "unit": "patient"},
         "routing": specialisation.describe(predictions, spec, min_patients=min_patients, seed=seed),
-        "references": {name: {} for name in references or {}},
+        "references": {name: {} for name in references},
     }
     for task in _tasks(predictions, spec):
         cut = (thresholds or {}).get(task.name)
         scorer = Scorer(predictions, spec, task, sampled, cut, min_patients)
-        _add_task(out, scorer, subsets, references or {})
+        _add_task(out, scorer, subsets, references)
     ranked = [row for found in out["ranking"].values() for row in found["modalities"]]
     holm.add(row["drop"] for row in ranked)
     own = {"cuts": cuts, "min_patients": min_patients}
@@ -138,6 +143,14 @@ def compose(
         out["table_one"] = found
     _add_games(out, predictions, spec, sampled)
     return out
+
+
+def with_blend(
+    predictions: Predictions, spec: DataSpec, references: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, Mapping[str, np.ndarray]]:
+    """The references and, last, the blend of the model and boosting, if there is one."""
+    found = blend.row(predictions, spec, references)
+    return {**references, **({blend.NAME: found} if found else {})}
 
 
 def _head(predictions: Predictions, spec: DataSpec, subsets: list[Subset], *, min_patients: int):
@@ -203,10 +216,13 @@ def _add_task(out: dict, scorer: Scorer, subsets: list[Subset], references: Mapp
     _add_subsets(out, scorer, subsets)
     _add_strata(out, scorer)
     out["ranking"][task] = _ranking(scorer)
-    for name, by_task in references.items():
-        if task in by_task:
-            reference_NC = np.asarray(by_task[task])[scorer.predictions.uid]
-            out["references"][name][task] = scorer.against(reference_NC)
+    rows = {
+        name: np.asarray(p[task])[scorer.predictions.uid]
+        for name, p in references.items()
+        if task in p
+    }
+    for name, found in scorer.against(rows).items():
+        out["references"][name][task] = found
 
 
 def _add_subsets(out: dict, scorer: Scorer, subsets: list[Subset]) -> None:

@@ -151,18 +151,26 @@ class Scorer:
         """Patients that a score of the cells rests on, see `m4.eval.bootstrap.interval`."""
         return self._units(mask_NL, [name])[name]
 
-    def against(self, reference_NC: np.ndarray) -> dict[str, Any]:
-        """A reference model on the rows of the full input, and the paired model - reference.
+    def against(self, references: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+        """Each reference model f[N, C] on the rows of the full input, and the paired differences:
+        model - reference, and reference - each one before it.
 
         `f1_val` is left out: its cut was chosen for the model.
         """
-        model, other = self.subset(self.full, self.mask_full), self.of(reference_NC, self.mask_full)
-        estimates = self.estimates(other, self.mask_full)
+        mask, out = self.mask_full, {}
+        model = self.subset(self.full, mask)
         names = [name for name in self.headline if not name.startswith("f1_val")]
-        return {
-            "metrics": {n: e for n, e in estimates.items() if not n.startswith("f1_val")},
-            "delta": self.differences(model, other, self.mask_full, names),
-        }
+        scored = {name: self.of(found_NC, mask) for name, found_NC in references.items()}
+        for k, (name, own) in enumerate(scored.items()):
+            estimates = self.estimates(own, mask)
+            before = [*scored.items()][:k]
+            out[name] = {
+                "metrics": {n: e for n, e in estimates.items() if not n.startswith("f1_val")},
+                "delta": self.differences(model, own, mask, names),
+                "against": {n: self.differences(own, b, mask, names) for n, b in before},
+                "calibration": self.curves(references[name]),
+            }
+        return out
 
     def card(self) -> dict[str, Any]:
         """What the task is, and how much there is of it."""
@@ -180,13 +188,17 @@ class Scorer:
             "prevalence": prevalence,
         }
 
-    def curves(self) -> list[dict]:
-        """Reliability of the full input: the outcome, or the most frequent labels or classes."""
+    def curves(self, prediction_NC: np.ndarray | None = None) -> list[dict]:
+        """Reliability of the full input, or of another model's predictions for the same rows.
+
+        Of the outcome, or of the most frequent labels or classes.
+        """
         if self.task.kind in ("regression", "survival", "segmentation"):
             return []
         hot, mask = self._outcomes(self.mask_full)
         positive = hot & mask
-        p_NC = self.predictions.prediction[self.task.name][self.full].astype(np.float64)
+        own_NC = self.predictions.prediction[self.task.name][self.full]
+        p_NC = (own_NC if prediction_NC is None else prediction_NC).astype(np.float64)
         order = np.argsort(-positive.sum(axis=0), kind="stable")[:MAX_CURVES]
         names = [f"{self.task.name} {c}" for c in range(hot.shape[1])]
         names = [self.task.name] if len(names) == 1 else names

@@ -54,7 +54,7 @@ class Evaluation:
     found: Predictions
     chosen: list[subsets.Subset]
     thresholds: dict[str, np.ndarray]
-    references: dict[str, dict[str, np.ndarray]] | None  # by row of the split
+    references: dict[str, dict[str, np.ndarray]] | None  # by row of the split; the blend is not yet
     num_rows: int  # of the split, also those that have nothing to predict from
     cuts: operating.Cuts = dataclasses.field(default_factory=dict)  # chosen in validation
     values: dict[str, table_one.Values] = dataclasses.field(default_factory=dict)  # by split
@@ -236,8 +236,9 @@ def _evaluate(config, setup: Setup, folder: Path, predict) -> Evaluation:
     chosen = _subsets(config, setup, test)
     parts = each(config, setup, test, predict, subsets.matrix(chosen))
     found = averages.mean(parts, setup.spec)
-    wanted = config.eval.baselines and processes.first()
-    references = _references(config, setup, test) if wanted else None
+    wanted, _ = baselines.chosen(config.eval.baselines, setup.spec)
+    wanted = wanted if processes.first() else ()
+    references = _references(config, setup, test, wanted) if wanted else None
     stores = {"train": setup.loader.store, "val": val, "test": test} if processes.first() else {}
     values = {name: values_of(store) for name, store in stores.items()}
     own = (thresholds, references, len(test), cuts, values)
@@ -301,6 +302,9 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
     )
     if evaluation.parts:
         document["ensemble"] = _gain(config, spec, folder, evaluation)
+    _, rare = baselines.chosen(config.eval.baselines, spec)
+    if rare and evaluation.references is not None:
+        document["references_left_out"] = list(rare)
     document["words"] = words_of(preflight.schema(config))
     if config.eval.missing:
         document["missing"] = config.eval.missing.to_dict()
@@ -358,11 +362,13 @@ def _subsets(config, setup: Setup, test: Store) -> list[subsets.Subset]:
     return subsets.choose(names, present, found["patient"], **own)
 
 
-def _references(config, setup: Setup, test: Store):
+def _references(config, setup: Setup, test: Store, names: Sequence[str]):
     train = setup.loader.store
-    x_train, _ = aggregate.table(train)
+    x_train, columns = aggregate.table(train)
     x_test, _ = aggregate.table(test)
+    rows = baselines.Table(x_train, columns, train.columns(["patient"])["patient"])
     tasks = setup.spec.task_names
     found = train.columns([*(f"y/{t}" for t in tasks), *(f"y/{t}/mask" for t in tasks)])
     labels = {t: (found[f"y/{t}"], found[f"y/{t}/mask"]) for t in tasks}
-    return baselines.fit_predict(setup.spec, x_train, labels, x_test, seed=config.seed)
+    own = {"seed": config.seed, "names": names}
+    return baselines.fit_predict(setup.spec, rows, labels, x_test, **own)

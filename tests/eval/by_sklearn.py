@@ -44,7 +44,17 @@ def score(
 
 def _binary(y: np.ndarray, p: np.ndarray, cut: float | None) -> dict[str, Value]:
     cuts = {"f1": p >= 0.5} | ({} if cut is None else {"f1_val": p >= cut})
-    return _ranks(y, p) | _cuts(y, cuts) | _probability(y, p)
+    found = {"min_se_ppv": min_se_ppv(y, p)}
+    return _ranks(y, p) | found | _cuts(y, cuts) | _probability(y, p)
+
+
+def min_se_ppv(y: np.ndarray, p: np.ndarray) -> Value:
+    """The smaller of sensitivity and PPV, at the best of all cuts, one after the other."""
+    if not y.any():
+        return NO_EVENT if y.size else NO_ROW
+    said = [p >= cut for cut in p]
+    smaller = [min(y[s].sum() / y.sum(), y[s].mean()) for s in said]
+    return Value(float(max(smaller)))
 
 
 def _ranks(y: np.ndarray, p: np.ndarray) -> dict[str, Value]:

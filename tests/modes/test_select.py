@@ -69,7 +69,7 @@ def defined(kind, metric, y, mask):
         return both(known)
     columns = [y[mask[:, c], c] for c in range(y.shape[1])]
     name, _, how = metric.partition("_")
-    need = {"auroc": both, "auprc": np.any, "f1": np.any}.get(name)
+    need = {"auroc": both, "auprc": np.any, "f1": np.any, "min": np.any}.get(name)
     if kind == "multiclass" or need is None:
         return True
     return any(map(need, columns)) if how == "macro" else bool(need(y[mask]))

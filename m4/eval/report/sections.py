@@ -17,9 +17,9 @@ from m4.eval.report.purpose import in_unit, titled
 from m4.specs import LOWER_IS_BETTER
 
 CHIPS = {  # mood -> style and text
-    "good": ("good", "✓ better than boosting"),
-    "level": ("plain", "= no clear difference to boosting"),
-    "bad": ("warn", "✗ worse than boosting"),
+    "good": ("good", "✓ better than "),
+    "level": ("plain", "= no clear difference to "),
+    "bad": ("warn", "✗ worse than "),
     "unknown": ("plain", "? not enough data to compare"),
 }
 MAX_LAYERS = 8
@@ -28,21 +28,29 @@ MAX_PATTERNS = 20  # combinations of modalities
 
 
 def cards(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The glance: each task's primary metric, and what boosting says to it."""
-    verdict = {(v["task"], v["reference"]): v["mood"] for v in words.verdicts(results)}
+    """The glance: each task's primary metric, and what the strongest reference says to it."""
+    verdict = {v["task"]: v for v in words.verdicts(results) if v["strongest"]}
     said = results.get("words", {})
     return [
         {
             "task": task,
             "metric": card["primary"],
             "estimate": words.scores(results, task).get(card["primary"]),
-            "chip": CHIPS.get(verdict.get((task, "boosting"), "")),
+            "chip": _chip(verdict.get(task), card["kind"]),
             "title": said.get("tasks", {}).get(task, {}).get("title", ""),
             "name": in_unit(said, task, card["primary"]),
             "auxiliary": card["auxiliary"],
         }
         for task, card in results["tasks"].items()
     ]
+
+
+def _chip(verdict: Mapping[str, Any] | None, kind: str) -> tuple[str, str] | None:
+    if verdict is None:
+        return None
+    style, said = CHIPS[verdict["mood"]]
+    known = verdict["mood"] != "unknown"
+    return style, said + (words.reference_name(verdict["reference"], kind) if known else "")
 
 
 def task_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -59,6 +67,8 @@ def task_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 found = by_task[task]
                 rows.append({"label": label, "kind": "reference", "metrics": found["metrics"]})
                 rows.append({"label": f"m4 − {label}", "kind": "delta", "metrics": found["delta"]})
+                if name == words.BLEND and (gain := found.get("against", {}).get("boosting")):
+                    rows.append({"label": "blend − boosting", "kind": "delta", "metrics": gain})
             blocks.append({"task": task, "card": results["tasks"][task], "rows": rows})
         table = _task_table(results, columns, blocks)
         out.append({"columns": columns, "table": table, "notes": _notes(blocks)})

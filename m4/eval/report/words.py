@@ -14,9 +14,13 @@ from m4.eval.holm import adjusted
 from m4.specs import LOWER_IS_BETTER
 
 FEW_PATIENTS, FEW_EVENTS = 500, 50
+BLEND = "blend"  # see m4.eval.blend
+SHORT = 14  # characters of a row's name on the terminal
+MANY_LABELS = "references that cost much where labels are many"
 _NAMES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
+    "min_se_ppv": "min(Se, PPV)",
     "f1": "F1",
     "f1_val": "F1*",
     "brier": "Brier",
@@ -32,12 +36,20 @@ _NAMES = {
     "c_index_ipcw": "C (IPCW)",
 }
 
+_REFERENCES = {
+    "boosting": "gradient boosting",
+    "default boosting": "default gradient boosting",
+    "late": "late fusion",
+    "presence": "presence alone",
+    "blend": "blend with boosting",
+}
+
 
 def reference_name(name: str, kind: str) -> str:
     """What a reference is for a task of this kind: 'linear' -> 'ridge regression'."""
     if name == "linear":
         return "ridge regression" if kind == "regression" else "logistic regression"
-    return "gradient boosting" if name == "boosting" else name
+    return _REFERENCES.get(name, name)
 
 
 def metric_name(metric: str) -> str:
@@ -90,13 +102,14 @@ def scores(results: Mapping[str, Any], task: str, subset: str = "full") -> dict[
 def verdicts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Per task and reference whether the model clears it on the task's primary metric.
 
-    {task, reference, clears, mood, text}. Clearing means that the whole paired interval lies on the
-    good side, and that this holds with all these comparisons taken into account (Holm, 5 %). With
-    few patients or outcomes nothing is judged: mood 'unknown'. No clear difference is 'level'.
+    {task, reference, strongest, clears, mood, text}. Clearing means that the whole paired interval
+    lies on the good side, and that this holds with all these comparisons taken into account (Holm,
+    5 %). With few patients or outcomes nothing is judged: mood 'unknown'. No clear difference is
+    'level'. The blend is no reference: the model is half of it.
     """
     out = []
     holm = _holm(results)
-    for name, by_task in results["references"].items():
+    for name, by_task in _fitted(results).items():
         for task, found in by_task.items():
             metric = results["tasks"][task]["primary"]
             delta = found["delta"].get(metric)
@@ -118,8 +131,50 @@ def verdicts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             line = f"{task}: the model {says} {reference} ({metric_name(metric)} {numbers})"
             line += ": not enough data to say" if mood == "unknown" else ""
             own = {"task": task, "reference": name, "clears": mood == "good"}
+            own["strongest"] = name == strongest(results, task)
             out.append({**own, "mood": mood, "text": line})
     return out
+
+
+def strongest(results: Mapping[str, Any], task: str) -> str | None:
+    """The reference with the best primary metric on these very rows, None without any.
+
+    It is chosen by what is reported, which flatters it and never the model.
+    """
+    metric = results["tasks"][task]["primary"]
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    best, best_value = None, -np.inf
+    for name, by_task in _fitted(results).items():
+        value = (by_task.get(task, {}).get("metrics", {}).get(metric) or {}).get("value")
+        if task in by_task and (best is None or (value is not None and sign * value > best_value)):
+            best, best_value = name, -np.inf if value is None else sign * value
+    return best
+
+
+def blends(results: Mapping[str, Any]) -> list[str]:
+    """What the blend gains over its parts, a line per task: each with its paired interval."""
+    out = []
+    for task, found in results["references"].get(BLEND, {}).items():
+        metric = results["tasks"][task]["primary"]
+        against, own = found.get("against", {}).get("boosting", {}).get(metric), None
+        if (delta := found["delta"].get(metric)) and delta["value"] is not None:
+            low, high = (None if delta[e] is None else -delta[e] for e in ("high", "low"))
+            own = {"value": -delta["value"], "low": low, "high": high}
+        if not own or not against or against["value"] is None:
+            continue
+        value = found["metrics"][metric]
+        said = [
+            f"{text(e['value'], sign=True)} [{interval(e, sign=True)}] to {part}"
+            for e, part in ((against, "boosting"), (own, "the model"))
+        ]
+        head = f"{task}: the mean of model and boosting has {metric_name(metric)} "
+        out.append(f"{head}{text(value['value'])}, {said[0]} and {said[1]}")
+    return out
+
+
+def _fitted(results: Mapping[str, Any]) -> dict[str, Any]:
+    """References that owe nothing to the model."""
+    return {name: found for name, found in results["references"].items() if name != BLEND}
 
 
 def enough(results: Mapping[str, Any], task: str) -> bool:
@@ -134,7 +189,7 @@ def enough(results: Mapping[str, Any], task: str) -> bool:
 def _holm(results: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     """Holm's adjusted p over the references of all tasks: (task, reference) -> p."""
     known = {}
-    for name, by_task in results["references"].items():
+    for name, by_task in _fitted(results).items():
         for task, found in by_task.items():
             p = (found["delta"].get(results["tasks"][task]["primary"]) or {}).get("p")
             if p is not None:
@@ -175,6 +230,8 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
         line = f"made to lack more: {lacking(results['missing'])}"
         console.print(Text(printable(line)), style="bold")
     for columns, tasks in grouped(results):
+        if "min_se_ppv" in columns:  # 80 characters hold five
+            columns = [metric for metric in columns if not metric.startswith("f1")]
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
         table.add_column("task")
         for metric in columns:
@@ -185,13 +242,24 @@ def print_table(results: Mapping[str, Any], console: Console | None = None) -> N
                 if task in by_task:
                     label = reference_name(name, results["tasks"][task]["kind"])
                     label = label.removesuffix(" regression").removeprefix("gradient ")
+                    label = name.removesuffix(" boosting") if len(label) > SHORT else label
                     _add(table, f" {label}", by_task[task]["metrics"], columns, "")
         console.print(table, "")
-    for verdict in verdicts(results):
+    for verdict in (v for v in verdicts(results) if v["strongest"]):
         style = "green" if verdict["clears"] else "yellow"
         console.print(Text(printable(verdict["text"])), style=style)
+    for line in [*blends(results), *left_out(results)]:
+        console.print(Text(printable(line)))
     for line in warnings(results):
         console.print(Text(printable(f"warning: {line}")), style="yellow")
+
+
+def left_out(results: Mapping[str, Any]) -> list[str]:
+    """References that were not fitted because there are many labels, in words; [] if all were."""
+    if not (names := results.get("references_left_out")):
+        return []
+    said = ", ".join(names)
+    return [f"not fitted, of {MANY_LABELS}: {said} (eval.baselines={','.join(names)} would)"]
 
 
 def lacking(missing: Mapping[str, Any]) -> str:

@@ -1,0 +1,118 @@
+"""The blend is the plain mean of the model and boosting, on one footing; and it is compared."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from m4.eval import blend
+from m4.eval.report import words
+from m4.eval.results import compose
+from m4.specs import TaskSpec
+
+
+def test_means_by_hand():
+    # logits of 0.5 and 0.9 are 0 and log 9, their mean log 3: 3 / 4
+    for kind in ("binary", "multilabel"):
+        found = blend.mean(TaskSpec("t", kind), [np.array([[0.5]]), np.array([[0.9]])])
+        assert found[0, 0] == pytest.approx(0.75)
+    # geometric means 0.3, 0.2, 0.2, then over their sum 0.7
+    a, b = np.array([[0.9, 0.1, 0.2]]), np.array([[0.1, 0.4, 0.2]])
+    found = blend.mean(TaskSpec("t", "multiclass", dim=3), [a, b])
+    np.testing.assert_allclose(found, np.array([[3, 2, 2]]) / 7)
+    assert blend.mean(TaskSpec("t", "regression"), [a, b])[0, 0] == pytest.approx(0.5)
+    log = TaskSpec("t", "regression", transform="log1p")
+    assert blend.mean(log, [np.array([[0.0]]), np.array([[3.0]])])[0, 0] == pytest.approx(1.0)
+    sure = blend.mean(TaskSpec("t", "binary"), [np.array([[0.0]]), np.array([[1.0]])])
+    assert sure[0, 0] == pytest.approx(0.5)  # both are clipped alike
+    with pytest.raises(ValueError, match="t: kind 'survival'"):
+        blend.mean(TaskSpec("t", "survival", dim=2), [a, b])
+
+
+@pytest.fixture(scope="module")
+def document(fabricate):
+    spec, subsets, predictions = fabricate(modalities=("vitals", "labs"), rows=900)
+    rng, full = np.random.default_rng(1), predictions.full()
+    # boosting that errs independently of the model: the mean of both is better than either
+    references = {
+        "boosting": {
+            name: np.clip(p[full] * np.exp(0.4 * rng.normal(size=p[full].shape)), 0.01, None)
+            for name, p in predictions.prediction.items()
+        }
+    }
+    for name in ("ihm", "phe"):
+        references["boosting"][name] = np.clip(references["boosting"][name], 0.01, 0.99)
+    references["boosting"]["unit"] /= references["boosting"]["unit"].sum(1, keepdims=True)
+    uid = rng.permutation(900)  # rows of the split in another order
+    for by_task in references.values():
+        for name, p in by_task.items():
+            by_task[name] = p[np.argsort(uid)]
+    shuffled = dataclasses.replace(predictions, uid=uid)
+    own = {"draws": 60, "split": "test", "references": references}
+    return spec, shuffled, references, compose(shuffled, spec, subsets, **own)
+
+
+def test_the_blend_is_a_row_of_every_kind(document):
+    spec, predictions, references, out = document
+    assert [*out["references"]] == ["boosting", "blend"]
+    assert [*references] == ["boosting"]  # what was handed in stays
+    assert {*out["references"]["blend"]} == {"ihm", "phe", "unit", "los"}
+    mean = blend.row(predictions, spec, references)["ihm"][predictions.uid]
+    mask = predictions.label_mask["ihm"][:, 0]
+    y = predictions.label["ihm"][:, 0]
+    found = out["references"]["blend"]["ihm"]
+    brier = np.mean((mean[mask, 0] - y[mask]) ** 2)
+    assert found["metrics"]["brier"]["value"] == pytest.approx(brier, rel=1e-5)
+    p, q = (
+        x[:, 0].astype(float)
+        for x in (predictions.prediction["ihm"][0], references["boosting"]["ihm"][predictions.uid])
+    )
+    odds = np.sqrt(p / (1 - p) * q / (1 - q))
+    np.testing.assert_allclose(mean[:, 0], odds / (1 + odds), rtol=1e-6)
+
+
+def test_its_differences_are_paired_and_add_up(document):
+    *_, out = document
+    for task, metric in (("ihm", "auroc"), ("unit", "auroc_macro"), ("los", "mae")):
+        rows = {name: found[task] for name, found in out["references"].items()}
+        (own,) = [r for r in out["scores"] if (r["task"], r["subset"]) == (task, "full")]
+        value = {name: row["metrics"][metric]["value"] for name, row in rows.items()}
+        against = rows["blend"]["against"]["boosting"][metric]
+        assert against["value"] == pytest.approx(value["blend"] - value["boosting"], abs=2e-6)
+        delta = rows["blend"]["delta"][metric]["value"]
+        model = own["metrics"][metric]["value"]
+        assert delta == pytest.approx(model - value["blend"], abs=1e-4)
+        if task != "unit":  # paired: shorter than the interval of one of the two
+            both = rows["blend"]["metrics"][metric]
+            assert against["high"] - against["low"] < both["high"] - both["low"]
+    assert out["references"]["boosting"]["ihm"]["against"] == {}
+    assert out["references"]["blend"]["ihm"]["calibration"][0]["curve"]
+
+
+def test_words_of_the_blend_and_of_the_strongest(document):
+    *_, out = document
+    assert {v["reference"] for v in words.verdicts(out)} == {"boosting"}
+    (line,) = [line for line in words.blends(out) if line.startswith("ihm")]
+    found = out["references"]["blend"]["ihm"]
+    assert words.text(found["metrics"]["auroc"]["value"]) in line
+    assert words.text(found["against"]["boosting"]["auroc"]["value"], sign=True) in line
+    card = {"primary": "auroc", "kind": "binary"}
+
+    def row(value):
+        return {"t": {"metrics": {"auroc": {"value": value}}, "delta": {}}}
+
+    rows = {"boosting": row(0.7), "late": row(0.8), "blend": row(0.9), "linear": row(None)}
+    assert words.strongest({"tasks": {"t": card}, "references": rows}, "t") == "late"
+    lower = {"t": {"primary": "mae", "kind": "regression"}}
+    rows = {
+        name: {"t": {"metrics": {"mae": {"value": v}}, "delta": {}}}
+        for name, v in (("boosting", 2.0), ("linear", 3.0))
+    }
+    assert words.strongest({"tasks": lower, "references": rows}, "t") == "boosting"
+
+
+def test_no_blend_without_boosting(fabricate):
+    spec, subsets, predictions = fabricate(modalities=("vitals",), tasks=("ihm",))
+    linear = {"linear": {"ihm": predictions.prediction["ihm"][0]}}
+    out = compose(predictions, spec, subsets, split="test", draws=10, references=linear)
+    assert [*out["references"]] == ["linear"] and words.blends(out) == []
