@@ -64,10 +64,7 @@ class Rule:
         """Why `value` is refused (in words that follow "field=value: "), or None."""
         if value is None and self.optional or self.names and value == self.default:
             return None
-        if self.several and (isinstance(value, str) or _texts(value)):
-            said = value.split(",") if isinstance(value, str) else value
-        else:
-            said = [value]
+        said = _several(value) if self.several else [value]
         if all(isinstance(v, str) and any(_is_word(v, word) for word in self.also) for v in said):
             return None
         if not self._right_type(value) or not self._in_range(value):
@@ -102,8 +99,11 @@ class Rule:
         )
 
 
-def _texts(value: Any) -> bool:
-    return isinstance(value, list | tuple) and bool(value)
+def _several(value: Any) -> list[Any]:
+    """What a list or a text with commas holds; a value is one by itself."""
+    if isinstance(value, str):
+        return value.split(",")
+    return [*value] if isinstance(value, list | tuple) and value else [value]
 
 
 def _is_word(value: str, word: str) -> bool:

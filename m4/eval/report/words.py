@@ -15,7 +15,7 @@ from m4.specs import LOWER_IS_BETTER
 
 FEW_PATIENTS, FEW_EVENTS = 500, 50
 BLEND = "blend"  # see m4.eval.blend
-SHORT = 14  # characters of a row's name on the terminal
+SHORT = 10  # characters of a row's name on the terminal
 MANY_LABELS = "references that cost much where labels are many"
 _NAMES = {
     "auroc": "AUROC",
