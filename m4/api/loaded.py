@@ -239,7 +239,7 @@ class Model:
         """The records of what `predict` is asked about; they are gone afterwards."""
         if data is None:
             self._require_unseen(split)
-            folder = prepare(self.config) if self._say is print else _quietly(self.config)
+            folder = self._built()
             if folder.name != self._known.manifest["fingerprint"]:
                 raise DataError(f"{folder}: is not the data that this model was trained on")
             store = open_incomplete(self.config, folder, split)
@@ -335,6 +335,20 @@ class Model:
             min_patients=self.config.eval.min_patients,
             thresholds=_thresholds(self.workdir, self.spec),
         )
+
+    def _built(self) -> Path:
+        """The data trained on, built again if they are gone.
+
+        A definition that is not there any more, as its path is relative to another folder, is not
+        needed for what is built.
+        """
+        try:
+            return prepare(self.config) if self._say is print else _quietly(self.config)
+        except ConfigError:
+            there = trained.built(self.config, self._known.manifest["fingerprint"])
+            if not (there / manifests.FILE).is_file():
+                raise
+            return there
 
     def _elsewhere(self, place: Path) -> list[tuple["Model", Path]]:
         """Members that read the same records otherwise, and where: beside `place`."""

@@ -14,6 +14,7 @@ or not. Of `scratch` (a folder for what is written on the way), `seed` (of train
 of training) and `fitted` (what the cohort trained on said it had) it is handed what it names.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import itertools
@@ -21,10 +22,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from m4.data import build, shift
+from m4.data import build, groups, shift
 from m4.data import manifest as manifests
 from m4.data.cohort import Cohort, Example
-from m4.errors import DataError
+from m4.errors import ConfigError, DataError
 from m4.specs import DataSpec
 
 SPLIT = "new"
@@ -93,6 +94,7 @@ def _write(
         )
     manifest = {
         **trained.manifest,
+        "schema": _plain(trained.manifest["schema"]) | _groups(manifests.schema(cohort.spec)),
         "sources": cohort.sources,
         "flow": build.flow(cohort, cuts),
         "splits": {SPLIT: summary.result()},
@@ -106,7 +108,9 @@ def _write(
 
 def _read(module: Any, folder: Path, trained: Trained, scratch: Path) -> Cohort:
     """The cohort of a module that has `new`."""
-    manifest, now = trained.manifest, trained.options
+    manifest, now = trained.manifest, {}
+    with contextlib.suppress(ConfigError):  # a definition that is not there any more
+        now = getattr(module, "resolved", dict)(**trained.options)
     moved = {k: now[k] for k in getattr(module, "ELSEWHERE", ()) if k in now}
     offered = {
         "scratch": scratch,
@@ -135,8 +139,11 @@ def _read_as_its_own(module: Any, folder: Path, trained: Trained, scratch: Path)
 
 
 def _same_schema(spec: DataSpec, trained: Trained) -> bool:
-    """Whether a schema is that of training: as declared or, of widths that files say, as read."""
-    now, declared = manifests.schema(spec), trained.manifest["declared"]
+    """Whether a schema is that of training: as declared or, of widths that files say, as read.
+
+    Group columns may have come since; they are no input.
+    """
+    now, declared = _plain(manifests.schema(spec)), _plain(trained.manifest["declared"])
     if now == declared:
         return True
     names = [modality.get("name") for modality in declared.get("modalities", ())]
@@ -149,7 +156,17 @@ def _same_schema(spec: DataSpec, trained: Trained) -> bool:
         else task
         for task in spec.tasks
     )
-    return manifests.schema(dataclasses.replace(spec, tasks=tasks)) == trained.manifest["schema"]
+    now = manifests.schema(dataclasses.replace(spec, tasks=tasks))
+    return _plain(now) == _plain(trained.manifest["schema"])
+
+
+def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema without its group columns."""
+    return {key: value for key, value in schema.items() if key != groups.FOLDER}
+
+
+def _groups(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in schema.items() if key == groups.FOLDER}
 
 
 def _tasks(schema: Mapping[str, Any]) -> dict[str, Any]:

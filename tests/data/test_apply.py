@@ -272,3 +272,18 @@ def test_points_may_repeat_and_drop_out(tmp_path):
     assert flow["points file: label rows"] == 4 and flow["prediction points"] == 1
     assert flow["points file: label rows without a subject or time"] == 2
     assert flow["points file: duplicate label rows"] == 1
+
+
+def test_group_columns_may_come_after_training(built, known, tmp_path):
+    definition = mf.DEFINITION.replace("[modalities.vitals]\n", LOS)
+    (tmp_path / "grouped.toml").write_text(definition + '\n[groups]\ndrug = "DRUG//*"\n')
+    before = trained(built[1])
+    now = apply.Trained(
+        before.manifest, before.vocabularies, {"file": str(tmp_path / "grouped.toml")}
+    )
+    mf.write(tmp_path, given())
+    (tmp_path / "out").mkdir()
+    apply.write(tmp_path / "out", tmp_path / "hospital", meds, now)
+    assert_same(rows(tmp_path / "out", apply.SPLIT), known)
+    store = Store(tmp_path / "out", apply.SPLIT)
+    assert store.spec.groups == ("drug",) and {*store.groups()["drug"]} > {""}

@@ -35,10 +35,9 @@ def small(name, options):
     return options | {key: value for key, value in SMALL.items() if key in known}
 
 
-def known_of(folder):
+def known_of(folder, options=None):
     """What a work directory would remember of a built folder, see `m4.run.trained`."""
-    words = trained.vocabulary(folder)
-    return apply.Trained(manifests.read(folder), words, manifests.read(folder)["options"])
+    return apply.Trained(manifests.read(folder), trained.vocabulary(folder), options or {})
 
 
 def rows(folder, split):
@@ -80,7 +79,7 @@ def made(tmp_path_factory):
 @pytest.mark.parametrize(("name", "options", "write"), CASES)
 def test_the_same_files_are_read_as_in_training(made, request, name, options, write, tmp_path):
     raw, built = made(request, name, options, write)
-    known = known_of(built)
+    known = known_of(built, small(name, options))
     if name in GENERATED:
         (tmp_path / "new.json").write_text('{"seed": 2, "num_patients": 20}')
         found, manifest = read(name, tmp_path, known, tmp_path / "to" / "x")
@@ -125,7 +124,7 @@ def _sum(row):
 )
 def test_outcomes_may_be_lacking(made, request, name, options, write, tmp_path):
     raw, built = made(request, name, options, write)
-    known = known_of(built)
+    known = known_of(built, small(name, options))
     with_labels, _ = read(name, raw, known, tmp_path / "to" / "x")
     bare = tmp_path / "bare"
     shutil.copytree(raw, bare)

@@ -12,5 +12,6 @@ from m4.data.sets.declared.dataset import LICENCE, VERSION, WHERE, Declared  # n
 
 _DECLARED = Declared(meds=False)
 resolved, spec, missing_files = _DECLARED.resolved, _DECLARED.spec, _DECLARED.missing_files
-cohort, new, SCRATCH = _DECLARED.cohort, _DECLARED.new, _DECLARED.SCRATCH
+cohort, new = _DECLARED.cohort, _DECLARED.new
+SCRATCH, ELSEWHERE = _DECLARED.SCRATCH, _DECLARED.ELSEWHERE
 read_definition = _DECLARED.read_definition  # frames go by the names of its files

@@ -22,6 +22,7 @@ class Declared:
 
     VERSION, LICENCE, WHERE = VERSION, LICENCE, WHERE
     SCRATCH = True  # `cohort` and `new` take a folder for what they write on the way
+    ELSEWHERE = ("groups",)  # which may come later: they are no input
 
     def __init__(self, *, meds: bool, file: str = ""):
         """`meds`: whether MEDS files are the default."""
