@@ -37,17 +37,18 @@ class MedFuse(nn.Module):
         x_BMD = StackedDense(self.width, x_BMD.shape[1], name="project")(nn.gelu(x_BMD))
         present_BM = batch.present(self.data)
         init = torch_uniform(self.hidden)
-        cell = nn.OptimizedLSTMCell(
+        lstm = nn.OptimizedLSTMCell(
             self.hidden, kernel_init=init, recurrent_kernel_init=init, bias_init=init, name="lstm"
         )
-        state = [jnp.zeros((x_BMD.shape[0], self.hidden))] * 2  # of the cell, and what it says
+        cell_BH = h_BH = jnp.zeros((x_BMD.shape[0], self.hidden))
         for m in range(x_BMD.shape[1]):
             here_B1 = present_BM[:, m, None]
-            after, _ = cell(tuple(state), jnp.where(here_B1, x_BMD[:, m], 0.0))
-            state = [jnp.where(here_B1, *pair) for pair in zip(after, state, strict=True)]
+            after, _ = lstm((cell_BH, h_BH), jnp.where(here_B1, x_BMD[:, m], 0.0))
+            cell_BH = jnp.where(here_B1, after[0], cell_BH)
+            h_BH = jnp.where(here_B1, after[1], h_BH)
         drop = Dropout(self.dropout, deterministic=not train, name="drop")
         heads = TaskHeads(self.data.tasks, name="heads")
-        return Outputs(heads(dict.fromkeys(self.data.task_names, drop(state[1]))), {})
+        return Outputs(heads(dict.fromkeys(self.data.task_names, drop(h_BH))), {})
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """The losses of the tasks; see `task_losses.objective`."""
