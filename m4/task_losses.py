@@ -203,19 +203,24 @@ def counted(spec: DataSpec, batch: Batch) -> Batch:
     return batch.replace(weight=batch.weight * batch.present(spec).any(-1))
 
 
-def alone(spec: DataSpec, each: Mapping[str, Array], batch: Batch) -> tuple[Array, dict[str, Mean]]:
-    """What is minimised where every modality answers alone: a row's loss is the mean of theirs.
+def of_each(
+    spec: DataSpec,
+    each: Mapping[str, Array],
+    batch: Batch,
+    kept_BN: Array,
+    loss_of: Callable[[Array], Array] = lambda loss_BN: loss_BN,
+) -> tuple[Array, dict[str, Mean]]:
+    """What is minimised where N parts of a method answer alone: a row's loss is the mean of theirs.
 
-    `each` are logits [B, M, C]; an absent modality has none. So a row with many modalities weighs
-    no more than one with few.
+    `each` are logits [B, N, C], of which those outside `kept_BN` don't count: a row with many
+    modalities weighs no more than one with few. `loss_of` maps the losses, [B, N].
     """
-    present_BM = batch.present(spec)
 
-    def mean_loss(task: TaskSpec, each_BMC: Array, target: Target) -> tuple[Array, Array]:
-        of_each = jax.vmap(lambda logits_BC: row_loss(task, logits_BC, target), 1, 1)
-        loss_BM, known_BM = of_each(each_BMC)
-        total_B = jnp.where(present_BM, loss_BM, 0.0).sum(1)
-        return total_B / jnp.maximum(present_BM.sum(1), 1), known_BM[:, 0]
+    def mean_loss(task: TaskSpec, each_BNC: Array, target: Target) -> tuple[Array, Array]:
+        every = jax.vmap(lambda logits_BC: row_loss(task, logits_BC, target), 1, 1)
+        loss_BN, known_BN = every(each_BNC)
+        total_B = jnp.where(kept_BN, loss_of(loss_BN), 0.0).sum(1)
+        return total_B / jnp.maximum(kept_BN.sum(1), 1), known_BN[:, 0]
 
     terms = task_losses(spec, each, counted(spec, batch), row_loss=mean_loss)
     return total(spec, terms, {}, {}), terms

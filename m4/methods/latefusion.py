@@ -48,4 +48,4 @@ class LateFusion(nn.Module):
         del step
         if self.heads == "together":
             return task_losses.objective(self.data, out, batch, {})
-        return task_losses.alone(self.data, out.extra, batch)
+        return task_losses.of_each(self.data, out.extra, batch, batch.present(self.data))

@@ -55,5 +55,7 @@ class SimMLM(nn.Module):
         del step
         loss, terms = task_losses.objective(self.data, out, batch, {})
         if self.alone:
-            loss += self.alone * task_losses.alone(self.data, out.extra, batch)[0]
+            present_BM = batch.present(self.data)
+            own, _ = task_losses.of_each(self.data, out.extra, batch, present_BM)
+            loss += self.alone * own
         return loss, terms

@@ -104,7 +104,9 @@ def test_losses_alone_merge_over_parts():
     batch = properties.random_batch(spec, keep=0.6)
     rng = np.random.default_rng(1)
     each = {t.name: rng.normal(size=(len(batch.uid), 2, t.dim)) for t in spec.tasks}
-    _, terms = task_losses.alone(spec, jax.tree.map(jnp.asarray, each), batch)
+    _, terms = task_losses.of_each(
+        spec, jax.tree.map(jnp.asarray, each), batch, batch.present(spec)
+    )
     target, present = batch.targets["death"], np.asarray(batch.present(spec))
     sign = 2 * np.asarray(target.value).reshape(-1, 1) - 1
     own = np.logaddexp(0, -sign * each["death"][..., 0])
