@@ -140,8 +140,8 @@ def alias(name: str) -> str:
 def twin(source: str, method: str, shipped: Sequence[str]) -> list[str]:
     """The configuration that is shipped for another method on the data of `source`, if one is."""
     stem = source.partition(":")[0].rpartition("/")[2].removesuffix(".py")
-    name = f"{method}_{stem.partition('_')[2]}.py"
-    return [path for path in shipped if path.rpartition("/")[2] == name]
+    names = f"{method}_{stem.partition('_')[2]}.py", f"{method}_{stem}.py"
+    return [path for path in shipped if path.rpartition("/")[2] in names]
 
 
 def switched(

@@ -2,6 +2,10 @@
 
     python -m m4.main --mode=sweep                # PhysioNet 2012, five methods, three seeds
     python -m m4.main --mode=sweep --config=a.py,b.py --seeds=0,1 --task=los --metrics=mae,r2
+    python -m m4.main --mode=sweep --config=configs/own.py --methods=all      # on the same data
+
+With `--methods` every configuration is run with each of them: in the configuration that is shipped
+for it on the same data, or by its name on top (`CONFIG@METHOD`).
 
 Every point (configuration, seed) is a process of its own in a folder of its own, one after the
 other; overrides hold for all of them. The same command goes on where it was stopped: finished
@@ -25,7 +29,7 @@ import numpy as np
 
 from m4 import atomic
 from m4 import config as configs
-from m4.config import Flags
+from m4.config import Flags, code, hints, program, rules
 from m4.errors import ConfigError, Preempted, UserError
 from m4.eval import over_seeds
 from m4.specs import LOWER_IS_BETTER
@@ -53,7 +57,7 @@ def run(config: ml_collections.ConfigDict | None, folder: Path, flags: Flags) ->
     task, metrics = given.get("task", "death"), given.get("metrics", "auroc,auprc").split(",")
     points = {
         (c, int(seed)): folder / f"{_stem(c)}_s{seed}"
-        for c in (flags.config or CONFIGS).split(",")
+        for c in asked(flags.config, given.get("methods"))
         for seed in seeds
     }
     failed = []
@@ -72,9 +76,35 @@ def run(config: ml_collections.ConfigDict | None, folder: Path, flags: Flags) ->
         raise SweepError(*failed)
 
 
+def asked(config: str | None, methods: str | None) -> Sequence[str]:
+    """Configurations of the points, `CONFIG@METHOD` where a method is put on top of one.
+
+    Raises ConfigError for a method that there isn't.
+    """
+    if methods is None:
+        return (config or CONFIGS).split(",")
+    names = code.method_names() if methods == "all" else tuple(methods.split(","))
+    for name in names:
+        if problem := rules.FIELDS["method.name"].problem(name):
+            raise ConfigError(f"--methods={name}: {problem}; or all")
+    found: list[str] = []
+    for base in (config or CONFIGS.split(",")[0]).split(","):
+        path, _, variant = base.partition(":")
+        for name in names:
+            if name in program.variants(path):
+                found.append(f"{path}:{name}")
+                continue
+            own = hints.twin(base, name, program.shipped())
+            has = bool(own) and (not variant or variant in program.variants(own[0]))
+            found.append(":".join(filter(None, (own[0], variant))) if has else f"{base}@{name}")
+    return [*dict.fromkeys(found)]
+
+
 def command(config: str, seed: int, folder: Path, overrides: Mapping[str, str]) -> list[str]:
     """What trains one point."""
+    config, _, method = config.partition("@")
     args = [f"--config={config}", f"--config.seed={seed}", f"--workdir={folder}"]
+    args += [f"--config.method.name={method}"] if method else []
     args += [f"--config.{path}={value}" for path, value in overrides.items()]
     return [sys.executable, "-m", "m4.main", *args]
 
@@ -153,5 +183,6 @@ def _cell(runs: dict[int, dict[str, Any]], metric: str) -> str:
 
 
 def _stem(config: str) -> str:
+    config, _, method = config.partition("@")
     path, _, variant = config.partition(":")
-    return "-".join(filter(None, (Path(path).stem, variant)))
+    return "-".join(filter(None, (Path(path).stem, variant, method.replace(":", "."))))
