@@ -76,8 +76,9 @@ def open_split(data: Path, split: str, batch_size: int) -> Store:
     """A split that can fill at least one batch."""
     store = Store(data, split)
     if len(store) < (batch_size if split == "train" else 1):
+        remedy = f"; --config.train.batch_size={len(store)} or less" if len(store) else ""
         raise ConfigError(
-            f"train.batch_size={batch_size}: the {split} split has only {len(store)} rows"
+            f"train.batch_size={batch_size}: the {split} split has only {len(store)} rows{remedy}"
         )
     return store
 
