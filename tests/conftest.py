@@ -11,6 +11,9 @@ _FLAGS = (
     "--xla_backend_optimization_level=0",
     # XLA's older loop emitters: 12 ms less for every kernel that differs.
     "--xla_cpu_use_fusion_emitters=false",
+    # Eight threads meet in a collective: on a machine that is busy with others some come late, and
+    # after 40 s XLA ends the process.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 for _flag in _FLAGS:
     if _flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
