@@ -33,7 +33,7 @@ from m4.eval import averages, results
 from m4.eval.predictions import Predictions
 from m4.eval.subsets import Subset
 from m4.modes import eval as eval_mode
-from m4.run import meds_predictions, members, trained
+from m4.run import meds_predictions, members, refitted, trained
 from m4.run.devices import make_mesh
 from m4.run.setup import context, make_model
 from m4.run.workspace import open_incomplete, prepare, use_cache
@@ -473,7 +473,12 @@ def _joined(asked: Asked, found: Predictions, columns: Mapping[str, np.ndarray])
 
 
 def _thresholds(folder: Path, spec: DataSpec) -> dict[str, np.ndarray]:
-    """The cuts chosen on the validation split, as far as the test split's results tell them."""
+    """The cuts chosen on the validation split, as far as the test split's results tell them.
+
+    Of a model of all rows those that were chosen out of fold.
+    """
+    if chosen := refitted.cuts(folder)[0]:
+        return {name: cut for name, cut in chosen.items() if np.isfinite(cut).all()}
     try:
         cards = json.loads((folder / "results/test.json").read_text())["tasks"]
         known = [task for task in spec.tasks if task.name in cards]

@@ -134,6 +134,7 @@ FIELDS: dict[str, Rule] = {
     "data.dir": Rule(str, ""),
     "data.options": Rule(dict, {}),
     "data.seed": Rule(int, None, low=0, below=2**31, optional=True),  # of the split; None: seed
+    "data.also_train": Rule(str, "", names=_of("m4.data.held_in:WHICH")),  # splits that train too
     "data.calibration": Rule(float, 0.0, low=0, high=0.5),  # share of the training patients
     "method.name": Rule(str, names=code.method_names, outside=code.method_class),
     "text.file": Rule(str, ""),  # safetensors of a BERT that reads all text; '': none
@@ -162,6 +163,7 @@ FIELDS: dict[str, Rule] = {
     "optim.shard": Rule(bool, False),  # moments and average split over mesh.data
     "train.from": Rule(str, ""),  # work directory whose best parameters are begun with; '': none
     "train.steps": _count(),
+    "train.until": _count(0, low=0),  # the step that ends the run, whose schedule goes on; 0: steps
     "train.batch_size": _count(),
     "train.precision": Rule(str, "float32", names=_of("m4.train.precision:Precision")),
     "train.remat": Rule(str, "none", names=_of("m4.train.remat:Remat")),  # computed again

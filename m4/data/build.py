@@ -34,6 +34,7 @@ from m4.data import data_sets, groups, index, shift
 from m4.data import manifest as manifests
 from m4.data import record as records
 from m4.data.cohort import Cohort, Example, sha256
+from m4.data.held_in import HELD_OUT, hold_in
 from m4.data.set_aside import set_aside
 from m4.errors import HANDLES, DataError, SaveError, UserError, place, shortage
 
@@ -47,6 +48,7 @@ SHORT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, *HANDLES)  # bla
 STAMPS = "stamps.json"
 SMALL = 1 << 24  # bytes of a file that is hashed at every start
 VOCABULARY = "vocabulary.json"
+SCRATCH = ".scratch"  # where a module may take up an interrupted build
 
 
 def prepare(
@@ -57,6 +59,7 @@ def prepare(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
     calibration: float = 0.0,
+    also_train: str = "",
     progress: Progress | None = None,
     say: Say | None = None,
     report: Report | None = None,
@@ -69,7 +72,8 @@ def prepare(
       data_dir: where built data sets live.
       seed: key of the split.
       options: passed to the data set module.
-      calibration: share of the training patients that become a split, see `m4.data.set_aside`.
+      calibration: share of the training patients that become a split (`m4.data.set_aside`).
+      also_train: which splits train beside 'train' (`m4.data.held_in`).
       progress: told about every few hundred records.
       say: told how the files match, if something is built.
       report: told the manifest, if something was built.
@@ -88,6 +92,7 @@ def prepare(
     home = Path(data_dir) / name.rpartition(".")[2]
     _sweep(Path(data_dir))
     own = identity_of(module, name, seed=seed, options=options, calibration=calibration)
+    own["also_train"] = also_train or None
     try:
         if ready := _unchanged(home, own, raw_dir):
             return ready
@@ -101,14 +106,18 @@ def prepare(
     with blamed(home, raw_dir), _locked(home):
         if ready := _unchanged(home, own, raw_dir):  # built while we waited for the lock
             return ready
-        scratch = home / ".scratch"  # where a module may take up an interrupted build
-        keeps = {"scratch": scratch} if getattr(module, "SCRATCH", False) else {}
-        with foreign(name):
-            cohort = module.cohort(raw_dir, seed=seed, **keeps, **options)
+        cohort = _cohort(module, name, raw_dir, home / SCRATCH, seed=seed, options=options)
         stamps = {f: _stamp(raw_dir / f) for f in cohort.sources if (raw_dir / f).exists()}
         built = _build(home, own, cohort, stamps, progress=progress, say=say, report=report)
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(home / SCRATCH, ignore_errors=True)
         return built
+
+
+def _cohort(module: Any, name: str, raw_dir: Path, scratch: Path, *, seed: int, options) -> Cohort:
+    """What the module reads, which may write in `scratch`."""
+    keeps = {"scratch": scratch} if getattr(module, "SCRATCH", False) else {}
+    with foreign(name):
+        return module.cohort(raw_dir, seed=seed, **keeps, **options)
 
 
 @contextlib.contextmanager
@@ -255,11 +264,13 @@ def _build(
         if all(found.get(key) == value for key, value in identity.items()):  # groups may differ
             _write_stamps(final, stamps)  # same bytes, new time stamps
             return final
+    cohort = hold_in(cohort, identity.get("also_train") or "")
     if share := identity["calibration"]:
         cohort = set_aside(cohort, share, identity["seed"])
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home))  # mode 0700
     try:
-        manifest = write(partial, cohort, progress=progress, say=say)
+        also = identity.get("also_train") or ""
+        manifest = write(partial, cohort, also_train=also, progress=progress, say=say)
         manifests.write(partial, {**identity, "fingerprint": final.name, **manifest})
         _write_stamps(partial, stamps)
         damaged = home / f".partial-{final.name}"  # swept up, should we be killed
@@ -282,7 +293,12 @@ def joining(cohort: Cohort) -> list[str]:
 
 
 def write(
-    folder: Path, cohort: Cohort, *, progress: Progress | None = None, say: Say | None = None
+    folder: Path,
+    cohort: Cohort,
+    *,
+    also_train: str = "",
+    progress: Progress | None = None,
+    say: Say | None = None,
 ) -> dict[str, Any]:
     """Write a cohort's records and licence into `folder`; returns the manifest's measured part."""
     (folder / "LICENCE.txt").write_text(
@@ -291,7 +307,7 @@ def write(
     )
     fitter = manifests.Fitter(cohort.spec)
     summaries = {split: manifests.Summary(cohort.spec) for split in cohort.splits}
-    missing = {"train", "val", "test"} - {*cohort.splits}
+    missing = {"train", *HELD_OUT[also_train]} - {*cohort.splits}
     if missing:
         raise DataError(f"splits: without {', '.join(sorted(missing))}")
 

@@ -9,6 +9,7 @@ A data set, a module of `m4/data/sets` (or any importable one), provides
     def cohort(raw_dir, *, seed, **options) -> Cohort
     def resolved(**options) -> dict                         # optional: what the options stand for,
                                                             # in JSON types (content of a file)
+    def everyone(**options) -> dict                         # optional: see `m4.data.held_in`
     def new(folder, resolved, vocabularies) -> Cohort       # optional: see `m4.data.apply`
     ELSEWHERE: tuple[str, ...]                              # optional: options that say where files
                                                             # are, which may differ for new data

@@ -17,7 +17,7 @@ from m4.errors import CheckpointError, DataError, DivergedError
 from m4.eval import damage
 from m4.run import members, origin, preflight, programs, selection
 from m4.run.setup import context, make_setup
-from m4.run.workspace import open_incomplete, prepare
+from m4.run.workspace import prepare, validation
 from m4.train import retention
 from m4.train.checkpoint import Checkpoints
 
@@ -31,7 +31,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     if not begun:
         origin.require(config, preflight.schema(config), folder)
     data = prepare(config)
-    selection.require_defined(config, open_incomplete(config, data, "val"))
+    selection.require_defined(config, validation(config, data))
     setup = make_setup(config, data)
     for modality in setup.spec.modalities:
         print(f"modality {modality.name}: {modality.kind} {modality.shape}")

@@ -36,9 +36,17 @@ from m4.eval.predictions import SCORED_KINDS, Predictions
 from m4.eval.report import words
 from m4.modes import report
 from m4.run import meds_predictions as meds
-from m4.run import members, preflight, programs, pseudonyms
+from m4.run import members, preflight, programs, pseudonyms, refitted
 from m4.run.setup import Model, Setup, context, make_model, make_setup
-from m4.run.workspace import open_incomplete, open_split, owned, prepare, same_run, use_cache
+from m4.run.workspace import (
+    open_incomplete,
+    owned,
+    prepare,
+    require_test,
+    same_run,
+    use_cache,
+    validation,
+)
 from m4.specs import DataSpec
 from m4.specs import words as words_of
 from m4.train import processes, retention, verify
@@ -81,8 +89,8 @@ def restore(config: ml_collections.ConfigDict, folder: Path):
     if members.folders(folder):
         return _restore_several(config, folder)
     setup = make_setup(config, prepare(config))
+    require_test(setup.data, folder)
     params = best_params(config, setup, folder)
-    open_split(setup.data, "test", config.eval.batch_size)
     with context(setup.mesh):
         predict = programs.compile_predict(setup, config.eval.batch_size)
     return setup, functools.partial(predict, params)
@@ -93,6 +101,7 @@ def _restore_several(config, folder: Path) -> tuple[Setup, members.Several]:
     members.refuse_own_test(folder)
     owns = members.configs_of(config, folder)
     built = [prepare(own) for _, own in owns]
+    require_test(built[0], folder)
     members.require_unseen(folder, built)
     setup, compiled = make_setup(owns[0][1], built[0]), members.Programs()
     found = []
@@ -230,9 +239,13 @@ def of_nobody(config, setup: Model, predict, keep_SM) -> Predictions:
 
 
 def _evaluate(config, setup: Setup, folder: Path, predict) -> Evaluation:
-    val, test = (open_incomplete(config, setup.data, s) for s in ("val", "test"))
-    judged = _judged(config, setup, val, predict)
-    thresholds, cuts = results.thresholds(judged, setup.spec), operating.choose(judged, setup.spec)
+    val, test = validation(config, setup.data), open_incomplete(config, setup.data, "test")
+    if val is None:
+        thresholds, cuts = refitted.cuts(folder)
+    else:
+        judged = _judged(config, setup, val, predict)
+        thresholds = results.thresholds(judged, setup.spec)
+        cuts = operating.choose(judged, setup.spec)
     chosen = _subsets(config, setup, test)
     parts = each(config, setup, test, predict, subsets.matrix(chosen))
     found = averages.mean(parts, setup.spec)
@@ -240,7 +253,7 @@ def _evaluate(config, setup: Setup, folder: Path, predict) -> Evaluation:
     wanted = wanted if processes.first() else ()
     references = _references(config, setup, test, wanted) if wanted else None
     stores = {"train": setup.loader.store, "val": val, "test": test} if processes.first() else {}
-    values = {name: values_of(store) for name, store in stores.items()}
+    values = {name: values_of(store) for name, store in stores.items() if store is not None}
     own = (thresholds, references, len(test), cuts, values)
     apart = None
     if config.data.calibration and _alike(predict):

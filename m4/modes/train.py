@@ -8,8 +8,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -27,7 +28,7 @@ from m4.modes import eval as eval_mode
 from m4.plan import measure
 from m4.run import agreement, members, origin, preflight, programs, selection, trained
 from m4.run.setup import Setup, context, make_setup
-from m4.run.workspace import open_incomplete, owned, prepare, same_run, use_cache
+from m4.run.workspace import owned, prepare, same_run, use_cache, validation
 from m4.train import (
     guard,
     halving,
@@ -43,11 +44,18 @@ from m4.train import (
 from m4.train.checkpoint import Checkpoints
 from m4.train.step import State, make_step
 
+Finish = Callable[[ml_collections.ConfigDict, Setup, Path, Any], Any]
 BEGUN = ("run.json", "fold_*/run.json", "member_*/run.json")  # what a run leaves behind
 
 
-def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> eval_mode.Evaluation:
-    """Trains, evaluates, reports. See `m4.main`."""
+def run(
+    config: ml_collections.ConfigDict,
+    folder: Path,
+    flags: Flags,
+    *,
+    finish: Finish = eval_mode.finish,
+) -> Any:
+    """Trains, evaluates, reports. See `m4.main`. What follows training is `finish`."""
     leave = functools.partial(workdir.let_go, folder)
     if members.folders(folder):
         raise ConfigError(f"--workdir={folder}: holds several models; choose another --workdir")
@@ -58,7 +66,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> eval_m
         if not retention.complete(folder / "checkpoints/last"):
             origin.require(config, preflight.schema(config), folder)
         data = prepare(config)
-        val = open_incomplete(config, data, "val")
+        val = validation(config, data)
         selection.require_defined(config, val)
         setup = make_setup(config, data)
         if processes.first():
@@ -66,7 +74,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> eval_m
         with context(setup.mesh):
             predict = _train(config, setup, val, folder, flags, signals)
             signals.idle()
-            return eval_mode.finish(config, setup, folder, predict)
+            return finish(config, setup, folder, predict)
 
 
 def claim(config: ml_collections.ConfigDict, folder: Path, *, force: bool) -> None:
@@ -151,15 +159,14 @@ def _git() -> str | None:
 def _train(
     config: ml_collections.ConfigDict,
     setup: Setup,
-    val: Store,
+    val: Store | None,
     folder: Path,
     flags: Flags,
     signals: preemption.Signals,
 ):
     """Runs the loop; returns the compiled predict function for the evaluation that follows."""
     predict = programs.compile_predict(setup, config.eval.batch_size)
-    names = {field.name for field in dataclasses.fields(loop.Plan)}
-    plan = loop.Plan(**{k: v for k, v in config.train.to_dict().items() if k in names})
+    plan = _plan(config)
     with _opened(config, folder) as (last, best):
         state, meta = _restore(last, best, config, setup, folder, flags.force)
         first, progress = int(state.step), meta.get("progress")
@@ -210,6 +217,14 @@ def _train(
     return predict
 
 
+def _plan(config) -> loop.Plan:
+    """When the loop does what."""
+    names = {field.name for field in dataclasses.fields(loop.Plan)}
+    own = {k: v for k, v in config.train.to_dict().items() if k in names}
+    steps = min(config.train.until or own["steps"], own["steps"])
+    return loop.Plan(**own | {"steps": steps})
+
+
 def _halving(step, hooks: loop.Hooks, setup: Setup, progress):
     """The step and hooks of a run whose tasks have a share of the rate each (`optim.halve`)."""
     rates = halving.Halving(setup.spec.task_names, (progress or {}).get("rates"))
@@ -239,7 +254,7 @@ def _savers(config, setup: Setup, folder: Path, last: Checkpoints, best: Checkpo
         last.save(number, state, own, after=after)
         workdir.touch(folder)
 
-    def save_best(number: int, state: State, value: float) -> None:
+    def save_best(number: int, state: State, value: float | None) -> None:
         best.save(number, {"params": state.eval_params}, note | {"step": number, "value": value})
 
     return {"save": save, "save_best": save_best}
@@ -275,9 +290,11 @@ def _explainer(config, setup: Setup, *, rerun: bool):
 
 
 def _evaluator(
-    config, setup: Setup, val: Store, predict, signals: preemption.Signals
+    config, setup: Setup, val: Store | None, predict, signals: preemption.Signals
 ) -> loop.Evaluate:
-    """Every metric on the validation split, all modalities kept."""
+    """Every metric on the validation split, all modalities kept; nothing where there is none."""
+    if val is None:
+        return lambda state: {}
     whole = np.ones((1, len(setup.spec.modalities)), bool)
 
     def evaluate(state: State) -> dict[str, float]:

@@ -12,7 +12,7 @@ from m4.types import Target
 
 
 def require_defined(
-    config: ml_collections.ConfigDict, val: Store, where: str = "the validation split"
+    config: ml_collections.ConfigDict, val: Store | None, where: str = "the validation split"
 ) -> None:
     """Raises ConfigError for a metric that these labels leave undefined, whatever is predicted.
 
@@ -20,8 +20,15 @@ def require_defined(
     values or a c-index without a comparable pair are NaN for them too. Where the last step is
     chosen (`train.choose`) no metric is needed.
     """
+    if val is None and config.optim.halve:
+        raise ConfigError("optim.halve: needs a validation split, and data.also_train leaves none")
     if config.train.choose == "last":
         return
+    if val is None:
+        raise ConfigError(
+            f"data.also_train={config.data.also_train!r}: leaves no validation split to choose a"
+            " step on; --config.train.choose=last takes the last one"
+        )
     name, _, metric = config.train.select.rpartition("/")
     task, rows = val.spec.task(name), np.arange(len(val))
     names = val.spec.modality_names

@@ -63,6 +63,7 @@ def prepare(config: ml_collections.ConfigDict) -> Path:
         seed=split_seed(config),
         options=config.data.options.to_dict(),
         calibration=config.data.calibration,
+        also_train=config.data.get("also_train", ""),
         progress=progress.Building(config.data.name),
         say=lambda lines: print("joining", *lines, sep="\n", flush=True),
         report=report,
@@ -81,6 +82,23 @@ def open_split(data: Path, split: str, batch_size: int) -> Store:
             f"train.batch_size={batch_size}: the {split} split has only {len(store)} rows{remedy}"
         )
     return store
+
+
+def require_test(data: Path, folder: Path) -> None:
+    """Raises CheckpointError for data of which nobody is held out."""
+    if "test" not in manifests.unchecked(data)["splits"]:
+        raise CheckpointError(
+            f"{folder}: was trained on all rows, so nobody is left to test it on; what to expect of"
+            " it are the scores out of fold in results/crossval.json, and --on=DIR predicts and"
+            " scores new data"
+        )
+
+
+def validation(config: ml_collections.ConfigDict, data: Path) -> Store | None:
+    """The validation split, None where it trains (`data.also_train`)."""
+    if config.data.get("also_train"):
+        return None
+    return open_incomplete(config, data, "val")
 
 
 def open_incomplete(config: ml_collections.ConfigDict, data: Path, split: str) -> Store:

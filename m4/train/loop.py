@@ -44,7 +44,8 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-    """What the loop calls. `save(step, state, progress)` and `save_best(step, state, value)`.
+    """What the loop calls. `save(step, state, progress)` and `save_best(step, state, value)`,
+    whose value is None where nobody is held out to give one.
 
     `stop(step)` is asked after every step.
     """
@@ -52,7 +53,7 @@ class Hooks:
     put: Callable[[Any], Batch]
     evaluate: Evaluate
     save: Callable[[int, State, dict[str, Any]], None]
-    save_best: Callable[[int, State, float], None]
+    save_best: Callable[[int, State, float | None], None]
     writer: Writer
     stop: Callable[[int], bool] = lambda step: False
     explain: Callable[[int, State], list[str]] = lambda step, state: []  # a bad step, in lines
@@ -170,10 +171,11 @@ def _evaluate(
     scalars = {f"val/{name}": value for name, value in metrics.items()}
     hooks.writer.write_scalars(number, scalars | {"time/eval_s": time.perf_counter() - start})
     value, best = metrics.get(plan.select, math.nan), progress["best"]
-    last = plan.choose == "last" and math.isfinite(value)
+    unjudged = not metrics and number == plan.steps  # nobody is held out: the last step is taken
+    last = plan.choose == "last" and (math.isfinite(value) or unjudged)
     if last or better(plan.select, value, best):
-        hooks.save_best(number, state, value)
-        best = value
+        hooks.save_best(number, state, None if unjudged else value)
+        best = None if unjudged else value
     return {"best": best, "evaluated": number} | hooks.after(metrics)
 
 

@@ -15,3 +15,4 @@ resolved, spec, missing_files = _DECLARED.resolved, _DECLARED.spec, _DECLARED.mi
 cohort, new = _DECLARED.cohort, _DECLARED.new
 SCRATCH, ELSEWHERE = _DECLARED.SCRATCH, _DECLARED.ELSEWHERE
 read_definition = _DECLARED.read_definition  # frames go by the names of its files
+everyone = _DECLARED.everyone

@@ -23,6 +23,7 @@ from m4.eval.report import (
     operating,
     plots,
     purpose,
+    refit_section,
     sections,
     seeds,
     selective,
@@ -39,6 +40,7 @@ SPLITS = ("test", "val")  # which results come first
 SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
     purpose.section,
     table_one.section,
+    refit_section.section,
     seeds.section,
     members_section.section,
     operating.section,
@@ -49,7 +51,7 @@ SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
     fairness.section,
     stress.section,
 )
-FIRST = ("purpose", "patients", "seeds", "ensemble")  # these come before the scores
+FIRST = ("purpose", "patients", "refit", "seeds", "ensemble")  # these come before the scores
 
 
 def write(workdir: Path) -> Path:
@@ -72,9 +74,9 @@ def render(workdir: Path) -> str:
     warned = results["warnings"] if results and isinstance(results.get("warnings"), list) else []
     said = [*map(str, warned), *damage.lines(workdir)]
     config = files["config"] or {}
-    stressed = None if damage.differs(workdir, "stress.json") else _json(workdir / "stress.json")
     several = seeds.beside(workdir, files["config"], results["split"]) if results else {}
-    known = {"results": results, "log": log, "note": split_note, "stress": stressed}
+    known = {"results": results, "log": log, "note": split_note}
+    known |= {name: _undamaged(workdir, f"{name}.json") for name in ("stress", "refit")}
     found = Run(**files, **known, seeds=several)
     cohort = sections.cohort(files["data"], found.smallest)
     environment = jinja2.Environment(
@@ -140,6 +142,10 @@ def _results(workdir: Path) -> tuple[dict[str, Any] | None, str]:
     if known[name].get("missing"):
         note = f"Made to lack more than it does: {words.lacking(known[name]['missing'])}. {note}"
     return known[name], note
+
+
+def _undamaged(workdir: Path, name: str) -> dict[str, Any] | None:
+    return None if damage.differs(workdir, name) else _json(workdir / name)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

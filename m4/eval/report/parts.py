@@ -39,6 +39,7 @@ class Run:
     log: Sequence[Mapping[str, Any]] = ()
     note: str = ""  # on the choice of the split
     stress: Mapping[str, Any] | None = None
+    refit: Mapping[str, Any] | None = None  # what a cross-validation lets one expect
     seeds: Mapping[int, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # -> results
 
     @property

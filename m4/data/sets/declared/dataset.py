@@ -45,7 +45,7 @@ class Declared:
         Args:
           file: path of the definition, or the name of a shipped one.
           folder: where the files are below the raw folder, if not where the definition says.
-          split: 'meds', 'hash' or 'folds' instead of the definition's.
+          split: 'meds', 'hash' or 'folds' instead of the definition's; 'all': everybody trains.
           fold: which of `num_folds` is tested.
           num_folds: of cross-validation by subject; 0 for the definition's number. A number means
             split='folds' unless `split` says otherwise.
@@ -84,6 +84,11 @@ class Declared:
     def spec(self, **options: Any) -> DataSpec:
         """The schema that the definition declares."""
         return self.read_definition(**options).data_spec()
+
+    def everyone(self, **options: Any) -> dict[str, Any]:
+        """The options with which everybody trains who is tested in a fold (`m4.data.held_in`)."""
+        kept = {k: v for k, v in options.items() if k not in ("fold", "num_folds", "split")}
+        return kept | {"split": "all"}
 
     def missing_files(self, raw_dir: Path | str, **options: Any) -> list[str]:
         """One line per source of events and per task without files."""

@@ -115,7 +115,7 @@ class Group:
 class Splits:
     """Who is in which split."""
 
-    source: str = "auto"  # 'auto', 'meds', 'hash', 'folds'
+    source: str = "auto"  # 'auto', 'meds', 'hash', 'folds', 'all': everybody trains
     names: tuple[tuple[str, str], ...] = tuple(SPLIT_NAMES.items())
     fractions: tuple[tuple[str, float], ...] = (("train", 0.7), ("val", 0.15), ("test", 0.15))
     val_fraction: float = 0.1

@@ -307,7 +307,7 @@ def _splits(keys: Keys) -> Splits:
     if min(f for _, f in fractions) <= 0 or not math.isclose(sum(f for _, f in fractions), 1.0):
         keys.problem("fractions", "must be above 0 and sum to 1")
     found = Splits(
-        keys.choice("from", base.source, ("auto", "meds", "hash", "folds")),
+        keys.choice("from", base.source, ("auto", "meds", "hash", "folds", "all")),
         chosen,
         fractions,
         keys.number("val_fraction", base.val_fraction),

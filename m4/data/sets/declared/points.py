@@ -234,6 +234,8 @@ def assign(
             flow[f"no {SPLIT_FILE}: subjects split by a keyed hash"] = len(ids)
     if source == "meds":
         names = _published(path, splits, ids, seed=seed)
+    elif source == "all":
+        names = ["train"] * len(ids)
     elif source == "hash":
         names = [split.assign(i, dict(splits.fractions), seed) for i in ids]
     else:
