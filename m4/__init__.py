@@ -12,7 +12,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 USE = "research use only; not a medical device"  # said in every file that leaves m4
-__all__ = ["Model", "__version__", "data", "errors", "fit", "load", "moe"]  # pyright: ignore
+__all__ = ["Model", "__version__", "data", "errors", "export", "fit", "load", "moe"]  # pyright: ignore
 _HOME = {"fit": "fit", "load": "loaded", "Model": "loaded"}  # files of m4/api
 
 

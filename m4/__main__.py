@@ -1,7 +1,7 @@
 """`m4-moe` and `python -m m4`: the command, and beside it the tools.
 
 m4-moe --config=... | --workdir=... | --help   `m4.main`
-m4-moe data | lab | audit | interop | bench ...        `python -m m4.data ...` and so on
+m4-moe data | lab | audit | export | interop | bench ...   `python -m m4.data ...` and so on
 m4-moe launch slurm | jobset | tpu | xpk ...   a script for a cluster, from `launch/`
 m4-moe launch local ...                        several processes on this host
 """

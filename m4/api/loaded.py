@@ -32,6 +32,7 @@ from m4.errors import CheckpointError, ConfigError, DataError
 from m4.eval import averages, results
 from m4.eval.predictions import Predictions
 from m4.eval.subsets import Subset
+from m4.export import bundle
 from m4.modes import eval as eval_mode
 from m4.run import meds_predictions, members, refitted, trained
 from m4.run.devices import make_mesh
@@ -231,6 +232,13 @@ class Model:
         who = _who(asked, uid[order])
         table = pa.table(who | {key: pa.array(value[order]) for key, value in columns.items()})
         return frames.from_arrow(table, _kind(data, frame))
+
+    def export(self, to: str | Path, **options: Any) -> str:
+        """Writes the model into one file that runs with JAX and NumPy alone; returns its digest.
+
+        `options` and errors as of `m4.export.write`. The work directory is read anew.
+        """
+        return bundle.write(self.workdir, to, say=self._say, **options)
 
     @contextlib.contextmanager
     def asked(

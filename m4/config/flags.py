@@ -44,13 +44,14 @@ TOOLS = (
     "data",
     "lab",
     "audit",
+    "export",
     "interop",
     "bench",
     "launch",
 )  # beside the command, see `m4.__main__`
 USAGE = """usage: m4-moe [MODE] --config=NAME[:VARIANT] [--set FIELD=VALUE ...] [--workdir=DIR]
        m4-moe predict --workdir=DIR [--on=DIR]     (also: python -m m4, python -m m4.main)
-       m4-moe data|lab|audit|interop|bench|launch --help
+       m4-moe data|lab|audit|export|interop|bench|launch --help
 
   --config        a shipped configuration (--list) or a file, and, after a colon, one of its
                   variants; without it, the configuration stored in the work directory

@@ -1,0 +1,58 @@
+"""A bundle tried: what its programs say of invented rows, against m4's own program.
+
+Alone and among others a row must be predicted the same; so it is seen, too, whether a prediction is
+a function of its row at all.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from m4 import sharding
+from m4.audit.random_rows import random_batch
+from m4.data.store import layout
+from m4.errors import ConfigError
+from m4.export import lowering, standalone
+from m4.run.setup import Model
+from m4.types import Batch
+
+ROWS = 64  # at most, of each bucket
+CLOSE = 1e-5  # of a number's size, or of 1; what differs in rounding alone is some 1e-7
+
+
+def compare(content: bytes, model: Model, predict: Callable, rows: int, say: Callable) -> None:
+    """Raises ConfigError if a bundle's bytes predict something else than `predict`.
+
+    `rows` is the size of the batches that `predict` takes.
+    """
+    worst = 0.0
+    with tempfile.TemporaryDirectory(prefix="m4-") as name:
+        path = Path(name) / "model.m4"
+        path.write_bytes(content)
+        bundle = standalone.Bundle(path)
+        for number, cut in enumerate(model.cuts):
+            batch = random_batch(cut, rows=rows)
+            placed = sharding.put_whole(batch, sharding.rows(model.mesh))
+            ours, _ = jax.device_get(predict(placed, np.ones(len(cut.modalities), bool)))
+            (found,) = bundle.call(number, [_arrays(cut, batch)] * len(bundle.members))[:1]
+            for task in lowering.predicted(cut):
+                own, theirs = np.asarray(ours[task.name])[:ROWS], found[task.name]
+                gap = np.abs(own - theirs) / np.maximum(1.0, np.abs(own))
+                worst = max(worst, float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0)))
+    if worst > CLOSE:
+        raise ConfigError(
+            f"method: a row alone is predicted otherwise than among others (by {worst:.2g}), so a"
+            " prediction is no function of its row; this model cannot be exported"
+        )
+    say(f"tried    on invented rows: {worst:.1e} from the run's own program")
+
+
+def _arrays(spec: Any, batch: Batch) -> dict[str, dict[str, Any]]:
+    return {
+        m.name: {part: np.asarray(getattr(batch.inputs[m.name], part))[:ROWS] for part in layout(m)}
+        for m in spec.modalities
+    }
