@@ -2,6 +2,7 @@
 
 m4-moe --config=... | --workdir=... | --help   `m4.main`
 m4-moe data | lab | audit | export | interop | bench ...   `python -m m4.data ...` and so on
+m4-moe compare RUN RUN ...                     finished runs side by side, of `m4.lab`
 m4-moe launch slurm | jobset | tpu | xpk ...   a script for a cluster, from `launch/`
 m4-moe launch local ...                        several processes on this host
 """
@@ -30,6 +31,8 @@ def main(args: Sequence[str]) -> int:
         except ConfigError as error:
             return told(error)
     os.umask(0o077)  # what is derived from patients is for its owner only
+    if tool == "compare":
+        tool, rest = "lab", args
     return importlib.import_module(f"m4.{tool}.__main__").main(rest)
 
 

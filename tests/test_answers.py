@@ -41,7 +41,7 @@ def test_the_list_has_everything(capsys):
         assert word in found, word
 
 
-@pytest.mark.parametrize("tool", [t for t in flags.TOOLS if t != "launch"])
+@pytest.mark.parametrize("tool", [t for t in flags.TOOLS if t not in ("launch", "compare")])
 def test_every_tool_has_help(tool, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     importlib.import_module(f"m4.{tool}.__main__")
@@ -52,6 +52,13 @@ def test_every_tool_has_help(tool, capsys, tmp_path, monkeypatch):
             assert not left.code
         assert "m4" in capsys.readouterr().out
     assert not [*tmp_path.iterdir()]
+
+
+def test_comparing_runs_is_a_word_of_the_command(capsys):
+    assert main(["compare", "--help"]) == 0
+    assert "m4-moe compare RUN RUN" in capsys.readouterr().out
+    assert main(["compare", "nowhere", "nothing"]) == 2
+    assert "nowhere: left out, holds no finished run" in capsys.readouterr().err
 
 
 def test_a_mode_in_front_and_fields_by_set():

@@ -90,7 +90,7 @@ LATE = {
 }
 # Of optional extras: not installed everywhere.
 EXTRAS = {"torch", "transformers", "onnxruntime", "tokenizers", "h5py", "nibabel", "openpyxl"}
-EXTRAS |= {"PIL", "pydicom", "tensorboardX", "matplotlib", "polars"}
+EXTRAS |= {"mlflow", "wandb", "PIL", "pydicom", "tensorboardX", "matplotlib", "polars"}
 
 Sources = Mapping[str, str]  # module -> its text
 

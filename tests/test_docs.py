@@ -179,7 +179,8 @@ def test_every_other_command_is_of_something_that_is_there(page, line, capsys):
     elif words[:2] == ["m4-moe", "data"]:
         assert words[2] in ("--help", *data_help(capsys)), line
     elif words[0] == "m4-moe":
-        assert words[1] == "launch" or importlib.util.find_spec(f"m4.{words[1]}.__main__"), line
+        tools = f"m4.{words[1]}.__main__"
+        assert words[1] in ("launch", "compare") or importlib.util.find_spec(tools), line
     else:
         assert (ROOT / words[1]).is_file(), line
 

@@ -48,10 +48,11 @@ TOOLS = (
     "interop",
     "bench",
     "launch",
+    "compare",
 )  # beside the command, see `m4.__main__`
 USAGE = """usage: m4-moe [MODE] --config=NAME[:VARIANT] [--set FIELD=VALUE ...] [--workdir=DIR]
        m4-moe predict --workdir=DIR [--on=DIR]     (also: python -m m4, python -m m4.main)
-       m4-moe data|lab|audit|export|interop|bench|launch --help
+       m4-moe data|lab|audit|export|interop|bench|launch|compare --help
 
   --config        a shipped configuration (--list) or a file, and, after a colon, one of its
                   variants; without it, the configuration stored in the work directory

@@ -54,6 +54,10 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "train.keep": ("newest checkpoints that are kept", "checkpoints"),
     "train.keep_every": ("checkpoints that are kept for good; 0: none", "steps"),
     "train.profile": ("steps that are traced for xprof; 0: none", "steps"),
+    "train.writers": (
+        "where numbers go beside metrics.jsonl: tensorboard, mlflow, wandb (docs/training.md)",
+        "",
+    ),
     "train.watchdog": ("least time without a step until a run is taken for hung; 0: never", "s"),
     "train.select": ("'task/metric' of the validation data by which the best step is chosen", ""),
     "train.choose": ("which step is evaluated in the end", ""),

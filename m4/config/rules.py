@@ -18,6 +18,7 @@ from m4.specs import METRICS, DataSpec, TaskKind
 
 REQUIRED = object()
 OF_METHODS = ("segmentation", "cluster")  # kinds of tasks whose loss belongs to a method
+WRITERS = ("tensorboard", "mlflow", "wandb")
 MOVE_ROWS = ("soft", "expert_choice", "product_keys")  # routers that need no engine
 BASELINES = ("boosting", "default boosting", "late", "linear", "presence")
 KINDS = {int: "an integer", float: "a finite number", bool: "true or false"}
@@ -176,6 +177,7 @@ FIELDS: dict[str, Rule] = {
     "train.keep": _count(2),
     "train.keep_every": _count(0, low=0),
     "train.profile": _count(0, low=0),  # steps that are traced for xprof; 0: none
+    "train.writers": Rule(tuple, ("tensorboard",)),  # beside metrics.jsonl
     "train.watchdog": Rule(float, 60.0, low=0),  # seconds; 0: off
     "train.select": Rule(str),
     "train.choose": Rule(str, "best", names=lambda: ("best", "last")),
@@ -343,6 +345,7 @@ def cross_problems(values: Mapping[str, Any]) -> list[str]:
         and v["train.order"] in ("complete_first", "complete_last")
     ):
         problems.append(f"train.order={v['train.order']!r}: sorts rows, and train.buckets does too")
+    problems += _writer_problems(v["train.writers"])
     metric = v["train.select"].rpartition("/")[2]
     known = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
     if metric not in known:
@@ -357,6 +360,14 @@ def cross_problems(values: Mapping[str, Any]) -> list[str]:
     for section in sections:
         problems += _expert_problems(section, v)
     return problems
+
+
+def _writer_problems(writers: Sequence[Any]) -> list[str]:
+    return [
+        f"train.writers={name!r}: must be of {', '.join(WRITERS)}{nearest(str(name), WRITERS)}"
+        for name in writers
+        if name not in WRITERS
+    ]
 
 
 def _expert_problems(section: str, v: Mapping[str, Any]) -> list[str]:

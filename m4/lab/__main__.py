@@ -9,13 +9,14 @@ from typing import NoReturn
 
 from m4 import local
 from m4.errors import ConfigError, guarded
-from m4.lab import compare, judged, pages, runner, sizes, study, theory
+from m4.lab import compare, judged, pages, runner, side_by_side, sizes, study, theory
 from m4.run import workspace
 
 USAGE = """usage: python -m m4.lab --config=FILE[:VARIANT] --out=DIR [--shard=I/N] [--plan]
        python -m m4.lab --out=DIR --report
        python -m m4.lab theory --config=FILE[:VARIANT] --out=DIR
-       python -m m4.lab compare RUN RUN [RUN ...] [--metric=TASK/METRIC] [--margin=X --reason=WHY]
+       m4-moe compare RUN RUN [RUN ...] [--metric=TASK/METRIC] [--margin=X --reason=WHY]
+                      [--page=FILE]              (also: python -m m4.lab compare)
 
   --config   a study: base, axes, arms, seeds, margin (docs/lab.md)
   --out      rows and report; what is there already is not run again
@@ -24,6 +25,7 @@ USAGE = """usage: python -m m4.lab --config=FILE[:VARIANT] --out=DIR [--shard=I/
   --report   tables and pictures of what is there, of any shards
   theory     rates of estimation of gates by maximum likelihood
   compare    finished runs of m4.main, paired by seeds and patients; the first is the reference
+  --page     where the comparison is written as a page (default: compare.html beside the first run)
 
 exit codes: 0 done, 1 bug, 2 usage or configuration, 3 data, 5 diverged, 6 could not save,
             9 some arms were not run: the report says which, the same command tries them again"""
@@ -51,7 +53,7 @@ def run(args: Sequence[str]) -> int:
     parser = _Parser("python -m m4.lab", add_help=False, allow_abbrev=False)
     parser.add_argument("command", nargs="?", default="")
     parser.add_argument("runs", nargs="*", type=Path)
-    for name in ("config", "out", "shard", "metric", "reason"):
+    for name in ("config", "out", "shard", "metric", "reason", "page"):
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--margin", type=float)
     for name in ("plan", "report"):
@@ -102,13 +104,11 @@ def _theory(config: str, out: Path) -> int:
 
 
 def _compare(found: argparse.Namespace) -> int:
-    told = compare.run(
-        [folder.expanduser() for folder in found.runs],
-        metric=found.metric,
-        margin=found.margin,
-        reason=found.reason,
-    )
-    print(*told, sep="\n")
+    runs = [folder.expanduser() for folder in found.runs]
+    beside = runs[0].parent / "compare.html" if runs else Path("compare.html")
+    page = local.folder(found.page, "--page") if found.page else beside
+    told = compare.run(runs, metric=found.metric, margin=found.margin, reason=found.reason)
+    print(*told.lines(), f"page     {side_by_side.write(told, page)}", sep="\n")
     return 0
 
 

@@ -2,11 +2,13 @@
 
 Runs whose configurations differ in the seed alone are one arm; the first run's arm is the
 reference. Every run predicts its test split once more, with its best step. All must be about the
-same patients with the same labels, else the difference would be one of patients.
+same patients with the same labels, and trained on the same files, else the difference would be one
+of patients or of data. With one seed an arm the interval is over patients alone.
 """
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 from m4 import config as configs
 from m4.config import trust
 from m4.config.plain import read_json
-from m4.errors import ConfigError, DataError
+from m4.errors import ConfigError, DataError, UserError
 from m4.eval.scorer import Scorer
 from m4.lab import paired, verdict
 from m4.lab.paired import Kept
@@ -27,67 +29,160 @@ from m4.specs import LOWER_IS_BETTER, METRICS, TaskSpec
 
 SHOWN = 6  # changed fields of an arm
 SAME = ("seed", "data.raw_dir", "data.dir", "eval.*", "mesh.*", "train.*_every", "train.watchdog")
+SAME += ("train.writers",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """Runs that differ in their seeds alone."""
+
+    config: ml_collections.ConfigDict
+    runs: dict[int, Path]  # by seed
+
+    @property
+    def name(self) -> str:
+        """Its first seed's folder."""
+        return str(self.runs[min(self.runs)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What runs of several arms say of each other; the first arm is the reference."""
+
+    metric: str
+    arms: Sequence[Arm]
+    seeds: Sequence[int]  # that all arms have
+    patients: int | None
+    values: Sequence[Sequence[float]]  # of the metric, by arm and seed
+    told: verdict.Compared  # of all arms but the first
+    margin: float | None
+    reason: str
+    left: Sequence[str]  # what was left out, in lines
+
+    @property
+    def over(self) -> str:
+        """What the intervals are over, and on what they rest."""
+        number = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "one seed"
+        both = "both" if len(self.seeds) > 1 else "patients alone: other seeds may differ by more"
+        return f"{number}, {self.patients or 'changing'} patients; 95 % intervals over {both}"
+
+    def changes(self, i: int) -> list[str]:
+        """Fields in which an arm differs from the reference."""
+        return _changes(self.arms[0].config, self.arms[i].config)
+
+    def said(self, i: int) -> str:
+        """An arm's difference and the verdict on it."""
+        return _said(self.told, i - 1, self.margin)
+
+    def lines(self) -> list[str]:
+        """The comparison as text."""
+        means = [float(np.mean(own)) for own in self.values]
+        text = [f"{self.metric}, {self.over}, p after Holm"]
+        text.append(f"  {self.arms[0].name}: {means[0]:.4f}, the reference")
+        for i in range(1, len(self.arms)):
+            text.append(f"  {self.arms[i].name}: {means[i]:.4f}, {self.said(i)}")
+            text += [f"    {line}" for line in self.changes(i)[:SHOWN]]
+        margin = f"margin {self.margin:g}: {self.reason}" if self.margin else ""
+        return [*text, *self.left, margin or "no margin: equivalence unasked"]
 
 
 def run(
     folders: Sequence[Path], *, metric: str = "", margin: float | None = None, reason: str = ""
-) -> list[str]:
-    """The comparison as lines of text.
+) -> Comparison:
+    """The comparison; folders without a finished run are left out.
 
-    Raises ConfigError for fewer than two runs, a margin without a reason, runs of one seed each
-    or an unknown metric; DataError for runs on different patients.
+    Raises ConfigError for fewer than two runs, a margin without a reason, arms without a common
+    seed or an unknown metric; DataError for runs on different patients or files.
     """
-    if len(folders) < 2:
-        raise ConfigError("compare: give two or more work directories of finished runs")
     if margin is not None and (not 0 < margin < math.inf or len(reason.split()) < 3):
         raise ConfigError("--margin: must be a number above 0 and have a --reason, in a sentence")
-    found = [_config(folder) for folder in folders]
-    metric = metric or found[0].train.select
-    arms: list[dict[int, Path]] = []
-    heads: list[ml_collections.ConfigDict] = []
-    for folder, config in zip(folders, found, strict=True):
-        alike = [i for i, head in enumerate(heads) if not _changes(head, config)]
+    done = [f for f in folders if _finished(f)]
+    left = [f"{f}: left out, holds no finished run" for f in folders if f not in done]
+    if len(done) < 2:
+        raise ConfigError(*left, "compare: give two or more work directories of finished runs")
+    arms = _arms(done)
+    _require_same_files(done)
+    seeds = sorted(set.intersection(*({*arm.runs} for arm in arms)))
+    if len(arms) < 2 or not seeds:
+        raise ConfigError(
+            f"compare: {len(arms)} different configurations with {len(seeds)} seeds in common;"
+            " it takes two with one, better three (--config.seed=0, 1, ...)"
+        )
+    lone = sorted({seed for arm in arms for seed in arm.runs} - {*seeds})
+    left += [f"seeds {', '.join(map(str, lone))}: left out, not every arm has them"] if lone else []
+    metric = metric or arms[0].config.train.select
+    told, patients, values = _judged(arms, seeds, metric, margin)
+    return Comparison(metric, arms, seeds, patients, values, told, margin, reason, left)
+
+
+def _arms(folders: Sequence[Path]) -> list[Arm]:
+    arms: list[Arm] = []
+    for folder in folders:
+        config = _config(folder)
+        alike = [arm for arm in arms if not _changes(arm.config, config)]
         if not alike:
-            heads, arms = [*heads, config], [*arms, {}]
-        own = arms[alike[0] if alike else -1]
+            arms.append(Arm(config, {}))
+        own = (alike or arms[-1:])[0].runs
         if config.seed in own:
             raise ConfigError(f"{folder}: the same configuration and seed as {own[config.seed]}")
         own[config.seed] = folder
-    seeds = sorted(set.intersection(*({*arm} for arm in arms)))
-    if len(arms) < 2 or len(seeds) < 2:
-        raise ConfigError(
-            f"compare: {len(arms)} different configurations with {len(seeds)} seeds in common;"
-            " it takes two of each (--config.seed=0, 1, ...)"
-        )
-    names = [str(arm[seeds[0]]) for arm in arms]
-    runs, values, task = {}, [], None
-    for name, arm in zip(names, arms, strict=True):
-        told = [_predicted(arm[seed], metric) for seed in seeds]
-        runs[name], task = [kept for kept, _, _ in told], told[0][2]
+    return arms
+
+
+def _judged(
+    arms: Sequence[Arm], seeds: Sequence[int], metric: str, margin: float | None
+) -> tuple[verdict.Compared, int | None, list[list[float]]]:
+    """The verdicts, the number of patients and the values by arm and seed."""
+    runs: dict[str, list[Kept]] = {}
+    values, task = [], None
+    for arm in arms:
+        told = [_predicted(arm.runs[seed], metric) for seed in seeds]
+        runs[arm.name], task = [kept for kept, _, _ in told], told[0][2]
         values.append([value for _, value, _ in told])
     assert task is not None
+    names = [arm.name for arm in arms]
     for i, seed in enumerate(seeds):
         for arm in arms[1:]:
-            if not runs[str(arm[seeds[0]])][i].same_rows(runs[names[0]][i]):
-                raise DataError(f"{arm[seed]}: tests other patients or labels than {arms[0][seed]}")
+            if not runs[arm.name][i].same_rows(runs[names[0]][i]):
+                first = arms[0].runs[seed]
+                raise DataError(f"{arm.runs[seed]}: tests other patients or labels than {first}")
     short = metric.rpartition("/")[2]
     spread, patients = paired.patients_sd(runs, names[0], task, short)
-    told = verdict.compare(
+    compared = verdict.compare(
         np.array(values[1:]) - np.array(values[0]),
         margin=margin or 1e-300,
         lower_is_better=short in LOWER_IS_BETTER,
         patients_sd_A=np.array([spread[name] for name in names[1:]]),
         num_patients=patients,
+        one_seed=True,
     )
-    means = [float(np.mean(own)) for own in values]
-    head = f"{metric}, {len(seeds)} seeds, {patients or 'changing'} patients; 95 % intervals over"
-    text = [f"{head} both, p after Holm", f"  {names[0]}: {means[0]:.4f}, the reference"]
-    for i, name in enumerate(names[1:]):
-        text.append(f"  {name}: {means[i + 1]:.4f}, {_said(told, i, margin)}")
-        text += [f"    {line}" for line in _changes(heads[0], heads[i + 1])[:SHOWN]]
-    lone = sorted({seed for arm in arms for seed in arm} - {*seeds})
-    text += [f"seeds {', '.join(map(str, lone))}: left out, not every arm has them"] if lone else []
-    return [*text, f"margin {margin:g}: {reason}" if margin else "no margin: equivalence unasked"]
+    return compared, patients, values
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "results/test.json").is_file()
+
+
+def _require_same_files(folders: Sequence[Path]) -> None:
+    """Raises DataError where a run was trained on other raw files than the first, by digest."""
+    first, *others = ((folder, _sources(folder)) for folder in folders)
+    for folder, found in others:
+        both = first[1].keys() & found.keys()
+        other = sorted(name for name in both if first[1][name] != found[name])
+        if other or (first[1] and found and not both):
+            names = ", ".join(other[:3] or sorted(found)[:3])
+            raise DataError(
+                f"{folder}: was trained on other data than {first[0]}: {names} were replaced;"
+                " a difference would be theirs"
+            )
+
+
+def _sources(folder: Path) -> Mapping[str, str]:
+    """Digests of the raw files that a run was trained on; none where it doesn't say."""
+    try:
+        return {k: v["sha256"] for k, v in read_json(folder / "data.json")["sources"].items()}
+    except (UserError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _said(told: verdict.Compared, i: int, margin: float | None) -> str:
@@ -100,8 +195,6 @@ def _said(told: verdict.Compared, i: int, margin: float | None) -> str:
 
 def _config(folder: Path) -> ml_collections.ConfigDict:
     path = folder / "config.json"
-    if not path.is_file() or not (folder / "results/test.json").is_file():
-        raise DataError(f"{folder}: holds no finished run of m4.main")
     trust.require(folder, read_json(path), {})
     return ml_collections.ConfigDict(configs.stored(path)).lock()
 

@@ -50,6 +50,7 @@ def compare(
     lower_is_better: bool,
     patients_sd_A: np.ndarray | float = 0.0,
     num_patients: int | None = None,
+    one_seed: bool = False,
 ) -> Compared:
     """The verdict on every arm of a family, from its differences to the reference by seed.
 
@@ -59,15 +60,17 @@ def compare(
       lower_is_better: of the metric.
       patients_sd_A: standard deviation of the mean difference over draws of patients.
       num_patients: how many patients that rests on.
+      one_seed: a single seed will do: the interval is over patients alone, and says so little.
 
     Raises ValueError for fewer than two seeds or a margin that is none.
     """
     difference_AS = np.asarray(difference_AS, np.float64)
     num = difference_AS.shape[-1]
-    if num < 2 or not margin > 0:
+    if num < 2 and not (one_seed and num_patients) or not margin > 0:
         raise ValueError(f"{num} seeds and a margin of {margin}: give at least two, and above 0")
     value = difference_AS.mean(-1)
-    seeds, patients = difference_AS.var(-1, ddof=1) / num, np.square(patients_sd_A)
+    seeds = difference_AS.var(-1, ddof=min(num - 1, 1)) / num  # 0 of a single one
+    patients = np.square(patients_sd_A)
     se, df = np.sqrt(seeds + patients), _freedom(seeds, patients, num, num_patients)
     half = t.ppf(1 - ALPHA / 2, df) * se
     p = holm.adjusted(_tail(-np.abs(value), se, df, double=True))
@@ -101,7 +104,7 @@ def _freedom(seeds: Any, patients: Any, num: int, num_patients: int | None) -> n
     """Degrees of freedom of the sum of two variances of a mean."""
     others = (num_patients or np.inf) - 1
     total = np.asarray(seeds + patients)
-    parts = np.asarray(seeds**2 / (num - 1) + patients**2 / others)
+    parts = np.asarray(seeds**2 / max(num - 1, 1) + patients**2 / others)
     found = np.divide(total**2, parts, out=np.full(total.shape, float(num - 1)), where=parts > 0)
     return np.maximum(found, 1.0)
 

@@ -41,7 +41,7 @@ class ConfSMoE(nn.Module):
     data: DataSpec
     width: int = 64
     hidden: int = 64  # units of an expert
-    experts: int = 4
+    experts: int = 4  # that see every token
     chosen: int = 2  # experts of a token
     num_heads: int = 4
     dropout: float = 0.2

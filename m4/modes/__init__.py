@@ -11,7 +11,7 @@ import ml_collections
 
 from m4.config import Flags
 from m4.errors import ConfigError
-from m4.train import workdir
+from m4.train import trackers, workdir
 
 # Modes that keep checkpoints.
 SAVING = ("train", "crossval", "ensemble", "refit", "sweep", "tim", "interplay")
@@ -28,6 +28,7 @@ def require(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
         raise ConfigError(f"--workdir={flags.workdir}: no such folder; --mode=train makes it")
     if flags.mode in SAVING:
         workdir.require_name(flags.workdir)
+        trackers.require(config.train.writers if config is not None else ())
     if config is not None and flags.on is not None:
         from m4.run import trained
 

@@ -38,6 +38,7 @@ from m4.train import (
     retention,
     speed,
     telemetry,
+    trackers,
     watchdog,
     workdir,
 )
@@ -156,6 +157,24 @@ def _git() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
+def _writer(
+    config: ml_collections.ConfigDict, folder: Path, plan: loop.Plan, first: int, least: int
+) -> telemetry.Writer:
+    """Where this process's numbers go, from step `first` on: of several processes the first's."""
+    if not processes.first():
+        return telemetry.Writer()
+    writers, settings = config.train.writers, configs.flatten(config.to_dict())
+    return telemetry.make_writer(
+        folder,
+        resume=first,
+        steps=plan.steps,
+        select=plan.select,
+        least=least,
+        writers=writers,
+        others=trackers.made(writers, folder, resume=first, settings=settings),
+    )
+
+
 def _train(
     config: ml_collections.ConfigDict,
     setup: Setup,
@@ -179,15 +198,7 @@ def _train(
         accept = agreement.accept(meta.get("made"), made, first, force=forced)
         step, zeros = programs.compile_step(setup, config.train.batch_size, accept)
         print(f"compiled in {time.perf_counter() - start:.1f} s", flush=True)
-        writer = telemetry.Writer()
-        if processes.first():
-            writer = telemetry.make_writer(
-                folder,
-                resume=first,
-                steps=plan.steps,
-                select=plan.select,
-                least=meta.get("log", 0),
-            )
+        writer = _writer(config, folder, plan, first, meta.get("log", 0))
         flops, rate = measure.of_run(setup, step, config.train.batch_size)
         when = {"first": first, "began": start, "batch_size": config.train.batch_size}
         meter = speed.Meter(writer, flops=flops, rate=rate, **when)

@@ -229,13 +229,22 @@ class Writers(Writer):
             writer.close()
 
 
-def make_writer(workdir: Path, *, resume: int, steps: int, select: str, least: int = 0) -> Writer:
-    """JSON lines and the progress line, and TensorBoard if tensorboardX is installed."""
-    writers: list[Writer] = [JsonLines(workdir / LOG, resume=resume, least=least)]
-    if importlib.util.find_spec("tensorboardX") is not None:
-        writers.append(TensorBoard(workdir / "tensorboard", resume=resume))
-    writers.append(ProgressLine(steps=steps, start=resume, select=select))
-    return Writers(writers)
+def make_writer(
+    workdir: Path,
+    *,
+    resume: int,
+    steps: int,
+    select: str,
+    least: int = 0,
+    writers: Sequence[str] = ("tensorboard",),
+    others: Sequence[Writer] = (),
+) -> Writer:
+    """JSON lines and the progress line, TensorBoard where asked and installed, and `others`."""
+    made: list[Writer] = [JsonLines(workdir / LOG, resume=resume, least=least)]
+    if "tensorboard" in writers and importlib.util.find_spec("tensorboardX") is not None:
+        made.append(TensorBoard(workdir / "tensorboard", resume=resume))
+    made += [*others, ProgressLine(steps=steps, start=resume, select=select)]
+    return Writers(made)
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

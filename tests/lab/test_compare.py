@@ -1,15 +1,17 @@
 """`compare` on runs of `m4.main`: what it says is what their results say, paired."""
 
+import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import t, ttest_rel
 
-from m4.lab import planted
-from m4.lab.__main__ import main
+from m4.__main__ import main
+from m4.lab import compare, planted, side_by_side
 from m4.main import main as train
 
 BASE = {
@@ -67,6 +69,38 @@ def test_a_difference_is_that_of_the_results(runs, capsys):
     alone = ttest_rel(b, a).confidence_interval()
     variance = (alone.high - alone.low) ** 2  # of seeds alone, with their one degree of freedom
     assert high - low > 0 and low < np.mean(b) - np.mean(a) < high and variance > 0
+
+
+def test_one_seed_each_is_judged_over_patients(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "unfinished").mkdir()
+    args = ["compare", runs["linear0"], runs["hash0"], "unfinished", "--page=p/side.html"]
+    assert main(args) == 0
+    said = capsys.readouterr().out
+    assert "one seed, 50 patients; 95 % intervals over patients alone" in said
+    assert "unfinished: left out, holds no finished run" in said
+    found = compare.run([Path(runs["linear0"]), Path(runs["hash0"])])
+    half = float(found.told.high[0] - found.told.low[0]) / 2
+    smallest = float(found.told.smallest[0])
+    ratio = t.ppf(0.975, 49) + t.ppf(0.8, 49)  # what is found four times in five, over what is sure
+    assert half > 0 and smallest / half == pytest.approx(ratio / t.ppf(0.975, 49), rel=0.01)
+    page = Path("p/side.html").read_text()
+    assert "Runs side by side: y0/rmse" in page and "y0/mae" in page and "<svg" in page
+    assert f"{found.values[0][0]:.4f}" in page and "method.moe.gate" in page
+    evil = [dataclasses.replace(arm, runs={0: Path(f"{i}<img src=x>")}) for i, arm in
+            enumerate(found.arms)]  # fmt: skip
+    assert "<img src=x" not in side_by_side.html(dataclasses.replace(found, arms=evil))
+
+
+def test_replaced_data_are_no_difference_of_methods(runs, tmp_path, capsys):
+    for name, digest in (("linear0", "1"), ("hash0", "2")):
+        shutil.copytree(runs[name], tmp_path / name)
+        document = json.loads((tmp_path / name / "data.json").read_text())
+        document["sources"] = {"a.csv": {"sha256": digest}, "b.csv": {"sha256": "0"}}
+        (tmp_path / name / "data.json").write_text(json.dumps(document))
+    assert main(["compare", f"{tmp_path}/linear0", f"{tmp_path}/hash0"]) == 3
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/hash0: was trained on other data than {tmp_path}/linear0: a.csv" in said
 
 
 def test_a_run_is_no_seed_of_itself(runs, capsys):
