@@ -9,7 +9,7 @@ import functools
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from m4.data.sets.declared import parse
 from m4.data.sets.declared.definition import Definition
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError, DataError
-from m4.eval import averages, results
+from m4.eval import averages, baselines, results
 from m4.eval.predictions import Predictions
 from m4.eval.subsets import Subset
 from m4.export import bundle
@@ -323,8 +323,13 @@ class Model:
                 return eval_mode.of_nobody(self.config, model, predict, keep_SM)
             return eval_mode.sweep(self.config, model, asked.store, predict, keep_SM)
 
-    def scores(self, found: Predictions, name: str) -> dict[str, Any] | None:
-        """The results document (`m4.eval.results`) of predictions, None without a known label."""
+    def scores(
+        self, found: Predictions, name: str, references: Mapping[str, Any] | None = None
+    ) -> dict[str, Any] | None:
+        """The results document (`m4.eval.results`) of predictions, None without a known label.
+
+        `references` are those of the same rows, as of `references`.
+        """
         known = {
             task: values
             for task, values in found.prediction.items()
@@ -342,7 +347,24 @@ class Model:
             seed=self.config.seed,
             min_patients=self.config.eval.min_patients,
             thresholds=_thresholds(self.workdir, self.spec),
+            references=_of_tasks(references, known),
         )
+
+    def references(self, asked: Asked) -> dict[str, dict[str, np.ndarray]]:
+        """Reference models (`eval.baselines`), fitted on the training rows, of what is asked.
+
+        Without the data trained on there are none, nor for members trained on different rows.
+        """
+        names, _ = baselines.chosen(self.config.eval.baselines, self.spec)
+        there = trained.built(self.config, self._known.manifest["fingerprint"])
+        if not names or self._elsewhere(there):
+            return {}
+        if not (there / manifests.FILE).is_file():
+            self._say(f"no references: the data trained on are not in {there} any more")
+            return {}
+        self._say("fitting references on the training rows")
+        train = open_incomplete(self.config, there, "train")
+        return eval_mode.references_of(self.config, self.spec, train, asked.store, names)
 
     def _built(self) -> Path:
         """The data trained on, built again if they are gone.
@@ -394,6 +416,18 @@ class Model:
         params = eval_mode.best_params(self.config, model, self.workdir, say=self._say)
         with context(mesh):
             return model, functools.partial(self._compiled.of(self.config, model), params)
+
+
+def _of_tasks(
+    references: Mapping[str, Mapping[str, np.ndarray]] | None, tasks: Collection[str]
+) -> dict[str, dict[str, np.ndarray]] | None:
+    """The predictions of some tasks."""
+    if references is None:
+        return None
+    return {
+        name: {task: values for task, values in own.items() if task in tasks}
+        for name, own in references.items()
+    }
 
 
 def _nothing(manifest: Mapping[str, Any]) -> bool:

@@ -251,7 +251,8 @@ def _evaluate(config, setup: Setup, folder: Path, predict) -> Evaluation:
     found = averages.mean(parts, setup.spec)
     wanted, _ = baselines.chosen(config.eval.baselines, setup.spec)
     wanted = wanted if processes.first() else ()
-    references = _references(config, setup, test, wanted) if wanted else None
+    own = (setup.spec, setup.loader.store, test, wanted)
+    references = references_of(config, *own) if wanted else None
     stores = {"train": setup.loader.store, "val": val, "test": test} if processes.first() else {}
     values = {name: values_of(store) for name, store in stores.items() if store is not None}
     own = (thresholds, references, len(test), cuts, values)
@@ -375,13 +376,13 @@ def _subsets(config, setup: Setup, test: Store) -> list[subsets.Subset]:
     return subsets.choose(names, present, found["patient"], **own)
 
 
-def _references(config, setup: Setup, test: Store, names: Sequence[str]):
-    train = setup.loader.store
+def references_of(config, spec: DataSpec, train: Store, test: Store, names: Sequence[str]):
+    """The rows `names` of references, fitted on `train`, of the rows of `test`."""
     x_train, columns = aggregate.table(train)
     x_test, _ = aggregate.table(test)
     rows = baselines.Table(x_train, columns, train.columns(["patient"])["patient"])
-    tasks = setup.spec.task_names
+    tasks = spec.task_names
     found = train.columns([*(f"y/{t}" for t in tasks), *(f"y/{t}/mask" for t in tasks)])
     labels = {t: (found[f"y/{t}"], found[f"y/{t}/mask"]) for t in tasks}
     own = {"seed": config.seed, "names": names}
-    return baselines.fit_predict(setup.spec, rows, labels, x_test, **own)
+    return baselines.fit_predict(spec, rows, labels, x_test, **own)

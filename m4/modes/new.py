@@ -7,7 +7,8 @@ and `predictions/meds/<name>/`, with the name of DIR, and
 
     predictions/<name>-by-subject.csv   a row per record, with the identifiers of DIR and the labels
     predictions/<name>.json   what was read, counted and dropped, by which step of which model
-    results/<name>.json       scores, if any label is known
+    results/<name>.json       scores, if any label is known, beside those of references that are
+                              fitted on the training rows, while these are there
 
 Records of a data set whose examples have no identifiers go by their row and by the number of the
 patient that the data set gives them.
@@ -64,7 +65,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
                 _count(folder, name, asked.manifest, len(found.uid))
                 if asked.keys is not None and any(m.any() for m in found.label_mask.values()):
                     _warn_of_trained(config, asked.manifest, asked.keys)
-                _score(model, folder, name, found)
+                _score(model, folder, name, found, asked)
 
 
 def _numbers(store: Store) -> pa.Table:
@@ -130,11 +131,12 @@ def _warn_of_trained(config, manifest: dict[str, Any], keys: pa.Table) -> None:
             )
 
 
-def _score(model: loaded.Model, folder: Path, name: str, found: Predictions) -> None:
+def _score(
+    model: loaded.Model, folder: Path, name: str, found: Predictions, asked: loaded.Asked
+) -> None:
     """Results like those of the test split, of the tasks of which labels are known."""
-    document = model.scores(found, name)
-    if document is None:
+    if not any(mask.any() for mask in found.label_mask.values()):
         print("no labels, no scores")
-    else:
+    elif (document := model.scores(found, name, model.references(asked))) is not None:
         print(f"scores   {results.write(document, folder)}")
         words.print_table(document)

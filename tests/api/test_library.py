@@ -57,6 +57,9 @@ def test_what_fit_leaves_is_for_its_owner_only(place, fitted):
     assert repr(fitted).endswith("labs, baseline -> aki, los>")
     for path in (place / "w").rglob("*"):
         assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
+    (place / "ward.toml").rename(place / "away.toml")  # as from a folder to which it is relative
+    assert len(m4.load(place / "w").predict()) > 0
+    (place / "away.toml").rename(place / "ward.toml")
     before = os.umask(0o022)
     try:
         again = m4.fit(ward.config(place / "ward.toml", place / "data"), workdir=place / "w",
@@ -83,6 +86,16 @@ def test_frames_that_are_refused_leave_those_of_the_run(place, fitted):
         m4.fit(whole, workdir=place / "w", frames=ward.tables(seed=5), quiet=True,
                set={"optim.lr": 0.5})  # fmt: skip
     assert kept(place) == before
+    unreadable = place / "unreadable"  # a run of which no step is left, that is begun elsewhere
+    shutil.copytree(place / "w", unreadable / "w")
+    shutil.rmtree(unreadable / "w" / "checkpoints")
+    frames_of = kept(unreadable)
+    with pytest.raises(m4.errors.ConfigError, match=r"train\.from=.*no such folder"):
+        m4.fit(whole, workdir=unreadable / "w", frames=ward.tables(seed=5), quiet=True,
+               set={"train.from": str(place / "nowhere")}, force="config, program")  # fmt: skip
+    assert kept(unreadable) == frames_of
+    with pytest.raises(m4.errors.ConfigError, match="force: 'confg' is none of config, program"):
+        m4.fit(whole, workdir=place / "w", force="confg", quiet=True)
     with pytest.raises(m4.errors.ConfigError, match=r"train\.select"):
         m4.fit(whole, workdir=place / "other" / "w", frames=ward.tables(), quiet=True,
                set={"train.select": "aki/aurocc"})  # fmt: skip
@@ -124,6 +137,25 @@ def test_answers_come_in_the_order_of_the_questions(model):
     assert found["patient"].tolist() == [*asked["patient"], "nobody"]
     np.testing.assert_allclose(found["aki"][:4], expected.loc[asked["patient"], "aki"], rtol=1e-6)
     assert math.isnan(found["aki"][4])  # of whom there is nothing to predict from
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin", "+02:00"])
+def test_times_come_back_in_the_zone_in_which_they_were_asked(model, zone):
+    given = ward.tables(9, seed=1, first=500)
+    expected = model.predict(given)["aki"]
+    for name, column in (("measurements", "charted"), ("outcomes", "asked_at")):
+        times = pd.to_datetime(given[name][column])
+        if zone == "+02:00":
+            times = times.dt.strftime("%Y-%m-%dT%H:%M:%S+02:00")
+        elif zone:
+            times = times.dt.tz_localize(zone)
+        given[name][column] = times
+    found = model.predict(given)
+    np.testing.assert_allclose(found["aki"], expected, rtol=1e-6)
+    asked = pd.to_datetime(given["outcomes"]["asked_at"], utc=bool(zone))
+    assert (pd.to_datetime(found["asked_at"], utc=bool(zone)) == asked).all()
+    kept = {None: None, "+02:00": "UTC"}.get(zone, zone)
+    assert (None if found["asked_at"].dt.tz is None else str(found["asked_at"].dt.tz)) == kept
 
 
 def test_identifiers_may_be_numbers_and_words(model):

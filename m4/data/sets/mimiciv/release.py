@@ -27,13 +27,13 @@ DEMO_MARK = "demo_subject_id.csv"
 def find_root(raw_dir, *, demo: bool) -> Path | None:
     """The folder that holds `hosp/` and `icu/`, of the highest version; None if there is none.
 
-    Looked for: `mimiciv/`, `mimic-iv*/`, a version folder below those (`mimiciv/2.2/`), and
-    `raw_dir` itself. A folder counts as the demo if its name says so or it holds the demo's list
-    of subjects; demo and full data are never taken for each other.
+    Looked for: `mimiciv/`, `mimic-iv*/`, a version folder below those or below `raw_dir`
+    (`mimiciv/2.2/`), and `raw_dir` itself. A folder counts as the demo if its name says so or it
+    holds the demo's list of subjects; demo and full data are never taken for each other.
     """
     raw_dir = Path(raw_dir)
     places = [raw_dir]
-    for pattern in ("mimiciv*", "mimic-iv*", "mimiciv*/*", "mimic-iv*/*"):
+    for pattern in ("mimiciv*", "mimic-iv*", "mimiciv*/*", "mimic-iv*/*", "[0-9].[0-9]*"):
         places += sorted(p for p in raw_dir.glob(pattern) if p.is_dir())
     found = [p for p in places if (p / "hosp").is_dir() and (p / "icu").is_dir()]
     found = [p for p in found if _is_demo(p) == demo]
