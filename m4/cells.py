@@ -6,12 +6,25 @@ def count(number: int, smallest: int) -> str:
     return f"{number:,}" if number >= smallest or number == 0 else f"<{smallest}"
 
 
+def tens(number: int) -> int:
+    """A count that may be shown, to tens: so differences of two tell of no small one."""
+    return int(round(int(number), -1))
+
+
+def shown(number: int, smallest: int) -> int | None:
+    """`tens`; None below `smallest`."""
+    return tens(number) if number >= smallest else None
+
+
+def tells_of_few(part: float, total: float, smallest: int) -> bool:
+    """Whether a share of a total tells of few on either of its sides."""
+    return 0 < part < smallest or 0 < total - part < smallest
+
+
 def share(part: int, total: int, smallest: int, *, digits: int, unknown: str) -> str:
     """A percentage; close to none or to all it is not given exactly."""
     if total < smallest:
         return unknown
-    if 0 < part < smallest:
-        return "rare"
-    if 0 < total - part < smallest:
-        return "nearly all"
+    if tells_of_few(part, total, smallest):
+        return "rare" if 0 < part < smallest else "nearly all"
     return f"{part / total:.{digits}%}"

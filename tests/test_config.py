@@ -538,6 +538,21 @@ def test_task_weights_name_tasks_of_the_data_set():
         assert problem.startswith("train.task_weights.los=") and "number" in problem
 
 
+def test_costs_name_modalities_of_the_data_set():
+    train = {"select": "death/auroc", "task_weights": {}}
+
+    def problems(**costs):
+        return rules.data_problems({"train": train, "eval": {"costs": costs}}, toy_data.spec())
+
+    name = toy_data.spec().modality_names[0]
+    assert problems(**{name: 2.5}) == [] == problems()
+    (unknown,) = problems(**{f"{name}x": 1.0})
+    assert unknown.endswith(f"did you mean {name}?")
+    for wrong in (0.0, -1.0, float("inf"), "much"):
+        (problem,) = problems(**{name: wrong})
+        assert problem.startswith(f"eval.costs.{name}=") and "number" in problem
+
+
 def test_a_shipped_layer_takes_what_is_no_function_of_routers_and_names_a_size_once():
     config = str(Path(__file__).parents[1] / "configs/fusemoe_mimic.py:tiny")
     keys = ["--config.method.moe.router=product_keys", "--config.method.moe.share=joint"]

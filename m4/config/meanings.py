@@ -84,6 +84,8 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "eval.baselines": ("reference rows that are fitted: true, false, or names with commas", ""),
     "eval.min_patients": ("counts of fewer patients are never shown", "patients"),
     "eval.alpha": ("patients that may lie outside their sets and intervals", "share"),
+    "eval.costs": ("modality: its cost as the test that comes next, else 1", ""),
+    "eval.budget": ("costs a patient for next tests; 0: half of a mean one", ""),
     "mesh.data": ("devices over which rows are split; -1, of one axis: the rest", "devices"),
     "mesh.fsdp": ("devices over which rows and large parameters are split", "devices"),
     "mesh.expert": ("devices over which rows and experts are split", "devices"),

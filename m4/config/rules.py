@@ -201,6 +201,8 @@ FIELDS: dict[str, Rule] = {
     "eval.baselines": Rule(bool, True, also=BASELINES, several=True),  # see m4.eval.baselines
     "eval.min_patients": _count(10),
     "eval.alpha": Rule(float, 0.1, above=0, below=0.5),  # patients outside sets and intervals
+    "eval.costs": Rule(dict, {}),  # of modalities, as tests that come next; 1 where none is given
+    "eval.budget": Rule(float, 0.0, low=0),  # a patient; 0: half of a test of mean cost
     "mesh.data": _count(-1, low=-1),  # -1, here or for one other axis: the rest of the devices
     "mesh.fsdp": _count(1, low=-1),
     "mesh.expert": _count(1, low=-1),
@@ -400,6 +402,15 @@ def data_problems(values: Mapping[str, Any], spec: DataSpec) -> list[str]:
     elif metric not in METRICS.get(kinds[task], ()):
         has = ", ".join(METRICS.get(kinds[task], ()))
         problems.append(f"train.select={select!r}: a {kinds[task]} task has {has}")
+    for name, cost in values.get("eval", {}).get("costs", {}).items():
+        wrong = Rule(float, above=0).problem(cost)
+        if name not in spec.modality_names:
+            hint = nearest(name, spec.modality_names)
+            problems.append(
+                f"eval.costs.{name}: modalities are {', '.join(spec.modality_names)}{hint}"
+            )
+        elif wrong:
+            problems.append(f"eval.costs.{name}={cost!r}: {wrong}")
     for field in ("task_weights", "stream_ratio"):
         for name, weight in values["train"].get(field, {}).items():
             wrong = Rule(float, low=0).problem(weight)

@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 from m4 import cells
 from m4.data import aggregate, shift
 from m4.data import manifest as manifests
+from m4.data.groups import UNKNOWN
 from m4.data.store import Store
 from m4.errors import DataError
 from m4.specs import DataSpec, TaskSpec
@@ -66,12 +67,29 @@ def lines(folder: Path) -> list[str]:
     for task in spec.tasks:
         shown = "".join(f"{_label(task, s['labels'][task.name]):>20}" for s in splits.values())
         found.append(f"  {task.name:20}{shown}   {task.kind}")
+    found += _groups(folder, spec, splits)
     found += ["", "combinations of modalities (all splits)", *_patterns(spec, splits)]
     found += ["", "flow", *(f"  {line}" for line in manifests.flow_lines(manifest))]
     if joining := manifest.get("joining"):
         found += ["", "joining", *(f"  {line}" for line in joining)]
     odd = [*warnings(folder)]
     return [*found, "", f"warnings: {len(odd) or 'none'}", *(f"  ! {line}" for line in odd)]
+
+
+def _groups(folder: Path, spec: DataSpec, splits: dict[str, Any]) -> list[str]:
+    """Rows of each category of each group column by split, the commonest first; not the rare."""
+    found: list[str] = []
+    for column in spec.groups:
+        by_split = [Counter(Store(folder, name).groups()[column].tolist()) for name in splits]
+        total = sum(by_split, Counter())
+        shown = [c for c, n in total.most_common() if c != UNKNOWN and n >= SMALLEST]
+        found += ["", f"group {column} (rows)"]
+        for category in [*shown[:MAX_LINES], UNKNOWN]:
+            counts = "".join(f"{_count(own[category]):>12}" for own in by_split)
+            found.append(f"  {category or 'not known':14}{counts}")
+        if left := len([c for c in total if c != UNKNOWN]) - len(shown[:MAX_LINES]):
+            found.append(f"  {left} more, rarer")
+    return found
 
 
 def warnings(folder: Path) -> Iterator[str]:

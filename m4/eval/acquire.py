@@ -5,7 +5,7 @@ task) and on which modalities that rests, learns how much the answer moves when 
 the divergence of the richer answer from the poorer one, in nats, which needs no label. It is fitted
 on one half of the patients and asked about the other, and the other way round. Whether its advice
 is worth anything is tried on modalities that are there but hidden: everybody begins with the one
-that most have, and half of the tests that everybody could have are paid for, one a patient.
+that most have, and a budget pays for one test more for some of them, half unless it is given.
 
 | arm | who is tested, with what |
 |---|---|
@@ -24,13 +24,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
 
+from m4 import cells
+from m4.eval.bootstrap import number
 from m4.eval.games import Game
 from m4.eval.metrics import EPS
 
 ARMS = ("random", "static", "entropy", "value", "bound")
 STATES = 4  # of each row, that the value model learns from: the start and random others
 MAX_OUTPUTS = 32  # of all tasks, that it sees
-BUDGET = 0.5  # of one test for everybody
+BUDGET = 0.5  # of a test of mean cost for everybody, unless another is given
 MIN_PATIENTS = 40  # to learn from in each half
 
 
@@ -42,36 +44,69 @@ class Advice(NamedTuple):
 
 
 def describe(
-    game: Game, costs: Mapping[str, float] | None = None, *, seed: int = 0
+    game: Game, costs: Mapping[str, float] | None = None, *, budget: float = 0.0, seed: int = 0
 ) -> dict[str, Any] | None:
     """The section of one task, JSON; None for regressions, or with too few subsets or patients.
 
     {start, budget, costs, arms: [{arm, gain: E}], against: [{arm, difference: E}], next:
     [{modality, patients}]}: gains in nats a patient over the start; differences are value - arm;
     `next` says for how many patients an absent modality is expected to tell most per cost.
+
+    `costs` are of modalities, 1 where none is given; `budget` is what may be spent a patient, in
+    the same unit, 0 for `BUDGET` of a test of mean cost.
     """
-    if game.task.kind not in ("binary", "multiclass") or not game.complete or len(game.names) < 3:
-        return None
-    start = int(np.argmax(game.present_nM.mean(axis=0)))
     half_n = _halves(game, seed)
-    enough = all(game.patients(half_n == h) >= MIN_PATIENTS for h in (0, 1))
-    if not enough or game.units(np.ones(len(half_n), bool)) is None:
+    if not _possible(game, half_n) or game.units(np.ones(len(half_n), bool)) is None:
         return None
-    price_M = np.array([float((costs or {}).get(name, 1.0)) for name in game.names])
+    start, price_M = _start(game), _prices(game, costs)
+    budget = budget or BUDGET * float(price_M[np.arange(len(price_M)) != start].mean())
     given = advise(game, start, half_n, seed=seed)
-    gain_An = np.stack([*_arms(game, start, half_n, given, price_M, seed).values()])
+    gain_An = np.stack([*_arms(game, start, half_n, given, price_M, budget, seed).values()])
     others = ARMS[:3]
     less_An = gain_An[3] - gain_An[:3]
     both = zip(ARMS, game.means(gain_An, weighted=False), strict=True)
     against = zip(others, game.means(less_An, weighted=False), strict=True)
     return {
         "start": game.names[start],
-        "budget": BUDGET,
+        "budget": number(budget),
         "costs": dict(zip(game.names, price_M.tolist(), strict=True)),
         "arms": [{"arm": name, "gain": gain} for name, gain in both],
         "against": [{"arm": name, "difference": gain} for name, gain in against],
         "next": _next(game, given.next_nM / price_M),
     }
+
+
+def by_row(
+    game: Game, costs: Mapping[str, float] | None = None, *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Expected gain of each modality that a row lacks, in nats, and which comes next.
+
+    f64[n, M], NaN where it is there or nothing is known of it, and i64[n], -1 for none: the one
+    with the largest gain per cost. None where `describe` says nothing for want of a value model.
+    """
+    half_n = _halves(game, seed)
+    if not _possible(game, half_n):
+        return None
+    gain_nM = advise(game, _start(game), half_n, seed=seed).next_nM
+    per_cost_nM = np.nan_to_num(gain_nM / _prices(game, costs), nan=-np.inf)
+    known_n = np.isfinite(gain_nM).any(axis=1)
+    return gain_nM, np.where(known_n, per_cost_nM.argmax(axis=1), -1)
+
+
+def _possible(game: Game, half_n: np.ndarray) -> bool:
+    """Whether there is something to choose, and enough patients to learn from."""
+    if game.task.kind not in ("binary", "multiclass") or not game.complete or len(game.names) < 3:
+        return False
+    return all(game.patients(half_n == h) >= MIN_PATIENTS for h in (0, 1))
+
+
+def _start(game: Game) -> int:
+    """The modality that most have."""
+    return int(np.argmax(game.present_nM.mean(axis=0)))
+
+
+def _prices(game: Game, costs: Mapping[str, float] | None) -> np.ndarray:
+    return np.array([float((costs or {}).get(name, 1.0)) for name in game.names])
 
 
 def advise(game: Game, start: int, half_n: np.ndarray, *, seed: int = 0) -> Advice:
@@ -145,8 +180,10 @@ def _whole(game: Game, p_nC: np.ndarray) -> np.ndarray:
     return np.concatenate([1 - p_nC, p_nC], axis=1) if game.task.kind == "binary" else p_nC
 
 
-def _arms(game: Game, start: int, half_n, given: Advice, price_M, seed: int) -> dict[str, Any]:
-    """What every row gains under each arm, in nats."""
+def _arms(
+    game: Game, start: int, half_n, given: Advice, price_M, budget: float, seed: int
+) -> dict[str, Any]:
+    """What every row gains under each arm, in nats; `budget` is a row's share of all."""
     rng, place = np.random.default_rng(seed), game.place()
     only = np.arange(len(game.names)) == start
     begun_n = game.value_Sn[place[tuple(map(bool, only))]]
@@ -171,9 +208,9 @@ def _arms(game: Game, start: int, half_n, given: Advice, price_M, seed: int) -> 
         "value": (np.nan_to_num(given.start_nM, nan=-np.inf) / price_M, None),
         "bound": (gain_nM / price_M, None),
     }
-    budget = BUDGET * price_M[np.arange(len(price_M)) != start].mean() * len(half_n)
+    whole = budget * len(half_n)
     return {
-        arm: _spent(gain_nM, np.where(can_nM, score_nM, -np.inf), first_n, price_M, budget)
+        arm: _spent(gain_nM, np.where(can_nM, score_nM, -np.inf), first_n, price_M, whole)
         for arm, (score_nM, first_n) in asked.items()
     }
 
@@ -197,7 +234,6 @@ def _next(game: Game, value_nM: np.ndarray) -> list[dict[str, Any]]:
     rows = []
     for m, name in enumerate(game.names):
         patients = game.patients(lacks_n & (best_n == m))
-        shown = int(round(patients, -1)) if patients >= game.min_patients else None
         if patients:
-            rows.append({"modality": name, "patients": shown})
+            rows.append({"modality": name, "patients": cells.shown(patients, game.min_patients)})
     return rows

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from m4 import cells
 from m4.eval import bootstrap, games, holm, metrics, subsets
 from m4.eval.bootstrap import Draws, number
 from m4.eval.games import Game
@@ -198,7 +199,7 @@ def _groups(game: Game, worth: _Worth) -> dict[str, list]:
                 continue
             values = zip(game.names, worth.means(own_n), strict=True)
             found = [{"modality": name, "shapley": value} for name, value in values]
-            count = int(round(patients, -1))
+            count = cells.tens(patients)
             rows.append({"category": str(category), "patients": count, "modalities": found})
         rows.sort(key=lambda row: -row["patients"])
         if rows:

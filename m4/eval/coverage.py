@@ -16,7 +16,9 @@ from it (Vovk 2012; Angelopoulos and Bates 2023, section 3.2).
                     outside: [n, of]}},      cells (pattern and class) below their band
                   unit: 'classes' | 'width'}]}
     cell         {label, class?, patients, behind: patients of calibration behind the threshold,
-                  coverage: E, size: classes or width of the median interval,
+                  coverage: E and `inside`, whether it is no smaller than the band; value null,
+                  with `note`, where few patients are covered or are not,
+                  size: classes or width of the median interval,
                   sizes: [share of sets with 0, 1, ... classes]}
 
 With cross-fitting the coverage of whole cells is close to 1 - alpha by construction and the band is
@@ -33,6 +35,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import betabinom, norm
 
+from m4 import cells
 from m4.eval import conformal, nested
 from m4.eval.bootstrap import number
 from m4.eval.conformal import Judged, Sample
@@ -46,6 +49,7 @@ DRAWS = 1000  # of a band over several thresholds
 MANY = 20  # thresholds, whose sum is as good as normal
 MAX_LABELS = 6  # of a multilabel task, those whose rarer class has most patients
 NESTED = "nested"
+DIGITS = 2  # of a share: with more, the number of patients could be had from it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +179,7 @@ def section(
     return {
         "alpha": alpha,
         "calibrated": found[0].calibrated,
-        "patients": round(min(v.patients for v in found), -1),
+        "patients": cells.tens(min(v.patients for v in found)),
         "tasks": tasks,
     }
 
@@ -187,11 +191,12 @@ def _method(verdicts: Verdicts, judged: Judged, predictions, spec, alpha, smalle
     present_NM, patient_N = predictions.present[rows], predictions.patient[rows]
     kinds = range(len(question.classes))
 
-    def cells(label: str, mask_N: np.ndarray, kind: int | None = None) -> Iterator[dict]:
+    def judged_of(label: str, mask_N: np.ndarray, kind: int | None = None) -> Iterator[dict]:
         mask_N = mask_N if kind is None else mask_N & (truth_N == kind)
         if len(np.unique(patient_N[mask_N])) >= smallest:
             named = {} if kind is None else {"class": question.classes[kind]}
-            yield {"label": label, **named, **describe_cell(verdicts, judged, mask_N, alpha)}
+            found = describe_cell(verdicts, judged, mask_N, alpha, smallest)
+            yield {"label": label, **named, **found}
 
     everybody = np.ones(len(rows), bool)
     where = [
@@ -199,14 +204,14 @@ def _method(verdicts: Verdicts, judged: Judged, predictions, spec, alpha, smalle
         for keep, count in patterns(present_NM, patient_N)
         if count >= smallest
     ]
-    fine = [c for label, mask in where for k in kinds for c in cells(label, mask, k)]
-    by_pattern = [c for label, mask in where for c in cells(label, mask)]
+    fine = [c for label, mask in where for k in kinds for c in judged_of(label, mask, k)]
+    by_pattern = [c for label, mask in where for c in judged_of(label, mask)]
     judged_by = fine or by_pattern
     detail = {"patterns": by_pattern, "cells": fine} if judged is verdicts.best else {}
     return {
-        "all": next(cells("everybody", everybody), None),
-        "classes": [c for k in kinds for c in cells("everybody", everybody, k)],
-        "worst": min((c["coverage"]["value"] for c in by_pattern), default=None),
+        "all": next(judged_of("everybody", everybody), None),
+        "classes": [c for k in kinds for c in judged_of("everybody", everybody, k)],
+        "worst": min((share for c in by_pattern if (share := value(c)) is not None), default=None),
         **detail,
         "outside": [sum(not inside(c["coverage"]) for c in judged_by), len(judged_by)],
     }
@@ -214,28 +219,42 @@ def _method(verdicts: Verdicts, judged: Judged, predictions, spec, alpha, smalle
 
 def inside(coverage: Mapping[str, Any]) -> bool:
     """Whether a share of covered patients is no smaller than chance makes it."""
-    return coverage["value"] >= coverage["band"][0]
+    return coverage["inside"] if "inside" in coverage else coverage["value"] >= coverage["band"][0]
+
+
+def value(cell: Mapping[str, Any]) -> float | None:
+    """The share of a cell that is covered; None where it would tell of few patients."""
+    return cell["coverage"]["value"]
 
 
 def describe_cell(
-    verdicts: Verdicts, judged: Judged, mask_N: np.ndarray, alpha: float
+    verdicts: Verdicts, judged: Judged, mask_N: np.ndarray, alpha: float, smallest: int = 1
 ) -> dict[str, Any]:
-    """Coverage with its band, and size, of some rows of a question; a patient counts once."""
+    """Coverage with its band, and size, of some rows of a question; a patient counts once.
+
+    Shares have two digits, or none where fewer than `smallest` patients are covered or are not.
+    """
     patients, weight_n = conformal.weights(verdicts.sample.patient_N[mask_N])
     weight_n = weight_n / weight_n.sum()
     covered = float(weight_n @ judged.covered_N[mask_N])
     band = chance(judged.patients_N[mask_N], judged.cell_N[mask_N], weight_n * patients, alpha)
+    few = cells.tells_of_few(round(covered * patients, 6), patients, smallest)
     out: dict[str, Any] = {
-        "patients": round(patients, -1),
-        "behind": round(int(np.median(judged.patients_N[mask_N])), -1),
-        "coverage": {"value": number(covered), "band": [number(end) for end in band]},
+        "patients": cells.tens(patients),
+        "behind": cells.tens(int(np.median(judged.patients_N[mask_N]))),
+        "coverage": {
+            "value": None if few else number(round(covered, DIGITS)),
+            "band": [number(round(end, DIGITS)) for end in band],
+            "inside": covered >= band[0],
+        }
+        | ({"note": "nearly all" if covered > 0.5 else "few"} if few else {}),
     }
     if verdicts.question.classes:
         size_n, most = judged.size_N()[mask_N], len(verdicts.question.classes)
         shares = np.bincount(size_n, weights=weight_n, minlength=most + 1)
         out |= {
-            "size": number(weight_n @ size_n),
-            "sizes": [number(round(share, 2)) for share in shares],
+            "size": number(round(weight_n @ size_n, DIGITS)),
+            "sizes": [number(round(share, DIGITS)) for share in shares],
         }
     else:
         out["size"] = number(_width(verdicts, judged, mask_N))

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from m4 import cells
 from m4.eval import bootstrap, holm
 from m4.eval.bootstrap import Draws, number
 from m4.eval.coverage import Verdicts
@@ -109,7 +110,7 @@ def _column(predictions: Predictions, spec: DataSpec, column, own, smallest: int
             }
             for category, rows in own.items()
         ],
-        "unknown": round(unknown, -1) if unknown >= smallest else None,
+        "unknown": cells.shown(unknown, smallest),
     }
 
 
@@ -117,7 +118,7 @@ def _absent(predictions: Predictions, rows: np.ndarray, m: int, smallest: int) -
     """Share of rows without a modality; None where those are few, or those who have it."""
     present_n, patient_n = predictions.present[rows, m], predictions.patient[rows]
     counts = [len(np.unique(patient_n[side])) for side in (present_n, ~present_n)]
-    few = any(0 < n < smallest for n in counts)
+    few = cells.tells_of_few(counts[0], sum(counts), smallest)
     return None if few else number(round(1 - present_n.mean(), DIGITS))
 
 
@@ -200,7 +201,7 @@ def _by_column(measured: list[Measured]) -> dict[str, dict[str, list[dict]]]:
             estimate = _rounded(estimate)
         if _alike(m):
             estimate |= {"low": None, "high": None, "note": "no interval: all draws are alike"}
-        row = {"category": m.category, "patients": round(m.patients, -1), **estimate}
+        row = {"category": m.category, "patients": cells.tens(m.patients), **estimate}
         out.setdefault(m.column, {}).setdefault(m.metric, []).append(row)
     return out
 
@@ -251,4 +252,4 @@ def _alike(measured: Measured) -> bool:
 
 
 def _tens(predictions: Predictions, rows: np.ndarray) -> int:
-    return round(len(np.unique(predictions.patient[rows])), -1)
+    return cells.tens(len(np.unique(predictions.patient[rows])))

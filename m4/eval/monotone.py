@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from m4 import cells
 from m4.eval.games import Game, worth
 
 NOTICED = 0.01  # nats: 1 % in the probability of what came true
@@ -59,8 +60,10 @@ def _of(game: Game, m: int, joins: list[tuple[int, int]]) -> dict[str, Any]:
         keys += ["expected", "excess"]
     found = game.means(np.stack(quantities), has_n, weighted=False)
     patients = game.patients(has_n)
-    count = int(round(patients, -1)) if patients >= game.min_patients else None
-    return {"patients": count, **dict(zip(keys, found, strict=True))}
+    return {
+        "patients": cells.shown(patients, game.min_patients),
+        **dict(zip(keys, found, strict=True)),
+    }
 
 
 def _expected(game: Game, more: int, less: int) -> np.ndarray | None:

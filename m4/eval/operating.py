@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from m4 import cells
 from m4.eval import bootstrap, calibration, recalibration
 from m4.eval.bootstrap import Draws, number
 from m4.eval.metrics import Value
@@ -148,7 +149,7 @@ def _question(question: Question, draws: Draws, own: Mapping[str, float], min_pa
     v = at(vertices)
     curve = {
         "label": question.label,
-        "events": int(round(question.rarest, -1)),
+        "events": cells.tens(question.rarest),
         "prevalence": number(question.y_n.mean()),
         "roc": _line(1 - point.specificity[0, v], point.sensitivity[0, v],
                      1 - drawn.specificity[:, v], drawn.sensitivity[:, v], units),

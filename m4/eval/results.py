@@ -49,7 +49,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from m4 import seal
+from m4 import cells, seal
 from m4.eval import (
     acquire,
     attribution,
@@ -109,14 +109,16 @@ def compose(
     references: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     cuts: operating.Cuts | None = None,
     values: Mapping[str, table_one.Values] | None = None,
+    costs: Mapping[str, float] | None = None,
+    budget: float = 0.0,
 ) -> dict[str, Any]:
     """Everything the report shows about one split; the schema is in the module's docstring.
 
     `subsets` belong to `predictions.subsets`, the full one first, those of kind 'more' last: they
     get no scores. `thresholds` come from `thresholds(validation predictions)`, `cuts` from
     `operating.choose` of them; `references` holds per model and task f[rows of split, C]; `values`
-    who was studied, by split, this one last. Where boosting is among the references, the blend with
-    it becomes one more.
+    who was studied, by split, this one last. `costs` and `budget` are those of the next test, see
+    `m4.eval.acquire`. Where boosting is among the references, the blend with it becomes one more.
     """
     if [s.keep for s in subsets] != [tuple(map(bool, keep)) for keep in predictions.subsets]:
         raise ValueError("subsets are not those that were swept")
@@ -141,7 +143,7 @@ def compose(
     out["curves"], out["operating_points"] = operating.describe(predictions, spec, sampled, **own)
     if found := table_one.describe(values or {}, predictions, spec, min_patients=min_patients):
         out["table_one"] = found
-    _add_games(out, predictions, spec, sampled)
+    _add_games(out, predictions, spec, sampled, {"costs": costs, "budget": budget})
     return out
 
 
@@ -202,10 +204,12 @@ def pooled_patterns(spec: DataSpec, predictions: Predictions, min_patients: int)
     pool = sum(n for _, n in found) - sum(n for _, n in shown)
     while shown and 0 < pool < min_patients:
         pool += shown.pop()[1]
-    rows = [{"label": describe(spec.modality_names, k), "patients": _tens(n)} for k, n in shown]
+    rows = [
+        {"label": describe(spec.modality_names, k), "patients": cells.tens(n)} for k, n in shown
+    ]
     if pool:
         large = pool >= min_patients
-        rows.append({"label": "other patterns", "patients": _tens(pool) if large else None})
+        rows.append({"label": "other patterns", "patients": cells.tens(pool) if large else None})
     return rows
 
 
@@ -240,7 +244,9 @@ def _add_subsets(out: dict, scorer: Scorer, subsets: list[Subset]) -> None:
             out["deltas"].append({**row, "metrics": deltas, "common": on_common})
 
 
-def _add_games(out: dict, predictions: Predictions, spec: DataSpec, draws: bootstrap.Draws) -> None:
+def _add_games(
+    out: dict, predictions: Predictions, spec: DataSpec, draws: bootstrap.Draws, spent: Mapping
+) -> None:
     """Sections that need more subsets than those that have scores, by task."""
     for task in _tasks(predictions, spec):
         own = {"min_patients": out["min_patients"], "seed": out["bootstrap"]["seed"]}
@@ -248,7 +254,7 @@ def _add_games(out: dict, predictions: Predictions, spec: DataSpec, draws: boots
         if game is None:
             continue
         found = {"attribution": attribution.describe(game), "monotone": monotone.describe(game)}
-        found["next_test"] = acquire.describe(game, seed=out["bootstrap"]["seed"])
+        found["next_test"] = acquire.describe(game, **spent, seed=out["bootstrap"]["seed"])
         for name, section in found.items():
             if section:
                 out.setdefault(name, {})[task.name] = section
@@ -301,11 +307,7 @@ def _ranking(scorer: Scorer) -> dict[str, Any]:
 def _count(scorer: Scorer, mask_NL: np.ndarray) -> int | None:
     """Patients behind a number, rounded to tens; None below the smallest cell."""
     count = scorer.patients(mask_NL)
-    return _tens(count) if count >= scorer.min_patients else None
-
-
-def _tens(count: int) -> int:
-    return int(round(count, -1))
+    return cells.shown(count, scorer.min_patients)
 
 
 def _tasks(predictions: Predictions, spec: DataSpec) -> list[TaskSpec]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from m4 import cells
 from m4.eval import bootstrap
 from m4.eval.bootstrap import Draws, number
 from m4.eval.coverage import Verdicts
@@ -77,8 +78,7 @@ class Means:
 
     def count(self, some_N: np.ndarray) -> int | None:
         """Patients of some rows, rounded to tens; None below the smallest cell."""
-        patients = self.patients(some_N)
-        return round(patients, -1) if patients >= self._smallest else None
+        return cells.shown(self.patients(some_N), self._smallest)
 
     def patients(self, some_N: np.ndarray) -> int:
         """Patients of some rows."""

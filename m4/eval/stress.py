@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from m4 import cells
 from m4.eval import bootstrap, holm
 from m4.eval.predictions import Predictions
 from m4.eval.scorer import Scorer
@@ -101,7 +102,7 @@ def compose(
         scorer = Scorer(found, spec, task, sampled, None, min_patients)
         name, mask = scorer.primary, scorer.mask_full
         full, counted = scorer.subset(0, mask), scorer.patients(mask)
-        enough = int(round(counted, -1)) if counted >= min_patients else None
+        enough = cells.shown(counted, min_patients)
         out["tasks"][task.name] = {"metric": name, "patients": enough}
         out["whole"][task.name] = scorer.estimates(full, mask)[name]
         for s, row in enumerate(rows, start=1):

@@ -11,14 +11,16 @@ Letters: S subsets, N rows, M modalities, C labels, classes or values, L label c
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from m4 import seal
 from m4.errors import DataError
-from m4.eval import attribution, bootstrap, games
+from m4.eval import acquire, attribution, bootstrap, games
 from m4.eval.predictions import Predictions
 from m4.eval.subsets import describe
 from m4.specs import DataSpec, TaskSpec
@@ -73,8 +75,47 @@ def worth(found: Predictions, spec: DataSpec, patient_N: np.ndarray, seed: int =
     return pa.table(columns)
 
 
+def next_tests(
+    found: Predictions,
+    spec: DataSpec,
+    patient_N: np.ndarray,
+    costs: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> pa.Table:
+    """One line per row: what each modality that it lacks should tell, `gain/<task>/<modality>`.
+
+    In nats, null where a modality is there or nothing is known of it. `next/<task>` names the one
+    that tells most per cost (`m4.eval.acquire`). No columns of a task without a value model.
+    """
+    columns = {"row": pa.array(found.uid), "patient": pa.array(patient_N)}
+    draws = bootstrap.resample(found.patient, draws=1)
+    for task in spec.tasks:
+        game = games.play(found, spec, task, draws, min_patients=1, seed=seed)
+        advice = None if game is None else acquire.by_row(game, costs, seed=seed)
+        if game is None or advice is None:
+            continue
+        gain_NM = np.full(found.present.shape, np.nan)
+        gain_NM[game.row_n] = advice[0]
+        next_N = np.full(len(found.uid), -1)
+        next_N[game.row_n] = advice[1]
+        for m, name in enumerate(spec.modality_names):
+            columns[f"gain/{task.name}/{name}"] = pa.array(
+                gain_NM[:, m], mask=np.isnan(gain_NM[:, m])
+            )
+        names = np.array([*spec.modality_names, ""], object)[next_N]
+        columns[f"next/{task.name}"] = pa.array(names, pa.string(), mask=next_N < 0)
+    return pa.table(columns)
+
+
 def read(path: Path, spec: DataSpec) -> Predictions:
-    """The table of a file. Raises DataError for one that is no such table or of other data."""
+    """The table of a file.
+
+    Raises DataError for one that is no such table, is of other data, or is not as it was written
+    (`seals.json` of the work directory that it lies in).
+    """
+    name = f"{path.parent.name}/{path.name}"
+    if seal.problem(path.absolute().parent.parent, name) == "differs from its seal":
+        raise DataError(f"{path}: differs from its seal; --mode=eval writes it again")
     try:
         table = pq.read_table(path)
         note = json.loads((table.schema.metadata or {})[NOTE])

@@ -303,6 +303,8 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
         references=evaluation.references,
         cuts=evaluation.cuts,
         values=evaluation.values,
+        costs=config.eval.costs.to_dict(),
+        budget=config.eval.budget,
     )
     document |= reliance.sections(
         evaluation.found,
@@ -324,7 +326,7 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
         document["missing"] = config.eval.missing.to_dict()
     results.write(document, folder)
     if config.eval.subsets not in (True, False, "auto"):
-        _write_table(folder, evaluation.found, spec, split, config.seed)
+        _write_table(config, folder, evaluation.found, spec, split)
     words.print_table(document)
     report.build(folder)
 
@@ -352,16 +354,21 @@ def values_of(store: Store) -> table_one.Values:
     return table_one.Values(names, values_NF, store.columns(["patient"])["patient"], store.groups())
 
 
-def _write_table(folder: Path, found: Predictions, spec: DataSpec, split: str, seed: int) -> None:
-    """results/<split>_subsets.parquet and <split>_worth.parquet, for their owner alone.
+def _write_table(config, folder: Path, found: Predictions, spec: DataSpec, split: str) -> None:
+    """results/<split>_subsets.parquet, _worth and _next, for their owner alone.
 
-    Every row under every subset, and what each modality is worth to each row.
+    Every row under every subset, what each modality is worth to each row, and which of those that
+    it lacks should come next.
     """
     patient_N = pseudonyms.of(found.patient, folder)
+    costs = config.eval.costs.to_dict()
     for name, own in (
         ("subsets", table.make(found, spec, patient_N)),
-        ("worth", table.worth(found, spec, patient_N, seed)),
+        ("worth", table.worth(found, spec, patient_N, config.seed)),
+        ("next", table.next_tests(found, spec, patient_N, costs, config.seed)),
     ):
+        if own.num_columns == 2:  # row and patient: of no task
+            continue
         path = folder / "results" / f"{split}_{name}.parquet"
         meds.write_private(path, own, folder)
         print(f"{name:8} {path}; patients as keyed hashes (key: {folder / 'key'})")

@@ -21,7 +21,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from m4 import atomic, seal
+from m4 import seal
 from m4.config import Flags
 from m4.data import disturb, missing
 from m4.data.store import Store
@@ -48,9 +48,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         with context(setup.mesh):
             document = _conditions(config, setup, predict, kinds, rates)
         if processes.first():
-            text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-            seal.keep(folder, FILE, text.encode())
-            atomic.write(folder / FILE, text)
+            seal.write(folder, FILE, json.dumps(document, indent=1, allow_nan=False) + "\n")
             print(*lines(document), sep="\n")
             if any((folder / "results").glob("*.json")):  # --mode=eval makes the page otherwise
                 report.build(folder)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from m4.data import build
+from m4.data import build, describe
 from m4.data.bands import band
 from m4.data.sets import synthetic
 from m4.data.store import Store
@@ -114,3 +114,30 @@ def test_the_synthetic_cohort_knows_its_groups():
     died = np.array([e["targets"]["ihm48"] or 0 for e in rows]) > 0
     assert ecg[kind == "cardiac"].mean() > ecg[kind == "medical"].mean() + 0.1
     assert died[kind == "surgical"].mean() < died[kind == "medical"].mean() - 0.05
+
+
+def test_a_description_counts_the_categories_but_not_the_rare(tmp_path, monkeypatch):
+    def make(number):
+        found = grouped(number)
+        found["groups"]["site"] = "b" if number == 1 else "a" if number % 5 else ""
+        return found
+
+    class Toy:
+        VERSION, LICENCE, WHERE = "1", "CC0", "nowhere"
+        spec = staticmethod(lambda **_: cohort(make).spec)
+        missing_files = staticmethod(lambda raw_dir, **_: [])
+        cohort = staticmethod(lambda raw_dir, *, seed, **_: cohort(make))
+
+    monkeypatch.setattr(build.data_sets, "find", lambda name: Toy)
+    folder = build.prepare("toy", tmp_path, tmp_path / "data")
+    text = describe.lines(folder)
+    known = {split: Store(folder, split).groups() for split in ("train", "val", "test")}
+    start = text.index("group sex (rows)")
+    for line, category in zip(text[start + 1 : start + 3], ("female", "male"), strict=True):
+        counts = [int((own["sex"] == category).sum()) for own in known.values()]
+        shown = [str(n) if n >= describe.SMALLEST or not n else "<10" for n in counts]
+        assert line.split() == [category, *shown]
+    sites = text[text.index("group site (rows)") + 1 :]
+    assert sites[0].split()[0] == "a" and sites[1].startswith("  not known")
+    assert sites[2] == "  1 more, rarer"
+    assert not any(line.split()[:1] == ["b"] for line in text)

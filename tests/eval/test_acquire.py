@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from m4.eval import acquire, bootstrap, games, subsets
+from m4.eval import acquire, bootstrap, games, subsets, table
 from m4.eval.predictions import Predictions
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
@@ -85,3 +85,40 @@ def test_costs_decide_too():
 
 def test_too_few_patients_get_no_advice():
     assert acquire.describe(planted(60)) is None
+
+
+def test_the_budget_is_what_may_be_spent_a_patient():
+    game = planted(600)
+    half, same, all_of_them = (acquire.describe(game, budget=b) for b in (0.0, 0.5, 50.0))
+    assert half == same and half["budget"] == 0.5
+    dear = acquire.describe(game, {"image": 20.0, "blood": 40.0})
+    assert dear["budget"] == 15.0  # half of their mean
+    gain = [
+        {row["arm"]: row["gain"]["value"] for row in found["arms"]} for found in (half, all_of_them)
+    ]
+    assert gain[1]["value"] > gain[0]["value"] > 0
+    nothing = acquire.describe(game, budget=1e-9)
+    assert {row["gain"]["value"] for row in nothing["arms"]} == {0.0}
+
+
+def test_every_patient_who_lacks_something_is_told_what_comes_next(tmp_path):
+    game = planted(900)
+    found, lacks_NM = game.predictions, ~game.predictions.present
+    told = table.next_tests(found, SPEC, found.patient)
+    assert told.column_names == ["row", "patient", *(f"gain/died/{m}" for m in NAMES), "next/died"]
+    for m, name in enumerate(NAMES):
+        gain_N = told[f"gain/died/{name}"].to_numpy(zero_copy_only=False)
+        assert (np.isnan(gain_N) | lacks_NM[:, m]).all()  # nothing of what is there
+    next_N = np.array(told["next/died"].to_pylist(), object)
+    only_N = lacks_NM.sum(axis=1) == 1
+    for m, name in ((1, "image"), (2, "blood")):
+        assert (next_N[only_N & lacks_NM[:, m]] == name).all()
+    assert (next_N[~lacks_NM.any(axis=1)] == None).all()  # noqa: E711
+    counts = {row["modality"]: row["patients"] for row in acquire.describe(game)["next"]}
+    for name, count in counts.items():
+        assert count == round(int((next_N == name).sum()), -1)
+    dear = table.next_tests(found, SPEC, found.patient, {"blood": 1e6})
+    both_N = lacks_NM[:, 1] & lacks_NM[:, 2]
+    assert {*np.array(dear["next/died"].to_pylist(), object)[both_N]} == {"image"}
+    few = planted(60).predictions
+    assert table.next_tests(few, SPEC, few.patient).column_names == ["row", "patient"]

@@ -15,6 +15,7 @@ from m4.errors import DataError
 from m4.eval import attribution, bootstrap, games, monotone, subsets, table
 from m4.eval.predictions import Predictions
 from m4.eval.results import compose
+from m4.run.meds_predictions import write_private
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 OF_TASKS = ("prediction", "label", "label_mask")
@@ -339,6 +340,18 @@ def test_few_random_orders_have_no_interval(fabricate):
     for row in found["modalities"]:
         for e in (row["shapley"], row["if_present"]):
             assert e["value"] is not None and e["low"] is None and "p" not in e
+
+
+def test_a_table_that_was_changed_is_refused(fabricate, tmp_path):
+    spec, _, predictions = fabricate(rows=60)
+    made = table.make(predictions, spec, predictions.patient)
+    path = tmp_path / "results" / "test_subsets.parquet"
+    write_private(path, made, tmp_path)
+    assert path.stat().st_mode & 0o077 == 0
+    assert table.read(path, spec).uid.tolist() == predictions.uid.tolist()
+    pq.write_table(made.slice(60), path)
+    with pytest.raises(DataError, match="differs from its seal; --mode=eval writes it again"):
+        table.read(path, spec)
 
 
 @pytest.mark.parametrize("name", ["row", "patient", "subset", "counted", "fold"])

@@ -197,6 +197,19 @@ def test_the_section_of_the_results(fabricate, apart):
             every = question["methods"][question["chosen"]]["all"]
             assert every["coverage"]["value"] == pytest.approx(0.9, abs=0.06), task
             assert every["patients"] % 10 == 0
+            shown = [
+                cell
+                for judged in question["methods"].values()
+                for part in ("classes", "patterns", "cells")
+                for cell in judged.get(part, [])
+            ]
+            for cell in [every, *shown]:  # none tells of few patients, by many digits or a rest
+                share, band = cell["coverage"]["value"], cell["coverage"]["band"]
+                assert all(round(x, 2) == x for x in (share or 0.0, *band))
+                rest = 1.0 if share in (None, 0.0, 1.0) else min(share, 1 - share)
+                assert (rest + 0.005) * (cell["patients"] + 5) >= 10
+                assert (share is None) == ("note" in cell["coverage"])
+            assert any(cell["coverage"]["value"] is None for cell in shown)
     assert [q["label"] for q in section["tasks"]["phe"]] != []
     width = section["tasks"]["los"][0]["methods"]["pattern"]["all"]["size"]
     assert 0 < width < 20

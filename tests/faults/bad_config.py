@@ -105,6 +105,10 @@ FIELDS = {
     "train.task_weights={'los': -1}": ("train.task_weights.los=-1", "at least 0"),
     "train.task_weights={'lso': 1}": ("train.task_weights.lso", "did you mean los"),
     "train.task_weights={'los': 'x'}": ("train.task_weights.los", "finite number"),
+    "eval.costs={'lab': 3}": ("eval.costs.lab", "did you mean labs"),
+    "eval.costs={'labs': 0}": ("eval.costs.labs=0", "above 0"),
+    "eval.costs={'labs': 'much'}": ("eval.costs.labs='much'", "finite number"),
+    "eval.budget=-1": ("eval.budget=-1", "at least 0"),
     # methods and data sets
     "method.name=fusemoo": ("method.name='fusemoo'", "did you mean fusemoe"),
     "method.name=os:system": ("method.name", "must be one of"),

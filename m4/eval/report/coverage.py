@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
-from m4.eval.coverage import inside
+from m4.eval.coverage import inside, value
 from m4.eval.report import plots, words
 from m4.eval.report.parts import (
     Cell,
@@ -103,7 +103,8 @@ def _short(label: str, every: Sequence[str]) -> str:
 
 def _cells(cell: Mapping[str, Any], smallest: int) -> list[Cell]:
     low, high = map(words.percent, cell["coverage"]["band"])
-    covered = number(cell["coverage"]["value"], percent=True)
+    share = cell["coverage"]["value"]
+    covered = Cell(_share(cell)) if share is None else number(share, percent=True)
     if not inside(cell["coverage"]):
         covered = Cell(f"{covered.text} ✗", value=covered.value)
     shown = number(cell["size"])
@@ -119,13 +120,19 @@ def _verdict(name: str, question: Mapping[str, Any], promise: str) -> Verdict:
     allowed = int(binom.ppf(0.95, of, 0.025))  # a band is left on this side by 1 cell of 40
     text = f"{name}: {of - bad} of {of} cells hold the promised {promise}"
     pooled, best = (methods[m]["classes"] for m in ("pooled", question["chosen"]))
-    if pooled and best:
-        worst = min(pooled, key=lambda c: c["coverage"]["value"])
+    known = [c for c in pooled if value(c) is not None]
+    if known and best:
+        worst = min(known, key=lambda c: value(c) or 0.0)
         now = next(c for c in best if c["class"] == worst["class"])
-        before, after = (words.percent(c["coverage"]["value"]) for c in (worst, now))
+        before, after = _share(worst), _share(now)
         text += f"; with one threshold for all, {worst['class']!r} would be covered in {before}"
         text += f", now {after}"
     return Verdict(f"{text}.", "good" if bad <= allowed and 2 * bad < of else "bad")
+
+
+def _share(cell: Mapping[str, Any]) -> str:
+    share = value(cell)
+    return cell["coverage"].get("note", "") if share is None else words.percent(share)
 
 
 def _notes(question: Mapping[str, Any]) -> list[Part]:
@@ -149,7 +156,8 @@ def _plot(cells: Sequence[Mapping[str, Any]], promise: str, alt: str) -> str:
             good = inside(cell["coverage"])
             axes.plot([low, high], [y, y], color=plots.GRID, lw=7, solid_capstyle="butt", zorder=1)
             colour, mark = (plots.BLUE, "o") if good else (plots.RED, "X")
-            axes.plot(cell["coverage"]["value"], y, mark, color=colour, ms=6, zorder=3)
+            if (share := value(cell)) is not None:
+                axes.plot(share, y, mark, color=colour, ms=6, zorder=3)
         names = [f"{c['label']}: {c['class']}" if "class" in c else c["label"] for c in cells]
         axes.set_yticks(range(len(cells)), names)
         axes.set_ylim(len(cells) - 0.4, -0.6)

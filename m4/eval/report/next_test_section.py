@@ -35,9 +35,10 @@ def section(run: Run) -> Section | None:
         return None
     parts: list[Part] = [
         How(
-            "of patients of whom one modality alone is known, half may get one test more. The "
-            "gain is how much likelier that makes what came true, in nats a patient over all of "
-            "them. A value model is worth having if it gains more than a fixed order."
+            "of patients of whom one modality alone is known, some may get one test more, as far "
+            "as the budget goes. The gain is how much likelier that makes what came true, in nats "
+            "a patient over all of them. A value model is worth having if it gains more than a "
+            "fixed order."
         )
     ]
     for task, own in found.items():
@@ -59,7 +60,9 @@ def _of_task(task: str, found: Mapping[str, Any], smallest: int) -> list[Part]:
         parts.append(Table(f"next-{task}", names, lines))
     costs = {name: cost for name, cost in found["costs"].items() if cost != 1}
     priced = ", ".join(f"{name} {words.text(cost)}" for name, cost in costs.items())
-    parts.append(Note(f"Begun with {found['start']}. Costs: {priced or 'the same for all'}."))
+    budget = words.text(found["budget"])
+    note = f"Begun with {found['start']}. Costs: {priced or 'the same for all'}"
+    parts.append(Note(f"{note}; budget {budget} a patient."))
     return parts
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
+from m4.eval import over_seeds
 from m4.eval.report import words
 from m4.eval.report.parts import Cell, How, Note, Row, Run, Section, Table, estimate, number
 
@@ -15,7 +15,7 @@ MAX_SEEDS = 20
 HOW = (
     "The same configuration was trained with several seeds and tested on the same patients. A "
     "difference that is smaller than the spread between seeds is none; the last line is the mean "
-    "of the seeds with its 95 % t interval over them."
+    "of the seeds with its 95 % interval over seeds and patients."
 )
 
 
@@ -54,10 +54,6 @@ def section(run: Run) -> Section | None:
     return Section("seeds", "Seeds", (How(HOW), Table("seeds", ["", *names], rows), note))
 
 
-def _value(results, task: str, metric: str) -> float | None:
-    return (words.scores(results, task).get(metric) or {}).get("value")
-
-
 def _score(results, task: str, card) -> Cell:
     e = (
         words.scores(results, task).get(card["primary"])
@@ -68,13 +64,18 @@ def _score(results, task: str, card) -> Cell:
 
 
 def _mean(run: Run, task: str, card) -> Cell:
-    known = [_value(results, task, card["primary"]) for results in run.seeds.values()]
-    values = np.array([value for value in known if value is not None])
-    if len(values) < 2:
+    every = [
+        words.scores(results, task).get(card["primary"]) or {}
+        for results in run.seeds.values()
+        if task in results.get("tasks", {})
+    ]
+    known = [e for e in every if e.get("value") is not None]
+    if len(known) < 2:
         return number(None)
-    mean, half = float(values.mean()), t.ppf(0.975, len(values) - 1) * values.std(ddof=1)
-    half = float(half / np.sqrt(len(values)))
-    return estimate({"value": mean, "low": mean - half, "high": mean + half})
+    low, high = over_seeds.interval(known) or (None, None)
+    return estimate(
+        {"value": float(np.mean([e["value"] for e in known])), "low": low, "high": high}
+    )
 
 
 def _json(path: Path) -> dict[str, Any] | None:
