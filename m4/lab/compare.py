@@ -68,7 +68,8 @@ class Comparison:
 
     def changes(self, i: int) -> list[str]:
         """Fields in which an arm differs from the reference."""
-        return _changes(self.arms[0].config, self.arms[i].config)
+        found = _changes(self.arms[0].config, self.arms[i].config)
+        return sorted(found, key=lambda line: not line.startswith("method.name:"))
 
     def said(self, i: int) -> str:
         """An arm's difference and the verdict on it."""

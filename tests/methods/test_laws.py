@@ -33,8 +33,18 @@ def probe_of(name, fidelity):
     return properties.probe(properties.first_small(code.method_class(name, fidelity), *specs))
 
 
+# Baselines made of parts that another file here has, too: asked where there is time for it.
+ALIKE = ("i2moe", "latefusion", "medfuse", "simmlm")
+
+
+def cases():
+    for file in properties.method_files():
+        marks = [pytest.mark.slow] if file[0] in ALIKE else []
+        yield pytest.param(file, marks=marks, id="-".join(file))
+
+
 @pytest.mark.parametrize("check", properties.CHECKS, ids=lambda c: c.__name__)
-@pytest.mark.parametrize("file", properties.method_files(), ids="-".join)
+@pytest.mark.parametrize("file", [*cases()])
 def test_law(file, check):
     probe = probe_of(*file)
     if check in BROKEN.get(type(probe.method).__name__, ()):

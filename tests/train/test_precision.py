@@ -29,7 +29,7 @@ def equations(program):
                     yield from equations(inner)
 
 
-@pytest.mark.parametrize("name", methods.NAMES)
+@pytest.mark.parametrize("name", methods.CASES)
 def test_only_products_read_bfloat16(name):
     batch, method = methods.batch(), methods.small(name)
     params = methods.params(method, batch)

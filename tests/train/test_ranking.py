@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from m4.audit.random_rows import random_batch
+from m4.config import rules
 from m4.eval import monotone
 from m4.methods.concat import Concat
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
@@ -118,6 +119,18 @@ def test_micro_batches_are_one_batch(monkeypatch):
     for key in ("loss", "ranking"):
         np.testing.assert_allclose(other[key].total, means[key].total, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, parts)
+
+
+def test_what_cannot_be_ranked_is_refused():
+    values = {"train": {"select": "death/auroc", "ranking": 0.5}}
+    assert rules.data_problems(values, TWO) == []
+    (line,) = rules.data_problems(values, DataSpec(TWO.modalities[:1], TWO.tasks))
+    assert "with a single modality" in line
+    maps = TaskSpec("lesion", "segmentation", dim=1)
+    (line,) = rules.data_problems(values, DataSpec(TWO.modalities, (*TWO.tasks, maps)))
+    assert line.endswith("with tasks that have no loss per row: lesion (segmentation)")
+    off = {"train": {"select": "death/auroc", "ranking": 0.0}}
+    assert rules.data_problems(off, DataSpec(TWO.modalities[:1], TWO.tasks)) == []
 
 
 def cohort(rng, count):
