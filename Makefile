@@ -39,9 +39,10 @@ reliability: $(VENV)/installed
 reliability-short: $(VENV)/installed
 	$(BIN)/python -m tests.faults --short --jobs=$(JOBS)
 
-# Five methods, three seeds, PhysioNet 2012 below M4_RAW_DIR: two hours of one core; it resumes.
+# Every table of docs/results.md as $(RESULTS)/<name>.md; TABLES="eicu-mortality ..." some of them.
+# Raw files below M4_RAW_DIR; some five hours of one core, and it resumes.
 results: $(VENV)/installed
-	$(BIN)/python -m m4.main --mode=sweep --workdir=$(RESULTS)
+	$(BIN)/python docs/site/tables.py --out=$(RESULTS) $(TABLES)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

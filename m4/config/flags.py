@@ -12,7 +12,7 @@ from m4.errors import ConfigError
 MODES = ("train", "crossval", "eval", "predict", "check", "report", "sweep", "tim", "interplay")
 MODES += ("plan", "scale", "stress", "ensemble", "refit")
 OPTIONS = {
-    "sweep": ("seeds", "task", "metrics", "methods"),
+    "sweep": ("seeds", "task", "metrics", "methods", "how"),
     "tim": ("tasks", "permutations"),
 }  # of one mode
 OPTIONS |= {"ensemble": ("seeds", "members"), "refit": ("seeds",)}
@@ -74,7 +74,8 @@ USAGE = """usage: m4-moe [MODE] --config=NAME[:VARIANT] [--set FIELD=VALUE ...] 
                   report   rebuild report.html from the work directory
                   sweep    train several configurations (--config=A,B) with several --seeds=0,1,2
                            and put the --metrics of a --task in one table, in --workdir;
-                           --methods=A,B or all: each with every method, on the same data
+                           --methods=A,B or all: each with every method, on the same data;
+                           --how=crossval: out of fold
                   tim      what training --tasks=A,B beside each other is worth to each of them
                            (Shapley values, sampled by --permutations=N)
                   interplay  how modalities and tasks compete in training

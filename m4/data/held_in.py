@@ -11,13 +11,12 @@ splits of others are put together as they are, and what they count, they count o
 import dataclasses
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any
 
 from m4.data.cohort import Cohort, Example
 
-Which = Literal["", "val", "all"]
 HELD_OUT: Mapping[str, tuple[str, ...]] = {"": ("val", "test"), "val": ("test",), "all": ()}
-WHICH = get_args(Which)
+WHICH = ("val", "all")
 
 
 def hold_in(cohort: Cohort, which: str) -> Cohort:

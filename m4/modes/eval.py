@@ -35,8 +35,8 @@ from m4.eval import (
 from m4.eval.predictions import SCORED_KINDS, Predictions
 from m4.eval.report import words
 from m4.modes import report
+from m4.run import hours, members, preflight, programs, pseudonyms, refitted
 from m4.run import meds_predictions as meds
-from m4.run import members, preflight, programs, pseudonyms, refitted
 from m4.run.setup import Model, Setup, context, make_model, make_setup
 from m4.run.workspace import (
     open_incomplete,
@@ -341,7 +341,7 @@ def _gain(config, spec: DataSpec, folder: Path, evaluation: Evaluation) -> dict[
         "kind": members.kind_of(folder),
         "seeds": [one["seed"] for one in told],
         "methods": [one["method"] for one in told],
-        "hours": members.hours(folder),
+        "hours": hours.of(members.folders(folder)),
         "tasks": gain.describe(evaluation.parts, evaluation.found, spec, **how),
     }
     print(*gain.lines(section, spec.tasks), sep="\n")

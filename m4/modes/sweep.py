@@ -4,6 +4,8 @@
     python -m m4.main --mode=sweep --config=a.py,b.py --seeds=0,1 --task=los --metrics=mae,r2
     python -m m4.main --mode=sweep --config=configs/own.py --methods=all      # on the same data
 
+With `--how=crossval` every point is a cross-validation, and the table has its scores out of fold.
+
 With `--methods` every configuration is run with each of them: in the configuration that is shipped
 for it on the same data, or by its name on top (`CONFIG@METHOD`).
 
@@ -13,9 +15,11 @@ points are skipped, others resume. `table.md` is written after every point, so t
 sweep has one, too.
 
 A score's interval is over seeds and patients (`m4.eval.over_seeds`). So are those of differences to
-the references, paired in every point.
+the references, paired in every point. Below stand the hours of all points by their logs and the
+commit that trained them. `docs/site/tables.py` makes every table of docs/results.md this way.
 """
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -32,8 +36,10 @@ from m4 import config as configs
 from m4.config import Flags, code, hints, program, rules
 from m4.errors import ConfigError, Preempted, UserError
 from m4.eval import over_seeds
+from m4.run import hours
 from m4.specs import LOWER_IS_BETTER
 
+RESULTS = {"train": "results/test.json", "crossval": "results/crossval.json"}  # by `--how`
 METHODS = ("fusemoe", "flexmoe", "flexcare", "m3h", "m4oe")
 CONFIGS = ",".join(f"configs/{method}_physionet2012.py" for method in METHODS)
 
@@ -55,6 +61,9 @@ def run(config: ml_collections.ConfigDict | None, folder: Path, flags: Flags) ->
     if not all(seed.isdecimal() for seed in seeds):
         raise ConfigError(f"--seeds={given['seeds']}: must be numbers, as 0,1,2")
     task, metrics = given.get("task", "death"), given.get("metrics", "auroc,auprc").split(",")
+    how = given.get("how", "train")
+    if how not in RESULTS:
+        raise ConfigError(f"--how={how}: must be one of {', '.join(RESULTS)}")
     points = {
         (c, int(seed)): folder / f"{_stem(c)}_s{seed}"
         for c in asked(flags.config, given.get("methods"))
@@ -62,13 +71,13 @@ def run(config: ml_collections.ConfigDict | None, folder: Path, flags: Flags) ->
     }
     failed = []
     for (name, seed), point in points.items():
-        if not finished(point, name, seed, flags.overrides):
-            args = command(name, seed, point, flags.overrides)
+        if not finished(point, name, seed, flags.overrides, how):
+            args = command(name, seed, point, flags.overrides, how)
             code = subprocess.run(args, check=False).returncode
             if code == Preempted.exit_code:
                 raise Preempted(f"{point}: stopped; the same command goes on")
             failed += [f"{point}: exit code {code}"] if code else []
-        text = table(points, task=task, metrics=metrics)
+        text = table(points, task=task, metrics=metrics, how=how)
         folder.mkdir(parents=True, exist_ok=True)
         atomic.write(folder / "table.md", text)
     print(text)
@@ -100,32 +109,43 @@ def asked(config: str | None, methods: str | None) -> Sequence[str]:
     return [*dict.fromkeys(found)]
 
 
-def command(config: str, seed: int, folder: Path, overrides: Mapping[str, str]) -> list[str]:
+def command(
+    config: str, seed: int, folder: Path, overrides: Mapping[str, str], how: str = "train"
+) -> list[str]:
     """What trains one point."""
     config, _, method = config.partition("@")
     args = [f"--config={config}", f"--config.seed={seed}", f"--workdir={folder}"]
     args += [f"--config.method.name={method}"] if method else []
     args += [f"--config.{path}={value}" for path, value in overrides.items()]
+    args += [] if how == "train" else [f"--mode={how}"]
     return [sys.executable, "-m", "m4.main", *args]
 
 
-def finished(folder: Path, config: str, seed: int, overrides: Mapping[str, str]) -> bool:
+def finished(
+    folder: Path, config: str, seed: int, overrides: Mapping[str, str], how: str = "train"
+) -> bool:
     """Whether the point has its test results. ConfigError if they are another configuration's."""
-    if not (folder / "results/test.json").exists():
+    if not (folder / RESULTS[how]).exists():
         return False
     flags = configs.parse(command(config, seed, folder, overrides)[3:])
-    changes = configs.diff(configs.read_json(folder / "config.json"), configs.load(flags).to_dict())
+    changes = configs.diff(configs.stored(folder / "config.json"), configs.load(flags).to_dict())
     if changes:
         raise ConfigError(f"{folder}: holds a run of another configuration", *changes)
     return True
 
 
-def table(points: dict[tuple[str, int], Path], *, task: str, metrics: Sequence[str]) -> str:
+def table(
+    points: dict[tuple[str, int], Path],
+    *,
+    task: str,
+    metrics: Sequence[str],
+    how: str = "train",
+) -> str:
     """Markdown: mean, standard deviation and interval over seeds, references, differences."""
     rows: dict[str, dict[int, dict[str, Any]]] = {}
     deltas: dict[str, dict[int, dict[str, Any]]] = {}
     for (config, seed), folder in points.items():
-        path = folder / "results/test.json"
+        path = folder / RESULTS[how]
         if not path.exists():
             continue
         found = json.loads(path.read_text())
@@ -142,15 +162,28 @@ def table(points: dict[tuple[str, int], Path], *, task: str, metrics: Sequence[s
     for name in order:
         seeds = ", ".join(map(str, sorted(rows[name])))
         lines.append([name, seeds, *(_cell(rows[name], metric) for metric in metrics)])
-    missing = [
-        str(folder) for folder in points.values() if not (folder / "results/test.json").exists()
-    ]
+    done = [folder for folder in points.values() if (folder / RESULTS[how]).exists()]
+    missing = [str(folder) for folder in points.values() if folder not in done]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
     compared = {name: runs for name, runs in deltas.items() if _values(runs, first)}
     paired = [f"- {name}: {_cell(runs, first)}" for name, runs in compared.items()]
     if paired:
         text += f"\nPaired differences, {task} {first}:\n\n" + "\n".join(paired) + "\n"
+    text += _made(done)
     return text + (f"\nNot finished: {', '.join(missing)}\n" if missing else "")
+
+
+def _made(points: Sequence[Path]) -> str:
+    """Hours and commits of the runs, as far as they are known."""
+    commits = set()
+    for point in points:
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            commits.add(json.loads((point / "run.json").read_text(encoding="utf-8"))["git"])
+    took = hours.of(run for p in points for run in sorted(p.glob("fold_*")) or [p])
+    known = [f"{took:.2f} hours by the logs, without compiling"] if took is not None else []
+    named = sorted(filter(None, commits))
+    known += [f"commit{'s' * (len(named) > 1)} {', '.join(named)}"] if named else []
+    return f"\n{len(points)} runs; {'; '.join(known)}.\n" if known else ""
 
 
 def _scores(found: dict[str, Any], task: str) -> dict[str, Any]:

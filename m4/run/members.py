@@ -31,7 +31,7 @@ from m4.errors import CheckpointError, ConfigError
 from m4.run import programs, trained
 from m4.run.setup import Model
 from m4.specs import DataSpec, wordless
-from m4.train import retention, telemetry
+from m4.train import retention
 
 FILE, SCHEMA = "members.json", 1
 KINDS = ("seeds", "folds", "runs")
@@ -221,25 +221,6 @@ def refuse_own_test(folder: Path) -> None:
             f"{folder}: its folds have seen each other's test patients; results/crossval.json has"
             " the scores out of fold, and --on=DIR predicts new data by all folds"
         )
-
-
-def hours(folder: Path) -> float | None:
-    """Hours that the members' steps, evaluations and saves took by their logs; None without."""
-    found = [_seconds(place) for place in folders(folder)]
-    return None if None in found else sum(one or 0.0 for one in found) / 3600
-
-
-def _seconds(place: Path) -> float | None:
-    """What the log of a run says of its time, but for compiling."""
-    rows = configs.stored(place / "config.json")["train"]["batch_size"]
-    total, before = 0.0, 0
-    for line in seal.sound_lines(place / telemetry.LOG)[0]:
-        found = json.loads(line)
-        total += sum(found.get(f"time/{name}_s", 0.0) for name in ("eval", "save"))
-        if speed := found.get("time/examples_per_s"):
-            total += (found["step"] - before) * rows / speed
-            before = found["step"]
-    return total if before else None
 
 
 def _folds(folder: Path) -> tuple[Path, ...]:
