@@ -1,9 +1,11 @@
 """The blend: the equal mean of the network and of boosting, as `m4.eval.averages` takes it.
 
 It is fitted on nothing, and the network never sees what trees say: a network that reads their
-scores trusts them, and loses with them where new patients differ from those of training.
+scores trusts them, and loses with them where new patients differ from those of training. Of a label
+or class that boosting could not be fitted to, since its training rows know one answer alone, the
+blend is the network.
 
-Letters: C labels, classes or values.
+Letters: N rows, C labels, classes or values.
 """
 
 from collections.abc import Mapping
@@ -12,7 +14,7 @@ import numpy as np
 
 from m4.eval import averages
 from m4.eval.predictions import Predictions
-from m4.specs import DataSpec
+from m4.specs import DataSpec, TaskSpec
 
 NAME, WITH = "blend", "boosting"
 
@@ -29,7 +31,23 @@ def row(
         task, own = spec.task(name), predictions.prediction.get(name)
         if own is None or task.kind not in averages.AVERAGED:
             continue
-        both = own[predictions.full()], np.asarray(reference_NC)[predictions.uid]
         out[name] = np.array(reference_NC, np.float64)
-        out[name][predictions.uid] = averages.mean_of(task, np.stack(both))
+        theirs_NC = out[name][predictions.uid]
+        out[name][predictions.uid] = _mean(task, own[predictions.full()], theirs_NC)
     return out
+
+
+def _mean(task: TaskSpec, own_NC: np.ndarray, theirs_NC: np.ndarray) -> np.ndarray:
+    """f64[N, C] of the network's and boosting's predictions."""
+    out_NC = np.array(own_NC, np.float64)
+    if task.kind == "regression":
+        return averages.mean_of(task, np.stack([out_NC, theirs_NC]))
+    known_C = ~np.isin(theirs_NC, (0.0, 1.0)).all(axis=0)  # the others are what `fit_predict` says
+    if not known_C.any():
+        return out_NC
+    both = out_NC[:, known_C], theirs_NC[:, known_C]
+    share_N1 = 1.0
+    if task.kind == "multiclass":  # what is said of classes that boosting never saw stays
+        share_N1 = both[0].sum(axis=1, keepdims=True)
+    out_NC[:, known_C] = share_N1 * averages.mean_of(task, np.stack(both))
+    return out_NC

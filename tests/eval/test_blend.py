@@ -32,6 +32,23 @@ def test_means_by_hand():
     assert sure[0, 0] == pytest.approx(0.5, abs=1e-6)  # both are clipped alike
 
 
+def test_what_boosting_could_not_be_fitted_to_is_the_networks(fabricate):
+    spec, _, predictions = fabricate(modalities=("vitals", "labs"), rows=40)
+    whole = {
+        name: p[predictions.full()].astype(float) for name, p in predictions.prediction.items()
+    }
+    theirs = {name: p.copy() for name, p in whole.items()}
+    theirs["ihm"][:] = 0.0  # nobody died in training
+    theirs["phe"][:, 1] = 1.0
+    theirs["unit"][:, 0] = 0.0  # a class that training lacks; the others share what is left
+    theirs["unit"] /= theirs["unit"].sum(axis=1, keepdims=True)
+    found = blend.row(predictions, spec, {"boosting": theirs})
+    at = predictions.uid
+    np.testing.assert_allclose(found["ihm"][at], whole["ihm"], rtol=1e-6)
+    np.testing.assert_allclose(found["phe"][at], whole["phe"], rtol=1e-5)
+    np.testing.assert_allclose(found["unit"][at], whole["unit"], rtol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def document(fabricate):
     spec, subsets, predictions = fabricate(modalities=("vitals", "labs"), rows=900)
