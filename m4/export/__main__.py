@@ -16,7 +16,7 @@ Writes the best parameters of a run into one file that runs with JAX and NumPy a
 go from raw values to its inputs, cuts chosen in validation, thresholds of prediction sets (of a run
 with data.calibration), and a card. No row of a patient is in it; see docs/deployment.md.
 
-  --workdir     a trained run, or a fold of a cross-validation
+  --workdir     a trained run, an ensemble or a cross-validation, whose members are averaged
   --out         the file, 'model.m4' say
   --platforms   what it is to run on (default: {",".join(lowering.PLATFORMS)})
   --trust_code  run code outside m4 that the work directory names

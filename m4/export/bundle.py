@@ -28,11 +28,12 @@ from m4.data.apply import Trained
 from m4.data.batch import empty
 from m4.data.manifest import spec_from
 from m4.errors import CheckpointError, ConfigError
+from m4.eval import averages
 from m4.eval.predictions import Predictions
 from m4.export import card, contract, decisions, lowering, standalone
 from m4.export.trial import compare
 from m4.modes import eval as eval_mode
-from m4.run import preflight, programs, trained
+from m4.run import members, preflight, trained
 from m4.run.devices import make_mesh
 from m4.run.setup import Model, context, make_model
 from m4.run.workspace import open_incomplete, prepare, use_cache
@@ -54,7 +55,7 @@ def write(
     """Writes a bundle of the best parameters of a run; returns its digest.
 
     Args:
-      workdir: of a run, or of a fold of a cross-validation.
+      workdir: of a run, an ensemble (its members are averaged), a cross-validation or its fold.
       to: the file.
       platforms: what it is to run on, of 'cpu', 'cuda', 'tpu' and 'rocm'.
       trust_code: as of `m4.load`.
@@ -77,59 +78,116 @@ def write(
     return digest
 
 
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One model of a bundle: of most the only one."""
+
+    config: ml_collections.ConfigDict
+    known: Trained
+    spec: DataSpec
+    model: Model
+    params: Any
+    predict: Callable[..., Any]
+
+
 def pack(folder: Path, *, platforms: Sequence[str], trust_code: bool, say: Say) -> bytes:
     """A bundle's bytes, compared with m4's own predictions. See `write`."""
     config = _config(folder, trust_code)
-    known = trained.read(folder)
-    spec = spec_from(known.manifest["schema"])
-    method = lowering.portable(config, spec)  # what it refuses comes first
+    places = (
+        [(folder, config)] if not members.folders(folder) else members.configs_of(config, folder)
+    )
+    for place, own in places:  # what is refused comes first
+        _require_trained(place)
+        lowering.portable(own, spec_from(trained.read(place).manifest["schema"]))
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         use_cache(folder)
-    rows, mesh = config.eval.batch_size, make_mesh(config)
-    place = Path(known.manifest["fingerprint"])  # of the checkpoints' data; never read
-    model = make_model(config, place, spec, empty(spec, rows), mesh)
-    params = eval_mode.best_params(config, model, folder, say=say)
-    plain = jax.tree.map(np.asarray, params)
-    cuts, precision = model.cuts, config.train.precision
-    lowered = lowering.lower(method, spec, cuts, plain, precision, platforms)
-    say(f"lowered  {', '.join(platforms)}; {len(cuts)} program{'s' * (len(cuts) > 1)}")
+    mesh, made = make_mesh(config), members.Programs()
     with context(mesh):
-        predict = functools.partial(programs.compile_predict(model, rows), params)
-        apart = _calibration(config, model, predict)
-        schema = _schema(config, folder, spec, known, lowered, apart)
+        found = [_member(place, own, mesh, made, say) for place, own in places]
+        _require_alike(found)
+        lowered, which = _lowered(found, platforms)
+        count = sum(len(one.modules) for one in lowered)
+        say(f"lowered  {', '.join(platforms)}; {count} program{'s' * (count > 1)}")
         results = decisions.results(folder)
         if results is None:
             say("m4: warning: no results of the test split: no cuts, and a card without scores")
-        worded = _worded(config, spec)
-        told = card.make(config, folder, worded, known, results)
-        content = _zipped(schema, told, card.markdown(told, worded), lowered, [plain])
-        compare(content, model, predict, rows, say)
+        first, worded = found[0], _worded(config, found[0].spec)
+        schema = _schema(config, worded, found, results, _calibration(config, found))
+        schema |= _programs(lowered, which, found)
+        told = card.make(config, worded, first.known, results)
+        parts = {"schema.json": json.dumps(schema, ensure_ascii=False)}
+        parts["card.json"] = json.dumps(told, ensure_ascii=False, indent=1)
+        parts["card.md"] = card.markdown(told, worded)
+        content = _zipped(parts, lowered, [member.params for member in found])
+        pairs = [(member.model, member.predict) for member in found]
+        compare(content, pairs, config.eval.batch_size, say)
     return content
 
 
 def _config(folder: Path, trust_code: bool) -> ml_collections.ConfigDict:
-    """The stored configuration of a run that has parameters."""
+    """The stored configuration of a run."""
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder}: holds no run (no config.json)")
-    if trained.per_fold(folder):
-        raise CheckpointError(f"{folder}: holds a model per fold; export {folder / 'fold_0'}")
-    if not retention.complete(folder / "checkpoints/best"):
-        raise CheckpointError(f"{folder}: holds no trained parameters; --mode=train trains them")
     flags = Flags(workdir=folder, trust_code=trust_code)
     trust.require_of(flags)
     return configs.load(flags)
 
 
-def _calibration(config, model: Model, predict) -> Predictions | None:
+def _require_trained(place: Path) -> None:
+    if not retention.complete(place / "checkpoints/best"):
+        raise CheckpointError(f"{place}: holds no trained parameters; --mode=train trains them")
+
+
+def _member(place: Path, config, mesh, made: members.Programs, say: Say) -> Member:
+    known = trained.read(place)
+    spec = spec_from(known.manifest["schema"])
+    data = Path(known.manifest["fingerprint"])  # of the checkpoints' data; never read
+    model = make_model(config, data, spec, empty(spec, config.eval.batch_size), mesh)
+    params = eval_mode.best_params(config, model, place, say=say)
+    predict = functools.partial(made.of(config, model), params)
+    return Member(config, known, spec, model, jax.tree.map(np.asarray, params), predict)
+
+
+def _require_alike(found: Sequence[Member]) -> None:
+    """Raises ConfigError unless all members read the same rows into the same records."""
+    members.require_same({f"member {k}": member.spec for k, member in enumerate(found)})
+    for k, member in enumerate(found):
+        if dict(member.known.vocabularies) != dict(found[0].known.vocabularies):
+            raise ConfigError(
+                f"member {k}: has another vocabulary than the first, since it was trained on other"
+                " patients; a bundle has one. Export the members one by one"
+            )
+
+
+def _lowered(found: Sequence[Member], platforms) -> tuple[list[lowering.Lowered], list[int]]:
+    """Programs, and which one each member has: those that differ in numbers alone share one."""
+    known: list[tuple[Any, lowering.Lowered]] = []
+    which = []
+    for member in found:
+        config, cuts = member.config, member.model.cuts
+        parts = [config[name].to_dict() for name in ("method", "text", "image")]
+        key = parts, config.train.precision, config.train.buckets
+        same = [i for i, (other, _) in enumerate(known) if other == key]
+        if not same:
+            method = lowering.portable(config, member.model.spec)
+            precision = config.train.precision
+            args = (method, member.spec, cuts, member.params, precision, platforms)
+            known.append((key, lowering.lower(*args)))
+        which.append(same[0] if same else len(known) - 1)
+    return [one for _, one in known], which
+
+
+def _calibration(config, found: Sequence[Member]) -> Predictions | None:
     """Predictions of the patients set aside; None for a run without."""
-    if not config.data.calibration:
+    if not config.data.calibration or len({m.model.data.name for m in found}) > 1:
         return None
-    data = prepare(config)
-    if data.name != model.data.name:
+    data, first = prepare(config), found[0].model
+    if data.name != first.data.name:
         raise CheckpointError(f"{data}: is not what this model was trained on; see --mode=check")
     store = open_incomplete(config, data, set_aside.SPLIT)
-    whole = np.ones((1, len(model.spec.modalities)), bool)
-    return eval_mode.sweep(config, model, store, predict, whole)
+    whole = np.ones((1, len(first.spec.modalities)), bool)
+    each = [eval_mode.sweep(config, m.model, store, m.predict, whole) for m in found]
+    return averages.mean(each, first.spec)
 
 
 def _worded(config, spec: DataSpec) -> DataSpec:
@@ -156,12 +214,12 @@ def _with(own: Any, said: Any) -> Any:
     return dataclasses.replace(own, **{name: getattr(said, name) for name in words})
 
 
-def _schema(config, folder: Path, spec, known: Trained, lowered, apart) -> dict[str, Any]:
-    worded, document = _worded(config, spec), decisions.results(folder)
+def _schema(config, spec: DataSpec, found: Sequence[Member], results, apart) -> dict[str, Any]:
+    """`schema.json` but for programs and members; `spec` is the one with words."""
     sets = decisions.prediction_sets(apart, spec, config.eval.alpha) if apart is not None else {}
     tasks = []
-    for t in lowering.predicted(worded):
-        one = contract.task(t) | decisions.cuts(t, document)
+    for t in lowering.predicted(spec):
+        one = contract.task(t) | decisions.cuts(t, results)
         tasks.append(one | ({"conformal": sets[t.name]} if t.name in sets else {}))
     return {
         "format": standalone.FORMAT,
@@ -170,30 +228,38 @@ def _schema(config, folder: Path, spec, known: Trained, lowered, apart) -> dict[
         "jax": jax.__version__,
         "method": config.method.name,
         "hours": spec.hours,
-        "modalities": contract.modalities(worded, known, config.data.name),
+        "modalities": contract.modalities(spec, found[0].known, config.data.name),
         "tasks": tasks,
-        "members": [{"file": "member_0.bin", "scaling": contract.scaling(spec, known)}],
-        "program": {
-            **lowered.program,
-            "cuts": [
-                {**cut, "file": f"program_{i}.stablehlo"}
-                for i, cut in enumerate(lowered.program["cuts"])
-            ],
-        },
     }
 
 
-def _zipped(schema, told, text: str, lowered, members: Sequence[Any]) -> bytes:
-    parts: dict[str, bytes] = {
-        "__main__.py": Path(standalone.__file__).read_bytes(),
-        "schema.json": json.dumps(schema, ensure_ascii=False).encode(),
-        "card.json": json.dumps(told, ensure_ascii=False, indent=1).encode(),
-        "card.md": text.encode(),
-    }
-    parts |= {f"program_{i}.stablehlo": code for i, code in enumerate(lowered.modules)}
-    for i, params in enumerate(members):
-        leaves = jax.tree.leaves(params)
-        parts[f"member_{i}.bin"] = b"".join(np.ascontiguousarray(x).tobytes() for x in leaves)
+def _programs(lowered, which: Sequence[int], found: Sequence[Member]) -> dict[str, Any]:
+    several = [
+        {"file": f"member_{k}.bin", "program": p, "scaling": contract.scaling(m.spec, m.known)}
+        for k, (p, m) in enumerate(zip(which, found, strict=True))
+    ]
+    programs = [
+        {
+            **one.program,
+            "cuts": [{**c, "file": _code(p, i)} for i, c in enumerate(one.program["cuts"])],
+        }
+        for p, one in enumerate(lowered)
+    ]
+    return {"members": several, "programs": programs}
+
+
+def _code(program: int, cut: int) -> str:
+    return f"program_{program}_{cut}.stablehlo"
+
+
+def _zipped(texts: dict[str, str], lowered, params: Sequence[Any]) -> bytes:
+    parts = {"__main__.py": Path(standalone.__file__).read_bytes()}
+    parts |= {name: text.encode() for name, text in texts.items()}
+    for p, one in enumerate(lowered):
+        parts |= {_code(p, i): code for i, code in enumerate(one.modules)}
+    for k, tree in enumerate(params):
+        leaves = jax.tree.leaves(tree)
+        parts[f"member_{k}.bin"] = b"".join(np.ascontiguousarray(x).tobytes() for x in leaves)
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as file:
         for name, content in parts.items():

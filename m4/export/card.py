@@ -5,7 +5,6 @@ Everything is of the run's own results and the words of its data set; nothing is
 
 import datetime
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -19,7 +18,6 @@ from m4.specs import words as words_of
 
 def make(
     config: ml_collections.ConfigDict,
-    folder: Path,
     spec: DataSpec,
     known: Trained,
     results: Mapping[str, Any] | None,

@@ -12,7 +12,7 @@ A bundle is a ZIP file of stored, uncompressed members. Its comment holds the SH
 before the digest:
 
     schema.json           inputs, tasks and programs: what this file goes by
-    program_0.stablehlo   the prediction, portable StableHLO, one per bucket of lengths
+    program_0_0.stablehlo the prediction, portable StableHLO, one per bucket of lengths
     member_0.bin          parameters, one after the other; several members are an ensemble
     card.json, card.md    what it is for, whom it was tried on, how well it did
     __main__.py           this file
@@ -119,14 +119,15 @@ class Bundle:
                     raise Refused(f"{self.path}: has format {int(self.schema['format'])}", 4)
                 self.card = _json(file, "card.json")
                 self._text = file.read("card.md").decode()
-                program = self.schema["program"]
+                programs = self.schema["programs"]
                 self.members = [
-                    _parameters(file.read(one["file"]), program["params"], one["scaling"])
+                    _member(file.read(one["file"]), one, programs[one["program"]])
                     for one in self.schema["members"]
                 ]
-                self._code = [file.read(cut["file"]) for cut in program["cuts"]]
+                cuts = [cut for program in programs for cut in program["cuts"]]
+                self._code = {cut["file"]: file.read(cut["file"]) for cut in cuts}
             self._modalities = [Modality(m) for m in self.schema["modalities"]]
-        self._compiled: dict[int, Any] = {}
+        self._compiled: dict[tuple[int, int], Any] = {}
 
     @property
     def card_text(self) -> str:
@@ -176,67 +177,65 @@ class Bundle:
 
     def _outputs(self, payloads: list[list[Any]], num: int) -> dict[str, np.ndarray]:
         """Task -> f32[N, C], the average over members; NaN of a row with nothing to go by."""
-        tasks, cuts = self.schema["tasks"], self.schema["program"]["cuts"]
-        longest_N = np.zeros(num, int)
-        present_N = np.zeros(num, bool)
+        longest_N, present_N = np.zeros(num, int), np.zeros(num, bool)
         for m, kept in zip(self._modalities, payloads, strict=True):
             present_N |= np.array([p is not None for p in kept], bool)
             if m.kind in RAGGED:
                 lengths = [0 if p is None else len(p[0]) for p in kept]
                 longest_N = np.maximum(longest_N, np.array(lengths, int))
+        found = [self._of(k, payloads, longest_N, present_N) for k in range(len(self.members))]
+        outputs = {}
+        for task in self.schema["tasks"]:
+            value_NC = averaged(task, np.stack([one[task["name"]] for one in found]))
+            if not np.isfinite(value_NC[present_N]).all():
+                raise Refused(f"{task['name']}: predictions are not finite", 4)
+            outputs[task["name"]] = value_NC
+        return outputs
+
+    def _of(self, k: int, payloads: list[list[Any]], longest_N, present_N) -> dict[str, Any]:
+        """What a member predicts of every row that has something, NaN of the others."""
+        member, num = self.members[k], len(longest_N)
+        cuts = self.schema["programs"][member.program]["cuts"]
         ends = [cut["length"] for cut in cuts[:-1]]
         cut_N = np.searchsorted(ends, longest_N) if ends else np.zeros(num, int)
-        outputs = {t["name"]: np.full((num, t["outputs"]), np.nan, np.float32) for t in tasks}
-        for number in range(len(cuts)):
+        outputs = {
+            t["name"]: np.full((num, t["outputs"]), np.nan, np.float32)
+            for t in self.schema["tasks"]
+        }
+        for number, cut in enumerate(cuts):
             own = np.flatnonzero(present_N & (cut_N == number))
             for start in range(0, len(own), SIZES[-1]):
                 part = own[start : start + SIZES[-1]]
-                chosen = [[kept[n] for n in part] for kept in payloads]
-                found = self._run(number, chosen, len(part))
-                for task in tasks:
-                    value_kNC = np.stack([one[task["name"]] for one in found])
-                    outputs[task["name"]][part] = averaged(task, value_kNC)
-        for task in tasks:
-            if not np.isfinite(outputs[task["name"]][present_N]).all():
-                raise Refused(f"{task['name']}: predictions are not finite", 4)
+                size = next(size for size in SIZES if size >= len(part))
+                arrays = {}
+                for m, kept in zip(self._modalities, payloads, strict=True):
+                    fitted, chosen = member.scaling.get(m.name), [kept[n] for n in part]
+                    arrays[m.name] = m.stacked(chosen, size, cut["length"], fitted)
+                for name, value_nC in self.call(k, number, arrays).items():
+                    outputs[name][part] = value_nC[: len(part)]
         return outputs
 
-    def _run(self, number: int, payloads: list[list[Any]], num: int) -> list[dict[str, np.ndarray]]:
-        """Every member's predictions of up to `SIZES[-1]` rows of one bucket."""
-        size = next(size for size in SIZES if size >= num)
-        length = self.schema["program"]["cuts"][number]["length"]
-        inputs = []
-        for member in self.members:
-            pairs = zip(self._modalities, payloads, strict=True)
-            scaling = member.scaling
-            inputs.append(
-                {m.name: m.stacked(p, size, length, scaling.get(m.name)) for m, p in pairs}
-            )
-        return [{n: v[:num] for n, v in one.items()} for one in self.call(number, inputs)]
+    def call(self, k: int, number: int, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Task -> f32[N, C] of member k, by its program of a bucket.
 
-    def call(self, number: int, inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, np.ndarray]]:
-        """Task -> f32[N, C] of every member, by the program of a bucket.
-
-        `inputs` are each member's arrays: modality -> part -> [N, ...], scaled and padded.
+        `arrays` are its own: modality -> part -> [N, ...], scaled and padded.
         """
-        if number not in self._compiled:
-            self._compiled[number] = jax.jit(self._exported(number).call)
+        member = self.members[k]
+        program = self.schema["programs"][member.program]
+        if (member.program, number) not in self._compiled:
+            run = jax.jit(self._exported(program, number).call)
+            self._compiled[member.program, number] = run
+        given = [arrays[name][part] for name, part in program["inputs"]]
+        try:
+            values = self._compiled[member.program, number](*member.arrays(), *given)
+        except Exception as error:
+            why = type(error).__name__
+            raise Refused(f"{self.path}: cannot run here ({why})", 4) from error
         names = [task["name"] for task in self.schema["tasks"]]
-        found = []
-        for member, arrays in zip(self.members, inputs, strict=True):
-            given = [arrays[name][part] for name, part in self.schema["program"]["inputs"]]
-            try:
-                values = self._compiled[number](*member.arrays(), *given)
-            except Exception as error:
-                raise Refused(
-                    f"{self.path}: cannot run here ({type(error).__name__})", 4
-                ) from error
-            found.append(dict(zip(names, map(np.asarray, values), strict=True)))
-        return found
+        return dict(zip(names, map(np.asarray, values), strict=True))
 
-    def _exported(self, number: int) -> export.Exported:
+    def _exported(self, program: Mapping[str, Any], number: int) -> export.Exported:
         """The program of a bucket, as JAX calls it."""
-        program = self.schema["program"]
         here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
         if here not in program["platforms"]:
             listed = ", ".join(program["platforms"])
@@ -250,7 +249,7 @@ class Bundle:
                 4,
             )
         with _sound(f"{self.path}: holds a program that cannot be read"):
-            return exported(program, number, self._code[number])
+            return exported(program, number, self._code[program["cuts"][number]["file"]])
 
 
 def exported(program: Mapping[str, Any], number: int, code: bytes) -> export.Exported:
@@ -300,6 +299,7 @@ class Member:
     params: list[Any]
     targets: list[np.ndarray]  # loc and scale of every regression task
     scaling: dict[str, list[dict[str, Any]]]  # of every modality that is scaled, by feature
+    program: int
 
     def arrays(self) -> list[Any]:
         """What a program takes before the inputs; parameters are put on the device once."""
@@ -307,17 +307,18 @@ class Member:
         return [*self.params, *self.targets]
 
 
-def _parameters(raw: bytes, shapes: Sequence, scaling: Mapping[str, Any]) -> Member:
+def _member(raw: bytes, known: Mapping[str, Any], program: Mapping[str, Any]) -> Member:
     """A member of its bytes. Raises ValueError for another number of them."""
     found, start = [], 0
-    for shape, dtype in shapes:
+    for shape, dtype in program["params"]:
         kind, count = np.dtype(dtype), int(np.prod(shape, dtype=np.int64))
         found.append(np.frombuffer(raw, kind, count, start).reshape(shape))
         start += count * kind.itemsize
     if start != len(raw):
         raise ValueError("another number of parameters")
+    scaling = known["scaling"]
     targets = [np.asarray(number, np.float32) for pair in scaling["targets"] for number in pair]
-    return Member(found, targets, scaling["inputs"])
+    return Member(found, targets, scaling["inputs"], known["program"])
 
 
 # --- inputs -------------------------------------------------------------------------------------
@@ -973,7 +974,7 @@ def run(path: str, args: Sequence[str]) -> None:
     if "card" in found:
         print(bundle.card_text, end="")
     elif "schema" in found:
-        hidden = ("members", "program")
+        hidden = ("members", "programs")
         print(json.dumps({k: v for k, v in bundle.schema.items() if k not in hidden}, indent=1))
     elif "example" in found:
         print(json.dumps(example(bundle.schema), indent=1))

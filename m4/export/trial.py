@@ -5,7 +5,7 @@ a function of its row at all.
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +24,26 @@ ROWS = 64  # at most, of each bucket
 CLOSE = 1e-5  # of a number's size, or of 1; what differs in rounding alone is some 1e-7
 
 
-def compare(content: bytes, model: Model, predict: Callable, rows: int, say: Callable) -> None:
-    """Raises ConfigError if a bundle's bytes predict something else than `predict`.
+def compare(content: bytes, found: Sequence[tuple[Model, Callable]], rows: int, say) -> None:
+    """Raises ConfigError if a member of a bundle predicts something else than its own program.
 
-    `rows` is the size of the batches that `predict` takes.
+    `found` are every member's model and compiled function of batches of so many `rows`.
     """
     worst = 0.0
     with tempfile.TemporaryDirectory(prefix="m4-") as name:
         path = Path(name) / "model.m4"
         path.write_bytes(content)
         bundle = standalone.Bundle(path)
-        for number, cut in enumerate(model.cuts):
-            batch = random_batch(cut, rows=rows)
-            placed = sharding.put_whole(batch, sharding.rows(model.mesh))
-            ours, _ = jax.device_get(predict(placed, np.ones(len(cut.modalities), bool)))
-            (found,) = bundle.call(number, [_arrays(cut, batch)] * len(bundle.members))[:1]
-            for task in lowering.predicted(cut):
-                own, theirs = np.asarray(ours[task.name])[:ROWS], found[task.name]
-                gap = np.abs(own - theirs) / np.maximum(1.0, np.abs(own))
-                worst = max(worst, float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0)))
+        for k, (model, predict) in enumerate(found):
+            for number, cut in enumerate(model.cuts):
+                batch = random_batch(cut, rows=rows)
+                placed = sharding.put_whole(batch, sharding.rows(model.mesh))
+                ours, _ = jax.device_get(predict(placed, np.ones(len(cut.modalities), bool)))
+                theirs = bundle.call(k, number, _arrays(cut, batch))
+                for task in lowering.predicted(cut):
+                    own = np.asarray(ours[task.name])[:ROWS]
+                    gap = np.abs(own - theirs[task.name]) / np.maximum(1.0, np.abs(own))
+                    worst = max(worst, float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0)))
     if worst > CLOSE:
         raise ConfigError(
             f"method: a row alone is predicted otherwise than among others (by {worst:.2g}), so a"

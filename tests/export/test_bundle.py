@@ -1,6 +1,7 @@
 """A bundle as its users meet it: made by the command, run where m4 is not, refusing mistakes."""
 
 import copy
+import hashlib
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 
 import m4
 import m4.main
-from m4.eval import conformal
+from m4.eval import averages, conformal
 from m4.eval.predictions import Predictions
 from m4.eval.questions import ask
 from m4.export import Bundle, Refused, __main__, decisions, standalone
@@ -320,6 +321,38 @@ def test_two_members_are_averaged_in_log_odds(place, model):
     assert classes.sum() == pytest.approx(1) and classes[0, 0] == pytest.approx(0.75)
     days = {"kind": "regression", "transform": "log1p"}
     assert standalone.averaged(days, np.array([[[0.0]], [[3.0]]])) == pytest.approx(1.0)
+
+
+def test_an_ensemble_is_averaged_as_m4_does(place, tmp_path):
+    """Two members of one run's parameters, of which one is changed, against `averages.mean_of`."""
+    content = place / "model.m4"
+    with zipfile.ZipFile(content) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    schema = json.loads(parts["schema.json"])
+    schema["members"].append({**schema["members"][0], "file": "member_1.bin"})
+    parts["schema.json"] = json.dumps(schema).encode()
+    parts["member_1.bin"] = (2 * np.frombuffer(parts["member_0.bin"], np.float32)).tobytes()
+    both = sealed(tmp_path / "both.m4", parts)
+    parts["member_0.bin"] = parts["member_1.bin"]
+    other = sealed(tmp_path / "other.m4", parts)
+    rows = clinic.rows(predicted(place))
+    one, two, mean = (
+        [row["tasks"]["aki"]["probability"] for row in Bundle(path).predict(rows, as_trained=True)]
+        for path in (content, other, both)
+    )
+    wanted = averages.mean_of(TaskSpec("aki", "binary"), np.array([one, two]))
+    np.testing.assert_allclose(mean, wanted, rtol=1e-6)
+    assert not np.allclose(one, two)
+
+
+def sealed(path, parts):
+    with zipfile.ZipFile(path, "w") as file:
+        for name, part in parts.items():
+            file.writestr(name, part)
+        file.comment = standalone.MARK + b"0" * 64
+    body = path.read_bytes()[:-64]
+    path.write_bytes(body + hashlib.sha256(body).hexdigest().encode())
+    return path
 
 
 def test_thresholds_back_off_as_those_of_the_evaluation():
