@@ -28,7 +28,10 @@ MAX_POINTS = 50  # of a curve
 RISKS = (0.05, 0.1, 0.2, 0.3, 0.5)  # at which one might act; not chosen by anything
 SENSITIVITIES, SPECIFICITIES = (0.8, 0.9, 0.95), (0.9, 0.95)  # cuts that reach them in validation
 ACTED = np.r_[0.01:0.205:0.01, 0.225:0.5:0.025, 0.5:0.96:0.05]  # risks of the decision curve
+EVEN = "min(Se, PPV) best"  # a cut, chosen in validation
 BANDS = np.linspace(0, 1, 21)  # of the histogram of predicted risks
+
+SHOWN = ("sensitivity", "specificity", "ppv", "npv", "alerts", "min_se_ppv")  # of a point
 
 Cuts = Mapping[str, Mapping[str, np.ndarray]]  # task -> name of a point -> cut per label
 
@@ -75,7 +78,9 @@ def questions(predictions: Predictions, spec: DataSpec, task: TaskSpec) -> list[
 def choose(predictions: Predictions, spec: DataSpec) -> dict[str, dict[str, np.ndarray]]:
     """Cuts that reach a sensitivity or specificity on this (validation) split; NaN where none is.
 
-    The highest cut with at least that sensitivity, the lowest with at least that specificity.
+    The highest cut with at least that sensitivity, the lowest with at least that specificity; and
+    the one where the smaller of sensitivity and PPV is largest, as entrants of the PhysioNet/CinC
+    Challenge 2012 had to fix theirs before they were scored by it.
     """
     cuts: dict[str, dict[str, np.ndarray]] = {}
     for task in spec.tasks:
@@ -97,6 +102,9 @@ def _reaching(question: Question) -> Iterator[tuple[str, float]]:
     for share in SPECIFICITIES:
         last = cold[int(np.ceil(share * len(cold) - 1e-9)) - 1]  # at most this is not flagged
         yield f"specificity {share:.0%}", float(np.nextafter(last, 2.0))
+    cut_T = np.unique(hot)
+    counts = Counts.of(question, cut_T)
+    yield EVEN, float(cut_T[np.argmax(counts.min_se_ppv[0])])
 
 
 def describe(
@@ -165,7 +173,7 @@ def _question(question: Question, draws: Draws, own: Mapping[str, float], min_pa
             t = int(at(cut))
             row: dict[str, Any] = {"name": name, "chosen": how, "cut": number(cut)}
             among = _denominators(question, cut)
-            for metric in ("sensitivity", "specificity", "ppv", "npv", "alerts"):
+            for metric in SHOWN:
                 value, values = getattr(point, metric)[0, t], getattr(drawn, metric)[:, t]
                 row[metric] = _estimate(value, values, units, shown=bool(shown[t]))
                 if shown[t] and metric in among and value in (0.0, 1.0):  # no draw differs
@@ -221,6 +229,11 @@ class Counts:
     def ppv(self) -> np.ndarray:
         """With the outcome among the flagged."""
         return _ratio(self.tp_BT, self.tp_BT + self.fp_BT)
+
+    @property
+    def min_se_ppv(self) -> np.ndarray:
+        """The smaller of the two."""
+        return np.minimum(self.sensitivity, self.ppv)
 
     @property
     def npv(self) -> np.ndarray:

@@ -35,7 +35,7 @@ from m4 import atomic
 from m4 import config as configs
 from m4.config import Flags, code, hints, program, rules
 from m4.errors import ConfigError, Preempted, UserError
-from m4.eval import over_seeds
+from m4.eval import blend, over_seeds
 from m4.run import hours
 from m4.specs import LOWER_IS_BETTER
 
@@ -151,9 +151,13 @@ def table(
         found = json.loads(path.read_text())
         rows.setdefault(_stem(config), {})[seed] = _scores(found, task)
         for name, tasks in (found["references"] or {}).items():
-            rows.setdefault(name, {}).setdefault(seed, tasks.get(task, {}).get("metrics", {}))
-            delta = tasks.get(task, {}).get("delta", {})
-            deltas.setdefault(f"{_stem(config)} − {name}", {})[seed] = delta
+            own, stem = tasks.get(task, {}), _stem(config)
+            blended = name == blend.NAME  # every method has its own
+            row = f"{stem} + {blend.WITH}" if blended else name
+            rows.setdefault(row, {}).setdefault(seed, own.get("metrics", {}))
+            deltas.setdefault(f"{stem} − {row}", {})[seed] = own.get("delta", {})
+            for other, delta in own.get("against", {}).items() if blended else ():
+                deltas.setdefault(f"{row} − {other}", {})[seed] = delta
     first = metrics[0]
     sign = 1 if first in LOWER_IS_BETTER else -1
     order = sorted(rows, key=lambda name: sign * _mean(rows[name], first))
@@ -165,10 +169,11 @@ def table(
     done = [folder for folder in points.values() if (folder / RESULTS[how]).exists()]
     missing = [str(folder) for folder in points.values() if folder not in done]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-    compared = {name: runs for name, runs in deltas.items() if _values(runs, first)}
-    paired = [f"- {name}: {_cell(runs, first)}" for name, runs in compared.items()]
-    if paired:
-        text += f"\nPaired differences, {task} {first}:\n\n" + "\n".join(paired) + "\n"
+    for metric in metrics:
+        compared = {name: runs for name, runs in deltas.items() if _values(runs, metric)}
+        paired = [f"- {name}: {_cell(runs, metric)}" for name, runs in compared.items()]
+        if paired:
+            text += f"\nPaired differences, {task} {metric}:\n\n" + "\n".join(paired) + "\n"
     text += _made(done)
     return text + (f"\nNot finished: {', '.join(missing)}\n" if missing else "")
 

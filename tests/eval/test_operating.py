@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from m4.eval import bootstrap, operating, recalibration, table_one
+from m4.eval import bootstrap, metrics, operating, recalibration, table_one
 from m4.eval.table_one import Values
 
 rng = np.random.default_rng
@@ -67,6 +67,9 @@ def test_points_and_benefit_are_counted(found):
         assert row["ppv"]["value"] == pytest.approx((flag & y).sum() / flag.sum(), rel=1e-5)
         assert row["npv"]["value"] == pytest.approx((~flag & ~y).sum() / (~flag).sum(), rel=1e-5)
         assert row["alerts"]["value"] == pytest.approx(100 * flag.mean(), rel=1e-5)
+        smaller = min((flag & y).sum() / y.sum(), (flag & y).sum() / flag.sum())
+        assert row["min_se_ppv"]["value"] == pytest.approx(smaller, rel=1e-5)
+        assert row["min_se_ppv"]["low"] < smaller < row["min_se_ppv"]["high"]
     for row in curves["ihm"][0]["decision"]:
         flag, odds = p >= row["risk"], row["risk"] / (1 - row["risk"])
         mine = ((flag & y).sum() - (flag & ~y).sum() * odds) / n
@@ -78,7 +81,15 @@ def test_points_and_benefit_are_counted(found):
 def test_cuts_chosen_in_validation_reach_what_they_name(found):
     spec, predictions, (_, points) = found
     for row in points["ihm"][0]["points"]:
-        if row["chosen"] == "validation":  # here the same rows
+        if row["name"] == operating.EVEN:  # chosen on the very rows: what the metric says
+            best = metrics.score(
+                spec.task("ihm"),
+                predictions.label["ihm"],
+                predictions.scored(spec, spec.task("ihm"), predictions.full()),
+                predictions.prediction["ihm"][predictions.full()],
+            )["min_se_ppv"]
+            assert row["min_se_ppv"]["value"] == pytest.approx(best.value, rel=1e-5)
+        elif row["chosen"] == "validation":  # here the same rows
             what, share = row["name"].split()
             assert row[what]["value"] >= float(share.rstrip("%")) / 100 - 1e-9
             assert row[what]["value"] < float(share.rstrip("%")) / 100 + 0.03

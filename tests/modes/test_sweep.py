@@ -8,7 +8,7 @@ import pytest
 from m4 import config as configs
 from m4 import modes
 from m4.errors import ConfigError, Preempted
-from m4.modes.sweep import SweepError
+from m4.modes.sweep import SweepError, table
 
 TOY = """
 import ml_collections
@@ -81,6 +81,27 @@ def test_table_by_hand(place):
         "| boosting | 0, 1 | 0.705 ± 0.007 |\n"
         "| bad | 0, 1 | 0.600 ± 0.000 [0.550, 0.950] |\n"
     )
+
+
+def test_every_method_has_its_own_blend(tmp_path):
+    points = {}
+    for name, low in (("good", 0.8), ("bad", 0.6)):
+        points[f"{name}.py", 0] = folder = tmp_path / name
+        (folder / "results").mkdir(parents=True)
+        own = {"metrics": metrics(low + 0.1), "delta": metrics(-0.1)}
+        own["against"] = {"boosting": metrics(low - 0.6)}
+        document = {
+            "tasks": ["death"],
+            "scores": [{"task": "death", "subset": "full", "metrics": metrics(low)}],
+            "references": {"boosting": {"death": {"metrics": metrics(0.7)}}},
+        }
+        document["references"]["blend"] = {"death": own}
+        (folder / "results/test.json").write_text(json.dumps(document))
+    text = table(points, task="death", metrics=["auroc"])
+    order = [line.split("|")[1].strip() for line in text.split("\n") if line.startswith("| ")]
+    assert order[2:] == ["good + boosting", "good", "boosting", "bad + boosting", "bad"]
+    assert "- good + boosting − boosting: 0.200\n" in text
+    assert "- bad − bad + boosting: -0.100\n" in text
 
 
 def test_finished_points_are_not_run_again(place):
