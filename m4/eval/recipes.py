@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 SMALL: dict[str, Any] = {"max_leaf_nodes": 8, "l2_regularization": 10.0}
 BOOSTING = SMALL | {"learning_rate": 0.03, "max_iter": 500}
-FEATURES = 0.1  # share of the features that a node may split on
+FEATURES, LEAST = 0.1, 27  # share of the features that a node may split on, and how many at least
 ONE_MODALITY = SMALL | {"learning_rate": 0.1, "max_iter": 60}
 STACK_FOLDS, STACK_C = 3, 0.01
 EPS = 1e-7
@@ -53,7 +53,8 @@ class Problem:
 
 def boosting(problem: Problem) -> np.ndarray:
     """Gradient boosting by the fixed recipe, f64[T, K]."""
-    return _trees(problem, **BOOSTING, max_features=FEATURES)
+    share = max(FEATURES, min(1.0, LEAST / problem.x_NF.shape[1]))
+    return _trees(problem, **BOOSTING, max_features=share)
 
 
 def default_boosting(problem: Problem) -> np.ndarray:
