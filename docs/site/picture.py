@@ -34,7 +34,7 @@ def svg(found):
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" role="img"'
         ' font-family="sans-serif" font-size="13" fill="#444">',
-        "<title>Death on PhysioNet 2012: AUROC and AUPRC of five methods, references and blends</title>",
+        "<title>Death on PhysioNet 2012: five methods, references and blends</title>",
         f'<rect width="{wide}" height="{high}" fill="#fff"/>',
         '<text x="12" y="22" font-size="15" font-weight="bold">Death in hospital, PhysioNet 2012:'
         " trained on set A, tested on 1,980 stays of set B</text>",
