@@ -362,7 +362,9 @@ class Model:
         if not (there / manifests.FILE).is_file():
             self._say(f"no references: the data trained on are not in {there} any more")
             return {}
-        self._say("fitting references on the training rows")
+        self._say(
+            "fitting references on the training rows; --config.eval.baselines=False does without"
+        )
         train = open_incomplete(self.config, there, "train")
         return eval_mode.references_of(self.config, self.spec, train, asked.store, names)
 

@@ -116,3 +116,14 @@ def test_cross_validation_on_set_a_is_one_command(place):
     assert sorted(rows["subject_id"].to_pylist()) == [*range(100, 180)]
     results = json.loads((place / "cv/results/crossval.json").read_text())
     assert results["patients"] == 80 and results["folds"] == 2
+
+
+def test_a_module_without_folds_is_refused(tmp_path, capsys):
+    config = toy.config("tests.toy_data", "", "death/auroc").replace("file=''", "rows=64")
+    (tmp_path / "c.py").write_text(config)
+    assert (
+        main([f"--config={tmp_path / 'c.py'}", f"--workdir={tmp_path / 'w'}", "--mode=crossval"])
+        == 2
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'tests.toy_data': --mode=crossval needs a data set with the options fold" in line
