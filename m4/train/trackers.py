@@ -87,6 +87,7 @@ class MLflow(Tracker):
 
         self._entities: Any = mlflow.entities
         own = (folder / self.name).absolute().as_uri()
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # of its own files, from 3.x on
         client = mlflow.MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or own)
         self._client = client
         if self._id:
