@@ -113,13 +113,13 @@ def _read(module: Any, folder: Path, trained: Trained, scratch: Path) -> Cohort:
         now = getattr(module, "resolved", dict)(**trained.options)
     moved = {k: now[k] for k in getattr(module, "ELSEWHERE", ()) if k in now}
     offered = {
-        "scratch": scratch,
-        "seed": manifest["seed"],
-        "spec": trained.spec,
-        "fitted": manifest.get("fitted", {}),
+        "scratch": lambda: scratch,
+        "seed": lambda: manifest["seed"],
+        "spec": lambda: trained.spec,
+        "fitted": lambda: manifest.get("fitted", {}),
     }
     wanted = inspect.signature(module.new).parameters.keys()
-    own = {name: value for name, value in offered.items() if name in wanted}
+    own = {name: get() for name, get in offered.items() if name in wanted}
     return module.new(folder, {**manifest["options"], **moved}, trained.vocabularies, **own)
 
 
