@@ -498,7 +498,9 @@ class _Volumes(dict):
         return ((volume - self._mean) / self._std).reshape(self._shape)
 
 
-def _volumes(folder: Path, shape: tuple[int, ...], train: set[str], scale: Sequence[float] | None):
+def _volumes(
+    folder: Path, shape: tuple[int, ...], train: set[str], scale: Sequence[float] | None = None
+):
     """The newest scan of every subject; files; one mean and deviation, of training's voxels.
 
     The last are those of `scale`, if it is known.
