@@ -737,8 +737,9 @@ def _plausible(values_nf: np.ndarray, at: Place, columns: Sequence[int]) -> np.n
         low, high = feature.get("low"), feature.get("high")
         wrong = np.zeros(len(out), bool)
         with np.errstate(invalid="ignore"):
-            wrong |= out[:, place] < low if low is not None else False
-            wrong |= out[:, place] > high if high is not None else False
+            # An end may have been rounded to float32, or come from there.
+            wrong |= out[:, place] < low - 1e-6 * abs(low) if low is not None else False
+            wrong |= out[:, place] > high + 1e-6 * abs(high) if high is not None else False
         if wrong.any():
             ends = ["" if end is None else f"{end:g}" for end in (low, high)]
             unit = f" {feature['unit']}" if feature.get("unit") else ""

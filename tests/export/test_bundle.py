@@ -244,6 +244,15 @@ def test_what_the_schema_does_not_know_is_refused_in_one_line(model, rows, line)
     assert str(before) == str(before if line == "row 1: drugs" else rows)
 
 
+def test_the_ends_of_a_range_are_inside_however_rounded(model):
+    ends = {
+        "times": [1, 2, 24],
+        "values": [0, float(np.nextafter(np.float32(20), np.float32(30))), 20],
+    }
+    (found,) = model.predict([wrong(labs={"creatinine": ends})])
+    assert found["present"] == ["labs"]
+
+
 def test_as_trained_counts_what_it_drops(model):
     row = wrong(labs={"creatinine": {"times": [1, 2, 30], "values": [88, 1, 1]}}, drugs=["DRUG//z"])
     (found,) = model.predict([row], as_trained=True)
