@@ -30,7 +30,7 @@ from m4.data import manifest as manifests
 from m4.errors import ConfigError
 from m4.modes import eval as eval_mode
 from m4.modes import report, train
-from m4.run import members, trained
+from m4.run import members, refitted, trained
 from m4.run.workspace import owned, split_seed
 from m4.train import processes, retention
 
@@ -49,8 +49,8 @@ def run(config: ml_collections.ConfigDict | None, folder: Path, flags: Flags) ->
         config = join(folder, given["members"].split(","), flags)
     else:
         members_of(config, folder, numbers(given.get("seeds", SEEDS)), flags)
-    if members.kind_of(folder) == "folds":
-        if processes.first():
+    if members.kind_of(folder) == "folds" or config.data.also_train == "all":
+        if processes.first() and any((folder / "results").glob("*.json")):
             report.build(folder)
         return
     eval_mode.run(config, folder, flags)
@@ -122,22 +122,30 @@ def join(folder: Path, names: Sequence[str], flags: Flags) -> ml_collections.Con
             places = [folder / f"member_{k}" for k in range(len(found))]
             for source, place in zip(found, places, strict=True):
                 _copy(source, place)
-            if folds:
-                with_folds(given[0], folder)
+            if folds or _whole(found[0]):
+                with_folds(given, folder)
             _list(folder, kind, places)
         plain = configs.read_json(found[0] / "config.json")
+        # Members are evaluated in short: how the whole is to be, stands where they were made.
+        plain["eval"] = configs.read_json(given[0] / "config.json")["eval"]
         config = configs.check(plain, flags.overrides, str(found[0] / "config.json"), say=print)
         atomic.write(folder / "config.json", configs.to_json(config))
         trust.mark(folder, config.to_dict())
     return config
 
 
-def with_folds(source: Path, folder: Path) -> None:
-    """Copies the scores out of fold: what to expect of a model of all folds."""
-    (folder / "results").mkdir(exist_ok=True)
-    path = source / "results/crossval.json"
-    if path.is_file():
-        seal.write(folder, "results/crossval.json", path.read_text(encoding="utf-8"))
+def with_folds(given: Sequence[Path], folder: Path) -> None:
+    """Copies the scores out of fold, what to expect of these models, if all have the same."""
+    paths = [place / "results/crossval.json" for place in given]
+    texts = {path.read_text(encoding="utf-8") if path.is_file() else "" for path in paths}
+    if len(texts) == 1 and (text := texts.pop()):
+        (folder / "results").mkdir(exist_ok=True)
+        seal.write(folder, "results/crossval.json", text)
+
+
+def _whole(place: Path) -> bool:
+    """Whether a run was trained on all rows, and has no test split."""
+    return configs.stored(place / "config.json")["data"].get("also_train") == "all"
 
 
 def _member(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
@@ -165,8 +173,23 @@ def _list(folder: Path, kind: str, places: Sequence[Path]) -> None:
         if (places[0] / name).is_file():
             with atomic.replaced(folder / name) as partial:
                 shutil.copyfile(places[0] / name, partial)
+    cuts = {_cuts(place) for place in places}
+    if len(cuts) == 1 and (text := cuts.pop()):
+        seal.write(folder, refitted.FILE, text)
     if not _listed(folder):
         members.write(folder, kind, places)
+
+
+def _cuts(place: Path) -> str:
+    """The cuts that a refit has from its cross-validation, as written; "" of other runs.
+
+    Those of a refit of several seeds stand beside its members.
+    """
+    beside = [place.parent] if _listed(place.parent) else []
+    for folder in (place, *beside):
+        if (folder / refitted.FILE).is_file():
+            return (folder / refitted.FILE).read_text(encoding="utf-8")
+    return ""
 
 
 def _runs(folder: Path) -> list[Path]:
@@ -185,6 +208,13 @@ def _require_same_data(found: Sequence[Path]) -> None:
     """Raises ConfigError unless all runs read the same files into the same schema."""
     known = {str(place): trained.read(place).manifest for place in found}
     members.require_same({n: manifests.spec_from(m["schema"]) for n, m in known.items()})
+    held_in = {n: configs.stored(Path(n) / "config.json")["data"].get("also_train") for n in known}
+    if len({*held_in.values()}) > 1:
+        whole = next(name for name, which in held_in.items() if which)
+        raise ConfigError(
+            f"{whole}: was trained on rows that others are tested or judged on; join refits with"
+            " refits, and runs that hold rows out with such runs"
+        )
     (first, one), *others = known.items()
     for name, other in others:
         same_files = one["sources"] == other["sources"]
@@ -204,6 +234,8 @@ def _copy(source: Path, place: Path) -> None:
     for name in KEPT:
         if (source / name).is_file():
             shutil.copyfile(source / name, partial / name)
+    if text := _cuts(source):
+        seal.write(partial, refitted.FILE, text)
     step = retention.complete(source / "checkpoints/best")[-1]
     shutil.copytree(
         source / f"checkpoints/best/{step}", partial / f"checkpoints/best/{step}", symlinks=True

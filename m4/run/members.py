@@ -225,10 +225,10 @@ def refuse_own_test(folder: Path) -> None:
 
 def _folds(folder: Path) -> tuple[Path, ...]:
     """The folds of a cross-validation. CheckpointError unless all of them are finished."""
-    number = len([*folder.glob("fold_*")])
+    options = configs.read_json(folder / "fold_0/config.json")["data"].get("options", {})
+    number = options.get("num_folds") or len([*folder.glob("fold_*")])
     found = [folder / f"fold_{k}" for k in range(number)]
-    options = configs.read_json(folder / "config.json")["data"].get("options", {})
-    for place in [*found, folder / f"fold_{(options.get('num_folds') or number) - 1}"]:
+    for place in found:
         if not (place / "results/test.json").is_file():
             raise CheckpointError(f"{place}: is not finished; --mode=crossval goes on with it")
     return tuple(found)

@@ -149,6 +149,11 @@ def test_folds_predict_new_data_and_never_their_own(place):
     run(place, new, f"workdir={both}")
     assert_close(predicted(both, "new"), predicted(cv, "new"))
     assert document(both, "crossval") == document(cv, "crossval")
+    whole = configs.read_json(cv / "config.json")
+    (cv / "config.json").write_text(json.dumps(whole | {"eval": whole["eval"] | {"alpha": 0.2}}))
+    again = place / "again"
+    run(place, "mode=ensemble", f"members={cv}", f"workdir={again}")
+    assert configs.read_json(again / "config.json")["eval"]["alpha"] == 0.2  # not a fold's own
     mixed = f"members={cv / 'fold_0'},{cv / 'fold_1'}"  # the same, not told that they are folds
     with pytest.raises(CheckpointError, match="member_1 has seen patients whom the first member"):
         run(place, "mode=ensemble", mixed, f"workdir={place / 'mixed'}")
@@ -176,6 +181,13 @@ def test_what_does_not_fit_is_refused_in_a_line(place, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             run(place, "mode=ensemble", *flags, f"config={place / 'c.py'}", new)
+
+
+def test_folds_that_are_not_all_there_are_no_ensemble(place, tmp_path):
+    shutil.copytree(place / "cv", tmp_path / "cv")
+    shutil.rmtree(tmp_path / "cv/fold_1")  # stopped between two folds
+    with pytest.raises(CheckpointError, match="fold_1: is not finished"):
+        members.folders(tmp_path / "cv")
 
 
 def test_damage_is_one_line(place, tmp_path):

@@ -136,6 +136,23 @@ def test_a_test_split_of_its_own_stays_untouched_and_is_tested(own, monkeypatch)
     assert other["scores"] != results["scores"]
 
 
+def test_refits_are_joined_with_refits_and_keep_their_cuts(own, place):
+    work, fold = own / "cv/refit", own / "cv/fold_0"
+    for pair in ((work, fold), (fold, work)):
+        names = ",".join(map(str, pair))
+        with pytest.raises(ConfigError, match="refit: was trained on rows that others"):
+            run(own, "mode=ensemble", f"members={names}", f"workdir={own / 'mixed'}")
+    assert not (own / "mixed").exists()
+    joined = own / "joined"
+    run(own, "mode=ensemble", f"members={work}", f"workdir={joined}")
+    assert (joined / "refit.json").read_text() == (work / "refit.json").read_text()
+    told = [json.loads((f / "results/test.json").read_text())["tasks"] for f in (work, joined)]
+    assert told[0]["death"]["threshold"] == told[1]["death"]["threshold"] is not None
+    everybody = place / "everybody"  # no row is left to test it on
+    run(place, "mode=ensemble", f"members={place / 'cv/refit'}", f"workdir={everybody}")
+    assert (everybody / "results/crossval.json").is_file() and (everybody / "report.html").is_file()
+
+
 @pytest.mark.slow
 def test_seeds_make_an_ensemble_that_goes_on(own):
     work = own / "several"
