@@ -16,7 +16,7 @@ from m4.audit.real_rows import RealRows
 from m4.data.store import Store
 from m4.modes import eval as eval_mode
 from m4.run import compiler, origin, programs
-from m4.run.method import make_method
+from m4.run.method import method_of
 from m4.run.setup import Setup, context, make_setup
 from m4.run.workspace import open_split, owned, prepare, use_cache
 from m4.specs import DataSpec
@@ -41,8 +41,7 @@ def everything(config: ml_collections.ConfigDict, workdir: Path | None) -> Itera
 
 def invented(config: ml_collections.ConfigDict, spec: DataSpec) -> Iterator[Finding]:
     """The method alone, on rows that nobody recorded."""
-    text, image = config.text.to_dict(), config.image.to_dict()
-    method = without_aux(make_method(config.method.to_dict(), spec, text=text, image=image))
+    method = without_aux(method_of(config, spec))
     yield from of_method(method, _programs(method))
 
 

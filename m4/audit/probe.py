@@ -11,7 +11,7 @@ import numpy as np
 from flax.core import FrozenDict
 
 from m4.audit import random_rows
-from m4.nn.pretrained import wrapper
+from m4.nn import front
 from m4.types import Batch
 
 
@@ -100,12 +100,12 @@ class Programs:
 
 def eval_rngs(method: Any) -> tuple[str, ...]:
     """The random streams that a method says it needs in evaluation."""
-    return tuple(getattr(wrapper.bare(method), "eval_rngs", ()))
+    return tuple(getattr(front.bare(method), "eval_rngs", ()))
 
 
 def without_aux(method: Any) -> Any:
     """The method without auxiliary losses, which may be of a batch as a whole."""
-    if isinstance(method, wrapper.Reader):
+    if isinstance(method, front.Front):
         return method.clone(method=without_aux(method.method))
     if not hasattr(method, "aux_weights"):
         return method

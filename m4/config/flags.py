@@ -38,7 +38,7 @@ COMMANDS = {"test": "eval", "fit": "train", "resume": "train", "finetune": "trai
 COMMANDS |= {"infer": "predict", "inference": "predict", "score": "predict", "validate": "check"}
 COMMANDS |= {"bag": "ensemble", "average": "ensemble", "retrain": "refit"}
 COMMANDS |= {"cv": "crossval", "grid": "sweep", "run": "train", "evaluation": "eval"}
-SECTIONS = ("data", "method", "optim", "train", "eval", "mesh", "text", "image")
+SECTIONS = ("data", "method", "optim", "train", "eval", "mesh", "text", "image", "conv")
 SHELLS = ("bash", "zsh", "fish")
 TOOLS = (
     "data",

@@ -30,6 +30,7 @@ SECTIONS = {
     "method": "Method",
     "text": "Text encoder",
     "image": "Image encoder",
+    "conv": "Encoders of images and signals that are trained from scratch",
     "optim": "Optimiser",
     "train": "Training",
     "eval": "Evaluation",

@@ -149,6 +149,10 @@ FIELDS: dict[str, Rule] = {
     "image.scale": Rule(str, "auto", names=_of("m4.nn.pretrained.images:SCALES", "auto")),
     "image.num_heads": _count(0, low=0),  # of a ViT; 0: one per 64 of its width
     "image.dropout": Rule(float, 0.0, low=0, below=1),  # of a ViT
+    "conv.width": _count(0, low=0),  # channels of encoders from scratch; 0: none
+    "conv.depth": _count(3),
+    "conv.dropout": Rule(float, 0.0, low=0, below=1),
+    "conv.alone": Rule(float, 0.0, low=0),  # weight of the losses of what each says by itself
     "optim.name": Rule(str, "adamw", names=_of("m4.train.optim:OPTIMISERS")),
     "optim.lr": Rule(float, above=0),
     "optim.schedule": Rule(str, "cosine", names=_of("m4.train.optim:SCHEDULES")),
@@ -185,6 +189,7 @@ FIELDS: dict[str, Rule] = {
     "train.spike_window": _count(0, low=0),  # accepted steps that a spike is judged by; 0: off
     "train.modality_dropout": Rule(float, 0.0, low=0, below=1),
     "train.ranking": Rule(float, 0.0, low=0),  # of more modalities over fewer; 0: no second pass
+    "train.augment": Rule(dict, {}),  # by modality, see m4.data.augment; {}: nothing
     "train.segment_dropout": Rule(float, 0.0, low=0, below=1),
     "train.segment_share": Rule(float, 0.5, above=0, high=1),
     "train.task_weights": Rule(dict, {}),

@@ -6,10 +6,11 @@ The inputs are the very rows that methods see: cut to length, winsorised, in z u
 | kind | columns per record |
 |---|---|
 | series | per feature: last, first, mean, min, max, std, count |
-| vectors, signal | per component: mean over positions |
+| vectors | per component: mean over positions |
+| signal | per component: means over eighths of its length, and its length |
 | table | the values |
 | codes, text | per id, where `vocab` <= 1024: how often it occurs |
-| image | per channel: mean over views and pixels |
+| image | per channel: mean over views and pixels; of a view of up to 1,024 numbers all of them |
 | all | whether the modality is present |
 
 NaN where there was no observation (std: fewer than two), 0 in counts and presence.
@@ -17,6 +18,7 @@ NaN where there was no observation (std: fewer than two), 0 in counts and presen
 Letters: N records, T positions, f features, V ids.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +28,8 @@ from m4.specs import ModalitySpec
 
 STATISTICS = ("last", "first", "mean", "min", "max", "std", "count")
 MAX_VOCAB = 1024
+MAX_PIXELS = 1024
+PARTS = 8  # of a signal
 CHUNK = 512
 
 
@@ -58,6 +62,12 @@ def _names(modality: ModalitySpec) -> list[str]:
         names = [f"{feature}/{statistic}" for statistic in STATISTICS for feature in features]
     elif modality.kind in ("codes", "text"):
         names = [f"id {v}" for v in range(_ids(modality))]
+    elif modality.kind == "signal":
+        names = [f"{feature}/part {k}" for k in range(1, PARTS + 1) for feature in features]
+        names += ["length"]
+    elif _small(modality):
+        places = np.ndindex(*modality.shape[1:3])
+        names = [f"{feature}/{y},{x}" for y, x in places for feature in features]
     else:
         names = [*features]
     return [f"{modality.name}/{name}" for name in [*names, "present"]]
@@ -73,6 +83,10 @@ def _columns(modality: ModalitySpec, rows: Rows) -> np.ndarray:
         columns = np.where(rows[f"{modality.name}/observed"], values, np.nan)
     elif modality.kind in ("codes", "text"):
         columns = _counts(values, mask_NT, _ids(modality))
+    elif modality.kind == "signal":
+        columns = np.concatenate([_parts(values, mask_NT), mask_NT.sum(1)[:, None]], axis=1)
+    elif _small(modality):
+        columns = np.where(mask_NT, values.reshape(len(values), -1), np.nan)
     else:
         values_NTf = values.mean((2, 3)) if modality.kind == "image" else values
         total_Nf = np.einsum("ntf,nt->nf", values_NTf.astype(np.float64), mask_NT)
@@ -99,6 +113,26 @@ def _series(values_NTf: np.ndarray, observed_NTf: np.ndarray) -> np.ndarray:
     std_Nf = np.where(count_Nf > 1, std_Nf, np.nan)
     columns = [last_Nf, first_Nf, mean_Nf, low_Nf, high_Nf, std_Nf, count_Nf]
     return np.concatenate(columns, axis=1)
+
+
+def _parts(values_NTf: np.ndarray, mask_NT: np.ndarray) -> np.ndarray:
+    """[N, PARTS * f]: means over equal parts of what the mask, true at first, keeps."""
+    length_N1 = mask_NT.sum(1)[:, None]
+    columns = []
+    for part in range(PARTS):
+        # In units of 1 / PARTS of a position: how much of each lies within the part.
+        left, right = (length_N1 * k / PARTS for k in (part, part + 1))
+        at = np.arange(mask_NT.shape[1])
+        share_NT = np.clip(np.minimum(at + 1, right) - np.maximum(at, left), 0, 1)
+        total_Nf = np.einsum("ntf,nt->nf", values_NTf.astype(np.float64), share_NT)
+        columns.append(_divide(total_Nf, share_NT.sum(1)[:, None]))
+    return np.concatenate(columns, axis=1)
+
+
+def _small(modality: ModalitySpec) -> bool:
+    """Whether it is one view of few numbers."""
+    one = modality.kind == "image" and modality.shape[0] == 1
+    return one and math.prod(modality.shape) <= MAX_PIXELS
 
 
 def _counts(ids_NT: np.ndarray, mask_NT: np.ndarray, num_ids: int) -> np.ndarray:

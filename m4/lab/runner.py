@@ -209,14 +209,12 @@ class Compiled:
             return cls(own, None, None, 0.0)
         start, changed = time.perf_counter(), config.method.to_dict()
         changed[LAYER.partition(".")[2]]["gate"] = interventions.name_of(section["gate"])
-        text, image = config.text.to_dict(), config.image.to_dict()
         setup = own.setup
         target = getattr(setup.method, "moe", None)
         method = make_method(
             changed,
             task_losses.unscaled(setup.spec),
-            text=text,
-            image=image,
+            **{name: config[name].to_dict() for name in ("text", "image", "conv")},
             target=getattr(target, "target", None),
         )
         batch = jax.tree.map(np.asarray, setup.loader.batch(0))

@@ -17,7 +17,7 @@ from m4.data.batch import empty
 from m4.errors import ConfigError
 from m4.lab.study import LAYER, Arm, Study
 from m4.run import preflight
-from m4.run.method import make_method
+from m4.run.method import method_of
 from m4.train.digest import named
 from m4.train.step import init_params
 
@@ -121,7 +121,7 @@ def _with(config: Mapping[str, Any], field: str, value: int) -> dict[str, Any]:
 def _method(config: Mapping[str, Any]):
     found = ml_collections.ConfigDict(config)
     spec = preflight.schema(found)
-    method = make_method(found.method.to_dict(), spec, text=found.text, image=found.image)
+    method = method_of(found, spec)
     return method, empty(spec, 8)
 
 

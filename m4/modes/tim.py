@@ -29,7 +29,7 @@ from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 from m4.eval import evaluate, results, tim
-from m4.nn.pretrained import wrapper
+from m4.nn import front
 from m4.run.setup import Setup, context, make_optimiser, make_setup
 from m4.run.workspace import owned, prepare, use_cache
 from m4.train import step as steps
@@ -69,7 +69,7 @@ def _scores(config: ml_collections.ConfigDict, tasks: str, number: int) -> dict[
 
 
 def _chosen(config, setup: Setup, tasks: str) -> list[str]:
-    method = type(wrapper.bare(setup.method))
+    method = type(front.bare(setup.method))
     if "active_T" not in inspect.signature(method.__call__).parameters:
         raise ConfigError(
             f"method.name={config.method.name!r}: its call has no argument active_T, so no task"

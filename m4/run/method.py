@@ -18,7 +18,9 @@ from m4.data.batch import empty
 from m4.errors import ConfigError
 from m4.moe.engine.dispatch import Target
 from m4.moe.options import MoEOptions
-from m4.nn.pretrained import bert, images, wrapper
+from m4.nn.encoders import convolution
+from m4.nn.front import Front
+from m4.nn.pretrained import bert, images
 from m4.specs import DataSpec
 from m4.types import Method
 
@@ -29,6 +31,7 @@ def make_method(
     *,
     text: Mapping[str, Any] = FrozenDict(),
     image: Mapping[str, Any] = FrozenDict(),
+    conv: Mapping[str, Any] = FrozenDict(),
     target: Target | None = None,
 ) -> Method:
     """The method that `config['name']` and `['fidelity']` name, the other entries as its fields.
@@ -36,7 +39,8 @@ def make_method(
     An entry whose field is itself a dataclass replaces what it names of the field's default.
 
     Its layers are compiled for `target`. With `text['file']` a BERT reads the text modalities for
-    it, with `image['file']` a ViT or a ResNet the images.
+    it, with `image['file']` a ViT or a ResNet the images; with `conv['width']` convolutions
+    trained with it read what images and signals are left.
     """
     given = {k: FrozenDict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
     name = given.pop("name")
@@ -56,13 +60,23 @@ def make_method(
         except (TypeError, ValueError) as error:
             raise ConfigError(f"method.name={name!r}: {error}") from error
 
-    with_images = functools.partial(_behind, "image", images.with_images, image, make)
-    return _behind("text", bert.with_text, text, with_images, spec)
+    front = convolution.with_convolutions
+    with_signals = functools.partial(_behind, "conv.width", front, conv, make)
+    with_images = functools.partial(_behind, "image.file", images.with_images, image, with_signals)
+    return _behind("text.file", bert.with_text, text, with_images, spec)
+
+
+def method_of(
+    config: ml_collections.ConfigDict, spec: DataSpec, *, target: Target | None = None
+) -> Method:
+    """The method of a configuration, behind the encoders that its sections name."""
+    sections = {name: config[name].to_dict() for name in ("text", "image", "conv")}
+    return make_method(config.method.to_dict(), spec, **sections, target=target)
 
 
 def on(spec: DataSpec, method: Any) -> Any:
     """`method` for batches of a schema that differs from its own in its tasks' numbers alone."""
-    inner = {"method": on(spec, method.method)} if isinstance(method, wrapper.Reader) else {}
+    inner = {"method": on(spec, method.method)} if isinstance(method, Front) else {}
     changes = {"data": dataclasses.replace(method.data, tasks=spec.tasks), **inner}
     linen = isinstance(method, nn.Module)
     return method.clone(**changes) if linen else dataclasses.replace(method, **changes)
@@ -73,7 +87,7 @@ def require_fit(config: ml_collections.ConfigDict, spec: DataSpec) -> None:
 
     It is traced on a batch without values; nothing is computed.
     """
-    method = make_method(config.method.to_dict(), spec, text=config.text, image=config.image)
+    method = method_of(config, spec)
 
     def init():
         rngs = dict.fromkeys(("params", "dropout", "gate"), jax.random.key(0))
@@ -87,11 +101,11 @@ def require_fit(config: ml_collections.ConfigDict, spec: DataSpec) -> None:
         raise ConfigError(f"{where}{text}") from error
 
 
-def _behind(section: str, put, options: Mapping[str, Any], make, spec: DataSpec) -> Method:
-    """What `make` makes for a schema, behind the encoder that a section names, if it does."""
-    if not options.get("file"):
+def _behind(field: str, put, options: Mapping[str, Any], make, spec: DataSpec) -> Method:
+    """What `make` makes for a schema, behind the encoder that a section's field asks for, if so."""
+    if not options.get(field.partition(".")[2]):
         return make(spec)
     try:
         return put(make, spec, **options)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{section}.file: {error}") from error
+        raise ConfigError(f"{field}: {error}") from error

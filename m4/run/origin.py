@@ -24,7 +24,7 @@ from m4.data import manifest as manifests
 from m4.data.batch import empty
 from m4.errors import CheckpointError, ConfigError
 from m4.run import trained
-from m4.run.method import make_method
+from m4.run.method import method_of
 from m4.run.setup import Setup
 from m4.run.workspace import split_seed
 from m4.specs import DataSpec, TaskSpec, wordless
@@ -243,7 +243,7 @@ def _ending(spec: DataSpec) -> str:
 
 def _shapes(config: ml_collections.ConfigDict, spec: DataSpec) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter of the method for a schema."""
-    method = make_method(config.method.to_dict(), spec, text=config.text, image=config.image)
+    method = method_of(config, spec)
     init = functools.partial(init_params, method, seed=0)
     params = sharding.unbox(jax.eval_shape(init, empty(spec, 2)))
     return {name: x.shape for name, x in digest.named(params).items()}

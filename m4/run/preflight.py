@@ -11,12 +11,12 @@ import ml_collections
 from m4 import config as configs
 from m4 import local
 from m4.config import program, rules
-from m4.data import data_sets, missing
+from m4.data import augment, data_sets, missing
 from m4.data.batch import empty
 from m4.data.buckets import ladder
 from m4.errors import ConfigError, DataError
 from m4.run.devices import make_mesh
-from m4.run.method import make_method
+from m4.run.method import method_of
 from m4.specs import DataSpec
 from m4.train.remat import layers
 from m4.train.step import init_params
@@ -47,7 +47,7 @@ def require(
     spec = schema(config)
     problems = rules.data_problems(config.to_dict(), spec)
     try:
-        method = make_method(config.method.to_dict(), spec, text=config.text, image=config.image)
+        method = method_of(config, spec)
         if config.train.remat == "layer":
             _require_layers(method, spec)
     except ConfigError as error:
@@ -61,6 +61,10 @@ def require(
             missing.check(spec, config[section].missing.to_dict())
         except ValueError as error:
             problems.append(f"{section}.missing.{error}")
+    try:
+        augment.check(spec, config.train.augment.to_dict())
+    except ValueError as error:
+        problems.append(f"train.augment.{error}")
     if problems:
         raise ConfigError(*problems)
     if mesh:

@@ -11,8 +11,7 @@ from m4 import sharding, task_losses
 from m4.eval.evaluate import mask_modalities
 from m4.eval.predictions import SCORED_KINDS
 from m4.maths import HASHED
-from m4.nn import segmentation
-from m4.nn.pretrained import wrapper
+from m4.nn import front, segmentation
 from m4.run import compiler
 from m4.run.setup import Model, like
 from m4.train.checkpoint import abstract
@@ -165,7 +164,7 @@ def compile_predict(model: Model, num_rows: int):
     whole = sharding.replicated(model.mesh)
 
     # What some releases draw in evaluation too; a fixed key keeps it repeatable.
-    noisy = getattr(wrapper.bare(method), "eval_rngs", ())
+    noisy = getattr(front.bare(method), "eval_rngs", ())
 
     def predict(params, batch, keep_M, scaling):
         batch = mask_modalities(batch, keep_M, spec)

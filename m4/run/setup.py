@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from m4 import sharding, task_losses
-from m4.data import regularise
+from m4.data import augment, regularise
 from m4.data.batch import empty
 from m4.data.buckets import ladder
 from m4.data.loader import TrainLoader
@@ -24,7 +24,7 @@ from m4.moe.engine.dispatch import target_of
 from m4.run import compiler
 from m4.run.compiler import Effort
 from m4.run.devices import make_mesh
-from m4.run.method import make_method, on
+from m4.run.method import method_of, on
 from m4.run.workspace import open_incomplete
 from m4.specs import DataSpec
 from m4.train import optim
@@ -90,9 +90,8 @@ def make_model(
     """The model of a schema, from any batch of it that is not cut."""
     cuts = ladder(spec, config.train.buckets)
     spec = weighted(spec, config.train.task_weights)
-    text, image = config.text.to_dict(), config.image.to_dict()
     target = target_of(own_device(mesh))
-    method = make_method(config.method.to_dict(), spec, text=text, image=image, target=target)
+    method = method_of(config, spec, target=target)
     platform = target.platform
     tx, schedule, ema = make_optimiser(config, platform)
     fresh = functools.partial(train_step.init_state, tx=tx, ema=ema)
@@ -182,8 +181,10 @@ def make_optimiser(
 
 
 def corruption(spec: DataSpec, train: ml_collections.ConfigDict) -> regularise.Transform | None:
-    """What training loses on purpose: whole modalities, and windows of time of single series."""
+    """What training varies and loses on purpose: values, whole modalities, windows of time."""
     some = []
+    if train.augment:
+        some.append(augment.augment(spec, train.augment.to_dict()))
     if train.modality_dropout:
         some.append(regularise.modality_dropout(spec, train.modality_dropout))
     if train.segment_dropout:

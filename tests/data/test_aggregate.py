@@ -62,10 +62,19 @@ def test_equals_a_loop_over_rows(train):
                 got = [column[f"vitals/{feature}/{s}"][i] for s in ("first", "last", "min", "max")]
                 assert got == [seen[0], seen[-1], seen.min(), seen.max()]
                 assert column[f"vitals/{feature}/mean"][i] == pytest.approx(seen.mean(), abs=1e-6)
-        for name in ("note", "ecg"):
-            kept = rows[f"{name}/values"][i][rows[f"{name}/mask"][i]]
-            expected = kept.mean(0)[0] if len(kept) else np.nan
-            assert column[f"{name}/0"][i] == pytest.approx(expected, abs=1e-6, nan_ok=True)
+        kept = rows["note/values"][i][rows["note/mask"][i]]
+        expected = kept.mean(0)[0] if len(kept) else np.nan
+        assert column["note/0"][i] == pytest.approx(expected, abs=1e-6, nan_ok=True)
+        kept = rows["ecg/values"][i, rows["ecg/mask"][i], 0]
+        assert column["ecg/length"][i] == len(kept)
+        for part, piece in enumerate(np.repeat(kept, 8).reshape(8, -1)):  # equal parts of it
+            expected = piece.mean() if len(kept) else np.nan
+            got = column[f"ecg/0/part {part + 1}"][i]
+            assert got == pytest.approx(expected, abs=1e-6, nan_ok=True)
+        for y, x in np.ndindex(2, 2):
+            there = rows["xray/present"][i]
+            expected = rows["xray/values"][i, 0, y, x, 0] if there else np.nan
+            assert column[f"xray/0/{y},{x}"][i] == pytest.approx(expected, nan_ok=True)
         for modality in SPEC.modalities:
             present = rows[f"{modality.name}/present"][i]
             assert column[f"{modality.name}/present"][i] == present

@@ -7,7 +7,8 @@ import pytest
 from flax import traverse_util
 
 from m4.errors import ConfigError
-from m4.nn.pretrained import bert, images, resnet, safetensors, vit_file, wrapper
+from m4.nn import front
+from m4.nn.pretrained import bert, images, resnet, safetensors, vit_file
 from m4.run.method import make_method
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.train import optim
@@ -153,7 +154,7 @@ SMALL = {
 )
 def test_every_method_takes_it(files, name, kind):
     method = built(files[kind], method={"name": name} | SMALL[name], pooling="tokens")
-    inner, batch = wrapper.bare(method), make_batch()
+    inner, batch = front.bare(method), make_batch()
     per_view = {"vit": 5, "resnet": 1}[kind]
     for picture in PICTURES:
         modality = inner.data.modality(picture)
@@ -172,7 +173,7 @@ def test_texts_and_images_at_once(files):
     note = ModalitySpec("note", "text", (9,), vocab=11)
     data = DataSpec((*SPEC.modalities, note), SPEC.tasks)
     method = built(files["vit"], data, {"file": files["bert"], "num_heads": 2}, tuning="tuned")
-    assert type(wrapper.bare(method)) is toy.Toy
+    assert type(front.bare(method)) is toy.Toy
     batch = properties.random_batch(data, rows=5)
     start = jax.jit(lambda: init_params(method, batch, seed=0))()
     jax.tree.map(np.testing.assert_array_equal, start["method"]["image"], params(files["vit"]))

@@ -20,6 +20,7 @@ import numpy as np
 from einops import rearrange
 
 from m4.maths import gelu
+from m4.nn.front import as_vectors
 from m4.nn.layers import MLP, Dropout, SelfAttention, StackedLayerNorm, masked_mean
 from m4.nn.pretrained import wrapper
 from m4.nn.vit_names import Modules
@@ -225,7 +226,7 @@ def with_text(
         chunks = math.ceil(m.length / sizes.positions)
         return m.length if pooling == "tokens" else chunks, sizes.width
 
-    method = make(wrapper.as_vectors(data, "text", shape))
+    method = make(as_vectors(data, ("text",), shape))
     return WithText(method, data, file, sizes, tuning, pooling, dropout)
 
 

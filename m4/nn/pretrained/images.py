@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 
 from m4.nn import vit_names
+from m4.nn.front import as_vectors
 from m4.nn.pretrained import resnet, vit_file, wrapper
 from m4.nn.pretrained.resnet import ResNetSizes
 from m4.nn.pretrained.vit_file import ViTSizes
@@ -134,7 +135,7 @@ def with_images(
         raise ValueError(f"{file}: scale 'imagenet' is of 3 channels, it has {sizes.channels}")
     if not alike(data):
         raise ValueError(f"no modality is an image: {', '.join(data.modality_names)}")
-    vectors = wrapper.as_vectors(data, "image", lambda m: _shape(m, file, sizes, pooling))
+    vectors = as_vectors(data, ("image",), lambda m: _shape(m, file, sizes, pooling))
     method = make(vectors)
     return WithImages(method, data, file, sizes, tuning, pooling, dropout, scale)
 

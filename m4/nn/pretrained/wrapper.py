@@ -4,21 +4,19 @@ The method then has vectors in the place of texts (`m4.nn.pretrained.bert`) or i
 (`m4.nn.pretrained.images`).
 """
 
-import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from m4.nn.front import Front
 from m4.nn.pretrained import safetensors
 from m4.nn.vit_names import Modules
-from m4.specs import DataSpec, ModalitySpec
-from m4.types import Array, Batch, Outputs, Stream
+from m4.types import Stream
 
 HEAD = 64  # width of a head, where nothing else is said: true of all published sizes
 Tuning = Literal["frozen", "tuned"]
@@ -27,15 +25,13 @@ Readers = Mapping[str, Callable[[], np.ndarray]]
 Tables = tuple[dict[str, tuple[str, ...]], dict[str, tuple[int, ...]]]
 
 
-class Reader(nn.Module):
-    """`method`, made for `as_vectors(data, ...)`, behind an encoder of one kind of modality.
+class Reader(Front):
+    """`method`, made for `as_vectors(data, ...)`, behind an encoder with weights from a file.
 
     With tuning='frozen' the encoder has no gradient; its parameters are named so that weight
     decay spares them, too. A subclass says how its encoder makes vectors.
     """
 
-    method: nn.Module
-    data: DataSpec
     file: str
     sizes: Any  # what the weights say about the architecture
     tuning: Tuning
@@ -44,23 +40,17 @@ class Reader(nn.Module):
 
     kind: ClassVar[str]  # of the modalities that it reads
 
-    @nn.compact
-    def __call__(self, batch: Batch, *, train: bool, **inputs: Any) -> Outputs:
-        """As the method's."""
-        found = self.vectors(batch.inputs, train=train)
+    def encode(self, streams: Mapping[str, Stream], *, train: bool) -> dict[str, Stream]:
+        """As `vectors`, without a gradient if the encoder is frozen."""
+        found = self.vectors(streams, train=train)
         if self.tuning == "frozen":
             stop = jax.lax.stop_gradient
             found = {name: x.replace(values=stop(x.values)) for name, x in found.items()}
-        batch = batch.replace(inputs={**batch.inputs, **found})
-        return self.method(batch, train=train, **inputs)
+        return found
 
     def vectors(self, streams: Mapping[str, Stream], *, train: bool) -> dict[str, Stream]:
         """What the encoder, a submodule named `part`, makes of its modalities."""
         raise NotImplementedError
-
-    def loss(self, out: Outputs, batch: Batch, step: Array):
-        """As the method's, which sees who has what, but not the encoder's inputs."""
-        return self.method.loss(out, batch, step)
 
     def pretrained(self, params: dict[str, Any]) -> dict[str, Any]:
         """`params` with the file's weights; they are read by the host, not part of a program."""
@@ -71,9 +61,7 @@ class Reader(nn.Module):
             return jax.pure_callback(read[name], jax.ShapeDtypeStruct(x.shape, jnp.float32))
 
         params = params | {self.part: jax.tree_util.tree_map_with_path(value, params[self.part])}
-        if hasattr(self.method, "pretrained"):
-            params |= {"method": self.method.pretrained(params["method"])}
-        return params
+        return super().pretrained(params)
 
     def readers(self) -> Readers:
         """What reads every parameter of the encoder, by path."""
@@ -83,13 +71,6 @@ class Reader(nn.Module):
     def part(self) -> str:
         """The encoder's name among the parameters."""
         return f"frozen_{self.kind}" if self.tuning == "frozen" else self.kind
-
-
-def bare(method: Any) -> Any:
-    """The method itself, without what reads texts or images for it."""
-    while isinstance(method, Reader):
-        method = method.method
-    return method
 
 
 def read(file: str) -> dict[str, np.ndarray]:
@@ -172,16 +153,3 @@ def as_readers(
         return np.ascontiguousarray(found)
 
     return {path: functools.partial(make, path, parts) for path, parts in names.items()}
-
-
-def as_vectors(
-    data: DataSpec, kind: str, shape: Callable[[ModalitySpec], tuple[int, int]]
-) -> DataSpec:
-    """The schema with modalities of a kind as vectors of `shape(modality)`."""
-    return dataclasses.replace(
-        data,
-        modalities=tuple(
-            ModalitySpec(m.name, "vectors", shape(m)) if m.kind == kind else m
-            for m in data.modalities
-        ),
-    )

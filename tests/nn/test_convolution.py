@@ -1,0 +1,130 @@
+"""Convolutions from scratch in front of a method: the laws of every method, lengths, own heads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.ndimage import correlate1d
+from scipy.special import log_softmax
+
+from m4.errors import ConfigError
+from m4.nn import front
+from m4.nn.encoders import convolution
+from m4.run.method import make_method
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.train.step import init_params
+from m4.types import Stream
+from tests import properties
+
+SPEC = DataSpec(
+    (
+        ModalitySpec("sound", "signal", (600, 1)),  # in frames of three samples
+        ModalitySpec("bands", "signal", (9, 3)),
+        ModalitySpec("xray", "image", (2, 5, 4, 1), dtype="uint8"),
+        ModalitySpec("static", "table", (2,)),
+    ),
+    (TaskSpec("death", "binary"), TaskSpec("ward", "multiclass", dim=3)),
+)
+CONV = {"width": 8, "depth": 2, "dropout": 0.1, "alone": 0.5}
+FUSEMOE = {"name": "fusemoe", "moe": {"num_experts": 4}, "width": 8, "aux_weights": {}}
+
+
+def stream(x, length):
+    """A signal [n, c] at the front of `length` positions."""
+    values = np.full((1, length, x.shape[1]), 1e6, np.float32)
+    values[0, : len(x)] = x
+    mask = np.arange(length)[None] < len(x)
+    return Stream(values, mask, np.ones(1, bool))
+
+
+@pytest.fixture(scope="module")
+def probe():
+    return properties.probe(make_method(FUSEMOE, SPEC, conv=CONV))
+
+
+@pytest.mark.parametrize("check", properties.CHECKS, ids=lambda c: c.__name__)
+def test_laws(probe, check):
+    check(probe)
+
+
+@pytest.mark.parametrize("length", [40, 1000])
+def test_padding_changes_nothing(length):
+    """Whatever stands behind a signal, and however long the batch is, in or without frames."""
+    x = np.random.default_rng(0).standard_normal((length - 7, 2), np.float32)
+    encoder = convolution.SignalEncoder(6, 3)
+    params = encoder.init(jax.random.key(0), stream(x, length), train=False)
+    found = encoder.apply(params, stream(x, length), train=False)
+    size = -(-length // convolution.FRAMES)
+    longer = stream(x, length + (0 if size > 1 else 8))
+    longer.values[0, len(x) :] = -7
+    np.testing.assert_allclose(encoder.apply(params, longer, train=False), found, atol=1e-6)
+    assert np.abs(found).max() > 0.01
+
+
+def test_a_convolution_is_scipys():
+    """Convolution, norm, GELU and pooling of a whole signal, by another library."""
+    x = np.random.default_rng(1).standard_normal((2, 8, 3), np.float32)
+    net = convolution.Convolutions(1, 4, 1)
+    params = net.init(jax.random.key(0), x, np.ones((2, 8), bool), train=False)["params"]
+    found, mask = net.apply({"params": params}, x, np.ones((2, 8), bool), train=False)
+    kernel = np.asarray(params["conv_0"]["kernel"])
+    y = np.zeros((2, 8, 4))
+    for row, i, o in np.ndindex(2, 3, 4):
+        y[row, :, o] += correlate1d(x[row, :, i], kernel[:, i, o], mode="constant")
+    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6)
+    y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+    np.testing.assert_allclose(found, y.reshape(2, 4, 2, 4).max(2), atol=1e-5)
+    assert mask.shape == (2, 4) and mask.all()
+
+
+def test_frames_are_twice_their_step():
+    x = jnp.arange(7.0).reshape(1, 7, 1)
+    frames, mask = convolution.framed(x, jnp.arange(7)[None] < 3, 2)
+    assert frames[0].tolist() == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 0], [6, 0, 0, 0]]
+    assert mask[0].tolist() == [True, True, False, False]
+
+
+def test_own_heads_learn_from_rows_that_have_the_modality():
+    method = make_method(FUSEMOE, SPEC, conv=CONV)
+    batch = properties.random_batch(SPEC, seed=1, keep=0.6)
+    params = init_params(method, batch, seed=0)
+
+    def loss(params, alone, batch=batch):
+        out = method.clone(alone=alone).apply({"params": params}, batch, train=False)
+        return method.clone(alone=alone).loss(out, batch, 0)[0]
+
+    whole, without = loss(params, 0.5), loss(params, 0.0)
+    out = method.apply({"params": params}, batch, train=False)
+    own = 0.0
+    for name in ("sound", "bands", "xray"):
+        rows = np.asarray(batch.weight) * np.asarray(batch.inputs[name].present)
+        for task in ("death", "ward"):
+            target = batch.targets[task]
+            logits = np.asarray(out.extra[f"alone/{name}/{task}"], np.float64)
+            y = np.asarray(target.value).reshape(-1).astype(int)
+            if task == "death":
+                logits = np.concatenate([0 * logits, logits], 1)
+            each = -log_softmax(logits, 1)[np.arange(len(y)), y]
+            weight = rows * np.asarray(target.mask)
+            own += float((each * weight).sum() / weight.sum()) / 3
+    np.testing.assert_allclose(whole - without, 0.5 * own, rtol=1e-5)
+
+
+def test_it_stands_before_any_method_and_leaves_the_rest():
+    for name, sizes in (("m3h", {"width": 4, "task_width": 3}), ("flexcare", {"width": 8})):
+        method = make_method({"name": name} | sizes, SPEC, conv=CONV)
+        kinds = {m.name: m.kind for m in front.bare(method).data.modalities}
+        kept = {"static": "table"}
+        assert kinds == dict.fromkeys(("sound", "bands", "xray"), "vectors") | kept
+        batch = properties.random_batch(SPEC)
+        rngs = {name: jax.random.key(0) for name in ("params", "dropout", "gate")}
+        out, _ = jax.eval_shape(
+            lambda m=method, b=batch, r=rngs: m.init_with_output(r, b, train=True)
+        )
+        assert out.logits["ward"].shape == (len(batch.uid), 3)
+
+
+def test_refusals():
+    tables = DataSpec(SPEC.modalities[3:], SPEC.tasks)
+    with pytest.raises(ConfigError, match=r"^conv.width: no modality is an image or signal: stat"):
+        make_method(FUSEMOE, tables, conv=CONV)
