@@ -47,15 +47,13 @@ def tiny(config, *, options=None, rows=None, baselines=False, subsets=False, **m
     config.method.update(TINY[config.method.name])
     config.method.update(method)
     config.train.update(steps=6, batch_size=8, log_every=2, eval_every=3, save_every=3)
-    if config.optim.get("warmup_steps"):
-        config.optim.warmup_steps = 2
-    config.eval.update(bootstrap=20, batch_size=rows or config.eval.batch_size, subsets=subsets)
-    if not baselines:
-        config.eval.baselines = False
+    config.optim.warmup_steps = min(2, config.optim.get("warmup_steps", 0))
+    config.eval.update(bootstrap=20, batch_size=rows or config.eval.batch_size)
+    config.eval.update(subsets=subsets, baselines=baselines)
     return config
 
 
-def physionet2012(name, **train):
+def physionet2012(name, variant="", **train):
     """Train on set A, test on set B.
 
     5 % of A (about 30 deaths) is set aside to watch the run, too few to choose a step by, so the
@@ -64,10 +62,11 @@ def physionet2012(name, **train):
     optim, method = adamw(weight_decay=1.0, ema=0.995), dict(name=name, dropout=0.4, **MODELS[name])
     train |= dict(select="death/auroc", choose="last", modality_dropout=0.15)
     train |= dict(task_weights=dict(los=0.3, los_over_7d=0.3, sofa7=0.3))
-    return experiment("physionet2012", dict(val_fraction=0.05), method, optim, 950, 190, **train)
+    config = experiment("physionet2012", dict(val_fraction=0.05), method, optim, 950, 190, **train)
+    return tiny(config) if variant else config
 
 
-def eicu_demo(name, **train):
+def eicu_demo(name, variant="", **train):
     """The part of the eICU demo at hand as MEDS: 854 stays, 72 deaths, five folds by patient.
 
     `m4/data/sets/declared/eicu_demo.toml` says what is read; `data.options.split=meds` keeps the
@@ -79,7 +78,7 @@ def eicu_demo(name, **train):
     train |= dict(select="hospital_mortality/auroc", choose="last", modality_dropout=0.15)
     config = experiment("meds", options, method, optim, 240, 60, log=20, **train)
     config.train.save_every = 120
-    return config
+    return tiny(config, baselines=True) if variant else config
 
 
 def support2(method, **train):
@@ -95,8 +94,7 @@ def support2(method, **train):
 
 def mimic(method, **train):
     """MIMIC-IV, which was not run here yet."""
-    optim = adamw(weight_decay=0.01, ema=0.999)
-    train |= dict(select="ihm48/auroc")
+    optim, train = adamw(weight_decay=0.01, ema=0.999), train | dict(select="ihm48/auroc")
     return experiment("mimiciv", {}, method, optim, 10_000, 1000, log=50, **train)
 
 
@@ -135,8 +133,7 @@ def shorten(config, *, steps, batch):
     """Fewer steps, evaluated every quarter of them."""
     config.train.update(steps=steps, batch_size=batch, log_every=20)
     config.train.update(eval_every=steps // 4, save_every=steps // 4)
-    config.optim.warmup_steps = steps // 20
-    config.eval.batch_size = 128
+    config.optim.warmup_steps, config.eval.batch_size = steps // 20, 128
     return config
 
 
@@ -149,7 +146,7 @@ def pictures(name, options, *, patch, select):
     return config
 
 
-def published_m4oe(layout, *, select):
+def published_m4oe(layout, variant="", *, select, **small):
     """M4oE's published sizes on images, 2.3 billion parameters; that was never run here."""
     method = dict(name="m4oe", fidelity="paper", moe=dict(num_experts=128, hidden=3072), width=768)
     method |= dict(num_heads=8, vit_depth=12, vit_heads=12, patch=16, dropout=0.0, depth=2)
@@ -157,7 +154,7 @@ def published_m4oe(layout, *, select):
     optim, options = adamw(5e-5, weight_decay=5e-5, warmup_steps=0), dict(layout=layout)
     config = experiment("imaging", options, method, optim, 10_000, 1000, log=50, rows=64)
     config.train.select, config.eval.baselines = select, False
-    return config
+    return tiny_published_m4oe(config, **small) if variant == "tiny" else config
 
 
 def tiny_published_m4oe(config, **method):

@@ -15,5 +15,4 @@ VARIANTS = ("tiny",)
 
 
 def get_config(variant=""):
-    config = common.physionet2012("flexcare")
-    return common.tiny(config) if variant else config
+    return common.physionet2012("flexcare", variant)

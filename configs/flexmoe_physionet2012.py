@@ -14,5 +14,4 @@ VARIANTS = ("tiny",)
 
 
 def get_config(variant=""):
-    config = common.physionet2012("flexmoe")
-    return common.tiny(config) if variant else config
+    return common.physionet2012("flexmoe", variant)

@@ -6,8 +6,7 @@ Variants: MIMIC-IV, M4_RAW_DIR/mimiciv; `:demo`, its 100 patients, M4_RAW_DIR/mi
 `:synthetic`, a generated cohort with known truth, and `:tiny`, six steps of it, need no files;
 `:released`, the authors' model and recipe (Table 8; 8 epochs), 1.2 billion parameters: never run.
 Cost of `:synthetic`: 3 minutes of two cores; expected: 48-hour death AUROC 0.885 [0.836, 0.926],
-boosting 0.850 (docs/results.md). MIMIC-IV itself: not measured here; the paper's numbers are in
-Tables 4 and 5 of Han et al., NeurIPS 2024.
+boosting 0.850 (docs/results.md). MIMIC-IV: not measured; paper: Tables 4 and 5.
 """
 
 import common

@@ -4,8 +4,7 @@
 
 Variants: CMU-MOSI, word-aligned features (M4_RAW_DIR/cmu-mosi); `:mosei`, CMU-MOSEI
 (M4_RAW_DIR/cmu-mosei); `:tiny`, six steps on CMU-MOSI. The files are pickles; docs/datasets.md says
-how to convert them once; `python -m m4.data fake mosi FOLDER` writes invented ones. Cost and
-numbers: not measured; the paper (Han et al., NeurIPS 2024) has MAE, accuracy, correlation and F1.
+how to convert them once; `python -m m4.data fake mosi FOLDER` writes invented ones. Not measured.
 """
 
 import common

@@ -4,8 +4,7 @@
 
 5,333 windows of 6 s, every sixth step, M4_RAW_DIR/PAMdata, open data (docs/datasets.md); invented
 ones by `python -m m4.data fake pam FOLDER`. Blocks of 20 windows are split, not single ones, which
-overlap by half: numbers are not comparable with the paper's unless `--config.data.options.block=1`.
-Cost and numbers: not measured.
+overlap by half: not as in the paper, unless `data.options.block=1`. Cost and numbers: not measured.
 """
 
 import common

@@ -13,5 +13,4 @@ VARIANTS = ("tiny",)
 
 
 def get_config(variant=""):
-    config = common.physionet2012("fusemoe", segment_dropout=0.3)
-    return common.tiny(config) if variant else config
+    return common.physionet2012("fusemoe", variant, segment_dropout=0.3)

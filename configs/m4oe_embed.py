@@ -12,6 +12,6 @@ VARIANTS = ("tiny", "released")
 
 
 def get_config(variant=""):
-    config = common.published_m4oe("embed", select="risk_1y/auroc")
+    config = common.published_m4oe("embed", variant, select="risk_1y/auroc")
     config.method.fidelity = "released" if variant == "released" else "paper"
-    return common.tiny_published_m4oe(config) if variant == "tiny" else config
+    return config

@@ -12,7 +12,6 @@ VARIANTS = ("all", "tiny")
 
 
 def get_config(variant=""):
-    config = common.pictures("mfeat", dict(views=("pix",)), patch=4, select="digit/accuracy")
-    if variant == "all":
-        config.data.options.views = ("pix", "fou", "fac", "kar", "zer", "mor")
+    views = ("pix", "fou", "fac", "kar", "zer", "mor")[: None if variant == "all" else 1]
+    config = common.pictures("mfeat", dict(views=views), patch=4, select="digit/accuracy")
     return common.tiny(config, rows=16) if variant == "tiny" else config

@@ -13,5 +13,4 @@ VARIANTS = ("tiny",)
 
 
 def get_config(variant=""):
-    config = common.physionet2012("m4oe")
-    return common.tiny(config) if variant else config
+    return common.physionet2012("m4oe", variant)

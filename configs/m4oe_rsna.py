@@ -12,5 +12,4 @@ VARIANTS = ("tiny",)
 
 
 def get_config(variant=""):
-    config = common.published_m4oe("rsna", select="density/accuracy")
-    return common.tiny_published_m4oe(config) if variant else config
+    return common.published_m4oe("rsna", variant, select="density/accuracy")

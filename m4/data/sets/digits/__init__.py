@@ -138,7 +138,16 @@ def spec(
         + [(f"absent.{name}".rstrip("."), rate) for name, rate in rates.items()],
         also=also,
     )
-    every = (
+    chosen = tuple(m for m in _modalities(samples, frames) if m.name in modalities)
+    asked = tuple(t for t in TASKS if t.name in tasks)
+    if "spectrogram" not in modalities and "speaker_group" in tasks:
+        raise ConfigError("data.options.tasks: speaker_group needs the modality spectrogram")
+    hours = samples / recordings.RATE / 3600
+    return DataSpec(chosen, asked, hours=hours, groups=("speaker",), about=ABOUT)
+
+
+def _modalities(samples: int, frames: int) -> tuple[ModalitySpec, ...]:
+    return (
         ModalitySpec("waveform", "signal", (samples, 1), title="Waveform at 8 kHz"),
         ModalitySpec(
             "spectrogram",
@@ -164,12 +173,6 @@ def spec(
             title="Sums of rows and columns of another drawing",
         ),
     )
-    chosen = tuple(m for m in every if m.name in modalities)
-    asked = tuple(t for t in TASKS if t.name in tasks)
-    if "spectrogram" not in modalities and "speaker_group" in tasks:
-        raise ConfigError("data.options.tasks: speaker_group needs the modality spectrogram")
-    hours = samples / recordings.RATE / 3600
-    return DataSpec(chosen, asked, hours=hours, groups=("speaker",), about=ABOUT)
 
 
 def missing_files(raw_dir: Path | str, **options) -> list[str]:
