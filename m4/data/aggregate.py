@@ -125,7 +125,7 @@ def _parts(values_NTf: np.ndarray, mask_NT: np.ndarray) -> np.ndarray:
         at = np.arange(mask_NT.shape[1])
         share_NT = np.clip(np.minimum(at + 1, right) - np.maximum(at, left), 0, 1)
         total_Nf = np.einsum("ntf,nt->nf", values_NTf.astype(np.float64), share_NT)
-        columns.append(_divide(total_Nf, share_NT.sum(1)[:, None]))
+        columns.append(total_Nf / np.where(length_N1 > 0, share_NT.sum(1)[:, None], np.nan))
     return np.concatenate(columns, axis=1)
 
 

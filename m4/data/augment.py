@@ -121,7 +121,7 @@ def _signal(
         x_BTF = x_BTF + curve_BF[:, None].astype(np.float32)
     x_BTF = _levels(x_BTF, draws, amount)
     if amount("mask"):
-        lost_BT = _run(draws, mask_BT.sum(1), amount("mask"), length)
+        lost_BT = _run(draws, np.asarray(mask_BT.sum(1)), amount("mask"), length)
         lost_BF = _run(draws, np.full(rows, width), amount("mask") * (width > 1), width)
         x_BTF = np.where(lost_BT[..., None] | lost_BF[:, None], np.float32(0), x_BTF)
     return x_BTF, mask_BT

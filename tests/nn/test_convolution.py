@@ -1,5 +1,7 @@
 """Convolutions from scratch in front of a method: the laws of every method, lengths, own heads."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,10 +33,10 @@ FUSEMOE = {"name": "fusemoe", "moe": {"num_experts": 4}, "width": 8, "aux_weight
 
 def stream(x, length):
     """A signal [n, c] at the front of `length` positions."""
-    values = np.full((1, length, x.shape[1]), 1e6, np.float32)
+    values: Any = np.full((1, length, x.shape[1]), 1e6, np.float32)
     values[0, : len(x)] = x
-    mask = np.arange(length)[None] < len(x)
-    return Stream(values, mask, np.ones(1, bool))
+    mask: Any = np.arange(length)[None] < len(x)
+    return Stream(values, mask, mask[:, 0])
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_laws(probe, check):
 def test_padding_changes_nothing(length):
     """Whatever stands behind a signal, and however long the batch is, in or without frames."""
     x = np.random.default_rng(0).standard_normal((length - 7, 2), np.float32)
-    encoder = convolution.SignalEncoder(6, 3)
+    encoder: Any = convolution.SignalEncoder(6, 3)
     params = encoder.init(jax.random.key(0), stream(x, length), train=False)
     found = encoder.apply(params, stream(x, length), train=False)
     size = -(-length // convolution.FRAMES)
@@ -64,7 +66,7 @@ def test_padding_changes_nothing(length):
 def test_a_convolution_is_scipys():
     """Convolution, norm, GELU and pooling of a whole signal, by another library."""
     x = np.random.default_rng(1).standard_normal((2, 8, 3), np.float32)
-    net = convolution.Convolutions(1, 4, 1)
+    net: Any = convolution.Convolutions(1, 4, 1)
     params = net.init(jax.random.key(0), x, np.ones((2, 8), bool), train=False)["params"]
     found, mask = net.apply({"params": params}, x, np.ones((2, 8), bool), train=False)
     kernel = np.asarray(params["conv_0"]["kernel"])
@@ -85,7 +87,7 @@ def test_frames_are_twice_their_step():
 
 
 def test_own_heads_learn_from_rows_that_have_the_modality():
-    method = make_method(FUSEMOE, SPEC, conv=CONV)
+    method: Any = make_method(FUSEMOE, SPEC, conv=CONV)
     batch = properties.random_batch(SPEC, seed=1, keep=0.6)
     params = init_params(method, batch, seed=0)
 

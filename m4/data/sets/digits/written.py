@@ -6,7 +6,8 @@ consecutive parts of the order are of different people.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -21,7 +22,7 @@ SUMS = tuple(f"{what} {i}" for what in ("row", "column") for i in range(SIDE))
 @functools.cache
 def images() -> tuple[np.ndarray, np.ndarray]:
     """f32[1797, 8, 8] from 0 to 1, and the digits that they show."""
-    found = load_digits()
+    found: Any = load_digits()
     return found.images.astype(np.float32) / 16, found.target
 
 
@@ -68,6 +69,6 @@ def word(rng: np.random.Generator, digit: int, noise: float) -> np.ndarray:
     return np.array((found or letters[:1])[:LONGEST])
 
 
-def spelled(ids: Sequence[int]) -> str:
+def spelled(ids: Iterable[int]) -> str:
     """The letters of a word's ids."""
     return "".join(LETTERS[i - 1] for i in ids)
