@@ -199,6 +199,16 @@ def test_more_folds_than_speakers(root):
         digits.cohort(root, num_folds=5)
 
 
+def test_new_recordings_are_of_anybody(root, tmp_path):
+    sound(tmp_path, name="7_zoe_0.wav")
+    example = next(digits.new(tmp_path, {"fold": 3}, {}).splits["new"]())
+    assert example["targets"] == {"digit": 7, "parity": 1, "speaker_group": None}
+    assert len(example["inputs"]) == 5 and example["key"] == (example["patient"], None)
+    assert len([*digits.new(root, {}, {}).splits["new"]()]) == 120
+    with pytest.raises(DataError, match="has no recordings"):
+        digits.new(tmp_path / "none", {}, {})
+
+
 def test_the_real_recordings():
     folder = Path(os.environ.get("M4_RAW_DIR", "/none"))
     if digits.missing_files(folder):

@@ -21,16 +21,17 @@ of other writers.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from m4.data import split
-from m4.data.cohort import Cohort, Example, checksums, hash64
+from m4.data.cohort import Cohort, Example, checksums, hash64, home
 from m4.data.fake import fresh
 from m4.data.option_checks import check
 from m4.data.sets.digits import recordings, written
 from m4.data.sets.digits.recordings import Recording
-from m4.errors import ConfigError
+from m4.errors import ConfigError, DataError
 from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
 VERSION = "1"
@@ -213,6 +214,37 @@ def cohort(raw_dir: Path | str, *, seed: int = 0, **options) -> Cohort:
         spec=data,
         splits={name: lambda name=name: examples(name) for name in ("train", "val", "test")},
         sources=checksums(root, [recording.path for recording in found]),
+        licence=LICENCE,
+        version=VERSION,
+        flow=[("recordings", len(found)), ("speakers", len(speakers))],
+        notes="a row and a 'patient' is a recording; images, words and sums are paired with it",
+    )
+
+
+def new(
+    folder: Path, resolved: Mapping[str, Any], vocabularies: Mapping[str, Sequence[str]]
+) -> Cohort:
+    """Other recordings, of anybody, as the split 'new', see `m4.data.apply`; all complete.
+
+    They are in `folder`, its `recordings` or its `free-spoken-digits/recordings`. Raises DataError
+    if there are none.
+    """
+    del vocabularies
+    data, place = spec(**resolved), home(home(folder, FOLDER), "recordings")
+    found = recordings.find(place)
+    if not found:
+        raise DataError(f"{place}: has no recordings (*.wav)")
+    speakers = sorted({recording.speaker for recording in found})
+
+    def examples() -> Iterator[Example]:
+        for recording in found:
+            example = _example(data, recording, speakers, "test", **resolved)
+            yield {**example, "key": (example["patient"], None)}
+
+    return Cohort(
+        spec=data,
+        splits={"new": examples},
+        sources=checksums(folder, [recording.path for recording in found]),
         licence=LICENCE,
         version=VERSION,
         flow=[("recordings", len(found)), ("speakers", len(speakers))],
