@@ -173,7 +173,7 @@ def _stretched(
     first_B = np.maximum(new_B - length, 0) // 2
     place_BT = (np.arange(length) + first_B[:, None]) * (old_B / new_B)[:, None]
     place_BT = np.clip(place_BT, 0, np.maximum(old_B - 1, 0)[:, None])
-    return _at(x_BTF, place_BT), (np.arange(length) < new_B[:, None]) & mask_BT.any(1)[:, None]
+    return _at(x_BTF, place_BT), (np.arange(length) < new_B[:, None]) & (old_B > 0)[:, None]
 
 
 def _at(x_BNc: np.ndarray, place_Bn: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from m4.data import __main__ as data_main
-from m4.data.sets.mimiciv import wfdb
+from m4.data import wfdb
 from m4.data.sets.mimiciv.embeddings import backends
 from m4.errors import DataError
 from tests.data import test_mimiciv_linked as toy

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from m4.data import wfdb
 from m4.data.fake import fresh, write_table
-from m4.data.sets.mimiciv import catalogue, release, wfdb
+from m4.data.sets.mimiciv import catalogue, release
 from m4.errors import ConfigError
 
 WORDS = ("no", "acute", "change", "in", "the", "lungs", "effusion", "edema", "line", "tube")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from m4.data.sets.mimiciv import linked, release, studies, wfdb
+from m4.data import wfdb
+from m4.data.sets.mimiciv import linked, release, studies
 from m4.data.sets.mimiciv.embeddings.backends import ECG
 from m4.data.sets.mimiciv.embeddings.folder import Item
 from m4.errors import DataError

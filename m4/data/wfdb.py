@@ -1,6 +1,6 @@
-"""ECG waveforms in the WFDB format of MIMIC-IV-ECG: a text header `.hea` and its `.dat`.
+"""ECG waveforms in the WFDB format of MIMIC-IV-ECG and PTB-XL: a text header `.hea`, its `.dat`.
 
-Only what that data set uses: one signal file, format 16 (little-endian int16, samples of all leads
+Only what those data sets use: one signal file, format 16 (little-endian int16, samples of all leads
 in turn). What a header says of a lead, or leaves out, is read as PhysioNet's `header(5)` asks: gain
 (0 or none: 200), baseline (none: the ADC's zero), unit (none: mV), name in any usual spelling. For
 anything else convert with the `wfdb` package first.
