@@ -26,8 +26,8 @@ from m4.errors import ConfigError
 from m4.eval.predictions import SCORED_KINDS
 from m4.export.standalone import require_pure
 from m4.moe.engine.dispatch import LIMITED, Target
-from m4.nn.pretrained import wrapper
-from m4.run.method import make_method, on
+from m4.nn import front
+from m4.run.method import fronts, make_method, on
 from m4.specs import DataSpec, TaskSpec
 from m4.train.precision import Precision, in_precision
 from m4.types import Method, Stream
@@ -63,9 +63,8 @@ def portable(config: ml_collections.ConfigDict, spec: DataSpec) -> Method:
         )
     if engine != "auto":
         given["moe"] = {**given["moe"], "engine": "auto"}
-    text, image = config.text.to_dict(), config.image.to_dict()
-    method = make_method(given, spec, text=text, image=image, target=HERE)
-    if noisy := getattr(wrapper.bare(method), "eval_rngs", ()):
+    method = make_method(given, spec, **fronts(config), target=HERE)
+    if noisy := getattr(front.bare(method), "eval_rngs", ()):
         raise ConfigError(
             f"method.fidelity={config.method.get('fidelity', 'm4')!r}: draws random numbers"
             f" ({', '.join(noisy)}) when it predicts, so a prediction is no function of its row;"

@@ -35,7 +35,7 @@ from m4.lab.documents import read_json
 from m4.lab.study import LAYER, Arm, Study
 from m4.moe import route
 from m4.run import preflight, programs
-from m4.run.method import make_method
+from m4.run.method import fronts, make_method
 from m4.run.setup import context
 from m4.specs import LOWER_IS_BETTER, DataSpec
 from m4.train import workdir
@@ -214,7 +214,7 @@ class Compiled:
         method = make_method(
             changed,
             task_losses.unscaled(setup.spec),
-            **{name: config[name].to_dict() for name in ("text", "image", "conv")},
+            **fronts(config),
             target=getattr(target, "target", None),
         )
         batch = jax.tree.map(np.asarray, setup.loader.batch(0))

@@ -70,8 +70,12 @@ def method_of(
     config: ml_collections.ConfigDict, spec: DataSpec, *, target: Target | None = None
 ) -> Method:
     """The method of a configuration, behind the encoders that its sections name."""
-    sections = {name: config[name].to_dict() for name in ("text", "image", "conv")}
-    return make_method(config.method.to_dict(), spec, **sections, target=target)
+    return make_method(config.method.to_dict(), spec, **fronts(config), target=target)
+
+
+def fronts(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The sections of a configuration that say what stands before the method."""
+    return {name: config[name].to_dict() for name in ("text", "image", "conv")}
 
 
 def on(spec: DataSpec, method: Any) -> Any:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from m4.data import build, csv_files
+from m4.data import build, csv_files, wfdb
 from m4.data.sets import adni, meds, mosi, physionet2012, tables
 from m4.data.sets.declared import arrow_files, definition, match, parse
 from m4.data.sets.imaging import pixels
-from m4.data.sets.mimiciv import studies, wfdb
+from m4.data.sets.mimiciv import studies
 from m4.data.sets.mimiciv.embeddings import folder
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError

@@ -15,7 +15,7 @@ Only this command needs an encoder's library, and only the backend that is asked
 | `hashing` | notes | nothing more | - (signed hashed words; to try the path) |
 | `bands` | ecg | nothing more | - (power of every lead by frequency) |
 
-An encoder of ECGs takes millivolts [n, 12, 5000]: 10 s of the leads of `m4.data.sets.mimiciv.wfdb`.
+An encoder of ECGs takes millivolts [n, 12, 5000]: 10 s of the leads of `m4.data.wfdb`.
 
 OUT gets `vectors.npy` (float16), `ids.npy` (sorted numbers of the identifiers) and `embed.json`
 with encoder, revision, pooling and digests. Notes longer than `--max_tokens` are cut into pieces
