@@ -104,7 +104,7 @@ MISTAKES = [
     ("--config.mesh.data=3", "train.batch_size=16", "multiple of mesh.data*fsdp*expert=3"),
     ("--config.mesh.expert=8", "method.num_experts=4", "multiple of mesh.expert=8"),
     ("--config.optim.warmup_steps=101", "optim.warmup_steps=101", "train.steps=100"),
-    ("--config.train=3", "train", "no such field, but a section; it has: accumulate, batch_size"),
+    ("--config.train=3", "train", "no such field, but a section; it has: accumulate, augment"),
     ("--config.optim.lr.x=3", "optim.lr.x", "optim.lr is a value"),
     ("--config.method.name=tests.toy:Tpy", "method.name='tests.toy:Tpy'", "did you mean Toy?"),
     ("--config.method.name=nope.mod:Toy", "method.name='nope.mod:Toy'", "No module named 'nope'"),
