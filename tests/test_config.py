@@ -190,6 +190,7 @@ def test_json_round_trip_and_diff(toy, tmp_path):
         "data.options.sizes: (1, 2) -> [1, 2]",
         "optim.lr: 0.01 -> 0.5",
         "train.buckets: () -> []",
+        "train.writers: ('tensorboard',) -> ['tensorboard']",
     ]
     path.write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):

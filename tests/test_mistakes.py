@@ -58,7 +58,7 @@ MISTAKES = [
     ("predict --workdir=empty", 2, "--workdir=empty: holds no run (no config.json)"),
     ("predict", 2, "--workdir: is missing; --mode=predict needs that of a run"),
     ("predict --workdir=done --on=/nowhere", 3, "--on=/nowhere: no such folder"),
-    ("predict --workdir=done --on=empty", 2, "'meds' and 'tables' read new ones"),
+    ("predict --workdir=done --on=empty", 3, "done/data.json: no manifest of the training data"),
     # methods, gates and routers
     (f"{C} --config.method=m3h", 2, "did you mean --set method.name=...?"),
     (f"{S}method.name=flexmo", 2, "did you mean flexmoe or"),

@@ -135,7 +135,9 @@ FIELDS: dict[str, Rule] = {
     "data.dir": Rule(str, ""),
     "data.options": Rule(dict, {}),
     "data.seed": Rule(int, None, low=0, below=2**31, optional=True),  # of the split; None: seed
-    "data.also_train": Rule(str, "", names=_of("m4.data.held_in:WHICH")),  # splits that train too
+    "data.also_train": Rule(
+        str, "none", names=_of("m4.data.held_in:WHICH")
+    ),  # splits that train too
     "data.calibration": Rule(float, 0.0, low=0, high=0.5),  # share of the training patients
     "method.name": Rule(str, names=code.method_names, outside=code.method_class),
     "text.file": Rule(str, ""),  # safetensors of a BERT that reads all text; '': none

@@ -59,7 +59,7 @@ def prepare(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
     calibration: float = 0.0,
-    also_train: str = "",
+    also_train: str = "none",
     progress: Progress | None = None,
     say: Say | None = None,
     report: Report | None = None,
@@ -92,7 +92,7 @@ def prepare(
     home = Path(data_dir) / name.rpartition(".")[2]
     _sweep(Path(data_dir))
     own = identity_of(module, name, seed=seed, options=options, calibration=calibration)
-    own["also_train"] = also_train or None
+    own["also_train"] = None if also_train == "none" else also_train
     try:
         if ready := _unchanged(home, own, raw_dir):
             return ready
@@ -264,12 +264,12 @@ def _build(
         if all(found.get(key) == value for key, value in identity.items()):  # groups may differ
             _write_stamps(final, stamps)  # same bytes, new time stamps
             return final
-    cohort = hold_in(cohort, identity.get("also_train") or "")
+    cohort = hold_in(cohort, identity.get("also_train") or "none")
     if share := identity["calibration"]:
         cohort = set_aside(cohort, share, identity["seed"])
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home))  # mode 0700
     try:
-        also = identity.get("also_train") or ""
+        also = identity.get("also_train") or "none"
         manifest = write(partial, cohort, also_train=also, progress=progress, say=say)
         manifests.write(partial, {**identity, "fingerprint": final.name, **manifest})
         _write_stamps(partial, stamps)
@@ -296,7 +296,7 @@ def write(
     folder: Path,
     cohort: Cohort,
     *,
-    also_train: str = "",
+    also_train: str = "none",
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from typing import Any
 
 from m4.data.cohort import Cohort, Example
 
-HELD_OUT: Mapping[str, tuple[str, ...]] = {"": ("val", "test"), "val": ("test",), "all": ()}
-WHICH = ("val", "all")
+HELD_OUT: Mapping[str, tuple[str, ...]] = {"none": ("val", "test"), "val": ("test",), "all": ()}
+WHICH = ("none", "val", "all")
 
 
 def hold_in(cohort: Cohort, which: str) -> Cohort:
     """The cohort with one split of all that trains, in the order train, val, test."""
-    if not which:
+    if which == "none":
         return cohort
     joined = [name for name in ("train", "val", "test") if name not in HELD_OUT[which]]
 

@@ -208,9 +208,11 @@ def _require_same_data(found: Sequence[Path]) -> None:
     """Raises ConfigError unless all runs read the same files into the same schema."""
     known = {str(place): trained.read(place).manifest for place in found}
     members.require_same({n: manifests.spec_from(m["schema"]) for n, m in known.items()})
-    held_in = {n: configs.stored(Path(n) / "config.json")["data"].get("also_train") for n in known}
+    held_in = {
+        n: configs.stored(Path(n) / "config.json")["data"].get("also_train", "none") for n in known
+    }
     if len({*held_in.values()}) > 1:
-        whole = next(name for name, which in held_in.items() if which)
+        whole = next(name for name, which in held_in.items() if which != "none")
         raise ConfigError(
             f"{whole}: was trained on rows that others are tested or judged on; join refits with"
             " refits, and runs that hold rows out with such runs"

@@ -63,7 +63,7 @@ def prepare(config: ml_collections.ConfigDict) -> Path:
         seed=split_seed(config),
         options=config.data.options.to_dict(),
         calibration=config.data.calibration,
-        also_train=config.data.get("also_train", ""),
+        also_train=config.data.get("also_train", "none"),
         progress=progress.Building(config.data.name),
         say=lambda lines: print("joining", *lines, sep="\n", flush=True),
         report=report,
@@ -96,7 +96,7 @@ def require_test(data: Path, folder: Path) -> None:
 
 def validation(config: ml_collections.ConfigDict, data: Path) -> Store | None:
     """The validation split, None where it trains (`data.also_train`)."""
-    if config.data.get("also_train"):
+    if config.data.get("also_train", "none") != "none":
         return None
     return open_incomplete(config, data, "val")
 
