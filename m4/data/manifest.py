@@ -69,7 +69,10 @@ def schema(spec: DataSpec) -> dict[str, Any]:
 
 
 def spec_from(schema: dict[str, Any]) -> DataSpec:
-    """The inverse of `schema`. Raises DataError for names that are none any more."""
+    """The inverse of `schema`. Raises DataError for one that is none, or none any more.
+
+    What is wrong with it is not quoted: the file may be anybody's.
+    """
 
     def build(kind, item):
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in item.items()})
@@ -78,8 +81,10 @@ def spec_from(schema: dict[str, Any]) -> DataSpec:
         modalities = tuple(build(ModalitySpec, item) for item in schema["modalities"])
         tasks = tuple(build(TaskSpec, item) for item in schema["tasks"])
         return DataSpec(modalities, tasks, schema["hours"], tuple(schema.get("groups", ())))
-    except ValueError as error:
-        raise DataError(f"built data of another version: {error}; build them again") from error
+    except ValueError:
+        raise DataError(
+            "built data of another version: their schema is not one of this one; build them again"
+        ) from None
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -193,7 +193,7 @@ class Course:
         self._balance.append({"step": step, "loss": own["loss"]} | kept)
         self._seconds += seconds
 
-    def keep(self, step: int, state: State, value: float) -> None:
+    def keep(self, step: int, state: State, value: float | None) -> None:
         """Parameters of the best step so far."""
         self._best = {"step": step, "params": jax.tree.map(np.array, state.eval_params)}
 
