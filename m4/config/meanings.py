@@ -14,6 +14,10 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "data.options": ("options of the data set; `file` names a definition of tables", ""),
     "data.seed": ("of the split alone, so that several seeds have one; None: `seed`", ""),
     "data.also_train": ("held-out split that trains too: val, or all of them (--mode=refit)", ""),
+    "data.leave_out": (
+        "a group whose people are tested, site=North; crossval: site, all in turn",
+        "",
+    ),
     "data.calibration": ("training patients set aside for sets and intervals that hold", "share"),
     "method.name": ("method, see docs/methods; its own fields are below", ""),
     "text.file": ("safetensors of a BERT that reads all text; '': none", "path"),

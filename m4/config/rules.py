@@ -138,6 +138,7 @@ FIELDS: dict[str, Rule] = {
     "data.also_train": Rule(
         str, "none", names=_of("m4.data.held_in:WHICH")
     ),  # splits that train too
+    "data.leave_out": Rule(str, ""),  # 'site=North'; in cross-validation 'site', all in turn
     "data.calibration": Rule(float, 0.0, low=0, high=0.5),  # share of the training patients
     "method.name": Rule(str, names=code.method_names, outside=code.method_class),
     "text.file": Rule(str, ""),  # safetensors of a BERT that reads all text; '': none
@@ -409,6 +410,10 @@ def data_problems(values: Mapping[str, Any], spec: DataSpec) -> list[str]:
     elif metric not in METRICS.get(kinds[task], ()):
         has = ", ".join(METRICS.get(kinds[task], ()))
         problems.append(f"train.select={select!r}: a {kinds[task]} task has {has}")
+    left = values.get("data", {}).get("leave_out", "")
+    if left and left.partition("=")[0] not in spec.groups:
+        known = ", ".join(spec.groups) or "none here"
+        problems.append(f"data.leave_out={left!r}: group columns are {known}")
     for name, cost in values.get("eval", {}).get("costs", {}).items():
         wrong = Rule(float, above=0).problem(cost)
         if name not in spec.modality_names:

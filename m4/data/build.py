@@ -35,6 +35,7 @@ from m4.data import manifest as manifests
 from m4.data import record as records
 from m4.data.cohort import Cohort, Example, sha256
 from m4.data.held_in import HELD_OUT, hold_in
+from m4.data.leave_out import leave_out as left_out
 from m4.data.set_aside import set_aside
 from m4.errors import HANDLES, DataError, SaveError, UserError, place, shortage
 
@@ -60,6 +61,7 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     calibration: float = 0.0,
     also_train: str = "none",
+    leave_out: str = "",
     progress: Progress | None = None,
     say: Say | None = None,
     report: Report | None = None,
@@ -74,25 +76,24 @@ def prepare(
       options: passed to the data set module.
       calibration: share of the training patients that become a split (`m4.data.set_aside`).
       also_train: which splits train beside 'train' (`m4.data.held_in`).
+      leave_out: 'site=North', whose people are tested (`m4.data.leave_out`).
       progress: told about every few hundred records.
       say: told how the files match, if something is built.
       report: told the manifest, if something was built.
 
-    Folders already built for the same name, version, options, seed and schema are reused while no
-    source file has another size, time stamp or inode than when it was hashed (a small one is hashed
-    at every start; `python -m m4.data verify` hashes all); otherwise sources are hashed again. Raw
-    files that are gone do not invalidate a folder; one with a damaged manifest is built again.
+    A folder built for the same is reused while no source has another size, time stamp or inode than
+    when it was hashed (a small one is hashed at every start, all by `python -m m4.data verify`).
+    Raw files that are gone do not invalidate it; one with a damaged manifest is built again.
 
     Raises:
       DataError: missing or damaged files, one line each; an empty split; a patient in two splits.
       SaveError: `data_dir` cannot be written or is full.
     """
     raw_dir, options = Path(raw_dir), dict(options or {})
-    module = data_sets.find(name)
-    home = Path(data_dir) / name.rpartition(".")[2]
+    module, home = data_sets.find(name), Path(data_dir) / name.rpartition(".")[2]
     _sweep(Path(data_dir))
     own = identity_of(module, name, seed=seed, options=options, calibration=calibration)
-    own["also_train"] = None if also_train == "none" else also_train
+    own |= _parts(also_train, leave_out)
     try:
         if ready := _unchanged(home, own, raw_dir):
             return ready
@@ -111,6 +112,14 @@ def prepare(
         built = _build(home, own, cohort, stamps, progress=progress, say=say, report=report)
         shutil.rmtree(home / SCRATCH, ignore_errors=True)
         return built
+
+
+def _parts(also_train: str, leave_out: str) -> dict[str, str | None]:
+    """What of a data set's identity says who is in which split; null for the usual."""
+    return {
+        "also_train": None if also_train == "none" else also_train,
+        "leave_out": leave_out or None,
+    }
 
 
 def _cohort(module: Any, name: str, raw_dir: Path, scratch: Path, *, seed: int, options) -> Cohort:
@@ -264,6 +273,8 @@ def _build(
         if all(found.get(key) == value for key, value in identity.items()):  # groups may differ
             _write_stamps(final, stamps)  # same bytes, new time stamps
             return final
+    if left := identity.get("leave_out"):
+        cohort = left_out(cohort, left)
     cohort = hold_in(cohort, identity.get("also_train") or "none")
     if share := identity["calibration"]:
         cohort = set_aside(cohort, share, identity["seed"])

@@ -5,6 +5,7 @@
 | `format` | layout version of the folder |
 | `name`, `version`, `licence`, `notes`, `options`, `seed` | what was built, and the split seed |
 | `calibration` | share of the training patients in a split of that name; null for none |
+| `leave_out` | 'site=North': the group whose people are tested; null for none |
 | `also_train` | 'val' or 'all': which splits train beside 'train'; null for none |
 | `fingerprint` | hash of the above, the declared schema (no groups) and source checksums |
 | `sources` | file -> bytes, sha256 |

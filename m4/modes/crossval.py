@@ -6,6 +6,9 @@ Each patient is tested once, by the model that never saw him. What judges each p
 computed within each fold, because scores of different networks are not comparable, and averaged
 with the folds' numbers of events as weights. The bootstrap draws patients within folds;
 references are fitted on the same folds. The data set needs the options `fold` and `num_folds`.
+
+With `data.leave_out=site`, a group column, folds are its categories instead of chance: each site is
+tested by a model of the others (`m4.data.leave_out`).
 """
 
 import shutil
@@ -16,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from m4.config import Flags, code
-from m4.data import index
+from m4.data import index, leave_out
+from m4.data.groups import UNKNOWN
 from m4.errors import ConfigError
 from m4.eval import table_one
 from m4.eval.predictions import Predictions
@@ -46,7 +50,8 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         if processes.first():
             train.claim(config, folder, force="config" in flags.force)
         parts, keys = [], []
-        folds = [_fold(config, k, number) for k in range(number)]
+        folds = _folds(config, number)
+        number = len(folds)
         built = [prepare(own) for own in folds]
         for k, own in enumerate(folds):  # all of them before the first is trained
             val = open_incomplete(own, built[k], "val")
@@ -136,9 +141,43 @@ def _values(parts: list[table_one.Values]) -> table_one.Values:
     return table_one.Values(names[0], np.concatenate(values_NF), np.concatenate(patient_N), shared)
 
 
-def _fold(config: ml_collections.ConfigDict, fold: int, number: int) -> ml_collections.ConfigDict:
+def _folds(config: ml_collections.ConfigDict, number: int) -> list[ml_collections.ConfigDict]:
+    """The configuration of every fold.
+
+    Raises ConfigError for a column to leave out of which fewer than two categories have
+    `eval.min_patients` patients. People of the others, and of none, train in every fold.
+    """
+    column, category = leave_out.parse(config.data.leave_out)
+    if category:
+        raise ConfigError(
+            f"data.leave_out={config.data.leave_out!r}: --mode=crossval leaves out every {column}"
+            f" in turn; give data.leave_out={column}"
+        )
+    if not column:
+        return [_fold(config, k, number) for k in range(number)]
+    base = _fold(config, 0, number, left="")
+    patients: dict[str, set[int]] = {}
+    for split in leave_out.SPLITS:
+        store = open_split(prepare(base), split, 1)
+        both = zip(store.groups()[column], store.columns(["patient"])["patient"], strict=True)
+        for name, patient in both:
+            patients.setdefault(str(name), set()).add(int(patient))
+    least = config.eval.min_patients
+    sites = sorted(n for n, found in patients.items() if n != UNKNOWN and len(found) >= least)
+    if len(sites) < 2:
+        raise ConfigError(
+            f"data.leave_out={column!r}: fewer than two of its categories have {least} patients"
+        )
+    print(f"folds    {column}: {', '.join(sites)}")
+    return [_fold(config, 0, number, left=f"{column}={name}") for name in sites]
+
+
+def _fold(
+    config: ml_collections.ConfigDict, fold: int, number: int, *, left: str = ""
+) -> ml_collections.ConfigDict:
     own = config.copy_and_resolve_references()
     with own.unlocked(), own.ignore_type():
         own.data.options.fold, own.data.options.num_folds = fold, number
+        own.data.leave_out = left
         own.eval.bootstrap = min(own.eval.bootstrap, FOLD_DRAWS)
     return own.lock()

@@ -89,7 +89,7 @@ def _on_all(config, folds: Sequence[Path], module, which: str) -> ml_collections
     own = config.copy_and_resolve_references()
     options = held_in.options_for(module, config.data.options.to_dict(), which)
     with own.unlocked(), own.ignore_type():
-        own.data.options = ml_collections.ConfigDict(options)
+        own.data.options, own.data.leave_out = ml_collections.ConfigDict(options), ""
         own.data.seed, own.data.calibration, own.data.also_train = split_seed(config), 0.0, which
         if config.train.choose == "best":
             own.train.until = round(statistics.median(best_steps(folds)))

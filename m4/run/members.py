@@ -225,8 +225,9 @@ def refuse_own_test(folder: Path) -> None:
 
 def _folds(folder: Path) -> tuple[Path, ...]:
     """The folds of a cross-validation. CheckpointError unless all of them are finished."""
-    options = configs.read_json(folder / "fold_0/config.json")["data"].get("options", {})
-    number = options.get("num_folds") or len([*folder.glob("fold_*")])
+    data = configs.read_json(folder / "fold_0/config.json")["data"]
+    there = len([*folder.glob("fold_*")])
+    number = there if data.get("leave_out") else data.get("options", {}).get("num_folds") or there
     found = [folder / f"fold_{k}" for k in range(number)]
     for place in found:
         if not (place / "results/test.json").is_file():

@@ -64,6 +64,7 @@ def prepare(config: ml_collections.ConfigDict) -> Path:
         options=config.data.options.to_dict(),
         calibration=config.data.calibration,
         also_train=config.data.get("also_train", "none"),
+        leave_out=config.data.get("leave_out", ""),
         progress=progress.Building(config.data.name),
         say=lambda lines: print("joining", *lines, sep="\n", flush=True),
         report=report,

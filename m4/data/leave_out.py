@@ -1,0 +1,55 @@
+"""One site's people as the test split, and nobody of them in training: `data.leave_out`.
+
+`site=North` tests on the records whose group column `site` says North. Who has one of those is in
+no other split, not even with records of other sites; all others keep their part, those of the usual
+test split train. A record whose site is not known counts as one of another site.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from m4.data.cohort import Cohort, Example
+
+SPLITS = ("train", "val", "test")
+
+
+def parse(text: str) -> tuple[str, str]:
+    """(group column, category) of 'site=North'; the category is "" where none is named."""
+    column, _, category = text.partition("=")
+    return column, category
+
+
+def leave_out(cohort: Cohort, text: str) -> Cohort:
+    """The cohort with the records of a category as its test split."""
+    column, category = parse(text)
+
+    def inside(example: Example) -> bool:
+        groups = example.get("groups") if isinstance(example, Mapping) else None
+        return isinstance(groups, Mapping) and str(groups.get(column) or "") == category
+
+    away: set[Any] = set()
+
+    def all_of(names: tuple[str, ...]) -> Iterator[Example]:
+        for name in names:
+            yield from cohort.splits[name]()
+
+    def some(name: str) -> Iterator[Example]:
+        if not away:
+            away.update(_patient(e) for e in all_of(SPLITS) if inside(e))
+        if name == "test":
+            yield from filter(inside, all_of(SPLITS))
+            return
+        for example in all_of(("val",) if name == "val" else ("train", "test")):
+            if _patient(example) not in away:
+                yield example
+
+    def split(name: str):
+        return lambda: some(name)
+
+    return dataclasses.replace(cohort, splits=cohort.splits | {n: split(n) for n in SPLITS})
+
+
+def _patient(example: Any) -> Any:
+    """Whose example it is; what is none is refused when it is encoded."""
+    return example.get("patient") if isinstance(example, Mapping) else None
