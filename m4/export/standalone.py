@@ -438,6 +438,10 @@ def rows_of_arrays(given: Mapping[str, Any], modalities: Sequence[Modality]) -> 
             raise Refused(f"{_name(key)}: is no array of the schema; see --schema")
         if not isinstance(array, np.ndarray) or not array.ndim:
             raise Refused(f"{_name(key)}: must be an array with a dimension of rows")
+        if array.dtype.kind not in ("biufUS" if key == "id" else "biuf"):
+            raise Refused(f"{_name(key)}: must be of numbers{' or text' * (key == 'id')}")
+        if array.ndim > 1 and (key == "id" or part == "present"):
+            raise Refused(f"{_name(key)}: must have the dimension of rows alone")
         arrays[key] = array
         lengths.add(len(array))
     if len(lengths) != 1 or not 0 < max(lengths) <= MOST_ROWS:
@@ -493,7 +497,10 @@ def _row(row, modalities: Sequence[Modality], where: str, notes) -> list[Any]:
     found = []
     for m in modalities:
         given = row["inputs"].get(m.name)
-        absent = given is None or (isinstance(given, Mapping) and given.get("present") is False)
+        there = given.get("present", True) if isinstance(given, Mapping) else given is not None
+        if not isinstance(there, bool | np.bool_):  # 0 and "false" would be taken for true
+            raise Refused(f"{where}: {m.name}/present: must be true or false")
+        absent = not there
         at = Place(m, f"{where}: {m.name}", notes)
         found.append(None if absent else _READERS.get(m.kind, _positions)(given, at))
     return found

@@ -39,8 +39,8 @@ from m4.eval import results
 from m4.eval.predictions import Predictions
 from m4.eval.report import words
 from m4.modes import predict as predict_mode
+from m4.run import members, trained
 from m4.run import own_predictions as own
-from m4.run import trained
 from m4.run.workspace import owned, use_cache
 from m4.train import processes
 
@@ -63,8 +63,8 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
                     path = own.write(folder, name, found, model.spec, _numbers(asked.store))
                     print(f"by row and patient, with labels: {path}")
                 _count(folder, name, asked.manifest, len(found.uid))
-                if asked.keys is not None and any(m.any() for m in found.label_mask.values()):
-                    _warn_of_trained(config, asked.manifest, asked.keys)
+                if asked.keys is not None:
+                    _warn_of_trained(config, folder, asked.keys)
                 _score(model, folder, name, found, asked)
 
 
@@ -117,18 +117,25 @@ def _count(folder: Path, name: str, manifest: dict[str, Any], rows: int) -> None
     seal.write(folder, f"predictions/{name}.json", json.dumps(document, indent=1) + "\n")
 
 
-def _warn_of_trained(config, manifest: dict[str, Any], keys: pa.Table) -> None:
-    """Says how many records are of training subjects, if those can still be looked up."""
-    old = index.read(trained.built(config, manifest["fingerprint"]), "train")
-    if old is not None:
-        known = pc.unique(old["subject_id"].cast(pa.string()))
-        again = pc.sum(pc.is_in(keys["subject_id"].cast(pa.string()), value_set=known)).as_py()
-        if again:
-            count = cells.count(again, manifests.SMALLEST)
-            print(
-                f"warning  {count} of {len(keys):,} records have the identifier of a training"
-                " subject: if it is the same person, scores flatter the model"
-            )
+def _warn_of_trained(config, folder: Path, keys: pa.Table) -> None:
+    """Says how many records are of subjects whom a model, or one of several, has seen.
+
+    As far as those can still be looked up; a validation split chose steps and cuts.
+    """
+    known: set[str] = set()
+    for place in members.folders(folder) or (folder,):
+        built = trained.built(config, trained.read(place).manifest["fingerprint"])
+        for split in ("train", "val"):
+            if (old := index.read(built, split)) is not None:
+                known |= {*pc.unique(old["subject_id"].cast(pa.string())).to_pylist()}
+    seen = pa.array(sorted(known), pa.string())
+    again = pc.sum(pc.is_in(keys["subject_id"].cast(pa.string()), value_set=seen)).as_py()
+    if again:
+        count = cells.count(again, manifests.SMALLEST)
+        print(
+            f"warning  {count} of {len(keys):,} records have the identifier of a training"
+            " subject: if it is the same person, scores flatter the model"
+        )
 
 
 def _score(

@@ -8,6 +8,7 @@ paths. A tracker that fails is given up with a warning; it never ends a run.
 import importlib.util
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,10 +40,19 @@ def made(
 ) -> list[Writer]:
     """The trackers among `writers`, for a run in `folder` that goes on from step `resume`."""
     kinds = {"mlflow": MLflow, "wandb": WandB}
-    public = {k: v for k, v in settings.items() if k not in PRIVATE}
+    public = {k: v for k, v in settings.items() if k not in PRIVATE and not _has_path(v)}
     return [
         kinds[name](folder, resume=resume, settings=public) for name in writers if name in kinds
     ]
+
+
+def _has_path(value: Any) -> bool:
+    """Whether a setting is a path, or holds one."""
+    if isinstance(value, Mapping):
+        return any(map(_has_path, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_path, value))
+    return isinstance(value, Path) or (isinstance(value, str) and bool(re.search(r"[/\\]", value)))
 
 
 class Tracker(Writer):
@@ -131,6 +141,15 @@ class WandB(Tracker):
             config=dict(settings),
             id=self._id or None,
             resume="allow",
+            # It would also send what is printed, the command line, host, user and repository.
+            settings=wandb.Settings(
+                console="off",
+                disable_git=True,
+                save_code=False,
+                x_disable_meta=True,
+                x_disable_stats=True,
+                x_save_requirements=False,
+            ),
         )
         self._id = str(self._run.id)
 

@@ -129,7 +129,7 @@ def test_of_one_it_is_the_member_exactly(place):
         np.testing.assert_array_equal(predicted(one)[task], value)
 
 
-def test_folds_predict_new_data_and_never_their_own(place):
+def test_folds_predict_new_data_and_never_their_own(place, capsys):
     cv, new = place / "cv", f"on={place / 'new'}"
     for work in (cv, cv / "fold_0", cv / "fold_1"):
         run(place, new, f"workdir={work}")
@@ -137,6 +137,11 @@ def test_folds_predict_new_data_and_never_their_own(place):
     assert_close(predicted(cv, "new"), mean_of(each))
     data = {m4.load(cv / f"fold_{k}")._known.manifest["fingerprint"] for k in range(2)}
     assert len(data) == 2  # and each reads the new records with its own scales
+    capsys.readouterr()
+    run(place, new, f"workdir={cv}")  # whom the first fold tested, the second was trained on
+    asked = len(predicted(cv, "new")["death"])
+    says = f"warning  {asked} of {asked} records have the identifier of a training subject"
+    assert says in capsys.readouterr().out
     assert not (cv / ".new").exists()
     for mode in ("eval", "predict", "stress"):
         with pytest.raises(CheckpointError, match="seen each other's test patients"):

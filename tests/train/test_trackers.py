@@ -11,6 +11,7 @@ from m4.errors import ConfigError
 from m4.train import trackers
 
 SETTINGS = {"seed": 3, "method.name": "concat", "data.raw_dir": "/where/patients/are"}
+SETTINGS |= {"data.options.embeddings": {"notes": "/where/notes/are"}, "data.dir": ""}
 
 
 class Client:
@@ -71,6 +72,7 @@ def modules(monkeypatch):
     entities.Metric = lambda key, value, timestamp, step: (key, value, step)
     entities.Param = lambda key, value: (key, value)
     wandb.init = lambda **given: runs.append(Run(**given)) or runs[-1]
+    wandb.Settings = lambda **given: given
     wandb.Histogram = lambda np_histogram: [*np_histogram[0]]
     mlflow.entities = entities
     for module in (mlflow, entities, wandb):
@@ -109,6 +111,7 @@ def test_wandb_stays_offline_unless_told_otherwise(modules, tmp_path, monkeypatc
     (run,) = modules
     assert run.given["mode"] == "offline" and run.given["project"] == "m4"
     assert run.given["config"] == {"seed": 3, "method.name": "concat"}
+    assert run.given["settings"]["x_disable_meta"] and run.given["settings"]["console"] == "off"
     assert run.given["dir"] == str(tmp_path / "run") and run.given["id"] is None
     assert run.logged == [(5, {"train/loss": 0.5}), (6, {"load": [2, 2]})] and run.done
     monkeypatch.setenv("WANDB_MODE", "online")
