@@ -5,7 +5,8 @@ who else is in them, so that adding rows moves nobody.
 
 Every data set has the options `fold` and `num_folds`: with `num_folds` its patients are tested in
 turns (`--mode=crossval`) instead of by its usual shares. Where the owners keep a test part for
-themselves (set B, say), the folds are of the others, and nobody of that part is in any of them.
+themselves (set B, say), the folds are of the others, and nobody of that part is in any of them; but
+the ten folds that PTB-XL is published in are turned whole, the tenth, its test fold, with them.
 """
 
 import hashlib

@@ -53,6 +53,23 @@ def test_every_class_of_a_record_counts_and_so_does_one_lead(root):
     assert len(found["train"][0]["inputs"]["report"]["values"]) == 3
 
 
+def test_new_records_are_all_asked_with_a_diagnosis_or_without(root):
+    before, _ = rows(root)
+    found = [*ptbxl.new(root, {}, {}).splits["new"]()]
+    assert [example["key"] for example in found] == [(number, None) for number in range(1, 41)]
+    assert sum(bool(example["targets"]) for example in found) == 36  # the others have none
+    own = {e["patient"]: e["inputs"]["lead_I"]["values"] for e in before["test"]}
+    same = {e["patient"]: e["inputs"]["lead_I"]["values"] for e in found}
+    assert all(np.array_equal(same[patient], value) for patient, value in own.items())
+    (root / ptbxl.FOLDER / ptbxl.STATEMENTS).unlink()
+    table = [*csv.DictReader((root / ptbxl.FOLDER / ptbxl.DATABASE).read_text().splitlines())]
+    kept = ("ecg_id", "patient_id", "filename_lr")
+    lines = [",".join(kept), *(",".join(row[name] for name in kept) for row in table)]
+    (root / ptbxl.FOLDER / ptbxl.DATABASE).write_text("\n".join(lines) + "\n")
+    bare = [*ptbxl.new(root, {}, {}).splits["new"]()]
+    assert len(bare) == 40 and not any(example["targets"] for example in bare)
+
+
 @pytest.mark.parametrize("num_folds", [2, 5, 10])
 def test_turned_folds_test_each_once(num_folds):
     tested = []

@@ -9,13 +9,15 @@ publicly available electrocardiography dataset* (2020), https://physionet.org/co
 Task `superclass`, five labels, is that of the benchmark (Strodthoff et al. 2021): the diagnostic
 classes of a record's statements, however likely; a record without any is left out. So are the
 folds: 1 to 8 train, 9 watches, 10 tests, no patient in two. With `num_folds` 2, 5 or 10 the ten are
-turned, and the fold before those that are tested watches. The cardiologist's `report` nearly says
-the answer: it is a modality on request (`modalities`), not by default.
+turned, the published test fold with them, and the fold before those that are tested watches. The
+cardiologist's `report` nearly says the answer: it is a modality on request (`modalities`), not by
+default. Of new records (`--on`) all are asked: diagnoses, statements and folds may be lacking.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -138,6 +140,25 @@ def cohort(raw_dir: Path | str, *, seed: int = 0, **options) -> Cohort:
     )
 
 
+def new(
+    folder: Path, resolved: Mapping[str, Any], vocabularies: Mapping[str, Sequence[str]]
+) -> Cohort:
+    """Other records as the split 'new', each by its ecg_id; with a diagnosis or without."""
+    del vocabularies
+    root, rate = _root(folder), resolved.get("rate", 100)
+    if not (root / DATABASE).exists():
+        raise DataError(f"{root / DATABASE}: missing")
+    data = spec(**resolved)
+    found, flow = _records(root, rate, all_of=True)
+
+    def examples() -> Iterator[Example]:
+        for record in found:
+            yield {**_example(data, record, rate), "key": (int(record["ecg_id"]), None)}
+
+    tables = [root / name for name in (DATABASE, STATEMENTS) if (root / name).exists()]
+    return Cohort(data, {"new": examples}, checksums(folder, tables), LICENCE, VERSION, flow=flow)
+
+
 def part(own: int, fold: int, num_folds: int) -> str:
     """The split of a record of the published fold `own`, 1 to 10."""
     tested = range(10, 11)
@@ -155,31 +176,42 @@ def _root(raw_dir: Path) -> Path:
     return own if (own / DATABASE).exists() or not releases else releases[-1]
 
 
-def _records(root: Path, rate: int) -> tuple[list[dict], list[tuple[str, int]]]:
-    """The records that have a class, and how many there were."""
+def _classes(path: Path) -> dict[str, int]:
+    """The class of every diagnostic statement."""
     classes = {}
-    for line, row in rows(root / STATEMENTS, ("", "diagnostic", "diagnostic_class")):
+    for line, row in rows(path, ("", "diagnostic", "diagnostic_class")):
         if row["diagnostic"] in ("1", "1.0"):
             if row["diagnostic_class"] not in CLASSES:
-                raise DataError(
-                    f"{root / STATEMENTS}, line {line}: no class of {', '.join(CLASSES)}"
-                )
+                raise DataError(f"{path}, line {line}: no class of {', '.join(CLASSES)}")
             classes[row[""]] = CLASSES.index(row["diagnostic_class"])
+    return classes
+
+
+def _records(
+    root: Path, rate: int, *, all_of: bool = False
+) -> tuple[list[dict], list[tuple[str, int]]]:
+    """The records that have a class, or `all_of` them, and how many there were."""
+    known = not all_of or (root / STATEMENTS).exists()
+    classes = _classes(root / STATEMENTS) if known else {}
     file, found, total = "filename_lr" if rate == 100 else "filename_hr", [], 0
-    for line, row in rows(root / DATABASE, (*COLUMNS, file)):
+    needed = ("ecg_id", "patient_id") if all_of else COLUMNS
+    for line, given in rows(root / DATABASE, (*needed, file)):
         total, where = total + 1, f"{root / DATABASE}, line {line}"
+        row = dict.fromkeys(COLUMNS, "") | given
         fold, name = row["strat_fold"].removesuffix(".0"), Path(row[file])
-        if fold not in map(str, range(1, PARTS + 1)):
+        if not all_of and fold not in map(str, range(1, PARTS + 1)):
             raise DataError(f"{where}: strat_fold is none of 1 to {PARTS}")
+        if all_of and not row["ecg_id"].isdecimal():
+            raise DataError(f"{where}: ecg_id is no whole number")
         if name.is_absolute() or ".." in name.parts or not name.parts:
             raise DataError(f"{where}: {file} is no path below {root.name}")
         here = sorted({classes[code] for code in CODE.findall(row["scp_codes"]) if code in classes})
-        if here:
-            own = {"fold": int(fold), "header": root / name.with_suffix(".hea"), "classes": here}
-            found.append(
-                row | own | {"patient": patient_number(row["patient_id"].removesuffix(".0"))}
-            )
-    return found, [("records", total), ("with a diagnostic class", len(found))]
+        if here or all_of:
+            own = {"fold": 0 if all_of else int(fold), "classes": here}
+            own |= {"patient": patient_number(row["patient_id"].removesuffix(".0"))}
+            found.append(row | own | {"header": root / name.with_suffix(".hea")})
+    labelled = sum(bool(record["classes"]) for record in found)
+    return found, [("records", total), ("with a diagnostic class", labelled)]
 
 
 def _example(data: DataSpec, record: dict, rate: int) -> Example:
@@ -202,7 +234,9 @@ def _example(data: DataSpec, record: dict, rate: int) -> Example:
     return {
         "patient": record["patient"],
         "inputs": inputs,
-        "targets": {"superclass": np.isin(range(len(CLASSES)), record["classes"]).astype(float)},
+        "targets": {"superclass": np.isin(range(len(CLASSES)), record["classes"]).astype(float)}
+        if record["classes"]
+        else {},
         "groups": {
             "sex": SEXES.get(record["sex"]),
             "age_band": band(age, (50, 65, 80)) or None,
