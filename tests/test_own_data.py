@@ -80,7 +80,7 @@ def test_predictions_by_subject(tmp_path):
     )
     spec = DataSpec((ModalitySpec("x", "table", (1,)),), tasks)
     rows = 3
-    label = {"died": [[1], [0], [0]], "ward": [[0], [1], [0]], "days": [[2.5], [7], [0]]}
+    label = {"died": [[1], [0], [0]], "ward": [[0], [1], [0]], "days": [[2.5], [1234567.75], [0]]}
     known = {"died": [[1], [0], [1]], "ward": [[1], [1], [0]], "days": [[1], [1], [0]]}
     found = Predictions(
         subsets=np.ones((1, 1), bool),
@@ -105,4 +105,4 @@ def test_predictions_by_subject(tmp_path):
     assert [row["died"] for row in read] == ["0.1", "0.2", "0.3"]
     assert [row["died/label"] for row in read] == ["1", "", "0"]
     assert [row["ward/label"] for row in read] == ["'=a", "b", ""]
-    assert [row["days/label"] for row in read] == ["2.5", "7", ""]
+    assert [row["days/label"] for row in read] == ["2.5", "1234567.8", ""]

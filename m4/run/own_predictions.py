@@ -63,4 +63,14 @@ def _safe(cell: object) -> object:
 def _texts(value_N: np.ndarray, known_N: np.ndarray) -> list[str]:
     """Labels as text, empty where unknown."""
     found = zip(value_N.tolist(), known_N.tolist(), strict=True)
-    return [f"{value:.6g}" if known and not math.isnan(value) else "" for value, known in found]
+    return [_exact(value) if known and not math.isnan(value) else "" for value, known in found]
+
+
+def _exact(value: float) -> str:
+    """A label as short as it can be told, in the precision that it is kept in."""
+    short = f"{value:.6g}"
+    return (
+        short
+        if np.float32(short) == np.float32(value)
+        else np.format_float_positional(np.float32(value), trim="-")
+    )
