@@ -60,6 +60,7 @@ HEADLINE = {
     "segmentation": ("dice",),
 }
 RANKS_AND_CUTS = ("auroc", "auprc", "f1", "f1_val")
+BLOCK_ROWS = 64
 RANKED = ("auroc", "auprc", "c_index", "spearman")  # and what begins with them
 
 
@@ -301,13 +302,20 @@ def _ranked(y_N: np.ndarray, p_N: np.ndarray, w_NB: np.ndarray):
 
 def _cumulative(w_NB: np.ndarray) -> np.ndarray:
     """Weight of the first n rows, [N + 1, B]; whole numbers, hence exact in float32 up to 2^24."""
-    out = np.zeros((len(w_NB) + 1, w_NB.shape[1]), w_NB.dtype)
-    if w_NB.shape[1] == 1:
-        np.cumsum(w_NB, axis=0, out=out[1:])
-        return out
-    for n, w_B in enumerate(w_NB):  # for many draws np.cumsum takes six times as long
-        np.add(out[n], w_B, out=out[n + 1])
-    return out
+    rows, draws = w_NB.shape
+    if draws == 1:
+        return np.concatenate([np.zeros((1, 1), w_NB.dtype), np.cumsum(w_NB, axis=0)])
+    # For many draws np.cumsum takes ten times as long as this: first within blocks of rows, all at
+    # once, then over blocks.
+    size = -(-(rows + 1) // BLOCK_ROWS)
+    sums = np.zeros((size, BLOCK_ROWS, draws), w_NB.dtype)
+    flat = sums.reshape(-1, draws)
+    flat[1 : rows + 1] = w_NB
+    for k in range(1, BLOCK_ROWS):
+        np.add(sums[:, k], sums[:, k - 1], out=sums[:, k])
+    for block in range(1, size):
+        sums[block] += sums[block - 1, -1]
+    return flat[: rows + 1]
 
 
 def _sums(w_NB: np.ndarray, **rows) -> dict[str, np.ndarray]:
