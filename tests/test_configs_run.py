@@ -116,7 +116,12 @@ def test_trains_stops_and_goes_on(target, folders, monkeypatch, capsys):
 
 
 def test_every_method_is_in_the_default_suite():
-    assert {*QUICK} == {*code.method_names()}
+    assert {*QUICK} == {*configured()}
+
+
+def configured():
+    """Methods with configurations of their own; baselines take those of others."""
+    return [n for n in code.method_names() if (ROOT / "m4/methods" / n).is_dir()]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)

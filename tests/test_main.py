@@ -359,7 +359,7 @@ def test_task_weights_reach_the_schema_and_are_refused_early(place, capsys):
 
 def test_corruption_chains_what_the_config_asks_for():
     spec, batch = test_missing.SPEC, test_missing.full_batch(400)
-    off = {"modality_dropout": 0.0, "segment_dropout": 0.0, "segment_share": 0.5}
+    off = {"modality_dropout": 0.0, "segment_dropout": 0.0, "segment_share": 0.5, "augment": {}}
     assert corruption(spec, ml_collections.ConfigDict(off)) is None
 
     def kept(**fields):

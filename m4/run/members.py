@@ -109,7 +109,11 @@ def folders(folder: Path) -> tuple[Path, ...]:
 
     Raises CheckpointError if the list is damaged or one of them is not there.
     """
-    if not (folder / FILE).exists():
+    try:
+        listed = (folder / FILE).exists()
+    except OSError:  # a name that is too long, say: whoever makes the folder tells
+        return ()
+    if not listed:
         return _folds(folder) if trained.per_fold(folder) else ()
     return tuple(folder / member["folder"] for member in read(folder)["members"])
 
@@ -225,6 +229,8 @@ def refuse_own_test(folder: Path) -> None:
 
 def _folds(folder: Path) -> tuple[Path, ...]:
     """The folds of a cross-validation. CheckpointError unless all of them are finished."""
+    if not (folder / "fold_0/config.json").is_file():
+        raise CheckpointError(f"{folder / 'fold_0'}: is not finished; --mode=crossval goes on")
     data = configs.read_json(folder / "fold_0/config.json")["data"]
     there = len([*folder.glob("fold_*")])
     number = there if data.get("leave_out") else data.get("options", {}).get("num_folds") or there

@@ -182,7 +182,7 @@ def begun(before, now, name="m3h"):
     """(arrays there, fresh arrays, arrays to begin with, what is said to be fresh in part)."""
     sizes = {"m3h": {"task_width": 8}, "m4oe": {"num_heads": 2, "moe": {"hidden": 8}}}
     method = {"name": name, "width": 8} | sizes.get(name, {})
-    config = ml_collections.ConfigDict({"method": method, "text": {}, "image": {}})
+    config = ml_collections.ConfigDict({"method": method, "text": {}, "image": {}, "conv": {}})
     there, here = origin._shapes(config, before), origin._shapes(config, now)
     rng = np.random.default_rng(0)
     old, fresh = ({k: rng.normal(size=s) for k, s in x.items()} for x in (there, here))
