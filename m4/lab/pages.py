@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -133,15 +132,8 @@ def _latex(text: str) -> str:
 
 def html(study, found, tables, notes: Sequence[str]) -> str:
     """The page as a string."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("m4.lab"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page.templates("m4.lab")
     environment.globals |= {"text": words.text, "short": _short}
-    css = (Path(page.__file__).parent / "templates/report.css").read_text(encoding="utf-8")
     run = {(row["arm"], row["seed"]) for row in found}
     lacking = [
         f"{arm['label']} ({', '.join(f'{k}={v}' for k, v in arm['family'].items())}), seeds "
@@ -151,7 +143,7 @@ def html(study, found, tables, notes: Sequence[str]) -> str:
     ]
     lacking += [f"{name}: {why}" for name, why in study["left"].items()]
     return environment.get_template("lab.html.j2").render(
-        css=Markup(css),
+        css=page.style(),
         study=study,
         margin=study["plan"]["margin"],
         tables=tables,

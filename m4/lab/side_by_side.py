@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -28,19 +27,12 @@ def write(found: Comparison, path: Path) -> Path:
 
 def html(found: Comparison) -> str:
     """The page as a string."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("m4.lab"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page.templates("m4.lab")
     environment.globals |= {"text": words.text}
-    css = (Path(page.__file__).parent / "templates/report.css").read_text(encoding="utf-8")
     panels = curves(found)
     picture = plots.curves(panels, alt="curves of all arms") if panels else ""
     return environment.get_template("compare.html.j2").render(
-        css=Markup(css),
+        css=page.style(),
         found=found,
         arms=[_line(found, i) for i in range(len(found.arms))],
         scores=scores(found),

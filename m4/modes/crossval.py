@@ -155,10 +155,10 @@ def _folds(config: ml_collections.ConfigDict, number: int) -> list[ml_collection
         )
     if not column:
         return [_fold(config, k, number) for k in range(number)]
-    base = _fold(config, 0, number, left="")
+    base = prepare(_fold(config, 0, number))
     patients: dict[str, set[int]] = {}
     for split in leave_out.SPLITS:
-        store = open_split(prepare(base), split, 1)
+        store = open_split(base, split, 1)
         both = zip(store.groups()[column], store.columns(["patient"])["patient"], strict=True)
         for name, patient in both:
             patients.setdefault(str(name), set()).add(int(patient))

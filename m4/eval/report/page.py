@@ -66,6 +66,22 @@ def readable(workdir: Path) -> bool:
     return _results(workdir)[0] is not None
 
 
+def templates(package: str) -> jinja2.Environment:
+    """The templates of a package, which escape what they are given and know nothing unsaid."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(package),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def style() -> Markup:
+    """The style sheet of every page."""
+    return Markup((Path(__file__).parent / "templates/report.css").read_text(encoding="utf-8"))
+
+
 def render(workdir: Path) -> str:
     """The page as a string. An empty workdir gives a page that says so."""
     files = {name: _json(workdir / f"{name}.json") for name in ("config", "run", "data")}
@@ -79,13 +95,7 @@ def render(workdir: Path) -> str:
     known |= {name: _undamaged(workdir, f"{name}.json") for name in ("stress", "refit")}
     found = Run(**files, **known, seeds=several)
     cohort = sections.cohort(files["data"], found.smallest)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("m4.eval.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("m4.eval.report")
     environment.filters["svg"] = Markup
     environment.globals |= {
         "text": words.text,
@@ -96,9 +106,8 @@ def render(workdir: Path) -> str:
         "percent": words.percent,
     }
     made = [section for make in SECTIONS if (section := make(found))]
-    css = Markup((Path(__file__).parent / "templates/report.css").read_text(encoding="utf-8"))
     return environment.get_template("report.html.j2").render(
-        css=css,
+        css=style(),
         title=sections.title(config, files["data"]),
         run=files["run"],
         config=sections.flat(config),
