@@ -1,11 +1,15 @@
 """The pages that promise to work are executed."""
 
 import ast
+import contextlib
+import functools
 import importlib
 import importlib.util
+import io
 import json
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -15,10 +19,10 @@ import pytest
 from m4 import config as configs
 from m4.config import flags, program, reference, rules
 from m4.config.meanings import MEANINGS
-from m4.data.__main__ import main as data_main
 from m4.errors import UserError
 from m4.main import main
 from m4.modes import report
+from tests import doc_blocks
 
 PAGE = (Path(__file__).parents[1] / "docs/adding-things.md").read_text()
 QUICK = [
@@ -79,68 +83,81 @@ def test_follow_a_batch_names_few_files_that_are_there():
     assert [f for f in files if not (Path(__file__).parents[1] / f).is_file()] == []
 
 
-ROOT = Path(__file__).parents[1]
-PAGES = {p.relative_to(ROOT).as_posix(): p.read_text() for p in sorted(ROOT.glob("docs/**/*.md"))}
-PAGES["README.md"] = (ROOT / "README.md").read_text()
-SHELL = re.compile(r"^```(?:sh|bash)\n(.*?)^```|((?:^    .*\n)+)", re.M | re.S)
-EXECUTED = ("docs/adding-things.md", "docs/follow-a-batch.md")  # whole, above
+ROOT = doc_blocks.ROOT
+PAGES = doc_blocks.pages()
+BLOCKS = [b for page, text in PAGES.items() for b in doc_blocks.of(page, text)]
+SHELL = [c for b in BLOCKS if b.language == "sh" for c in doc_blocks.commands(b)]
+COMMANDS = {c.text: c for c in SHELL} | {
+    c.text: c for page, text in PAGES.items() for c in doc_blocks.inline(page, text)
+}
+# What a reader puts in the place of these: then the flags alone can be looked at.
+FORM = re.compile(r"=(FILE|NEW_DATA|FOLDER)\b|mylab\.|\bruns/\*")
+LOCAL = ("lab/config.py", "lab_small.py")  # configurations that stand on the pages
 
 
-def commands():
-    """(page, words) of every command of a page: whole lines, continued ones joined."""
-    found = []
+def test_there_are_pages_and_commands():
+    assert {p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/**/*.md")} < {*PAGES}
+    assert len(SHELL) > 100 and sum(c.words[0] == "m4-moe" for c in SHELL) > 60
+
+
+def test_every_block_has_a_language():
+    """So that none escapes: no indented code, no nameless fence."""
     for page, text in PAGES.items():
-        for fenced, indented in SHELL.findall(text):
-            for line in (fenced or indented).replace("\\\n", " ").splitlines():
-                line = re.sub(r"\s#.*", "", line).strip()
-                start = re.match(
-                    r"(?:[A-Z_0-9]+=\S+ )*(python -m|make|m4-moe|pip|python launch)\b", line
-                )
-                if start and "..." not in line:
-                    found.append((page, line))
-    return found
+        assert doc_blocks.unfenced(text) == [], page
+    assert [b for b in BLOCKS if b.language not in doc_blocks.LANGUAGES] == []
 
 
-COMMANDS = commands()
+def test_what_is_not_executed_is_still_there():
+    starts = [(c.page, c.whole) for c in SHELL]
+    starts += [(b.page, b.text) for b in BLOCKS if b.language == "python"]
+    for reason, entries in doc_blocks.NOT_RUN.items():
+        for page, start in entries:
+            fits = [s for p, s in starts if p == page and s.startswith(start)]
+            assert fits, f"{page}: no line begins with {start!r} any more ({reason})"
+    for page, test in doc_blocks.ELSEWHERE.items():
+        assert page in PAGES and Path(page).name in (ROOT / test).read_text()
 
 
-FORM = re.compile(r"=(C|W|FILE|A,B|TASK/METRIC|THIS_FILE|NEW_DATA|FOLDER)\b|[\[\]]|\$")
+def test_pages_do_not_train_different_runs_in_one_folder():
+    """Somebody who follows several pages would be refused: another configuration is there."""
+    places = {}
+    for words in (c.words for c in SHELL if c.words[0] == "m4-moe" and c.words[1] not in TOOLS):
+        flags_of = configs.parse([w for w in words[1:] if not FORM.search(w)])
+        if flags_of.config and flags_of.mode in ("train", "crossval", "ensemble"):
+            what = (Path(flags_of.config).stem, flags_of.mode)
+            what += tuple(v for k, v in flags_of.overrides.items() if k.startswith("method"))
+            places.setdefault(flags_of.workdir, set()).add(what)
+    assert len(places) > 20
+    assert {k: v for k, v in places.items() if len(v) > 1} == {}
 
 
-def words_of(line):
-    """Without what a shell sets before it and does after it; `python -m m4.main` is m4-moe."""
-    line = re.split(r" [|>&] ?|;", line)[0]
-    words = shlex.split(line)
-    while re.match(r"[A-Z_0-9]+=", words[0]):
-        words = words[1:]
-    if words[:2] == ["python", "-m"] and words[2] in ("m4", "m4.main"):
-        return ["m4-moe", *words[3:]]
-    return words
-
-
-def is_run(line):
-    words = words_of(line)
-    return words[0] == "m4-moe" and words[1] not in flags.TOOLS
-
-
-def test_there_are_commands():
-    assert len(COMMANDS) > 60 and {page for page, _ in COMMANDS} > {"README.md", "docs/start.md"}
-    assert sum(is_run(line) for _, line in COMMANDS) > 40
-
-
-@pytest.mark.parametrize("page, line", [c for c in COMMANDS if is_run(c[1])])
-def test_every_command_is_accepted(page, line, monkeypatch):
-    """As far as that costs nothing: its flags, its configuration, variant and fields."""
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=str)
+def test_every_command_is_accepted(command, monkeypatch):
+    """As far as that costs nothing: its flags, its configuration, variant and fields, its files."""
     monkeypatch.chdir(ROOT)
-    given = words_of(line)[1:]
-    if any(FORM.search(word) for word in given):  # a form, not a command: its flags are there
-        names = [re.match(r"--([a-z_]+)", word) for word in given]
-        assert {n[1] for n in names if n} <= {*flags.NAMES, "set", "config"}
+    words = command.words
+    if words[0] == "m4-moe" and words[1] not in TOOLS:
+        run_is_accepted(words[1:])
+    elif words[0] == "m4-moe" or words[:2] == ["python", "-m"] and words[2] not in NOT_OURS:
+        tool_is_accepted(*tool_of(words))
+    elif words[0] == "python" and words[1].startswith("launch/"):
+        own, _, rest = " ".join(words[2:]).partition(" -- ")
+        has_flags(words[1], script_help(words[1]), own.split())
+        if rest and "--module=m4.lab" not in own:
+            run_is_accepted(rest.split())
+    else:
+        assert is_known(words), words
+
+
+def run_is_accepted(given):
+    """The arguments of `m4.main`: by its own parser, rules and methods."""
+    if any(FORM.search(word) for word in given):
+        has_flags("m4.main", flags.USAGE, given)
         return
     parsed = configs.parse(given)
-    several = parsed.mode == "sweep" and parsed.config
+    several = parsed.mode in ("sweep", "ensemble") and parsed.config
     for name in parsed.config.split(",") if several else [parsed.config]:
-        if name is None or page in EXECUTED or name.startswith("lab/"):
+        if name is None or name in LOCAL:
             continue
         found = program.load_file(name)
         overrides = {k: v for k, v in parsed.overrides.items() if k != "data.options.file"}
@@ -160,49 +177,87 @@ def file_of(parsed):
     )
 
 
-@pytest.mark.parametrize("page, line", [c for c in COMMANDS if not is_run(c[1])])
-def test_every_other_command_is_of_something_that_is_there(page, line, capsys):
-    words = words_of(line)
+TOOLS = flags.TOOLS
+NOT_OURS = ("pytest", "pip")
+
+
+def tool_of(words):
+    """The module of a tool and its arguments."""
+    if words[0] == "m4-moe":
+        name = "lab" if words[1] == "compare" else words[1]
+        return f"m4.{name}", words[1 if words[1] == "compare" else 2 :]
+    return words[2], words[3:]
+
+
+def tool_is_accepted(module, given):
+    """Its subcommand and flags are of its own help; a configuration is one that can be loaded."""
+    if [*given[:1]] == ["buckets"]:  # takes the arguments of m4.main
+        run_is_accepted(given[1:])
+        return
+    nested = module in ("m4.bench", "tests.timing") or given[:1] in (["embed"], ["fake"])
+    text = help_of(module, *given[:1] if nested else ())
+    has_flags(module, text, given)
+    for word in given[: 0 if nested or not given else 1]:
+        assert word.startswith("-") or re.search(rf"\b{word}\b", text), (module, word)
+    for word in given:
+        if word.startswith("--config=") and not FORM.search(word):
+            name = word.removeprefix("--config=")
+            assert name in LOCAL or program.load_file(name) is not None
+
+
+def has_flags(of, text, given):
+    names = {m[0] for word in given if (m := re.match(r"--[a-z_]+", word))} - {"--help"}
+    assert {n for n in names if n not in text} == set(), f"{of} --help has no such flag"
+
+
+@functools.cache
+def help_of(module, *given):
+    """What `--help` of a tool, or of one of its commands, prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        assert importlib.import_module(f"{module}.__main__").main([*given, "--help"]) == 0
+    return out.getvalue()
+
+
+@functools.cache
+def script_help(path):
+    told = [sys.executable, str(ROOT / path), "--help"]
+    return subprocess.run(told, check=True, capture_output=True, text=True).stdout
+
+
+def is_known(words):
+    """A command that is not of m4: what it names is there."""
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
-        assert words[1] in targets
-    elif words[:2] == ["python", "-m"] and words[2].startswith(("m4", "tests")):
-        assert importlib.util.find_spec(words[2]), line
-        if words[2] == "m4.data":
-            assert words[3] in ("--help", *data_help(capsys)), line
-    elif words[:3] == ["python", "-m", "pytest"]:
-        assert all((ROOT / w).exists() for w in words if w.startswith("tests/")), line
-    elif words[0] == "pip" or words[2:3] == ["pip"]:
+        return words[1] in targets
+    if words[:3] == ["python", "-m", "pytest"]:
+        return all((ROOT / w).exists() for w in words if w.startswith("tests/"))
+    if "pip" in words[:3]:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        for extra in re.findall(r"m4-moe\[(\w+)\]", line):
-            assert extra in extras["optional-dependencies"]
-    elif words[:2] == ["m4-moe", "data"]:
-        assert words[2] in ("--help", *data_help(capsys)), line
-    elif words[0] == "m4-moe":
-        tools = f"m4.{words[1]}.__main__"
-        assert words[1] in ("launch", "compare") or importlib.util.find_spec(tools), line
-    else:
-        assert (ROOT / words[1]).is_file(), line
-
-
-def data_help(capsys):
-    assert data_main(["--help"]) == 0
-    return re.findall(r"^(\w+) ", capsys.readouterr().out, flags=re.M)
+        named = re.findall(r"m4-moe\[([\w,]+)\]", " ".join(words))
+        return {n for e in named for n in e.split(",")} <= {*extras["optional-dependencies"]}
+    if words[:2] == ["python", "-c"]:
+        return known_names(ast.parse(words[2]), "-c")
+    if words[:2] == ["python", "ward.m4"]:
+        return set(words[2:]) <= {"--example", "--in=rows.json", "--out=predictions.json"}
+    return words[:2] in (["git", "clone"], [".", ".venv/bin/activate"])
 
 
 def test_every_block_of_code_is_one():
     """TOML and JSON are read, Python compiled, and what it imports of m4 is there."""
-    for page, text in PAGES.items():
-        for kind, block in re.findall(
-            r"^```(toml|json|python)\n(.*?)^```", text, flags=re.M | re.S
-        ):
-            if kind == "toml":
-                assert tomllib.loads(block), page
-            elif kind == "json":
-                json.loads(block)
-            else:
-                for node in ast.walk(ast.parse(block, page)):
-                    known(node, page)
+    for block in BLOCKS:
+        if block.language == "toml":
+            assert tomllib.loads(block.text), block
+        elif block.language == "json":
+            json.loads(block.text)
+        elif block.language == "python":
+            known_names(ast.parse(block.text, block.page), block.page)
+
+
+def known_names(tree, page):
+    for node in ast.walk(tree):
+        known(node, page)
+    return True
 
 
 def known(node, page):
