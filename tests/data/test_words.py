@@ -1,14 +1,18 @@
 """Titles, units and definitions: read from every data set, and no part of what identifies it."""
 
+import re
 from typing import Any
 
 import pytest
 
 from m4.data import data_sets, manifest
+from m4.data.sets import mfeat, ptbxl
 from m4.data.sets.declared import dataset, definition, parse, wording
+from m4.data.sets.mimiciv import catalogue
 from m4.errors import ConfigError
 from m4.specs import About, DataSpec, ModalitySpec, TaskSpec, wordless, words
 
+PLAIN_WORDS = re.compile("[a-z]{4,}(_[a-z]{2,})*|age|[0-9]+ Hz|(row|column) [0-9]")
 PLAIN = {
     "rows": {"files": "a.csv", "subject": "id"},
     "tasks": {"died": {"kind": "binary", "labels": "a.csv", "subject": "id", "column": "died"}},
@@ -99,10 +103,54 @@ def test_specs_check_their_words():
         DataSpec((), (), about=About(use="x" * 3000))
 
 
-@pytest.mark.parametrize("name", ["physionet2012", "mimiciv", "synthetic", "support2", "eicu_demo"])
-def test_shipped_cohorts_say_what_they_ask(name):
-    spec = data_sets.find(name).spec()
-    assert all(vars(spec.about).values()), name
+def shipped():
+    """(data set, options) of every schema that ships: its layouts, modalities and tasks."""
+    more = {"imaging": [{"layout": "rsna", "tasks": ("density", "birads", "cancer")}]}
+    more["imaging"] += [{"layout": name} for name in ("vindr", "gamma")]
+    more |= {"mosi": [{"dataset": "mosei"}], "mfeat": [{"views": tuple(mfeat.VIEWS)}]}
+    more |= {"adni": [{"image": "volume"}], "ptbxl": [{"modalities": (*ptbxl.LEADS, "report")}]}
+    more["support2"] = [{"modalities": ["prognosis"], "tasks": ["phenotype", "hospital_death"]}]
+    for name in data_sets.names():
+        if name not in ("meds", "tables"):  # what the user's definition says
+            yield from ((name, options) for options in ({}, *more.get(name, ())))
+
+
+@pytest.mark.parametrize(("name", "options"), [*shipped()])
+def test_every_data_set_says_what_it_is_and_asks(name, options):
+    lacking = unsaid(data_sets.find(name).spec(**options))
+    assert not lacking, f"{name}: nothing says what {', '.join(lacking)} is"
+
+
+def test_everything_of_mimic_is_said():
+    names, every = catalogue.MODALITIES, catalogue.TASK_SPECS
+    assert not unsaid(catalogue.data_spec(names, every))
+    assert not any(catalogue.data_spec(["flexcare"], every).modality("flexcare").units)
+
+
+def unsaid(spec):
+    """What of a schema has no words: title, definition, unit of a number, or words of a feature.
+
+    A feature whose name is a word or a few, "heart_rate", explains itself, but not without a unit
+    where others of its modality have one. 'among=this' is one of what a table tells apart.
+    """
+    found = [f"about.{field}" for field, text in vars(spec.about).items() if not text]
     for task in spec.tasks:
-        assert task.kind == "cluster" or (task.title and task.definition), task.name
-        assert task.unit or task.kind != "regression", task.name
+        wanted = ["title", *(["unit"] if task.kind == "regression" else [])]
+        wanted += [] if task.kind == "cluster" else ["definition"]
+        found += [f"{task.name}.{part}" for part in wanted if not getattr(task, part)]
+    for m in spec.modalities:
+        found += [] if m.title else [m.name]
+        blank = ("",) * len(m.features)
+        for name, title, unit in zip(m.features, m.titles or blank, m.units or blank, strict=True):
+            if not (title or unit or "=" in name or PLAIN_WORDS.fullmatch(name)):
+                found.append(f"{m.name}.{name}")
+    return found
+
+
+def test_what_is_unsaid_is_found():
+    silent = DataSpec(
+        (ModalitySpec("m", "table", (3,), ("bun", "heart_rate", "s=f")),),
+        (TaskSpec("t", "regression"), TaskSpec("c", "cluster", title="Clusters")),
+        about=About(*"abcdefg"),
+    )
+    assert unsaid(silent) == ["about.limits", "t.title", "t.unit", "t.definition", "m", "m.bun"]

@@ -18,6 +18,7 @@ one that is zero in a single modality is a gap there. Values that are not finite
 are gaps, too, and counted. `times` are positions, not hours.
 """
 
+import dataclasses
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from m4.data.cohort import Cohort, Example, checksums, home, patient_number
 from m4.data.fake import fresh
 from m4.data.option_checks import check
 from m4.errors import ConfigError, DataError
-from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
 VERSION = "1"
 LICENCE = "CMU Multimodal SDK terms, research only; the videos belong to their makers"
@@ -43,6 +44,45 @@ POSITIONS = 50
 MAX_MEMBERS, MAX_BYTES = 64, 1 << 35  # of a file; four times those of CMU-MOSEI as float64
 INVENTED = {"mosi": {}, "mosei": {"dataset": "mosei"}}
 SEGMENTS = 3  # of an invented video
+TITLES = {"text": "Words", "audio": "Voice", "vision": "Face"}
+TASKS = (
+    TaskSpec(
+        "sentiment",
+        "regression",
+        title="Sentiment",
+        unit="points, -3 to 3",
+        definition="How negative (-3) or positive (3) raters found what is said in the segment, on "
+        "average.",
+    ),
+    TaskSpec(
+        "positive",
+        "binary",
+        title="Not negative",
+        definition="The sentiment is 0 or more.",
+    ),
+)
+ABOUTS = {
+    "mosi": About(
+        title="CMU-MOSI",
+        source="Videos of an online platform in which a speaker gives an opinion to the camera, "
+        "cut into 2,199 segments.",
+        participants="93 videos of 89 English speakers, chosen by the authors.",
+    ),
+    "mosei": About(
+        title="CMU-MOSEI",
+        source="Videos of an online platform in which a speaker gives an opinion to the camera, "
+        "cut into more than 23,000 segments.",
+        participants="About 1,000 English speakers on 250 topics, chosen by the authors.",
+    ),
+}
+ABOUT = {
+    "setting": "Made by the speakers themselves; no patients.",
+    "period": "Published on the platform before 2016 (CMU-MOSI) or 2018 (CMU-MOSEI).",
+    "use": "To study methods on words, voice and face: what a segment's raters said.",
+    "not_for": "Judging a person's feelings, and anything clinical.",
+    "limits": "What people show a camera, in one language. The features come from tools of that "
+    "time. Segments of one video are alike, so a video is the unit.",
+}
 
 
 def spec(
@@ -60,9 +100,10 @@ def spec(
             f" positions={positions} below 1"
         )
     return DataSpec(
-        tuple(ModalitySpec(name, "series", (positions, 1)) for name in MODALITIES),
-        (TaskSpec("sentiment", "regression"), TaskSpec("positive", "binary")),
+        tuple(ModalitySpec(n, "series", (positions, 1), title=TITLES[n]) for n in MODALITIES),
+        TASKS,
         hours=float(positions),
+        about=dataclasses.replace(ABOUTS[dataset], **ABOUT),
     )
 
 
@@ -116,9 +157,11 @@ def new(
 
 def _read(declared: DataSpec, arrays: Mapping[str, np.ndarray]) -> DataSpec:
     """The schema with the widths of a file."""
-    shape = {m.name: (*m.shape[:-1], arrays[m.name].shape[-1]) for m in declared.modalities}
-    modalities = tuple(ModalitySpec(name, "series", own) for name, own in shape.items())
-    return DataSpec(modalities, declared.tasks, hours=declared.hours)
+    modalities = tuple(
+        dataclasses.replace(m, shape=(*m.shape[:-1], arrays[m.name].shape[-1]))
+        for m in declared.modalities
+    )
+    return dataclasses.replace(declared, modalities=modalities)
 
 
 def _cohort(raw_dir: Path, data: DataSpec, splits, paths: list[Path], flow: list) -> Cohort:

@@ -27,7 +27,7 @@ from m4.data.cohort import Cohort, Example, checksums, home
 from m4.data.fake import fresh
 from m4.data.option_checks import check
 from m4.errors import DataError
-from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
 VERSION = "1"
 LICENCE = "Creative Commons Attribution 4.0; cite Reiss and Stricker 2012"
@@ -37,6 +37,26 @@ VALUES, CLASSES = "PTdict_list.npy", "arr_outcomes.npy"
 SENSORS, STEPS, RATE = 17, 600, 100.0  # RATE in Hz
 INVENTED = {"pam": {}}
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
+TASK = TaskSpec(
+    "activity",
+    "multiclass",
+    dim=8,
+    title="Activity",
+    definition="Which of eight daily activities was done in the window: those of PAMAP2 with most "
+    "records. The files number them, 0 to 7, and do not name them.",
+)
+ABOUT = About(
+    title="PAM: physical activities from wearable sensors",
+    source="PAMAP2: inertial sensors on wrist, chest and ankle, and a heart rate monitor, while "
+    "activities were done to order; cut into windows by the authors of Raindrop.",
+    setting="A research institute in Germany; no patients.",
+    period="Published in 2012.",
+    participants="Eight of nine healthy adults of PAMAP2, most of them men in their twenties.",
+    use="To study methods on irregular series of which sensors are missing.",
+    not_for="Anything clinical, and claims about other people: nobody is left out of training.",
+    limits="The files do not say whose window it is, nor what each of the 17 sensors is, so "
+    "neither has a unit here. Neighbouring windows share half of their samples.",
+)
 
 
 def spec(
@@ -57,9 +77,13 @@ def spec(
     check(least=least, also=split.fold_problems(fold, num_folds))
     shape = (-(-steps // every), 1)
     return DataSpec(
-        tuple(ModalitySpec(f"sensor_{s:02d}", "series", shape) for s in range(SENSORS)),
-        (TaskSpec("activity", "multiclass", dim=8),),
+        tuple(
+            ModalitySpec(f"sensor_{s:02d}", "series", shape, title=f"Sensor {s}")
+            for s in range(SENSORS)
+        ),
+        (TASK,),
         hours=steps / RATE / 3600,
+        about=ABOUT,
     )
 
 

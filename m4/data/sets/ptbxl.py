@@ -95,11 +95,21 @@ def spec(
         also=also,
     )
     leads = tuple(
-        ModalitySpec(name, "signal", (SECONDS * rate, 1), ("voltage",), units=("mV",), titles=("",))
+        ModalitySpec(
+            name,
+            "signal",
+            (SECONDS * rate, 1),
+            ("voltage",),
+            title=f"ECG lead {name.removeprefix('lead_')}",
+            units=("mV",),
+            titles=("",),
+        )
         for name in LEADS
         if name in modalities
     )
-    report = ModalitySpec("report", "text", (WORDS,), dtype="int32", vocab=VOCAB)
+    report = ModalitySpec(
+        "report", "text", (WORDS,), dtype="int32", vocab=VOCAB, title="Cardiologist's report"
+    )
     chosen = (*leads, report) if "report" in modalities else leads
     return DataSpec(chosen, (TASK,), hours=SECONDS / 3600, groups=("sex", "age_band"), about=ABOUT)
 

@@ -19,16 +19,43 @@ import numpy as np
 from m4.data import generated, split
 from m4.data.cohort import Cohort, Example
 from m4.data.option_checks import check
-from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
 VERSION = "1"
 LICENCE = "Apache-2.0; generated, no patients"
 WHERE = "generated"
 VIEWS = ("cview_cc", "cview_mlo", "ffdm_cc", "ffdm_mlo")
+TITLES = ("First image", "Second image", "Third image", "Fourth image")
 TASKS = (
-    TaskSpec("density", "multiclass", dim=4),
-    TaskSpec("risk", "binary"),
-    TaskSpec("finding", "binary"),
+    TaskSpec(
+        "density",
+        "multiclass",
+        dim=4,
+        title="Level",
+        definition="Quarter of the factor that all four images show.",
+    ),
+    TaskSpec(
+        "risk",
+        "binary",
+        title="Same sign",
+        definition="The own factors of the first two images have the same sign.",
+    ),
+    TaskSpec(
+        "finding",
+        "binary",
+        title="Finding",
+        definition="The own factor of the third image is above 0.5.",
+    ),
+)
+ABOUT = About(
+    title="Synthetic images",
+    source="Drawn by a random generator: fixed random patterns, weighted by factors, and noise.",
+    setting="None; no patients.",
+    period="None.",
+    participants="As many invented patients as asked for.",
+    use="To test methods and this software where it is known which images an answer needs.",
+    not_for="Any statement about patients or mammograms.",
+    limits="Images without shapes; presence is random.",
 )
 NEEDS = {"density": VIEWS, "risk": VIEWS[:2], "finding": VIEWS[2:3]}
 FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
@@ -55,8 +82,12 @@ def spec(
         also.append(f"data.options.presence: {presence} must be above 0 and at most 1")
     check(some=[("tasks", sorted(tasks), [task.name for task in TASKS])], also=also)
     return DataSpec(
-        tuple(ModalitySpec(name, "image", (1, size, size, 3)) for name in VIEWS),
+        tuple(
+            ModalitySpec(name, "image", (1, size, size, 3), title=title)
+            for name, title in zip(VIEWS, TITLES, strict=True)
+        ),
         tuple(task for task in TASKS if task.name in tasks),
+        about=ABOUT,
     )
 
 

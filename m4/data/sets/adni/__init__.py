@@ -26,6 +26,7 @@ in training subjects are kept, not all.
 Letters: n subjects or scans, f features, v voxels inside the mask.
 """
 
+import dataclasses
 import datetime
 import importlib.util
 import json
@@ -41,7 +42,7 @@ from m4.data.cohort import Cohort, Example, checksums, home, patient_number
 from m4.data.option_checks import check
 from m4.data.sets.adni.invented import invent  # noqa: F401
 from m4.errors import DataError
-from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
 VERSION = "2"
 LICENCE = "ADNI Data Use Agreement"
@@ -62,6 +63,37 @@ GREY = 150  # label of the atlas's mask
 SPLITS = {"training": "train", "validation": "val", "testing": "test"}
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
 CHUNK = 64  # subjects of the genome read at once
+TITLES = {
+    "image": "Brain MRI",
+    "genomic": "Genotypes",
+    "clinical": "Clinical tables",
+    "biospecimen": "Biospecimens",
+}
+SIZES = {"CV": "mm³", "SV": "mm³", "TA": "mm"}  # ending of a FreeSurfer measure -> its unit
+TASK = TaskSpec(
+    "diagnosis",
+    "multiclass",
+    dim=3,
+    labels=DIAGNOSES,
+    title="Diagnosis",
+    definition="Cognitively normal, mild cognitive impairment or dementia, as the study diagnosed "
+    "the subject; those whose diagnosis changes are left out.",
+)
+ABOUT = About(
+    title="Alzheimer's Disease Neuroimaging Initiative",
+    source="A prospective study of volunteers who are followed with images, samples and tests, as "
+    "merged by the authors of Flex-MoE.",
+    setting="More than 50 research centres in the United States and Canada.",
+    period="From 2004 on, in phases.",
+    participants="Volunteers of about 55 to 90 years with one diagnosis that never changes and at "
+    "least one of the modalities.",
+    use="To study methods on data of which whole sources are missing: which of three diagnoses the "
+    "study gave.",
+    not_for="The diagnosis of patients, and predictions of who will decline.",
+    limits="Volunteers of memory clinics, mostly white and of long schooling. What was measured "
+    "depends on the phase of the study. Clinical tables hold test scores on which the diagnosis "
+    "partly rests.",
+)
 
 
 def spec(
@@ -92,14 +124,16 @@ def spec(
         least=[("variants", variants, 1)],
         also=split.fold_problems(fold, num_folds),
     )
-    volumes = {"image": ModalitySpec("image", "image", tuple(volume))} if image == "volume" else {}
+    maps = ModalitySpec("image", "image", tuple(volume), title=TITLES["image"])
+    volumes = {"image": maps} if image == "volume" else {}
     return DataSpec(
         tuple(
-            volumes.get(name, ModalitySpec(name, "table", (1,)))
+            volumes.get(name, ModalitySpec(name, "table", (1,), title=TITLES[name]))
             for name in MODALITIES
             if name in modalities
         ),
-        (TaskSpec("diagnosis", "multiclass", dim=3, labels=DIAGNOSES),),
+        (TASK,),
+        about=ABOUT,
     )
 
 
@@ -160,7 +194,7 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
         return (read.example(who) for who in kept if part_of[who] == name)
 
     return Cohort(
-        spec=DataSpec(tuple(read.specs), declared.tasks),
+        spec=dataclasses.replace(declared, modalities=tuple(read.specs)),
         splits={name: lambda name=name: examples(name) for name in FRACTIONS},
         sources=checksums(Path(raw_dir), [root / "label.csv", *read.files]),
         licence=LICENCE,
@@ -252,7 +286,7 @@ class _Read:
             self._flow += [(f"{modality.name}: {step}", count) for step, count in counts.items()]
             if not names:
                 raise DataError(f"{paths[0]}: no column of numbers beside the subject's")
-            modality = ModalitySpec(modality.name, "table", (len(names),), features=names)
+            modality = dataclasses.replace(modality, **_named(modality.name, names))
         _alike(table, self._forms.check, paths[-1])
         where = f"{paths[0]}: of the subjects in label.csv"
         identifiers.require_match(self._label_of, table, where)
@@ -269,6 +303,15 @@ class _Read:
             "inputs": {m: {"values": t[who]} for m, t in self.tables.items() if who in t},
             "targets": {"diagnosis": self._label_of.get(who)},
         }
+
+
+def _named(name: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """Shape and features of a table, with the units of FreeSurfer's measures."""
+    found: dict[str, Any] = {"shape": (len(names),), "features": names}
+    if name == "image":
+        units = tuple(SIZES.get(n[-2:], "") for n in names)
+        found |= {"titles": ("",) * len(names), "units": units}
+    return found
 
 
 def _alike(people: Iterable[str], take: identifiers.Check, path: Path) -> None:

@@ -32,7 +32,7 @@ from typing import Any
 from m4.data import split as splits
 from m4.data.cohort import Cohort, Example, checksums
 from m4.data.option_checks import check
-from m4.data.sets.imaging import embed, gamma, pixels, rsna, vindr
+from m4.data.sets.imaging import about, embed, gamma, pixels, rsna, vindr
 from m4.data.sets.imaging.exam import folder as find
 from m4.data.sets.imaging.exam import missing
 from m4.data.sets.imaging.invented import invent  # noqa: F401
@@ -43,26 +43,91 @@ from m4.specs import DataSpec, ModalitySpec, TaskSpec
 VERSION = "3"
 LICENCE = "as granted by each cohort's owner; none may be passed on"
 WHERE = "docs/datasets.md says where to apply for each cohort and what it costs"
-DENSITY = TaskSpec("density", "multiclass", dim=4, labels=("A", "B", "C", "D"))
+DENSITY = TaskSpec(
+    "density",
+    "multiclass",
+    dim=4,
+    labels=("A", "B", "C", "D"),
+    title="Breast density",
+    definition="How dense the radiologist called the breast, in the four grades of BI-RADS: from "
+    "A, nearly all fat, to D, extremely dense.",
+)
+BIRADS = "BI-RADS assessment"
 LAYOUTS: dict[str, tuple[tuple[str, ...], tuple[TaskSpec, ...]]] = {
     "embed": (
         ("cview_cc", "cview_mlo", "ffdm_cc", "ffdm_mlo"),
         (
             DENSITY,
-            TaskSpec("birads", "multiclass", dim=3, labels=("negative", "benign", "suspicious")),
-            TaskSpec("risk_1y", "binary"),
+            TaskSpec(
+                "birads",
+                "multiclass",
+                dim=3,
+                labels=("negative", "benign", "suspicious"),
+                title=BIRADS,
+                definition="The worst assessment of the breast: 1 negative; 2 or 3 benign or "
+                "probably so; 4 to 6 suspicious or proven. None where more images were asked for.",
+            ),
+            TaskSpec(
+                "risk_1y",
+                "binary",
+                title="Cancer within a year",
+                definition="Cancer, invasive or in situ, was proven in the patient from the exam's "
+                "date to a year later; unknown where follow-up ends before.",
+            ),
         ),
     ),
     "rsna": (
         ("cc", "mlo"),
-        (DENSITY, TaskSpec("birads", "multiclass", dim=3), TaskSpec("cancer", "binary")),
+        (
+            DENSITY,
+            TaskSpec(
+                "birads",
+                "multiclass",
+                dim=3,
+                title=BIRADS,
+                definition="0: more images needed; 1: negative; 2: normal.",
+            ),
+            TaskSpec(
+                "cancer",
+                "binary",
+                title="Cancer",
+                definition="The breast was found to have cancer, as the competition's table says.",
+            ),
+        ),
     ),
-    "vindr": (("cc", "mlo"), (DENSITY, TaskSpec("birads", "multiclass", dim=5))),
+    "vindr": (
+        ("cc", "mlo"),
+        (
+            DENSITY,
+            TaskSpec(
+                "birads",
+                "multiclass",
+                dim=5,
+                title=BIRADS,
+                definition="Assessment of the breast agreed on by the readers, 1 to 5 (classes 0 "
+                "to 4): from negative to highly suggestive of cancer.",
+            ),
+        ),
+    ),
     "gamma": (
         ("fundus", "oct"),
         (
-            TaskSpec("glaucoma", "multiclass", dim=3, labels=("none", "early", "advanced")),
-            TaskSpec("cup", "segmentation", needs=("fundus",)),
+            TaskSpec(
+                "glaucoma",
+                "multiclass",
+                dim=3,
+                labels=("none", "early", "advanced"),
+                title="Glaucoma",
+                definition="Grade of the eye as the challenge gives it: none, early, or moderate "
+                "to advanced.",
+            ),
+            TaskSpec(
+                "cup",
+                "segmentation",
+                needs=("fundus",),
+                title="Optic cup",
+                definition="Which pixels of the fundus photograph belong to the optic cup.",
+            ),
         ),
     ),
 }
@@ -119,8 +184,14 @@ def spec(
         also=also,
     )
     return DataSpec(
-        tuple(ModalitySpec(name, "image", (1, size, size, 3), dtype="uint8") for name in names),
+        tuple(
+            ModalitySpec(
+                name, "image", (1, size, size, 3), dtype="uint8", title=about.MODALITIES[name]
+            )
+            for name in names
+        ),
         tuple(task for task in known if task.name in wanted),
+        about=about.ABOUT[layout],
     )
 
 

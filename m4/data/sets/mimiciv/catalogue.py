@@ -134,7 +134,20 @@ def data_spec(modalities, tasks, groups=(), *, about: About = said.ABOUT, **shap
 
 
 def _with_words(spec: ModalitySpec) -> ModalitySpec:
-    own = [said.FEATURES.get(name, ("", "")) for name in spec.features]
+    own = [_words_of(name) for name in spec.features]
     titles, units = zip(*own, strict=True) if any(map(any, own)) else ((), ())
-    title = said.MODALITIES.get(spec.name, "")
+    units = () if spec.name in said.SCALED else units
+    title = said.MODALITIES[spec.name]
     return dataclasses.replace(spec, title=title, titles=titles, units=units)
+
+
+def _words_of(name: str) -> tuple[str, str]:
+    """(title, unit) of a feature, also of one that is made of another: 'ph_observed', 'eeg_max'."""
+    if name in said.FEATURES:
+        return said.FEATURES[name]
+    for ending, (words, same_unit) in said.MADE.items():
+        base = name.removesuffix(f"_{ending}")
+        if base != name:
+            title, unit = said.FEATURES.get(base, ("", ""))
+            return f"{title or base.replace('_', ' ')}, {words}", unit if same_unit else ""
+    return "", ""

@@ -158,6 +158,7 @@ TITLES = {
     "Urine": "urine output", "DiasABP": "diastolic pressure, arterial line",
     "MAP": "mean pressure, arterial line", "SysABP": "systolic pressure, arterial line",
     "FiO2": "fraction of inspired oxygen", "MechVent": "mechanical ventilation",
+    "pH": "arterial pH",
     "ALP": "alkaline phosphatase", "ALT": "alanine transaminase",
     "AST": "aspartate transaminase", "Gender": "male", "ICU_coronary": "coronary care unit",
     "ICU_cardiac_surgery": "cardiac surgery recovery unit", "ICU_medical": "medical ICU",
