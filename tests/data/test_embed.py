@@ -2,8 +2,10 @@
 
 import errno
 import functools
+import hashlib
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +21,13 @@ raw = toy.raw  # a folder with the invented stays and their notes
 PLAN = backends.Plan("notes", "hashing", "", "")
 
 
-def test_notes_of_icu_patients_are_written_and_read_back(raw, tmp_path, capsys):
+def test_notes_of_icu_patients_are_written_and_read_back(raw, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
+    monkeypatch.chdir(raw)  # which is no model's folder, though no model's name is its path
+    read, digest = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda f, how: read.append(f) or digest(f, how))
     assert data_main.main(["embed", "notes", str(raw), str(out), "--backend=hashing"]) == 0
+    assert {Path(file.name).parent for file in read} <= {out}
     facts = json.loads((out / "embed.json").read_text())
     # five radiology reports, one of a stranger to the ICU; two summaries
     assert facts["count"] == 6 and facts["width"] == 768 and facts["backend"] == "hashing"

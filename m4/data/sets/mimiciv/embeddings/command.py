@@ -64,11 +64,13 @@ def main(argv: list[str]) -> int:
 
 def _digest(encoder: str) -> str:
     """First digits of the SHA-256 of a model's files, in the order of their names."""
+    if not encoder:
+        return ""  # the path of no name is the current folder
     path, digest = Path(encoder), hashlib.sha256()
-    if encoder and not path.exists():
+    if not path.exists():
         raise ConfigError(f"embed: --encoder={encoder}: no such file or folder")
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         if file.is_file():
             with open(file, "rb") as handle:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()[:16] if encoder else ""
+    return digest.hexdigest()[:16]
