@@ -223,9 +223,9 @@ def _primary(game: Game, worth: _Worth) -> dict[str, Any] | None:
     value_S, value_SB = [], []
     for s in range(len(game.keep_SM)):
         args = task, game.label_nL, game.known_nL, game.answer(s)
-        value_S.append(metrics.score(*args, fold_N=fold)[name].value)
+        value_S.append(metrics.score(*args, fold_N=fold, names=[name])[name].value)
         if cells <= RANK_CELLS:
-            value_SB.append(bootstrap.score(*args, few, fold_N=fold)[name])
+            value_SB.append(bootstrap.score(*args, few, fold_N=fold, names=[name])[name])
     value_M, units = worth.map_MS @ np.array(value_S), game.units(np.ones(len(rows), bool))
     if units is None:
         value_M = np.full(len(value_M), np.nan)

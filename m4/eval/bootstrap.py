@@ -11,7 +11,7 @@ Letters: P patients, N rows, B draws, b draws of one chunk, R draws of something
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 from scipy.stats import norm, t
@@ -67,14 +67,15 @@ def score(
     *,
     threshold: np.ndarray | None = None,
     fold_N: np.ndarray | None = None,
+    names: Collection[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every metric of the task under every draw, name -> f64[B]; NaN where undefined."""
+    """Every metric of the task (of `names`) under every draw, f64[B]; NaN where undefined."""
     rows_N = np.asarray(mask_NL.any(axis=1))
     args = task, label_NL[rows_N], mask_NL[rows_N], prediction_NC[rows_N]
     fold = None if fold_N is None else fold_N[rows_N]
 
     def statistic(weight_nb):
-        return metrics.under(*args, weight_nb, threshold=threshold, fold_N=fold)
+        return metrics.under(*args, weight_nb, threshold=threshold, fold_N=fold, names=names)
 
     return draws.map(statistic, rows_N)
 

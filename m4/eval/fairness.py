@@ -140,7 +140,7 @@ def _primary(scorer: Scorer, groups) -> Iterator[Measured]:
             mask_NL = scorer.mask_full & rows[:, None]
             patients = scorer.patients(mask_NL)
             if patients >= scorer.min_patients:
-                scored = scorer.subset(scorer.full, mask_NL)
+                scored = scorer.subset(scorer.full, mask_NL, [name])
                 value, drawn = scored.values[name].value, scored.draws[name]
                 units = scorer.rests_on(mask_NL, name)
                 yield Measured(column, name, category, patients, units, value, drawn)

@@ -33,7 +33,7 @@ Letters: N rows, B draws, C labels, classes or values, L label columns (C, or 1 
 K bins.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +59,9 @@ HEADLINE = {
     "survival": ("c_index", "c_index_ipcw"),
     "segmentation": ("dice",),
 }
-RANKS_AND_CUTS = ("auroc", "auprc", "f1", "f1_val")
+RANKS = ("auroc", "auprc")
+RANKS_AND_CUTS = (*RANKS, "f1", "f1_val")
+SINGLE = ("brier", "log_loss", "ece")  # of single answers
 BLOCK_ROWS = 64
 RANKED = ("auroc", "auprc", "c_index", "spearman")  # and what begins with them
 
@@ -79,20 +81,21 @@ def score(
     *,
     threshold: np.ndarray | None = None,
     fold_N: np.ndarray | None = None,
+    names: Collection[str] | None = None,
 ) -> dict[str, Value]:
-    """Every metric of the task's kind over the cells with `mask_NL` True.
+    """Every metric of the task's kind over the cells with `mask_NL` True, or those of `names`.
 
     `threshold` f64[C] is the cut chosen on the validation split; without it the `f1_val` metrics
     are absent. `fold_N` says which network predicted a row. Raises ValueError for kinds without
     generic metrics.
     """
     args = task, label_NL, mask_NL, prediction_NC, np.ones((len(label_NL), 1))
-    values = under(*args, threshold=threshold, fold_N=fold_N)
+    values = under(*args, threshold=threshold, fold_N=fold_N, names=names)
     if not mask_NL.any():
         return dict.fromkeys(values, Value(float("nan"), "no labelled row"))
     notes = _notes(task, label_NL, mask_NL, np.asarray(prediction_NC))
     if fold_N is not None:
-        _, lost = _over_folds(*args, threshold, fold_N)
+        _, lost = _over_folds(*args, threshold, fold_N, names)
         folds = len(np.unique(fold_N))
         notes |= {n: f"{k} of {folds} folds undefined, left out" for n, k in lost.items() if k}
     return {name: Value(float(value), notes.get(name, "")) for name, (value,) in values.items()}
@@ -107,35 +110,51 @@ def under(
     *,
     threshold: np.ndarray | None = None,
     fold_N: np.ndarray | None = None,
+    names: Collection[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """The same metrics under many weights: name -> f64[B], NaN where a draw leaves it undefined.
 
-    `weight_NB` holds multiplicities (whole numbers); float32 is faster and as exact.
+    `weight_NB` holds multiplicities (whole numbers); float32 is faster and as exact. What `names`
+    leaves out costs nothing.
     """
     known_N, prediction_NC = mask_NL.any(axis=1), np.asarray(prediction_NC, np.float64)
     if not known_N.any():  # one invented row tells the names
         label_1L, prediction_1C = (np.zeros((1, x.shape[1])) for x in (label_NL, prediction_NC))
         one = np.ones(label_1L.shape, bool), prediction_1C, np.ones((1, 1))
-        names = under(task, label_1L, *one, threshold=threshold)
-        return dict.fromkeys(names, np.full(weight_NB.shape[1], np.nan))
+        alone = under(task, label_1L, *one, threshold=threshold, names=names)
+        return dict.fromkeys(alone, np.full(weight_NB.shape[1], np.nan))
+    args = task, label_NL, mask_NL, prediction_NC, weight_NB, threshold
     if fold_N is not None:
-        return _over_folds(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fold_N)[0]
+        return _over_folds(*args, fold_N, names)[0]
     y, p = label_NL[known_N], prediction_NC[known_N]
     # the last column is the sample: what it leaves undefined, macro metrics leave out
-    w = np.concatenate([weight_NB, np.ones_like(weight_NB[:, :1])], axis=1)[known_N]
-    values = _of_kind(task, y, mask_NL[known_N], p, w, threshold)
-    return {name: value_B[:-1] for name, value_B in values.items()}
+    w = np.ones((len(y), weight_NB.shape[1] + 1), weight_NB.dtype)
+    w[:, :-1] = weight_NB if known_N.all() else weight_NB[known_N]
+    asked = _Asked(names)
+    values = _of_kind(task, y, mask_NL[known_N], p, w, threshold, asked)
+    return {name: value_B[:-1] for name, value_B in values.items() if asked.any(name)}
 
 
-def _of_kind(task, y, mask, p, w, threshold) -> dict[str, np.ndarray]:
+class _Asked:
+    """Which metrics are to be had; all of them if `names` is None."""
+
+    def __init__(self, names: Collection[str] | None):
+        self._names = names
+
+    def any(self, *names: str) -> bool:
+        """Whether one of these is."""
+        return self._names is None or any(name in self._names for name in names)
+
+
+def _of_kind(task, y, mask, p, w, threshold, asked: _Asked) -> dict[str, np.ndarray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         if task.kind in ("binary", "multilabel"):
             by_kind = _binary if task.kind == "binary" else _multilabel
-            return by_kind(y, mask, p, w, threshold)
+            return by_kind(y, mask, p, w, threshold, asked)
         if task.kind == "multiclass":
-            return _multiclass(y[:, 0].astype(int), p, w)
+            return _multiclass(y[:, 0].astype(int), p, w, asked)
         if task.kind == "regression":
-            return _regression(y, p, w)
+            return _regression(y, p, w, asked)
         if task.kind == "survival":
             return _survival(y[:, 0], y[:, 1] > 0, p.mean(1), w)
         if task.kind == "segmentation":  # the predictions are scores already
@@ -143,20 +162,22 @@ def _of_kind(task, y, mask, p, w, threshold) -> dict[str, np.ndarray]:
     raise ValueError(f"task {task.name}: kind {task.kind!r} has no generic metrics")
 
 
-def _over_folds(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fold_N):
+def _over_folds(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fold_N, names):
     """`under`, but for what ranks rows: there the mean of the folds, of each label by itself.
 
     Beside it, of each of these means, how many folds the sample leaves undefined (of the label with
     most) while it defines others.
     """
     args = task, label_NL, mask_NL, prediction_NC
-    out, lost = under(*args, weight_NB, threshold=threshold), {}
+    out, lost = under(*args, weight_NB, threshold=threshold, names=names), {}
     # the last column is the sample: a fold that it leaves undefined is left out
     with_sample = np.concatenate([weight_NB, np.ones_like(weight_NB[:, :1])], axis=1), fold_N
-    whole = _fold_means(*args, *with_sample)
-    each = [_fold_means(*column, *with_sample) for column in _one_by_one(*args)]
+    ranked = [name for name in out if name.startswith(RANKED)]
+    whole = _fold_means(*args, *with_sample, ranked)
+    single = [name.removesuffix("_macro") for name in ranked]
+    each = [_fold_means(*column, *with_sample, single) for column in _one_by_one(*args)]
     folds = len(np.unique(fold_N))
-    for name in (n for n in out if n.startswith(RANKED)):
+    for name in ranked:
         macro = name.endswith("_macro")
         found = [of[name.removesuffix("_macro")] for of in each] if macro else [whole[name]]
         out[name] = _macro(np.stack([mean_B for mean_B, _ in found]))[:-1]
@@ -164,8 +185,8 @@ def _over_folds(task, label_NL, mask_NL, prediction_NC, weight_NB, threshold, fo
     return out, lost
 
 
-def _fold_means(task, label_NL, mask_NL, prediction_NC, weight_NB, fold_N) -> dict:
-    """What ranks rows: name -> (mean of the folds by their events f64[B], folds left out).
+def _fold_means(task, label_NL, mask_NL, prediction_NC, weight_NB, fold_N, names) -> dict:
+    """Of some metrics: name -> (mean of the folds by their events f64[B], folds left out).
 
     The last draw is the sample; a fold that is undefined in another draw is left out of that one.
     """
@@ -177,9 +198,10 @@ def _fold_means(task, label_NL, mask_NL, prediction_NC, weight_NB, fold_N) -> di
         if task.kind in ("binary", "multilabel", "survival"):
             column = -1 if task.kind == "survival" else slice(None)
             events[-1] = float((label * mask)[:, column].sum())
-        folds.append(under(task, label, mask, prediction_NC[own], weight_NB[own]))
+        rows = task, label, mask, prediction_NC[own], weight_NB[own]
+        folds.append(under(*rows, names=names))
     means = {}
-    for name in (n for n in folds[0] if n.startswith(RANKED)):
+    for name in folds[0]:
         value_FB = np.stack([found[name] for found in folds])
         defined_F = np.isfinite(value_FB[:, -1])
         weight_FB = np.isfinite(value_FB) * (np.array(events) * defined_F)[:, None]
@@ -271,46 +293,62 @@ def rank_scores(
     F_i and T_i that of the negatives and positives at or above it. Then
     AUROC = sum_i w_i (n_i + t_i / 2) / (P N) and AP = sum_i w_i T_i / (T_i + F_i) / P.
     """
-    return _ranked(y_N, p_N, w_NB)[:2]
+    found = _ranked(y_N, p_N, w_NB, _Asked(("auprc",)))
+    return found["auroc"], found["auprc"]
 
 
-def _ranked(y_N: np.ndarray, p_N: np.ndarray, w_NB: np.ndarray):
-    """AUROC, average precision and min_se_ppv, f64[B]; at best the last cut is a positive's score.
+def _ranked(
+    y_n: np.ndarray,
+    p_n: np.ndarray,
+    w_NB: np.ndarray,
+    asked: "_Asked",
+    row_n: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """AUROC and, if asked, average precision and min_se_ppv, f64[B]; `row_n` are those of `w`.
 
-    A lower cut, down to the next positive, has the same sensitivity and no better precision.
+    At best the last cut of min_se_ppv is a positive's score: a lower cut, down to the next
+    positive, has the same sensitivity and no better precision.
     """
-    positive_N = y_N > 0
-    neg, pos = p_N[~positive_N], p_N[positive_N]
-    neg_rows = np.flatnonzero(~positive_N)[np.argsort(neg, kind="stable")]
-    pos_rows = np.flatnonzero(positive_N)[np.argsort(pos, kind="stable")]
-    neg, pos = p_N[neg_rows], p_N[pos_rows]
-    below_neg, below_pos = _cumulative(w_NB[neg_rows]), _cumulative(w_NB[pos_rows])
-    total_neg, total_pos = (x[-1].astype(np.float64) for x in (below_neg, below_pos))
-    first = below_neg[np.searchsorted(neg, pos, side="left")]
-    last = below_neg[np.searchsorted(neg, pos, side="right")]
-    w_pos = w_NB[pos_rows].astype(np.float64)
-    auroc = np.einsum("nb,nb->b", w_pos, first + last) / (2 * total_pos * total_neg)
-    true = total_pos - below_pos[np.searchsorted(pos, pos, side="left")]
+    neg_n, pos_n = np.flatnonzero(~(y_n > 0)), np.flatnonzero(y_n > 0)
+    neg_n, pos_n = (own[np.argsort(p_n[own], kind="stable")] for own in (neg_n, pos_n))
+    neg, pos = p_n[neg_n], p_n[pos_n]
+    if row_n is not None:
+        neg_n, pos_n = row_n[neg_n], row_n[pos_n]
+    below_neg, w_pos = _cumulative(w_NB, neg_n), w_NB[pos_n]
+    low, high = (np.searchsorted(neg, pos, side=side) for side in ("left", "right"))
+    first = below_neg[low]
+    twice = 2 * first if np.array_equal(low, high) else first + below_neg[high]
+    total_neg = below_neg[-1].astype(np.float64)
+    total_pos = w_pos.sum(axis=0, dtype=np.float64)
+    w_pos_64 = w_pos.astype(np.float64)
+    out = {"auroc": np.einsum("nb,nb->b", w_pos_64, twice) / (2 * total_pos * total_neg)}
+    if not asked.any("auprc", "min_se_ppv"):
+        return out
+    true = total_pos - _cumulative(w_pos)[np.searchsorted(pos, pos, side="left")]
     precision = true / np.maximum(true + total_neg - first, 1e-300)
-    smaller = np.minimum(true / total_pos, precision)
-    return (
-        auroc,
-        np.einsum("nb,nb->b", w_pos, precision) / total_pos,
-        smaller.max(axis=0) if len(smaller) else np.full(w_NB.shape[1], np.nan),
-    )
+    out["auprc"] = np.einsum("nb,nb->b", w_pos_64, precision) / total_pos
+    if asked.any("min_se_ppv"):
+        smaller = np.minimum(true / total_pos, precision)
+        out["min_se_ppv"] = smaller.max(axis=0) if len(smaller) else np.full(w_NB.shape[1], np.nan)
+    return out
 
 
-def _cumulative(w_NB: np.ndarray) -> np.ndarray:
-    """Weight of the first n rows, [N + 1, B]; whole numbers, hence exact in float32 up to 2^24."""
-    rows, draws = w_NB.shape
+def _cumulative(w_NB: np.ndarray, row_n: np.ndarray | None = None) -> np.ndarray:
+    """Weight of the first n rows (of `row_n`), [n + 1, B]; whole numbers, exact up to 2^24."""
+    rows, draws = len(w_NB) if row_n is None else len(row_n), w_NB.shape[1]
     if draws == 1:
-        return np.concatenate([np.zeros((1, 1), w_NB.dtype), np.cumsum(w_NB, axis=0)])
+        w_nB = w_NB if row_n is None else w_NB[row_n]
+        return np.concatenate([np.zeros((1, 1), w_NB.dtype), np.cumsum(w_nB, axis=0)])
     # For many draws np.cumsum takes ten times as long as this: first within blocks of rows, all at
     # once, then over blocks.
     size = -(-(rows + 1) // BLOCK_ROWS)
-    sums = np.zeros((size, BLOCK_ROWS, draws), w_NB.dtype)
+    sums = np.empty((size, BLOCK_ROWS, draws), w_NB.dtype)
     flat = sums.reshape(-1, draws)
-    flat[1 : rows + 1] = w_NB
+    flat[0] = flat[rows + 1 :] = 0
+    if row_n is None:
+        flat[1 : rows + 1] = w_NB
+    else:
+        np.take(w_NB, row_n, axis=0, out=flat[1 : rows + 1], mode="clip")
     for k in range(1, BLOCK_ROWS):
         np.add(sums[:, k], sums[:, k - 1], out=sums[:, k])
     for block in range(1, size):
@@ -334,19 +372,16 @@ def _bin_gaps(y_N: np.ndarray, p_N: np.ndarray) -> np.ndarray:
     return (bin_index(p_N)[:, None] == np.arange(NUM_BINS)) * (y_N - p_N)[:, None]
 
 
-def _probability(y_N: np.ndarray, p_N: np.ndarray, w_NB: np.ndarray) -> dict[str, np.ndarray]:
-    """AUROC, average precision, min_se_ppv, Brier score, log loss and ECE."""
-    safe_N = np.clip(p_N, EPS, 1 - EPS)
-    sums = _sums(
-        w_NB,
-        weight=np.ones_like(p_N),
-        brier=(p_N - y_N) ** 2,
-        log_loss=-(y_N * np.log(safe_N) + (1 - y_N) * np.log1p(-safe_N)),
-        gaps=_bin_gaps(y_N, p_N),
-    )
-    ranked = ("auroc", "auprc", "min_se_ppv")
-    out = dict(zip(ranked, _ranked(y_N, p_N, w_NB), strict=True))
-    out |= {name: sums[name] / sums["weight"] for name in ("brier", "log_loss")}
+def _probability(y_n, p_n, row_n, w_NB) -> dict[str, np.ndarray]:
+    """Brier score, log loss and ECE of cells; `row_n` says whose they are, in order."""
+    safe_n, gap_nK = np.clip(p_n, EPS, 1 - EPS), _bin_gaps(y_n, p_n)
+    loss_n = -(y_n * np.log(safe_n) + (1 - y_n) * np.log1p(-safe_n))
+    cells = {"weight": np.ones_like(p_n), "brier": (p_n - y_n) ** 2, "log_loss": loss_n}
+    if len(row_n) > len(w_NB) or (row_n != np.arange(len(row_n))).any():
+        cells = {n: np.bincount(row_n, x, len(w_NB)) for n, x in cells.items()}
+        gap_nK = np.stack([np.bincount(row_n, x, len(w_NB)) for x in gap_nK.T], axis=1)
+    sums = _sums(w_NB, **cells, gaps=gap_nK)
+    out = {name: sums[name] / sums["weight"] for name in ("brier", "log_loss")}
     return out | {"ece": np.abs(sums["gaps"]).sum(axis=0) / sums["weight"]}
 
 
@@ -377,49 +412,61 @@ def _f1(y_NC, mask_NC, p_NC, w_NB, cuts) -> dict[str, tuple[np.ndarray, np.ndarr
     return out
 
 
-def _binary(y_N1, mask_N1, p_N1, w_NB, cut) -> dict[str, np.ndarray]:
-    f1 = _f1(y_N1, mask_N1, p_N1, w_NB, cut)
-    return _probability(y_N1[:, 0], p_N1[:, 0], w_NB) | {n: whole for n, (_, whole) in f1.items()}
+def _binary(y_N1, mask_N1, p_N1, w_NB, cut, asked: _Asked) -> dict[str, np.ndarray]:
+    y_N, p_N, out = y_N1[:, 0], p_N1[:, 0], {}
+    if asked.any("auroc", "auprc", "min_se_ppv"):
+        out |= _ranked(y_N, p_N, w_NB, asked)
+    if asked.any(*SINGLE):
+        out |= _probability(y_N, p_N, np.arange(len(y_N)), w_NB)
+    if asked.any("f1", "f1_val"):
+        out |= {n: whole for n, (_, whole) in _f1(y_N1, mask_N1, p_N1, w_NB, cut).items()}
+    return out
 
 
-def _multilabel(y_NC, mask_NC, p_NC, w_NB, cuts) -> dict[str, np.ndarray]:
-    ranks = []
-    for y_N, known_N, p_N in zip(y_NC.T, mask_NC.T, p_NC.T, strict=True):
-        ranks.append(rank_scores(y_N[known_N], p_N[known_N], w_NB[known_N]))
-    auroc_CB, auprc_CB = np.swapaxes(ranks, 0, 1)
-    out = {"auroc_macro": _macro(auroc_CB), "auprc_macro": _macro(auprc_CB)}
-    for name, (each_CB, over_all_B) in _f1(y_NC, mask_NC, p_NC, w_NB, cuts).items():
-        out |= {f"{name}_macro": _macro(each_CB), f"{name}_micro": over_all_B}
-    row_N, _ = np.nonzero(mask_NC)
-    flat = _probability(y_NC[mask_NC], p_NC[mask_NC], w_NB[row_N])
-    del flat["min_se_ppv"]
-    return out | {f"{n}_micro" if n in RANKS_AND_CUTS else n: x for n, x in flat.items()}
+def _multilabel(y_NC, mask_NC, p_NC, w_NB, cuts, asked: _Asked) -> dict[str, np.ndarray]:
+    out, ranks = {}, []
+    if macro := [name for name in RANKS if asked.any(f"{name}_macro")]:
+        for y_N, known_N, p_N in zip(y_NC.T, mask_NC.T, p_NC.T, strict=True):
+            own_n = np.flatnonzero(known_N)
+            ranks.append(_ranked(y_N[own_n], p_N[own_n], w_NB, _Asked(macro), own_n))
+        for name in macro:
+            out[f"{name}_macro"] = _macro(np.stack([found[name] for found in ranks]))
+    if asked.any(*(f"{name}_{of}" for name in ("f1", "f1_val") for of in ("macro", "micro"))):
+        for name, (each_CB, over_all_B) in _f1(y_NC, mask_NC, p_NC, w_NB, cuts).items():
+            out |= {f"{name}_macro": _macro(each_CB), f"{name}_micro": over_all_B}
+    row_n, _ = np.nonzero(mask_NC)
+    y_n, p_n = y_NC[mask_NC], p_NC[mask_NC]
+    if micro := [name for name in RANKS if asked.any(f"{name}_micro")]:
+        found = _ranked(y_n, p_n, w_NB, _Asked(micro), row_n)
+        out |= {f"{name}_micro": found[name] for name in micro}
+    return out | (_probability(y_n, p_n, row_n, w_NB) if asked.any(*SINGLE) else {})
 
 
-def _multiclass(y_N, p_NC, w_NB) -> dict[str, np.ndarray]:
+def _multiclass(y_N, p_NC, w_NB, asked: _Asked) -> dict[str, np.ndarray]:
     count, said_N = p_NC.shape[1], p_NC.argmax(axis=1)
     hot_NC, said_NC = np.eye(count)[y_N], np.eye(count)[said_N]
-    right_N = (said_N == y_N).astype(float)
-    sums = _sums(
-        w_NB,
-        weight=np.ones(len(y_N)),
-        accuracy=right_N,
-        log_loss=-np.log(np.clip(p_NC[np.arange(len(y_N)), y_N], EPS, 1.0)),
-        brier=((p_NC - hot_NC) ** 2).sum(axis=1),
-        gaps=_bin_gaps(right_N, p_NC.max(axis=1)),
-        hit=hot_NC * said_NC,
-        either=hot_NC + said_NC,
-    )
-    auroc_CB = np.stack([rank_scores(hot_NC[:, c], p_NC[:, c], w_NB)[0] for c in range(count)])
-    return {
-        **{name: sums[name] / sums["weight"] for name in ("accuracy", "log_loss", "brier")},
-        "ece": np.abs(sums["gaps"]).sum(axis=0) / sums["weight"],
-        "f1_macro": _macro(2 * sums["hit"] / sums["either"]),  # NaN: neither real nor said
-        "auroc_macro": _macro(auroc_CB),
-    }
+    right_N, out = (said_N == y_N).astype(float), {}
+    if asked.any("accuracy", "f1_macro", *SINGLE):
+        sums = _sums(
+            w_NB,
+            weight=np.ones(len(y_N)),
+            accuracy=right_N,
+            log_loss=-np.log(np.clip(p_NC[np.arange(len(y_N)), y_N], EPS, 1.0)),
+            brier=((p_NC - hot_NC) ** 2).sum(axis=1),
+            gaps=_bin_gaps(right_N, p_NC.max(axis=1)),
+            hit=hot_NC * said_NC,
+            either=hot_NC + said_NC,
+        )
+        out |= {name: sums[name] / sums["weight"] for name in ("accuracy", "log_loss", "brier")}
+        out["ece"] = np.abs(sums["gaps"]).sum(axis=0) / sums["weight"]
+        out["f1_macro"] = _macro(2 * sums["hit"] / sums["either"])  # NaN: neither real nor said
+    if asked.any("auroc_macro"):
+        each = [_ranked(hot_NC[:, c], p_NC[:, c], w_NB, _Asked(())) for c in range(count)]
+        out["auroc_macro"] = _macro(np.stack([found["auroc"] for found in each]))
+    return out
 
 
-def _regression(y_NC, p_NC, w_NB) -> dict[str, np.ndarray]:
+def _regression(y_NC, p_NC, w_NB, asked: _Asked) -> dict[str, np.ndarray]:
     centred_NC = y_NC - y_NC.mean(axis=0)  # else the variance subtracts large numbers
     sums = _sums(
         w_NB,
@@ -432,30 +479,33 @@ def _regression(y_NC, p_NC, w_NB) -> dict[str, np.ndarray]:
     mae, mse, first, second = (sums[n] / sums["weight"] for n in ("mae", "mse", "first", "second"))
     variance = second - first**2
     known = variance > 1e-12 * np.square(centred_NC).max(axis=0)[:, None]
-    spearman = [_spearman(y_NC[:, c], p_NC[:, c], w_NB) for c in range(y_NC.shape[1])]
     # plain means: one undefined value leaves the whole metric undefined
-    return {
+    out = {
         "mae": mae.mean(axis=0),
         "rmse": np.sqrt(mse).mean(axis=0),
         "r2": np.where(known, 1 - mse / variance, np.nan).mean(axis=0),
-        "spearman": np.mean(spearman, axis=0),
     }
+    if asked.any("spearman"):
+        each = [_spearman(y_NC[:, c], p_NC[:, c], w_NB) for c in range(y_NC.shape[1])]
+        out["spearman"] = np.mean(each, axis=0)
+    return out
 
 
 def _spearman(y_N, p_N, w_NB) -> np.ndarray:
     """Pearson correlation of the average ranks that the rows have in the resampled data."""
-    w_NB = w_NB.astype(np.float64)
-    total_B = w_NB.sum(axis=0)
+    total_B = w_NB.sum(axis=0, dtype=np.float64)
     a, b = (_ranks(x_N, w_NB) - total_B / 2 for x_N in (y_N, p_N))  # the mean rank is known
-    cov, var_a, var_b = (np.einsum("nb,nb,nb->b", w_NB, *xs) for xs in ((a, b), (a, a), (b, b)))
+    w_a, w_b = w_NB * a, w_NB * b
+    pairs = (w_a, b), (w_a, a), (w_b, b)
+    cov, var_a, var_b = (np.einsum("nb,nb->b", *pair) for pair in pairs)
     scale = np.sqrt(var_a * var_b)
     return np.where(scale > 1e-9 * total_B**2, cov / scale, np.nan)
 
 
 def _ranks(x_N: np.ndarray, w_NB: np.ndarray) -> np.ndarray:
-    """Centre of each row's tie group on the weight axis, f64[N, B] (average rank minus 1/2)."""
-    ordered = np.sort(x_N)
-    below = _cumulative(w_NB[np.argsort(x_N, kind="stable")])
+    """Centre of each row's tie group on the weight axis, [N, B] (average rank minus 1/2)."""
+    order = np.argsort(x_N, kind="stable")
+    ordered, below = x_N[order], _cumulative(w_NB, order)
     first, last = (np.searchsorted(ordered, x_N, side=side) for side in ("left", "right"))
     return (below[first] + below[last]) / 2
 

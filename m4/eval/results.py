@@ -238,7 +238,7 @@ def _add_subsets(out: dict, scorer: Scorer, subsets: list[Subset]) -> None:
         on_common = {primary: scorer.estimates(common, all_rows)[primary]}
         out["scores"].append({**row, "metrics": scorer.estimates(here, mask), "common": on_common})
         if s != scorer.full:  # a row that counts under a subset counts under the full input
-            full = scorer.subset(scorer.full, mask)
+            full = scorer.subset(scorer.full, mask, scorer.headline)
             deltas = scorer.differences(full, here, mask, scorer.headline)
             on_common = scorer.differences(common_full, common, all_rows, [primary])
             out["deltas"].append({**row, "metrics": deltas, "common": on_common})
@@ -261,7 +261,8 @@ def _add_games(
 
 
 def _common(scorer: Scorer, s: int, has_N1: np.ndarray | None = None):
-    """Full input and subset on the rows of the full input (that have a modality), and the cells.
+    """The primary metric of full input and subset on the full input's rows, and their cells; with
+    `has_N1` of those that have a modality.
 
     Where a subset leaves hardly anybody, on the few it leaves: they are suppressed then. So it is
     for maps, of which nothing can be said without an image.
@@ -269,7 +270,8 @@ def _common(scorer: Scorer, s: int, has_N1: np.ndarray | None = None):
     few = 0 < scorer.patients(scorer.mask(s)) < scorer.min_patients
     mask = scorer.mask(s) if few or scorer.task.kind == "segmentation" else scorer.mask_full
     mask = mask if has_N1 is None else mask & has_N1
-    return scorer.subset(scorer.full, mask), scorer.everywhere(s, mask), mask
+    own = mask, [scorer.primary]
+    return scorer.subset(scorer.full, *own), scorer.everywhere(s, *own), mask
 
 
 def _add_strata(out: dict, scorer: Scorer) -> None:
@@ -279,7 +281,7 @@ def _add_strata(out: dict, scorer: Scorer) -> None:
         count = _count(scorer, mask)
         if count is None:
             continue
-        scored = scorer.estimates(scorer.subset(scorer.full, mask), mask)
+        scored = scorer.estimates(scorer.subset(scorer.full, mask, [scorer.primary]), mask)
         name = describe(scorer.spec.modality_names, keep)
         row = {"task": scorer.task.name, "pattern": name, "patients": count}
         out["strata"].append({**row, "metrics": {scorer.primary: scored[scorer.primary]}})

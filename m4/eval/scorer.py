@@ -3,7 +3,7 @@
 Letters: N rows, C labels, classes or values, L label columns (C, or 1 for multiclass).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,7 +50,7 @@ class Scorer:
             name if threshold is not None else name.replace("f1_val", "f1")
             for name in metrics.HEADLINE[task.kind]
         )
-        self._cache: dict[tuple[int, bytes], Scored] = {}
+        self._cache: dict[tuple[int, bytes, tuple[str, ...] | None], Scored] = {}
 
     def mask(self, subset: int) -> np.ndarray:
         """Label cells that count under a subset, bool[N, L]."""
@@ -66,15 +66,20 @@ class Scorer:
         args = (self.task, self.label, self.mask(subset), prediction)
         return metrics.score(*args, threshold=self.threshold)
 
-    def subset(self, subset: int, mask_NL: np.ndarray) -> Scored:
+    def subset(
+        self, subset: int, mask_NL: np.ndarray, names: Collection[str] | None = None
+    ) -> Scored:
         """The model's scores under a subset on the cells of `mask_NL`, computed once."""
-        key = (subset, mask_NL.tobytes())
-        if key not in self._cache:
+        place = subset, mask_NL.tobytes()
+        whole, some = (*place, None), (*place, None if names is None else tuple(names))
+        if whole not in self._cache and some not in self._cache:
             prediction = self.predictions.prediction[self.task.name][subset]
-            self._cache[key] = self.of(prediction, mask_NL)
-        return self._cache[key]
+            self._cache[some] = self.of(prediction, mask_NL, names)
+        return self._cache[whole if whole in self._cache else some]
 
-    def everywhere(self, subset: int, mask_NL: np.ndarray) -> Scored:
+    def everywhere(
+        self, subset: int, mask_NL: np.ndarray, names: Collection[str] | None = None
+    ) -> Scored:
         """As `subset`, where rows that have nothing left get the mean of the full input's answers.
 
         So every subset is scored on the same rows. Needs no label; out of fold it is the fold's.
@@ -83,20 +88,26 @@ class Scorer:
         p_NC, full_NC = (predictions.prediction[self.task.name][s] for s in (subset, self.full))
         lost_N = mask_NL.any(axis=1) & ~count_N
         if not lost_N.any():
-            return self.subset(subset, mask_NL)
+            return self.subset(subset, mask_NL, names)
         fold_N = np.zeros(len(p_NC)) if predictions.fold is None else predictions.fold
         p_NC = p_NC.copy()
         for fold in np.unique(fold_N[lost_N]):
             own_N = (fold_N == fold) & self.mask_full.any(axis=1)
             p_NC[lost_N & (fold_N == fold)] = full_NC[own_N].mean(axis=0)
-        return self.of(p_NC, mask_NL)
+        return self.of(p_NC, mask_NL, names)
 
-    def of(self, prediction_NC: np.ndarray, mask_NL: np.ndarray) -> Scored:
-        """Scores of any prediction on the cells of `mask_NL`."""
+    def of(
+        self,
+        prediction_NC: np.ndarray,
+        mask_NL: np.ndarray,
+        names: Collection[str] | None = None,
+    ) -> Scored:
+        """Scores of any prediction on the cells of `mask_NL`: every metric, or those of `names`."""
         assert self.draws is not None, "a scorer without draws serves point values only"
         args, fold = (self.task, self.label, mask_NL, prediction_NC), self.predictions.fold
-        values = metrics.score(*args, threshold=self.threshold, fold_N=fold)
-        drawn = bootstrap.score(*args, self.draws, threshold=self.threshold, fold_N=fold)
+        how: dict[str, Any] = {"threshold": self.threshold, "fold_N": fold, "names": names}
+        values = metrics.score(*args, **how)
+        drawn = bootstrap.score(*args, self.draws, **how)
         others = {}
         if "ece" in values:
             y, p, row_N = metrics.probabilities(*args)

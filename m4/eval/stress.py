@@ -101,12 +101,12 @@ def compose(
             continue
         scorer = Scorer(found, spec, task, sampled, None, min_patients)
         name, mask = scorer.primary, scorer.mask_full
-        full, counted = scorer.subset(0, mask), scorer.patients(mask)
+        full, counted = scorer.subset(0, mask, [name]), scorer.patients(mask)
         enough = cells.shown(counted, min_patients)
         out["tasks"][task.name] = {"metric": name, "patients": enough}
         out["whole"][task.name] = scorer.estimates(full, mask)[name]
         for s, row in enumerate(rows, start=1):
-            here = scorer.everywhere(s, mask)
+            here = scorer.everywhere(s, mask, [name])
             sides = (here, full) if name in LOWER_IS_BETTER else (full, here)
             score, drop = (
                 scorer.estimates(here, mask)[name],

@@ -44,7 +44,12 @@ def test_equals_sklearn_on_the_resampled_rows(kind, seed, rows, ties):
     cut = np.full(p.shape[1], 0.4)
     draws = 4
     w = np.stack([np.bincount(rng.integers(0, rows, rows), minlength=rows) for _ in range(draws)])
-    fast = metrics.under(task, y, mask, p, w.T.astype(np.float32), threshold=cut)
+    args = task, y, mask, p, w.T.astype(np.float32)
+    fast = metrics.under(*args, threshold=cut)
+    for name in fast:  # alone it is the same
+        (alone,) = metrics.under(*args, threshold=cut, names=[name, "unknown"]).items()
+        assert alone[0] == name
+        np.testing.assert_array_equal(alone[1], fast[name])
     for b in range(draws):
         rows_b = np.repeat(np.arange(rows), w[b])
         slow = by_sklearn.score(task, y[rows_b], mask[rows_b], p[rows_b], threshold=cut)
