@@ -34,7 +34,7 @@ from m4.eval.predictions import Predictions
 from m4.eval.subsets import Subset
 from m4.export import bundle
 from m4.modes import eval as eval_mode
-from m4.run import meds_predictions, members, refitted, trained
+from m4.run import beside, meds_predictions, members, refitted, trained
 from m4.run.devices import make_mesh
 from m4.run.setup import context, make_model
 from m4.run.workspace import open_incomplete, prepare, use_cache
@@ -161,7 +161,9 @@ class Model:
         Returns:
           A frame of subject, prediction time and a column per task: probability of a binary task,
           `task/label` of several labels or classes, else the value in its unit. Missing where
-          there was nothing to predict from.
+          there was nothing to predict from. Where patients were set aside for it, also
+          `set/<task>`, a list of the classes that may be true, or `low/<task>` and `high/<task>`;
+          where it was learnt, `next/<task>`, the modality to ask for next: `m4.run.beside`.
 
         Raises a `m4.errors.UserError`: DataError for data of no use, ConfigError for frames of a
         data set that reads its own files only.
@@ -175,7 +177,9 @@ class Model:
                 for name, table in meds_predictions.tables(found, self.spec, asked.keys):
                     frames.write_private(place / name, table)
             columns = _outputs(self.spec, found)
-            return frames.from_arrow(_joined(asked, found, columns), _kind(data, frame))
+            more = self._beside.columns(found, "" if data is not None else split)
+            more = {n: c for n, c in more.items() if not n.startswith("gain/") and n not in columns}
+            return frames.from_arrow(_joined(asked, found, columns, more), _kind(data, frame))
 
     def evaluate(
         self, data: Any = None, *, points: Any = None, split: str = "test"
@@ -205,15 +209,17 @@ class Model:
         Returns a frame with a row per question, output and modality: `output` as the columns of
         `predict`, `modality`, whether it was `present`, its `contribution` in the unit of the
         prediction, `baseline`, the prediction for a patient of whom nothing is known, and
-        `prediction`, which is the baseline and all contributions. Arguments and errors as of
-        `predict`; questions with nothing to predict from have no rows.
+        `prediction`, which is the baseline and all contributions. Where it was learnt, also
+        `expected_gain`: what a modality that is absent should tell, in nats. Arguments and errors
+        as of `predict`; questions with nothing to predict from have no rows.
         """
         names = self.spec.modality_names
         keep_SM = contributions.subsets(len(names))
         with self.asked(data, points=points, split=split) as asked:
             found = self.answer(asked, keep_SM)
-            parts = []
-            for output, value_SN in _outputs(self.spec, found).items():
+            parts, more = [], self._beside.columns(found, "" if data is not None else split)
+            advised = any(column.startswith("gain/") for column in more)
+            for task, output, value_SN in _by_task(self.spec, found):
                 added_NM = contributions.shapley(value_SN[..., None], keep_SM)[..., 0]
                 for m, name in enumerate(names):
                     parts.append(
@@ -226,11 +232,17 @@ class Model:
                             "prediction": value_SN[0].astype(np.float64),
                         }
                     )
+                    if advised:
+                        parts[-1]["expected_gain"] = _gain(more, task, name, len(added_NM))
             columns = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
             uid = np.tile(found.uid, len(parts))
         order = np.argsort(uid, kind="stable")
         who = _who(asked, uid[order])
-        table = pa.table(who | {key: pa.array(value[order]) for key, value in columns.items()})
+        made = {
+            key: pa.array(value[order], from_pandas=key == "expected_gain")
+            for key, value in columns.items()
+        }
+        table = pa.table(who | made)
         return frames.from_arrow(table, _kind(data, frame))
 
     def export(self, to: str | Path, **options: Any) -> str:
@@ -408,6 +420,14 @@ class Model:
         return parse.parse(content, "definition", meds=content.pop("meds"))
 
     @functools.cached_property
+    def _beside(self) -> beside.Beside:
+        """What stands beside predictions; says what does not, once."""
+        found = beside.of(self.workdir, self.config, self.spec)
+        for line in found.lines:
+            self._say(line)
+        return found
+
+    @functools.cached_property
     def _program(self) -> tuple[Any, Callable]:
         """The model and its compiled prediction with the best parameters, made when first asked."""
         if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
@@ -468,12 +488,23 @@ def _kind(data: Any, frame: frames.Kind | None) -> frames.Kind:
 
 def _outputs(spec: DataSpec, found: Predictions) -> dict[str, np.ndarray]:
     """Column -> f32[S, N]: `task`, or `task/label` of several labels or classes."""
-    return {
-        name: values_SNC[..., c]
-        for task, values_SNC in found.prediction.items()
-        if spec.task(task).kind != "segmentation"  # its scores are no predictions
-        for c, name in enumerate(_names(spec.task(task), values_SNC.shape[-1]))
-    }
+    return {name: value_SN for _, name, value_SN in _by_task(spec, found)}
+
+
+def _by_task(spec: DataSpec, found: Predictions) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(task, column, f32[S, N]) of every output."""
+    for task, values_SNC in found.prediction.items():
+        if spec.task(task).kind != "segmentation":  # its scores are no predictions
+            for c, name in enumerate(_names(spec.task(task), values_SNC.shape[-1])):
+                yield task, name, values_SNC[..., c]
+
+
+def _gain(more: Mapping[str, Any], task: str, modality: str, rows: int) -> np.ndarray:
+    """What a modality should tell of a task, f64[rows]; NaN where nothing is known of that."""
+    found = more.get(f"gain/{task}/{modality}")
+    if found is None:
+        return np.full(rows, np.nan)
+    return found.to_numpy(zero_copy_only=False).astype(np.float64)
 
 
 def _names(task: TaskSpec, count: int) -> Sequence[str]:
@@ -493,10 +524,16 @@ def _who(asked: Asked, uid_N: np.ndarray) -> dict[str, Any]:
     return found | {name: keys[name] for name in others}
 
 
-def _joined(asked: Asked, found: Predictions, columns: Mapping[str, np.ndarray]) -> pa.Table:
+def _joined(
+    asked: Asked,
+    found: Predictions,
+    columns: Mapping[str, np.ndarray],
+    more: Mapping[str, Any],
+) -> pa.Table:
     """Who and what, in the order of what was asked; missing where nothing is predicted."""
     whole = found.full()
-    values = {name: pa.array(value_SN[whole]) for name, value_SN in columns.items()}
+    values: dict[str, Any] = {name: pa.array(value_SN[whole]) for name, value_SN in columns.items()}
+    values |= more
     if asked.order is None or asked.keys is None:
         return pa.table(_who(asked, found.uid) | values)
     times = asked.keys["prediction_time"].cast(pa.int64()).to_pylist()

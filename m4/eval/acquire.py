@@ -18,7 +18,7 @@ that most have, and a budget pays for one test more for some of them, half unles
 Letters: as `m4.eval.games`; F features, s states.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from m4 import cells
 from m4.eval.bootstrap import number
 from m4.eval.games import Game
 from m4.eval.metrics import EPS
+from m4.eval.predictions import Predictions
 
 ARMS = ("random", "static", "entropy", "value", "bound")
 STATES = 4  # of each row, that the value model learns from: the start and random others
@@ -58,7 +59,7 @@ def describe(
     half_n = _halves(game, seed)
     if not _possible(game, half_n) or game.units(np.ones(len(half_n), bool)) is None:
         return None
-    start, price_M = _start(game), _prices(game, costs)
+    start, price_M = _start(game), _prices(game.names, costs)
     budget = budget or BUDGET * float(price_M[np.arange(len(price_M)) != start].mean())
     given = advise(game, start, half_n, seed=seed)
     gain_An = np.stack([*_arms(game, start, half_n, given, price_M, budget, seed).values()])
@@ -88,9 +89,52 @@ def by_row(
     if not _possible(game, half_n):
         return None
     gain_nM = advise(game, _start(game), half_n, seed=seed).next_nM
-    per_cost_nM = np.nan_to_num(gain_nM / _prices(game, costs), nan=-np.inf)
-    known_n = np.isfinite(gain_nM).any(axis=1)
-    return gain_nM, np.where(known_n, per_cost_nM.argmax(axis=1), -1)
+    return gain_nM, best(gain_nM, _prices(game.names, costs))
+
+
+def best(gain_nM: np.ndarray, price_M: np.ndarray) -> np.ndarray:
+    """Which modality has the largest gain per cost, i64[n]; -1 where nothing is known of any."""
+    per_cost_nM = np.nan_to_num(gain_nM / price_M, nan=-np.inf)
+    return np.where(np.isfinite(gain_nM).any(axis=1), per_cost_nM.argmax(axis=1), -1)
+
+
+class Adviser(NamedTuple):
+    """Value models of one task, for people who are not in the table that they were fitted on."""
+
+    names: tuple[str, ...]  # of the modalities
+    outputs: tuple[str, ...]  # tasks whose predictions the models look at, in their order
+    models: tuple[HistGradientBoostingRegressor | None, ...]  # of each modality; None: unlearnt
+    price_M: np.ndarray
+
+    def advise(self, found: Predictions) -> tuple[np.ndarray, np.ndarray]:
+        """As `by_row`, of everybody in predictions from the full input."""
+        row_N = np.arange(len(found.uid))
+        s_N = np.full(len(row_N), found.full())
+        seen_NF = _features(found, self.outputs, row_N, s_N, found.present)
+        gain_NM = np.full(found.present.shape, np.nan)
+        for m, model in enumerate(self.models):
+            ask_N = ~found.present[:, m]
+            if model is not None and ask_N.any():
+                gain_NM[ask_N, m] = model.predict(seen_NF[ask_N])
+        return gain_NM, best(gain_NM, self.price_M)
+
+
+def adviser(
+    game: Game, costs: Mapping[str, float] | None = None, *, seed: int = 0
+) -> Adviser | None:
+    """What the whole table teaches. None where `describe` says nothing for want of a value model.
+
+    Its advice is for others: of the table's own people it has seen the richer answers (`by_row`).
+    """
+    if not _possible(game, _halves(game, seed)):
+        return None
+    states = _States(game, _start(game), seed)
+    models = []
+    for m in range(len(game.names)):
+        x_sF, y_s, _ = states.lesson(m)
+        models.append(_fitted(x_sF, y_s) if len(y_s) >= MIN_PATIENTS else None)
+    outputs = tuple(game.predictions.prediction)
+    return Adviser(game.names, outputs, tuple(models), _prices(game.names, costs))
 
 
 def _possible(game: Game, half_n: np.ndarray) -> bool:
@@ -105,50 +149,75 @@ def _start(game: Game) -> int:
     return int(np.argmax(game.present_nM.mean(axis=0)))
 
 
-def _prices(game: Game, costs: Mapping[str, float] | None) -> np.ndarray:
-    return np.array([float((costs or {}).get(name, 1.0)) for name in game.names])
+def _prices(names: Sequence[str], costs: Mapping[str, float] | None) -> np.ndarray:
+    return np.array([float((costs or {}).get(name, 1.0)) for name in names])
 
 
 def advise(game: Game, start: int, half_n: np.ndarray, *, seed: int = 0) -> Advice:
     """Out-of-half expected gains of every modality, f64[n, M], at the start and as patients are."""
-    rng, keep_SM = np.random.default_rng(seed), game.keep_SM
-    only = np.arange(len(game.names)) == start
-    kept_snM = np.repeat((only & game.present_nM)[None], STATES, axis=0)
-    kept_snM[1:] |= game.present_nM & (rng.random(kept_snM[1:].shape) < 0.5)
-    answer_SnC = np.stack([game.answer(s) for s in range(len(keep_SM))])
-    rows_n, code_S = np.arange(len(half_n)), _code(keep_SM)
-    order_S = np.argsort(code_S)
-
-    def at(kept_nM: np.ndarray) -> np.ndarray:
-        return order_S[np.searchsorted(code_S[order_S], _code(kept_nM))]
-
-    def seen(kept_nM: np.ndarray) -> np.ndarray:
-        return _features(game, at(kept_nM), kept_nM)
-
+    states = _States(game, start, seed)
     out = np.full((2, *game.present_nM.shape), np.nan)
-    asked = kept_snM[0], game.present_nM
-    told = [seen(kept_nM) for kept_nM in asked]
-    states = [seen(kept_nM) for kept_nM in kept_snM]
+    asked = states.kept_snM[0], game.present_nM
+    told = [states.seen(kept_nM) for kept_nM in asked]
     for m in range(len(game.names)):
-        x, y, half = [], [], []
-        for kept_nM, state_nF in zip(kept_snM, states, strict=True):
-            new_n = game.present_nM[:, m] & ~kept_nM[:, m]
-            richer_nM = kept_nM | (np.arange(len(game.names)) == m)
-            poor_nC, rich_nC = (answer_SnC[at(k), rows_n] for k in (kept_nM, richer_nM))
-            x.append(state_nF[new_n])
-            y.append(_moved(game, rich_nC, poor_nC)[new_n])
-            half.append(half_n[new_n])
-        x_sF, y_s, half_s = np.concatenate(x), np.concatenate(y), np.concatenate(half)
+        x_sF, y_s, row_s = states.lesson(m)
+        half_s = half_n[row_s]
         for h in (0, 1):
             if (half_s != h).sum() < MIN_PATIENTS:
                 continue
-            model = HistGradientBoostingRegressor(max_iter=60, min_samples_leaf=20, random_state=0)
-            model.fit(x_sF[half_s != h], y_s[half_s != h])
+            model = _fitted(x_sF[half_s != h], y_s[half_s != h])
             for out_nM, told_nF, kept_nM in zip(out, told, asked, strict=True):
                 ask_n = (half_n == h) & ~kept_nM[:, m]
                 if ask_n.any():
                     out_nM[ask_n, m] = model.predict(told_nF[ask_n])
     return Advice(*out)
+
+
+class _States:
+    """States of what is known of each row, from which value models learn."""
+
+    def __init__(self, game: Game, start: int, seed: int):
+        rng = np.random.default_rng(seed)
+        only = np.arange(len(game.names)) == start
+        self.kept_snM = np.repeat((only & game.present_nM)[None], STATES, axis=0)
+        self.kept_snM[1:] |= game.present_nM & (rng.random(self.kept_snM[1:].shape) < 0.5)
+        self._game, self._row_n = game, np.arange(len(game.row_n))
+        self._answer_SnC = np.stack([game.answer(s) for s in range(len(game.keep_SM))])
+        code_S = _code(game.keep_SM)
+        self._order_S = np.argsort(code_S)
+        self._sorted_S = code_S[self._order_S]
+        self._seen = [self.seen(kept_nM) for kept_nM in self.kept_snM]
+
+    def seen(self, kept_nM: np.ndarray) -> np.ndarray:
+        """Features of every row in a state, f64[n, F]."""
+        game = self._game
+        outputs = tuple(game.predictions.prediction)
+        return _features(game.predictions, outputs, game.row_n, self._at(kept_nM), kept_nM)
+
+    def lesson(self, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features [s, F] before modality m comes, how the answer moves [s], and whose it is [s].
+
+        Of the rows and states in which it is hidden.
+        """
+        game, x, y, row = self._game, [], [], []
+        for kept_nM, seen_nF in zip(self.kept_snM, self._seen, strict=True):
+            new_n = game.present_nM[:, m] & ~kept_nM[:, m]
+            richer_nM = kept_nM | (np.arange(len(game.names)) == m)
+            places = (self._at(k) for k in (kept_nM, richer_nM))
+            poor_nC, rich_nC = (self._answer_SnC[place_n, self._row_n] for place_n in places)
+            x.append(seen_nF[new_n])
+            y.append(_moved(game, rich_nC, poor_nC)[new_n])
+            row.append(self._row_n[new_n])
+        return np.concatenate(x), np.concatenate(y), np.concatenate(row)
+
+    def _at(self, kept_nM: np.ndarray) -> np.ndarray:
+        """Which subset each row has kept."""
+        return self._order_S[np.searchsorted(self._sorted_S, _code(kept_nM))]
+
+
+def _fitted(x_sF: np.ndarray, y_s: np.ndarray) -> HistGradientBoostingRegressor:
+    model = HistGradientBoostingRegressor(max_iter=60, min_samples_leaf=20, random_state=0)
+    return model.fit(x_sF, y_s)
 
 
 def _halves(game: Game, seed: int) -> np.ndarray:
@@ -161,13 +230,18 @@ def _code(keep_SM: np.ndarray) -> np.ndarray:
     return keep_SM @ (1 << np.arange(keep_SM.shape[1]))
 
 
-def _features(game: Game, s_n: np.ndarray, kept_nM: np.ndarray) -> np.ndarray:
-    """What is known before a test: predictions of all tasks, and what they rest on, f64[n, F]."""
-    found, nothing_n = [kept_nM.astype(np.float64)], s_n == len(game.predictions.subsets)
-    for answer_SNC in game.predictions.prediction.values():
-        picked_nC = answer_SNC[np.where(nothing_n, 0, s_n), game.row_n].astype(np.float64)
+def _features(
+    predictions: Predictions, outputs: Sequence[str], row_n, s_n, kept_nM: np.ndarray
+) -> np.ndarray:
+    """What is known before a test: predictions of all tasks, and what they rest on, f64[n, F].
+
+    Of rows `row_n` under the subsets `s_n`; one more than there are subsets stands for nothing.
+    """
+    found, nothing_n = [kept_nM.astype(np.float64)], s_n == len(predictions.subsets)
+    for answer_SNC in (predictions.prediction[name] for name in outputs):
+        picked_nC = answer_SNC[np.where(nothing_n, 0, s_n), row_n].astype(np.float64)
         found.append(np.where(nothing_n[:, None], np.nan, picked_nC))
-    return np.concatenate(found, axis=1)[:, : len(game.names) + MAX_OUTPUTS]
+    return np.concatenate(found, axis=1)[:, : kept_nM.shape[1] + MAX_OUTPUTS]
 
 
 def _moved(game: Game, rich_nC: np.ndarray, poor_nC: np.ndarray) -> np.ndarray:

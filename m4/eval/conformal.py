@@ -92,6 +92,18 @@ class Rule:
         return value, patients, cell
 
 
+def recommended(classes: Sequence[str]) -> str:
+    """The method whose sets are given to people: of a question with classes, or without."""
+    return "pattern_class" if classes else "pattern"
+
+
+def rule(sample: Sample, method: str, alpha: float) -> Rule:
+    """The thresholds of a method of `METHODS`."""
+    by_pattern, by_class = METHODS[method]
+    smallest = smallest_cell(alpha)
+    return fit(sample, alpha=alpha, by_pattern=by_pattern, by_class=by_class, smallest=smallest)
+
+
 def fit(sample: Sample, *, alpha: float, by_pattern: bool, by_class: bool, smallest: int) -> Rule:
     """The thresholds that a calibration sample gives; `smallest` patients make a cell."""
     num = sample.score_NK.shape[1]
@@ -201,13 +213,11 @@ def judge(
       method: name.
       alpha: share that may be outside.
     """
-    by_pattern, by_class = METHODS[method]
+    _, by_class = METHODS[method]
     shape = test.score_NK.shape
     value_NK, patients_NK, cell_NK = np.zeros(shape), np.zeros(shape, int), np.zeros(shape, int)
     for number, (sample, rows) in enumerate(pairs):
-        options = {"by_pattern": by_pattern, "by_class": by_class}
-        rule = fit(sample, alpha=alpha, smallest=smallest_cell(alpha), **options)
-        value, patients, cell = rule.cells(test.present_NM[rows])
+        value, patients, cell = rule(sample, method, alpha).cells(test.present_NM[rows])
         cell = cell if by_class else cell[:, :1]  # all classes share a threshold
         value_NK[rows], patients_NK[rows] = value, patients
         cell_NK[rows] = cell * len(pairs) + number

@@ -124,7 +124,7 @@ def _judge(
         m for m, (_, by_class) in conformal.METHODS.items() if question.classes or not by_class
     ]
     methods = {name: conformal.judge(sample, plain, name, alpha) for name in names}
-    chosen = names[-1]
+    chosen = conformal.recommended(question.classes)
     masked = [(nested.Masked(source, other, chosen), rows) for chosen, rows in pairs]
     whole = nested.Masked(predictions, question, None)
     methods[NESTED] = nested.judge(whole, masked, alpha, methods[chosen], seed=seed)

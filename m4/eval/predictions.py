@@ -75,8 +75,12 @@ class Predictions:
 
         A row counts when something is present after masking, and so is all that the task needs.
         """
+        return self.label_mask[task.name] & self.asked(spec, task, subset)[:, None]
+
+    def asked(self, spec: DataSpec, task: TaskSpec, subset: int) -> np.ndarray:
+        """Rows that have something under `subset`, and all that the task needs, bool[N]."""
         row_N = self.counted[subset].copy()
         for name in task.needs:
             m = spec.modality_names.index(name)
             row_N &= self.present[:, m] & self.subsets[subset, m]
-        return self.label_mask[task.name] & row_N[:, None]
+        return row_N

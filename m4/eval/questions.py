@@ -63,11 +63,18 @@ class Question:
         return np.expm1(np.maximum(value, 0)) if self.task.transform == "log1p" else value
 
 
-def ask(predictions: Predictions, spec: DataSpec, task: TaskSpec) -> Iterator[Question]:
-    """The questions of a task, in the order of its labels."""
+def ask(
+    predictions: Predictions, spec: DataSpec, task: TaskSpec, *, everybody: bool = False
+) -> Iterator[Question]:
+    """The questions of a task, in the order of its labels.
+
+    With `everybody` also of rows whose answer is not known; what stands for it means nothing.
+    """
     if task.kind not in KINDS or task.name not in predictions.prediction:
         return
     known_NL = predictions.scored(spec, task, predictions.full())
+    if everybody:
+        known_NL = predictions.asked(spec, task, predictions.full())[:, None] | known_NL
     value_NL = predictions.label[task.name]
     for column in range(task.dim if task.kind == "multilabel" else 1):
         rows = np.flatnonzero(known_NL[:, column])

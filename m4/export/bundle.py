@@ -28,7 +28,7 @@ from m4.data.apply import Trained
 from m4.data.batch import empty
 from m4.data.manifest import spec_from
 from m4.errors import CheckpointError, ConfigError
-from m4.eval import averages
+from m4.eval import averages, calibrated
 from m4.eval.predictions import Predictions
 from m4.export import card, contract, decisions, lowering, standalone
 from m4.export.trial import compare
@@ -216,7 +216,7 @@ def _with(own: Any, said: Any) -> Any:
 
 def _schema(config, spec: DataSpec, found: Sequence[Member], results, apart) -> dict[str, Any]:
     """`schema.json` but for programs and members; `spec` is the one with words."""
-    sets = decisions.prediction_sets(apart, spec, config.eval.alpha) if apart is not None else {}
+    sets = calibrated.rules(apart, spec, config.eval.alpha) if apart is not None else {}
     tasks = []
     for t in lowering.predicted(spec):
         one = contract.task(t) | decisions.cuts(t, results)

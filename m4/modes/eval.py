@@ -35,7 +35,7 @@ from m4.eval import (
 from m4.eval.predictions import SCORED_KINDS, Predictions
 from m4.eval.report import words
 from m4.modes import report
-from m4.run import hours, members, preflight, programs, pseudonyms, refitted
+from m4.run import beside, hours, members, preflight, programs, pseudonyms, refitted
 from m4.run import meds_predictions as meds
 from m4.run.setup import Model, Setup, context, make_model, make_setup
 from m4.run.workspace import (
@@ -260,6 +260,8 @@ def _evaluate(config, setup: Setup, folder: Path, predict) -> Evaluation:
     if config.data.calibration and _alike(predict):
         store = open_incomplete(config, setup.data, set_aside.SPLIT)
         apart = sweep(config, setup, store, predict, subsets.matrix(chosen))
+        if processes.first() and not config.eval.missing:
+            beside.write(folder, apart, setup.spec, config.eval.alpha)
     parts = [averages.of_full(part) for part in parts] if len(parts) > 1 else []
     evaluation = Evaluation(found, chosen, *own, calibration=apart, parts=parts)
     if processes.first():
@@ -370,6 +372,7 @@ def _write_table(config, folder: Path, found: Predictions, spec: DataSpec, split
         if own.num_columns == 2:  # row and patient: of no task
             continue
         path = folder / "results" / f"{split}_{name}.parquet"
+        own = beside.marked(own, folder)
         meds.write_private(path, own, folder)
         print(f"{name:8} {path}; patients as keyed hashes (key: {folder / 'key'})")
 

@@ -39,7 +39,7 @@ from m4.eval import results
 from m4.eval.predictions import Predictions
 from m4.eval.report import words
 from m4.modes import predict as predict_mode
-from m4.run import members, trained
+from m4.run import beside, members, trained
 from m4.run import own_predictions as own
 from m4.run.workspace import owned, use_cache
 from m4.train import processes
@@ -58,10 +58,14 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         with _records(model, folder, new) as asked:
             found = model.answer(asked)
             if processes.first():
-                predict_mode.write(folder, name, found, model.spec, asked.keys)
+                known = beside.of(folder, config, model.spec)
+                more = known.columns(found)
+                predict_mode.write(folder, name, found, model.spec, asked.keys, more)
                 if asked.keys is None:
-                    path = own.write(folder, name, found, model.spec, _numbers(asked.store))
+                    path = own.write(folder, name, found, model.spec, _numbers(asked.store), more)
                     print(f"by row and patient, with labels: {path}")
+                for line in known.said(more):
+                    print(line)
                 _count(folder, name, asked.manifest, len(found.uid))
                 if asked.keys is not None:
                     _warn_of_trained(config, folder, asked.keys)

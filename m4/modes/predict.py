@@ -1,11 +1,15 @@
 """`--mode=predict`: predictions of the test split as Parquet, patients as keyed hashes.
 
+Beside them stand prediction sets or intervals, and which test should come next: `m4.run.beside`.
+
 Of a data set whose records have a subject and a prediction time of their own (`m4.data.index`),
 they are written in the MEDS prediction and label schemas too: `m4.run.meds_predictions`. With
 `--on` the predictions are those of new data: `m4.modes.new`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -16,9 +20,9 @@ from m4.config import Flags
 from m4.data import index
 from m4.eval.predictions import Predictions
 from m4.modes import eval as eval_mode
+from m4.run import beside, pseudonyms
 from m4.run import meds_predictions as meds
 from m4.run import own_predictions as own
-from m4.run import pseudonyms
 from m4.run.setup import context
 from m4.run.workspace import open_incomplete, owned
 from m4.specs import DataSpec
@@ -37,22 +41,36 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         with context(setup.mesh):
             found = eval_mode.sweep(config, setup, store, predict, whole)
         if processes.first():
-            write(folder, SPLIT, found, setup.spec, index.read(setup.data, SPLIT))
+            known = beside.of(folder, config, setup.spec)
+            own_columns = known.columns(found, SPLIT)
+            keys = index.read(setup.data, SPLIT)
+            write(folder, SPLIT, found, setup.spec, keys, own_columns)
+            for line in known.said(own_columns):
+                print(line)
 
 
-def write(folder: Path, name: str, found: Predictions, spec: DataSpec, keys) -> None:
-    """Writes predictions/<name>.parquet and, if records have `keys`, the files of MEDS."""
+def write(
+    folder: Path, name: str, found: Predictions, spec: DataSpec, keys, more: Mapping[str, Any]
+) -> None:
+    """Writes predictions/<name>.parquet and, if records have `keys`, the files of MEDS.
+
+    `more` are columns beside the predictions, see `m4.run.beside`.
+    """
     path = folder / "predictions" / f"{name}.parquet"
-    meds.write_private(path, _table(found, spec, folder), folder)
+    meds.write_private(path, _table(found, spec, folder, more), folder)
     print(f"{len(found.uid)} rows in {path}; patients as keyed hashes (key: {folder / 'key'})")
     if keys is not None:
-        print(f"by your identifiers, with labels: {own.write(folder, name, found, spec, keys)}")
+        place = own.write(folder, name, found, spec, keys, more)
+        print(f"by your identifiers, with labels: {place}")
         for path in meds.write(folder, name, found, spec, keys):
             print(f"MEDS     {path}")
 
 
-def _table(found, spec: DataSpec, folder: Path) -> pa.Table:
-    """Columns: row of the split, hashed patient, `<task>` or `<task>/<label>` for each output."""
+def _table(found, spec: DataSpec, folder: Path, more: Mapping[str, Any]) -> pa.Table:
+    """Columns: row of the split, hashed patient, `<task>` or `<task>/<label>` for each output.
+
+    And those of `more` that are called as no output is.
+    """
     data = {"row": found.uid, "patient": pseudonyms.of(found.patient, folder)}
     for task, values_SNC in found.prediction.items():
         if spec.task(task).kind == "segmentation":  # its scores are no predictions
@@ -64,4 +82,5 @@ def _table(found, spec: DataSpec, folder: Path) -> pa.Table:
             task if one else f"{task}/{label}": values[:, c]
             for c, label in enumerate(labels[: values.shape[1]])
         }
+    data |= {column: values for column, values in more.items() if column not in data}
     return pa.table(data).replace_schema_metadata({"use": USE})

@@ -2,7 +2,8 @@
 
     subject_id, prediction_time, died, died/label, phe/sepsis, phe/sepsis/label, days, days/label
 
-and after the first two `record_id`, where records have an identifier of their own. What opens in a
+and after the first two `record_id`, where records have an identifier of their own; at the end those
+of `m4.run.beside` but for gains, a set as {no died | died}. What opens in a
 spreadsheet; the same as Parquet, task by task, is in `predictions/meds`. It names patients:
 readable by its owner only. Points with nothing to predict from have no row.
 """
@@ -11,7 +12,9 @@ import csv
 import io
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +26,18 @@ from m4.specs import DataSpec
 KINDS = ("binary", "multilabel", "multiclass", "regression")
 
 
-def write(work: Path, name: str, found: Predictions, spec: DataSpec, keys: pa.Table) -> Path:
-    """Writes the file and returns its path; `keys` as of `m4.run.meds_predictions.write`."""
+def write(
+    work: Path,
+    name: str,
+    found: Predictions,
+    spec: DataSpec,
+    keys: pa.Table,
+    more: Mapping[str, Any],
+) -> Path:
+    """Writes the file and returns its path; `keys` as of `m4.run.meds_predictions.write`.
+
+    `more` are columns beside the predictions, see `m4.run.beside`.
+    """
     keys = keys.take(pa.array(found.uid))
     columns: dict[str, list] = {
         field: [_safe(cell) for cell in keys[field].to_pylist()] for field in keys.column_names
@@ -43,6 +56,9 @@ def write(work: Path, name: str, found: Predictions, spec: DataSpec, keys: pa.Ta
         if task.kind == "multiclass":
             pairs = zip(label_NL[:, 0].tolist(), known_NL[:, 0].tolist(), strict=True)
             columns[f"{task.name}/label"] = [_safe(names[int(i)]) if k else "" for i, k in pairs]
+    for column, values in more.items():
+        if column not in columns and not column.startswith("gain/"):
+            columns[column] = [_cell(value) for value in values.to_pylist()]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(map(_safe, columns))
@@ -53,6 +69,15 @@ def write(work: Path, name: str, found: Predictions, spec: DataSpec, keys: pa.Ta
     with seal.replaced(path, work) as partial, open(os.open(partial, flags, 0o600), "wb") as file:
         file.write(text.getvalue().encode())
     return path
+
+
+def _cell(value: Any) -> object:
+    """A number, name or set as text, empty where it is null."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return f"{{{' | '.join(value)}}}"
+    return f"{value:.6g}" if isinstance(value, float) else _safe(value)
 
 
 def _safe(cell: object) -> object:

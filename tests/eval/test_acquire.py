@@ -1,5 +1,7 @@
 """Which test next, on a cohort whose best test differs between patients."""
 
+import dataclasses
+
 import numpy as np
 
 from m4.eval import acquire, bootstrap, games, subsets, table
@@ -62,6 +64,23 @@ def test_advice_beats_chance_order_and_doubt_where_patients_differ():
     for row in found["against"]:
         assert row["difference"]["low"] > 0, row
     assert {row["modality"] for row in found["next"]} == {"image", "blood"}
+
+
+def test_people_who_are_not_in_the_table_are_advised_by_it():
+    game, others = planted(1500), planted(800, seed=1).predictions
+    adviser = acquire.adviser(game)
+    full = [others.full()]
+    answers = {"died": others.prediction["died"][full]}
+    whole = dataclasses.replace(others, subsets=others.subsets[full], prediction=answers)
+    gain_NM, next_N = adviser.advise(whole)
+    assert (np.isnan(gain_NM) == (others.present | [True, False, False])).all()
+    both_N = ~others.present[:, 1:].any(axis=1)
+    ill_N = others.prediction["died"][others.full(), :, 0] > 0.5  # of triage alone: x above 0
+    assert both_N.sum() > 5
+    right_N = next_N == np.where(ill_N, 1, 2)
+    assert right_N[both_N].mean() > 0.8
+    assert (next_N[others.present.all(axis=1)] == -1).all()
+    assert acquire.adviser(planted(60)) is None
 
 
 def test_a_fixed_order_is_not_beaten_where_patients_are_alike():

@@ -17,10 +17,10 @@ import pytest
 
 import m4
 import m4.main
-from m4.eval import averages, conformal
+from m4.eval import averages, calibrated, conformal
 from m4.eval.predictions import Predictions
 from m4.eval.questions import ask
-from m4.export import Bundle, Refused, __main__, decisions, standalone
+from m4.export import Bundle, Refused, __main__, standalone
 from m4.export.standalone import digest_of
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import toy
@@ -169,6 +169,28 @@ def test_what_goes_with_a_prediction(place, model):
     content = model.path.read_bytes()
     assert not any(f"P{n:03d}".encode() in content for n in range(90))
     assert str(place.parent).encode() not in content and b"/m4/" not in content  # no place either
+
+
+def test_the_same_sets_stand_beside_the_predictions_of_the_run(place, model):
+    table = pq.read_table(place / "run/predictions/test.parquet").to_pydict()
+    who = pq.read_table(place / "run/predictions/meds/test/aki.parquet")["subject_id"].to_pylist()
+    there = (place / "run/predictions/test-by-subject.csv").read_text().splitlines()
+    assert there[0].endswith(",set/aki,low/los,high/los")
+    told = m4.load(place / "run", trust_code=True).predict(_frames(who), frame="pandas")
+    told = told.set_index("patient")
+    for n, one in enumerate(model.predict(clinic.rows(who), as_trained=True)):
+        aki, los = one["tasks"]["aki"], one["tasks"]["los"]
+        assert table["set/aki"][n] == aki["set"] == [*told.loc[who[n], "set/aki"]]
+        assert there[n + 1].split(",")[-3] == f"{{{' | '.join(aki['set'])}}}"
+        for end, wanted in zip(("low/los", "high/los"), los["interval"], strict=True):
+            assert table[end][n] == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+            assert told.loc[who[n], end] == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+
+
+def _frames(who):
+    events, outcomes = clinic.tables()
+    frames = {"events": events, "outcomes": outcomes}
+    return {name: frame[frame["patient"].isin(who)] for name, frame in frames.items()}
 
 
 def wrong(**changes):
@@ -385,7 +407,7 @@ def test_thresholds_back_off_as_those_of_the_evaluation():
         label={"y": truth_N[:, None].astype(float)}, label_mask={"y": np.ones((400, 1), bool)},
         counted=np.ones((1, 400), bool), routing={},
     )  # fmt: skip
-    levels = decisions.prediction_sets(found, spec, 0.1)["y"][0]["levels"]
+    levels = calibrated.rules(found, spec, 0.1)["y"][0]["levels"]
     (question,) = ask(found, spec, spec.tasks[0])
     sample, smallest = question.sample(found), conformal.smallest_cell(0.1)
     rule = conformal.fit(sample, alpha=0.1, by_pattern=True, by_class=True, smallest=smallest)

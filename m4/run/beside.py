@@ -1,0 +1,213 @@
+"""What stands beside a prediction: a set or interval, and which test should come next.
+
+`calibration.json` of a work directory has the thresholds of prediction sets (`m4.eval.calibrated`)
+of patients who neither trained nor chose the model, and of which parameters they are. Evaluation
+writes it where patients were set aside (`data.calibration`), for its owner alone. Advice is learnt
+anew from `results/<split>_subsets.parquet`, every answer under every subset, which evaluation
+writes with `eval.subsets=all`. Columns, each only where it can be had:
+
+| column | of | what |
+|---|---|---|
+| `set/<task>`, `set/<task>/<label>` | classes | classes that may be true; null: not asked |
+| `low/<task>`, `high/<task>` | numbers | ends of the interval; null where none is sure |
+| `next/<task>` | classes | the absent modality that should tell most per cost (`eval.costs`) |
+| `gain/<task>/<modality>` | classes | what it should tell, in nats; null where it is there |
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from m4 import seal
+from m4.errors import DataError
+from m4.eval import acquire, bootstrap, calibrated, games, questions, table
+from m4.eval.predictions import Predictions
+from m4.run import members
+from m4.specs import DataSpec
+from m4.train import retention, verify
+
+FILE, FORMAT = "calibration.json", 1
+LEARNT_ON = ("test", "crossval")  # splits whose table teaches; the first that is there
+PARAMETERS = b"m4.parameters"  # of a table's metadata: whose answers they are
+ADVISED = ("binary", "multiclass")
+NO_ADVICE = "no advice which test comes next: "
+
+
+def parameters(folder: Path) -> list[str]:
+    """Digests of the best parameters, of each member; what predicts is known by them."""
+    found = []
+    for place in members.folders(folder) or (folder,):
+        best = place / "checkpoints/best"
+        with contextlib.suppress(Exception):  # a step that cannot be read is refused elsewhere
+            step = retention.complete(best)[-1]
+            found.append(f"{step} {verify.meta(best / str(step))[seal.KEY]}")
+    return found
+
+
+def write(folder: Path, calibration: Predictions, spec: DataSpec, alpha: float) -> None:
+    """Writes `calibration.json` of the patients set aside."""
+    document = {"format": FORMAT, "alpha": alpha, "parameters": parameters(folder)}
+    document |= {"tasks": calibrated.rules(calibration, spec, alpha)}
+    text = json.dumps(seal.sealed(document), indent=1, allow_nan=False) + "\n"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with (
+        seal.replaced(folder / FILE, folder) as partial,
+        open(os.open(partial, flags, 0o600), "wb") as file,
+    ):
+        file.write(text.encode())
+
+
+def marked(answers: pa.Table, folder: Path) -> pa.Table:
+    """A table that says whose answers it holds: those of the folder's best parameters."""
+    known = answers.schema.metadata or {}
+    return answers.replace_schema_metadata(
+        {**known, PARAMETERS: json.dumps(parameters(folder)).encode()}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """What a work directory knows beside its predictions; `lines`: what it does not know."""
+
+    folder: Path
+    spec: DataSpec
+    rules: calibrated.Rules
+    learnt_on: str  # the split whose table teaches; "" without
+    costs: Mapping[str, float]
+    seed: int
+    lines: tuple[str, ...]
+
+    def said(self, columns: Mapping[str, Any]) -> list[str]:
+        """Lines about what columns lack, and why."""
+        learnt = not self.learnt_on or any(name.startswith("gain/") for name in columns)
+        few = f"{NO_ADVICE}too few patients to learn it from, or not every subset of modalities"
+        return [*self.lines, *([] if learnt else [few])]
+
+    def columns(self, found: Predictions, split: str = "") -> dict[str, Any]:
+        """The columns of the module for predictions of people, in the order of their rows.
+
+        `split` is that of the data trained on; "" of new data.
+        """
+        return _sets(found, self.spec, self.rules) | self._advice(found, split)
+
+    def _advice(self, found: Predictions, split: str) -> dict[str, Any]:
+        if not self.learnt_on:
+            return {}
+        if split == self.learnt_on:  # they are advised by the half to which they do not belong
+            return _kept(self.folder, split, found)
+        columns: dict[str, pa.Array] = {}
+        for task, adviser in self.advisers.items():
+            gain_NM, next_N = adviser.advise(found)
+            for m, name in enumerate(adviser.names):
+                gain_N = gain_NM[:, m]
+                columns[f"gain/{task}/{name}"] = pa.array(gain_N, mask=np.isnan(gain_N))
+            names = np.array([*adviser.names, ""], object)[next_N]
+            columns[f"next/{task}"] = pa.array(names, pa.string(), mask=next_N < 0)
+        return columns
+
+    @functools.cached_property
+    def advisers(self) -> dict[str, acquire.Adviser]:
+        """Task -> its value models, learnt when they are first asked for."""
+        path, found = self.folder / "results" / f"{self.learnt_on}_subsets.parquet", {}
+        whole = table.read(path, self.spec)
+        draws = bootstrap.resample(whole.patient, draws=1)
+        for task in self.spec.tasks:
+            game = games.play(whole, self.spec, task, draws, min_patients=1, seed=self.seed)
+            one = None if game is None else acquire.adviser(game, self.costs, seed=self.seed)
+            if one is not None:
+                found[task.name] = one
+        return found
+
+
+def of(folder: Path, config: ml_collections.ConfigDict, spec: DataSpec) -> Beside:
+    """What the work directory knows. Raises DataError for a damaged file."""
+    lines, rules, split = [], {}, ""
+    if any(task.kind in questions.KINDS for task in spec.tasks):
+        rules, why = _rules(folder, config)
+        lines += [f"no prediction sets: {why}"] if why else []
+    if any(task.kind in ADVISED for task in spec.tasks) and len(spec.modalities) > 2:
+        split, why = _table(folder)
+        lines += [f"{NO_ADVICE}{why}"] if why else []
+    costs = config.eval.costs.to_dict()
+    return Beside(folder, spec, rules, split, costs, config.seed, tuple(lines))
+
+
+def _rules(folder: Path, config: ml_collections.ConfigDict) -> tuple[calibrated.Rules, str]:
+    """The thresholds, or {} and why there are none."""
+    path, alpha = folder / FILE, config.eval.alpha
+    if not path.exists():
+        if not config.data.calibration:
+            return {}, "no patients were set aside for them in training (data.calibration=0.15)"
+        if members.folders(folder) and members.kind_of(folder) != "seeds":
+            return {}, "the members were calibrated on patients of their own, not together"
+        return {}, f"{path} is not there; --mode=eval writes it"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not seal.intact(document) or document["format"] != FORMAT:
+            raise ValueError
+        known, of_alpha, tasks = (document[k] for k in ("parameters", "alpha", "tasks"))
+    except (OSError, ValueError, LookupError, RecursionError):
+        raise DataError(f"{path}: is damaged; --mode=eval writes it again") from None
+    if known != parameters(folder):
+        return {}, f"{path} is of other parameters; --mode=eval writes it again"
+    if of_alpha != alpha:
+        again = f"--mode=eval --config.eval.alpha={alpha:g} calibrates anew"
+        return {}, f"{path} is of eval.alpha={of_alpha:g}; {again}"
+    return tasks, ""
+
+
+def _table(folder: Path) -> tuple[str, str]:
+    """The split whose subset table teaches, or "" and why none does."""
+    for split in LEARNT_ON:
+        path = folder / "results" / f"{split}_subsets.parquet"
+        if path.exists():
+            with contextlib.suppress(OSError, pa.ArrowException):
+                known = (pq.read_schema(path).metadata or {}).get(PARAMETERS)
+                if known is not None and json.loads(known) == parameters(folder):
+                    return split, ""
+            return "", f"{path} is of other parameters; --mode=eval writes it again"
+    return "", "it is learnt from what --mode=eval --config.eval.subsets=all writes"
+
+
+def _sets(found: Predictions, spec: DataSpec, rules: calibrated.Rules) -> dict[str, Any]:
+    columns: dict[str, pa.Array] = {}
+    for one in calibrated.sets(found, spec, rules):
+        task, column = one.question.task, one.question.column
+        name = task.name
+        if task.kind == "multilabel":
+            name = f"{name}/{(task.labels or tuple(map(str, range(task.dim))))[column]}"
+        if one.inside_NK is not None:
+            both = zip(one.inside_NK.tolist(), one.asked_N.tolist(), strict=True)
+            named = [
+                [c for c, inside in zip(one.question.classes, row, strict=True) if inside]
+                if asked
+                else None
+                for row, asked in both
+            ]
+            columns[f"set/{name}"] = pa.array(named, pa.list_(pa.string()))
+        if one.ends_N2 is not None:
+            for end, value_N in zip(("low", "high"), one.ends_N2.T, strict=True):
+                columns[f"{end}/{name}"] = pa.array(value_N, mask=np.isnan(value_N))
+    return columns
+
+
+def _kept(folder: Path, split: str, found: Predictions) -> dict[str, Any]:
+    """The advice that evaluation gave the rows of its own table."""
+    path = folder / "results" / f"{split}_next.parquet"
+    if not path.exists():
+        return {}
+    kept = pq.read_table(path)
+    place = pc.index_in(pa.array(found.uid), value_set=kept["row"].combine_chunks())
+    names = [name for name in kept.column_names if name.startswith(("gain/", "next/"))]
+    return {name: kept[name].take(place) for name in names}
