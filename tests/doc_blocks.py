@@ -69,7 +69,7 @@ NOT_RUN = {
         ("docs/data.md", "python -m m4.data draft raw/ward"),
         ("docs/data.md", "python -m m4.main --config=configs/own.py:meds"),
         ("docs/data.md", "python -m m4.data describe data/meds"),
-        ("docs/data.md", "python -m m4.main --workdir=runs/study/fold_0"),
+        ("docs/data.md", "python -m m4.main --workdir=runs/study --on"),
         ("docs/lab.md", "m4-moe compare"),
         ("docs/scale.md", "pip install xprof"),
         ("docs/training.md", "python -m m4.main --mode=eval --workdir=runs/a"),
