@@ -28,6 +28,9 @@ NOT_RUN = {
         ("README.md", "python -m m4.data download"),
         ("docs/start.md", "python -m m4.data download"),
     ],
+    "needs the extras that the line above it installs": [
+        ("docs/training.md", "m4-moe --config=fusemoe_mimic:tiny --set"),
+    ],
     "run by .ci/run at full length": [
         ("README.md", "make demo"),
         ("README.md", "make test"),
@@ -73,6 +76,7 @@ NOT_RUN = {
         ("docs/lab.md", "m4-moe compare"),
         ("docs/scale.md", "pip install xprof"),
         ("docs/training.md", "python -m m4.main --mode=eval --workdir=runs/a"),
+        ("docs/training.md", "m4-moe compare runs/*"),
     ],
 }
 # Whole pages whose blocks a test of their own executes, with the files that they speak of.
