@@ -4,7 +4,7 @@ A group column, `DataSpec.groups`, says of every record its category (sex, age b
 site), or nothing where it is not known. Row i belongs to record i of the split. They judge a model
 and are never its input: records, normalisers and the name of the folder know nothing of them, so
 columns can be added to data on which a model was trained already. A source that should also be an
-input is a feature of a modality as well.
+input is a feature of a modality as well. What programs write for nothing (`NOTHING`) is not known.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ from m4.specs import DataSpec, text_problem
 
 FOLDER = "groups"
 UNKNOWN = ""
+NOTHING = ("None", "nan", "NaN", "NaT", "<NA>", "NULL", "null", "unknown", "Unknown", "UNKNOWN")
 
 
 def categories(spec: DataSpec, example: Example, where: str) -> tuple[str, ...]:
@@ -37,7 +38,7 @@ def categories(spec: DataSpec, example: Example, where: str) -> tuple[str, ...]:
 
 
 def _category(value: Any, where: str) -> str:
-    if value is None or value == UNKNOWN:
+    if value is None or value in (UNKNOWN, *NOTHING):
         return UNKNOWN
     if wrong := text_problem(value):
         raise DataError(f"{where}: its category {wrong}")
@@ -65,6 +66,7 @@ def read(folder: Path, split: str, spec: DataSpec, rows: int) -> dict[str, np.nd
     try:
         table = pq.read_table(path)
         found = {name: np.array(table[name].to_pylist(), str) for name in spec.groups}
+        found = {n: np.where(np.isin(c, NOTHING), UNKNOWN, c) for n, c in found.items()}  # of old
     except (OSError, KeyError, pa.ArrowException) as error:
         raise DataError(f"{path}: no readable groups; delete the folder to build it again") from (
             error

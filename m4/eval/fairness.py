@@ -12,6 +12,11 @@ Per column and metric `gaps` has the two categories that are furthest apart, wit
 interval of their difference. `p_holm` is adjusted over all pairs of categories of all columns and
 metrics of the task, so that the worst of many is not found guilty by chance (Holm 1979).
 
+A share of none or all (24 of 24 covered) has Wilson's interval, as no draw of its patients differs;
+gaps to such a share add the two intervals in squares (Newcombe 1998). What would tell of few
+patients is a row without a value: a share with few on one of its sides, and a score of two outcomes
+of which the rarer has few, which would be noise besides.
+
 Metrics are the task's primary one, and of single answers: `bias` (mean prediction less the rate of
 the outcome, or mean error), `covered` by its prediction set or interval (of a binary task those
 with the outcome), `answered` (one of two classes in the set) or `set_size` (of more), `absent`
@@ -26,9 +31,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import norm
 
 from m4 import cells
-from m4.eval import bootstrap, holm
+from m4.eval import bootstrap, calibration, holm
 from m4.eval.bootstrap import Draws, number
 from m4.eval.coverage import Verdicts
 from m4.eval.metrics import Value
@@ -52,6 +58,26 @@ class Measured(NamedTuple):
     units: int  # patients that the value rests on: of the rarer outcome, if it has two
     value: float
     draws: np.ndarray  # f64[B]
+    note: str = ""  # why the value may not be shown
+
+    def estimate(self) -> dict[str, Any]:
+        """The value with its interval, as JSON."""
+        if self.note:
+            return {"value": None, "low": None, "high": None, "note": self.note}
+        if not self.alike:
+            return bootstrap.interval(Value(self.value), self.draws, units=self.units)
+        if self.metric in SHARES and self.value in (0.0, 1.0):
+            low, high = calibration.wilson(self.value, self.units)
+            note = "no draw differs: Wilson's interval"
+            return {"value": self.value, "low": number(low), "high": number(high), "note": note}
+        note = "no interval: all draws are alike"
+        return {"value": number(self.value), "low": None, "high": None, "note": note}
+
+    @property
+    def alike(self) -> bool:
+        """Whether no draw differs from another, but for rounding."""
+        defined = self.draws[np.isfinite(self.draws)]
+        return not defined.size or bool(np.ptp(defined) < 1e-9)
 
 
 def section(
@@ -143,7 +169,9 @@ def _primary(scorer: Scorer, groups) -> Iterator[Measured]:
                 scored = scorer.subset(scorer.full, mask_NL, [name])
                 value, drawn = scored.values[name].value, scored.draws[name]
                 units = scorer.rests_on(mask_NL, name)
-                yield Measured(column, name, category, patients, units, value, drawn)
+                few = f"fewer than {scorer.min_patients} patients with the rarer outcome"
+                note = few if 0 < units < scorer.min_patients else ""
+                yield Measured(column, name, category, patients, units, value, drawn, note)
 
 
 def _single(found: list[Verdicts], groups, draws: Draws, smallest: int) -> Iterator[Measured]:
@@ -157,10 +185,13 @@ def _single(found: list[Verdicts], groups, draws: Draws, smallest: int) -> Itera
             for category, rows in own.items():
                 chosen = some_N & rows[verdicts.question.rows]
                 patients = mean.patients(chosen)
-                if patients >= smallest and not _few(metric, verdicts, mean, chosen, smallest):
-                    drawn = mean.drawn(value_N, chosen)
-                    value = float(value_N[chosen].mean())
-                    yield Measured(column, metric, category, patients, patients, value, drawn)
+                if patients < smallest:
+                    continue
+                few = _few(metric, verdicts, mean, chosen, smallest)
+                note = "" if not few else _about(metric, value_N[chosen])
+                drawn = mean.drawn(value_N, chosen)
+                value = float(value_N[chosen].mean())
+                yield Measured(column, metric, category, patients, patients, value, drawn, note)
 
 
 def _few(metric: str, verdicts: Verdicts, mean: Means, chosen: np.ndarray, smallest: int) -> bool:
@@ -173,6 +204,13 @@ def _few(metric: str, verdicts: Verdicts, mean: Means, chosen: np.ndarray, small
         return False
     sides = [chosen & side for part_N in parts for side in (part_N, ~part_N)]
     return any(0 < mean.patients(side) < smallest for side in sides)
+
+
+def _about(metric: str, value_n: np.ndarray) -> str:
+    """What may be said of a share that would tell of few."""
+    if metric == "absent":
+        return "would tell of few patients"
+    return "nearly all" if value_n.mean() > 0.5 else "few"
 
 
 def _values(verdicts: Verdicts) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -196,11 +234,7 @@ def _values(verdicts: Verdicts) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def _by_column(measured: list[Measured]) -> dict[str, dict[str, list[dict]]]:
     out: dict[str, dict[str, list[dict]]] = {}
     for m in measured:
-        estimate = bootstrap.interval(Value(m.value), m.draws, units=m.units)
-        if m.metric in SHARES:
-            estimate = _rounded(estimate)
-        if _alike(m):
-            estimate |= {"low": None, "high": None, "note": "no interval: all draws are alike"}
+        estimate = _rounded(m.estimate()) if m.metric in SHARES else m.estimate()
         row = {"category": m.category, "patients": cells.tens(m.patients), **estimate}
         out.setdefault(m.column, {}).setdefault(m.metric, []).append(row)
     return out
@@ -210,7 +244,8 @@ def _gaps(measured: list[Measured]) -> list[dict[str, Any]]:
     """Of each column and metric the pair that is furthest apart, adjusted for all pairs."""
     worst: dict[tuple[str, str], dict[str, Any]] = {}
     every: list[dict[str, Any]] = []
-    for key, own in itertools.groupby(measured, lambda m: (m.column, m.metric)):
+    shown = [m for m in measured if not m.note]
+    for key, own in itertools.groupby(shown, lambda m: (m.column, m.metric)):
         for a, b in itertools.combinations(own, 2):
             gap = _gap(*((a, b) if a.value >= b.value else (b, a)))
             if gap is None:
@@ -223,32 +258,41 @@ def _gaps(measured: list[Measured]) -> list[dict[str, Any]]:
 
 
 def _gap(a: Measured, b: Measured) -> dict[str, Any] | None:
-    """The difference a - b, paired; None where a value or its interval cannot be had.
-
-    Draws that are all alike (24 of 24 covered) do not say how far chance reaches: then None, too.
-    """
-    if _alike(a) or _alike(b):
-        return None
-    value, drawn = a.value - b.value, a.draws - b.draws
-    units = min(a.units, b.units)
-    estimate = bootstrap.interval(Value(value), drawn, units=units)
-    if estimate["low"] is None:
-        return None
-    p = bootstrap.two_sided(value, drawn, units=units)
+    """The difference a - b, paired; None where a value or its interval cannot be had."""
+    value = a.value - b.value
+    if a.alike or b.alike:
+        found = _of_ends(a.estimate(), b.estimate())
+        if found is None:
+            return None
+        estimate, p = found
+    else:
+        drawn, units = a.draws - b.draws, min(a.units, b.units)
+        estimate = bootstrap.interval(Value(value), drawn, units=units)
+        if estimate["low"] is None:
+            return None
+        p = bootstrap.two_sided(value, drawn, units=units)
     pair = {"column": a.column, "metric": a.metric, "more": a.category, "less": b.category}
     estimate = _rounded(estimate) if a.metric in SHARES else estimate
     return {**pair, **estimate, "p": number(p)}
 
 
+def _of_ends(a: dict[str, Any], b: dict[str, Any]) -> tuple[dict[str, Any], float] | None:
+    """The difference of two shares of different people, by their intervals, and its p.
+
+    None where one of them has no interval.
+    """
+    if a["low"] is None or b["low"] is None:
+        return None
+    value = a["value"] - b["value"]
+    down = np.hypot(a["value"] - a["low"], b["high"] - b["value"])
+    up = np.hypot(a["high"] - a["value"], b["value"] - b["low"])
+    p = 2 * norm.sf(norm.ppf(0.975) * value / down) if value > 0 else 1.0
+    return {"value": value, "low": number(value - down), "high": number(value + up)}, float(p)
+
+
 def _rounded(estimate: dict[str, Any]) -> dict[str, Any]:
     """An estimate of a share, to as many digits as may be shown."""
     return {k: round(v, DIGITS) if isinstance(v, float) else v for k, v in estimate.items()}
-
-
-def _alike(measured: Measured) -> bool:
-    """Whether no draw differs from another, but for rounding."""
-    defined = measured.draws[np.isfinite(measured.draws)]
-    return not defined.size or bool(np.ptp(defined) < 1e-9)
 
 
 def _tens(predictions: Predictions, rows: np.ndarray) -> int:

@@ -119,7 +119,7 @@ def test_the_synthetic_cohort_knows_its_groups():
 def test_a_description_counts_the_categories_but_not_the_rare(tmp_path, monkeypatch):
     def make(number):
         found = grouped(number)
-        found["groups"]["site"] = "b" if number == 1 else "a" if number % 5 else ""
+        found["groups"]["site"] = "b" if number == 1 else "a" if number % 5 else "None"
         return found
 
     class Toy:

@@ -6,6 +6,7 @@ import pytest
 from m4.data.build import prepare
 from m4.data.sets import mimiciv
 from m4.data.sets.mimiciv import catalogue, diagnoses, phenotypes
+from m4.data.sets.mimiciv import static as static_facts
 from m4.data.store import Store
 from m4.errors import ConfigError
 from tests.data.mimiciv_toy import ALL, all_splits, examples, patch, raw_folder
@@ -85,6 +86,14 @@ def test_static(raw):
     groups = found[1, 4.0]["groups"]
     assert (groups["age_band"], groups["sex"] == "female") == ("50 to under 65", static["female"])
     assert {*groups} == {*catalogue.GROUPS} and groups["icu_type"]
+    assert groups["race"] == ""  # a release without the column
+    for said, race in (
+        ("HISPANIC/LATINO - CUBAN", "hispanic"), ("WHITE - BRAZILIAN", "white"),
+        ("BLACK/CAPE VERDEAN", "black"), ("ASIAN - ASIAN INDIAN", "asian"),
+        ("AMERICAN INDIAN/ALASKA NATIVE", "other"), ("MULTIPLE RACE/ETHNICITY", "other"),
+        ("UNABLE TO OBTAIN", ""), ("PATIENT DECLINED TO ANSWER", ""), ("UNKNOWN", ""),
+    ):  # fmt: skip
+        assert static_facts.race(said) == race
     assert static["hours_before_icu"] == 6
     assert on == {
         "female", "type_emergency", "from_emergency_room", "insurance_medicare", "unit_medical",

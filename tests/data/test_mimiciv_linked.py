@@ -331,6 +331,7 @@ def test_haim_and_benchmark_of_a_stay(raw):
     names = (*catalogue.HAIM[:1], "haim_labs", "haim_demographics", "benchmark", "flexcare")
     found, cohort = toy.examples(raw, modalities=names)
     inputs = found[1, 4.0]["inputs"]
+    assert found[1, 4.0]["groups"]["race"] == "white"
     column = dict(zip(cohort.spec.modality("haim_chart").features, range(99), strict=True))
     chart = inputs["haim_chart"]["values"]  # heart rate 80, 81 (at the same time) and 90
     assert chart[column["heart_rate_max"]] == 90 and chart[column["heart_rate_min"]] == 80

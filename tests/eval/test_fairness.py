@@ -71,7 +71,7 @@ def sites(found, small):
 
 
 def test_a_small_site_that_is_covered_whole_is_no_finding(fabricate):
-    """All its draws are alike: they know nothing of chance."""
+    """All its draws are alike: they know nothing of chance, but Wilson's interval does."""
     spec, _, found = fabricate(rows=600, seed=6, tasks=["ihm"])
     (verdicts,) = judged = [*coverage.judge(found, spec, alpha=ALPHA)]
     died = verdicts.best.covered_N & (verdicts.sample.truth_N == 1)
@@ -80,9 +80,43 @@ def test_a_small_site_that_is_covered_whole_is_no_finding(fabricate):
     section = fairness.section(found, spec, draws, judged, {}, 10)
     rows = section["tasks"]["ihm"]["site"]["covered"]
     (north,) = [row for row in rows if row["category"] == "north"]
-    assert north["value"] == 1 and north["low"] is None and "alike" in north["note"]
-    gaps = [g for g in section["gaps"]["ihm"] if g["metric"] == "covered"]
-    assert all("north" not in (gap["more"], gap["less"]) for gap in gaps)
+    assert (north["value"], north["low"], north["high"]) == (1, 0.84, 1) and "Wilson" in north[
+        "note"
+    ]
+    (gap,) = [g for g in section["gaps"]["ihm"] if g["metric"] == "covered"]
+    assert (gap["more"], gap["less"]) == ("north", "large") and gap["p_holm"] == 1
+    assert gap["low"] < 0 < gap["value"] < gap["high"]
+
+
+@pytest.mark.parametrize("share", [0.8, 0.9, 0.97])
+@pytest.mark.parametrize("size", [20, 60])
+def test_intervals_of_a_share_cover_it_where_all_are_covered_too(size, share):
+    """Of 500 groups; a bootstrap alone has no interval for those with none or all."""
+    rng, inside = np.random.default_rng(size), []
+    for _ in range(500):
+        hit = rng.random(size) < share
+        value, drawn = hit.mean(), rng.binomial(size, hit.mean(), 400) / size
+        row = fairness.Measured("c", "covered", "x", size, size, value, drawn).estimate()
+        inside.append(row["low"] <= share <= row["high"])
+        assert ("Wilson" in row.get("note", "")) == (value in (0, 1))
+    assert np.mean(inside) >= 0.92
+
+
+def test_a_gap_to_a_group_that_is_covered_whole_is_seldom_found_where_there_is_none():
+    rng, found, planted = np.random.default_rng(0), [], []
+
+    def group(size, share):
+        hit = rng.random(size) < share
+        drawn = rng.binomial(size, hit.mean(), 300) / size
+        return fairness.Measured("c", "covered", f"{size}", size, size, float(hit.mean()), drawn)
+
+    for least, into in ((0.95, found), (0.6, planted)):
+        while len(into) < 400:
+            a, b = group(30, 0.95 if least == 0.95 else 1.0), group(80, least)
+            if a.alike and not b.alike:
+                gap = fairness._gaps([a, b])
+                into.append(gap[0]["p"] <= 0.05 and gap[0]["low"] > 0)
+    assert np.mean(found) <= 0.05 and np.mean(planted) > 0.95
 
 
 def test_shares_of_a_small_group_do_not_tell_of_a_few(fabricate):
@@ -94,13 +128,21 @@ def test_shares_of_a_small_group_do_not_tell_of_a_few(fabricate):
     }
     rows = section["tasks"]["ihm"]["site"]
     assert None in lacks["north"]
-    assert all(None not in lacks[row["category"]] for row in rows.get("absent", []))
+    absent = [row for row in rows["absent"] if row["value"] is not None]
+    assert all(None not in lacks[row["category"]] for row in absent)
     (verdicts,) = coverage.judge(found, spec, alpha=ALPHA)
     own, died = verdicts.question.rows, verdicts.sample.truth_N == 1
     for row in rows["covered"]:
         here = (found.groups["site"][own] == row["category"]) & died
         missed = np.unique(found.patient[own][here & ~verdicts.best.covered_N])
-        assert len(missed) not in range(1, 10) and row["value"] == round(row["value"], 2)
+        if row["value"] is None:
+            assert len(missed) in range(1, 10) and row["note"] == "nearly all" and not row["low"]
+        else:
+            assert len(missed) not in range(1, 10) and row["value"] == round(row["value"], 2)
+    for row in rows["auroc"]:
+        here = (found.groups["site"][own] == row["category"]) & died
+        few = len(np.unique(found.patient[own][here])) < 10
+        assert few == ("rarer outcome" in row.get("note", "")) == (row["value"] is None)
 
 
 def test_points_of_the_curve_do_not_tell_of_a_few_patients(fabricate):

@@ -35,7 +35,14 @@ WORDS = {
     },
 }
 STATIC = ("age", "female", "hours_before_icu", *(c for block in WORDS.values() for c in block))
-GROUPS = ("sex", "age_band", "icu_type", "insurance")  # of people, see `m4.data.groups`
+GROUPS = ("sex", "age_band", "icu_type", "insurance", "race")  # of people, see `m4.data.groups`
+RACES = {  # category -> words of admissions that say so, the first that does; else unknown
+    "hispanic": ("hispanic", "south american"),
+    "white": ("white", "portuguese"),
+    "black": ("black",),
+    "asian": ("asian",),
+    "other": ("other", "multiple", "american indian", "native"),
+}
 AGES = (50, 65, 80)  # edges of the age bands
 CODES = ("medications", "prescriptions", "procedures", "history")
 VECTORS = {"notes": 768, "cxr": 1024, "ecg": 256}

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m4.data import csv_files
 from m4.data.csv_files import NEVER
 from m4.data.sets.mimiciv import release
 from m4.errors import DataError
@@ -42,6 +43,7 @@ ADMISSIONS |= dict.fromkeys(WORDS, "text")
 PATIENTS = {"subject_id": "whole", "anchor_age": "int", "anchor_year": "int"}
 PATIENTS |= {"gender": "text", "dod": "time"}
 TABLES = {"icustays": STAYS, "admissions": ADMISSIONS, "patients": PATIENTS}  # the id comes first
+RACE = ("race", "ethnicity")  # what a release calls it; one may have neither
 Table = dict[str, np.ndarray]
 
 
@@ -131,7 +133,11 @@ def read(root: Path) -> tuple[Life, np.ndarray, Table, dict[str, int]]:
     Raises DataError for files that cannot be used, and for a row that comes twice: it would be two
     stays, or one of two answers.
     """
-    icu, adm, pat = (release.read(root, name, columns) for name, columns in TABLES.items())
+    race = [name for name in csv_files.header(release.need(root, "admissions")) if name in RACE]
+    more = {"admissions": dict.fromkeys(race[:1], "text")}
+    icu, adm, pat = (
+        release.read(root, name, columns | more.get(name, {})) for name, columns in TABLES.items()
+    )
     for table, (ids_N, *_) in zip(TABLES, (t.values() for t in (icu, adm, pat)), strict=True):
         twice = len(ids_N) - len(np.unique(ids_N))
         if twice:
@@ -145,6 +151,7 @@ def read(root: Path) -> tuple[Life, np.ndarray, Table, dict[str, int]]:
     adm["hospital_expire_flag"] = np.where(odd_N, -1, adm["hospital_expire_flag"])
     facts = {name: adm[name][a] for name in WORDS} | {"first_careunit": icu["first_careunit"]}
     facts |= {name: pat[name][p] for name in ("gender", "anchor_age", "anchor_year")}
+    facts["race"] = adm[race[0]][a] if race else np.full(len(a), "")
     life = Life(
         stay=icu["stay_id"],
         subject=icu["subject_id"],

@@ -22,14 +22,22 @@ def demographics(root: Path, life: Life, age_n: np.ndarray) -> np.ndarray:
 
 def groups(life: Life, age: float, row: int) -> dict[str, str | None]:
     """Group column -> category of stay `row`, None where unknown; `age` is that of its table."""
-    facts = {name: str(life.facts[name][row]) for name in ("gender", "first_careunit", "insurance")}
+    names = ("gender", "first_careunit", "insurance", "race")
+    facts = {name: str(life.facts[name][row]) for name in names}
     found = {
         "sex": {"F": "female", "M": "male"}.get(facts["gender"]),
         "age_band": band(age, catalogue.AGES),
         "icu_type": facts["first_careunit"],
         "insurance": facts["insurance"],
+        "race": race(facts["race"]),
     }
     return {name: None if value and text_problem(value) else value for name, value in found.items()}
+
+
+def race(text: str) -> str:
+    """One of `catalogue.RACES` for what an admission says; "" where that is not known."""
+    words_of = catalogue.RACES.items()
+    return next((name for name, words in words_of if any(w in text.lower() for w in words)), "")
 
 
 def static(life: Life) -> np.ndarray:
