@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
+from threadpoolctl import threadpool_limits
 
 from m4 import cells
 from m4.eval.bootstrap import number
@@ -153,6 +154,7 @@ def _prices(names: Sequence[str], costs: Mapping[str, float] | None) -> np.ndarr
     return np.array([float((costs or {}).get(name, 1.0)) for name in names])
 
 
+@threadpool_limits.wrap(limits=1)  # of trees so small, threads on busy cores take 20 times as long
 def advise(game: Game, start: int, half_n: np.ndarray, *, seed: int = 0) -> Advice:
     """Out-of-half expected gains of every modality, f64[n, M], at the start and as patients are."""
     states = _States(game, start, seed)

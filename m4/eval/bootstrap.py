@@ -11,6 +11,7 @@ Letters: P patients, N rows, B draws, b draws of one chunk, R draws of something
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
@@ -31,14 +32,23 @@ class Draws:
     count_PB: np.ndarray  # u16[P, B], how often a patient was drawn
     patient_N: np.ndarray  # i64[N], index of each row's patient
 
+    @functools.cached_property
+    def heaviest(self) -> float:
+        """How many rows the largest draw has."""
+        rows_P = np.bincount(self.patient_N, minlength=len(self.count_PB))
+        return float((rows_P @ self.count_PB.astype(np.float64)).max(initial=0.0))
+
     def map(
-        self, statistic: Callable[[np.ndarray], Mapping[str, np.ndarray]], rows_N: np.ndarray
+        self,
+        statistic: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+        rows_N: np.ndarray,
+        dtype: type = np.float32,
     ) -> dict[str, np.ndarray]:
-        """`statistic(weights f32[n, b]) -> name -> f64[b]` over all draws, for the rows chosen."""
+        """`statistic(weights [n, b]) -> name -> f64[b]` over all draws, for the rows chosen."""
         patients = self.patient_N[rows_N]
         step = max(64, CHUNK_CELLS // max(1, len(patients)))
         parts = [
-            statistic(self.count_PB[:, start : start + step][patients].astype(np.float32))
+            statistic(self.count_PB[:, start : start + step][patients].astype(dtype, copy=False))
             for start in range(0, self.count_PB.shape[1], step)
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -77,7 +87,9 @@ def score(
     def statistic(weight_nb):
         return metrics.under(*args, weight_nb, threshold=threshold, fold_N=fold, names=names)
 
-    return draws.map(statistic, rows_N)
+    # Half the memory, where every sum of weights of cells fits.
+    short = draws.heaviest * mask_NL.shape[1] < 2**16 and task.kind != "survival"
+    return draws.map(statistic, rows_N, np.uint16 if short else np.float32)
 
 
 def interval(

@@ -114,8 +114,8 @@ def under(
 ) -> dict[str, np.ndarray]:
     """The same metrics under many weights: name -> f64[B], NaN where a draw leaves it undefined.
 
-    `weight_NB` holds multiplicities (whole numbers); float32 is faster and as exact. What `names`
-    leaves out costs nothing.
+    `weight_NB` holds multiplicities: whole numbers, of a type that holds their sum over the cells
+    (uint16 and float32 are fast and as exact). What `names` leaves out costs nothing.
     """
     known_N, prediction_NC = mask_NL.any(axis=1), np.asarray(prediction_NC, np.float64)
     if not known_N.any():  # one invented row tells the names
@@ -316,7 +316,7 @@ def _ranked(
         neg_n, pos_n = row_n[neg_n], row_n[pos_n]
     below_neg, w_pos = _cumulative(w_NB, neg_n), w_NB[pos_n]
     low, high = (np.searchsorted(neg, pos, side=side) for side in ("left", "right"))
-    first = below_neg[low]
+    first = below_neg[low].astype(np.float64)
     twice = 2 * first if np.array_equal(low, high) else first + below_neg[high]
     total_neg = below_neg[-1].astype(np.float64)
     total_pos = w_pos.sum(axis=0, dtype=np.float64)
@@ -507,7 +507,7 @@ def _ranks(x_N: np.ndarray, w_NB: np.ndarray) -> np.ndarray:
     order = np.argsort(x_N, kind="stable")
     ordered, below = x_N[order], _cumulative(w_NB, order)
     first, last = (np.searchsorted(ordered, x_N, side=side) for side in ("left", "right"))
-    return (below[first] + below[last]) / 2
+    return np.add(below[first], below[last], dtype=np.float32) / 2
 
 
 def _macro(x_CB: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from m4.eval.predictions import Predictions
 from m4.specs import DataSpec
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")
+@threadpool_limits.wrap(limits=1)
 def sections(
     predictions: Predictions,
     spec: DataSpec,

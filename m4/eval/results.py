@@ -94,8 +94,8 @@ def thresholds(predictions: Predictions, spec: DataSpec) -> dict[str, np.ndarray
     }
 
 
-# many small products: more threads would only wait for each other
-@threadpool_limits.wrap(limits=1, user_api="blas")
+# many small products and trees: more threads would only wait for each other
+@threadpool_limits.wrap(limits=1)
 def compose(
     predictions: Predictions,
     spec: DataSpec,
