@@ -149,8 +149,8 @@ def _rules(folder: Path, config: ml_collections.ConfigDict) -> tuple[calibrated.
     if not path.exists():
         if not config.data.calibration:
             return {}, "no patients were set aside for them in training (data.calibration=0.15)"
-        if members.folders(folder) and members.kind_of(folder) != "seeds":
-            return {}, "the members were calibrated on patients of their own, not together"
+        if members.folders(folder) and members.kind_of(folder) == "folds":
+            return {}, "every fold was calibrated on patients of its own, not all together"
         return {}, f"{path} is not there; --mode=eval writes it"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

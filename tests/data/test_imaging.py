@@ -219,6 +219,7 @@ def embed_files(root, images, findings):
         mammography.write_dicom(file, pixels_hw)
         rows.append(row)
     table(root / "embed" / embed.METADATA, rows)
+    finding |= {name: "" for row in findings for name in row}  # columns that some of them have
     table(root / "embed" / embed.CLINICAL, [finding | row for row in findings])
 
 
@@ -238,15 +239,24 @@ def test_embed_joins_findings_by_exam_and_side(tmp_path):
             other | {"ImageLateralityFinal": "R"},
         ],
         [
-            exam | {"side": "L", "asses": "B", "tissueden": "3.0"},
+            exam
+            | {"side": "L", "asses": "B", "tissueden": "3.0"}
+            | {"age_at_study": "52.4", "ETHNICITY_DESC": "African American  or Black"},
             exam | {"side": "L", "asses": "S"},
             exam | {"side": "R", "asses": "A"},
             later
             | {"side": "L", "asses": "K", "path_severity": "0.0", "procdate_anon": "2015-12-01"},
-            other | {"side": "B", "asses": "N", "tissueden": "1.0"},
+            other
+            | {"side": "B", "asses": "N", "tissueden": "1.0"}
+            | {"age_at_study": "", "ETHNICITY_DESC": "Unknown, Unavailable or Unreported"},
         ],
     )
     parts, found = examples(tmp_path, layout="embed", size=16)
+    assert found.spec.groups == ("age_band", "ethnicity")
+    groups = {(e["patient"], *e["inputs"]): e["groups"] for part in parts.values() for e in part}
+    known = {"age_band": "50 to under 60", "ethnicity": "African American  or Black"}
+    assert groups[7, "cview_cc"] == groups[7, "ffdm_cc", "ffdm_mlo"] == known
+    assert {*groups[8, "ffdm_cc"].values()} == {""}
     everyone = {(e["patient"], *e["inputs"]): e["targets"] for part in parts.values() for e in part}
     assert everyone == {
         # 2015: the worst of B and S, density C of the exam, cancer proven 11 months later
@@ -475,6 +485,9 @@ def test_invented_files_build_and_read_back(layout, raw, tmp_path):
     if layout == "gamma":
         assert rows["y/cup"].shape[1:] == (16, 16, 1) and 0 < rows["y/cup"].mean() < 0.5
         assert stores[0].manifest["splits"]["train"]["labels"]["cup"]["known"] == len(rows["y/cup"])
+    if layout == "rsna":
+        groups = stores[0].groups()
+        assert {*groups["site"]} == {"1", "2"} and {*groups["age_band"]} == {"60 to under 70"}
     if layout == "vindr":  # the owner's split: every fifth of 30 exams, two breasts each
         assert len(stores[2]) == 12
     again, _ = examples(raw, **options)

@@ -191,6 +191,7 @@ def spec(
             for name in names
         ),
         tuple(task for task in known if task.name in wanted),
+        groups=tuple(getattr(READERS[layout], "GROUPS", ())),
         about=about.ABOUT[layout],
     )
 

@@ -30,9 +30,11 @@ from m4.data.sets.imaging.exam import (
     Exam,
     Picture,
     Row,
+    age_band,
     disagreeing,
     rows,
 )
+from m4.specs import text_problem
 
 LICENCE = "EMBED Open Data licence, research only, not to be redistributed"
 FOLDERS = ("embed*", "EMBED*")
@@ -44,6 +46,7 @@ CLINICAL_COLUMNS = (
     "empi_anon", "acc_anon", "study_date_anon", "side", "asses", "tissueden", "path_severity",
     "procdate_anon",
 )  # fmt: skip
+GROUPS = {"age_band": "age_at_study", "ethnicity": "ETHNICITY_DESC"}  # columns of the findings
 METADATA_COLUMNS = (
     "empi_anon", "acc_anon", "study_date_anon", "FinalImageType", "ImageLateralityFinal",
     "ViewPosition", "spot_mag", "anon_dicom_path",
@@ -66,7 +69,8 @@ def load(
     forms: dict[str, identifiers.Forms] = {}
     images = rows(root / TABLE, METADATA_COLUMNS, forms)
     known = not new or (root / CLINICAL).exists()
-    clinical = rows(root / CLINICAL, CLINICAL_COLUMNS, forms) if known else []
+    columns, optional = (*CLINICAL_COLUMNS, *GROUPS.values()), [*GROUPS.values()]
+    clinical = rows(root / CLINICAL, columns, forms, optional=optional) if known else []
     pictured, seen = ({row["acc_anon"] for row in table} for table in (images, clinical))
     identifiers.require_match(pictured, seen, f"{root / CLINICAL}: of the exams in {TABLE}")
     findings = _Findings(clinical, images)
@@ -92,6 +96,7 @@ def load(
                 name = f"{row['acc_anon']}-{key[1]}".rstrip("-")
                 who = row["empi_anon"]
                 exams[key] = Exam(patient_number(who), {}, labels, key=(who, None, name))
+                exams[key].groups = findings.groups(row["acc_anon"])
             path = root / "images" / _relative(row["anon_dicom_path"])
             picture = Picture(path, "mammogram", f"{TABLE} line {line}", side)
             exams[key].pictures.setdefault(f"{kind}_{view}", picture)
@@ -171,6 +176,13 @@ class _Findings:
         later = [(date - day).days / YEAR for date in self._cancer.get(who, []) if date >= day]
         seen = 0 if who in self._undated else (self._last[who] - day).days / YEAR
         return labels(density, worst, min(later, default=float("inf")), seen)
+
+    def groups(self, exam: str) -> dict[str, str]:
+        """Who the patient of an exam is, as its first finding says; "" where none does."""
+        first = next(iter(self._exam.get(exam, [])), dict.fromkeys(GROUPS.values(), ""))
+        age, ethnicity = (first[column] for column in GROUPS.values())
+        said = ethnicity if text_problem(ethnicity) is None else ""
+        return {"age_band": age_band(age), "ethnicity": "" if "nknown" in said else said}
 
     def flow(self, shown: set[str]) -> list[tuple[str, int]]:
         """How often the tables contradict each other; `shown` are the exams with an image."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from m4.data import csv_files, identifiers
+from m4.data.bands import band
 from m4.data.cohort import patient_number
 
 IDENTIFIERS = ("empi_anon", "acc_anon", "patient_id", "study_id")  # written alike in every file
@@ -18,6 +19,7 @@ VIEWS = {"CC": "cc", "MLO": "mlo"}
 SIDES = ("L", "R")
 TWICE = "images listed with another side, view or exam as well, left out"
 NO_SIDE = "images without a side, left out"
+AGES = (40, 50, 60, 70)  # edges of the age bands
 Row = dict[str, str]
 
 
@@ -44,6 +46,7 @@ class Exam:
     split: str | None = None
     key: tuple[str, None, str] | None = None  # see `m4.data.index`: patient or exam, and which side
     maps: dict[str, Picture] = dataclasses.field(default_factory=dict)  # segmentation task -> mask
+    groups: dict[str, str] = dataclasses.field(default_factory=dict)  # column -> category
 
 
 def rows(
@@ -72,6 +75,14 @@ def rows(
         for batch in csv_files.stream(path, kinds, forms=forms)
         for row in batch.to_pylist()
     ]
+
+
+def age_band(text: str) -> str:
+    """The band of an age in years; "" for what is none."""
+    try:
+        return band(float(text), AGES)
+    except ValueError:
+        return ""
 
 
 def missing(raw_dir: Path, patterns: tuple[str, ...], holds: str, needs: Mapping) -> list[str]:
@@ -107,6 +118,7 @@ def breasts(
     labels: Callable[[Row], dict[str, int | None]],
     flow: list,
     optional: Collection[str] = (),
+    groups: Callable[[Row], dict[str, str]] = lambda row: {},
 ) -> list[Exam]:
     """The breasts of a table of images, in its order, each with its first CC and MLO image.
 
@@ -119,6 +131,7 @@ def breasts(
         cancer that one row knows of is cancer.
       flow: takes counts.
       optional: columns that may be lacking.
+      groups: the categories that a row gives to its breast; the first row's stand.
     """
     table, (exam, view, split) = rows(path, read, optional=optional), columns
     counts: Counter[str] = Counter()
@@ -137,7 +150,8 @@ def breasts(
         else:
             part = ("test" if row[split] == "test" else "train") if split else None
             who = (row[exam], None, f"{row[exam]}-{row['laterality']}")
-            breast = found.setdefault(key, Exam(patient_number(row[exam]), {}, {}, part, who))
+            new = Exam(patient_number(row[exam]), {}, {}, part, who, groups=groups(row))
+            breast = found.setdefault(key, new)
             said.setdefault(key, []).append(labels(row))
             if name and name not in breast.pictures:
                 where = f"{path.name} line {line}"

@@ -50,7 +50,8 @@ def example(exam: Exam, *, data: DataSpec, fit: str, skip: bool) -> tuple[dict, 
         if task in data.task_names:
             size = data.modality(data.task(task).needs[0]).shape[1]
             targets[task] = _decode(picture, size, fit, skip, counts)
-    own = {"key": exam.key} if exam.key else {}
+    own: dict = {"key": exam.key} if exam.key else {}
+    own |= {"groups": exam.groups} if exam.groups else {}
     return {"patient": exam.patient, **own, "inputs": inputs, "targets": targets}, counts
 
 

@@ -10,7 +10,7 @@ of `train.csv` or of the competition's `test.csv` and `test_images/`.
 
 from pathlib import Path
 
-from m4.data.sets.imaging.exam import DENSITIES, Exam, breasts
+from m4.data.sets.imaging.exam import DENSITIES, Exam, age_band, breasts
 
 LICENCE = "rules of the competition RSNA Screening Mammography Breast Cancer Detection"
 FOLDERS = ("rsna-breast-cancer-detection*", "rsna*")
@@ -18,7 +18,8 @@ TABLE = "train.csv"
 NEW = (TABLE, "test.csv")
 NEEDS = {"train_images": "DICOM files"}
 LABELS = ("cancer", "BIRADS", "density")
-COLUMNS = ("patient_id", "image_id", "laterality", "view", *LABELS)
+GROUPS = {"age_band": "age", "site": "site_id"}  # group column -> column of the table, if there
+COLUMNS = ("patient_id", "image_id", "laterality", "view", *LABELS, *GROUPS.values())
 
 
 def load(
@@ -39,6 +40,7 @@ def load(
             "cancer": {"0": 0, "1": 1}.get(row["cancer"]),
         },
         flow=flow,
-        optional=LABELS if new else (),
+        optional=(*GROUPS.values(), *(LABELS if new else ())),
+        groups=lambda row: {"age_band": age_band(row["age"]), "site": row["site_id"]},
     )
     return found, [root / table]
