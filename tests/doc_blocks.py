@@ -37,7 +37,7 @@ NOT_RUN = {
         ("docs/start.md", "make demo"),
         ("docs/results.md", "make demo"),
     ],
-    "hours of training; its runs are the ones executed from other pages": [
+    "ten minutes to hours of a core; parts of it are executed from other pages and tests": [
         ("docs/accuracy.md", "make results"),
         ("docs/methods/baselines.md", "python -m m4.main --mode=sweep"),
         ("docs/methods/m3h.md", "python -m m4.main --mode=tim"),
