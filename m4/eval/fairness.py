@@ -71,6 +71,7 @@ class Measured(NamedTuple):
             note = "no draw differs: Wilson's interval"
             return {"value": self.value, "low": number(low), "high": number(high), "note": note}
         note = "no interval: all draws are alike"
+        note = note if np.isfinite(self.value) else "undefined: nobody has the rarer outcome"
         return {"value": number(self.value), "low": None, "high": None, "note": note}
 
     @property

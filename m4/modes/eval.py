@@ -323,6 +323,8 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
     _, rare = baselines.chosen(config.eval.baselines, spec)
     if rare and evaluation.references is not None:
         document["references_left_out"] = list(rare)
+    if config.data.leave_out:
+        document["left_out"] = config.data.leave_out
     document["words"] = words_of(preflight.schema(config))
     if config.eval.missing:
         document["missing"] = config.eval.missing.to_dict()

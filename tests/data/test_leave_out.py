@@ -85,6 +85,7 @@ def test_every_site_is_tested_by_a_model_of_the_others(tmp_path, capsys):
     run(tmp_path, c, "mode=crossval", f"workdir={work}", "--config.data.leave_out=site")
     assert "folds    site: north, south" in capsys.readouterr().out  # east has too few people
     rows = json.loads((work / "results/crossval.json").read_text())["rows"]
+    assert "Left out of training: site." in (work / "report.html").read_text()
     stays = [site(p, s) for p in range(PATIENTS) for s in range(2)]
     assert rows == stays.count("north") + stays.count("south")
     assert len(members.folders(work)) == 2

@@ -5,6 +5,7 @@ from typing import Any
 
 from m4.eval.report import words
 from m4.eval.report.parts import (
+    Cell,
     Fold,
     Heading,
     How,
@@ -124,6 +125,13 @@ def _gaps(task: str, gaps: list[Mapping[str, Any]]) -> Table:
     return Table(f"gaps_{task}", ["groups", "metric", "furthest apart", "gap", "p (Holm)"], rows)
 
 
+def _shown(row: Mapping[str, Any], metric: str) -> Cell:
+    """A value with its interval, or why there is none."""
+    if row["value"] is None:
+        return Cell(row.get("note", ""), ends=(None, None))
+    return estimate(row, percent=metric in SHARES)
+
+
 def _table(task: str, column: str, metrics: Mapping[str, Any], smallest: int) -> Table:
     rows = [
         Row(
@@ -131,7 +139,7 @@ def _table(task: str, column: str, metrics: Mapping[str, Any], smallest: int) ->
                 _name(metric) if i == 0 else "",
                 row["category"],
                 count(row["patients"], smallest),
-                estimate(row, percent=metric in SHARES),
+                _shown(row, metric),
             ],
             begins=i == 0,
         )
