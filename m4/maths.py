@@ -239,7 +239,19 @@ def uniform_bits(words: Array, shape: tuple[int, ...]) -> Array:
         step = jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
         index += step * np.uint32(stride % 2**32)
         stride *= shape[dim]
+    words = jax.lax.platform_dependent(words, cpu=_apart, default=lambda words: words)
     return lowbias32(lowbias32(index ^ words[0]) + words[-1])
+
+
+def _apart(words):
+    """The same words, computed once and before what reads them: XLA:CPU fuses nothing with a sort.
+
+    A key is a chain of hashes of seed, step and place in the model. Fused into a loop over elements
+    it is computed anew for each of them, and LLVM's vectoriser follows every path through it, 2^36
+    of them: the step of M3H compiled for 7 minutes. XLA:CPU drops optimization barriers too early.
+    """
+    order = jnp.arange(words.shape[0], dtype=jnp.uint32)
+    return jax.lax.sort((order, words), num_keys=1)[1]
 
 
 def _seed(seed):

@@ -1,10 +1,12 @@
-"""Eight virtual devices for every test; set before JAX is imported anywhere."""
+"""Eight virtual devices and a thread for every test; set before JAX is imported anywhere."""
 
 import dataclasses
 import os
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Two processes whose trees wait for each other's threads take ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 _FLAGS = (
     "--xla_force_host_platform_device_count=8",
     # Tests compile much and compute little: a FuseMoE gradient compiles in 8 s instead of 33.

@@ -175,3 +175,18 @@ def test_no_module_draws_in_the_slow_way():
         assert "nn.Dropout(" not in text, path
         if path.parts[-2:] in (("train", "step.py"), ("run", "programs.py")):
             assert text.count("jax.random.key(") == text.count("impl=HASHED)"), path
+
+
+def test_a_key_is_not_computed_again_for_every_element():
+    """Fused into a loop over elements a long chain of hashes compiles for minutes."""
+
+    def drawn(seed, x_ND):
+        key = jax.random.key(seed, impl=HASHED)
+        for place in range(6):
+            key = jax.random.fold_in(key, place)
+        return jnp.where(maths.uniform_bits(jax.random.key_data(key), x_ND.shape) > 2**30, x_ND, 0)
+
+    text = jax.jit(drawn).lower(0, jnp.ones((64, 130))).compile().as_text()
+    loops = [part for part in text.split("\n\n") if "-> f32[64,130]" in part.split("\n")[0]]
+    shifts = [part.count("shift-right-logical(") for part in loops]
+    assert text.count("shift-right-logical(") > 24 and 0 < sum(shifts) <= 6, shifts
