@@ -171,7 +171,11 @@ def _primary(scorer: Scorer, groups) -> Iterator[Measured]:
                 value, drawn = scored.values[name].value, scored.draws[name]
                 units = scorer.rests_on(mask_NL, name)
                 few = f"fewer than {scorer.min_patients} patients with the rarer outcome"
-                note = few if 0 < units < scorer.min_patients else ""
+                two = scorer.task.kind in (
+                    "binary",
+                    "survival",
+                )  # means tell of none
+                note = few if two and 0 < units < scorer.min_patients else ""
                 yield Measured(column, name, category, patients, units, value, drawn, note)
 
 

@@ -194,6 +194,7 @@ def test_the_parts_of_the_section(fabricate):
     here = found.groups["coin"] == "b"
     absent = next(c["absent"] for c in coin["categories"] if c["category"] == "b")
     assert absent["labs"] == round(1 - found.present[here, 1].mean(), 2)
+    assert all(row["value"] for row in section["tasks"]["unit"]["ward"]["auroc_macro"])
     assert {*section["tasks"]["los"]["ward"]} == {"mae", "covered", "bias", "absent"}
     assert "set_size" in section["tasks"]["unit"]["ward"]
 
