@@ -329,11 +329,17 @@ def test_the_readme_is_short_and_shows_results():
     assert any("methods.svg" in line for line in lines[:40])
 
 
-def test_the_picture_is_of_the_table():
-    """`python docs/site/picture.py` draws it again."""
-    spec = importlib.util.spec_from_file_location("picture", ROOT / "docs/site/picture.py")
+@pytest.mark.parametrize(
+    ("name", "page", "image", "keys"),
+    [("picture", "results", "methods", 0), ("digits", "digits", "digits", 2)],
+)
+def test_the_pictures_are_of_the_tables(name, page, image, keys):
+    """`python docs/site/picture.py` and `python docs/site/digits.py` draw them again."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/site/{name}.py")
     picture = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(picture)
-    found = picture.rows(PAGES["docs/results.md"])
-    assert len(found) >= 5 and all(0 < v[0] < 1 for _, values in found for v in values)
-    assert picture.svg(found).count("<circle") == 2 * len(found)
+    found = picture.rows(PAGES[f"docs/{page}.md"])
+    assert len(found) >= 5 and all(0 < v[0] <= 1 for _, values in found for v in values)
+    drawn = picture.svg(found)
+    assert drawn.count("<circle") == 2 * len(found) + keys
+    assert drawn == (ROOT / f"docs/images/{image}.svg").read_text()

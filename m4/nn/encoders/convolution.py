@@ -21,7 +21,7 @@ from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Batch, Mean, Outputs, Stream
 
 KINDS = ("image", "signal")
-FRAMES = 256  # a longer signal is first cut into frames, so that it has at most so many
+FRAMES = 64  # a longer signal is first cut into frames, so that it has at most so many
 LEVEL = -1e4  # below whatever a layer norm lets through
 
 
