@@ -9,8 +9,10 @@ Letters: S seeds (stacked), R rows, M modalities, E experts.
 
 import dataclasses
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,7 +27,7 @@ from m4.eval import evaluate, results
 from m4.eval.predictions import Predictions
 from m4.run import programs
 from m4.run.setup import Setup, context, make_loader, make_optimiser, make_setup, weighted
-from m4.run.workspace import open_incomplete, prepare
+from m4.run.workspace import open_incomplete, prepare, split_seed
 from m4.specs import DataSpec
 from m4.train import loop, telemetry
 from m4.train.step import Inputs, State, init_params, init_state
@@ -87,10 +89,36 @@ class Fit:
     seconds: float  # in steps alone
 
 
-def data_of(config: ml_collections.ConfigDict) -> Seeded:
-    """Opens a cell's data, building them if need be."""
-    folder = prepare(config)
-    splits = {name: open_incomplete(config, folder, name) for name in ("train", "val", "test")}
+class Opener:
+    """Opens data once for all cells that have the same: `size` of them are kept."""
+
+    def __init__(self, size: int):
+        self._open = functools.lru_cache(size)(self._splits)
+
+    def __call__(self, config: ml_collections.ConfigDict) -> dict[str, Store]:
+        """The splits of a cell's data, which are built if need be."""
+        folder, parts = prepare(config), {}
+        for part in ("train", "eval"):
+            missing = config[part].missing.to_dict()
+            seed = split_seed(config) if missing else 0
+            parts[part] = {"batch_size": config[part].batch_size, "missing": missing, "seed": seed}
+        # Seeds share what no seed draws.
+        return self._open(folder, json.dumps(parts, sort_keys=True))
+
+    @staticmethod
+    def _splits(folder: Path, parts: str) -> dict[str, Store]:
+        found = {}
+        for name in ("train", "val", "test"):
+            asked = json.loads(parts)
+            seed = asked["train" if name == "train" else "eval"]["seed"]
+            config = ml_collections.ConfigDict(asked | {"seed": seed, "data": {}})
+            found[name] = open_incomplete(config, folder, name)
+        return found
+
+
+def data_of(config: ml_collections.ConfigDict, opener: Opener) -> Seeded:
+    """A cell's data."""
+    splits = opener(config)
     loader = make_loader(config, splits["train"], 0, 1)
     spec = weighted(splits["train"].spec, config.train.task_weights)
     return Seeded(config, spec, loader, splits["val"], splits["test"])

@@ -98,6 +98,7 @@ def run(asked: Study, arms: list[Arm], out: Path, *, shard: tuple[int, int] = (0
     fails by its own fault (its method refuses, it diverges) is a line, not the end of the others.
     """
     until, notes = time.monotonic() + asked.seconds(), []
+    opener = fitting.Opener(len(asked.seeds))
     for arm in arms[shard[0] :: shard[1]]:
         missing = [s for s in asked.seeds if not (out / "rows" / f"{arm.cell(s)}.json").exists()]
         if not missing:
@@ -112,7 +113,7 @@ def run(asked: Study, arms: list[Arm], out: Path, *, shard: tuple[int, int] = (0
                 continue
             print(f"arm      {name}: seeds {', '.join(map(str, missing))}", flush=True)
             try:
-                said = _arm(asked, arm, missing, out, until)
+                said = _arm(asked, arm, missing, out, opener, until)
             except (ConfigError, DivergedError) as error:
                 said = error.args
             notes += [f"{name}: {line}" for line in said]
@@ -131,18 +132,25 @@ def _claimed(folder: Path) -> Iterator[str]:
         yield why
 
 
-def _arm(asked: Study, arm: Arm, missing: list[int], out: Path, until: float) -> list[str]:
+def _arm(
+    asked: Study,
+    arm: Arm,
+    missing: list[int],
+    out: Path,
+    opener: fitting.Opener,
+    until: float,
+) -> list[str]:
     """Runs seeds of an arm; returns which were not, and why."""
     preflight.require(arm.at(missing[0]), None)
     known: dict[str, Compiled] = {}
-    arm, tried = _tuned(asked, arm, out, known)
+    arm, tried = _tuned(asked, arm, out, known, opener)
     left = [s for s in missing if not (out / "rows" / f"{tried['cell']}-s{s}.json").exists()]
     groups = [[seed] for seed in left] if asked.together == "loop" else [left] * bool(left)
     notes: list[str] = []
     for seeds in groups:
         if time.monotonic() > until:
             return [*notes, f"budget of {asked.budget} spent before seed {seeds[0]}"]
-        cells = [fitting.data_of(arm.at(seed)) for seed in seeds]
+        cells = [fitting.data_of(arm.at(seed), opener) for seed in seeds]
         own, first = _compiled(known, cells[0]), time.process_time()
         fits = _fitted(asked.together, own, cells)
         cpu = (time.process_time() - first) / len(seeds)
@@ -237,7 +245,7 @@ def _compiled(known: dict[str, Compiled], data: fitting.Seeded) -> Compiled:
 
 
 def _tuned(
-    asked: Study, arm: Arm, out: Path, known: dict[str, Compiled]
+    asked: Study, arm: Arm, out: Path, known: dict[str, Compiled], opener: fitting.Opener
 ) -> tuple[Arm, dict[str, Any]]:
     """The arm with the values of its tuning that are best on validation, and what was tried."""
     if asked.tune is None:
@@ -250,7 +258,9 @@ def _tuned(
         for changes in study.points(asked.tune["axes"]):
             config = configs.check(nested(configs.flatten(arm.config) | changes), {}, arm.label)
             seeded = [config.to_dict() | {"seed": seed} for seed in asked.tune["seeds"]]
-            cells = [fitting.data_of(ml_collections.ConfigDict(own).lock()) for own in seeded]
+            cells = [
+                fitting.data_of(ml_collections.ConfigDict(own).lock(), opener) for own in seeded
+            ]
             values: list[float] = []
             for found in _fitted(asked.together, _compiled(known, cells[0]), cells):
                 if isinstance(found, DivergedError):
