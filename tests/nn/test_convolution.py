@@ -20,7 +20,7 @@ from tests import properties
 
 SPEC = DataSpec(
     (
-        ModalitySpec("sound", "signal", (600, 1)),  # in frames of three samples
+        ModalitySpec("sound", "signal", (600, 1)),  # in frames of ten samples
         ModalitySpec("bands", "signal", (9, 3)),
         ModalitySpec("xray", "image", (2, 5, 4, 1), dtype="uint8"),
         ModalitySpec("static", "table", (2,)),
