@@ -104,6 +104,9 @@ def of_mimic(config, variant, **sizes):
         return demo(config)
     if variant == "synthetic":
         return synthetic(config, dims=SMALL, tasks=TASKS)
+    if variant == "next_test":
+        config.update(method=FUSEMOE, eval=dict(baselines=False, subsets="all"), optim=dict(ema=0))
+        return synthetic(config, planted="next_test", dims=SMALL, steps=16, num_patients=4000)
     if variant == "tiny":
         toy_cohort(config, SMALL)
         return tiny(config, rows=16, subsets=True, **sizes)
@@ -118,8 +121,7 @@ def demo(config, **options):
 
 def synthetic(config, **options):
     """The same on the generated cohort, whose truth is known."""
-    config.data.name = "synthetic"
-    config.data.options.update(options, num_patients=3000)
+    config.data.update(name="synthetic", options=dict(num_patients=3000) | options)
     return shorten(config, steps=300, batch=64)
 
 

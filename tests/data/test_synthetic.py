@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from m4.data.sets import synthetic
 from m4.data.sets.synthetic import factors as planted
-from m4.data.sets.synthetic import worth
+from m4.data.sets.synthetic import triage, worth
 from m4.errors import ConfigError
 
 SMALL = {"num_patients": 400, "dims": {"notes": 8, "cxr": 8, "ecg": 8}}
@@ -160,6 +160,11 @@ def test_measurement_rate_differs_between_patients():
         ({"presence": {"cxr": 1.5}}, "presence.cxr: 1.5 must be between 0 and 1"),
         ({"dims": {"vitals": 3}}, "dims: 'vitals' is none of notes, cxr, ecg"),
         ({"vocab": 8}, "vocab: 8 must be at least 9"),
+        ({"planted": "tests"}, "planted: 'tests' is none of worth, next_test"),
+        ({"planted": "next_test", "missing": "mar"}, "missing: 'mar' is none of mcar"),
+        ({"planted": "next_test", "modalities": ("notes",)}, "modalities: 'notes' is none of"),
+        ({"planted": "next_test", "tasks": ("los",)}, "tasks: 'los' is none of ihm48, problem"),
+        ({"tasks": ("problem",)}, "tasks: 'problem' is none of"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -172,6 +177,30 @@ def test_bad_options_are_named(options, message):
 def test_an_unknown_option_is_refused():
     with pytest.raises(TypeError, match="num_patient"):
         synthetic.spec(num_patient=100)
+
+
+def test_the_test_that_tells_differs_between_patients():
+    truth = triage.truth(n=3000)
+    assert (truth["start"], {*truth["next"].values()}) == ("vitals", {"ecg", "cxr", "labs"})
+    for problem, own in truth["gain"].items():
+        best = truth["next"][problem]
+        assert own.pop(best) > 0.2 and max(map(abs, own.values())) < 1e-12
+    # the ideal answers are calibrated under every subset of the modalities
+    _, died, _, answers = triage.bayes(n=3000)
+    for p in answers.values():
+        for low, high in ((0, 0.2), (0.2, 0.5), (0.5, 1)):
+            some = (p >= low) & (p < high)
+            if some.any():
+                assert abs(died[some].mean() - p[some].mean()) < 2 / np.sqrt(some.sum())
+    cohort = synthetic.cohort(None, seed=0, planted="next_test", **SMALL)
+    assert cohort.spec.task_names == ("ihm48", "problem")
+    examples = rows(cohort)
+    assert 0.24 < np.nanmean(label(examples, "ihm48")) < 0.36
+    lungs, rate = label(examples, "problem") == 1, cohort.spec.modality("vitals").features
+    rate = [np.nanmean(e["inputs"]["vitals"]["values"][:, rate.index("spo2")]) for e in examples]
+    assert np.mean(np.array(rate)[lungs]) < np.mean(np.array(rate)[~lungs]) - 2  # per cent
+    here = {m: np.mean([m in e["inputs"] for e in examples]) for m in triage.MODALITIES}
+    assert here.pop("vitals") == 1 and all(0.79 < share < 0.91 for share in here.values())
 
 
 def test_posterior_of_a_redundant_factor():
