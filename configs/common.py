@@ -8,8 +8,7 @@ import ml_collections
 
 TASKS = ("ihm48", "los", "los_under_96h")  # without 25 phenotypes, whose 50 references take minutes
 SMALL = dict(notes=16, cxr=16, ecg=16)  # widths of the generated embeddings
-# The models of PhysioNet 2012 and of the eICU demo.
-FUSEMOE = dict(moe=dict(share="joint", num_experts=8, top_k=2), num_queries=4)
+FUSEMOE = dict(moe=dict(share="joint", num_experts=8, top_k=2), num_queries=4)  # not of MIMIC-IV
 FLEXMOE = dict(moe=dict(num_experts=8, top_k=2, hidden=128), width=64)
 FLEXMOE |= dict(aux_weights=dict(router=0.001, importance=0.001, load=0.001))
 FLEXCARE = dict(moe=dict(num_experts=8, top_k=2, hidden=64), width=64, mlp=128, num_heads=4)

@@ -6,8 +6,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 
 import jax
@@ -24,7 +22,7 @@ from m4.export import Bundle, Refused, __main__, standalone
 from m4.export.standalone import digest_of
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import toy
-from tests.export import clinic
+from tests.export import apart, clinic
 
 
 @pytest.fixture(scope="module")
@@ -59,36 +57,11 @@ def predicted(place):
     return dict(zip(aki["subject_id"], zip(*values, strict=True), strict=True))
 
 
-ONLY = """
-import importlib.machinery, runpy, sys
-known = {"jax", "jaxlib", "jax_plugins", "numpy", "scipy", "ml_dtypes", "opt_einsum", "__main__"}
-class Only(importlib.machinery.PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        own = name.partition(".")[0]
-        if own in known | sys.stdlib_module_names or own.startswith("_sysconfigdata"):
-            return super().find_spec(name, path, target)
-built_in = importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter
-sys.meta_path = [*built_in, Only]
-try:
-    import m4, flax
-except ImportError:  # as it should be
-    sys.argv = sys.argv[1:]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def alone(file, *args):
-    """The bundle in a process that has JAX, what JAX needs, and the standard library, no more."""
-    command = [sys.executable, "-I", "-c", ONLY, str(file), *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def test_the_same_numbers_where_m4_is_not(place):
     known = predicted(place)
     (place / "rows.json").write_text(json.dumps({"rows": clinic.rows(known)}))
     given = f"--in={place / 'rows.json'}", f"--out={place / 'out.json'}"
-    done = alone(place / "model.m4", *given, "--as_trained")
+    done = apart.run(place / "model.m4", *given, "--as_trained")
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert not os.stat(place / "out.json").st_mode & 0o077
     found = json.loads((place / "out.json").read_text())["rows"]
@@ -337,7 +310,7 @@ def test_a_single_changed_byte_is_refused(place):
     with zipfile.ZipFile(place / "model.m4") as known:
         content[known.getinfo("member_0.bin").header_offset + 50] ^= 1
     file.write_bytes(content)
-    done = alone(file, "--card")
+    done = apart.run(file, "--card")
     assert done.returncode == 4 and "is damaged; take another copy" in done.stderr
     with pytest.raises(Refused, match="is another bundle than the one asked for"):
         Bundle(place / "model.m4", digest="0" * 64)
