@@ -358,7 +358,7 @@ class Model:
             draws=self.config.eval.bootstrap,
             seed=self.config.seed,
             min_patients=self.config.eval.min_patients,
-            thresholds=_thresholds(self.workdir, self.spec),
+            thresholds=_thresholds(self.workdir, self.spec, self.config.eval.missing.to_dict()),
             references=_of_tasks(references, known),
         )
 
@@ -421,10 +421,16 @@ class Model:
 
     @functools.cached_property
     def _beside(self) -> beside.Beside:
-        """What stands beside predictions; says what does not, once."""
+        """What stands beside predictions; says what does not, once.
+
+        Who hears nothing is warned if patients were set aside for sets, and there are none.
+        """
         found = beside.of(self.workdir, self.config, self.spec)
         for line in found.lines:
             self._say(line)
+        if self._say is silent and self.config.data.calibration and not found.rules:
+            for line in found.lines[:1]:
+                warnings.warn(line, stacklevel=4)
         return found
 
     @functools.cached_property
@@ -553,15 +559,19 @@ def _joined(
     return pa.table(who | {name: value.take(rows) for name, value in values.items()})
 
 
-def _thresholds(folder: Path, spec: DataSpec) -> dict[str, np.ndarray]:
+def _thresholds(folder: Path, spec: DataSpec, missing: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The cuts chosen on the validation split, as far as the test split's results tell them.
 
+    Those of a validation split that lacked more or less (`missing`) than what is asked are none.
     Of a model of all rows those that were chosen out of fold.
     """
     if chosen := refitted.cuts(folder)[0]:
         return {name: cut for name, cut in chosen.items() if np.isfinite(cut).all()}
     try:
-        cards = json.loads((folder / "results/test.json").read_text())["tasks"]
+        found = json.loads((folder / "results/test.json").read_text())
+        if found.get("missing", {}) != missing:
+            return {}
+        cards = found["tasks"]
         known = [task for task in spec.tasks if task.name in cards]
         cuts = {task: np.array(cards[task.name]["threshold"], float) for task in known}
     except (OSError, ValueError, TypeError, LookupError):

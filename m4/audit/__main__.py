@@ -13,7 +13,7 @@ from m4 import local, streams
 from m4.audit import examine, findings
 from m4.audit.findings import Finding
 from m4.config import trust
-from m4.errors import ConfigError, guarded
+from m4.errors import ConfigError, UserError, guarded, place
 from m4.run import preflight
 
 USAGE = """usage: python -m m4.audit --config=FILE[:VARIANT] [--config.SECTION.FIELD=VALUE ...]
@@ -25,7 +25,7 @@ of the data, and of a trained run.
   --config     as of m4.main; method.name may be a class of your own, 'package.module:Class'
   --workdir    a trained run: its best parameters are audited too, and by its own program for
                predictions; without --config, the configuration stored there
-  --json       also write the findings to this file
+  --json       also write the findings to this file, those before an error too
   --no_data    the method on invented rows alone; needs no raw files
   --debug      print tracebacks, which may quote data
 
@@ -68,16 +68,28 @@ def run(args: Sequence[str]) -> int:
     config = configs.load(asked.flags)
     local.require_variables()
     preflight.require(config, asked.flags.config, files=asked.data)
-    found = []
-    for finding in audit(config, asked):
-        print(finding.line(), flush=True)
-        found.append(finding)
-    number = findings.alarms(found)
-    for path in [asked.json] if asked.json else []:
-        findings.write(found, path)
+    found: list[Finding] = []
+    try:
+        for finding in audit(config, asked):
+            print(finding.line(), flush=True)
+            found.append(finding)
+    except Exception as error:  # what was found before is told in any case
+        said = "; ".join(map(str, error.args)) if isinstance(error, UserError) else place(error)
+        _conclude(found, asked.json, stopped=said)
+        raise
+    _conclude(found, asked.json)
+    return ALARM if findings.alarms(found) else 0
+
+
+def _conclude(found: Sequence[Finding], path: Path | None, *, stopped: str = "") -> None:
+    """Writes the document, if one is asked for, and prints how many checks there were."""
+    if path is not None:
+        findings.write(found, path, stopped)
         print(f"written  {path}")
-    print(f"{len(found)} checks, {number} alarm{'s' * (number != 1)}")
-    return ALARM if number else 0
+    number, asked = findings.alarms(found), sum(f.verdict != "left out" for f in found)
+    parts = [f"{asked} checks", f"{number} alarm{'s' * (number != 1)}"]
+    parts += [f"{len(found) - asked} left out"] if asked < len(found) else []
+    print(", ".join(parts) + "; stopped before the last check" * bool(stopped), flush=True)
 
 
 def parse(args: Sequence[str]) -> Asked:

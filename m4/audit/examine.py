@@ -26,6 +26,7 @@ OWN_PROGRAM, DATA, TRAINING = "the run's own program", "data", "training"
 ROUNDING = Tolerance(1e-4, 1e-5, to_scale=True)  # of float32, at any scale of logits
 BY_PRECISION = {"float32": ROUNDING}
 COARSE = Tolerance(3e-2, 3e-2, to_scale=True)  # of bfloat16
+NO_VALIDATION = "there is no validation split (data.also_train): real rows are those of train"
 ONCE = (laws.evaluation_draws_nothing, learning.gates_are_parameters)
 OF_ROUTING = learning.routing_follows_inputs
 
@@ -55,7 +56,10 @@ def _whole(config: ml_collections.ConfigDict, workdir: Path | None) -> Iterator[
     method = without_aux(setup.method)
     compiled = _programs(method)
     yield from of_method(method, compiled)
-    rows = RealRows(open_split(setup.data, "val", 1))
+    looked_at = "val" if "val" in splits else "train"
+    if looked_at == "train":
+        yield Finding("validation_rows", DATA, "left out", NO_VALIDATION, 0.0)
+    rows = RealRows(open_split(setup.data, looked_at, 1))
     real = real_probe(compiled, method, random_params(method), rows, tolerance=ROUNDING)
     yield from _laws(real, REAL)
     if workdir is not None:
@@ -83,7 +87,9 @@ def _laws(one: Probe, of: str) -> Iterator[Finding]:
             yield ask(law, of, one)
 
 
-def _of_run(config, setup: Setup, workdir: Path, compiled: Programs, rows) -> Iterator[Finding]:
+def _of_run(
+    config, setup: Setup, workdir: Path, compiled: Programs, rows: RealRows
+) -> Iterator[Finding]:
     """Of trained parameters, how they came about, and the program that evaluates them."""
     best = eval_mode.best_params(config, setup, workdir)
     params, method = jax.device_get(best), without_aux(setup.method)
@@ -97,12 +103,12 @@ def _of_run(config, setup: Setup, workdir: Path, compiled: Programs, rows) -> It
     yield ask(OF_ROUTING, TRAINED, trained)
     yield from _laws(trained, TRAINED)
     with context(setup.mesh):
-        own = _own_program(config, setup, best)
+        own = _own_program(config, setup, best, rows.split)
         for law in laws.OF_PREDICTIONS:
             yield ask(law, OWN_PROGRAM, own)
 
 
-def _own_program(config, setup: Setup, params: Any) -> Probe:
+def _own_program(config, setup: Setup, params: Any, split: Store) -> Probe:
     """The compiled prediction of an evaluation, whose batch is as large as the run's."""
     size = config.eval.batch_size
     compiled = programs.compile_predict(setup, size)
@@ -115,7 +121,7 @@ def _own_program(config, setup: Setup, params: Any) -> Probe:
     def grads(batch):
         raise NotImplementedError("predictions alone")
 
-    rows = RealRows(Store(setup.data, "val"), size)
+    rows = RealRows(split, size)
     tolerance = BY_PRECISION.get(config.train.precision, COARSE)
     return Probe(
         setup.method, params, rows(0), predict, grads,

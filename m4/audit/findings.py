@@ -1,8 +1,9 @@
 """What checks have found: a line each, and a document.
 
-    {schema, alarms, findings: [{check, of, verdict, says, seconds}], sha256}
+    {schema, alarms, stopped, findings: [{check, of, verdict, says, seconds}], sha256}
 
-`verdict` is 'ok', 'ALARM' or 'left out', `says` what was found, or a figure.
+`verdict` is 'ok', 'ALARM' or 'left out', `says` what was found, a figure, or why it was left out.
+`stopped` is the error that ended the audit before its last check, '' if none did.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from m4 import atomic, seal
-from m4.audit.probe import Defect
+from m4.audit.probe import Defect, LeftOut
 from m4.errors import UserError, place, printable, shortage
 
 SCHEMA = 1
@@ -46,6 +47,8 @@ def ask(check: Callable[..., str | None], of: str, *args: Any) -> Finding:
         says = check(*args) or ""
     except Defect as defect:
         verdict, says = "ALARM", str(defect)
+    except LeftOut as reason:
+        verdict, says = "left out", str(reason)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 (of the method that is audited)
@@ -60,13 +63,14 @@ def alarms(findings: Sequence[Finding]) -> int:
     return sum(finding.verdict == "ALARM" for finding in findings)
 
 
-def document(findings: Sequence[Finding]) -> dict[str, Any]:
+def document(findings: Sequence[Finding], stopped: str = "") -> dict[str, Any]:
     """The sealed document."""
     listed = [dataclasses.asdict(finding) for finding in findings]
-    return seal.sealed({"schema": SCHEMA, "alarms": alarms(findings), "findings": listed})
+    head = {"schema": SCHEMA, "alarms": alarms(findings), "stopped": stopped}
+    return seal.sealed(head | {"findings": listed})
 
 
-def write(findings: Sequence[Finding], path: Path) -> None:
+def write(findings: Sequence[Finding], path: Path, stopped: str = "") -> None:
     """Replaces the document at `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(path, json.dumps(document(findings), indent=1) + "\n")
+    atomic.write(path, json.dumps(document(findings, stopped), indent=1) + "\n")

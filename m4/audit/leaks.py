@@ -1,6 +1,7 @@
 """Leaks in built data: what a score on the test split would owe to them. NumPy alone.
 
-Each check takes the splits by name and returns a figure, or raises `Defect`. No identifier, value
+Each check takes the splits by name and returns a figure, or raises `Defect`, or `LeftOut` where
+there is no split to compare with. No identifier, value
 or small count is told.
 
 Letters: N rows, F columns, M modalities, L labels.
@@ -15,7 +16,7 @@ import numpy as np
 from scipy import special, stats
 
 from m4 import cells
-from m4.audit.probe import Defect
+from m4.audit.probe import Defect, LeftOut
 from m4.audit.random_rows import presence
 from m4.data import aggregate
 from m4.data.store import Store, layout
@@ -35,6 +36,8 @@ HELD_OUT = ("val", "test")
 
 def no_patient_in_two_splits(splits: Splits) -> None:
     """Patients of different splits are different ones."""
+    if len(splits) < 2:
+        raise LeftOut("there is one split alone (data.also_train)")
     patients = {name: np.unique(s.columns(["patient"])["patient"]) for name, s in splits.items()}
     for (one, a), (two, b) in itertools.combinations(patients.items(), 2):
         both = len(np.intersect1d(a, b, assume_unique=True))
@@ -143,6 +146,8 @@ def presence_tells_no_label(splits: Splits) -> str:
     """Which modalities are there does not predict a label of held-out rows by itself."""
     train = splits["train"]
     rest = [splits[name] for name in HELD_OUT if name in splits]
+    if not rest:
+        raise LeftOut("no rows are held out (data.also_train)")
     held_NM = np.concatenate([presence(split) for split in rest])
     train_NM, figures = presence(train), []
     answers = [{what: (y, ranked) for what, y, ranked in _answers(s)} for s in (train, *rest)]

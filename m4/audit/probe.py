@@ -19,6 +19,10 @@ class Defect(AssertionError):
     """What a check has found, in one line without a value of a patient."""
 
 
+class LeftOut(Exception):
+    """Why a check cannot be asked of this, without a fault of anybody."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
     """How far numbers of the same algorithm may lie apart.

@@ -36,6 +36,7 @@ from m4.data import record as records
 from m4.data.cohort import Cohort, Example, sha256
 from m4.data.held_in import HELD_OUT, hold_in
 from m4.data.leave_out import leave_out as left_out
+from m4.data.leave_out import named
 from m4.data.set_aside import set_aside
 from m4.errors import HANDLES, DataError, SaveError, UserError, place, shortage
 
@@ -76,7 +77,7 @@ def prepare(
       options: passed to the data set module.
       calibration: share of the training patients that become a split (`m4.data.set_aside`).
       also_train: which splits train beside 'train' (`m4.data.held_in`).
-      leave_out: 'site=North', whose people are tested (`m4.data.leave_out`).
+      leave_out: 'site=North', whose people are tested (`m4.data.leave_out`); ConfigError for 'site'.
       progress: told about every few hundred records.
       say: told how the files match, if something is built.
       report: told the manifest, if something was built.
@@ -118,7 +119,7 @@ def _parts(also_train: str, leave_out: str) -> dict[str, str | None]:
     """What of a data set's identity says who is in which split; null for the usual."""
     return {
         "also_train": None if also_train == "none" else also_train,
-        "leave_out": leave_out or None,
+        "leave_out": named(leave_out) or None,
     }
 
 

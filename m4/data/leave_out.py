@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from m4.data.cohort import Cohort, Example
+from m4.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
 
@@ -18,6 +19,17 @@ def parse(text: str) -> tuple[str, str]:
     """(group column, category) of 'site=North'; the category is "" where none is named."""
     column, _, category = text.partition("=")
     return column, category
+
+
+def named(text: str) -> str:
+    """The same text; raises ConfigError for a column without the category to be tested."""
+    column, category = parse(text)
+    if text and not category:
+        raise ConfigError(
+            f"data.leave_out={text!r}: names no category to test on; give data.leave_out="
+            f"{column}=NAME, or --mode=crossval, which leaves out every {column} in turn"
+        )
+    return text
 
 
 def leave_out(cohort: Cohort, text: str) -> Cohort:

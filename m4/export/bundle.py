@@ -33,10 +33,10 @@ from m4.eval.predictions import Predictions
 from m4.export import card, contract, decisions, lowering, standalone
 from m4.export.trial import compare
 from m4.modes import eval as eval_mode
-from m4.run import members, preflight, trained
+from m4.run import beside, members, preflight, trained
 from m4.run.devices import make_mesh
 from m4.run.setup import Model, context, make_model
-from m4.run.workspace import open_incomplete, prepare, use_cache
+from m4.run.workspace import open_split, prepare, use_cache
 from m4.specs import DataSpec
 from m4.train import retention
 
@@ -99,6 +99,8 @@ def pack(folder: Path, *, platforms: Sequence[str], trust_code: bool, say: Say) 
     for place, own in places:  # what is refused comes first
         _require_trained(place)
         lowering.portable(own, spec_from(trained.read(place).manifest["schema"]))
+    results = decisions.results(folder)
+    alpha, rules = decisions.thresholds(folder, results, config.eval.alpha)
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         use_cache(folder)
     mesh, made = make_mesh(config), members.Programs()
@@ -108,11 +110,12 @@ def pack(folder: Path, *, platforms: Sequence[str], trust_code: bool, say: Say) 
         lowered, which = _lowered(found, platforms)
         count = sum(len(one.modules) for one in lowered)
         say(f"lowered  {', '.join(platforms)}; {count} program{'s' * (count > 1)}")
-        results = decisions.results(folder)
         if results is None:
             say("m4: warning: no results of the test split: no cuts, and a card without scores")
         first, worded = found[0], _worded(config, found[0].spec)
-        schema = _schema(config, worded, found, results, _calibration(config, found))
+        if rules is None:
+            rules = _rules(config, worded, found, alpha, say)
+        schema = _schema(config, worded, found, results, rules)
         schema |= _programs(lowered, which, found)
         told = card.make(config, worded, first.known, results)
         parts = {"schema.json": json.dumps(schema, ensure_ascii=False)}
@@ -177,14 +180,24 @@ def _lowered(found: Sequence[Member], platforms) -> tuple[list[lowering.Lowered]
     return [one for _, one in known], which
 
 
-def _calibration(config, found: Sequence[Member]) -> Predictions | None:
-    """Predictions of the patients set aside; None for a run without."""
+def _rules(config, spec: DataSpec, found: Sequence[Member], alpha: float, say: Say):
+    """Thresholds of prediction sets by the patients set aside, {} for a run without.
+
+    For runs whose evaluation wrote none of these parameters; `spec` is the one with words.
+    """
     if not config.data.calibration or len({m.model.data.name for m in found}) > 1:
-        return None
+        return {}
+    again = "--mode=eval writes it, and results of these parameters"
+    say(f"m4: warning: no {beside.FILE} of these parameters; calibrated anew. {again}")
+    return calibrated.rules(_calibration(config, found), spec, alpha)
+
+
+def _calibration(config, found: Sequence[Member]) -> Predictions:
+    """Predictions of the patients set aside, of all that they have."""
     data, first = prepare(config), found[0].model
     if data.name != first.data.name:
         raise CheckpointError(f"{data}: is not what this model was trained on; see --mode=check")
-    store = open_incomplete(config, data, set_aside.SPLIT)
+    store = open_split(data, set_aside.SPLIT, config.eval.batch_size)
     whole = np.ones((1, len(first.spec.modalities)), bool)
     each = [eval_mode.sweep(config, m.model, store, m.predict, whole) for m in found]
     return averages.mean(each, first.spec)
@@ -214,9 +227,8 @@ def _with(own: Any, said: Any) -> Any:
     return dataclasses.replace(own, **{name: getattr(said, name) for name in words})
 
 
-def _schema(config, spec: DataSpec, found: Sequence[Member], results, apart) -> dict[str, Any]:
+def _schema(config, spec: DataSpec, found: Sequence[Member], results, sets) -> dict[str, Any]:
     """`schema.json` but for programs and members; `spec` is the one with words."""
-    sets = calibrated.rules(apart, spec, config.eval.alpha) if apart is not None else {}
     tasks = []
     for t in lowering.predicted(spec):
         one = contract.task(t) | decisions.cuts(t, results)

@@ -1,7 +1,8 @@
-"""What goes with a prediction: the cut chosen in validation.
+"""What goes with a prediction: the cut chosen in validation, and thresholds of prediction sets.
 
-Cuts are read from the results of the test split, which were made with them. For thresholds of
-prediction sets see `m4.eval.calibrated`.
+Cuts are read from the results of the test split, which were made with them, thresholds from
+`calibration.json` (`m4.run.beside`), by which the results judged them: a bundle promises what was
+evaluated, not what the configuration said in training.
 """
 
 import json
@@ -11,18 +12,67 @@ from pathlib import Path
 from typing import Any
 
 from m4 import seal
+from m4.errors import ConfigError, DataError
+from m4.eval.calibrated import Rules
+from m4.run import beside
 from m4.specs import TaskSpec
 
 
 def results(folder: Path) -> dict[str, Any] | None:
-    """The results document of the test split; None if there is none, or it is damaged."""
+    """The results document of the test split; None if there is none, or it is damaged.
+
+    Raises ConfigError for results of a split that was made to lack more: neither their scores nor
+    their cuts are the model's.
+    """
     try:
         if seal.problem(folder, "results/test.json"):
             return None
         found = json.loads((folder / "results/test.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("tasks"), dict) else None
+    if not isinstance(found, dict) or not isinstance(found.get("tasks"), dict):
+        return None
+    if found.get("missing"):
+        raise ConfigError(
+            f"{folder / 'results/test.json'}: scores and cuts are of data made to lack more;"
+            " evaluate again without eval.missing (--mode=eval --config.eval.missing={})"
+        )
+    return found
+
+
+def thresholds(
+    folder: Path, document: Mapping[str, Any] | None, alpha: float
+) -> tuple[float, Rules | None]:
+    """(alpha, thresholds of prediction sets) as they were evaluated.
+
+    Args:
+      folder: the work directory.
+      document: its results, if there are.
+      alpha: of the configuration, which counts where nothing was evaluated.
+
+    Returns None as thresholds if `calibration.json` is not there, or of other parameters. Raises
+    DataError if it is damaged and ConfigError if the results are of another alpha.
+    """
+    judged = (document or {}).get("conformal")
+    tried = judged.get("alpha") if isinstance(judged, dict) else None
+    path = folder / beside.FILE
+    if not path.exists():
+        return tried or alpha, None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not seal.intact(found) or found["format"] != beside.FORMAT:
+            raise ValueError
+        of, own, rules = found["parameters"], found["alpha"], found["tasks"]
+    except (OSError, ValueError, LookupError, RecursionError):
+        raise DataError(f"{path}: is damaged; --mode=eval writes it again") from None
+    if of != beside.parameters(folder):
+        return tried or alpha, None
+    if tried not in (None, own):
+        raise ConfigError(
+            f"{path}: is of eval.alpha={own:g}, results/test.json of {tried:g};"
+            f" --mode=eval --config.eval.alpha={own:g} writes both"
+        )
+    return own, rules
 
 
 def cuts(task: TaskSpec, document: Mapping[str, Any] | None) -> dict[str, Any]:

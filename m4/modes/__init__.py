@@ -10,11 +10,13 @@ from pathlib import Path
 import ml_collections
 
 from m4.config import Flags
+from m4.data import leave_out
 from m4.errors import ConfigError
 from m4.train import trackers, workdir
 
 # Modes that keep checkpoints.
 SAVING = ("train", "crossval", "ensemble", "refit", "sweep", "tim", "interplay")
+TESTING = ("train", "check", "ensemble")  # modes with one test split
 ELSEWHERE = ("plan", "scale", "report")  # modes that need not the devices of the mesh
 
 
@@ -40,6 +42,8 @@ def require(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
             "M4_COORDINATOR"
         )  # devices of several are known once they joined
         here = alone and flags.mode not in ELSEWHERE
+        if flags.mode in TESTING:
+            leave_out.named(config.data.leave_out)
         preflight.require(config, flags.config, files=flags.mode != "plan", mesh=here)
 
 

@@ -162,7 +162,8 @@ def _rules(folder: Path, config: ml_collections.ConfigDict) -> tuple[calibrated.
     if known != parameters(folder):
         return {}, f"{path} is of other parameters; --mode=eval writes it again"
     if of_alpha != alpha:
-        again = f"--mode=eval --config.eval.alpha={alpha:g} calibrates anew"
+        again = f"--config.eval.alpha={of_alpha:g} takes its sets,"
+        again += f" --mode=eval --config.eval.alpha={alpha:g} calibrates anew"
         return {}, f"{path} is of eval.alpha={of_alpha:g}; {again}"
     return tasks, ""
 

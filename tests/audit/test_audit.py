@@ -152,6 +152,29 @@ def test_coarse_rows_may_be_equal(tmp_path, monkeypatch):
         leaks.no_duplicate_rows(splits_of(tmp_path / "narrow", rows=200))
 
 
+@pytest.mark.parametrize("also", ["val", "all"])
+def test_held_out_rows_that_train_are_no_alarm(also, tmp_path):
+    data = build.prepare("tests.audit.leaky", tmp_path, tmp_path / "data", also_train=also)
+    splits = {name: Store(data, name) for name in ("train", "test")[: 1 + (also == "val")]}
+    found = [findings.ask(check, "data", splits) for check in leaks.CHECKS]
+    left_out = {f.check for f in found if f.verdict == "left out"}
+    assert {f.verdict for f in found} <= {"ok", "left out"}, found
+    both = {"no_patient_in_two_splits", "presence_tells_no_label"}
+    assert left_out == (both if also == "all" else set())
+
+
+def test_what_was_found_before_an_error_is_written(tmp_path, monkeypatch, capsys):
+    def everything(config, workdir):
+        yield findings.Finding("one", "data", "ALARM", "a leak", 0.0)
+        raise DataError("the disk is gone")
+
+    monkeypatch.setattr(examine, "everything", everything)
+    assert command.main([configuration(tmp_path), f"--json={tmp_path / 'a.json'}"]) == 3
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert (written["alarms"], written["stopped"]) == (1, "the disk is gone")
+    assert "1 checks, 1 alarm; stopped before the last check" in capsys.readouterr().out
+
+
 def test_areas_are_those_of_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from m4.data import build
 from m4.data.cohort import Cohort
 from m4.data.leave_out import leave_out
 from m4.data.split import assign
@@ -94,6 +95,17 @@ def test_every_site_is_tested_by_a_model_of_the_others(tmp_path, capsys):
         assert data["leave_out"] == f"site={name}"
         store = Store(tmp_path / "data/test_leave_out" / data["fingerprint"], "test")
         assert {*store.groups()["site"]} == {name}
+
+
+@pytest.mark.parametrize("mode", ["train", "check", "ensemble"])
+def test_a_column_alone_is_refused_before_anything_is_read_or_written(tmp_path, mode):
+    (tmp_path / "c.py").write_text(CONFIG)
+    args = f"config={tmp_path / 'c.py'}", f"mode={mode}", f"workdir={tmp_path / 'w'}"
+    with pytest.raises(ConfigError, match="data.leave_out=site=NAME, or --mode=crossval"):
+        run(tmp_path, *args, "--config.data.leave_out=site")
+    assert [path.name for path in tmp_path.iterdir()] == ["c.py"]
+    with pytest.raises(ConfigError, match="names no category"):  # of whoever builds without a mode
+        build.prepare("tests.data.test_leave_out", tmp_path, tmp_path, leave_out="site=")
 
 
 @pytest.mark.parametrize(

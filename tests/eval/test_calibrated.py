@@ -100,7 +100,8 @@ def test_a_file_that_does_not_fit_is_not_believed(tmp_path, monkeypatch):
     assert "no prediction sets: no patients were set aside" in nobody
     assert "eval.subsets=all" in advice
     beside.write(tmp_path, people(np.random.default_rng(1), 300), SPEC, 0.2)
-    assert "is of eval.alpha=0.2" in beside.of(tmp_path, CONFIG, SPEC).lines[0]
+    said = beside.of(tmp_path, CONFIG, SPEC).lines[0]
+    assert "is of eval.alpha=0.2; --config.eval.alpha=0.2 takes its sets" in said
     beside.write(tmp_path, people(np.random.default_rng(1), 300), SPEC, 0.1)
     assert beside.of(tmp_path, CONFIG, SPEC).lines == (advice,)
     monkeypatch.setattr(beside, "parameters", lambda folder: ["3 another"])

@@ -8,6 +8,7 @@ import pytest
 from m4.eval import bootstrap, coverage, fairness, reliance, selective
 from m4.eval.predictions import LayerRouting
 from m4.eval.report import coverage as coverage_page
+from m4.eval.report import fairness as fairness_page
 from m4.eval.report.parts import Run, Verdict
 
 ALPHA = 0.1
@@ -197,6 +198,14 @@ def test_the_parts_of_the_section(fabricate):
     assert all(row["value"] for row in section["tasks"]["unit"]["ward"]["auroc_macro"])
     assert {*section["tasks"]["los"]["ward"]} == {"mae", "covered", "bias", "absent"}
     assert "set_size" in section["tasks"]["unit"]["ward"]
+    kinds = {task.name: {"kind": task.kind} for task in spec.tasks}
+    run = Run(None, None, None, {"groups": section, "tasks": kinds, "min_patients": 10})
+    page = str(fairness_page.section(run))
+    for name, kind in (("ihm", "binary"), ("los", "regression")):  # whom coverage is of
+        (fold,) = [p for p in fairness_page.section(run).parts if f"{name} by ward" in str(p)]
+        of_outcome = "with the outcome, covered by the set'" in str(fold)
+        assert of_outcome == (kind == "binary") != ("covered by the set or interval" in str(fold))
+    assert "n counts them alone" in page
 
 
 def test_without_group_columns_there_is_no_section(fabricate):

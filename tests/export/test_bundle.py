@@ -15,6 +15,7 @@ import pytest
 
 import m4
 import m4.main
+from m4 import seal
 from m4.eval import averages, calibrated, conformal
 from m4.eval.predictions import Predictions
 from m4.eval.questions import ask
@@ -142,6 +143,44 @@ def test_what_goes_with_a_prediction(place, model):
     content = model.path.read_bytes()
     assert not any(f"P{n:03d}".encode() in content for n in range(90))
     assert str(place.parent).encode() not in content and b"/m4/" not in content  # no place either
+
+
+def evaluated(place, to, *, alpha, tried, **more):
+    """A copy of the run as another evaluation would leave it: thresholds, and results."""
+    shutil.copytree(place / "run", to)
+    known = json.loads((to / "calibration.json").read_text()) | {"alpha": alpha}
+    for rule in (rule for rules in known["tasks"].values() for rule in rules):
+        rule["alpha"] = alpha
+    (to / "calibration.json").write_text(json.dumps(seal.sealed(known)))
+    results = json.loads((to / "results/test.json").read_text()) | more
+    results["conformal"]["alpha"] = tried
+    seal.write(to, "results/test.json", json.dumps(results))
+    return to
+
+
+def test_the_alpha_that_was_evaluated_is_exported(place, tmp_path, capsys):
+    run = evaluated(place, tmp_path / "run", alpha=0.2, tried=0.2)
+    args = [f"--workdir={run}", f"--out={tmp_path / 'x.m4'}", "--trust_code"]
+    assert __main__.main([*args, "--platforms=cpu"]) == 0  # whose data are gone
+    bundle = m4.export.open(tmp_path / "x.m4")
+    sets = [task["conformal"][0]["alpha"] for task in bundle.schema["tasks"]]
+    assert sets == [0.2, 0.2] and bundle.card["tested"]["conformal"]["alpha"] == 0.2
+    model = m4.load(run, trust_code=True)
+    with pytest.warns(UserWarning, match="is of eval.alpha=0.2; --config.eval.alpha=0.2 takes"):
+        found = model.predict(_frames([*predicted(place)]), frame="pandas")
+    assert "set/aki" not in found.columns
+    other = evaluated(place, tmp_path / "other", alpha=0.2, tried=0.1)
+    assert __main__.main([f"--workdir={other}", *args[1:]]) == 2
+    assert "eval.alpha=0.2, results/test.json of 0.1; --mode=eval" in capsys.readouterr().err
+
+
+def test_scores_of_data_made_to_lack_more_are_not_the_models(place, tmp_path, capsys):
+    lacking = {"kind": "mcar", "rate": 0.5}
+    run = evaluated(place, tmp_path / "run", alpha=0.1, tried=0.1, missing=lacking)
+    args = [f"--workdir={run}", f"--out={tmp_path / 'x.m4'}", "--trust_code"]
+    assert __main__.main(args) == 2 and not (tmp_path / "x.m4").exists()
+    said = capsys.readouterr().err
+    assert "evaluate again without eval.missing" in said and said.count("\n") == 1
 
 
 def test_the_same_sets_stand_beside_the_predictions_of_the_run(place, model):

@@ -24,8 +24,10 @@ from m4.eval.report.parts import (
 HOW = (
     "Group columns stand beside the data and were no input by themselves. Of each metric the two"
     " groups that are furthest apart are compared on the same draws of patients; a gap is beyond"
-    " chance if it would be even after all pairs that were looked at (Holm, 5 %)."
+    " chance if it would be even after all pairs that were looked at (Holm, 5 %). Of an outcome"
+    " that is yes or no, coverage is of those who have it, and n counts them alone."
 )
+OF_OUTCOME = "with the outcome, covered by the set"  # of a binary task
 NAMES = {
     "bias": "predicted less observed",
     "covered": "covered by the set or interval",
@@ -45,12 +47,13 @@ def section(run: Run) -> Section | None:
     parts: list[Part] = [How(HOW), *_who(found, run.smallest)]
     for task, columns in found["tasks"].items():
         gaps = found["gaps"].get(task, [])
+        kind = (run.results or {})["tasks"][task]["kind"]
         if columns:
-            parts += [Heading(task), _verdict(task, gaps)]
+            parts += [Heading(task), _verdict(task, gaps, kind)]
         if gaps:
-            parts.append(_gaps(task, gaps))
+            parts.append(_gaps(task, gaps, kind))
         for column, metrics in columns.items():
-            table = _table(task, column, metrics, run.smallest)
+            table = _table(task, column, metrics, run.smallest, kind)
             parts.append(Fold(f"{task} by {column}", [table]))
     parts.append(
         Note(
@@ -61,7 +64,9 @@ def section(run: Run) -> Section | None:
     return Section("groups", "Groups of people", parts)
 
 
-def _name(metric: str) -> str:
+def _name(metric: str, kind: str) -> str:
+    if metric == "covered" and kind == "binary":
+        return OF_OUTCOME
     return NAMES.get(metric) or words.metric_name(metric)
 
 
@@ -88,14 +93,14 @@ def _who(found: Mapping[str, Any], smallest: int) -> list[Part]:
     return parts
 
 
-def _verdict(task: str, gaps: list[Mapping[str, Any]]) -> Verdict:
+def _verdict(task: str, gaps: list[Mapping[str, Any]], kind: str) -> Verdict:
     sure = [gap for gap in gaps if gap["p_holm"] <= CHANCE]
     if not gaps:
         return Verdict(f"{task}: too few patients to compare groups.", "unknown")
     if not sure:
         return Verdict(f"{task}: no gap between groups is beyond chance.", "level")
     texts = [
-        f"{_name(gap['metric'])}: {gap['more']} more than {gap['less']} by {_value(gap)}"
+        f"{_name(gap['metric'], kind)}: {gap['more']} more than {gap['less']} by {_value(gap)}"
         for gap in sorted(sure, key=lambda gap: gap["p_holm"])
     ]
     return Verdict(f"{task}: gaps beyond chance in {'; '.join(texts)}.", "bad")
@@ -106,13 +111,13 @@ def _value(gap: Mapping[str, Any]) -> str:
     return words.percent(gap["value"]) if share else words.text(gap["value"])
 
 
-def _gaps(task: str, gaps: list[Mapping[str, Any]]) -> Table:
+def _gaps(task: str, gaps: list[Mapping[str, Any]], kind: str) -> Table:
     gaps = sorted(gaps, key=lambda gap: gap["column"])
     rows = [
         Row(
             [
                 gap["column"],
-                _name(gap["metric"]),
+                _name(gap["metric"], kind),
                 f"{gap['more']} − {gap['less']}",
                 estimate(gap, sign=True, percent=gap["metric"] in SHARES),
                 number(gap["p_holm"]),
@@ -132,11 +137,11 @@ def _shown(row: Mapping[str, Any], metric: str) -> Cell:
     return estimate(row, percent=metric in SHARES)
 
 
-def _table(task: str, column: str, metrics: Mapping[str, Any], smallest: int) -> Table:
+def _table(task: str, column: str, metrics: Mapping[str, Any], smallest: int, kind: str) -> Table:
     rows = [
         Row(
             [
-                _name(metric) if i == 0 else "",
+                _name(metric, kind) if i == 0 else "",
                 row["category"],
                 count(row["patients"], smallest),
                 _shown(row, metric),
