@@ -64,6 +64,14 @@ def keep(folder: Path, name: str, content: bytes) -> None:
     atomic.write(folder / FILE, json.dumps(sealed({"files": known}), indent=1) + "\n")
 
 
+def remove(folder: Path, name: str) -> None:
+    """Deletes `folder/name`, if it is there; nobody vouches for it or misses it from then on."""
+    known = _read(folder) or {}
+    if known.pop(name, None) is not None:
+        atomic.write(folder / FILE, json.dumps(sealed({"files": known}), indent=1) + "\n")
+    (folder / name).unlink(missing_ok=True)
+
+
 def problem(folder: Path, name: str) -> str | None:
     """What is wrong with `folder/name`, or None. Raises OSError if it cannot be read."""
     known = (_read(folder) or {}).get(name)

@@ -15,6 +15,8 @@ that most have, and a budget pays for one test more for some of them, half unles
 | value | whose best expected gain per cost is largest, that test |
 | bound | the same by the true gain: peeks at the outcome, nobody can be better |
 
+All arms spend the same; advice beyond the trial is given only where something is expected.
+
 Letters: as `m4.eval.games`; F features, s states.
 """
 
@@ -41,8 +43,9 @@ MIN_PATIENTS = 40  # to learn from in each half
 class Advice(NamedTuple):
     """Expected gains of modalities in nats, NaN where a modality is there already or unlearnt."""
 
-    start_nM: np.ndarray  # for a patient of whom the start alone is known
-    next_nM: np.ndarray  # for the patient as he is: of the modalities that he lacks
+    start_nM: np.ndarray  # for a patient of whom the start alone is known, as the models say
+    # For the patient as he is, of what he lacks; no divergence is below 0, a sum of trees may be.
+    next_nM: np.ndarray
 
 
 def describe(
@@ -60,7 +63,7 @@ def describe(
     half_n = _halves(game, seed)
     if not _possible(game, half_n) or game.units(np.ones(len(half_n), bool)) is None:
         return None
-    start, price_M = _start(game), _prices(game.names, costs)
+    start, price_M = _start(game), prices(game.names, costs)
     budget = budget or BUDGET * float(price_M[np.arange(len(price_M)) != start].mean())
     given = advise(game, start, half_n, seed=seed)
     gain_An = np.stack([*_arms(game, start, half_n, given, price_M, budget, seed).values()])
@@ -74,7 +77,7 @@ def describe(
         "costs": dict(zip(game.names, price_M.tolist(), strict=True)),
         "arms": [{"arm": name, "gain": gain} for name, gain in both],
         "against": [{"arm": name, "difference": gain} for name, gain in against],
-        "next": _next(game, given.next_nM / price_M),
+        "next": _next(game, best(given.next_nM, price_M)),
     }
 
 
@@ -83,20 +86,30 @@ def by_row(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Expected gain of each modality that a row lacks, in nats, and which comes next.
 
-    f64[n, M], NaN where it is there or nothing is known of it, and i64[n], -1 for none: the one
-    with the largest gain per cost. None where `describe` says nothing for want of a value model.
+    f64[n, M], NaN where it is there or nothing is known of it, and i64[n], as `best` has it.
+    None where `describe` says nothing for want of a value model.
     """
     half_n = _halves(game, seed)
     if not _possible(game, half_n):
         return None
     gain_nM = advise(game, _start(game), half_n, seed=seed).next_nM
-    return gain_nM, best(gain_nM, _prices(game.names, costs))
+    return gain_nM, best(gain_nM, prices(game.names, costs))
 
 
 def best(gain_nM: np.ndarray, price_M: np.ndarray) -> np.ndarray:
-    """Which modality has the largest gain per cost, i64[n]; -1 where nothing is known of any."""
-    per_cost_nM = np.nan_to_num(gain_nM / price_M, nan=-np.inf)
-    return np.where(np.isfinite(gain_nM).any(axis=1), per_cost_nM.argmax(axis=1), -1)
+    """Which modality has the largest gain per cost, i64[n]; -1 where none is expected to tell."""
+    worth_nM = np.where(gain_nM > 0, gain_nM / price_M, 0.0)
+    return np.where(worth_nM.any(axis=1), worth_nM.argmax(axis=1), -1)
+
+
+def prices(names: Sequence[str], costs: Mapping[str, float] | None) -> np.ndarray:
+    """What each modality costs, f64[M]."""
+    return np.array([float((costs or {}).get(name, 1.0)) for name in names])
+
+
+def _per_cost(gain_nM: np.ndarray, price_M: np.ndarray) -> np.ndarray:
+    """What decides in the trial: gains per cost; of losses, too, the cheap come first."""
+    return np.where(gain_nM > 0, gain_nM / price_M, gain_nM * price_M)
 
 
 class Adviser(NamedTuple):
@@ -117,6 +130,7 @@ class Adviser(NamedTuple):
             ask_N = ~found.present[:, m]
             if model is not None and ask_N.any():
                 gain_NM[ask_N, m] = model.predict(seen_NF[ask_N])
+        gain_NM = np.maximum(gain_NM, 0)
         return gain_NM, best(gain_NM, self.price_M)
 
 
@@ -135,7 +149,7 @@ def adviser(
         x_sF, y_s, _ = states.lesson(m)
         models.append(_fitted(x_sF, y_s) if len(y_s) >= MIN_PATIENTS else None)
     outputs = tuple(game.predictions.prediction)
-    return Adviser(game.names, outputs, tuple(models), _prices(game.names, costs))
+    return Adviser(game.names, outputs, tuple(models), prices(game.names, costs))
 
 
 def _possible(game: Game, half_n: np.ndarray) -> bool:
@@ -148,10 +162,6 @@ def _possible(game: Game, half_n: np.ndarray) -> bool:
 def _start(game: Game) -> int:
     """The modality that most have."""
     return int(np.argmax(game.present_nM.mean(axis=0)))
-
-
-def _prices(names: Sequence[str], costs: Mapping[str, float] | None) -> np.ndarray:
-    return np.array([float((costs or {}).get(name, 1.0)) for name in names])
 
 
 @threadpool_limits.wrap(limits=1)  # of trees so small, threads on busy cores take 20 times as long
@@ -172,7 +182,7 @@ def advise(game: Game, start: int, half_n: np.ndarray, *, seed: int = 0) -> Advi
                 ask_n = (half_n == h) & ~kept_nM[:, m]
                 if ask_n.any():
                     out_nM[ask_n, m] = model.predict(told_nF[ask_n])
-    return Advice(*out)
+    return Advice(out[0], np.maximum(out[1], 0))
 
 
 class _States:
@@ -274,15 +284,15 @@ def _arms(
     for h in (0, 1):
         other_n1 = (half_n != h)[:, None] & can_nM
         mean_M = np.where(other_n1, gain_nM, 0).sum(0) / np.maximum(other_n1.sum(0), 1)
-        static_nM[half_n == h] = mean_M / price_M
+        static_nM[half_n == h] = _per_cost(mean_M, price_M)
     p_nC = np.clip(_whole(game, game.answer(place[tuple(map(bool, only))])), EPS, 1)
     anybody_n, unsure_n = rng.random(len(half_n)), -(p_nC * np.log(p_nC)).sum(axis=1)
     asked = {
         "random": (rng.random(gain_nM.shape), anybody_n),
         "static": (static_nM, anybody_n),
         "entropy": (static_nM, unsure_n),
-        "value": (np.nan_to_num(given.start_nM, nan=-np.inf) / price_M, None),
-        "bound": (gain_nM / price_M, None),
+        "value": (_per_cost(np.nan_to_num(given.start_nM, nan=-np.inf), price_M), None),
+        "bound": (_per_cost(gain_nM, price_M), None),
     }
     whole = budget * len(half_n)
     return {
@@ -303,13 +313,11 @@ def _spent(gain_nM, score_nM, first_n, price_M, budget: float) -> np.ndarray:
     return np.where(tested_n & able_n, found_n, 0.0)
 
 
-def _next(game: Game, value_nM: np.ndarray) -> list[dict[str, Any]]:
+def _next(game: Game, best_n: np.ndarray) -> list[dict[str, Any]]:
     """Of the patients who lack something, for how many each modality should come next."""
-    lacks_n = np.isfinite(value_nM).any(axis=1)
-    best_n = np.nan_to_num(value_nM, nan=-np.inf).argmax(axis=1)
     rows = []
     for m, name in enumerate(game.names):
-        patients = game.patients(lacks_n & (best_n == m))
+        patients = game.patients(best_n == m)
         if patients:
             rows.append({"modality": name, "patients": cells.shown(patients, game.min_patients)})
     return rows

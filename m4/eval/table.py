@@ -11,7 +11,7 @@ Letters: S subsets, N rows, M modalities, C labels, classes or values, L label c
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,13 +98,20 @@ def next_tests(
         gain_NM[game.row_n] = advice[0]
         next_N = np.full(len(found.uid), -1)
         next_N[game.row_n] = advice[1]
-        for m, name in enumerate(spec.modality_names):
-            columns[f"gain/{task.name}/{name}"] = pa.array(
-                gain_NM[:, m], mask=np.isnan(gain_NM[:, m])
-            )
-        names = np.array([*spec.modality_names, ""], object)[next_N]
-        columns[f"next/{task.name}"] = pa.array(names, pa.string(), mask=next_N < 0)
+        columns |= advice_columns(task.name, spec.modality_names, gain_NM, next_N)
     return pa.table(columns)
+
+
+def advice_columns(
+    task: str, names: Sequence[str], gain_NM: np.ndarray, next_N: np.ndarray
+) -> dict[str, pa.Array]:
+    """`gain/<task>/<modality>`, null where NaN, and `next/<task>`, null below 0."""
+    columns = {
+        f"gain/{task}/{name}": pa.array(gain_N, mask=np.isnan(gain_N))
+        for name, gain_N in zip(names, gain_NM.T, strict=True)
+    }
+    named_N = np.array([*names, ""], object)[next_N]
+    return columns | {f"next/{task}": pa.array(named_N, pa.string(), mask=next_N < 0)}
 
 
 def read(path: Path, spec: DataSpec) -> Predictions:

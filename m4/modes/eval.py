@@ -329,8 +329,7 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
     if config.eval.missing:
         document["missing"] = config.eval.missing.to_dict()
     results.write(document, folder)
-    if config.eval.subsets not in (True, False, "auto"):
-        _write_table(config, folder, evaluation.found, spec, split)
+    write_tables(config, folder, evaluation.found, spec, split)
     words.print_table(document)
     report.build(folder)
 
@@ -358,13 +357,20 @@ def values_of(store: Store) -> table_one.Values:
     return table_one.Values(names, values_NF, store.columns(["patient"])["patient"], store.groups())
 
 
-def _write_table(config, folder: Path, found: Predictions, spec: DataSpec, split: str) -> None:
-    """results/<split>_subsets.parquet, _worth and _next, for their owner alone.
+def write_tables(config, folder: Path, found: Predictions, spec: DataSpec, split: str) -> None:
+    """results/<split>_subsets.parquet, _worth and _next, for their owner alone, if asked for.
 
     Every row under every subset, what each modality is worth to each row, and which of those that
-    it lacks should come next.
+    it lacks should come next. None of rows from which `eval.missing` took something: what is
+    predicted later is advised by them. Those of earlier parameters are removed.
     """
-    patient_N = pseudonyms.of(found.patient, folder)
+    wanted = config.eval.subsets not in (True, False, "auto")
+    if not wanted or config.eval.missing:
+        if wanted:
+            print("no tables of single rows: these lack more than they do (eval.missing)")
+        beside.forget(folder, split)
+        return
+    patient_N, written = pseudonyms.of(found.patient, folder), []
     costs = config.eval.costs.to_dict()
     for name, own in (
         ("subsets", table.make(found, spec, patient_N)),
@@ -373,10 +379,11 @@ def _write_table(config, folder: Path, found: Predictions, spec: DataSpec, split
     ):
         if own.num_columns == 2:  # row and patient: of no task
             continue
-        path = folder / "results" / f"{split}_{name}.parquet"
-        own = beside.marked(own, folder)
-        meds.write_private(path, own, folder)
+        path = beside.place(folder, split, name)
+        meds.write_private(path, beside.marked(own, folder, config.eval.missing.to_dict()), folder)
         print(f"{name:8} {path}; patients as keyed hashes (key: {folder / 'key'})")
+        written.append(name)
+    beside.forget(folder, split, keep=written)
 
 
 def _subsets(config, setup: Setup, test: Store) -> list[subsets.Subset]:

@@ -4,7 +4,9 @@
 of patients who neither trained nor chose the model, and of which parameters they are. Evaluation
 writes it where patients were set aside (`data.calibration`), for its owner alone. Advice is learnt
 anew from `results/<split>_subsets.parquet`, every answer under every subset, which evaluation
-writes with `eval.subsets=all`. Columns, each only where it can be had:
+writes with `eval.subsets=all`; that split's own rows have theirs in `results/<split>_next.parquet`.
+No table is believed that is of other parameters or of rows that `eval.missing` degraded. Columns,
+each only where it can be had:
 
 | column | of | what |
 |---|---|---|
@@ -19,7 +21,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ import pyarrow.parquet as pq
 
 from m4 import seal
 from m4.errors import DataError
-from m4.eval import acquire, bootstrap, calibrated, games, questions, table
+from m4.eval import acquire, bootstrap, calibrated, games, questions, subsets, table
 from m4.eval.predictions import Predictions
 from m4.run import members
 from m4.specs import DataSpec
@@ -39,9 +41,12 @@ from m4.train import retention, verify
 
 FILE, FORMAT = "calibration.json", 1
 LEARNT_ON = ("test", "crossval")  # splits whose table teaches; the first that is there
+TABLES = ("subsets", "worth", "next")  # results/<split>_<name>.parquet
 PARAMETERS = b"m4.parameters"  # of a table's metadata: whose answers they are
+MISSING = b"m4.missing"  # what `eval.missing` took from the rows before
 ADVISED = ("binary", "multiclass")
 NO_ADVICE = "no advice which test comes next: "
+AGAIN = "--mode=eval --config.eval.subsets=all writes it again"
 
 
 def parameters(folder: Path) -> list[str]:
@@ -68,12 +73,31 @@ def write(folder: Path, calibration: Predictions, spec: DataSpec, alpha: float) 
         file.write(text.encode())
 
 
-def marked(answers: pa.Table, folder: Path) -> pa.Table:
-    """A table that says whose answers it holds: those of the folder's best parameters."""
-    known = answers.schema.metadata or {}
-    return answers.replace_schema_metadata(
-        {**known, PARAMETERS: json.dumps(parameters(folder)).encode()}
-    )
+def marked(answers: pa.Table, folder: Path, missing: Mapping[str, Any]) -> pa.Table:
+    """A table that says whose answers it holds, those of the folder's best parameters, and to what.
+
+    `missing` is what `eval.missing` took from the rows, {} for nothing.
+    """
+    mark = {PARAMETERS: parameters(folder), MISSING: dict(missing)}
+    known = {**(answers.schema.metadata or {}), **{k: json.dumps(v) for k, v in mark.items()}}
+    return answers.replace_schema_metadata(known)
+
+
+def place(folder: Path, split: str, name: str) -> Path:
+    """Where one of the `TABLES` lies."""
+    return folder / "results" / f"{split}_{name}.parquet"
+
+
+def forget(folder: Path, split: str, *, keep: Collection[str] | None = None) -> None:
+    """Removes a split's tables but those in `keep`; by default those of other parameters."""
+    for name in TABLES:
+        path, old = place(folder, split, name), keep is not None and name not in keep
+        if keep is None and path.exists():
+            with contextlib.suppress(OSError, ValueError, pa.ArrowException):
+                old = _mark(path)[0] not in (None, parameters(folder))
+        if old and path.exists():
+            seal.remove(folder, path.relative_to(folder).as_posix())
+            print(f"{path}: removed, it was of an earlier evaluation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +114,10 @@ class Beside:
 
     def said(self, columns: Mapping[str, Any]) -> list[str]:
         """Lines about what columns lack, and why."""
+        said = any(line.startswith(NO_ADVICE) for line in self.lines)
         learnt = not self.learnt_on or any(name.startswith("gain/") for name in columns)
-        few = f"{NO_ADVICE}too few patients to learn it from, or not every subset of modalities"
-        return [*self.lines, *([] if learnt else [few])]
+        few = f"{NO_ADVICE}too few patients to learn it from"
+        return [*self.lines, *([] if learnt or said else [few])]
 
     def columns(self, found: Predictions, split: str = "") -> dict[str, Any]:
         """The columns of the module for predictions of people, in the order of their rows.
@@ -105,22 +130,38 @@ class Beside:
         if not self.learnt_on:
             return {}
         if split == self.learnt_on:  # they are advised by the half to which they do not belong
-            return _kept(self.folder, split, found)
+            return self._kept(split, found)
         columns: dict[str, pa.Array] = {}
         for task, adviser in self.advisers.items():
-            gain_NM, next_N = adviser.advise(found)
-            for m, name in enumerate(adviser.names):
-                gain_N = gain_NM[:, m]
-                columns[f"gain/{task}/{name}"] = pa.array(gain_N, mask=np.isnan(gain_N))
-            names = np.array([*adviser.names, ""], object)[next_N]
-            columns[f"next/{task}"] = pa.array(names, pa.string(), mask=next_N < 0)
+            columns |= table.advice_columns(task, adviser.names, *adviser.advise(found))
+        return columns
+
+    def _kept(self, split: str, found: Predictions) -> dict[str, Any]:
+        """The gains that evaluation gave the rows of its own table, by the costs of today.
+
+        None of a modality that is there, whatever the table says.
+        """
+        path, columns = place(self.folder, split, "next"), {}
+        if not path.exists() or _unfit_rows(path, self.folder):
+            return columns
+        kept, names = pq.read_table(path), self.spec.modality_names
+        at = pc.index_in(pa.array(found.uid), value_set=kept["row"].combine_chunks())
+        price_M = acquire.prices(names, self.costs)
+        for task in self.spec.tasks:
+            own = [f"gain/{task.name}/{name}" for name in names]
+            if not {*own} <= {*kept.column_names}:
+                continue
+            gain_NM = np.stack([kept[c].take(at).to_numpy(zero_copy_only=False) for c in own], -1)
+            gain_NM = np.where(found.present, np.nan, np.maximum(gain_NM.astype(np.float64), 0))
+            next_N = acquire.best(gain_NM, price_M)
+            columns |= table.advice_columns(task.name, names, gain_NM, next_N)
         return columns
 
     @functools.cached_property
     def advisers(self) -> dict[str, acquire.Adviser]:
         """Task -> its value models, learnt when they are first asked for."""
-        path, found = self.folder / "results" / f"{self.learnt_on}_subsets.parquet", {}
-        whole = table.read(path, self.spec)
+        found = {}
+        whole = table.read(place(self.folder, self.learnt_on, "subsets"), self.spec)
         draws = bootstrap.resample(whole.patient, draws=1)
         for task in self.spec.tasks:
             game = games.play(whole, self.spec, task, draws, min_patients=1, seed=self.seed)
@@ -137,8 +178,8 @@ def of(folder: Path, config: ml_collections.ConfigDict, spec: DataSpec) -> Besid
         rules, why = _rules(folder, config)
         lines += [f"no prediction sets: {why}"] if why else []
     if any(task.kind in ADVISED for task in spec.tasks) and len(spec.modalities) > 2:
-        split, why = _table(folder)
-        lines += [f"{NO_ADVICE}{why}"] if why else []
+        split, why = _table(folder, config, spec)
+        lines += [f"{NO_ADVICE}{f'for rows of {split}, ' if split else ''}{why}"] if why else []
     costs = config.eval.costs.to_dict()
     return Beside(folder, spec, rules, split, costs, config.seed, tuple(lines))
 
@@ -168,17 +209,48 @@ def _rules(folder: Path, config: ml_collections.ConfigDict) -> tuple[calibrated.
     return tasks, ""
 
 
-def _table(folder: Path) -> tuple[str, str]:
-    """The split whose subset table teaches, or "" and why none does."""
+def _table(folder: Path, config: ml_collections.ConfigDict, spec: DataSpec) -> tuple[str, str]:
+    """The split whose subset table teaches, or "", and why there is no advice (for its rows)."""
+    if config.eval.missing:
+        return "", "rows lack more than they do (eval.missing); it is learnt from rows as they are"
+    many = len(spec.modalities) > subsets.EXACT_UP_TO
+    above = f"there is none above {subsets.EXACT_UP_TO} modalities: not every combination is tried"
     for split in LEARNT_ON:
-        path = folder / "results" / f"{split}_subsets.parquet"
-        if path.exists():
-            with contextlib.suppress(OSError, pa.ArrowException):
-                known = (pq.read_schema(path).metadata or {}).get(PARAMETERS)
-                if known is not None and json.loads(known) == parameters(folder):
-                    return split, ""
-            return "", f"{path} is of other parameters; --mode=eval writes it again"
-    return "", "it is learnt from what --mode=eval --config.eval.subsets=all writes"
+        path, rows = (place(folder, split, name) for name in ("subsets", "next"))
+        if not path.exists():
+            continue
+        if why := _unfit(path, folder):
+            return "", why
+        note = json.loads((pq.read_schema(path).metadata or {})[table.NOTE])
+        if len(note["subsets"]) < 2 ** len(spec.modalities) - 1:
+            return "", above if many else f"{path} has not every combination; {AGAIN}"
+        return split, _unfit_rows(rows, folder) if rows.exists() else ""
+    learnt = "it is learnt from what --mode=eval --config.eval.subsets=all writes"
+    return "", above if many else learnt
+
+
+def _unfit(path: Path, folder: Path) -> str:
+    """Why a table is not believed, "" if it is."""
+    try:
+        mark = _mark(path)
+    except (OSError, ValueError, pa.ArrowException):
+        return f"{path} is damaged; {AGAIN}"
+    if mark[0] != parameters(folder):
+        return f"{path} is of other parameters; {AGAIN}"
+    return "" if mark[1] == {} else f"{path} may be of rows made to lack more; {AGAIN}"
+
+
+def _unfit_rows(path: Path, folder: Path) -> str:
+    """As `_unfit`, of a table that is not read by `m4.eval.table.read`, which asks for its seal."""
+    if seal.problem(folder, path.relative_to(folder).as_posix()) == "differs from its seal":
+        return f"{path} differs from its seal; {AGAIN}"
+    return _unfit(path, folder)
+
+
+def _mark(path: Path) -> list[Any]:
+    """The parameters of a table and what `eval.missing` took, null each where it does not say."""
+    known = pq.read_schema(path).metadata or {}
+    return [json.loads(known.get(key, b"null")) for key in (PARAMETERS, MISSING)]
 
 
 def _sets(found: Predictions, spec: DataSpec, rules: calibrated.Rules) -> dict[str, Any]:
@@ -201,14 +273,3 @@ def _sets(found: Predictions, spec: DataSpec, rules: calibrated.Rules) -> dict[s
             for end, value_N in zip(("low", "high"), one.ends_N2.T, strict=True):
                 columns[f"{end}/{name}"] = pa.array(value_N, mask=np.isnan(value_N))
     return columns
-
-
-def _kept(folder: Path, split: str, found: Predictions) -> dict[str, Any]:
-    """The advice that evaluation gave the rows of its own table."""
-    path = folder / "results" / f"{split}_next.parquet"
-    if not path.exists():
-        return {}
-    kept = pq.read_table(path)
-    place = pc.index_in(pa.array(found.uid), value_set=kept["row"].combine_chunks())
-    names = [name for name in kept.column_names if name.startswith(("gain/", "next/"))]
-    return {name: kept[name].take(place) for name in names}

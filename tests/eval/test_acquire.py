@@ -120,24 +120,45 @@ def test_the_budget_is_what_may_be_spent_a_patient():
     assert {row["gain"]["value"] for row in nothing["arms"]} == {0.0}
 
 
+def test_nobody_is_sent_where_nothing_is_expected():
+    gain_nM = np.array(
+        [[-0.2, -0.1, np.nan], [-0.2, 0.0, np.nan], [0.1, 0.2, np.nan], [np.nan] * 3]
+    )
+    assert acquire.best(gain_nM, np.array([1.0, 50.0, 1.0])).tolist() == [-1, -1, 0, -1]
+    game = planted(600)
+    gain_nM, next_n = acquire.by_row(game, {"blood": 1e9}) or ()
+    assert (gain_nM[~np.isnan(gain_nM)] >= 0).all() and (gain_nM == 0).any()
+    assert (next_n[~(gain_nM > 0).any(axis=1)] == -1).all()
+
+
 def test_every_patient_who_lacks_something_is_told_what_comes_next(tmp_path):
     game = planted(900)
     found, lacks_NM = game.predictions, ~game.predictions.present
     told = table.next_tests(found, SPEC, found.patient)
     assert told.column_names == ["row", "patient", *(f"gain/died/{m}" for m in NAMES), "next/died"]
+    gains = []
     for m, name in enumerate(NAMES):
         gain_N = told[f"gain/died/{name}"].to_numpy(zero_copy_only=False)
-        assert (np.isnan(gain_N) | lacks_NM[:, m]).all()  # nothing of what is there
+        assert (
+            np.isnan(gain_N) | (lacks_NM[:, m] & (gain_N >= 0))
+        ).all()  # nothing of what is there
+        gains.append(np.nan_to_num(gain_N))
+    expected_NM = np.stack(gains, axis=1) > 0
     next_N = np.array(told["next/died"].to_pylist(), object)
     only_N = lacks_NM.sum(axis=1) == 1
     for m, name in ((1, "image"), (2, "blood")):
-        assert (next_N[only_N & lacks_NM[:, m]] == name).all()
+        alone_N = only_N & lacks_NM[:, m]
+        assert (next_N[alone_N & expected_NM[:, m]] == name).all()
+        assert (next_N[alone_N & ~expected_NM[:, m]] == None).all()  # noqa: E711
+        assert expected_NM[alone_N, m].mean() > 0.5
     assert (next_N[~lacks_NM.any(axis=1)] == None).all()  # noqa: E711
     counts = {row["modality"]: row["patients"] for row in acquire.describe(game)["next"]}
     for name, count in counts.items():
         assert count == round(int((next_N == name).sum()), -1)
     dear = table.next_tests(found, SPEC, found.patient, {"blood": 1e6})
     both_N = lacks_NM[:, 1] & lacks_NM[:, 2]
-    assert {*np.array(dear["next/died"].to_pylist(), object)[both_N]} == {"image"}
+    dear_N = np.array(dear["next/died"].to_pylist(), object)
+    assert {*dear_N[both_N & expected_NM[:, 1]]} == {"image"}
+    assert {*dear_N[both_N & ~expected_NM[:, 1]]} <= {"blood", None}
     few = planted(60).predictions
     assert table.next_tests(few, SPEC, few.patient).column_names == ["row", "patient"]

@@ -18,7 +18,7 @@ SPEC = DataSpec(
     (TaskSpec("died", "binary"), TaskSpec("los", "regression", transform="log1p", needs=("a",))),
 )
 CONFIG = ml_collections.ConfigDict(
-    {"seed": 0, "data": {"calibration": 0.0}, "eval": {"alpha": 0.1, "costs": {}}}
+    {"seed": 0, "data": {"calibration": 0.0}, "eval": {"alpha": 0.1, "costs": {}, "missing": {}}}
 )
 
 
