@@ -77,7 +77,7 @@ def prepare(
       options: passed to the data set module.
       calibration: share of the training patients that become a split (`m4.data.set_aside`).
       also_train: which splits train beside 'train' (`m4.data.held_in`).
-      leave_out: 'site=North', whose people are tested (`m4.data.leave_out`); ConfigError for 'site'.
+      leave_out: 'site=North', whose people are tested (`m4.data.leave_out`), never 'site' alone.
       progress: told about every few hundred records.
       say: told how the files match, if something is built.
       report: told the manifest, if something was built.
