@@ -11,7 +11,9 @@ import pytest
 from m4.data import identifiers
 from m4.data.__main__ import main
 from m4.data.sets import tables
+from m4.data.sets.declared import notations
 from m4.data.sets.declared.patterns import pattern
+from m4.errors import DataError
 
 N = 60
 WHO = [f"P{i:04d}" for i in range(N)]
@@ -264,3 +266,70 @@ def test_of_one_file_a_patient_all_are_looked_at(tmp_path, capsys):
         rows.to_csv(tmp_path / f"{name}.csv", index=False)
     _, found = drafted(tmp_path, capsys)
     assert {*found["modalities"].popitem()[1]["features"]} == {"urea", "sodium"}
+
+
+def asked_ward(write, *, name="time"):
+    """Events, half of them after the time of the labels, which is written alike."""
+    at = [pd.Timestamp("2021-03-04 03:00") + pd.Timedelta(days=9 * k) for k in range(2)]
+    rows = [(w, write(t), c, 1.0 + k) for w in WHO for k, t in enumerate(at) for c in ("HR", "BP")]
+    events = pd.DataFrame(rows, columns=["patient_id", name, "code", "value"])
+    died = ["yes", "no"] * (N // 2)
+    labels = pd.DataFrame({"patient_id": WHO, "time": "2021-03-05 12:00", "died": died})
+    return {"events": events, "labels": labels}
+
+
+@pytest.mark.parametrize(
+    "form, name",
+    [("%d/%m/%Y %H:%M", "time"), ("%m/%d/%Y %H:%M", "charttime"), ("%d.%m.%Y", "x"), ("one", "x")]
+    + [("zones", "time"), ("rarely", "time")],
+)
+def test_times_that_cannot_be_read_stop_the_build_and_are_no_codes(form, name, tmp_path, capsys):
+    iso = "%Y-%m-%d %H:%M" if "%" not in form else form
+    given = asked_ward(lambda t: t.strftime(iso), name=name)
+    if form == "rarely":
+        given["events"].loc[9:, name] = "unknown"
+    elif iso != form:
+        given["events"].loc[9, name] = "unknown" if form == "one" else "2021-03-04 03:00Z"
+    (tmp_path / "ward").mkdir()
+    text, found = drafted(tmp_path / "ward", capsys, **given)
+    (source,) = found["events"]
+    assert (source["time"], source["code"], source["value"]) == (name, "code", "value")
+    assert {*found["modalities"]["events"]["features"]} == {"HR", "BP"}
+    assert ("write all alike: the build stops" if form == "zones" else "write YYYY-MM-DD") in text
+    assert form != "one" or "(1 cell;" in text
+    (tmp_path / "d.toml").write_text(text)
+    with pytest.raises(DataError, match=f"events.csv.*'{name}' (is not a time|has a zone)"):
+        tables.cohort(tmp_path, seed=0, file=str(tmp_path / "d.toml")).joining()
+
+
+def test_a_date_in_any_notation_is_no_category(tmp_path, capsys):
+    ward = pd.DataFrame({"patient": WHO, "age": RNG.normal(size=N), "died": ["0", "1"] * (N // 2)})
+    dates = ("05.02.2020", "06-Mar-2021"), ("3/16/20 3:00 PM", "2020-03"), ("20200301", "20200302")
+    for name, values in zip(("a", "b", "born_date"), dates, strict=True):
+        ward[name] = [*values] * (N // 2)
+    text, found = drafted(tmp_path, capsys, ward=ward)
+    assert {*found["modalities"]["ward"]["features"]} == {"age"} and {*found["tasks"]} == {"died"}
+    assert "times that cannot be read (60 cells; write YYYY-MM-DD HH:MM): 'a' of ward.csv" in text
+
+
+def test_what_looks_like_a_time():
+    looks = "2021-3-6 3:00;Sat Mar  6 03:00:00 2021;06MAR2021:03:00:00;6. März 2021;3/6/2021 3 PM"
+    looks += ";03:00 06/03/2021;6 de marzo de 2021;06.03.2021 14:00 Uhr;20210306T0300;Mar 6, 2021"
+    other = "HR;120/80;1:40;2160-0;2028-9;K35.8;5-470.11;C09AA05;20210306;0002-3227-30;May;10.0.0.1"
+    assert [cell for cell in looks.split(";") if not notations.unread("x", {cell: 9})] == []
+    assert [cell for cell in other.split(";") if notations.unread("code", {cell: 9})] == []
+    assert not notations.unread("time", {"1.25": 4, "12.5": 4, "7": 1})  # hours of something
+    assert not notations.unread("code", {"05.02.2020": 1, "HR": 90})
+
+
+def test_events_without_a_time_are_told(tmp_path, capsys):
+    given = asked_ward(str)
+    given["events"] = given["events"].drop(columns="time")
+    (tmp_path / "ward").mkdir()
+    text, _ = drafted(tmp_path / "ward", capsys, **given)
+    told = "events.csv has no time: all its events count, also those after the prediction time"
+    assert f"# {told}" in text
+    (tmp_path / "d.toml").write_text(text)
+    found = tables.cohort(tmp_path, seed=0, file=str(tmp_path / "d.toml"))
+    found.joining()
+    assert found.warnings == [told]

@@ -211,3 +211,29 @@ def test_refuses_groups_that_are_none(tmp_path, groups, message):
     with pytest.raises(ConfigError) as error:
         read(tmp_path, write(tmp_path, **{"s.toml": f"{groups}\n{LONG}"}))
     assert message in str(error.value.lines())
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_was_exported_twice_counts_once(apart, tmp_path):
+    """Wide rows and texts, in one file or in two of the same source."""
+    definition = LONG.replace('"static.csv"', '"static.csv*"')
+    definition = definition.replace("{ age", '{ rows = { codes = "unit", take = "count" }, age')
+    places = [tmp_path / name for name in ("once", "twice")]
+    for place in places:
+        place.mkdir()
+    again = {"events.csv": EVENTS + EVENTS.split("\n", 1)[1], "static.csv": STATIC + STATIC[17:]}
+    if apart:
+        again = {"events.csv.gz": gzip.compress(EVENTS.encode())}
+        again["static.csv.gz"] = gzip.compress(STATIC.encode())
+    expected, _ = read(places[0], write(places[0], **{"s.toml": definition}))
+    found, cohort = read(places[1], write(places[1], **{"s.toml": definition}, **again))
+    for subject, example in by_subject(expected).items():
+        for name, payload in example["inputs"].items():
+            other = by_subject(found)[subject]["inputs"][name]
+            np.testing.assert_array_equal(payload["values"], other["values"])
+    flow = dict(cohort.flow)
+    assert flow["rows that repeat another, counted once"] == 2  # p3 has no label
+    assert flow["texts that repeat another of their subject and time"] >= 1
+    more = {"static.csv": STATIC + "p1,60,B\n", "s.toml": definition}  # another one counts
+    splits, _ = read(places[0], write(places[0], **more))
+    assert by_subject(splits)["p1"]["inputs"]["static"]["values"][0] == 2

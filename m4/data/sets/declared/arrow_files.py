@@ -155,6 +155,19 @@ class Columns:
         index = pc.fill_null(coded.indices, len(places)).to_numpy(zero_copy_only=False)
         return [*found], np.array([*places, -1])[index]
 
+    def digests(self, names: Sequence[str], rows: np.ndarray) -> np.ndarray:
+        """int64[n] of some rows: the same for rows that are alike in these columns.
+
+        Others have another, but for one chance in 2^64. They hold for this process alone.
+        """
+        chosen = pa.array(rows)
+        cells = [_bytes(self._batch.column(self._place[name]).take(chosen)) for name in names]
+        between, absent = pa.scalar(b"\x1f", pa.large_binary()), b"\0"
+        joined = pc.binary_join_element_wise(
+            *cells, between, null_handling="replace", null_replacement=absent
+        )
+        return np.fromiter(map(hash, joined.to_pylist()), np.int64, len(rows))
+
     def _text(self, array: pa.Array) -> pa.Array:
         """Text without blanks around it, null where it says that there is none."""
         text = pc.utf8_trim_whitespace(array.cast(pa.large_string()))
@@ -192,6 +205,19 @@ def _cast(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array | None, int]:
     half = len(array) // 2
     found, row = _cast(array.slice(0, half), kind)
     return (None, row) if found is None else (None, half + _cast(array.slice(half), kind)[1])
+
+
+def _bytes(array: pa.Array) -> pa.Array:
+    """Cells of whatever type as bytes that tell them apart."""
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if is_text(array.type):
+        return array.cast(pa.large_binary())  # which need not be UTF-8
+    try:
+        return array.cast(pa.large_string()).cast(pa.large_binary())
+    except pa.ArrowException:
+        cells = [None if cell is None else repr(cell).encode() for cell in array.to_pylist()]
+        return pa.array(cells, pa.large_binary())
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from m4.data import identifiers
-from m4.data.sets.declared import arrow_files
+from m4.data.sets.declared import arrow_files, notations
 from m4.errors import DataError
 
 ROWS = 1 << 18  # of a table that are looked at
@@ -31,14 +31,16 @@ class Column:
     time: bool
     here_N: np.ndarray  # bool
     mixed: bool = False  # times, of which some have a zone and some none
+    unread: int = 0  # cells that cannot be read as times, of a column that looks like one of times
     subjects: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     # value -> subjects that have it; see `count_subjects`
 
     def __post_init__(self):
+        self.dated = self.time or self.mixed or self.unread > 0  # times, be they readable or not
         self.filled = self.counts.total()
         self.numbers = sum(n for value, n in self.counts.items() if _is_number(value))  # cells
-        self.numeric = bool(self.counts) and not self.time and self.numbers == self.filled
-        self.mostly = bool(self.counts) and not self.time and self.numbers >= 0.5 * self.filled
+        self.numeric = bool(self.counts) and not self.dated and self.numbers == self.filled
+        self.mostly = bool(self.counts) and not self.dated and self.numbers >= 0.5 * self.filled
         self.whole = self.numeric and all(float(v).is_integer() for v in self.counts)
         self.words = sum(len(v.split()) * n for v, n in self.counts.items()) / max(1, self.filled)
 
@@ -106,15 +108,17 @@ def read(paths: Sequence[Path], files: str) -> Table:
         rows += len(table)
     found = {}
     for name, kept in counts.items():
-        time, mixed = len(zones[name]) == 1 and "no time" not in zones[name], len(zones[name]) > 1
-        mixed = mixed and "no time" not in zones[name]
-        found[name] = Column(name, kept, time and bool(kept), np.concatenate(here[name]), mixed)
+        read = "no time" not in zones[name]
+        time, mixed = read and len(zones[name]) == 1, read and len(zones[name]) > 1
+        unread = 0 if read else notations.unread(name, kept)
+        here_N = np.concatenate(here[name])
+        found[name] = Column(name, kept, time and bool(kept), here_N, mixed, unread)
     return Table([*paths], files, rows, found)
 
 
 def count_subjects(table: Table) -> None:
     """Counts the subjects that have each value of a column, once the subject is known."""
-    wanted = [c for c in table.rest() if not c.time and 0 < len(c.counts) <= MOST_VALUES]
+    wanted = [c for c in table.rest() if not c.dated and 0 < len(c.counts) <= MOST_VALUES]
     pairs: dict[str, set] = {column.name: set() for column in wanted}
     for part in _parts(table.paths):
         for name, seen in pairs.items():

@@ -23,6 +23,7 @@ from m4.data.sets.declared.definition import Definition, Source, find
 from m4.data.sets.declared.joins import ALWAYS, Joins, Reach
 from m4.data.sets.declared.match import TEXT, Matcher
 from m4.data.sets.declared.points import SPLITS, Flow, Points
+from m4.data.sets.declared.repeats import Repeats
 from m4.data.shares import SMALLEST, share
 from m4.errors import DataError
 
@@ -55,6 +56,7 @@ class Events:
         A point at or after the death of its subject is none: `self.points` are the others.
         """
         self._matcher, self._flow, self._joins = matcher, flow, joins
+        self._repeats = Repeats()
         self._implausible = definition.implausible
         self.reach = Reach(definition, matcher.slots, points)
         self._features = [f for m in definition.modalities for f in m.features or (None,)]
@@ -89,7 +91,10 @@ class Events:
             yield rows[block_P == block], events[order]
 
     def warnings(self) -> list[str]:
-        """Features without an event, and those often outside `low` and `high` (`implausible`)."""
+        """Sources without a time, features without an event, and those often outside their limits.
+
+        The limits are `low` and `high`, often is beyond `implausible`.
+        """
         names, (number_K, outside_K) = self._matcher.names, self._outside
         odd_K = (number_K >= SMALLEST) & (outside_K > self._implausible * number_K)
         lines = [
@@ -97,6 +102,8 @@ class Events:
             " and are dropped: another unit?"
             for k in np.flatnonzero(odd_K)
         ]
+        if (self.points.time_P < ALWAYS).any():
+            lines = [*self._joins.untimed(), *lines]
         known = [code for code, count in self._seen.items() if count >= SMALLEST]
         unused = set(self._matcher.unused())
         for own in map(set, self._matcher.slots):  # of one modality: one line if it has nothing
@@ -156,12 +163,30 @@ class Events:
             {n: c for n, c in zip(names, counts, strict=True) if not self._matcher(n)}
         )
         value_N = table.numbers(source.value)[keep] if _named(table, source.value) else None
-        text = table.strings(source.text) if _named(table, source.text) else None
-        text_N = None if text is None else text.take(pa.array(keep))
+        spoken = any(use.token == TEXT for name in names for use in self._matcher(name))
+        text_N = self._said(table, source, keep, spoken=spoken)
         self._add(subject_N[keep], time_N[keep], names, index, value_N, text_N)
+
+    def _said(self, table, source: Source, keep, *, spoken: bool) -> pa.Array | None:
+        """The texts of some events; one that comes again with all else the same says nothing."""
+        if not _named(table, source.text):
+            return None
+        text_N = table.strings(source.text).take(pa.array(keep))
+        if not spoken:
+            return text_N
+        filled = np.flatnonzero(text_N.is_valid().to_numpy(zero_copy_only=False))
+        new_n = self._repeats.new(table, source, keep[filled])
+        self._flow["texts that repeat another of their subject and time"] += int((~new_n).sum())
+        again_N = np.zeros(len(keep), bool)
+        again_N[filled[~new_n]] = True
+        return pc.if_else(pa.array(again_N), pa.scalar(None, text_N.type), text_N)
 
     def _wide(self, table, source: Source, subject_N, time_N) -> None:
         keep = np.flatnonzero(subject_N >= 0)
+        if not source.number:
+            new_n = self._repeats.new(table, source, keep)
+            self._flow["rows that repeat another, counted once"] += int((~new_n).sum())
+            keep = keep[new_n]
         self._matcher.learn([source.prefix + name for name in table.names()])
         self._seen.update(dict.fromkeys((source.prefix + n for n in table.names()), len(table)))
         for name in table.names():

@@ -33,6 +33,7 @@ class Joins:
         self._events: dict[Path, Counter[bool]] = {}  # by whether their subject has a point
         self._known: dict[Source, set[int]] = {}  # numbers of subjects with a point
         self._strangers: dict[Source, set[int | str]] = {}
+        self._rows: Counter[Source] = Counter()  # of subjects with a point
 
     def add(self, table: arrow_files.Columns, name: str) -> np.ndarray:
         """i32[N]: numbers of the subjects in a column, new ones for new subjects, -1 for none."""
@@ -69,6 +70,7 @@ class Joins:
         events = self._events.setdefault(path, Counter())
         events.update({True: len(known_N), False: len(subject_N) - len(known_N)})
         self._known.setdefault(source, set()).update(np.unique(known_N).tolist())
+        self._rows[source] += len(known_N)
         strangers = self._strangers.setdefault(source, set())
         strangers.update(one for one in found if one not in self.ids)
 
@@ -85,6 +87,18 @@ class Joins:
         columns = Counter((column, zone) for (_, column), zone in self._clocks.items())
         clocks = sorted(f"{column!r} {_clock(zone)}" for column, zone in columns)
         return [*out, f"clocks: {', '.join(clocks)}"] if clocks else out
+
+    def untimed(self) -> list[str]:
+        """A warning per source whose events have no time: what came too late cannot be told.
+
+        Wide rows that come once for nearly each subject hold whenever, and are none.
+        """
+        often = 1.5  # rows of one subject
+        found = [
+            s for s, rows in self._rows.items() if s.code or rows > often * len(self._known[s])
+        ]
+        said = "has no time: all its events count, also those after the prediction time"
+        return [f"{source.files} {said}" for source in dict.fromkeys(found) if not source.time]
 
     def check(self, *, new: bool) -> None:
         """Raises DataError for a source whose subjects are (nearly) all without a point.

@@ -48,6 +48,7 @@ DEATH = re.compile(  # anywhere in a name, but not in other words: dead space, s
     r"|(?<![a-z])dod(?![a-z])|(?<!a)(?<!im)mort(?!ar|g)"
 )
 ZONES = "times, some with a zone and some without: write all alike"
+ISO = "write YYYY-MM-DD HH:MM"
 FEW_EMPTY = 0.02  # share of the rows whose prediction time may lack
 OTHER_FILES = re.compile(r"\.(tsv|tab|xlsx?)(\.gz)?$", re.I)
 
@@ -163,7 +164,7 @@ class Proposal:
                 out += ["", f"[tasks.{name}]", f"kind = {text(kind)}"]
                 out += [f"labels = {text(table.files)}", f"column = {text(column.name)}"]
                 out += [f"subject = {text(table.subject)}"]
-                out += [f"time = {text(asked)}"] if asked else []
+                out += [f"time = {text(asked)}{_no_times(table, asked)}"] if asked else []
                 if kind == "multiclass":
                     out.append(f"classes = {_toml(column.often(SMALLEST))}")
                 if kind == "regression" and _skewed(column):
@@ -182,7 +183,7 @@ class Proposal:
         value, words = _value(table, code), _words(table, code)
         prefix = self._prefixes.get(id(table), "")
         source = ["[[events]]", f"files = {text(table.files)}", f"subject = {text(table.subject)}"]
-        source += [f"time = {text(when)}"] if when else []
+        source += [f"time = {text(when)}{_no_times(table, when)}"] if when else self._always(table)
         source += [f"code = {text(code)}"]
         source += [f"value = {text(value.name)}{_no_numbers(value)}"] if value else []
         source += [f"text = {text(words)}"] if words else []
@@ -202,8 +203,15 @@ class Proposal:
         used = {code, value.name if value else "", words, when, self._asked.get(id(table), "")}
         used |= {column.name for column in self._outcomes[id(table)]}
         for column in (c for c in table.rest() if c.name not in used):
-            self._leave(ZONES if column.mixed else "no use of it was found", table, [column])
+            self._leave(_unread(column) or "no use of it was found", table, [column])
         return source, out
+
+    def _always(self, table: Table) -> list[str]:
+        """A comment on events without a time, if there is a time before which they should lie."""
+        if not any(self._asked.values()):
+            return []
+        said = repr(table.files)[1:-1]
+        return [f"# {said} has no time: all its events count, also those after the prediction time"]
 
     def _codes(self, table: Table) -> tuple[list[str], list[str]]:
         """The codes of a long file with numbers and those without, most subjects first."""
@@ -227,7 +235,8 @@ class Proposal:
         again = bool(when) and table.per_subject() > 1.5
         when = when if again else ""  # what is written once holds whenever
         source = ["[[rows]]", f"files = {text(table.files)}", f"subject = {text(table.subject)}"]
-        source += [f"time = {text(when)}"] if when else []
+        source += [f"time = {text(when)}{_no_times(table, when)}"] if when else []
+        source += self._always(table) if not when and table.per_subject() > 1.5 else []
         prefix = self._prefixes.get(id(table), "")
         source += [f"prefix = {text(prefix)}"] if prefix else []
         outcomes = self._outcomes[id(table)]
@@ -340,8 +349,7 @@ def _subjects(tables: list[Table]) -> str:
 def _may_be_subject(table: Table, column: Column) -> bool:
     return (
         len(column.counts) > 1
-        and not column.time
-        and not column.mixed
+        and not column.dated
         and (column.whole or not column.numeric)
         and column.filled >= 0.9 * table.rows
         and column.words < SENTENCE
@@ -359,7 +367,7 @@ def _code(table: Table) -> str:
     found = [
         c
         for c in table.rest()
-        if not (c.time or c.mixed or _some_value(c))
+        if not (c.dated or _some_value(c))
         and c.words < SENTENCE
         and (not c.numeric or (c.whole and CODE.search(c.name)))
         if len(c.counts) > 1 and len(c.counts) <= table.rows / 5
@@ -393,15 +401,31 @@ def _no_numbers(value: Column) -> str:
     return f" # {what}: the build stops at the first; empty it or write a number" if count else ""
 
 
+def _unread(column: Column) -> str:
+    """Why a column of times cannot be read as it is; '' if it can or is none."""
+    cells = f"{column.unread:,} cell{'s' * (column.unread > 1)}"
+    return (
+        ZONES
+        if column.mixed
+        else f"times that cannot be read ({cells}; {ISO})" * (column.unread > 0)
+    )
+
+
+def _no_times(table: Table, name: str) -> str:
+    """A comment on times at which the build would stop; '' if there are none."""
+    why = _unread(table.columns[name])
+    return f" # {why}: the build stops at the first" if why else ""
+
+
 def _words(table: Table, code: str) -> str:
     """The column of longer texts of a long file."""
-    found = [c for c in table.rest() if not c.numeric and not c.time and c.name != code]
+    found = [c for c in table.rest() if not (c.numeric or c.dated) and c.name != code]
     return max(found, key=lambda c: c.words).name if any(c.words >= SENTENCE for c in found) else ""
 
 
 def _asked(table: Table) -> str:
-    """The first column of times that is no outcome."""
-    times = [c.name for c in table.rest() if c.time and not _outcome(c.name)]
+    """The first column of times that is no outcome; the build refuses it if it cannot be read."""
+    times = [c.name for c in table.rest() if c.dated and not _outcome(c.name)]
     return times[0] if times else ""
 
 
@@ -409,7 +433,7 @@ def _prediction_time(table: Table) -> str:
     """When a file of outcomes asks: the first times that hardly any row lacks; '' for never."""
     if not OUTCOMES.search(table.files):
         return ""
-    times = [c for c in table.rest() if c.time and not _outcome(c.name)]
+    times = [c for c in table.rest() if c.dated and not _outcome(c.name)]
     full = [c.name for c in times if c.filled >= (1 - FEW_EMPTY) * table.rows]
     return full[0] if full else ""
 
@@ -422,7 +446,7 @@ def _outcome(name: str) -> bool:
 
 def _kind(column: Column) -> Literal["", "binary", "regression", "multiclass"]:
     """What kind of task a column of outcomes is; '' for what is none."""
-    if column.time or not column.filled or len(column.counts) < 2 or column.words >= SENTENCE:
+    if column.dated or not column.filled or len(column.counts) < 2 or column.words >= SENTENCE:
         return ""
     if column.yes_no:
         return "binary"
@@ -443,8 +467,8 @@ def _useless(column: Column, *, again: bool) -> str:
         return "its name cannot be printed"
     if column.time:
         return "a time"
-    if column.mixed:
-        return ZONES
+    if why := _unread(column):
+        return why
     if len(column.counts) < 2:
         return "always the same"
     if column.numeric or column.pictures:
