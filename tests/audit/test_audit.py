@@ -227,12 +227,16 @@ def get_config():
 def test_the_command_ends_in_8_and_writes_what_it_says(tmp_path, capsys):
     file = tmp_path / "findings.json"
     asked = [configuration(tmp_path, leak="feature", defect="batch statistics"), f"--json={file}"]
+    asked += ["--config.data.also_train=val"]  # without a validation split rows are of train
     assert command.main(asked) == command.ALARM == 8
     printed = capsys.readouterr().out
     written = json.loads(file.read_text())
     alarmed = {f["check"] for f in written["findings"] if f["verdict"] == "ALARM"}
     assert {"no_feature_tells_the_label", "batch_composition_invariance"} <= alarmed
-    assert f"{len(written['findings'])} checks, {written['alarms']} alarms" in printed
+    left_out = [f["check"] for f in written["findings"] if f["verdict"] == "left out"]
+    assert left_out == ["validation_rows"] and written["stopped"] == ""
+    checks = len(written["findings"]) - 1
+    assert f"{checks} checks, {written['alarms']} alarms, 1 left out" in printed
     assert printed.count("\nALARM ") == written["alarms"]
     assert findings.seal.intact(written)
     assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
