@@ -28,14 +28,21 @@ def problem(text: str) -> str | None:
     )
 
 
-def folder(text: str, name: str) -> Path:
-    """A local path, `~` expanded. Raises ConfigError, which names the flag or variable `name`."""
+def folder(text: str, name: str, *, made: bool = False) -> Path:
+    """A local path, `~` expanded. Raises ConfigError, which names the flag or variable `name`.
+
+    Nothing lies below a file, and a folder that is to be `made` is none itself.
+    """
     if wrong := problem(text):
         raise ConfigError(f"{name}={text}: {wrong}")
     try:
-        return Path(text).expanduser()
+        path = Path(text).expanduser()
     except RuntimeError:
         raise ConfigError(f"{name}={text}: no such user") from None
+    for place in (*([path] if made else []), *path.parents):
+        if os.path.isfile(place):
+            raise ConfigError(f"{name}={text}: {place} is a file, no folder; choose another")
+    return path
 
 
 def require_variables(environ: Mapping[str, str] = os.environ) -> None:

@@ -3,18 +3,22 @@
 All in one process, and before anything is built or trained.
 """
 
+from pathlib import Path
+
 import pytest
 
 from m4.__main__ import main
 
 C = "--config=fusemoe_mimic:tiny"
 S = f"{C} --set "
+WARD = Path(__file__).parents[1] / "docs/example/ward.toml"
+OWN = f"--config=own --set data.options.file={WARD} --set "
 # What is typed, exit code, what the (only, or last) line says.
 MISTAKES = [
     # names of configurations
     ("--config=fusemoe_mimc:tiny", 2, "did you mean configs/fusemoe_mimic.py?"),
     ("--config=configs/fusemoe_mimc.py", 2, "did you mean configs/fusemoe_mimic.py?"),
-    ("--config=fusemoe_mimic:small", 2, "it has: demo, synthetic, tiny, released"),
+    ("--config=fusemoe_mimic:small", 2, "it has: demo, synthetic, "),
     ("--config=fusemoe_mimic:tinny", 2, "did you mean fusemoe_mimic:tiny?"),
     ("--config=support2:tiny", 2, "did you mean support2:"),
     ("--config=physionet2012", 2, "or configs/fusemoe_physionet2012.py?"),
@@ -59,6 +63,11 @@ MISTAKES = [
     ("predict", 2, "--workdir: is missing; --mode=predict needs that of a run"),
     ("predict --workdir=done --on=/nowhere", 3, "--on=/nowhere: no such folder"),
     ("predict --workdir=done --on=empty", 3, "done/data.json: no manifest of the training data"),
+    ("report --workdir=file/x", 2, "--workdir=file/x: file is a file"),
+    (f"{C} --workdir=file", 2, "--workdir=file: file is a file"),
+    (f"{S}data.dir=file/x", 2, "data.dir=file/x: file is a file"),
+    ("lab --out=file/x --report", 2, "--out=file/x: file is a file"),
+    ("export --workdir=done --out=file/x.m4", 2, "out=file/x.m4: file is a file"),
     # methods, gates and routers
     (f"{C} --config.method=m3h", 2, "did you mean --set method.name=...?"),
     (f"{S}method.name=flexmo", 2, "did you mean flexmoe or"),
@@ -66,6 +75,8 @@ MISTAKES = [
     (f"{S}method.name=m4oe", 2, "which m4oe hasn't; take --config=configs/m4oe_mimic.py"),
     (f"{S}method.moe.gate=softmax", 2, "softmax is called linear here"),
     (f"{S}method.moe.gate=laplacian", 2, "laplacian is called laplace here"),
+    (f"{S}method.moe.gate=softmx", 2, "did you mean softmax, which is called linear here?"),
+    (f"{S}method.moe.router=top2", 2, "'package.module:name'; did you mean top_k?"),
     (f"{S}method.moe.gate=topk", 2, "did you mean method.moe.router=top_k?"),
     (f"{S}method.moe.router=switch", 2, "did you mean top_k"),
     (f"{S}method.moe.top_k=99", 2, "try --config.method.moe.top_k=4"),
@@ -86,6 +97,9 @@ MISTAKES = [
     (f"{S}train.select=mortality/auroc", 2, "tasks are ihm48, los, los_under_96h, phe"),
     (f"{S}train.select=ihm48/auc", 2, "did you mean auroc"),
     (f"{S}train.select=auroc", 2, "must be '<task>/<metric>', as ihm48/auroc"),
+    (f"{S}train.select=", 2, "must be '<task>/<metric>', as ihm48/auroc; tasks are ihm48, los"),
+    (f"{OWN}data.raw_dir={WARD.parents[1]}", 2, "as died/auroc; tasks are died, days"),
+    (f"{OWN}train.select=days/auc --set train.steps=0", 2, "a regression task has mae"),
     (f"{S}data.name=mimic", 2, "did you mean mimiciv?"),
     (f"{S}data.name=mimiciv", 2, "is made for synthetic and sets data.options.num_patients"),
     (f"{S}data.raw_dir=s3://x/y", 2, "must be a local path"),
@@ -95,6 +109,7 @@ MISTAKES = [
     ("--config=fusemoe_eicu_meds --set data.options.file=no.toml", 2, "no such file; shipped"),
     ("--config=fusemoe_eicu_meds --set data.options.file=", 2, "is missing, the definition (TOML)"),
     ("--config=fusemoe_eicu_meds --set data.raw_dir=empty", 3, "is missing (labels of"),
+    (f"{OWN}data.raw_dir=empty --set train.select=died/auroc", 3, "ward.csv is missing (labels of"),
 ]
 
 
@@ -103,6 +118,7 @@ def place(tmp_path_factory):
     """An empty folder, and one with the configuration of a run."""
     folder = tmp_path_factory.mktemp("mistakes")
     (folder / "empty").mkdir()
+    (folder / "file").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("M4_RAW_DIR", "")
@@ -129,4 +145,4 @@ def test_a_mistake_is_one_line_that_helps(typed, code, says, place, capsys):
     assert len(lines) == 1 or code == 3 or len({line.split(":")[2] for line in lines}) == len(lines)
     assert "internal error" not in err and {*place.rglob("*")} == before
     if "raw_dir=empty" in typed:  # what is missing is the last that one reads
-        assert lines[-1].endswith(("is missing", "more files", "events)")) or "labels" in lines[-1]
+        assert lines[-1].endswith(("more files", "events)")) or " is missing" in lines[-1]

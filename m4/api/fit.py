@@ -61,7 +61,9 @@ def fit(
         found, given = config, {}
         if workdir is None:
             raise ConfigError("workdir: is missing; a mapping has no name to call one after")
-    folder = local.folder(str(workdir), "workdir") if workdir else configs.workdir_of(source)
+    folder = (
+        local.folder(str(workdir), "workdir", made=True) if workdir else configs.workdir_of(source)
+    )
     overrides = as_text(set or {})
     if frames is not None:
         overrides |= {"data.raw_dir": str(folder / FRAMES)}

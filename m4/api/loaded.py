@@ -37,7 +37,7 @@ from m4.modes import eval as eval_mode
 from m4.run import beside, meds_predictions, members, refitted, trained
 from m4.run.devices import make_mesh
 from m4.run.setup import context, make_model
-from m4.run.workspace import open_incomplete, prepare, use_cache
+from m4.run.workspace import open_incomplete, trained_on, use_cache
 from m4.specs import DataSpec, TaskSpec
 from m4.train import retention
 
@@ -188,9 +188,13 @@ class Model:
 
         Returns {task: {metric: {'value', 'low', 'high'}}}, with 95 % intervals of a bootstrap over
         patients; null where a metric is undefined or fewer than `eval.min_patients` count.
+        Warns of records with the identifiers of subjects trained on: their scores flatter.
         Raises as `predict`, and DataError if no label is known.
         """
         with self.asked(data, points=points, split=split, labelled=True) as asked:
+            again = data is not None and members.seen_again(self.config, self.workdir, asked.keys)
+            if again:
+                warnings.warn(again, stacklevel=2)
             document = self.scores(self.answer(asked), split)
         if document is None:
             raise DataError("no labels, no scores")
@@ -381,18 +385,9 @@ class Model:
         return eval_mode.references_of(self.config, self.spec, train, asked.store, names)
 
     def _built(self) -> Path:
-        """The data trained on, built again if they are gone.
-
-        A definition that is not there any more, as its path is relative to another folder, is not
-        needed for what is built.
-        """
-        try:
-            return prepare(self.config) if self._say is print else _quietly(self.config)
-        except ConfigError:
-            there = trained.built(self.config, self._known.manifest["fingerprint"])
-            if not (there / manifests.FILE).is_file():
-                raise
-            return there
+        """The data trained on, built again if they are gone, see `trained_on`."""
+        with contextlib.nullcontext() if self._say is print else contextlib.redirect_stdout(None):
+            return trained_on(self.config, self.workdir)
 
     def _elsewhere(self, place: Path) -> list[tuple["Model", Path]]:
         """Members that read the same records otherwise, and where: beside `place`."""
@@ -410,7 +405,7 @@ class Model:
         """Raises CheckpointError if some members of an ensemble were trained on others' split."""
         if len({member._known.manifest["fingerprint"] for member in self._members}) > 1:
             members.refuse_own_test(self.workdir)
-            built = [_quietly(member.config) for member in self._members]
+            built = [member._built() for member in self._members]
             members.require_unseen(self.workdir, built, split)
 
     def _definition(self) -> Definition:
@@ -461,12 +456,6 @@ def _of_tasks(
 def _nothing(manifest: Mapping[str, Any]) -> bool:
     """Whether no new record has anything to predict from."""
     return {*manifest["splits"][apply.SPLIT]["patterns"]} == {"0"}
-
-
-def _quietly(config: ml_collections.ConfigDict) -> Path:
-    """The built data set, without a word unless it is built."""
-    with contextlib.redirect_stdout(None):
-        return prepare(config)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ command line gets wrong is reported at once, one line per problem.
 """
 
 import ast
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -107,9 +108,13 @@ def check(
         layer = rules.layer_problems(method, cls)
         problems += [p for p in layer if p.replace(" ", "=").partition("=")[0] not in told]
     if problems:
-        problems += _task_problems(values, problems)
-        raise ConfigError(*dict.fromkeys(problems))
+        raise ConfigError(*_with_tasks(values, problems))
     return ml_collections.ConfigDict(nested(values)).lock()
+
+
+def _of(problem: str) -> str:
+    """The field that a problem is told of."""
+    return problem.partition(":")[0].partition("=")[0]
 
 
 def _no_run(flags: Flags) -> str:
@@ -136,16 +141,18 @@ def completed(found: Mapping[str, Any], name: str) -> dict[str, Any]:
         return whole
 
 
-def _task_problems(values: Mapping[str, Any], told: Sequence[str]) -> list[str]:
-    """What does not fit the data set's tasks, beside other problems that were `told`."""
-    if "train.select" not in values or any(p.startswith(("data.", "train.")) for p in told):
-        return []
-    whole = nested(values)
-    try:
-        spec = data_sets.find(whole["data"]["name"]).spec(**whole["data"].get("options", {}))
-        return rules.data_problems(whole, spec)
-    except Exception:  # noqa: BLE001 (of foreign code; said once the configuration is right)
-        return []
+def _with_tasks(values: Mapping[str, Any], told: Sequence[str]) -> list[str]:
+    """Each problem `told` once, and what does not fit the tasks of the data set.
+
+    Of a field that both speak of the latter is said: it has the names that can be chosen.
+    """
+    more, whole = [], nested(values)
+    if "train.select" in values and not any(p.startswith("data.") for p in told):
+        with contextlib.suppress(Exception):  # of foreign code; said once the rest is right
+            spec = data_sets.find(whole["data"]["name"]).spec(**whole["data"].get("options", {}))
+            more = rules.data_problems(whole, spec)
+    fields = {_of(problem) for problem in more}
+    return [*dict.fromkeys(p for p in told if _of(p) not in fields), *more]
 
 
 def _check_structure(config: Any, source: str) -> None:

@@ -230,7 +230,7 @@ def _conflicts(found: Mapping[str, str], mode: str, options: Mapping[str, str]) 
 
 def _workdir(found: dict[str, str]) -> Path | None:
     if "workdir" in found:
-        return local.folder(found["workdir"], "--workdir")
+        return local.folder(found["workdir"], "--workdir", made=True)
     if found.get("mode") == "sweep":
         return Path("runs/results")
     if "config" not in found and "config_json" not in found:

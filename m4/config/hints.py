@@ -87,8 +87,12 @@ def nearest(word: str, known: Sequence[str]) -> str:
     close += difflib.get_close_matches(word.lower(), [*dict.fromkeys(known)], n=2, cutoff=0.6)
     # "learning_rate" -> "lr": initials and prefixes that edit distance does not see.
     initials = "".join(part[:1] for part in word.split("_"))
-    close += [k for k in known if k not in close and k in (initials, word.split("_")[0])]
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    close += [k for k in known if k in (initials, word.split("_")[0])]
+    if close:
+        return f"; did you mean {' or '.join(dict.fromkeys(close))}?"
+    others = {w: k for k, words in VALUES.items() if k in known for w in words.split()}
+    meant = difflib.get_close_matches(word.lower(), others, n=1, cutoff=0.8)
+    return f"; did you mean {meant[0]}, which is called {others[meant[0]]} here?" if meant else ""
 
 
 def unknown(path: str, fields: Iterable[str]) -> str:

@@ -401,15 +401,21 @@ def data_problems(values: Mapping[str, Any], spec: DataSpec) -> list[str]:
     select = values["train"]["select"]
     task, _, metric = select.rpartition("/")
     if not task:
+        first = next((name for name in tasks if METRICS.get(kinds[name])), tasks[0])
+        has = METRICS.get(kinds[first], ())
+        example = metric if metric in has or not has else has[0]
         problems.append(
-            f"train.select={select!r}: must be '<task>/<metric>', as {tasks[0]}/{metric}; tasks are"
-            f" {listed}"
+            f"train.select={select!r}: must be '<task>/<metric>', as {first}/{example}; tasks are"
+            f" {listed}{nearest(metric, has) if metric else ''}"
         )
     elif task not in kinds:
         problems.append(f"train.select={select!r}: tasks are {listed}{nearest(task, tasks)}")
     elif metric not in METRICS.get(kinds[task], ()):
-        has = ", ".join(METRICS.get(kinds[task], ()))
-        problems.append(f"train.select={select!r}: a {kinds[task]} task has {has}")
+        has = METRICS.get(kinds[task], ())
+        problems.append(
+            f"train.select={select!r}: a {kinds[task]} task has {', '.join(has)}"
+            f"{nearest(metric, has)}"
+        )
     left = values.get("data", {}).get("leave_out", "")
     if left and left.partition("=")[0] not in spec.groups:
         known = ", ".join(spec.groups) or "none here"

@@ -65,7 +65,7 @@ def run(args: Sequence[str]) -> int:
         raise ConfigError(f"{found.command}: must be theory, compare or nothing; see --help")
     if not found.out and not found.plan:
         raise ConfigError("--out: is missing")
-    out = local.folder(found.out, "--out")
+    out = local.folder(found.out, "--out", made=True)
     if found.command == "theory":
         return _theory(found.config, out)
     if found.report and not found.config:

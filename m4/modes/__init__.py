@@ -17,6 +17,7 @@ from m4.train import trackers, workdir
 # Modes that keep checkpoints.
 SAVING = ("train", "crossval", "ensemble", "refit", "sweep", "tim", "interplay")
 TESTING = ("train", "check", "ensemble")  # modes with one test split
+ON_TRAINED = ("eval", "predict", "stress")  # modes that need nothing but what a run has built
 ELSEWHERE = ("plan", "scale", "report")  # modes that need not the devices of the mesh
 
 
@@ -44,7 +45,16 @@ def require(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
         here = alone and flags.mode not in ELSEWHERE
         if flags.mode in TESTING:
             leave_out.named(config.data.leave_out)
-        preflight.require(config, flags.config, files=flags.mode != "plan", mesh=here)
+        files = flags.mode != "plan"
+        if flags.mode not in ON_TRAINED or flags.config or flags.config_json:
+            preflight.require(config, flags.config, files=files, mesh=here)
+            return
+        from m4.run import trained
+
+        with trained.told_where(config, flags.workdir):
+            files = trained.found(config, flags.workdir) is None
+            spec = trained.schema(config, flags.workdir)
+            preflight.require(config, None, files=files, mesh=here, spec=spec)
 
 
 def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:

@@ -4,8 +4,10 @@ Of an ensemble (`m4.run.members`) every member predicts, by one compiled functio
 is evaluated; `restore` and `sweep` hide whether there are one or several.
 """
 
+import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from m4.data import aggregate, at_first, set_aside
 from m4.data.batch import empty
 from m4.data.loader import eval_batches
 from m4.data.store import Store
-from m4.errors import CheckpointError
+from m4.errors import CheckpointError, ConfigError
 from m4.eval import (
     averages,
     baselines,
@@ -35,15 +37,15 @@ from m4.eval import (
 from m4.eval.predictions import SCORED_KINDS, Predictions
 from m4.eval.report import words
 from m4.modes import report
-from m4.run import beside, hours, members, preflight, programs, pseudonyms, refitted
+from m4.run import beside, hours, members, preflight, programs, pseudonyms, refitted, trained
 from m4.run import meds_predictions as meds
 from m4.run.setup import Model, Setup, context, make_model, make_setup
 from m4.run.workspace import (
     open_incomplete,
     owned,
-    prepare,
     require_test,
     same_run,
+    trained_on,
     use_cache,
     validation,
 )
@@ -88,7 +90,7 @@ def restore(config: ml_collections.ConfigDict, folder: Path):
     use_cache(folder)
     if members.folders(folder):
         return _restore_several(config, folder)
-    setup = make_setup(config, prepare(config))
+    setup = make_setup(config, trained_on(config, folder))
     require_test(setup.data, folder)
     params = best_params(config, setup, folder)
     with context(setup.mesh):
@@ -100,7 +102,7 @@ def _restore_several(config, folder: Path) -> tuple[Setup, members.Several]:
     """As `restore`; the setup is the first member's."""
     members.refuse_own_test(folder)
     owns = members.configs_of(config, folder)
-    built = [prepare(own) for _, own in owns]
+    built = [trained_on(own, place) for place, own in owns]
     require_test(built[0], folder)
     members.require_unseen(folder, built)
     setup, compiled = make_setup(owns[0][1], built[0]), members.Programs()
@@ -325,13 +327,25 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
         document["references_left_out"] = list(rare)
     if config.data.leave_out:
         document["left_out"] = config.data.leave_out
-    document["words"] = words_of(preflight.schema(config))
+    document["words"] = _words(config, folder, split)
     if config.eval.missing:
         document["missing"] = config.eval.missing.to_dict()
     results.write(document, folder)
     write_tables(config, folder, evaluation.found, spec, split)
     words.print_table(document)
     report.build(folder)
+
+
+def _words(config, folder: Path, split: str) -> dict[str, Any]:
+    """What the data set says in words; of one that cannot be asked, what the last results say."""
+    try:
+        return words_of(preflight.schema(config))
+    except ConfigError:
+        said = words_of(trained.schema(config, folder))
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            kept = json.loads((folder / "results" / f"{split}.json").read_text()).get("words")
+            return kept if isinstance(kept, dict) and kept.keys() == said.keys() else said
+        return said
 
 
 def _gain(config, spec: DataSpec, folder: Path, evaluation: Evaluation) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from typing import Any
 
 import ml_collections
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from m4 import cells, seal
 from m4.api import loaded
@@ -67,8 +66,8 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
                 for line in known.said(more):
                     print(line)
                 _count(folder, name, asked.manifest, len(found.uid))
-                if asked.keys is not None:
-                    _warn_of_trained(config, folder, asked.keys)
+                if line := members.seen_again(config, folder, asked.keys):
+                    print(f"warning  {line}")
                 _score(model, folder, name, found, asked)
 
 
@@ -119,27 +118,6 @@ def _count(folder: Path, name: str, manifest: dict[str, Any], rows: int) -> None
         "joining": manifest["joining"],
     }
     seal.write(folder, f"predictions/{name}.json", json.dumps(document, indent=1) + "\n")
-
-
-def _warn_of_trained(config, folder: Path, keys: pa.Table) -> None:
-    """Says how many records are of subjects whom a model, or one of several, has seen.
-
-    As far as those can still be looked up; a validation split chose steps and cuts.
-    """
-    known: set[str] = set()
-    for place in members.folders(folder) or (folder,):
-        built = trained.built(config, trained.read(place).manifest["fingerprint"])
-        for split in ("train", "val"):
-            if (old := index.read(built, split)) is not None:
-                known |= {*pc.unique(old["subject_id"].cast(pa.string())).to_pylist()}
-    seen = pa.array(sorted(known), pa.string())
-    again = pc.sum(pc.is_in(keys["subject_id"].cast(pa.string()), value_set=seen)).as_py()
-    if again:
-        count = cells.count(again, manifests.SMALLEST)
-        print(
-            f"warning  {count} of {len(keys):,} records have the identifier of a training"
-            " subject: if it is the same person, scores flatter the model"
-        )
 
 
 def _score(

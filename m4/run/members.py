@@ -21,10 +21,14 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from m4 import cells, seal, task_losses
 from m4 import config as configs
-from m4 import seal, task_losses
 from m4.config import trust
+from m4.data import index
+from m4.data import manifest as manifests
 from m4.data.cohort import sha256
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
@@ -264,3 +268,26 @@ def _unfitted(spec: DataSpec) -> DataSpec:
 
 def _patients(data: Path, split: str) -> np.ndarray:
     return Store(data, split).columns(["patient"])["patient"]
+
+
+def seen_again(config: ml_collections.ConfigDict, folder: Path, keys: pa.Table | None) -> str:
+    """Says how many records are of subjects whom a model, or one of several, has seen; else ''.
+
+    As far as those can still be looked up; a validation split chose steps and cuts.
+    """
+    known: set[str] = set()
+    for place in (folders(folder) or (folder,)) if keys is not None else ():
+        built = trained.built(config, trained.read(place).manifest["fingerprint"])
+        for split in ("train", "val"):
+            if (old := index.read(built, split)) is not None:
+                known |= {*pc.unique(old["subject_id"].cast(pa.string())).to_pylist()}
+    if keys is None or not known:
+        return ""
+    seen = pa.array(sorted(known), pa.string())
+    again = pc.sum(pc.is_in(keys["subject_id"].cast(pa.string()), value_set=seen)).as_py()
+    if not again:
+        return ""
+    return (
+        f"{cells.count(again, manifests.SMALLEST)} of {len(keys):,} records have the identifier of"
+        " a training subject: if it is the same person, scores flatter the model"
+    )

@@ -25,9 +25,15 @@ from m4.types import Method
 
 def folders(config: ml_collections.ConfigDict) -> tuple[Path, Path]:
     """(root of the raw files, root of the built data sets)."""
-    raw_dir = config.data.raw_dir or os.environ.get("M4_RAW_DIR") or "raw"
-    data_dir = config.data.dir or os.environ.get("M4_DATA_DIR") or "data"
-    return local.folder(raw_dir, "data.raw_dir"), local.folder(data_dir, "data.dir")
+    raw_dir = _chosen(config.data.raw_dir, "data.raw_dir", "M4_RAW_DIR", "raw")
+    data_dir = _chosen(config.data.dir, "data.dir", "M4_DATA_DIR", "data")
+    return local.folder(*raw_dir), local.folder(*data_dir, made=True)
+
+
+def _chosen(given: str, field: str, variable: str, default: str) -> tuple[str, str]:
+    """A path, and who gave it: the field, else the variable of the environment."""
+    named = os.environ.get(variable)
+    return (named, variable) if named and not given else (given or default, field)
 
 
 def require(
@@ -36,15 +42,16 @@ def require(
     *,
     files: bool = True,
     mesh: bool = False,
+    spec: DataSpec | None = None,
 ) -> None:
     """Raises DataError if raw `files` are missing and ConfigError if something doesn't fit.
 
     That is options that the data set refuses, tasks and methods that are not for its schema, and a
     `mesh` that is not for the devices at hand.
     A data set that was built before needs no raw files; whether what is built fits is decided
-    when it is opened.
+    when it is opened. `spec` is the schema of one that cannot be asked any more.
     """
-    spec = schema(config)
+    spec = spec or schema(config)
     problems = rules.data_problems(config.to_dict(), spec)
     try:
         method = method_of(config, spec)
@@ -75,10 +82,13 @@ def require(
     module = _module(config)
     absent = module.missing_files(raw_dir, **config.data.options.to_dict())
     if absent:
+        said = [line for line in absent if " is missing" not in line]  # where one gets them
+        absent = [line for line in absent if line not in said] or absent
         where = f"{_name(config)}: {module.WHERE}; then set M4_RAW_DIR or --config.data.raw_dir"
         if len(absent) > 3:
             absent[2:] = [f"and {len(absent) - 2} more files"]
-        raise DataError(where, _without_files(source), *absent)  # the last line is what is read
+        said = [line for line in said if line not in absent]
+        raise DataError(where, _without_files(source), *said, *absent)  # the last is what is read
 
 
 def _require_layers(method: Method, spec: DataSpec) -> None:
@@ -96,7 +106,8 @@ def schema(config: ml_collections.ConfigDict) -> DataSpec:
     module, options = _module(config), config.data.options.to_dict()
     for name, parameter in inspect.signature(module.spec).parameters.items():
         value = options.get(name, parameter.default)
-        if isinstance(parameter.default, tuple) and not isinstance(value, tuple):
+        word = name in ("modalities", "tasks") and isinstance(value, str)  # a letter is no name
+        if word or (isinstance(parameter.default, tuple) and not isinstance(value, tuple)):
             raise ConfigError(
                 f"data.options.{name}={value!r}: must be a tuple of values, {(value,)!r}"
             )
@@ -119,8 +130,12 @@ def _without_files(source: str | None) -> str:
     path = (source or "").partition(":")[0]
     free = []
     for variant in program.variants(path) if path else ():
-        config = configs.check(program.load_file(f"{path}:{variant}"), {}, path)
-        options = config.data.options.to_dict()
-        if not _module(config).missing_files(folders(config)[0], **options):
+        try:
+            config = configs.check(program.load_file(f"{path}:{variant}"), {}, path)
+            options = config.data.options.to_dict()
+            absent = _module(config).missing_files(folders(config)[0], **options)
+        except ConfigError:  # one that is not whole without what the user has to say
+            continue
+        if not absent:
             free.append(f"--config={path}:{variant}")
     return "needs no files: " + (" or ".join(free) or "--config=configs/fusemoe_mimic.py:synthetic")

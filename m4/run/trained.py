@@ -4,9 +4,10 @@ data.json         their manifest: schema, options (a definition's whole content)
 vocabulary.json   tokens by id of every modality whose ids were counted; absent without such
 """
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from m4.data.apply import Trained
 from m4.data.cohort import sha256
 from m4.errors import ConfigError, DataError
 from m4.run import preflight
+from m4.specs import DataSpec
 
 MANIFEST, VOCABULARY = "data.json", "vocabulary.json"
 # Where files are and who is in which split: it says nothing of how a subject's files are read.
@@ -92,6 +94,61 @@ def _whole(manifest: Mapping[str, Any]) -> bool:
 def built(config: ml_collections.ConfigDict, fingerprint: str) -> Path:
     """Where the training data were built; they need not be there any more."""
     return preflight.folders(config)[1] / config.data.name.rpartition(".")[2] / fingerprint
+
+
+def schema(config: ml_collections.ConfigDict, folder: Path) -> DataSpec:
+    """What the data set says of itself or, if its definition is gone, what a run remembers of it.
+
+    A path that is relative to another folder is no reason to refuse what was trained with it.
+    """
+    try:
+        return preflight.schema(config)
+    except ConfigError:
+        if redefined(config, folder) or not (known := _remembered(folder)):
+            raise
+        return manifests.spec_from(known["schema"])
+
+
+def found(config: ml_collections.ConfigDict, folder: Path) -> Path | None:
+    """The data that a run was trained on where they were built, None if they are not there."""
+    known = _remembered(folder)
+    there = built(config, known["fingerprint"]) if known else None
+    return there if there and (there / manifests.FILE).is_file() else None
+
+
+@contextlib.contextmanager
+def told_where(config: ml_collections.ConfigDict, folder: Path) -> Iterator[None]:
+    """What is missing to build a run's data again is told with where they were looked for."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        if isinstance(error, ConfigError) and not str(error).startswith("data."):
+            raise
+        known = _remembered(folder)
+        if not known or redefined(config, folder) or found(config, folder):
+            raise
+        there = built(config, known["fingerprint"])
+        how = "data.dir" if config.data.dir else "M4_DATA_DIR or data.dir"
+        raise type(error)(
+            *error.args,
+            f"{folder}: the data trained on are not in {there}; run this in the folder in which it"
+            f" was trained, or set {how} to where they were built",
+        ) from error
+
+
+def redefined(config: ml_collections.ConfigDict, folder: Path) -> bool:
+    """Whether a command says otherwise than the run what its data set is."""
+    then = configs.stored(folder / "config.json")["data"]
+    now = config.data.to_dict()
+    return any(then.get(key) != now[key] for key in ("name", "options"))
+
+
+def _remembered(folder: Path) -> Mapping[str, Any]:
+    """The manifest that is remembered; {} where none is, as whoever opens the run will tell."""
+    try:
+        return read(folder).manifest
+    except DataError:
+        return {}
 
 
 def per_fold(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from m4.data import build, missing, shift
 from m4.data import manifest as manifests
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
-from m4.run import agreement, cache, preflight, progress
+from m4.run import agreement, cache, preflight, progress, trained
 from m4.run.method import require_fit
 from m4.train import processes, workdir
 
@@ -72,6 +72,23 @@ def prepare(config: ml_collections.ConfigDict) -> Path:
     if processes.several():
         processes.agree(agreement.of_data(folder))
     return folder
+
+
+def trained_on(config: ml_collections.ConfigDict, folder: Path) -> Path:
+    """The data that a work directory's run was trained on, built again if they are gone.
+
+    A definition that is not there any more, as its path is relative to another folder, is not
+    needed for what is built.
+    """
+    with trained.told_where(config, folder):
+        try:
+            return prepare(config)
+        except ConfigError:
+            there = trained.found(config, folder)
+            if there is None or trained.redefined(config, folder):
+                raise
+            manifests.read(there)  # whole
+            return there
 
 
 def open_split(data: Path, split: str, batch_size: int) -> Store:

@@ -23,6 +23,8 @@ import pytest
 import m4
 from m4.api import contributions, frames, handed
 from m4.data.sets.declared import parse
+from m4.main import main
+from m4.run.workspace import trained_on
 from tests.api import ward
 
 
@@ -53,12 +55,19 @@ def test_importing_it_is_cheap_and_lazy():
         _ = m4.moe.train
 
 
-def test_what_fit_leaves_is_for_its_owner_only(place, fitted):
+def test_what_fit_leaves_is_for_its_owner_only(place, fitted, capsys):
     assert repr(fitted).endswith("labs, baseline -> aki, los>")
     for path in (place / "w").rglob("*"):
         assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
     (place / "ward.toml").rename(place / "away.toml")  # as from a folder to which it is relative
     assert len(m4.load(place / "w").predict()) > 0
+    assert main(["predict", f"--workdir={place / 'w'}"]) == 0
+    assert trained_on(fitted.config, place / "w").name == fitted._known.manifest["fingerprint"]
+    (place / "data").rename(place / "away")
+    assert main(["eval", f"--workdir={place / 'w'}"]) == 2
+    (place / "away").rename(place / "data")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"{place / 'w'}: the data trained on are not in {place / 'data/tables/'}" in last
     (place / "away.toml").rename(place / "ward.toml")
     before = os.umask(0o022)
     try:
@@ -68,6 +77,15 @@ def test_what_fit_leaves_is_for_its_owner_only(place, fitted):
     finally:
         os.umask(before)
     assert again.predict(ward.tables()).equals(fitted.predict(ward.tables()))
+
+
+def test_scores_of_subjects_trained_on_are_told(fitted):
+    given = ward.tables()
+    rows = fitted._known.manifest["splits"]
+    seen = rows["train"]["rows"] + rows["val"]["rows"]  # one row each
+    with pytest.warns(UserWarning, match=f"^{seen} of 90 records have the identifier of a train"):
+        fitted.evaluate(given)
+    fitted.evaluate()
 
 
 def test_frames_that_are_refused_leave_those_of_the_run(place, fitted):
