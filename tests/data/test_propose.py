@@ -318,6 +318,9 @@ def test_what_looks_like_a_time():
     other = "HR;120/80;1:40;2160-0;2028-9;K35.8;5-470.11;C09AA05;20210306;0002-3227-30;May;10.0.0.1"
     assert [cell for cell in looks.split(";") if not notations.unread("x", {cell: 9})] == []
     assert [cell for cell in other.split(";") if notations.unread("code", {cell: 9})] == []
+    numbers = ["20210306", "1614999600", "1614999600000", "1.6149996e+09", "44261.125"]
+    assert [n for n in numbers if not notations.unread("charttime", {n: 9})] == []
+    assert [n for n in numbers if notations.unread("value", {n: 9})] == []
     assert not notations.unread("time", {"1.25": 4, "12.5": 4, "7": 1})  # hours of something
     assert not notations.unread("code", {"05.02.2020": 1, "HR": 90})
 
@@ -328,8 +331,15 @@ def test_events_without_a_time_are_told(tmp_path, capsys):
     (tmp_path / "ward").mkdir()
     text, _ = drafted(tmp_path / "ward", capsys, **given)
     told = "events.csv has no time: all its events count, also those after the prediction time"
-    assert f"# {told}" in text
+    assert f"# {told}" in text and "may be later" not in text
     (tmp_path / "d.toml").write_text(text)
     found = tables.cohort(tmp_path, seed=0, file=str(tmp_path / "d.toml"))
     found.joining()
     assert found.warnings == [told]
+
+
+def test_a_time_of_rows_that_come_once_is_offered(tmp_path, capsys):
+    given = asked_ward(str)
+    given["scans"] = pd.DataFrame({"patient_id": WHO, "at": hours(3) * N, "x": RNG.normal(size=N)})
+    text, _ = drafted(tmp_path, capsys, **given)
+    assert '# time = "at" # if what a row holds may be later than the prediction time' in text

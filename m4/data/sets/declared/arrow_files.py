@@ -24,6 +24,7 @@ from m4.errors import DataError
 
 BATCH = 1 << 16  # rows
 BLOCK = 1 << 25  # bytes of CSV, also the longest row: a note of some millions of words
+CELLS = 1 << 22  # that are compared at once
 NEVER = np.iinfo(np.int64).min  # stands for no time
 SEPARATORS = {";": "semicolons", "\t": "tabs"}  # of files that are no comma-separated ones
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
@@ -160,13 +161,17 @@ class Columns:
 
         Others have another, but for one chance in 2^64. They hold for this process alone.
         """
-        chosen = pa.array(rows)
-        cells = [_bytes(self._batch.column(self._place[name]).take(chosen)) for name in names]
-        between, absent = pa.scalar(b"\x1f", pa.large_binary()), b"\0"
-        joined = pc.binary_join_element_wise(
-            *cells, between, null_handling="replace", null_replacement=absent
-        )
-        return np.fromiter(map(hash, joined.to_pylist()), np.int64, len(rows))
+        columns = [self._batch.column(self._place[name]) for name in names]
+        between, found = pa.scalar(b"\x1f", pa.large_binary()), np.empty(len(rows), np.int64)
+        step = max(1, CELLS // max(1, len(names)))
+        for start in range(0, len(rows), step):
+            chosen = rows[start : start + step]
+            cells = [_bytes(column.take(pa.array(chosen))) for column in columns]
+            joined = pc.binary_join_element_wise(
+                *cells, between, null_handling="replace", null_replacement=b"\0"
+            )
+            found[start : start + step] = [*map(hash, joined.to_pylist())]
+        return found
 
     def _text(self, array: pa.Array) -> pa.Array:
         """Text without blanks around it, null where it says that there is none."""

@@ -44,7 +44,9 @@ MOMENT = re.compile(
     re.I,
 )
 BARE = re.compile(  # which could be a number or a ratio, too: what the column is called decides
-    rf"(?:{_CLOCK}){_ZONE}|{_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])(?:[0-9]{{4,6}})?",
+    rf"(?:{_CLOCK}){_ZONE}|{_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])(?:[0-9]{{4,6}})?"
+    r"|1[0-9]{9}(?:[0-9]{3}){0,2}(?:\.0*)?|1\.[0-9]+e\+(?:09|12|15)"  # since 1970
+    r"|[34][0-9]{4}(?:\.[0-9]+)?",  # days of a spreadsheet
     re.I,
 )
 HOURS = re.compile(r"[0-9]{1,2}(?:\.[0-9]*)?")  # 7 or 1.25: since the admission, perhaps

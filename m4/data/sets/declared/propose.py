@@ -208,7 +208,13 @@ class Proposal:
 
     def _always(self, table: Table) -> list[str]:
         """A comment on events without a time, if there is a time before which they should lie."""
-        if not any(self._asked.values()):
+        when = _asked(table)
+        if not any(self._asked.values()) or when == self._asked.get(id(table)):
+            return []
+        if when:
+            key = f"time = {_quoted(when)}"
+            return [f"# {key} # if what a row holds may be later than the prediction time"]
+        if table.per_subject() <= 1.5:
             return []
         said = repr(table.files)[1:-1]
         return [f"# {said} has no time: all its events count, also those after the prediction time"]
@@ -236,7 +242,7 @@ class Proposal:
         when = when if again else ""  # what is written once holds whenever
         source = ["[[rows]]", f"files = {text(table.files)}", f"subject = {text(table.subject)}"]
         source += [f"time = {text(when)}{_no_times(table, when)}"] if when else []
-        source += self._always(table) if not when and table.per_subject() > 1.5 else []
+        source += self._always(table) if not when else []
         prefix = self._prefixes.get(id(table), "")
         source += [f"prefix = {text(prefix)}"] if prefix else []
         outcomes = self._outcomes[id(table)]
