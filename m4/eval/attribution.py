@@ -234,6 +234,7 @@ def _primary(game: Game, worth: _Worth) -> dict[str, Any] | None:
         pairs_MR = worth.pairs(np.array(value_S))
         pairs_MR = [None] * len(value_M) if pairs_MR is None else pairs_MR
         drawn = zip(value_M, worth.map_MS @ np.stack(value_SB), pairs_MR, strict=True)
-        found = [games.estimate(float(v), value_B, units, own_R) for v, value_B, own_R in drawn]
+        few = {"smallest": game.min_patients}
+        found = [games.estimate(float(v), draws_B, units, r, **few) for v, draws_B, r in drawn]
     named = zip(game.names, found, strict=True)
     return {"metric": name, "modalities": [{"modality": m, "shapley": e} for m, e in named]}

@@ -99,21 +99,27 @@ def interval(
     level: float = 0.95,
     units: int | None = None,
     lost: str = "undefined",
+    smallest: int = 0,
 ) -> dict:
     """The value with its bias-corrected interval, as JSON: {value, low, high, note?}.
 
     `units` is the number of patients that the value rests on: of the rarer outcome, if it has two.
     No interval is given where the value is undefined or more than a fifth of the draws are; a
-    smaller share of undefined draws is left out and noted, and `lost` says what they are.
+    smaller share of undefined draws is left out and noted, and `lost` says what they are. Where
+    `units` are fewer than `smallest`, notes do not tell how many: one is lost in 37 % of the draws.
     """
+    known = np.inf if units is None else units
+    few = known < smallest
     notes = [value.note] if value.note else []
     defined = values_B[np.isfinite(values_B)]
     undefined = 1 - len(defined) / len(values_B)
     low = high = None
     if np.isfinite(value.value):
-        if undefined > MAX_UNDEFINED:
+        if few and (undefined > MAX_UNDEFINED or known < 2):
+            notes.append(f"no interval: it rests on fewer than {smallest} patients")
+        elif undefined > MAX_UNDEFINED:
             notes.append(f"no interval: {lost} in {undefined:.0%} of the draws")
-        elif units is not None and units < 2:
+        elif known < 2:
             notes.append("no interval: it rests on one patient")
         else:
             tail = t.ppf((1 - level) / 2, np.inf if units is None else units - 1)
@@ -121,7 +127,8 @@ def interval(
             ends = norm.cdf(2 * _bias(value.value, defined) + np.array([tail, -tail]))
             low, high = np.quantile(defined, ends)
             if undefined:
-                notes.append(f"{lost} in {undefined:.1%} of the draws, left out")
+                share = "some" if few else f"{undefined:.1%}"
+                notes.append(f"{lost} in {share} of the draws, left out")
     out = {"value": number(value.value), "low": number(low), "high": number(high)}
     return out | ({"note": "; ".join(notes)} if notes else {})
 

@@ -99,7 +99,7 @@ class Game:
         value_Q, value_QB = self._drawn(value_Qn[:, some_n], weight_n, some_n)
         pairs = [None] * len(value_Q) if pairs_QR is None else pairs_QR
         return [
-            estimate(float(value), value_B, units, pairs_R)
+            estimate(float(value), value_B, units, pairs_R, smallest=self.min_patients)
             for value, value_B, pairs_R in zip(value_Q, value_QB, pairs, strict=True)
         ]
 
@@ -126,14 +126,19 @@ class Game:
 
 
 def estimate(
-    value: float, value_B: np.ndarray, units: int, pairs_R: np.ndarray | None = None
+    value: float,
+    value_B: np.ndarray,
+    units: int,
+    pairs_R: np.ndarray | None = None,
+    *,
+    smallest: int = 0,
 ) -> dict[str, Any]:
-    """An estimate with two-sided p, as JSON; of `units` see `m4.eval.bootstrap.interval`.
+    """An estimate with two-sided p, as JSON; `units`, `smallest`: `m4.eval.bootstrap.interval`.
 
     `value` may be a mean of what R independent pairs of orders say: `bootstrap.Sampled`.
     """
     error = None if pairs_R is None else bootstrap.Sampled.of(pairs_R)
-    found = bootstrap.interval(Value(value), value_B, units=units)
+    found = bootstrap.interval(Value(value), value_B, units=units, smallest=smallest)
     if found["low"] is not None and units > 1:
         found["p"] = bootstrap.number(bootstrap.two_sided(value, value_B, units=units, error=error))
     return found if error is None else error.widen(found)

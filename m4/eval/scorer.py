@@ -126,8 +126,8 @@ class Scorer:
         found = {}
         for name, value in scored.values.items():
             lost = "without one of the labels or classes" if _macro(name) else "undefined"
-            args = value, scored.draws[name]
-            found[name] = bootstrap.interval(*args, units=units[name], lost=lost)
+            args, own = (value, scored.draws[name]), {"units": units[name], "lost": lost}
+            found[name] = bootstrap.interval(*args, **own, smallest=self.min_patients)
         return found | scored.others
 
     def differences(self, a: Scored, b: Scored, mask_NL: np.ndarray, names) -> dict[str, dict]:

@@ -61,6 +61,11 @@ def test_interval_states_what_is_undefined():
     assert kept["low"] == pytest.approx(0.025) and kept["note"].startswith("undefined in 10.0%")
     lost = bootstrap.interval(Value(0.5), np.r_[drawn[:70], np.full(30, np.nan)])
     assert lost["low"] is None and lost["value"] == 0.5 and "no interval" in lost["note"]
+    for own in (drawn, np.r_[drawn[:63], np.full(37, np.nan)]):
+        said = bootstrap.interval(Value(0.5), own, units=1, smallest=10)  # one event stays unknown
+        assert said["note"] == "no interval: it rests on fewer than 10 patients"
+    said = bootstrap.interval(Value(0.5), drawn, units=2, smallest=10)["note"]
+    assert said == "undefined in some of the draws, left out"
     never = bootstrap.interval(Value(np.nan, "every label is 0"), np.full(5, np.nan))
     assert never == {"value": None, "low": None, "high": None, "note": "every label is 0"}
 
