@@ -98,7 +98,7 @@ def test_predictions_by_subject(tmp_path):
         routing={},
     )
     keys = pa.table({"subject_id": ["=1+1", "p2", "p3"], "prediction_time": pa.nulls(3)})
-    path = own_predictions.write(tmp_path, "test", found, spec, keys)
+    path = own_predictions.write(tmp_path, "test", found, spec, keys, {})
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     read = [*csv.DictReader(path.read_text().splitlines())]
     assert [row["subject_id"] for row in read] == ["p3", "'=1+1", "p2"]

@@ -406,7 +406,7 @@ def data_problems(values: Mapping[str, Any], spec: DataSpec) -> list[str]:
         example = metric if metric in has or not has else has[0]
         problems.append(
             f"train.select={select!r}: must be '<task>/<metric>', as {first}/{example}; tasks are"
-            f" {listed}{nearest(metric, has) if metric else ''}"
+            f" {listed}{nearest(metric, has) if metric and metric not in has else ''}"
         )
     elif task not in kinds:
         problems.append(f"train.select={select!r}: tasks are {listed}{nearest(task, tasks)}")

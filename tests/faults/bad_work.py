@@ -126,7 +126,7 @@ def _places() -> Iterator[Case]:
 
         return make
 
-    yield Case("data.dir below a file", below_file, 6, ("f/data",))
+    yield Case("data.dir below a file", below_file, 2, ("f/data", "is a file"))
     yield Case("data.dir in /proc", data_dir("/proc/nope"), 6, ("/proc/nope",))
     yield Case("data.dir has a NUL", data_dir("a\x00b"), 2, ("data.dir",))
     for name in ("physionet2012", "support2", "mfeat", "mimiciv"):
