@@ -31,7 +31,8 @@ CPU = topology.parse("cpu:4")
 def planned(tmp_path_factory):
     """What the command in docs/scale.md prints and writes, on four virtual devices."""
     folder = tmp_path_factory.mktemp("plan")
-    (text,) = re.findall(r"^```sh\n(.*?)\n```", PAGE, flags=re.M | re.S)
+    blocks = re.findall(r"^```sh\n(.*?)\n```", PAGE, flags=re.M | re.S)
+    (text,) = [block for block in blocks if "--mode=plan" in block]
     command = [sys.executable, *shlex.split(text)[1:]]
     command = [arg.replace("=plan.json", f"={folder}/plan.json") for arg in command]
     env = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
