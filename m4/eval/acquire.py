@@ -134,6 +134,7 @@ class Adviser(NamedTuple):
         return gain_NM, best(gain_NM, self.price_M)
 
 
+@threadpool_limits.wrap(limits=1)  # as `advise`
 def adviser(
     game: Game, costs: Mapping[str, float] | None = None, *, seed: int = 0
 ) -> Adviser | None:

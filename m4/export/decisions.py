@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from m4 import seal
-from m4.errors import ConfigError, DataError
+from m4.errors import ConfigError
 from m4.eval.calibrated import Rules
 from m4.run import beside
 from m4.specs import TaskSpec
@@ -55,21 +55,13 @@ def thresholds(
     """
     judged = (document or {}).get("conformal")
     tried = judged.get("alpha") if isinstance(judged, dict) else None
-    path = folder / beside.FILE
-    if not path.exists():
+    kept = beside.read(folder)
+    if kept is None or kept[0] != beside.parameters(folder):
         return tried or alpha, None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not seal.intact(found) or found["format"] != beside.FORMAT:
-            raise ValueError
-        of, own, rules = found["parameters"], found["alpha"], found["tasks"]
-    except (OSError, ValueError, LookupError, RecursionError):
-        raise DataError(f"{path}: is damaged; --mode=eval writes it again") from None
-    if of != beside.parameters(folder):
-        return tried or alpha, None
+    _, own, rules = kept
     if tried not in (None, own):
         raise ConfigError(
-            f"{path}: is of eval.alpha={own:g}, results/test.json of {tried:g};"
+            f"{folder / beside.FILE}: is of eval.alpha={own:g}, results/test.json of {tried:g};"
             f" --mode=eval --config.eval.alpha={own:g} writes both"
         )
     return own, rules

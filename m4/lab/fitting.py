@@ -93,27 +93,20 @@ class Opener:
     """Opens data once for all cells that have the same: `size` of them are kept."""
 
     def __init__(self, size: int):
-        self._open = functools.lru_cache(size)(self._splits)
+        self._open = functools.lru_cache(size)(_splits)
 
     def __call__(self, config: ml_collections.ConfigDict) -> dict[str, Store]:
         """The splits of a cell's data, which are built if need be."""
-        folder, parts = prepare(config), {}
-        for part in ("train", "eval"):
-            missing = config[part].missing.to_dict()
-            seed = split_seed(config) if missing else 0
-            parts[part] = {"batch_size": config[part].batch_size, "missing": missing, "seed": seed}
-        # Seeds share what no seed draws.
-        return self._open(folder, json.dumps(parts, sort_keys=True))
+        parts = {part: config[part].to_dict() for part in ("train", "eval")}
+        asked = {k: {n: own[n] for n in ("batch_size", "missing")} for k, own in parts.items()}
+        drawn = any(own["missing"] for own in asked.values())  # seeds share what no seed draws
+        asked |= {"seed": split_seed(config) if drawn else 0, "data": {}}
+        return self._open(prepare(config), json.dumps(asked, sort_keys=True))
 
-    @staticmethod
-    def _splits(folder: Path, parts: str) -> dict[str, Store]:
-        found = {}
-        for name in ("train", "val", "test"):
-            asked = json.loads(parts)
-            seed = asked["train" if name == "train" else "eval"]["seed"]
-            config = ml_collections.ConfigDict(asked | {"seed": seed, "data": {}})
-            found[name] = open_incomplete(config, folder, name)
-        return found
+
+def _splits(folder: Path, asked: str) -> dict[str, Store]:
+    config = ml_collections.ConfigDict(json.loads(asked))
+    return {name: open_incomplete(config, folder, name) for name in ("train", "val", "test")}
 
 
 def data_of(config: ml_collections.ConfigDict, opener: Opener) -> Seeded:

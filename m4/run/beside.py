@@ -73,6 +73,23 @@ def write(folder: Path, calibration: Predictions, spec: DataSpec, alpha: float) 
         file.write(text.encode())
 
 
+def read(folder: Path) -> tuple[list[str], float, calibrated.Rules] | None:
+    """(parameters, alpha, thresholds) of `calibration.json`, None if there is none.
+
+    Raises DataError if it is damaged.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if not seal.intact(document) or document["format"] != FORMAT:
+            raise ValueError
+        return document["parameters"], document["alpha"], document["tasks"]
+    except (OSError, ValueError, LookupError, RecursionError):
+        raise DataError(f"{path}: is damaged; --mode=eval writes it again") from None
+
+
 def marked(answers: pa.Table, folder: Path, missing: Mapping[str, Any]) -> pa.Table:
     """A table that says whose answers it holds, those of the folder's best parameters, and to what.
 
@@ -186,20 +203,14 @@ def of(folder: Path, config: ml_collections.ConfigDict, spec: DataSpec) -> Besid
 
 def _rules(folder: Path, config: ml_collections.ConfigDict) -> tuple[calibrated.Rules, str]:
     """The thresholds, or {} and why there are none."""
-    path, alpha = folder / FILE, config.eval.alpha
-    if not path.exists():
+    path, alpha, kept = folder / FILE, config.eval.alpha, read(folder)
+    if kept is None:
         if not config.data.calibration:
             return {}, "no patients were set aside for them in training (data.calibration=0.15)"
         if members.folders(folder) and members.kind_of(folder) == "folds":
             return {}, "every fold was calibrated on patients of its own, not all together"
         return {}, f"{path} is not there; --mode=eval writes it"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if not seal.intact(document) or document["format"] != FORMAT:
-            raise ValueError
-        known, of_alpha, tasks = (document[k] for k in ("parameters", "alpha", "tasks"))
-    except (OSError, ValueError, LookupError, RecursionError):
-        raise DataError(f"{path}: is damaged; --mode=eval writes it again") from None
+    known, of_alpha, tasks = kept
     if known != parameters(folder):
         return {}, f"{path} is of other parameters; --mode=eval writes it again"
     if of_alpha != alpha:

@@ -241,8 +241,7 @@ class Proposal:
         again = bool(when) and table.per_subject() > 1.5
         when = when if again else ""  # what is written once holds whenever
         source = ["[[rows]]", f"files = {text(table.files)}", f"subject = {text(table.subject)}"]
-        source += [f"time = {text(when)}{_no_times(table, when)}"] if when else []
-        source += self._always(table) if not when else []
+        source += [f"time = {text(when)}{_no_times(table, when)}"] if when else self._always(table)
         prefix = self._prefixes.get(id(table), "")
         source += [f"prefix = {text(prefix)}"] if prefix else []
         outcomes = self._outcomes[id(table)]
@@ -409,12 +408,10 @@ def _no_numbers(value: Column) -> str:
 
 def _unread(column: Column) -> str:
     """Why a column of times cannot be read as it is; '' if it can or is none."""
+    if column.mixed:
+        return ZONES
     cells = f"{column.unread:,} cell{'s' * (column.unread > 1)}"
-    return (
-        ZONES
-        if column.mixed
-        else f"times that cannot be read ({cells}; {ISO})" * (column.unread > 0)
-    )
+    return f"times that cannot be read ({cells}; {ISO})" if column.unread else ""
 
 
 def _no_times(table: Table, name: str) -> str:
