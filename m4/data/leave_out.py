@@ -13,6 +13,7 @@ from m4.data.cohort import Cohort, Example
 from m4.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
+MOST, WIDEST = 12, 40  # categories that are named, and their letters
 
 
 def parse(text: str) -> tuple[str, str]:
@@ -33,12 +34,18 @@ def named(text: str) -> str:
 
 
 def leave_out(cohort: Cohort, text: str) -> Cohort:
-    """The cohort with the records of a category as its test split."""
+    """The cohort with the records of a category as its test split.
+
+    Reading it raises ConfigError if no record is of that category.
+    """
     column, category = parse(text)
 
-    def inside(example: Example) -> bool:
+    def group_of(example: Example) -> str:
         groups = example.get("groups") if isinstance(example, Mapping) else None
-        return isinstance(groups, Mapping) and str(groups.get(column) or "") == category
+        return str(groups.get(column) or "") if isinstance(groups, Mapping) else ""
+
+    def inside(example: Example) -> bool:
+        return group_of(example) == category
 
     away: set[Any] = set()
 
@@ -49,6 +56,8 @@ def leave_out(cohort: Cohort, text: str) -> Cohort:
     def some(name: str) -> Iterator[Example]:
         if not away:
             away.update(_patient(e) for e in all_of(SPLITS) if inside(e))
+        if not away:
+            raise ConfigError(_unknown(text, {group_of(e) for e in all_of(SPLITS)} - {""}))
         if name == "test":
             yield from filter(inside, all_of(SPLITS))
             return
@@ -60,6 +69,15 @@ def leave_out(cohort: Cohort, text: str) -> Cohort:
         return lambda: some(name)
 
     return dataclasses.replace(cohort, splits=cohort.splits | {n: split(n) for n in SPLITS})
+
+
+def _unknown(text: str, there: set[str]) -> str:
+    """Why nobody is left out, with the categories that there are."""
+    column, category = parse(text)
+    names = [repr(name[:WIDEST]) for name in sorted(there)[:MOST]]
+    more = [f"{len(there) - MOST} more"] if len(there) > MOST else []
+    known = f"there are {', '.join(names + more)}" if there else f"no record says its {column}"
+    return f"data.leave_out={text!r}: no record's {column} is {category!r}; {known}"
 
 
 def _patient(example: Any) -> Any:

@@ -36,7 +36,7 @@ from m4.modes import eval as eval_mode
 from m4.run import beside, members, preflight, trained
 from m4.run.devices import make_mesh
 from m4.run.setup import Model, context, make_model
-from m4.run.workspace import open_split, prepare, use_cache
+from m4.run.workspace import open_split, trained_on, use_cache
 from m4.specs import DataSpec
 from m4.train import retention
 
@@ -114,7 +114,7 @@ def pack(folder: Path, *, platforms: Sequence[str], trust_code: bool, say: Say) 
             say("m4: warning: no results of the test split: no cuts, and a card without scores")
         first, worded = found[0], _worded(config, found[0].spec)
         if rules is None:
-            rules = _rules(config, worded, found, alpha, say)
+            rules = _rules(folder, config, worded, found, alpha, say)
         schema = _schema(config, worded, found, results, rules)
         schema |= _programs(lowered, which, found)
         told = card.make(config, worded, first.known, results)
@@ -180,7 +180,7 @@ def _lowered(found: Sequence[Member], platforms) -> tuple[list[lowering.Lowered]
     return [one for _, one in known], which
 
 
-def _rules(config, spec: DataSpec, found: Sequence[Member], alpha: float, say: Say):
+def _rules(folder: Path, config, spec: DataSpec, found: Sequence[Member], alpha: float, say: Say):
     """Thresholds of prediction sets by the patients set aside, {} for a run without.
 
     For runs whose evaluation wrote none of these parameters; `spec` is the one with words.
@@ -189,12 +189,12 @@ def _rules(config, spec: DataSpec, found: Sequence[Member], alpha: float, say: S
         return {}
     again = "--mode=eval writes it, and results of these parameters"
     say(f"m4: warning: no {beside.FILE} of these parameters; calibrated anew. {again}")
-    return calibrated.rules(_calibration(config, found), spec, alpha)
+    return calibrated.rules(_calibration(folder, config, found), spec, alpha)
 
 
-def _calibration(config, found: Sequence[Member]) -> Predictions:
+def _calibration(folder: Path, config, found: Sequence[Member]) -> Predictions:
     """Predictions of the patients set aside, of all that they have."""
-    data, first = prepare(config), found[0].model
+    data, first = trained_on(config, (members.folders(folder) or (folder,))[0]), found[0].model
     if data.name != first.data.name:
         raise CheckpointError(f"{data}: is not what this model was trained on; see --mode=check")
     store = open_split(data, set_aside.SPLIT, config.eval.batch_size)

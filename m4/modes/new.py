@@ -3,7 +3,8 @@
 Of any data set (`m4.data.apply`), and the work directory is all that is needed. Every prediction
 point of DIR is scored by the best step; the new data are transformed with what was fitted on the
 training split, and fit nothing. Written are, as for the test split, `predictions/<name>.parquet`
-and `predictions/meds/<name>/`, with the name of DIR, and
+and `predictions/meds/<name>/`, with the name of DIR (and a mark of its path where another folder
+of that name was predicted before), and
 
     predictions/<name>-by-subject.csv   a row per record, with the identifiers of DIR and the labels
     predictions/<name>.json   what was read, counted and dropped, by which step of which model
@@ -18,7 +19,9 @@ The records are kept in `.new/` of the work directory only while the command run
 
 import contextlib
 import functools
+import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -50,7 +53,7 @@ TAKEN = ("train", "val", "test", "calibration", "crossval")  # of the data train
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Writes the predictions. See `m4.main`."""
     new = Path(flags.on or "")
-    name = name_of(new)
+    name = free_name(folder, new)
     model = loaded.Model(config, folder, say=functools.partial(print, flush=True))
     with owned(folder):
         use_cache(folder)
@@ -65,7 +68,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
                     print(f"by row and patient, with labels: {path}")
                 for line in known.said(more):
                     print(line)
-                _count(folder, name, asked.manifest, len(found.uid))
+                _count(folder, new, name, asked.manifest, len(found.uid))
                 if line := members.seen_again(config, folder, asked.keys):
                     print(f"warning  {line}")
                 _score(model, folder, name, found, asked)
@@ -81,6 +84,21 @@ def name_of(new: Path) -> str:
     """What the files are called: the folder's name, never that of a split."""
     name = re.sub(r"[^\w.-]", "_", new.resolve().name).strip(".") or "new"
     return f"{name}-new" if name in TAKEN else name
+
+
+def free_name(folder: Path, new: Path) -> str:
+    """`name_of`, with a mark of the path if that name is taken by another folder's predictions."""
+    name = name_of(new)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        known = json.loads((folder / "predictions" / f"{name}.json").read_text(encoding="utf-8"))
+        if known.get("place", (own := _place(new))) != own:
+            return f"{name}-{own[:8]}"
+    return name
+
+
+def _place(new: Path) -> str:
+    """What tells folders of one name apart, and says nothing of where they are."""
+    return hashlib.sha256(os.fsencode(new.resolve())).hexdigest()
 
 
 @contextlib.contextmanager
@@ -100,20 +118,21 @@ def _records(model: loaded.Model, folder: Path, new: Path) -> Iterator[loaded.As
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)
 
 
-def _count(folder: Path, name: str, manifest: dict[str, Any], rows: int) -> None:
+def _count(folder: Path, new: Path, name: str, manifest: dict[str, Any], rows: int) -> None:
     """Says which points have no row, and writes down what was read."""
-    new = manifest["splits"][apply.SPLIT]
-    dropped = new["rows"] - rows
+    read = manifest["splits"][apply.SPLIT]
+    dropped = read["rows"] - rows
     if dropped:
         count = cells.count(dropped, manifests.SMALLEST)
         print(f"no row for {count} points with nothing to predict from")
     document = {
         "trained_on": {k: manifest[k] for k in ("name", "version", "fingerprint")},
+        "place": _place(new),
         "sources": manifest["sources"],
         "flow": [*manifest["flow"], ["points with nothing to predict from", dropped]],
-        "points": new["rows"],
+        "points": read["rows"],
         "predicted": rows,
-        "present": new["present"],
+        "present": read["present"],
         "features": manifest["features"][apply.SPLIT],
         "joining": manifest["joining"],
     }

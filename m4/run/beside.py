@@ -46,6 +46,10 @@ PARAMETERS = b"m4.parameters"  # of a table's metadata: whose answers they are
 MISSING = b"m4.missing"  # what `eval.missing` took from the rows before
 ADVISED = ("binary", "multiclass")
 NO_ADVICE = "no advice which test comes next: "
+DEGRADED = (
+    "m4: warning: rows lack more than they do (eval.missing); prediction sets and intervals were"
+    " calibrated on rows as they are, and need not hold what they promise here"
+)
 AGAIN = "--mode=eval --config.eval.subsets=all writes it again"
 
 
@@ -194,6 +198,7 @@ def of(folder: Path, config: ml_collections.ConfigDict, spec: DataSpec) -> Besid
     if any(task.kind in questions.KINDS for task in spec.tasks):
         rules, why = _rules(folder, config)
         lines += [f"no prediction sets: {why}"] if why else []
+        lines += [DEGRADED] if rules and config.eval.missing else []
     if any(task.kind in ADVISED for task in spec.tasks) and len(spec.modalities) > 2:
         split, why = _table(folder, config, spec)
         lines += [f"{NO_ADVICE}{f'for rows of {split}, ' if split else ''}{why}"] if why else []

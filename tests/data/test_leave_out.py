@@ -120,3 +120,11 @@ def test_what_cannot_be_left_out_is_refused(tmp_path, left, says):
     args = f"config={tmp_path / 'c.py'}", "mode=crossval", f"workdir={tmp_path / 'cv'}"
     with pytest.raises(ConfigError, match=says):
         run(tmp_path, *args, f"--config.data.leave_out={left}")
+
+
+def test_a_site_that_nobody_is_of_is_named_with_those_that_there_are(tmp_path):
+    (tmp_path / "c.py").write_text(CONFIG)
+    args = f"config={tmp_path / 'c.py'}", "mode=train", f"workdir={tmp_path / 'w'}"
+    says = "no record's site is 'Nowhere'; there are 'east', 'north', 'south'"
+    with pytest.raises(ConfigError, match=says):
+        run(tmp_path, *args, "--config.data.leave_out=site=Nowhere")

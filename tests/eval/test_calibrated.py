@@ -104,6 +104,10 @@ def test_a_file_that_does_not_fit_is_not_believed(tmp_path, monkeypatch):
     assert "is of eval.alpha=0.2; --config.eval.alpha=0.2 takes its sets" in said
     beside.write(tmp_path, people(np.random.default_rng(1), 300), SPEC, 0.1)
     assert beside.of(tmp_path, CONFIG, SPEC).lines == (advice,)
+    degraded = ml_collections.ConfigDict(CONFIG.to_dict())
+    degraded.eval.missing = {"kind": "mcar", "rate": {"a": 1.0}}
+    known = beside.of(tmp_path, degraded, SPEC)
+    assert known.rules and "calibrated on rows as they are" in known.lines[0]
     monkeypatch.setattr(beside, "parameters", lambda folder: ["3 another"])
     assert "is of other parameters" in beside.of(tmp_path, CONFIG, SPEC).lines[0]
     path = tmp_path / "calibration.json"

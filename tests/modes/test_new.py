@@ -1,5 +1,6 @@
 """`--on`: a trained work directory, alone, reads new folders of the same kind."""
 
+import hashlib
 import json
 import os
 import shlex
@@ -209,3 +210,19 @@ def test_the_memory_of_a_trained_model_is_not_overwritten(tmp_path):
 def test_names(tmp_path, monkeypatch, folder, name):
     monkeypatch.chdir("/")
     assert new.name_of(new.Path(folder)) == name
+
+
+def test_two_folders_of_one_name_do_not_take_each_others_place(tmp_path):
+    a, b, work = tmp_path / "a/ward", tmp_path / "b/ward", tmp_path / "w"
+    for folder in (a, b, work / "predictions"):
+        folder.mkdir(parents=True)
+    assert new.free_name(work, a) == "ward"
+    kept = work / "predictions/ward.json"
+    kept.write_text(json.dumps({"place": hashlib.sha256(os.fsencode(a)).hexdigest()}))
+    assert new.free_name(work, a) == "ward"  # again
+    other = new.free_name(work, b)
+    assert other == f"ward-{hashlib.sha256(os.fsencode(b)).hexdigest()[:8]}"
+    assert new.name_of(a.parent / other) == other
+    for damaged in ("{", "[]", '{"rows": 3}'):  # and of an older version, which did not say
+        kept.write_text(damaged)
+        assert new.free_name(work, b) == "ward"
