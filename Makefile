@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 	@echo "open $(WORKDIR)/report.html; . $(BIN)/activate before commands of your own"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --max-worker-restart=0
 
 # The site, in build/site: strict, so that a broken link ends it. Notebooks' outputs are those of the
 # last `make test`.

@@ -1,8 +1,11 @@
 """Eight virtual devices and a thread for every test; set before JAX is imported anywhere."""
 
 import dataclasses
+import gc
 import os
 import tempfile
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Two processes whose trees wait for each other's threads take ten times as long.
@@ -29,3 +32,27 @@ os.environ.setdefault("XDG_STATE_HOME", f"{os.environ['M4_CACHE']}/state")
 from m4.config import rules  # noqa: E402 (imports no JAX, but let the flags come first)
 
 rules.FIELDS["mesh.data"] = dataclasses.replace(rules.FIELDS["mesh.data"], default=1)
+
+# A process may map 65,530 pieces of memory (Linux's vm.max_map_count), each compiled program takes
+# three, and JAX keeps them all: near the end of the suite XLA found no more and ended the process.
+MOST_MAPS = int(os.environ.get("M4_TESTS_MOST_MAPS", 15_000))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Drops compiled programs between files when there are many."""
+    yield
+    if maps() > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+
+
+def maps() -> int:
+    """Pieces of memory that this process maps; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return 0

@@ -21,6 +21,7 @@ from m4.main import main
 from m4.run import agreement
 from m4.run.setup import corruption, weighted
 from m4.train import preemption, verify
+from tests import yardstick
 from tests.data import test_missing
 
 ROOT = Path(__file__).parents[1]
@@ -310,12 +311,16 @@ def script(*args, **env):
 
 
 def test_missing_data_is_exit_3_at_once(place):
-    done = script(f"--config={place / 'toy.py'}:filed", M4_RAW_DIR=str(place / "raw"))
-    assert done.returncode == 3
-    assert "x.csv is missing" in done.stderr and "generated" in done.stderr
-    assert f"needs no files: --config={place / 'toy.py'}:free" in done.stderr
-    seconds, _, orbax_loaded = done.stdout.split()
-    assert float(seconds) < 2 and orbax_loaded == "False"
+    def seconds():
+        done = script(f"--config={place / 'toy.py'}:filed", M4_RAW_DIR=str(place / "raw"))
+        assert done.returncode == 3
+        assert "x.csv is missing" in done.stderr and "generated" in done.stderr
+        assert f"needs no files: --config={place / 'toy.py'}:free" in done.stderr
+        spent, _, orbax_loaded = done.stdout.split()
+        assert orbax_loaded == "False"
+        return float(spent)
+
+    assert yardstick.in_imports(seconds) < 4  # some 1.3 of 0.5 s
 
 
 def test_select_of_another_data_set_is_refused_at_once(place):
