@@ -29,4 +29,5 @@ PARAMETERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"kernel", ("embed", "mlp")),
     (r"embed[^/]*/embedding|word/embedding", ("vocab", "embed")),
 )
+LAYERS = "layers"  # ends the name of a module whose arrays have a leading dimension of layers
 SPLIT_SIZE = 2**12  # numbers; smaller parameters are whole on every device

@@ -18,6 +18,7 @@ from einops import rearrange
 from jax.extend.random import define_prng_impl
 from jax.sharding import AxisType, PartitionSpec
 
+from m4.axes import LAYERS as LAYERS
 from m4.axes import ROWS, RULES
 
 Array = jax.Array

@@ -13,7 +13,7 @@ from flax.core import meta
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from m4 import placement
-from m4.axes import AXES, PARAMETERS, ROWS, RULES, SPLIT_SIZE
+from m4.axes import AXES, LAYERS, PARAMETERS, ROWS, RULES, SPLIT_SIZE
 from m4.errors import ConfigError
 
 
@@ -130,17 +130,18 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     By the names that the module gives, else by those of the table. What is left of fsdp, expert and
     tensor then splits the largest dimension that it divides, so that no device has a large
     parameter whole for want of a name. Parameters without names of their own are whole below
-    `SPLIT_SIZE` numbers.
+    `SPLIT_SIZE` numbers. Those of a loop over layers lie as each layer's would.
     """
 
     def sharding(path, leaf):
-        if isinstance(leaf, meta.Partitioned):
-            spec = _mesh_axes(_bare(leaf).shape, leaf.names, mesh)
-        elif math.prod(leaf.shape) < SPLIT_SIZE:
-            spec = []
-        else:
-            spec = _mesh_axes(leaf.shape, names_of(path, leaf), mesh)
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        named = isinstance(leaf, meta.Partitioned)
+        shape = (_bare(leaf) if named else leaf).shape
+        names = leaf.names if named else names_of(path, leaf)
+        layers = [None] * in_layers(path)
+        shape, names = shape[len(layers) :], names[len(layers) :]
+        if not named and math.prod(shape) < SPLIT_SIZE:
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, PartitionSpec(*layers, *_mesh_axes(shape, names, mesh)))
 
     is_box = lambda x: isinstance(x, meta.AxisMetadata)  # noqa: E731
     return jax.tree.map_with_path(sharding, boxed, is_leaf=is_box)
@@ -179,6 +180,11 @@ def _gather(split: NamedSharding, whole: NamedSharding) -> Callable[[Any], Any]:
     # asked for in parts they make a gather of the batch.
     gather.defvjp(lambda x: (gather(x), None), lambda _, g: (place(place(g, whole), split),))
     return gather
+
+
+def in_layers(path: tuple) -> bool:
+    """Whether a parameter has a leading dimension of layers, by its place in the tree."""
+    return any(str(getattr(part, "key", part)).endswith(LAYERS) for part in path)
 
 
 def names_of(path: tuple, leaf: Any) -> tuple[str | None, ...]:

@@ -108,6 +108,7 @@ METHOD: dict[str, str] = {
     "fidelity": "m4: what we would ship; paper: its equations; released: the authors' code",
     "width": "of a token",
     "depth": "blocks of attention and experts",
+    "scan": "blocks as a loop: programs of any depth are small, parameters stacked",
     "num_heads": "heads of attention",
     "num_queries": "points of time at which a series is read",
     "embed_time": "width of the embedding of time",

@@ -115,7 +115,7 @@ def parse(args: Sequence[str]) -> Job:
 
 
 def check(config: ml_collections.ConfigDict, job: Job) -> None:
-    """Raises ConfigError if the configuration is of another method, or of another fidelity."""
+    """Raises ConfigError if the configuration is of another method, fidelity or layout."""
     lines, fidelity = [], config.method.get("fidelity", "m4")
     fits = fidelity_of(job.method)
     if config.method.name != job.method:
@@ -125,6 +125,8 @@ def check(config: ml_collections.ConfigDict, job: Job) -> None:
             f"method.fidelity={fidelity!r}: the authors' weights fit {fits!r} only;"
             f" add --config.method.fidelity={fits}"
         )
+    if config.method.get("scan"):
+        lines.append("method.scan=True: the authors' files have layers apart; choose False")
     lines += [
         f"{section}.file={config[section].file!r}: the authors' files hold no such encoder"
         for section in ("text", "image")

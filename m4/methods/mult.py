@@ -21,6 +21,7 @@ import numpy as np
 from einops import rearrange
 
 from m4 import task_losses
+from m4.nn.depth import repeat
 from m4.nn.encoders.modalities import gather
 from m4.nn.encoders.query_tokens import QueryTokens
 from m4.nn.encoders.summary import ModalitySummary
@@ -49,6 +50,7 @@ class MulT(nn.Module):
     data: DataSpec
     width: int = 32
     depth: int = 1  # layers of every crossmodal transformer
+    scan: bool = False
     num_heads: int = 4
     num_queries: int = 4
     embed_time: int = 32
@@ -106,10 +108,12 @@ class MulT(nn.Module):
             return x_BMQD
         target_S, source_S = np.array([*itertools.permutations(range(num), 2)]).T
         source_BSQD, here_BS = x_BMQD[:, source_S], present_BM[:, source_S]
-        y_BSQD = x_BMQD[:, target_S]
-        for i in range(self.depth):
+
+        def layer(i: int, y_BSQD: Array) -> tuple[Array, None]:
             block = CrossmodalBlock(self.num_heads, len(target_S), self.dropout, name=f"cross_{i}")
-            y_BSQD = block(y_BSQD, source_BSQD, here_BS, train=train)
+            return block(y_BSQD, source_BSQD, here_BS, train=train), None
+
+        y_BSQD, _ = repeat(layer, self.depth, x_BMQD[:, target_S], scan=self.scan)
         y_BMSQD = rearrange(y_BSQD, "b (m s) q d -> b m s q d", m=num)
         own_BMSQD = jnp.concatenate([x_BMQD[:, :, None], y_BMSQD], 2)
         here_BMS = rearrange(here_BS, "b (m s) -> b m s", m=num)

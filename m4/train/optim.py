@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from m4 import sharding
 from m4.types import Array
 
 OPTIMISERS = ("adam", "adamw", "lion", "sgd")
@@ -138,7 +139,8 @@ def decayed(params):
 
     Biases stacked over experts or modalities are matrices, so names count besides dimensions:
     `bias`, `scale`, and `b1`, `b2` of an expert are spared. So are modules whose names begin with
-    `frozen`: they have no gradient, and must not shrink instead.
+    `frozen`: they have no gradient, and must not shrink instead. The leading dimension of layers
+    that are stacked (`m4.nn.depth`) is none.
     """
 
     def is_matrix(path, leaf):
@@ -146,6 +148,8 @@ def decayed(params):
         name = names[-1]
         if any(part.startswith("frozen") for part in names):
             return False
-        return leaf.ndim > 1 and not re.search(r"bias|scale|^b\d*$", name)
+        return leaf.ndim - sharding.in_layers(path) > 1 and not re.search(
+            r"bias|scale|^b\d*$", name
+        )
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -18,6 +18,7 @@ from m4.methods.flexcare.combinations import attention_bias, available, members
 from m4.methods.flexcare.covariance import covariance
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
+from m4.nn.depth import repeat
 from m4.nn.layers import MLP, Dropout, SelfAttention, StackedLayerNorm
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, MoeAux, Outputs
@@ -37,6 +38,7 @@ class Framework(nn.Module):
     moe: MoEOptions = MoEOptions("task_additive", "noisy_top_k", num_experts=10, activation="relu")
     width: int = 128
     depth: int = 4
+    scan: bool = False
     num_heads: int = 2
     mlp: int = 512  # hidden width of the transformer
     dropout: float = 0.1
@@ -86,13 +88,17 @@ class Framework(nn.Module):
         x_BTD = jnp.concatenate([query_BKD, token_BCD, x_BLD], axis=1)
         every_BK = jnp.ones((rows, num_tasks), bool)
         mask_BT = jnp.concatenate([every_BK, readable_BC, mask_BL], axis=1)
-        for i in range(self.depth):
-            drop = Dropout(self.dropout, deterministic=not train, name=f"drop_{i}")
-            attend = SelfAttention(self.num_heads, dropout=self.dropout, name=f"attention_{i}")
+        dropout = self.dropout
+
+        def layer(i: int, x_BTD: Array) -> tuple[Array, None]:
+            drop = Dropout(dropout, deterministic=not train, name=f"drop_{i}")
+            attend = SelfAttention(self.num_heads, dropout=dropout, name=f"attention_{i}")
             a_BTD = attend(x_BTD[:, None], mask_BT[:, None], train=train, bias_TT=bias_TT)[:, 0]
             x_BTD = StackedLayerNorm(name=f"norm_{i}_0")(x_BTD + drop(a_BTD))
-            y_BTD = MLP(self.mlp, dropout=self.dropout, name=f"mlp_{i}")(x_BTD, train=train)
-            x_BTD = StackedLayerNorm(name=f"norm_{i}_1")(x_BTD + drop(y_BTD))
+            y_BTD = MLP(self.mlp, dropout=dropout, name=f"mlp_{i}")(x_BTD, train=train)
+            return StackedLayerNorm(name=f"norm_{i}_1")(x_BTD + drop(y_BTD)), None
+
+        x_BTD, _ = repeat(layer, self.depth, x_BTD, scan=self.scan)
         return x_BTD[:, :num_tasks], x_BTD[:, num_tasks : num_tasks + combined]
 
     def route(

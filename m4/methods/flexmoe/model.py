@@ -58,6 +58,7 @@ class FlexMoE(Transformer):
         aux = task_losses.over_layers(moe, self.aux_weights)
         return Outputs(heads(dict.fromkeys(self.data.task_names, h_BF)), aux, moe)
 
+    @nn.nowrap
     def layer(
         self, i: int, x_BTD: Array, present_BM: Array, routable_B: Array, train: bool
     ) -> Routed:

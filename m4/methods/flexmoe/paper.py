@@ -12,6 +12,8 @@ Letters: B rows, M modalities, P tokens of a modality, T = M P, D width, F featu
 from collections.abc import Mapping
 from typing import ClassVar
 
+import flax.linen as nn
+
 from m4.maths import torch_uniform
 from m4.methods.flexmoe import completeness
 from m4.methods.flexmoe.patches import PatchTransformer
@@ -25,6 +27,7 @@ class PaperFlexMoE(PatchTransformer):
 
     own_losses: ClassVar[Mapping[str, str]] = completeness.PAPER_LOSSES
 
+    @nn.nowrap
     def layer(
         self, i: int, x_BTD: Array, present_BM: Array, routable_B: Array, train: bool
     ) -> Routed:

@@ -11,6 +11,7 @@ F features of the heads.
 from collections.abc import Mapping
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
@@ -32,6 +33,7 @@ class ReleasedFlexMoE(PatchTransformer):
     attention: Literal["doubled", "residual"] = "doubled"  # the release's, or a skip connection
     class_weights: Mapping[str, tuple[float, ...]] = FrozenDict({})  # task -> weight per class
 
+    @nn.nowrap
     def layer(
         self, i: int, x_BTD: Array, present_BM: Array, routable_B: Array, train: bool
     ) -> Routed:

@@ -20,6 +20,7 @@ from m4.maths import gelu
 from m4.methods.flexmoe import completeness
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
+from m4.nn.depth import repeat
 from m4.nn.layers import MLP, Dropout, SelfAttention, StackedLayerNorm
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, MoeAux, Outputs
@@ -38,6 +39,7 @@ class Transformer(nn.Module):
     moe: MoEOptions = MoEOptions("linear", "noisy_top_k", num_experts=16, top_k=4, hidden=256)
     width: int = 128
     depth: int = 1  # layers: sparse, dense, sparse, ...
+    scan: bool = False
     num_heads: int = 4
     dropout: float = 0.5
     aux_weights: Mapping[str, float] = FrozenDict(router=0.01, importance=0.01, load=0.01)
@@ -50,28 +52,43 @@ class Transformer(nn.Module):
         routable_B = present_BM.any(-1) & (batch.weight > 0)
         x_BMPD += self.param("position", nn.initializers.zeros, x_BMPD.shape[1:])
         x_BTD = rearrange(x_BMPD, "b m p d -> b (m p) d")
-        moe: dict[str, MoeAux] = {}
-        for i in range(self.depth):
-            x_BTD, routed = self.layer(i, x_BTD, present_BM, routable_B, train)
-            moe |= routed
+
+        def sparse(i: int, x_BTD: Array) -> tuple[Array, MoeAux]:
+            x_BTD, routed = self.layer(2 * i, x_BTD, present_BM, routable_B, train)
+            return x_BTD, routed[f"layer_{i}"]
+
+        def pair(i: int, x_BTD: Array) -> tuple[Array, MoeAux]:
+            x_BTD, aux = sparse(i, x_BTD)
+            return self.layer(2 * i + 1, x_BTD, present_BM, routable_B, train)[0], aux
+
+        pairs = self.depth // 2
+        x_BTD, each = repeat(pair, pairs, x_BTD, scan=self.scan)
+        if self.depth % 2:
+            x_BTD, last = sparse(pairs, x_BTD)
+            each.append(last)
+        moe = {f"layer_{i}": aux for i, aux in enumerate(each)}
         return x_BTD.reshape(x_BMPD.shape), moe
 
+    @nn.nowrap
     def layer(
         self, i: int, x_BTD: Array, present_BM: Array, routable_B: Array, train: bool
     ) -> Routed:
         """Layer i, of the parts below."""
         raise NotImplementedError
 
+    @nn.nowrap
     def norms(self, i: int) -> list[nn.Module]:
         """The two of a layer."""
         return [StackedLayerNorm(name=f"norm_{i}_{n}") for n in range(2)]
 
+    @nn.nowrap
     def drops(self, i: int, num: int, train: bool) -> list[Dropout]:
         """As many as a layer needs."""
         return [
             Dropout(self.dropout, deterministic=not train, name=f"drop_{i}_{n}") for n in range(num)
         ]
 
+    @nn.nowrap
     def attend(self, i: int, x_BTD: Array, train: bool, init: Init | None = None) -> Array:
         """All tokens are read, those of the bank too; `init` is of all but the zero qkv bias."""
         options = {"kernel_init": init, "qkv_bias_init": None, "bias_init": init} if init else {}
@@ -81,6 +98,7 @@ class Transformer(nn.Module):
         every_BMT = jnp.ones(x_BTD.shape[:2], bool)[:, None]
         return attend(x_BTD[:, None], every_BMT, train=train)[:, 0]
 
+    @nn.nowrap
     def feed_forward(
         self, i: int, x_BTD: Array, present_BM: Array, routable_B: Array, options: MoEOptions,
         train: bool, *, kernel_init: Init | None = None, gate_init: Init | None = None,

@@ -25,6 +25,7 @@ from m4 import task_losses
 from m4.maths import combination_index
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
+from m4.nn.depth import repeat
 from m4.nn.encoders.modalities import Streams, SummaryTokens, gather
 from m4.nn.encoders.query_tokens import Level, QueryTokens
 from m4.nn.layers import (
@@ -49,6 +50,7 @@ class FuseMoE(nn.Module):
     moe: MoEOptions = MoEOptions(router="noisy_top_k", share="permod")
     width: int = 64
     depth: int = 1
+    scan: bool = False
     num_heads: int = 4
     num_queries: int = 12
     embed_time: int = 32
@@ -78,11 +80,16 @@ class FuseMoE(nn.Module):
             ),
             "num_rows": here_BM.shape[0],
         }
-        present_BM, moe = here_BM[:, modality_M], {}
+        present_BM = here_BM[:, modality_M]
         s_BMD, x_BMQD, columns_BC = self._embed(streams, train)
-        for i in range(self.depth):
-            s_BMD, x_BMQD = self._attend(i, s_BMD, x_BMQD, present_BM, train)
-            s_BMD, x_BMQD, moe[f"layer_{i}"] = self._route(i, s_BMD, x_BMQD, routing, train)
+
+        def layer(i: int, tokens: tuple[Array, Array]) -> tuple[tuple[Array, Array], MoeAux]:
+            s_BMD, x_BMQD = self._attend(i, *tokens, present_BM, train)
+            s_BMD, x_BMQD, aux = self._route(i, s_BMD, x_BMQD, routing, train)
+            return (s_BMD, x_BMQD), aux
+
+        (s_BMD, x_BMQD), each = repeat(layer, self.depth, (s_BMD, x_BMQD), scan=self.scan)
+        moe = {f"layer_{i}": aux for i, aux in enumerate(each)}
         h_BD = self._read(s_BMD, x_BMQD, columns_BC, present_BM, train)
         logits = TaskHeads(self.data.tasks, name="heads")(dict.fromkeys(self.data.task_names, h_BD))
         aux = task_losses.over_layers(moe, self.aux_weights)
@@ -106,6 +113,7 @@ class FuseMoE(nn.Module):
         x_BMQD += self.param("grid_type", small, (x_BMQD.shape[1], 1, self.width))
         return s_BMD, x_BMQD + self.param("position", small, x_BMQD.shape[2:]), columns_BC
 
+    @nn.nowrap
     def _attend(
         self, i: int, s_BMD: Array, x_BMQD: Array, present_BM: Array, train: bool
     ) -> tuple[Array, Array]:
@@ -123,6 +131,7 @@ class FuseMoE(nn.Module):
             s_BMD = block(s_BMD[:, None], present_BM[:, None], train=train)[:, 0]
         return s_BMD, x_BMQD
 
+    @nn.nowrap
     def _route(
         self, i: int, s_BMD: Array, x_BMQD: Array, routing: Mapping[str, Any], train: bool
     ) -> tuple[Array, Array, MoeAux]:

@@ -42,6 +42,7 @@ class GridTokens(nn.Module):
     num_queries: int = 4
     embed_time: int = 32
     epsilon: float = 1e-6  # of the ViTs' layer norms
+    scan: bool = False  # of the ViTs' blocks
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> TokenGrid:
@@ -92,7 +93,7 @@ class GridTokens(nn.Module):
             views = shape[0]
             vit = ViT(
                 self.width, self.vit_depth, self.num_heads, self.patch, len(names), self.dropout,
-                self.epsilon, name="vit_" + "x".join(map(str, shape)),
+                self.epsilon, scan=self.scan, name="vit_" + "x".join(map(str, shape)),
             )  # fmt: skip
             y = vit(rearrange(values, "b s v h w c -> (b v) s h w c"), train=train)
             x_BSTD = rearrange(y, "(b v) s t d -> b s (v t) d", v=views)

@@ -21,6 +21,7 @@ from m4.methods.m4oe.information import log_joint, utilisation
 from m4.moe import soft
 from m4.moe.options import SoftOptions
 from m4.moe.soft import SoftExperts, SoftSlots
+from m4.nn.depth import repeat
 from m4.nn.layers import AttentionBlock, Dropout, StackedDense, StackedLayerNorm, masked_mean
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Outputs
@@ -53,6 +54,7 @@ class Mixtures(nn.Module):
     num_heads: int = 4
     depth: int = 1  # of every MSoE
     fusion_depth: int = 1
+    scan: bool = False
     dropout: float = 0.1
     vit_depth: int = 2
     vit_heads: int = 4
@@ -66,15 +68,18 @@ class Mixtures(nn.Module):
         """Tokens of all modalities; `epsilon` is of the ViTs' layer norms."""
         tokens = GridTokens(
             self.data, self.width, self.vit_heads, self.dropout, self.vit_depth, self.patch,
-            self.timed, self.num_queries, epsilon=epsilon, name="tokens",
+            self.timed, self.num_queries, epsilon=epsilon, scan=self.scan, name="tokens",
         )  # fmt: skip
         return tokens(batch, train=train)
 
     def per_modality(self, grid: TokenGrid, *, train: bool) -> Array:
         """MSoE: blocks of each modality's own, then the mean of its tokens, [B, M, D]."""
-        x_BMTD, num = grid.x, self.modality_experts
-        for i in range(self.depth):
-            x_BMTD = self._block(f"msoe_{i}", x_BMTD, grid.mask, num, x_BMTD.shape[1], train=train)
+        num, stacks = self.modality_experts, grid.x.shape[1]
+
+        def layer(i: int, x_BMTD: Array) -> tuple[Array, None]:
+            return self._block(f"msoe_{i}", x_BMTD, grid.mask, num, stacks, train=train), None
+
+        x_BMTD, _ = repeat(layer, self.depth, grid.x, scan=self.scan, prefix="msoe_")
         return masked_mean(x_BMTD, grid.mask, dim=2)
 
     def per_task(self, grid: TokenGrid, norm: CombineNorm, *, train: bool) -> TaskTokens:
@@ -103,8 +108,12 @@ class Mixtures(nn.Module):
         x_BPTD = jnp.concatenate([g_BPD[:, :, None], s_BPMD], 2)
         mask_BT = jnp.pad(present_BM, ((0, 0), (1, 0)), constant_values=True)
         mask_BPT = jnp.repeat(mask_BT[:, None], tasks, axis=1)
-        for i in range(self.fusion_depth):
-            x_BPTD = self._block(f"fusion_{i}", x_BPTD, mask_BPT, self.fusion_experts, train=train)
+
+        def layer(i: int, x_BPTD: Array) -> tuple[Array, None]:
+            num = self.fusion_experts
+            return self._block(f"fusion_{i}", x_BPTD, mask_BPT, num, train=train), None
+
+        x_BPTD, _ = repeat(layer, self.fusion_depth, x_BPTD, scan=self.scan, prefix="fusion_")
         f_BPD = StackedLayerNorm(tasks, EPSILON, name="norm")(x_BPTD[:, :, 0])
         return StackedDense(width, tasks, name="project")(f_BPD)
 
@@ -117,12 +126,14 @@ class Mixtures(nn.Module):
         extra = {"utilisation": utilisation(log_p), "features": s_BMD}
         return Outputs(logits, {}, {"layer_0": soft.stats(g.slots, *share, train=train)}, extra)
 
+    @nn.nowrap
     def _attend(self, name, x_BSTD, mask_BST, stacks, train) -> tuple[Array, Array]:
         """Residual attention within each sequence of a stack, and what the experts read."""
         dims = self.num_heads, stacks, self.dropout, EPSILON
         x_BSTD = AttentionBlock(*dims, name=f"{name}_attention")(x_BSTD, mask_BST, train=train)
         return x_BSTD, StackedLayerNorm(stacks, EPSILON, name=f"{name}_norm")(x_BSTD)
 
+    @nn.nowrap
     def _block(self, name, x_BSTD, mask_BST, num_experts, stacks=1, *, train) -> Array:
         """Pre-norm residual attention, then a soft mixture."""
         x_BSTD, u_BSTD = self._attend(name, x_BSTD, mask_BST, stacks, train)

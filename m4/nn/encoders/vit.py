@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from m4.maths import gelu
+from m4.nn.depth import repeat
 from m4.nn.layers import AttentionBlock, MLPBlock, StackedDense, StackedLayerNorm
 from m4.types import Array, Stream
 
@@ -27,6 +28,7 @@ class ViT(nn.Module):
     dropout: float = 0.0
     epsilon: float = 1e-6
     hidden: int = 0  # 0: four times the width
+    scan: bool = False  # blocks as a loop (`m4.nn.depth`)
 
     @nn.compact
     def __call__(self, image_BShwc: Array, *, train: bool) -> Array:
@@ -45,13 +47,15 @@ class ViT(nn.Module):
         x_BSTD += self.param("position", init, (self.num_stacks, *x_BSTD.shape[2:]))
         everything = jnp.ones(x_BSTD.shape[:3], bool)
         shared = {"num_stacks": self.num_stacks, "dropout": self.dropout, "epsilon": self.epsilon}
-        for i in range(self.depth):
+        hidden = self.hidden or 4 * self.width
+
+        def layer(i: int, x_BSTD: Array) -> tuple[Array, None]:
             attention = AttentionBlock(self.num_heads, **shared, name=f"attention_{i}")
             x_BSTD = attention(x_BSTD, everything, train=train)
-            mlp = MLPBlock(
-                self.hidden or 4 * self.width, **shared, activation=gelu, name=f"mlp_{i}"
-            )
-            x_BSTD = mlp(x_BSTD, train=train)
+            mlp = MLPBlock(hidden, **shared, activation=gelu, name=f"mlp_{i}")
+            return mlp(x_BSTD, train=train), None
+
+        x_BSTD, _ = repeat(layer, self.depth, x_BSTD, scan=self.scan)
         return StackedLayerNorm(self.num_stacks, self.epsilon, name="norm")(x_BSTD)
 
 
