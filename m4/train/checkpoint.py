@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 
 from m4 import seal
 from m4.errors import CheckpointError, SaveError, full, out_of_memory
-from m4.train import digest, quiet, retention, verify
+from m4.train import digest, quiet, retention, unlocked, verify
 
 Note = dict[str, Any]
 # Orbax counts its operations once for the whole process, and two at a time mix up their folders.
@@ -69,6 +69,8 @@ class Checkpoints:
         self._pending: Future | None = None
         self._told = threading.Lock()  # of `_pending`
         self._arrays = verify.Arrays()
+        if sweep:
+            unlocked.prepare(self.folder)
         if sweep and jax.process_index() == 0:
             retention.sweep(self.folder)
         _sync(f"opened {folder.name}")
