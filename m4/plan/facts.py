@@ -82,6 +82,8 @@ def _ask(config: ml_collections.ConfigDict, chips: topology.Topology) -> Facts |
     done = subprocess.run(
         command, env=env, input=request, capture_output=True, text=True, check=False
     )
+    if done.returncode < 0 and chips.compiler == "tpu":
+        raise ConfigError(f"--topology={chips.name}: {topology.died(done.returncode)}")
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:]

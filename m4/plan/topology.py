@@ -9,10 +9,12 @@ Rates are a vendor's, dense, as of `DATE`; GB and GB/s are 1e9 bytes.
 """
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import math
 import os
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +25,7 @@ from m4.errors import ConfigError
 
 DATE = "2026-11"
 VIRTUAL = 1024  # most virtual devices that the CPU's compiler is asked for
+TRIED = "libtpu 0.0.48"
 INSTALL = "pip install 'm4-moe[tpu]'"
 
 
@@ -173,3 +176,15 @@ def parse(name: str) -> Topology:
         )
     each = math.prod(int(n) for n in parts[0].split("x"))
     return Topology(name, kind, each * len(parts), len(parts), parts[0])
+
+
+def died(code: int) -> str:
+    """What to say of a libtpu that took its process with it, `code` minus the signal."""
+    try:
+        version = importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        version = "of an unknown version"
+    return (
+        f"libtpu {version} died of {signal.Signals(-code).name} in this program; {TRIED} compiles"
+        " every method, and without libtpu virtual devices are planned"
+    )

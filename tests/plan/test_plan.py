@@ -175,6 +175,17 @@ def test_a_compiler_that_fails_is_one_line(config, monkeypatch):
         plans.ask(config, topology.parse("cpu:2"))
 
 
+def test_a_compiler_that_dies_is_told_apart(config, monkeypatch, tmp_path):
+    """As libtpu 0.0.52 does of FuseMoE's step, a fault in its code for sparse cores."""
+    fatal = tmp_path / "fatal"
+    fatal.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    fatal.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(fatal))
+    monkeypatch.setattr(topology.Topology, "compiler", "tpu")
+    with pytest.raises(ConfigError, match=r"died of SIGSEGV in this program.* 0\.0\.48 compiles"):
+        plans.ask(config, topology.parse("v5p:2x2x2"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["m3h", "fusemoe"])
 def test_a_slice_that_is_not_here(name, tmp_path):
