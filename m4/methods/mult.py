@@ -21,7 +21,6 @@ import numpy as np
 from einops import rearrange
 
 from m4 import task_losses
-from m4.nn.depth import repeat
 from m4.nn.encoders.modalities import gather
 from m4.nn.encoders.query_tokens import QueryTokens
 from m4.nn.encoders.summary import ModalitySummary
@@ -35,6 +34,7 @@ from m4.nn.layers import (
     TaskHeads,
     attend,
     masked_mean,
+    repeat,
 )
 from m4.resolve import check_fields
 from m4.specs import DataSpec

@@ -140,7 +140,7 @@ def decayed(params):
     Biases stacked over experts or modalities are matrices, so names count besides dimensions:
     `bias`, `scale`, and `b1`, `b2` of an expert are spared. So are modules whose names begin with
     `frozen`: they have no gradient, and must not shrink instead. The leading dimension of layers
-    that are stacked (`m4.nn.depth`) is none.
+    that are stacked (`m4.nn.layers`) is none.
     """
 
     def is_matrix(path, leaf):

@@ -13,7 +13,7 @@ import pytest
 from m4 import sharding
 from m4.config import code
 from m4.maths import LAYERS
-from m4.nn import depth
+from m4.nn import layers
 from m4.nn.layers import Dropout
 from m4.run import setup
 from m4.train import optim
@@ -151,7 +151,7 @@ class Masks(nn.Module):
         def layer(i, x):
             return x, Dropout(0.5, deterministic=False, name=f"drop_{i}")(x)
 
-        return jnp.stack(depth.repeat(layer, 3, x, scan=self.scan)[1])
+        return jnp.stack(layers.repeat(layer, 3, x, scan=self.scan)[1])
 
 
 def test_dropout_is_drawn_anew_in_every_layer():

@@ -20,8 +20,7 @@ from m4.maths import gelu
 from m4.methods.flexmoe import completeness
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
-from m4.nn.depth import repeat
-from m4.nn.layers import MLP, Dropout, SelfAttention, StackedLayerNorm
+from m4.nn.layers import MLP, Dropout, SelfAttention, StackedLayerNorm, repeat
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Mean, MoeAux, Outputs
 

@@ -25,7 +25,6 @@ from m4 import task_losses
 from m4.maths import combination_index
 from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
-from m4.nn.depth import repeat
 from m4.nn.encoders.modalities import Streams, SummaryTokens, gather
 from m4.nn.encoders.query_tokens import Level, QueryTokens
 from m4.nn.layers import (
@@ -35,6 +34,7 @@ from m4.nn.layers import (
     StackedLayerNorm,
     TaskHeads,
     hats,
+    repeat,
 )
 from m4.resolve import check_fields
 from m4.specs import DataSpec

@@ -21,8 +21,14 @@ from m4.methods.m4oe.information import log_joint, utilisation
 from m4.moe import soft
 from m4.moe.options import SoftOptions
 from m4.moe.soft import SoftExperts, SoftSlots
-from m4.nn.depth import repeat
-from m4.nn.layers import AttentionBlock, Dropout, StackedDense, StackedLayerNorm, masked_mean
+from m4.nn.layers import (
+    AttentionBlock,
+    Dropout,
+    StackedDense,
+    StackedLayerNorm,
+    masked_mean,
+    repeat,
+)
 from m4.specs import DataSpec
 from m4.types import Array, Batch, Outputs
 

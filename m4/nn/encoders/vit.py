@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from m4.maths import gelu
-from m4.nn.depth import repeat
-from m4.nn.layers import AttentionBlock, MLPBlock, StackedDense, StackedLayerNorm
+from m4.nn.layers import AttentionBlock, MLPBlock, StackedDense, StackedLayerNorm, repeat
 from m4.types import Array, Stream
 
 
@@ -28,7 +27,7 @@ class ViT(nn.Module):
     dropout: float = 0.0
     epsilon: float = 1e-6
     hidden: int = 0  # 0: four times the width
-    scan: bool = False  # blocks as a loop (`m4.nn.depth`)
+    scan: bool = False  # blocks as a loop (`m4.nn.layers`)
 
     @nn.compact
     def __call__(self, image_BShwc: Array, *, train: bool) -> Array:
