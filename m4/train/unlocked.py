@@ -6,6 +6,7 @@ when it is whole. So where a file system has no locks the store is told to ask f
 save nothing otherwise.
 """
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -38,4 +39,5 @@ def _has_locks(folder: Path) -> bool:
         return True
     finally:
         os.close(file)
-        os.unlink(name)
+        with contextlib.suppress(OSError):
+            os.unlink(name)

@@ -46,3 +46,12 @@ def test_a_folder_that_cannot_be_written_is_told_by_who_writes_it(tmp_path, cont
     monkeypatch.setattr(unlocked.tempfile, "mkstemp", lambda **how: os.stat(tmp_path / "no/where"))
     unlocked.prepare(tmp_path)
     assert locking() == usual
+
+
+def test_a_disk_that_fails_at_the_trial_ends_nothing(tmp_path, contexts, monkeypatch):
+    def broken(*args, **how):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(unlocked.os, "unlink", broken)
+    monkeypatch.setattr(flock, "take", broken)
+    unlocked.prepare(tmp_path)
