@@ -35,7 +35,7 @@ rules.FIELDS["mesh.data"] = dataclasses.replace(rules.FIELDS["mesh.data"], defau
 
 # A process may map 65,530 pieces of memory (Linux's vm.max_map_count), each compiled program takes
 # three, and JAX keeps them all: near the end of the suite XLA found no more and ended the process.
-MOST_MAPS = int(os.environ.get("M4_TESTS_MOST_MAPS", 15_000))
+MOST_MAPS = 15_000
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -71,8 +71,8 @@ class Checkpoints:
         self._arrays = verify.Arrays()
         if sweep:
             unlocked.prepare(self.folder)
-        if sweep and jax.process_index() == 0:
-            retention.sweep(self.folder)
+            if jax.process_index() == 0:
+                retention.sweep(self.folder)
         _sync(f"opened {folder.name}")
 
     def steps(self) -> list[int]:
