@@ -1,5 +1,6 @@
 """The command, `m4-moe --config=fusemoe_mimic --workdir=W` or `python -m m4.main`; see `--help`."""
 
+import atexit
 import os
 import sys
 from collections.abc import Sequence
@@ -15,12 +16,17 @@ def main(args: Sequence[str]) -> int:
     """Runs one command and returns its exit code, see `run`.
 
     One of several processes that has failed leaves at once, without the usual farewell to the
-    others: they may be waiting for it for ever, and its going is what ends them.
+    others: they may be waiting for it for ever, and its going is what ends them. One that was told
+    to stop says farewell, and does not wait until every compiled program is taken down: on a busy
+    host that is half of the seconds it has.
     """
     with streams.patient(), early.leaving():
         code = run(args)
-    if os.environ.get("M4_COORDINATOR") and code not in (0, Preempted.exit_code):
+    if os.environ.get("M4_COORDINATOR") and code:
+        sys.stdout.flush()
         sys.stderr.flush()
+        if code == Preempted.exit_code:
+            atexit._run_exitfuncs()
         os._exit(code)
     return code
 

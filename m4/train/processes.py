@@ -14,7 +14,9 @@ by a plain connection before JAX joins them (`m4.train.rendezvous`), through its
 import itertools
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,6 +66,7 @@ def join(facts: Facts, environ: Mapping[str, str] = os.environ) -> None:
             options["coordinator_bind_address"] = address
         if not _shares_a_node(environ):  # under Slurm, JAX would give it the first device alone
             options["cluster_detection_method"] = "deactivate"
+    _hand_over()
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
@@ -72,6 +75,16 @@ def join(facts: Facts, environ: Mapping[str, str] = os.environ) -> None:
         agree(facts)
     if jax.process_index() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+
+
+def _hand_over() -> None:
+    """Lets go of SIGTERM, which JAX takes where Python cannot see it.
+
+    Whatever would put another handler in the place of the one Python knows of (`early.farewell`)
+    would take it from JAX, and the process would leave without saving.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def first() -> bool:

@@ -29,7 +29,7 @@ SCENARIOS = (
     Scenario("two processes that differ", "unequal:peers"),
     Scenario("the n-th system call fails or kills", "injection:points"),
     Scenario("many processes, one work directory", "locking:contended"),
-    Scenario("SIGTERM to two processes", "gangs:gang_terms", in_short=False),
+    Scenario("SIGTERM to two processes", "gangs:gang_terms"),
     Scenario("a file system without locks and atomic renames", "network:everything", False),
     Scenario("bit flips in checkpoints", "flips:bits"),
     Scenario("flipped bits in a built data set", "data_flips:bits"),

@@ -3,6 +3,7 @@
 Gangs are started by `launch/local.py`, as a user would.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import m4
@@ -154,8 +156,12 @@ def peers(bench: Bench) -> Outcome:
 
 
 def gang_terms(bench: Bench) -> Outcome:
-    """SIGTERM to the supervisor of two processes while steps run."""
-    tried = bench.number(1, 10)
+    """SIGTERM to the supervisor of two processes while steps run and others want every core."""
+    with _busy():
+        return _gang_terms(bench, bench.number(1, 20))
+
+
+def _gang_terms(bench: Bench, tried: int) -> Outcome:
     bad, slowest = [], 0.0
     rng = random.Random(bench.seed)
     args = ["--config.train.steps=100000", "--config.train.eval_every=100000"]
@@ -177,7 +183,8 @@ def gang_terms(bench: Bench) -> Outcome:
         sound = len(said) == 2 * (number + 1) and int(said[-1]) == gang.newest()
         if code != 75 or not sound or time.monotonic() - start > 5.0:
             bad.append(f"code {code}, said {said[-1:]}, saved {gang.newest()}")
-    return Outcome(tried, tried - len(bad), len(bad), _say(f"slowest exit {slowest:.1f} s", bad))
+    note = f"slowest exit {slowest:.1f} s, a busy process for each core beside it"
+    return Outcome(tried, tried - len(bad), len(bad), _say(note, bad))
 
 
 def _reference(bench: Bench, procs: int, count: int) -> Path | None:
@@ -222,6 +229,20 @@ def _apart(workdir: Path, other: Path) -> float:
         a, b = (json.loads(line).get("train/loss") for line in (mine, right))
         worst = max(worst, abs(a - b) / abs(b)) if b else worst
     return worst
+
+
+@contextlib.contextmanager
+def _busy() -> Iterator[None]:
+    """A process for each core that does nothing but take it."""
+    command = [sys.executable, "-c", "while True: pass"]
+    count = len(os.sched_getaffinity(0))
+    loads = [subprocess.Popen(command, preexec_fn=_die_with_parent) for _ in range(count)]  # noqa: PLW1509
+    try:
+        yield
+    finally:
+        for load in loads:
+            load.kill()
+            load.wait()
 
 
 def _die_with_parent() -> None:
