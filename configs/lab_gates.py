@@ -21,7 +21,7 @@ PLANTED = dict(
     method=dict(name="m4.lab.mixture:Mixture", moe=dict(gate="linear", num_experts=16, hidden=16)),
     optim=dict(name="adam", lr=0.02, schedule="cosine"),
     train=dict(steps=400, batch_size=256, log_every=40, eval_every=40, save_every=400),
-    eval=dict(batch_size=1000, baselines=False, subsets=False),
+    eval=dict(batch_size=3000, baselines=False, subsets=False),
 )
 PLANTED["train"] |= dict(select="y0/rmse", choose="last", watchdog=0, compile="some")
 

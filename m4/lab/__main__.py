@@ -10,6 +10,7 @@ from typing import NoReturn
 from m4 import local
 from m4.errors import ConfigError, guarded
 from m4.lab import compare, judged, pages, runner, side_by_side, sizes, study, theory
+from m4.lab.documents import read_json, rows
 from m4.run import workspace
 
 USAGE = """usage: python -m m4.lab --config=FILE[:VARIANT] --out=DIR [--shard=I/N] [--plan]
@@ -91,9 +92,10 @@ def _study(found: argparse.Namespace, out: Path) -> int:
 
 
 def _report(out: Path, notes: Sequence[str]) -> int:
-    for line in judged.lines(out):
-        print(line)
-    for path in pages.write(out, notes):
+    plan, found = read_json(out / "study.json"), rows(out)
+    said = judged.every(found, plan["plan"]["margin"]["value"], out)
+    print(*judged.lines(plan, found, said), sep="\n")
+    for path in pages.write(out, plan, found, said, notes):
         print(f"report   {path}", flush=True)
     return 0
 

@@ -7,11 +7,11 @@ Seed, learning rate and the scale of targets are arguments of the programs that 
 Letters: S seeds (stacked), R rows, M modalities, E experts.
 """
 
+import collections
 import dataclasses
 import functools
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,18 @@ import ml_collections
 import numpy as np
 
 from m4 import sharding, task_losses
-from m4.data.loader import TrainLoader, eval_batches
+from m4.data.loader import TrainLoader
 from m4.data.store import Store
 from m4.errors import ConfigError
 from m4.eval import evaluate, results
 from m4.eval.predictions import Predictions
+from m4.lab.held import Opener, Split
 from m4.run import programs
 from m4.run.setup import Setup, context, make_loader, make_optimiser, make_setup, weighted
-from m4.run.workspace import open_incomplete, prepare, split_seed
 from m4.specs import DataSpec
 from m4.train import loop, telemetry
 from m4.train.step import Inputs, State, init_params, init_state
-
-# Fields of a configuration that are given to programs: others need no other program.
-GIVEN = ("seed", "optim.lr", "optim.warmup_steps", "optim.end_fraction", "data.dir", "data.raw_dir")
+from m4.types import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +53,7 @@ class Stepping:
     seconds: float  # of compiling
     flops: float | None  # of a step of one seed, as XLA counts them
     peak_bytes: int | None  # of a step
+    at_once: int = 1  # steps that one call takes
 
     @classmethod
     def of(cls, step: Any, program: Any, zeros: Callable[[], Any], start: float, seeds: int = 1):
@@ -72,9 +71,11 @@ class Seeded:
 
     config: ml_collections.ConfigDict
     spec: DataSpec
+    folder: Path  # of the built data
     loader: TrainLoader
-    val: Store
-    test: Store
+    train: Store
+    val: Split
+    test: Split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,37 +90,20 @@ class Fit:
     seconds: float  # in steps alone
 
 
-class Opener:
-    """Opens data once for all cells that have the same: `size` of them are kept."""
-
-    def __init__(self, size: int):
-        self._open = functools.lru_cache(size)(_splits)
-
-    def __call__(self, config: ml_collections.ConfigDict) -> dict[str, Store]:
-        """The splits of a cell's data, which are built if need be."""
-        parts = {part: config[part].to_dict() for part in ("train", "eval")}
-        asked = {k: {n: own[n] for n in ("batch_size", "missing")} for k, own in parts.items()}
-        drawn = any(own["missing"] for own in asked.values())  # seeds share what no seed draws
-        asked |= {"seed": split_seed(config) if drawn else 0, "data": {}}
-        return self._open(prepare(config), json.dumps(asked, sort_keys=True))
-
-
-def _splits(folder: Path, asked: str) -> dict[str, Store]:
-    config = ml_collections.ConfigDict(json.loads(asked))
-    return {name: open_incomplete(config, folder, name) for name in ("train", "val", "test")}
-
-
 def data_of(config: ml_collections.ConfigDict, opener: Opener) -> Seeded:
     """A cell's data."""
     splits = opener(config)
-    loader = make_loader(config, splits["train"], 0, 1)
-    spec = weighted(splits["train"].spec, config.train.task_weights)
-    return Seeded(config, spec, loader, splits["val"], splits["test"])
+    train = splits["train"].store
+    loader = make_loader(config, train, 0, 1)
+    spec = weighted(train.spec, config.train.task_weights)
+    folder = opener.folder(config)
+    return Seeded(config, spec, folder, loader, train, splits["val"], splits["test"])
 
 
-def compile_for(config: ml_collections.ConfigDict) -> Programs:
+def compile_for(data: Seeded) -> Programs:
     """The programs of an arm, by the data of one of its seeds."""
-    setup = make_setup(config, prepare(config))
+    config = data.config
+    setup = make_setup(config, data.folder, data.train)
     if config.train.buckets:
         raise ConfigError("train.buckets: the lab takes batches of one length only; leave it out")
     start = time.perf_counter()
@@ -275,7 +259,7 @@ def fit(own: Programs, stepping: Stepping, data: Seeded) -> Fit:
 def sweep(
     own: Programs,
     data: Seeded,
-    store: Store,
+    split: Split,
     params: Any,
     keep_SM: np.ndarray | None = None,
     predict: programs.With | None = None,
@@ -284,13 +268,24 @@ def sweep(
     setup, predict = own.setup, predict or own.predict
     if keep_SM is None:
         keep_SM = np.ones((1, len(data.spec.modalities)), bool)
+    where = sharding.rows(setup.mesh)
+    pairs = split.batches(
+        data.config.eval.batch_size, lambda batch: sharding.put_whole(batch, where), where
+    )
+    placed: collections.deque[Batch] = collections.deque()
+
+    def hosts() -> Iterator[Batch]:
+        for host, there in pairs:
+            placed.append(there)
+            yield host
+
     return evaluate.sweep(
         functools.partial(predict.given(task_losses.scaling(data.spec)), params),
-        eval_batches(store, data.config.eval.batch_size),
+        hosts(),
         data.spec,
         keep_SM,
-        patients=store.columns(["patient"])["patient"],
-        place=lambda batch: sharding.put_whole(batch, sharding.rows(setup.mesh)),
+        patients=split.patients,
+        place=lambda batch: placed.popleft(),
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from m4.lab import paired, special, study, verdict
-from m4.lab.documents import read_json, rows
 from m4.specs import LOWER_IS_BETTER
 
 PAIRS = 10  # of seeds of an arm that are compared
@@ -136,19 +135,25 @@ def agreements(found: Sequence[Mapping[str, Any]], out: Path) -> dict[str, dict[
     return told
 
 
-def lines(out: Path) -> list[str]:
-    """The verdicts as text, a table for every family."""
-    plan, found = read_json(out / "study.json"), rows(out)
+def every(found: Sequence[Mapping[str, Any]], margin: float, out: Path) -> dict[Any, Any]:
+    """`judge` of every family, by its `families` name."""
+    return {family: judge(own, margin, out) for family, own in families(found).items()}
+
+
+def lines(
+    plan: Mapping[str, Any], found: Sequence[Mapping[str, Any]], said: Mapping[Any, Any]
+) -> list[str]:
+    """The verdicts of `every` as text, a table for every family."""
     margin = plan["plan"]["margin"]
     text = [f"margin   {margin['value']:g} {plan['metric']}: {margin['reason']}"]
     for family, own in families(found).items():
         head = ", ".join(f"{axis.rpartition('.')[2]}={value}" for axis, value in family) or "all"
         text += ["", f"{head}: {len(own)} runs"]
-        for label, said in by_quality(judge(own, margin["value"], out)):
-            line = f"  {label:20} {_number(said['mean'], 8)} ± {_number(said['sd'])}"
-            if said["verdict"]:
-                line += f"  {said['value']:+.4f} [{said['low']:+.4f}, {said['high']:+.4f}]"
-                line += f"  {said['verdict']}{', within the margin' * said['within']}"
+        for label, one in by_quality(said[family]):
+            line = f"  {label:20} {_number(one['mean'], 8)} ± {_number(one['sd'])}"
+            if one["verdict"]:
+                line += f"  {one['value']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
+                line += f"  {one['verdict']}{', within the margin' * one['within']}"
             text.append(line)
     return text
 

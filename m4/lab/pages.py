@@ -17,7 +17,6 @@ from markupsafe import Markup
 from m4 import atomic
 from m4.eval.report import page, plots, words
 from m4.lab import judged
-from m4.lab.documents import read_json, rows
 
 COLUMNS = ("family", "arm", "null", "seeds", "mean", "sd", "difference", "low", "high", "p")
 COLUMNS += ("p_equal", "smallest", "verdict", "within_margin", "modality", "pattern", "cluster")
@@ -26,10 +25,15 @@ COLUMNS += ("total", "flops_per_step", "step_s", "compile_s", "tokens_per_expert
 MAX_MAPS = 24  # expert x modality maps that are drawn
 
 
-def write(out: Path, notes: Sequence[str] = ()) -> list[Path]:
-    """Writes report.html, verdicts.csv and verdicts.tex. Raises DataError for damaged files."""
-    study, found = read_json(out / "study.json"), rows(out)
-    tables = table(study, found, out)
+def write(
+    out: Path,
+    study: Mapping[str, Any],
+    found: Sequence[Mapping[str, Any]],
+    said: Mapping[Any, Any],
+    notes: Sequence[str] = (),
+) -> list[Path]:
+    """Writes report.html, verdicts.csv and verdicts.tex of rows and what is `said` of them."""
+    tables = table(found, said, out)
     texts = {"report.html": html(study, found, tables, notes), "verdicts.csv": as_csv(tables)}
     texts["verdicts.tex"] = as_latex(study, tables)
     for name, text in texts.items():
@@ -37,16 +41,15 @@ def write(out: Path, notes: Sequence[str] = ()) -> list[Path]:
     return [out / name for name in texts]
 
 
-def table(study: Mapping[str, Any], found: Sequence[Mapping[str, Any]], out: Path):
+def table(found: Sequence[Mapping[str, Any]], said: Mapping[Any, Any], out: Path):
     """{family: lines}, a line for every arm by `COLUMNS`, the best first."""
     tables = {}
     for family, own in judged.families(found).items():
-        said = judged.judge(own, study["plan"]["margin"]["value"], out)
         agree = judged.agreements(own, out)
         arms, name = judged.by_label(own), _name(family)
         tables[name] = [
             _line(name, label, list(arms[label].values()), verdict, agree.get(label, {}))
-            for label, verdict in judged.by_quality(said)
+            for label, verdict in judged.by_quality(said[family])
         ]
     return tables
 

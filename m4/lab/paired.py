@@ -50,9 +50,10 @@ def read(path: Path, task: str) -> Kept:
 def draws_of(run: Kept, task: TaskSpec, metric: str, draws: bootstrap.Draws) -> np.ndarray:
     """The metric under every draw of patients, f64[B]; NaN where undefined."""
     args = task, run.label_NL, run.known_NL, run.prediction_NC, draws
-    found = bootstrap.score(*args)
+    found = bootstrap.score(*args, names=(metric,))
     if metric not in found:
-        raise DataError(f"{metric}: has no draws; choose one of {', '.join(sorted(found))}")
+        known = ", ".join(sorted(bootstrap.score(*args)))
+        raise DataError(f"{metric}: has no draws; choose one of {known}")
     return found[metric]
 
 

@@ -30,7 +30,7 @@ from m4.eval import metrics, results, subsets
 from m4.eval.bootstrap import number
 from m4.eval.predictions import Predictions
 from m4.eval.scorer import Scorer
-from m4.lab import fitting, interventions, sizes, special, study, together
+from m4.lab import fitting, held, interventions, sizes, special, study, together
 from m4.lab.documents import read_json
 from m4.lab.study import LAYER, Arm, Study
 from m4.moe import route
@@ -98,7 +98,7 @@ def run(asked: Study, arms: list[Arm], out: Path, *, shard: tuple[int, int] = (0
     fails by its own fault (its method refuses, it diverges) is a line, not the end of the others.
     """
     until, notes = time.monotonic() + asked.seconds(), []
-    opener = fitting.Opener(len(asked.seeds))
+    opener = held.Opener(len(asked.seeds))
     for arm in arms[shard[0] :: shard[1]]:
         missing = [s for s in asked.seeds if not (out / "rows" / f"{arm.cell(s)}.json").exists()]
         if not missing:
@@ -137,7 +137,7 @@ def _arm(
     arm: Arm,
     missing: list[int],
     out: Path,
-    opener: fitting.Opener,
+    opener: held.Opener,
     until: float,
 ) -> list[str]:
     """Runs seeds of an arm; returns which were not, and why."""
@@ -197,21 +197,21 @@ class Compiled:
 
         Raises ConfigError for cells that cannot be trained together.
         """
-        setup, rows = self.programs.setup, cells[0].config.train.batch_size
+        setup, plan = self.programs.setup, fitting.plan_of(cells[0].config)
         number = 1 if how == "loop" else len(cells)
         if how != "loop" and not all(fitting.serves(self.programs, data) for data in cells):
             raise ConfigError(f"together={how!r}: seeds differ in their data; leave it out")
         if number not in self.steps and how == "loop":
-            self.steps[number] = fitting.compile_step(setup, rows)
+            self.steps[number] = fitting.compile_step(setup, plan.batch_size)
         elif number not in self.steps:
             kind = "vmap" if how == "vmap" else "map"
-            self.steps[number] = together.compile_step(setup, rows, number, kind)
+            self.steps[number] = together.compile_step(setup, plan, number, kind)
         return self.steps[number]
 
     @classmethod
-    def of(cls, config: ml_collections.ConfigDict) -> "Compiled":
+    def of(cls, data: fitting.Seeded) -> "Compiled":
         """Compiles everything that an arm needs."""
-        own = fitting.compile_for(config)
+        own, config = fitting.compile_for(data), data.config
         section = config.method.get(LAYER.partition(".")[2], {})
         if "gate" not in section or section.get("router") == "product_keys":
             return cls(own, None, None, 0.0)
@@ -238,14 +238,14 @@ class Compiled:
 def _compiled(known: dict[str, Compiled], data: fitting.Seeded) -> Compiled:
     """The programs of a cell, compiled unless those of another one serve it."""
     flat = configs.flatten(data.config.to_dict())
-    fixed = study.digest({k: v for k, v in flat.items() if k not in fitting.GIVEN})
+    fixed = study.digest({k: v for k, v in flat.items() if k not in held.GIVEN})
     if fixed not in known or not fitting.serves(known[fixed].programs, data):
-        known[fixed] = Compiled.of(data.config)
+        known[fixed] = Compiled.of(data)
     return known[fixed]
 
 
 def _tuned(
-    asked: Study, arm: Arm, out: Path, known: dict[str, Compiled], opener: fitting.Opener
+    asked: Study, arm: Arm, out: Path, known: dict[str, Compiled], opener: held.Opener
 ) -> tuple[Arm, dict[str, Any]]:
     """The arm with the values of its tuning that are best on validation, and what was tried."""
     if asked.tune is None:
@@ -371,9 +371,7 @@ def digest_of(params: Any) -> str:
 def _tested(own: fitting.Programs, data: fitting.Seeded, params: Any):
     """Predictions of the test split, and {subset: {task/metric: value}}."""
     spec = data.spec
-    columns = data.test.columns(["patient", *(f"{m}/present" for m in spec.modality_names)])
-    present = np.stack([columns[f"{m}/present"] for m in spec.modality_names], -1)
-    chosen = subsets.choose(spec.modality_names, present, columns["patient"])
+    chosen = subsets.choose(spec.modality_names, data.test.present, data.test.patients)
     chosen = chosen if data.config.eval.subsets else chosen[:1]
     test = fitting.sweep(own, data, data.test, params, subsets.matrix(chosen))
     scores = {}
@@ -411,13 +409,14 @@ def _necessity(asked, arm, own: Compiled, data, params, test: Predictions):
     if by_modality is None:
         return None
     names = own.programs.setup.spec.modality_names
-    return special.necessity(score, by_modality, names, arm.config["seed"])
+    intact = number(results.summary(test, data.spec)[metric])
+    return special.necessity(score, intact, by_modality, names, arm.config["seed"])
 
 
 def _experts(data: fitting.Seeded, test: Predictions, seed: int) -> dict[str, Any]:
     """By layer: how even, what they know, what was dropped, and expert by modality."""
     module, out = data_sets.find(data.config.data.name), {}
-    cluster = module.clusters(data.test) if hasattr(module, "clusters") else None
+    cluster = module.clusters(data.test.store) if hasattr(module, "clusters") else None
     for name, layer in test.routing.items():
         rng = np.random.default_rng(seed)
         out[name] = special.collapse(layer.load)

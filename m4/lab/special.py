@@ -128,7 +128,11 @@ def ablations(by_modality_ME: np.ndarray, rng: np.random.Generator) -> list[dict
 
 
 def necessity(
-    score: Callable[..., float | None], by_modality_ME: np.ndarray, names: Sequence[str], seed: int
+    score: Callable[..., float | None],
+    intact: float | None,
+    by_modality_ME: np.ndarray,
+    names: Sequence[str],
+    seed: int,
 ) -> dict[str, object]:
     """What interventions do to the metric; `score(ablated_E=, dropping=, shuffling=)`.
 
@@ -136,7 +140,7 @@ def necessity(
     """
     rng = np.random.default_rng(seed)
     found: dict[str, object] = {
-        "intact": score(),
+        "intact": intact,
         "without_first": score(dropping=1.0),
         "shuffled": score(shuffling=1.0),
     }

@@ -4,12 +4,13 @@
 for bit; what is saved is the host's part of a step, which a small model spends most of its time in.
 `vmap` makes one wider computation of them: for accelerators, and equal up to rounding.
 
-Letters: S seeds.
+Letters: S seeds, K steps at a time.
 """
 
-import collections
+import dataclasses
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -23,23 +24,38 @@ from m4.run.setup import Setup, context
 from m4.train import guard, loop
 
 How = Literal["map", "vmap"]
+MOST = 1 << 26  # bytes of batches that are placed at once
 
 
-def compile_step(setup: Setup, num_rows: int, seeds: int, how: How) -> fitting.Stepping:
-    """The train step of S states, totals, batches and inputs, each stacked.
+def steps_at_once(plan: loop.Plan, bytes_of_batch: int) -> int:
+    """K, the most steps between two looks at the numbers whose batches are few bytes."""
+    between = math.gcd(plan.steps, plan.eval_every, plan.log_every)
+    most = max(1, MOST // max(bytes_of_batch, 1))
+    return max(k for k in range(1, between + 1) if between % k == 0 and k <= most)
+
+
+def compile_step(setup: Setup, plan: loop.Plan, seeds: int, how: How) -> fitting.Stepping:
+    """K train steps of S states, totals and inputs, each stacked, on batches [S, K, ...].
 
     Raises ConfigError for a mesh of several devices.
     """
     if setup.mesh.size > 1:
         raise ConfigError(f"together={how!r}: takes one device; leave it out, or set mesh.* to 1")
-    like = programs.like_step(setup, num_rows)
-    stacked = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((seeds, *x.shape), x.dtype, sharding=x.sharding), like
-    )
-    step = programs.step_of(setup)
+    state, totals, batch, given = programs.like_step(setup, plan.batch_size)
+    size = seeds * sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(batch))
+    steps = steps_at_once(plan, size)
+    several = (_wider(tree, seeds) for tree in (state, totals, _wider(batch, steps), given))
+    stacked, step = tuple(several), programs.step_of(setup)
+
+    def one_seed(state, totals, batches, given):
+        def one_step(carry, batch):
+            return step(*carry, batch, given), None
+
+        return jax.lax.scan(one_step, (state, totals), batches)[0]
 
     def all_of(*args):
-        return jax.lax.map(lambda own: step(*own), args) if how == "map" else jax.vmap(step)(*args)
+        one = one_seed
+        return jax.lax.map(lambda own: one(*own), args) if how == "map" else jax.vmap(one)(*args)
 
     options, start = compiler.options(setup.efforts[0], setup.mesh), time.perf_counter()
     with context(setup.mesh):
@@ -47,7 +63,15 @@ def compile_step(setup: Setup, num_rows: int, seeds: int, how: How) -> fitting.S
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), stacked[1])
     # XLA counts the body of a loop once.
     counted = seeds if how == "vmap" else 1
-    return fitting.Stepping.of(compiled, compiled, lambda: zeros, start, counted)
+    found = fitting.Stepping.of(compiled, compiled, lambda: zeros, start, counted)
+    return dataclasses.replace(found, at_once=steps)
+
+
+def _wider(tree: Any, number: int) -> Any:
+    """Shapes with a leading dim."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((number, *x.shape), x.dtype, sharding=x.sharding), tree
+    )
 
 
 def fit(
@@ -62,7 +86,6 @@ def fit(
     scalings = [task_losses.scaling(data.spec) for data in cells]
     over: list[DivergedError | None] = [None] * len(cells)
     best: list[float | None] = [None] * len(cells)
-    running = collections.deque()
     with context(setup.mesh):
         states = [own.init(given.seed) for given in inputs]
         for course, state in zip(courses, states, strict=True):
@@ -70,12 +93,9 @@ def fit(
         state = _stacked([_packed(setup, state) for state in states])
         given = jax.device_put(_stacked([*zip(inputs, scalings, strict=True)]))
         totals, last, clock = stepping.zeros(), 0, time.perf_counter()
-        for number in range(1, plan.steps + 1):
-            batch = place(_stacked([next(stream) for stream in batches]))
+        for number in range(stepping.at_once, plan.steps + 1, stepping.at_once):
+            batch = place(_batches(batches, stepping.at_once))
             state, totals = stepping.step(state, totals, batch, given)
-            running.append(totals.bad)
-            if len(running) > loop.IN_FLIGHT:
-                jax.block_until_ready(running.popleft())
             evaluated = number % plan.eval_every == 0 or number == plan.steps
             if not evaluated and number % plan.log_every:
                 continue
@@ -102,6 +122,13 @@ def fit(
 def _packed(setup: Setup, state: Any) -> Any:
     state = jax.device_get(state)
     return state if setup.layout is None else setup.layout.packed(state, join=np.concatenate)
+
+
+def _batches(streams: Sequence[Iterator[Any]], steps: int) -> Any:
+    """The next batches of every seed, [S, K, ...]."""
+    trees = [next(stream) for stream in streams for _ in range(steps)]
+    shape = len(streams), steps
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), _stacked(trees))
 
 
 def _stacked(trees: Sequence[Any]) -> Any:

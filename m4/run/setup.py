@@ -70,10 +70,13 @@ class Setup(Model):
     loader: TrainLoader
 
 
-def make_setup(config: ml_collections.ConfigDict, data: Path) -> Setup:
-    """Builds everything from a built data set. Raises ConfigError for what the method refuses."""
+def make_setup(config: ml_collections.ConfigDict, data: Path, store: Store | None = None) -> Setup:
+    """Builds everything from a built data set, whose training split may be open already.
+
+    Raises ConfigError for what the method refuses.
+    """
     mesh = make_mesh(config)
-    store = open_incomplete(config, data, "train")
+    store = store or open_incomplete(config, data, "train")
     block = sharding.row_block(mesh)
     loader = make_loader(config, store, *block)
     # The whole batch on every process: what is traced must be the same program everywhere.

@@ -44,7 +44,7 @@ def lab(tmp_path_factory):
     patch.chdir(folder)
     calls = []
     compiled = runner.fitting.compile_for
-    patch.setattr(runner.fitting, "compile_for", lambda c: calls.append(c) or compiled(c))
+    patch.setattr(runner.fitting, "compile_for", lambda data: calls.append(data) or compiled(data))
     assert main(["--config=own.py", "--out=whole"]) == 0
     yield folder, calls
     patch.undo()

@@ -1,0 +1,95 @@
+"""Data that all cells of a study share: prepared once an arm, read once, placed once.
+
+Letters: R rows, M modalities.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from m4 import config as configs
+from m4.data import data_sets
+from m4.data.loader import eval_batches
+from m4.data.store import Store
+from m4.run.workspace import open_incomplete, prepare, split_seed
+from m4.types import Batch
+
+# Fields of a configuration that are given to programs: others need no other program.
+GIVEN = ("seed", "optim.lr", "optim.warmup_steps", "optim.end_fraction", "data.dir", "data.raw_dir")
+MOST = 1 << 28  # bytes of a split's batches that stay on the device
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A split that is predicted many times."""
+
+    store: Store
+
+    @functools.cached_property
+    def patients(self) -> np.ndarray:
+        """The patient of every row, [R]."""
+        return self.store.columns(["patient"])["patient"]
+
+    @functools.cached_property
+    def present(self) -> np.ndarray:
+        """What every row has, bool[R, M]."""
+        names = [f"{name}/present" for name in self.store.spec.modality_names]
+        columns = self.store.columns(names)
+        return np.stack([columns[name] for name in names], -1)
+
+    @functools.cached_property
+    def _kept(self) -> dict[Any, list[tuple[Batch, Batch]]]:
+        return {}
+
+    def batches(self, rows: int, place: Callable[[Batch], Batch], where: Any) -> Iterator:
+        """(batch on the host, the same placed), all rows once; kept for `where` if they are few."""
+        if (rows, where) not in self._kept:
+            pairs, size = [], 0
+            for batch in eval_batches(self.store, rows):
+                pairs.append((batch, place(batch)))
+                size += sum(x.nbytes for x in jax.tree.leaves(batch))
+                yield pairs[-1]
+                pairs = pairs if size <= MOST else []
+            if size <= MOST:
+                self._kept[rows, where] = pairs
+            return
+        yield from self._kept[rows, where]
+
+
+class Opener:
+    """Opens data once for all cells that have the same: those of `size` are kept."""
+
+    def __init__(self, size: int):
+        self._open = functools.lru_cache(size)(_splits)
+        self._folders: dict[str, Path] = {}
+
+    def folder(self, config: ml_collections.ConfigDict) -> Path:
+        """Of a cell's data, which are built if need be; once for seeds that share them."""
+        flat = configs.flatten(config.to_dict())
+        fixed = {k: v for k, v in flat.items() if k not in GIVEN or k.startswith("data.")}
+        module = data_sets.find(config.data.name)
+        seed = split_seed(config) if getattr(module, "SEEDED", True) else 0
+        key = json.dumps([fixed, seed], sort_keys=True, default=str)
+        if key not in self._folders:
+            self._folders[key] = prepare(config)
+        return self._folders[key]
+
+    def __call__(self, config: ml_collections.ConfigDict) -> dict[str, Split]:
+        """The splits of a cell's data."""
+        parts = {part: config[part].to_dict() for part in ("train", "eval")}
+        asked = {k: {n: own[n] for n in ("batch_size", "missing")} for k, own in parts.items()}
+        drawn = any(own["missing"] for own in asked.values())  # seeds share what no seed draws
+        asked |= {"seed": split_seed(config) if drawn else 0, "data": {}}
+        return self._open(self.folder(config), json.dumps(asked, sort_keys=True))
+
+
+def _splits(folder: Path, asked: str) -> dict[str, Split]:
+    config = ml_collections.ConfigDict(json.loads(asked))
+    return {name: Split(open_incomplete(config, folder, name)) for name in ("train", "val", "test")}
