@@ -8,12 +8,13 @@ data set that change how patients come about, and not what is known of them, may
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from m4.data.cohort import Cohort, Example, checksums
-from m4.errors import DataError
+from m4.errors import ConfigError, DataError
 
 FILE = "new.json"
 
@@ -46,15 +47,29 @@ def new(
         raise DataError(
             f"{hint}; it is missing or no JSON, and new patients are generated"
         ) from None
-    if not isinstance(given, dict) or type(given.get("seed")) is not int:
-        raise DataError(f"{hint}; seed must be a whole number")
+    seed = given.get("seed") if isinstance(given, dict) else None
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise DataError(f"{hint}; seed must be a whole number from 0 to 4,294,967,295")
     if wrong := sorted({*map(str, given)} - {"seed", *may}):
         raise DataError(f"{hint}, not {', '.join(wrong)}")
-    seed = given.pop("seed")
+    del given["seed"]
     if seed == trained:
         raise DataError(f"{hint}; {seed} is the seed of training: they would be the same patients")
+    for name, value in given.items():
+        if name in resolved and not _alike(value, resolved[name]):
+            raise DataError(
+                f"{path}: {name}={json.dumps(value)[:60]}: must be of the kind that it was in"
+                f" training, {json.dumps(resolved[name])[:60]}"
+            )
     options = {k: v for k, v in resolved.items() if k not in ("fold", "num_folds")} | given
-    found = cohort(seed=seed, **options)
+    try:
+        found = cohort(seed=seed, **options)
+    except ConfigError as error:
+        lines = [str(line).removeprefix("data.options.") for line in error.args]
+        raise DataError(*(f"{path}: {line}" for line in lines)) from error
+    except (TypeError, ValueError, KeyError) as error:
+        what = json.dumps(given)[:200]
+        raise DataError(f"{path}: {what}: the data set cannot use it ({error})") from error
     starts = [*found.splits.values()]
 
     def examples() -> Iterator[Example]:
@@ -63,3 +78,19 @@ def new(
 
     found.splits, found.sources = {"new": examples}, checksums(folder, [path])
     return found
+
+
+def _alike(value: Any, before: Any) -> bool:
+    """Whether a value of a JSON file is of the kind of another; numbers are finite."""
+    if isinstance(before, bool) or isinstance(value, bool):
+        return type(value) is type(before)
+    if isinstance(before, int | float):
+        whole = isinstance(before, int)
+        return isinstance(value, int if whole else int | float) and math.isfinite(value)
+    if isinstance(before, Mapping):
+        common = {*value} & {*before} if isinstance(value, Mapping) else ()
+        return isinstance(value, Mapping) and all(_alike(value[k], before[k]) for k in common)
+    if isinstance(before, list | tuple):
+        same = isinstance(value, list) and len(value) == len(before)
+        return same and all(map(_alike, value, before))
+    return before is None or isinstance(value, type(before))

@@ -4,6 +4,7 @@ The sets and their small files are those of test_every_data_set.
 """
 
 import inspect
+import json
 import shutil
 from collections import Counter
 
@@ -85,7 +86,14 @@ def test_the_same_files_are_read_as_in_training(made, request, name, options, wr
         (tmp_path / "new.json").write_text('{"seed": 2, "num_patients": 20}')
         found, manifest = read(name, tmp_path, known, tmp_path / "to" / "x")
         assert len(found) >= 20 and manifest["normalisers"] == known.manifest["normalisers"]
-        for wrong, says in (('{"seed": 1}', "same patients"), ("{}", "seed must"), ("", "missing")):
+        wild = {"seed": -1}, {"seed": 1e3}, {"seed": True}, {"seed": 2**80}, {"seed": None}
+        wild = [(json.dumps(given), "seed must") for given in wild]
+        values = ("many", 2.5, None, [3], True, {}, float("nan"))
+        wild += [(json.dumps({"seed": 2, "num_patients": v}), "of the kind") for v in values]
+        wild += [('{"seed": 2, "num_patients": -3}', "num_patients"), ("[1]", "seed must")]
+        wild += [('{"seed": 2, "presence": 7}', "new.json: .*presence")]
+        wild += [('{"seed": 1}', "same patients"), ("{}", "seed must"), ("", "missing")]
+        for wrong, says in wild:
             (tmp_path / "new.json").write_text(wrong)
             with pytest.raises(DataError, match=says):
                 read(name, tmp_path, known, tmp_path / "to" / "x")
