@@ -65,5 +65,5 @@ def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
         from m4.run import agreement
         from m4.train import processes
 
-        processes.join(agreement.at_start(config, flags))
+        processes.join(agreement.at_start(config, flags), saves=flags.mode in SAVING)
     mode.run(config, Path(flags.workdir or ""), flags)

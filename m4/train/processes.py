@@ -11,6 +11,7 @@ by a plain connection before JAX joins them (`m4.train.rendezvous`), through its
 (`agree`). A difference ends all of them.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,9 +38,11 @@ Facts = Mapping[str, str]
 _turns = itertools.count()  # every process calls `agree` equally often
 
 
-def join(facts: Facts, environ: Mapping[str, str] = os.environ) -> None:
+def join(facts: Facts, environ: Mapping[str, str] = os.environ, *, saves: bool = True) -> None:
     """Joins the gang that the environment names, if any.
 
+    SIGTERM is JAX's from here on, which tells the loop of a command that `saves`. Any other
+    command ends at once, as one process does (`m4.train.early`).
     Raises ConfigError, on all of them, if processes differ in `facts`, and for half a name of the
     gang; Preempted if they do not find each other. Afterwards only process 0 prints to stdout.
     """
@@ -66,9 +69,9 @@ def join(facts: Facts, environ: Mapping[str, str] = os.environ) -> None:
             options["coordinator_bind_address"] = address
         if not _shares_a_node(environ):  # under Slurm, JAX would give it the first device alone
             options["cluster_detection_method"] = "deactivate"
-    _hand_over()
     try:
-        jax.distributed.initialize(**options)
+        with _handed_over(saves):
+            jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
         raise Preempted(f"M4_COORDINATOR={coordinator}: {' '.join(str(error).split())}") from error
     if coordinator == "auto":
@@ -77,14 +80,20 @@ def join(facts: Facts, environ: Mapping[str, str] = os.environ) -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
 
 
-def _hand_over() -> None:
-    """Lets go of SIGTERM, which JAX takes where Python cannot see it.
+@contextlib.contextmanager
+def _handed_over(for_good: bool) -> Iterator[None]:
+    """Lets go of SIGTERM, which JAX takes inside where Python cannot see it.
 
-    Whatever would put another handler in the place of the one Python knows of (`early.farewell`)
-    would take it from JAX, and the process would leave without saving.
+    Whatever would put another handler in the place of the one that Python knows of
+    (`early.farewell`) would take it from JAX, and the process would leave without saving.
     """
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    if not for_good:
+        signal.signal(signal.SIGTERM, before)
 
 
 def first() -> bool:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from m4.errors import Preempted
-from m4.train import early
+from m4.train import early, processes
 from m4.train.preemption import Signals
 
 
@@ -114,3 +114,17 @@ def test_it_leaves_no_thread_and_no_handler_behind():
         time.sleep(0.01)
     assert (signal.getsignal(signal.SIGTERM), threading.active_count()) == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_sigterm_is_jaxs_where_a_gang_saves_and_nobody_takes_it_back():
+    """JAX's handler is not Python's: one set again would take the signal from it, for good."""
+    with early.leaving():
+        with processes._handed_over(True):  # here JAX joins
+            pass
+        with early.farewell(lambda: None):
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with early.leaving():
+        with processes._handed_over(False):
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        with early.farewell(lambda: None):
+            assert isinstance(signal.getsignal(signal.SIGTERM), early.Leave)
