@@ -49,7 +49,9 @@ def compile_step(setup: Setup, plan: loop.Plan, seeds: int, how: How) -> fitting
 
     def one_seed(state, totals, batches, given):
         def one_step(carry, batch):
-            return step(*carry, batch, given), None
+            # Else XLA makes one operation of a batch's part of the stack and what is done with it,
+            # which rounds otherwise than a step of its own.
+            return step(*jax.lax.optimization_barrier((*carry, batch, given))), None
 
         return jax.lax.scan(one_step, (state, totals), batches)[0]
 

@@ -197,12 +197,15 @@ def test_seeds_in_one_program_are_those_one_by_one(lab, how):
                 assert mine == pytest.approx(theirs, rel=1e-3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("effort", ["some", "full"])
+@pytest.mark.parametrize("effort", ["some", pytest.param("full", marks=pytest.mark.slow)])
 def test_seeds_in_one_program_have_the_same_bits(lab, effort):
+    """Of the shapes of the shipped study: smaller ones had the same bits by chance."""
     folder, _ = lab
     text = FILE.replace("watchdog=0", f"watchdog=0, compile={effort!r}")
-    text = text.replace('("linear", AGAIN)', '("linear", "laplace")')
+    text = text.replace("num_experts=4, hidden=4", "num_experts=64, hidden=16")
+    text = text.replace("rows=400", "rows=2000").replace("batch_size=32", "batch_size=256")
+    text = text.replace("steps=4", "steps=8").replace("every=2", "every=4")
+    text = text.replace('("linear", AGAIN)', '("linear",)')
     digests = []
     for how in ("loop", "map"):
         changed = text.replace("seeds=(0, 1))", f"seeds=(0, 1), together={how!r})")
@@ -210,7 +213,7 @@ def test_seeds_in_one_program_have_the_same_bits(lab, effort):
         assert main(["--config=bits.py", f"--out={how}_{effort}"]) == 0
         found = rows(folder / f"{how}_{effort}")
         digests.append({(row["label"], row["seed"]): row["digest"] for row in found})
-    assert digests[0] == digests[1] and len(digests[0]) == 4
+    assert digests[0] == digests[1] and len(digests[0]) == 2
 
 
 def test_lists_on_an_axis_and_values_that_are_undefined_are_told(lab, capsys):
