@@ -14,9 +14,9 @@ from m4.nn import front
 from m4.nn.encoders import convolution
 from m4.run.method import make_method
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
-from m4.train.step import init_params
 from m4.types import Stream
 from tests import properties
+from tests.train import methods
 
 SPEC = DataSpec(
     (
@@ -28,7 +28,7 @@ SPEC = DataSpec(
     (TaskSpec("death", "binary"), TaskSpec("ward", "multiclass", dim=3)),
 )
 CONV = {"width": 8, "depth": 2, "dropout": 0.1, "alone": 0.5}
-FUSEMOE = {"name": "fusemoe", "moe": {"num_experts": 4}, "width": 8, "aux_weights": {}}
+FUSEMOE = {"name": "fusemoe", "moe": {"num_experts": 4}, "width": 8, "depth": 1, "aux_weights": {}}
 
 
 def stream(x, length):
@@ -89,7 +89,7 @@ def test_frames_are_twice_their_step():
 def test_own_heads_learn_from_rows_that_have_the_modality():
     method: Any = make_method(FUSEMOE, SPEC, conv=CONV)
     batch = properties.random_batch(SPEC, seed=1, keep=0.6)
-    params = init_params(method, batch, seed=0)
+    params = methods.params(method, batch)
 
     @jax.jit
     def losses(params):

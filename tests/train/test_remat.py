@@ -12,18 +12,30 @@ from tests.train.test_accumulate import gradient
 
 FLAT = ("m3h", "latefusion", "medfuse")  # no layers
 LAYERED = [name for name in methods.NAMES if name not in FLAT]
+REST = [pytest.param(n, marks=pytest.mark.slow) for n in LAYERED if n != "fusemoe"]
 
 
 @pytest.mark.parametrize("name", [case for case in methods.CASES if case not in FLAT])
 def test_losses_and_gradients_are_the_same(name):
     """With dropout and noise, which must be drawn again alike."""
+    _same(name, "layer")
+
+
+@pytest.mark.parametrize(
+    "name", ["fusemoe", *(pytest.param(n, marks=pytest.mark.slow) for n in REST)]
+)
+def test_so_they_are_where_products_alone_are_kept(name):
+    """`dots` knows no method: it looks at operations."""
+    _same(name, "dots")
+
+
+def _same(name: str, how: str) -> None:
     batch, method = methods.batch(), methods.small(name, dropout=0.2)
     params = methods.params(method, batch)
     whole, means = gradient(method, params, batch)
-    for how in ("layer", "dots"):
-        again, other = gradient(method, params, batch, remat=how)
-        np.testing.assert_allclose(other["loss"].total, means["loss"].total, rtol=1e-6)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, again)
+    again, other = gradient(method, params, batch, remat=how)
+    np.testing.assert_allclose(other["loss"].total, means["loss"].total, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, again)
 
 
 def kept(method, batch, how):
