@@ -165,7 +165,7 @@ def identity_of(
         "name": name,
         "version": module.VERSION,
         "options": json.loads(json.dumps(getattr(module, "resolved", dict)(**options))),
-        "seed": seed if getattr(module, "SEEDED", True) else 0,  # False: its rows ignore it
+        "seed": data_sets.seed_of(module, seed),
         "declared": manifests.schema(module.spec(**options)),
         "calibration": calibration or None,
     }

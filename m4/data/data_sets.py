@@ -26,6 +26,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*found, *_definitions()}))
 
 
+def seed_of(module: Any, seed: int) -> int:
+    """What of a seed a data set depends on: 0 where its rows ignore it (`SEEDED = False`)."""
+    return seed if getattr(module, "SEEDED", True) else 0
+
+
 def find(name: str) -> Any:
     """The data set `name`, or the importable module 'mylab.data'. See `m4.data.cohort`.
 

@@ -7,12 +7,11 @@ Seed, learning rate and the scale of targets are arguments of the programs that 
 Letters: S seeds (stacked), R rows, M modalities, E experts.
 """
 
-import collections
 import dataclasses
 import functools
+import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +20,6 @@ import numpy as np
 
 from m4 import sharding, task_losses
 from m4.data.loader import TrainLoader
-from m4.data.store import Store
 from m4.errors import ConfigError
 from m4.eval import evaluate, results
 from m4.eval.predictions import Predictions
@@ -31,7 +29,6 @@ from m4.run.setup import Setup, context, make_loader, make_optimiser, make_setup
 from m4.specs import DataSpec
 from m4.train import loop, telemetry
 from m4.train.step import Inputs, State, init_params, init_state
-from m4.types import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +68,7 @@ class Seeded:
 
     config: ml_collections.ConfigDict
     spec: DataSpec
-    folder: Path  # of the built data
     loader: TrainLoader
-    train: Store
     val: Split
     test: Split
 
@@ -96,14 +91,13 @@ def data_of(config: ml_collections.ConfigDict, opener: Opener) -> Seeded:
     train = splits["train"].store
     loader = make_loader(config, train, 0, 1)
     spec = weighted(train.spec, config.train.task_weights)
-    folder = opener.folder(config)
-    return Seeded(config, spec, folder, loader, train, splits["val"], splits["test"])
+    return Seeded(config, spec, loader, splits["val"], splits["test"])
 
 
 def compile_for(data: Seeded) -> Programs:
     """The programs of an arm, by the data of one of its seeds."""
-    config = data.config
-    setup = make_setup(config, data.folder, data.train)
+    config, train = data.config, data.loader.store
+    setup = make_setup(config, train.folder, train)
     if config.train.buckets:
         raise ConfigError("train.buckets: the lab takes batches of one length only; leave it out")
     start = time.perf_counter()
@@ -272,20 +266,14 @@ def sweep(
     pairs = split.batches(
         data.config.eval.batch_size, lambda batch: sharding.put_whole(batch, where), where
     )
-    placed: collections.deque[Batch] = collections.deque()
-
-    def hosts() -> Iterator[Batch]:
-        for host, there in pairs:
-            placed.append(there)
-            yield host
-
+    hosts, placed = itertools.tee(pairs)  # a batch is placed as soon as it is taken
     return evaluate.sweep(
         functools.partial(predict.given(task_losses.scaling(data.spec)), params),
-        hosts(),
+        (host for host, _ in hosts),
         data.spec,
         keep_SM,
         patients=split.patients,
-        place=lambda batch: placed.popleft(),
+        place=lambda _: next(placed)[1],
     )
 
 

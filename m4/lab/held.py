@@ -31,6 +31,7 @@ class Split:
     """A split that is predicted many times."""
 
     store: Store
+    kept: dict[Any, list[tuple[Batch, Batch]]] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def patients(self) -> np.ndarray:
@@ -44,23 +45,19 @@ class Split:
         columns = self.store.columns(names)
         return np.stack([columns[name] for name in names], -1)
 
-    @functools.cached_property
-    def _kept(self) -> dict[Any, list[tuple[Batch, Batch]]]:
-        return {}
-
     def batches(self, rows: int, place: Callable[[Batch], Batch], where: Any) -> Iterator:
         """(batch on the host, the same placed), all rows once; kept for `where` if they are few."""
-        if (rows, where) not in self._kept:
-            pairs, size = [], 0
-            for batch in eval_batches(self.store, rows):
-                pairs.append((batch, place(batch)))
-                size += sum(x.nbytes for x in jax.tree.leaves(batch))
-                yield pairs[-1]
-                pairs = pairs if size <= MOST else []
-            if size <= MOST:
-                self._kept[rows, where] = pairs
+        if (rows, where) in self.kept:
+            yield from self.kept[rows, where]
             return
-        yield from self._kept[rows, where]
+        pairs, size = [], 0
+        for batch in eval_batches(self.store, rows):
+            pairs.append((batch, place(batch)))
+            size += sum(x.nbytes for x in jax.tree.leaves(batch))
+            yield pairs[-1]
+            pairs = pairs if size <= MOST else []
+        if size <= MOST:
+            self.kept[rows, where] = pairs
 
 
 class Opener:
@@ -74,8 +71,7 @@ class Opener:
         """Of a cell's data, which are built if need be; once for seeds that share them."""
         flat = configs.flatten(config.to_dict())
         fixed = {k: v for k, v in flat.items() if k not in GIVEN or k.startswith("data.")}
-        module = data_sets.find(config.data.name)
-        seed = split_seed(config) if getattr(module, "SEEDED", True) else 0
+        seed = data_sets.seed_of(data_sets.find(config.data.name), split_seed(config))
         key = json.dumps([fixed, seed], sort_keys=True, default=str)
         if key not in self._folders:
             self._folders[key] = prepare(config)

@@ -1,7 +1,8 @@
 """All seeds of an arm in one program, in lock step, on one device.
 
-`map` runs them one after the other within a step, so a seed's numbers are those of `m4.main` bit
-for bit; what is saved is the host's part of a step, which a small model spends most of its time in.
+`map` runs them one after the other within a call of some steps, so a seed's numbers are those of
+`m4.main` bit for bit; what is saved is the host's part of a step, which a small model spends most
+of its time in.
 `vmap` makes one wider computation of them: for accelerators, and equal up to rounding.
 
 Letters: S seeds, K steps at a time.
@@ -44,8 +45,8 @@ def compile_step(setup: Setup, plan: loop.Plan, seeds: int, how: How) -> fitting
     state, totals, batch, given = programs.like_step(setup, plan.batch_size)
     size = seeds * sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(batch))
     steps = steps_at_once(plan, size)
-    several = (_wider(tree, seeds) for tree in (state, totals, _wider(batch, steps), given))
-    stacked, step = tuple(several), programs.step_of(setup)
+    stacked = _wider((state, totals, _wider(batch, steps), given), seeds)
+    step = programs.step_of(setup)
 
     def one_seed(state, totals, batches, given):
         def one_step(carry, batch):
@@ -56,8 +57,9 @@ def compile_step(setup: Setup, plan: loop.Plan, seeds: int, how: How) -> fitting
         return jax.lax.scan(one_step, (state, totals), batches)[0]
 
     def all_of(*args):
-        one = one_seed
-        return jax.lax.map(lambda own: one(*own), args) if how == "map" else jax.vmap(one)(*args)
+        if how == "vmap":
+            return jax.vmap(one_seed)(*args)
+        return jax.lax.map(lambda own: one_seed(*own), args)
 
     options, start = compiler.options(setup.efforts[0], setup.mesh), time.perf_counter()
     with context(setup.mesh):

@@ -21,9 +21,7 @@ def test_losses_and_gradients_are_the_same(name):
     _same(name, "layer")
 
 
-@pytest.mark.parametrize(
-    "name", ["fusemoe", *(pytest.param(n, marks=pytest.mark.slow) for n in REST)]
-)
+@pytest.mark.parametrize("name", ["fusemoe", *REST])
 def test_so_they_are_where_products_alone_are_kept(name):
     """`dots` knows no method: it looks at operations."""
     _same(name, "dots")
