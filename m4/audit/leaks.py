@@ -17,7 +17,6 @@ from scipy import special, stats
 
 from m4 import cells
 from m4.audit.probe import Defect, LeftOut
-from m4.audit.random_rows import presence
 from m4.data import aggregate
 from m4.data.store import Store, layout
 from m4.specs import TaskSpec
@@ -148,8 +147,8 @@ def presence_tells_no_label(splits: Splits) -> str:
     rest = [splits[name] for name in HELD_OUT if name in splits]
     if not rest:
         raise LeftOut("no rows are held out (data.also_train)")
-    held_NM = np.concatenate([presence(split) for split in rest])
-    train_NM, figures = presence(train), []
+    held_NM = np.concatenate([split.present() for split in rest])
+    train_NM, figures = train.present(), []
     answers = [{what: (y, ranked) for what, y, ranked in _answers(s)} for s in (train, *rest)]
     for what, (y_N, ranked) in answers[0].items():
         if not all(what in a for a in answers[1:]):

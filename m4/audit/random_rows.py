@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from m4.data import store
 from m4.data.record import target_shape
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from m4.types import Batch, Stream, Target
@@ -93,9 +92,3 @@ def covering(present_NM: np.ndarray, rows: int, seed: int = 0) -> np.ndarray:
             chosen.append(having[0])
     chosen += [i for i in order if i not in chosen][: rows - len(chosen)]
     return np.array(chosen, np.int64)
-
-
-def presence(split: store.Store) -> np.ndarray:
-    """bool[N, M]: who has which modality."""
-    found = split.columns([f"{name}/present" for name in split.spec.modality_names])
-    return np.stack([*found.values()], axis=-1).astype(bool)

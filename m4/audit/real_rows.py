@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from m4.audit.random_rows import ROWS, covering, presence
+from m4.audit.random_rows import ROWS, covering
 from m4.data import batch as batches
 from m4.data.store import Store, allocate
 from m4.types import Batch
@@ -25,7 +25,7 @@ class RealRows:
 
     def __call__(self, seed: int) -> Batch:
         """A split with fewer rows is gone over again."""
-        present_NM = presence(self.split)[:LOOKED_AT]
+        present_NM = self.split.present()[:LOOKED_AT]
         return of(self.split, covering(present_NM, self.rows, seed), self.rows)
 
 

@@ -165,9 +165,7 @@ def incomplete(store: Store, options: Mapping[str, Any], seed: int) -> Store:
     """
     if not options:
         return store
-    present = store.columns([f"{name}/present" for name in store.spec.modality_names])
-    present_NM = np.stack([*present.values()], axis=-1)
-    split = Split(store.spec, present_NM, functools.partial(_means, store))
+    split = Split(store.spec, store.present(), functools.partial(_means, store))
     return Incomplete(store, _plan(split, options, seed))
 
 

@@ -156,6 +156,11 @@ class Store:
         with self._damaged():
             return stacked({key: chunk[key] for key in keys} for chunk in self._chunks())
 
+    def present(self) -> np.ndarray:
+        """bool[N, M]: which row has which modality."""
+        found = self.columns([f"{name}/present" for name in self.spec.modality_names])
+        return np.stack([*found.values()], axis=-1)
+
     def _decode(self, indices: Sequence[int], out: Rows) -> None:
         """Decode records into zeroed rows, then normalise them all at once."""
         for row, record in enumerate(self._source.read(indices)):

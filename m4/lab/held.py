@@ -41,9 +41,7 @@ class Split:
     @functools.cached_property
     def present(self) -> np.ndarray:
         """What every row has, bool[R, M]."""
-        names = [f"{name}/present" for name in self.store.spec.modality_names]
-        columns = self.store.columns(names)
-        return np.stack([columns[name] for name in names], -1)
+        return self.store.present()
 
     def batches(self, rows: int, place: Callable[[Batch], Batch], where: Any) -> Iterator:
         """(batch on the host, the same placed), all rows once; kept for `where` if they are few."""
