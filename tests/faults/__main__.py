@@ -24,7 +24,7 @@ SCENARIOS = (
     Scenario("SIGTERM", "strikes:terms"),
     Scenario("8 devices split over processes", "gangs:factorisations"),
     Scenario("resume on another split of 8 devices", "gangs:resumes"),
-    Scenario("resume on another number of devices", "gangs:devices", in_short=False),
+    Scenario("resume on another number of devices", "gangs:devices"),
     Scenario("dead, stopped or stalled peer", "gangs:peers"),
     Scenario("two processes that differ", "unequal:peers"),
     Scenario("the n-th system call fails or kills", "injection:points"),

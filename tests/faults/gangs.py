@@ -107,8 +107,7 @@ def devices(bench: Bench) -> Outcome:
     counts = (2,) if bench.short else (1, 2, 4)
     for count in counts:
         workdir = _cut(source, bench.work / f"on{count}", _steps(bench) // 2)
-        args = [*_args(bench), f"--config.mesh.data={count}"]
-        code = Gang(bench, 1, count, workdir, *args).wait()
+        code = Gang(bench, 1, count, workdir, *_args(bench, count)).wait()
         apart = _apart(workdir, source) if code == 0 else float("inf")
         worst = max(worst, apart)
         bad += [count] if apart > CLOSE else []
@@ -197,14 +196,14 @@ def _reference(bench: Bench, procs: int, count: int) -> Path | None:
     return workdir
 
 
-def _args(bench: Bench) -> list[str]:
+def _args(bench: Bench, devices: int = 8) -> list[str]:
     steps = _steps(bench)
     return [
         f"--config.train.steps={steps}",
         f"--config.train.save_every={steps // 4}",
         f"--config.train.eval_every={steps // 2}",
         f"--config.train.keep={4}",
-        "--config.mesh.data=8",
+        f"--config.mesh.data={devices}",
     ]
 
 
