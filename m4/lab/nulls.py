@@ -6,6 +6,7 @@ The others are gates like any other: `hash` (the token's content, nothing of whe
 Letters: N tokens, D width, E experts.
 """
 
+import jax
 import jax.numpy as jnp
 
 from m4.types import Array
@@ -15,7 +16,7 @@ NULLS = {
     "content_hash": {"gate": "hash"},
     "fixed_random": {"gate": "fixed_random"},
     "hash_modality": {"gate": "hash_modality"},
-    "dense_mean": {"gate": "m4.lab.nulls:even", "top_k": "E"},
+    "dense_mean": {"gate": "m4.lab.nulls:even", "top_k": "E", "engine": "dense"},
     "oracle_modality": {"gate": "oracle"},
     "oracle_task": {"gate": "m4.lab.nulls:by_task"},
     "oracle_cluster": {"gate": "m4.lab.nulls:by_cluster"},
@@ -24,7 +25,8 @@ NULLS = {
 
 def even(x_ND: Array, *, num_experts: int) -> Array:
     """The same score for every expert: with all of them chosen, their mean. No choice is made."""
-    return jnp.zeros((x_ND.shape[0], num_experts), x_ND.dtype)
+    score_NE = jnp.zeros((x_ND.shape[0], num_experts), x_ND.dtype)
+    return jax.lax.optimization_barrier(score_NE)  # else XLA sorts the constant as it compiles
 
 
 def by_task(x_ND: Array, *, num_experts: int, task_N: Array, num_tasks: int) -> Array:

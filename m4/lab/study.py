@@ -28,7 +28,7 @@ from m4.lab import fields
 from m4.lab.nulls import NULLS
 
 LAYER = "method.moe"
-DENSE_UP_TO = 256  # experts of which `dense_mean` runs every one
+DENSE_UP_TO = 64  # experts of which `dense_mean` runs every one; 256 take longer than ten gates
 UNNAMED = ("seed", "data.raw_dir", "data.dir", "train.log_every", "train.save_every")
 UNNAMED += ("train.watchdog",)
 

@@ -1,6 +1,8 @@
 """Every engine against a float64 loop over tokens, and what dropping means."""
 
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +67,7 @@ ROUTINGS = {
         "one_valid_token": np.where(np.arange(37) == 30, 5, 6)[:, None],
     },
     (19, 4, 9): {"random": random_experts(19, 4, 9)},
+    (17, 12, 13): {"nearly_all": random_experts(17, 12, 13)},
     (9, 3, 64): {"more_experts_than_rows": random_experts(9, 3, 64, invalid=0)},
     (5, 1, 1): {"one_expert": np.array([[0], [1], [0], [0], [0]])},
 }
@@ -271,6 +274,20 @@ def test_program_size_does_not_depend_on_the_number_of_experts():
         return len(jax.jit(jax.grad(loss, (0, 1))).lower(x_ND, shapes).as_text())
 
     assert abs(text(1024) / text(16) - 1) < 0.05
+
+
+def test_dense_with_all_experts_makes_nothing_of_tokens_by_choices_by_experts():
+    num_tokens, num_experts = 64, 32
+    experts_NK = jnp.broadcast_to(jnp.arange(num_experts), (num_tokens, num_experts))
+    weights_NK = jnp.ones(experts_NK.shape)
+    params = make_params(num_experts, dtype="float32")
+    x_ND = jnp.ones((num_tokens, params.w1.shape[2]))
+    text = jax.jit(layer("dense")).lower(x_ND, weights_NK, params, experts_NK).as_text()
+    shapes = [
+        [*map(int, found.split("x"))] for found in re.findall(r"tensor<((?:\d+x)+\d+)xf", text)
+    ]
+    largest = num_experts * num_tokens * max(params.w1.shape[1:])
+    assert max(map(math.prod, shapes)) <= largest
 
 
 def test_auto_never_drops_and_bad_options_are_named():

@@ -42,6 +42,7 @@ Engine = Literal[
     "auto", "dense", "dropless", "capacity", "capacity_prioritised", "ragged", "grouped"
 ]
 LIMITED = ("capacity", "capacity_prioritised")  # may drop assignments
+FEW = 8  # experts of a token, up to which `dense` compares each with every expert
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,11 +120,20 @@ def apply_experts(
 
 def dense(x_ND: Array, routing: Routing, params: ExpertParams, functions: Functions) -> Array:
     """Every expert on every token: the definition, and the oracle of the other engines."""
-    num_experts = params.w1.shape[0]
-    y_ENO = functions.apply(jnp.broadcast_to(x_ND, (num_experts, *x_ND.shape)), params)
-    onehot_NKE = jax.nn.one_hot(routing.experts, num_experts, dtype=routing.weights.dtype)
-    mix_NE = jnp.einsum("nk,nke->ne", routing.weights, onehot_NKE).astype(y_ENO.dtype)
-    return jnp.einsum("ne,eno->no", mix_NE, y_ENO)
+    y_ENO = functions.apply(jnp.broadcast_to(x_ND, (params.w1.shape[0], *x_ND.shape)), params)
+    return jnp.einsum("ne,eno->no", _mix(routing, params.w1.shape[0]).astype(y_ENO.dtype), y_ENO)
+
+
+def _mix(routing: Routing, num_experts: int) -> Array:
+    """The weight of every expert for every token, [N, E]."""
+    num_tokens, k = routing.experts.shape
+    if k <= FEW:
+        onehot_NKE = jax.nn.one_hot(routing.experts, num_experts, dtype=routing.weights.dtype)
+        return jnp.einsum("nk,nke->ne", routing.weights, onehot_NKE)
+    # N K E numbers would be E times what there is to say: 3 GB for 12,000 tokens, 256 of 256.
+    mix_NE = jnp.zeros((num_tokens, num_experts + 1), routing.weights.dtype)
+    mix_NE = mix_NE.at[jnp.arange(num_tokens)[:, None], routing.experts].add(routing.weights)
+    return mix_NE[:, :num_experts]  # the last are assignments to nobody
 
 
 @functools.cache
