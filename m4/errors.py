@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 MAX_LINE = 1000  # characters
 MAX_LINES = 20
@@ -138,6 +139,15 @@ def place(error: BaseException) -> str:
 def printable(text: str) -> str:
     """The text without line breaks and what steers a terminal, each a space."""
     return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+def all_printable(value: Any) -> Any:
+    """A JSON document whose names and texts steer neither plots nor a terminal."""
+    if isinstance(value, dict):
+        return {printable(key): all_printable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [all_printable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _one_line(text: str) -> str:

@@ -8,7 +8,9 @@ line of a log that grows ends in its number and a checksum (`line`, `sound_lines
 import contextlib
 import hashlib
 import json
+import os
 import re
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from m4 import atomic
+from m4.errors import DataError
 
+MOST = 1 << 28  # bytes of a document that is read
 KEY = "sha256"
 FILE = "seals.json"
 NUMBER, SUM = "line", "crc32"  # the last keys of a log's line
@@ -81,6 +85,42 @@ def problem(folder: Path, name: str) -> str | None:
         return "has no seal"
     digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     return None if digest in known else "differs from its seal"
+
+
+def load(path: Path) -> Any:
+    """What a JSON file says. Raises OSError, or ValueError for what is none, too deep or too long.
+
+    What is no file (a pipe, a device) is neither waited for nor read.
+    """
+    with open(path, encoding="utf-8", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("is no file")
+        if status.st_size > MOST:
+            raise ValueError(f"has more than {MOST >> 20} MB")
+        try:
+            return json.loads(file.read())
+        except RecursionError:
+            raise ValueError("is nested too deeply") from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def text_of(folder: Path, name: str, again: str) -> str:
+    """A document of a folder, to be passed on. Raises DataError if it is not as it was written.
+
+    `again` says what writes it again. A version that sealed nothing is believed.
+    """
+    if (wrong := problem(folder, name)) and wrong != "has no seal":
+        raise DataError(f"{folder / name}: {wrong}; {again}")
+    try:
+        load(folder / name)
+        return (folder / name).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "is no JSON"
+        raise DataError(f"{folder / name}: cannot be read ({reason}); {again}") from None
 
 
 def listed(folder: Path) -> list[str] | None:
@@ -165,7 +205,7 @@ def _lost(number: int, total: int) -> str:
 
 def _read(folder: Path) -> dict[str, list[str]] | None:
     try:
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        found = load(folder / FILE)
     except (OSError, ValueError):
         return None
     return found["files"] if intact(found) and isinstance(found.get("files"), dict) else None

@@ -22,7 +22,7 @@ ALLOWED = {
     "maths": {"axes"},
     "evenness": set(),
     "cells": set(),
-    "seal": {"atomic"},
+    "seal": {"atomic", "errors"},
     "atomic": set(),
     "flock": set(),
     "streams": set(),

@@ -6,7 +6,6 @@ Letters: S subsets, N rows, M modalities, C labels, classes or values.
 import contextlib
 import dataclasses
 import functools
-import json
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from m4 import config as configs
-from m4 import local
+from m4 import local, seal
 from m4.api import contributions, frames, handed
 from m4.config import Flags, trust
 from m4.data import apply, data_sets, index
@@ -557,7 +556,9 @@ def _thresholds(folder: Path, spec: DataSpec, missing: Mapping[str, Any]) -> dic
     if chosen := refitted.cuts(folder)[0]:
         return {name: cut for name, cut in chosen.items() if np.isfinite(cut).all()}
     try:
-        found = json.loads((folder / "results/test.json").read_text())
+        if seal.problem(folder, "results/test.json") == "differs from its seal":
+            raise ValueError
+        found = seal.load(folder / "results/test.json")
         if found.get("missing", {}) != missing:
             return {}
         cards = found["tasks"]

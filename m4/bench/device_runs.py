@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from m4 import seal
 from m4.bench.device import VARIANTS
 
 CONFIGS = Path("configs")
@@ -30,7 +31,7 @@ def steps(asked: dict[str, Any]) -> dict[str, Any]:
         point = Path(folder) / "w/points/strong-data-1.json"
         if done.returncode or not point.is_file():
             return {"status": "failed", "why": _last(done)}
-        found = json.loads(point.read_text())
+        found = seal.load(point)
     numbers = {k: v for k, v in found.items() if isinstance(v, int | float) and k != "key"}
     return {"status": "ok"} | numbers
 

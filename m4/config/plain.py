@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_collections
 
+from m4 import seal
 from m4.errors import ConfigError
 
 # Fields that may change between a run and its continuation: they do not touch the mathematics.
@@ -47,7 +48,7 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The inverse of `to_json` (lists are tuples again). Raises ConfigError if damaged."""
     try:
-        found = tuples(json.loads(path.read_text()))
+        found = tuples(seal.load(path))
     except json.JSONDecodeError as error:
         reason = f"line {error.lineno} is not JSON: {error.msg}"
         raise ConfigError(f"{path}: cannot be read ({reason})") from None

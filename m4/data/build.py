@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from m4 import atomic, flock
+from m4 import atomic, flock, seal
 from m4.data import data_sets, groups, index, shift
 from m4.data import manifest as manifests
 from m4.data import record as records
@@ -192,7 +192,7 @@ def _unchanged(home: Path, identity: dict[str, Any], raw_dir: Path) -> Path | No
             same = all(found.get(key) == value for key, value in identity.items())
             if same and all(
                 _same(raw_dir / file, stamp, found["sources"].get(file))
-                for file, stamp in json.loads((path.parent / STAMPS).read_text()).items()
+                for file, stamp in seal.load(path.parent / STAMPS).items()
             ):
                 manifests.check_files(path.parent, found)
                 return path.parent

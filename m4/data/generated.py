@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from m4 import seal
 from m4.data.cohort import Cohort, Example, checksums
 from m4.errors import ConfigError, DataError
 
@@ -42,7 +43,7 @@ def new(
     path = folder / FILE
     hint = f'{path}: give {{"seed": 1}} and, as you like, {", ".join(may)}'
     try:
-        given = json.loads(path.read_text())
+        given = seal.load(path)
     except (OSError, ValueError):
         raise DataError(
             f"{hint}; it is missing or no JSON, and new patients are generated"

@@ -102,7 +102,7 @@ def unchecked(folder: Path) -> dict[str, Any]:
     """The manifest, itself intact or a DataError; the files that it vouches for are not read."""
     path = folder / FILE
     try:
-        manifest = json.loads(path.read_text())
+        manifest = seal.load(path)
     except (OSError, ValueError, MemoryError) as error:
         if short := shortage(error):
             raise short from error

@@ -1,14 +1,17 @@
 """What of a work directory is not as it was written: files that numbers are read from."""
 
 import contextlib
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from m4 import seal
 
 LOG = "metrics.jsonl"
-WRITERS = {"results": "eval", "predictions": "predict"}  # a folder's; of other files their own mode
+TRAINED_BY = ("method", "optim", "seed")  # sections of a configuration
+# The mode that writes a file, or those of a folder, again; that of others has their own name.
+WRITERS = {"results": "eval", "predictions": "predict", "results/crossval.json": "crossval"}
+WRITERS |= {"members.json": "ensemble"}
 
 
 def lines(workdir: Path) -> list[str]:
@@ -30,11 +33,30 @@ def lines(workdir: Path) -> list[str]:
         for name in sorted({*results, *known}):
             problem = seal.problem(workdir, name)
             if problem and (sealing or problem != "has no seal"):
-                again = WRITERS.get(name.partition("/")[0], name.partition(".")[0])
-                found.append(f"{name} {problem}; --mode={again} writes it again")
-    if problem := _of_log(workdir, begun=bool(results)):
+                found.append(f"{name} {problem}; {again(name)}")
+    note = _newest_note(workdir)
+    if problem := _of_log(workdir, note, begun=bool(results)):
         found.append(f"{LOG} {problem}; the curves show what is left")
+    if wrong := _of_config(workdir, note):
+        found.append(f"config.json: {wrong} is not what the newest checkpoint was trained with")
+    if changed(workdir / "data.json"):
+        found.append("data.json has changed since it was written; its figures are not shown")
     return found
+
+
+def changed(path: Path) -> bool:
+    """Whether a document with a seal of its own is another than was written, or no document."""
+    with contextlib.suppress(OSError, ValueError):
+        document = seal.load(path)
+        return isinstance(document, dict) and seal.KEY in document and not seal.intact(document)
+    return path.is_file()
+
+
+def again(name: str) -> str:
+    """What writes a file of a work directory again."""
+    folder = name.partition("/")[0]
+    mode = WRITERS.get(name) or WRITERS.get(folder, name.partition(".")[0])
+    return f"--mode={mode} writes it again"
 
 
 def differs(workdir: Path, name: str) -> bool:
@@ -42,13 +64,21 @@ def differs(workdir: Path, name: str) -> bool:
     return seal.problem(workdir, name) == "differs from its seal"
 
 
-def _of_log(workdir: Path, *, begun: bool) -> str | None:
+def _of_config(workdir: Path, note: Mapping[str, Any]) -> str | None:
+    """The section in which a run's configuration differs from that of its newest state."""
+    then = note.get("config")
+    if not isinstance(then, dict):
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        now = seal.load(workdir / "config.json")
+        if isinstance(now, dict):
+            return next((k for k in TRAINED_BY if k in then and then[k] != now.get(k)), None)
+    return None
+
+
+def _of_log(workdir: Path, note: Mapping[str, Any], *, begun: bool) -> str | None:
     """What is wrong with the log of a run; nothing before its first step."""
-    steps = [p for p in (workdir / "checkpoints/last").glob("[0-9]*") if p.name.isdecimal()]
-    note: dict[str, Any] = {}
-    for path in sorted(steps, key=lambda p: -int(p.name)):
-        if note := _note(path):
-            break
+    steps = _steps(workdir)
     least = note.get("log") if isinstance(note.get("log"), int) else 0
     problem = seal.sound_lines(workdir / LOG, least or 0)[1]
     several = (workdir / "fold_0").is_dir() or (workdir / "members.json").is_file()
@@ -58,10 +88,21 @@ def _of_log(workdir: Path, *, begun: bool) -> str | None:
     return problem
 
 
+def _steps(workdir: Path) -> list[Path]:
+    """Saved states, the newest first."""
+    steps = [p for p in (workdir / "checkpoints/last").glob("[0-9]*") if p.name.isdecimal()]
+    return sorted(steps, key=lambda p: -int(p.name))
+
+
+def _newest_note(workdir: Path) -> dict[str, Any]:
+    """The note of the newest state that has a sound one, {} without any."""
+    return next(filter(None, map(_note, _steps(workdir))), {})
+
+
 def _note(step: Path) -> dict[str, Any]:
     """What a saved step says of itself, {} if that is damaged."""
     with contextlib.suppress(OSError, ValueError, LookupError, RecursionError):
-        found = json.loads((step / "meta/metadata").read_text(encoding="utf-8"))
+        found = seal.load(step / "meta/metadata")
         if seal.intact(found) and isinstance(found["note"], dict):
             return found["note"]
     return {}
@@ -70,7 +111,7 @@ def _note(step: Path) -> dict[str, Any]:
 def _sealing(workdir: Path) -> bool:
     """Whether the run was begun by a version that seals, which keeps every start of a run."""
     try:
-        starts = json.loads((workdir / "run.json").read_text(encoding="utf-8"))["starts"]
+        starts = seal.load(workdir / "run.json")["starts"]
         return "code" in starts[0]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False

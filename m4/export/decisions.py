@@ -5,7 +5,6 @@ Cuts are read from the results of the test split, which were made with them, thr
 evaluated, not what the configuration said in training.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ def results(folder: Path) -> dict[str, Any] | None:
     try:
         if seal.problem(folder, "results/test.json"):
             return None
-        found = json.loads((folder / "results/test.json").read_text(encoding="utf-8"))
+        found = seal.load(folder / "results/test.json")
     except (OSError, ValueError):
         return None
     if not isinstance(found, dict) or not isinstance(found.get("tasks"), dict):

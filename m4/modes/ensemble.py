@@ -28,11 +28,12 @@ from m4 import config as configs
 from m4.config import Flags, trust
 from m4.data import manifest as manifests
 from m4.errors import ConfigError
+from m4.eval import damage
 from m4.modes import eval as eval_mode
 from m4.modes import report, train
 from m4.run import members, refitted, trained
 from m4.run.workspace import owned, split_seed
-from m4.train import processes, retention
+from m4.train import processes, retention, verify
 
 SEEDS = "0,1,2"
 DRAWS = 100  # of a member's own report; the ensemble's has all that were asked for
@@ -136,11 +137,14 @@ def join(folder: Path, names: Sequence[str], flags: Flags) -> ml_collections.Con
 
 def with_folds(given: Sequence[Path], folder: Path) -> None:
     """Copies the scores out of fold, what to expect of these models, if all have the same."""
-    paths = [place / "results/crossval.json" for place in given]
-    texts = {path.read_text(encoding="utf-8") if path.is_file() else "" for path in paths}
+    name = "results/crossval.json"
+    texts = {
+        seal.text_of(place, name, damage.again(name)) if (place / name).is_file() else ""
+        for place in given
+    }
     if len(texts) == 1 and (text := texts.pop()):
         (folder / "results").mkdir(exist_ok=True)
-        seal.write(folder, "results/crossval.json", text)
+        seal.write(folder, name, text)
 
 
 def _whole(place: Path) -> bool:
@@ -188,7 +192,7 @@ def _cuts(place: Path) -> str:
     beside = [place.parent] if _listed(place.parent) else []
     for folder in (place, *beside):
         if (folder / refitted.FILE).is_file():
-            return (folder / refitted.FILE).read_text(encoding="utf-8")
+            return refitted.text(folder)
     return ""
 
 
@@ -238,7 +242,7 @@ def _copy(source: Path, place: Path) -> None:
             shutil.copyfile(source / name, partial / name)
     if text := _cuts(source):
         seal.write(partial, refitted.FILE, text)
-    step = retention.complete(source / "checkpoints/best")[-1]
+    step = verify.best_step(source)
     shutil.copytree(
         source / f"checkpoints/best/{step}", partial / f"checkpoints/best/{step}", symlinks=True
     )

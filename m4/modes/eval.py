@@ -7,7 +7,6 @@ is evaluated; `restore` and `sweep` hide whether there are one or several.
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from m4 import sharding
+from m4 import seal, sharding
 from m4.config import Flags
 from m4.data import aggregate, at_first, set_aside
 from m4.data.batch import empty
@@ -134,18 +133,6 @@ def lost_best(folder: Path, note: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _older(folder: Path, step: int, digest: str | None) -> str | None:
-    """What is to be said of a best step that is not the one that the newest state names."""
-    named = verify.newest_note(folder / "checkpoints/last").get("best")
-    if not named or step > named["step"]:
-        return None
-    if step < named["step"]:
-        return f"step {step} is evaluated, since the best, {named['step']}, is gone or damaged"
-    if digest != named["digest"]:
-        return f"step {step} is evaluated, but is not the one that this run saved"
-    return None
-
-
 def best_params(
     config: ml_collections.ConfigDict,
     setup: Model,
@@ -177,8 +164,8 @@ def best_params(
         best.close()
     say(f"evaluating step {note['step']}")
     digest = newest["digest"] if newest and newest["step"] == note["step"] else None
-    if older := _older(folder, note["step"], digest):
-        say(f"m4: warning: {older}")
+    if why := verify.disowned(folder, note["step"], digest):
+        say(f"m4: warning: step {note['step']} is evaluated, {why}")
     return restored["params"]
 
 
@@ -343,7 +330,7 @@ def _words(config, folder: Path, split: str) -> dict[str, Any]:
     except ConfigError:
         said = words_of(trained.schema(config, folder))
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            kept = json.loads((folder / "results" / f"{split}.json").read_text()).get("words")
+            kept = seal.load(folder / "results" / f"{split}.json").get("words")
             return kept if isinstance(kept, dict) and kept.keys() == said.keys() else said
         return said
 

@@ -90,7 +90,7 @@ def free_name(folder: Path, new: Path) -> str:
     """`name_of`, with a mark of the path if that name is taken by another folder's predictions."""
     name = name_of(new)
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        known = json.loads((folder / "predictions" / f"{name}.json").read_text(encoding="utf-8"))
+        known = seal.load(folder / "predictions" / f"{name}.json")
         if known.get("place", (own := _place(new))) != own:
             return f"{name}-{own[:8]}"
     return name

@@ -31,7 +31,7 @@ from m4.data import data_sets, held_in
 from m4.data.batch import empty
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
-from m4.eval import averages, operating, results
+from m4.eval import averages, damage, operating, results
 from m4.eval.report import words
 from m4.modes import ensemble, report, train
 from m4.modes import eval as eval_mode
@@ -39,9 +39,9 @@ from m4.run import members, refitted, trained
 from m4.run.devices import make_mesh
 from m4.run.setup import Setup, context, make_model
 from m4.run.workspace import owned, prepare, split_seed, use_cache
-from m4.train import processes, retention, verify
+from m4.train import processes, verify
 
-FOLDER = "refit"
+FOLDER, RESULTS = "refit", "results/crossval.json"
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
@@ -57,7 +57,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         use_cache(folder)
         own, rows = settings(config, folds)
         place.mkdir(mode=0o700, exist_ok=True)
-        if processes.first() and not (place / refitted.FILE).exists():
+        if processes.first() and not refitted.sound(place):
             told = _told(config, own, folder, rows)
             refitted.write(place, told, _out_of_fold(config, folder))
         _train(own, place, flags, ensemble.numbers(seeds) if seeds else None)
@@ -99,12 +99,12 @@ def _on_all(config, folds: Sequence[Path], module, which: str) -> ml_collections
 
 def best_steps(folds: Sequence[Path]) -> list[int]:
     """The step of each fold that was evaluated."""
-    return [retention.complete(fold / "checkpoints/best")[-1] for fold in folds]
+    return [*map(verify.best_step, folds)]
 
 
 def _told(config, own, folder: Path, rows: int) -> dict[str, Any]:
     """What `refit.json` says beside the cuts."""
-    found = json.loads((folder / "results/crossval.json").read_text(encoding="utf-8"))
+    found = json.loads(seal.text_of(folder, RESULTS, damage.again(RESULTS)))
     expected = {
         task: {name: words.scores(found, task).get(name) for name in card["headline"]}
         for task, card in found["tasks"].items()
@@ -165,11 +165,11 @@ def _finish(root: Path, config, setup: Setup, place: Path, predict) -> None:
 
 def _expect(root: Path, place: Path) -> None:
     """Puts the cross-validation's results into `place`, which has none of its own."""
-    text = (root.parent / "results/crossval.json").read_text(encoding="utf-8")
+    text = seal.text_of(root.parent, RESULTS, damage.again(RESULTS))
     (place / "results").mkdir(mode=0o700, exist_ok=True)
-    seal.write(place, "results/crossval.json", text)
+    seal.write(place, RESULTS, text)
     if root != place:
-        seal.write(place, refitted.FILE, (root / refitted.FILE).read_text(encoding="utf-8"))
+        seal.write(place, refitted.FILE, refitted.text(root))
     step = verify.newest_note(place / "checkpoints/best").get("step")
     said = f"step {step}, " if step else ""
     print(f"refit    {said}all rows; what to expect of it are the scores out of fold:", flush=True)

@@ -8,6 +8,7 @@ is too small for is planned for `--topology=KIND` and marked. The same command g
 was stopped. Written to the work directory: scale.json, scale.md, scale.svg, points/.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -102,9 +103,9 @@ def point(
     config = configured(config, study, kind, count)
     key = _key(config, data, study)
     if file.is_file():
-        kept = json.loads(file.read_text())
-        if kept.get("key") == key:
-            return kept
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if (kept := seal.load(file)).get("key") == key:
+                return kept
     found = measured(config, data, study, count)
     if found is None:
         chips = topology.of_count(study.topology, count)

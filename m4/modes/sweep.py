@@ -31,7 +31,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from m4 import atomic
+from m4 import atomic, seal
 from m4 import config as configs
 from m4.config import Flags, code, hints, program, rules
 from m4.errors import ConfigError, Preempted, UserError
@@ -39,6 +39,7 @@ from m4.eval import blend, over_seeds
 from m4.run import hours
 from m4.specs import LOWER_IS_BETTER
 
+AGAIN = "the same command runs it again"
 RESULTS = {"train": "results/test.json", "crossval": "results/crossval.json"}  # by `--how`
 METHODS = ("fusemoe", "flexmoe", "flexcare", "m3h", "m4oe")
 CONFIGS = ",".join(f"configs/{method}_physionet2012.py" for method in METHODS)
@@ -127,6 +128,7 @@ def finished(
     """Whether the point has its test results. ConfigError if they are another configuration's."""
     if not (folder / RESULTS[how]).exists():
         return False
+    seal.text_of(folder, RESULTS[how], f"delete it, and {AGAIN}")
     flags = configs.parse(command(config, seed, folder, overrides)[3:])
     changes = configs.diff(configs.stored(folder / "config.json"), configs.load(flags).to_dict())
     if changes:
@@ -148,7 +150,7 @@ def table(
         path = folder / RESULTS[how]
         if not path.exists():
             continue
-        found = json.loads(path.read_text())
+        found = json.loads(seal.text_of(folder, RESULTS[how], f"delete it, and {AGAIN}"))
         rows.setdefault(_stem(config), {})[seed] = _scores(found, task)
         for name, tasks in (found["references"] or {}).items():
             own, stem = tasks.get(task, {}), _stem(config)
@@ -183,7 +185,7 @@ def _made(points: Sequence[Path]) -> str:
     commits = set()
     for point in points:
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            commits.add(json.loads((point / "run.json").read_text(encoding="utf-8"))["git"])
+            commits.add(seal.load(point / "run.json")["git"])
     took = hours.of(run for p in points for run in sorted(p.glob("fold_*")) or [p])
     known = [f"{took:.2f} hours by the logs, without compiling"] if took is not None else []
     named = sorted(filter(None, commits))

@@ -141,7 +141,7 @@ def _introduce(config, setup: Setup, folder: Path) -> None:
 def _starts(path: Path) -> list[dict]:
     """Every start before this one that a run.json tells of; an older version kept the newest."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = seal.load(path)
         starts = before.pop("starts", [before])
     except (OSError, ValueError, AttributeError, RecursionError):
         return []

@@ -86,7 +86,7 @@ def read(folder: Path) -> tuple[list[str], float, calibrated.Rules] | None:
     if not path.exists():
         return None
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = seal.load(path)
         if not seal.intact(document) or document["format"] != FORMAT:
             raise ValueError
         return document["parameters"], document["alpha"], document["tasks"]

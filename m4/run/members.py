@@ -35,7 +35,7 @@ from m4.errors import CheckpointError, ConfigError
 from m4.run import programs, trained
 from m4.run.setup import Model
 from m4.specs import DataSpec, wordless
-from m4.train import retention
+from m4.train import retention, verify
 
 FILE, SCHEMA = "members.json", 1
 KINDS = ("seeds", "folds", "runs")
@@ -127,14 +127,28 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     found: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = seal.load(path)
     if not seal.intact(found) or not _sound(found):
         raise CheckpointError(f"{path}: is damaged; {AGAIN}")
     for member in found["members"]:
         place = folder / member["folder"]
         if place.is_symlink() or not (place / "config.json").is_file():
             raise CheckpointError(f"{place}: the member is gone; {AGAIN}")
+        if _digest(place, member["step"]) != member["digest"]:
+            raise CheckpointError(
+                f"{place}: step {member['step']} is gone or not the one that the ensemble was made"
+                f" of; {AGAIN}"
+            )
     return found
+
+
+def _digest(place: Path, step: int) -> str | None:
+    """Of the note of a best step, which vouches for its arrays; None without it, or a newer one."""
+    if retention.complete(place / "checkpoints/best")[-1:] != [step]:
+        return None
+    with contextlib.suppress(OSError):
+        return sha256(place / f"checkpoints/best/{step}/meta/metadata")
+    return None
 
 
 def write(folder: Path, kind: str, found: Sequence[Path]) -> None:
@@ -146,15 +160,12 @@ def write(folder: Path, kind: str, found: Sequence[Path]) -> None:
 def told(place: Path) -> dict[str, Any]:
     """What `members.json` says of a work directory. CheckpointError without a best step."""
     config = configs.stored(place / "config.json")
-    best = retention.complete(place / "checkpoints/best")
-    if not best:
-        raise CheckpointError(f"{place}: holds no trained parameters")
-    meta = place / f"checkpoints/best/{best[-1]}/meta/metadata"
+    step = verify.best_step(place)
     return {
         "folder": place.name,
         "seed": config["seed"],
-        "step": best[-1],
-        "digest": sha256(meta),
+        "step": step,
+        "digest": _digest(place, step),
         "data": trained.read(place).manifest["fingerprint"],
         "method": config["method"]["name"],
     }
@@ -235,14 +246,28 @@ def _folds(folder: Path) -> tuple[Path, ...]:
     """The folds of a cross-validation. CheckpointError unless all of them are finished."""
     if not (folder / "fold_0/config.json").is_file():
         raise CheckpointError(f"{folder / 'fold_0'}: is not finished; --mode=crossval goes on")
-    data = configs.read_json(folder / "fold_0/config.json")["data"]
-    there = len([*folder.glob("fold_*")])
-    number = there if data.get("leave_out") else data.get("options", {}).get("num_folds") or there
-    found = [folder / f"fold_{k}" for k in range(number)]
-    for place in found:
-        if not (place / "results/test.json").is_file():
-            raise CheckpointError(f"{place}: is not finished; --mode=crossval goes on with it")
+    found: list[Path] = []
+    for k in range(_number(folder, len([*folder.glob("fold_*")]))):
+        found.append(folder / f"fold_{k}")
+        if not (found[-1] / "results/test.json").is_file():
+            raise CheckpointError(f"{found[-1]}: is not finished; --mode=crossval goes on with it")
     return tuple(found)
+
+
+def _number(folder: Path, there: int) -> int:
+    """How many folds a cross-validation has, by its first fold's configuration; `there` are some.
+
+    Raises CheckpointError for a folder that says nonsense.
+    """
+    path, number = folder / "fold_0/config.json", None
+    data = configs.read_json(path).get("data")
+    if isinstance(data, dict) and data.get("leave_out"):
+        return there
+    if isinstance(data, dict) and isinstance(data.get("options", {}), dict):
+        number = data.get("options", {}).get("num_folds") or there
+    if type(number) is not int or number < 1:
+        raise CheckpointError(f"{path}: data.options.num_folds is no number of folds")
+    return number
 
 
 def _sound(found: Mapping[str, Any]) -> bool:
@@ -253,6 +278,7 @@ def _sound(found: Mapping[str, Any]) -> bool:
             and found["kind"] in KINDS
             and len(names) == len(set(names)) > 0
             and all(NAME.fullmatch(name) for name in names)
+            and all({"step", "digest"} <= {*member} for member in found["members"])
         )
     except (TypeError, KeyError):
         return False

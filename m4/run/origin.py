@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 from m4 import config as configs
-from m4 import sharding
+from m4 import seal, sharding
 from m4.data import build, data_sets
 from m4.data import manifest as manifests
 from m4.data.batch import empty
@@ -206,6 +206,9 @@ def _newest(folder: Path) -> tuple[Any, dict[str, Any]]:
         path = folder / BEST / str(step)
         found, note, problem = arrays.read(path)
         if problem is None:
+            digest = verify.meta(path)[seal.KEY]
+            if (why := verify.disowned(folder, step, digest)) and processes.first():
+                print(f"m4: warning: train.from={folder}: begins from step {step}, {why}")
             return found, note
         problems.append(f"{path}: {problem}")
     raise CheckpointError(f"{folder}: no sound checkpoint to begin from", *problems)

@@ -42,13 +42,23 @@ def cuts(folder: Path) -> Cuts:
     try:
         if seal.problem(folder, FILE):
             raise ValueError
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = seal.load(path)
         return (
             {task: _array(cut) for task, cut in found["thresholds"].items()},
             {t: {n: _array(c) for n, c in named.items()} for t, named in found["cuts"].items()},
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise DataError(f"{path}: is damaged; --mode=refit writes it again") from None
+
+
+def sound(folder: Path) -> bool:
+    """Whether it is there as it was written."""
+    return (folder / FILE).is_file() and seal.problem(folder, FILE) is None
+
+
+def text(folder: Path) -> str:
+    """It as written, to be passed on. Raises DataError for a damaged one."""
+    return seal.text_of(folder, FILE, "--mode=refit writes it again")
 
 
 def _plain(value: np.ndarray) -> list[float | None]:

@@ -216,7 +216,7 @@ def changed(module: Any, options: Mapping[str, Any], then: Mapping[str, Any]) ->
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = seal.load(path)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -1,7 +1,6 @@
 """Whether a stored step is what was saved: the seal of its note, the digests of its arrays."""
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from m4 import seal
-from m4.errors import HANDLES, out_of_memory
+from m4.errors import HANDLES, CheckpointError, out_of_memory
 from m4.train import digest, retention
 
 
@@ -53,7 +52,7 @@ class Arrays:
 
 def meta(path: Path) -> dict[str, Any]:
     """The sealed note of a step. Raises ValueError if the seal is broken."""
-    found = json.loads((path / "meta" / "metadata").read_text())
+    found = seal.load(path / "meta" / "metadata")
     if not isinstance(found, dict) or not {"note", "leaves", seal.KEY} <= {*found}:
         raise ValueError("the note has no digests")
     if not seal.intact(found):
@@ -69,6 +68,38 @@ def newest_note(folder: Path) -> dict[str, Any]:
         with contextlib.suppress(Exception):
             return meta(folder / str(step))["note"]
     return {}
+
+
+def disowned(folder: Path, step: int, digest: str | None) -> str | None:
+    """What is wrong with a best step (and the digest of its note) by a run's newest state.
+
+    None too where there is no state to ask, as in a member of an ensemble.
+    """
+    named = newest_note(folder / "checkpoints/last").get("best")
+    if not named or step > named["step"]:
+        return None
+    if step < named["step"]:
+        return f"since the best, {named['step']}, is gone or damaged"
+    return None if digest == named["digest"] else "but is not the one that this run saved"
+
+
+def best_step(folder: Path) -> int:
+    """The best step of a run, by its folder's name.
+
+    Raises CheckpointError without one, and for one that its newest state does not know.
+    """
+    best = retention.complete(folder / "checkpoints/best")
+    if not best:
+        raise CheckpointError(f"{folder}: holds no trained parameters")
+    digest = None
+    with contextlib.suppress(OSError, ValueError):
+        digest = meta(folder / f"checkpoints/best/{best[-1]}")[seal.KEY]
+    if why := disowned(folder, best[-1], digest):
+        raise CheckpointError(
+            f"{folder}: step {best[-1]} would be taken, {why}; put it back, or choose among what"
+            " is left by the command that trained, with --force=best"
+        )
+    return best[-1]
 
 
 def differing(saved: digest.Leaves, found: digest.Leaves) -> str | None:

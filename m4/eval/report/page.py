@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from m4 import atomic, seal
-from m4.errors import printable
+from m4.errors import all_printable
 from m4.eval import damage
 from m4.eval.report import (
     coverage,
@@ -85,6 +85,8 @@ def style() -> Markup:
 def render(workdir: Path) -> str:
     """The page as a string. An empty workdir gives a page that says so."""
     files = {name: _json(workdir / f"{name}.json") for name in ("config", "run", "data")}
+    if damage.changed(workdir / "data.json"):
+        files["data"] = None
     results, split_note = _results(workdir)
     log = _lines(workdir / "metrics.jsonl")
     warned = results["warnings"] if results and isinstance(results.get("warnings"), list) else []
@@ -159,19 +161,10 @@ def _undamaged(workdir: Path, name: str) -> dict[str, Any] | None:
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = seal.load(path)
     except (OSError, ValueError):
         return None
-    return _printable(found) if isinstance(found, dict) else None
-
-
-def _printable(value: Any) -> Any:
-    """A document whose names and texts steer neither a browser's plots nor a terminal."""
-    if isinstance(value, dict):
-        return {printable(key): _printable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_printable(item) for item in value]
-    return printable(value) if isinstance(value, str) else value
+    return all_printable(found) if isinstance(found, dict) else None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -184,6 +177,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(
-                _printable({k: v for k, v in row.items() if k not in (seal.NUMBER, seal.SUM)})
+                all_printable({k: v for k, v in row.items() if k not in (seal.NUMBER, seal.SUM)})
             )
     return rows

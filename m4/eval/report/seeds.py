@@ -1,12 +1,12 @@
 """The section on seeds: the same configuration trained with others, in folders beside this one."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from m4 import seal
 from m4.eval import over_seeds
 from m4.eval.report import words
 from m4.eval.report.parts import Cell, How, Note, Row, Run, Section, Table, estimate, number
@@ -29,8 +29,11 @@ def beside(workdir: Path, config: Mapping[str, Any] | None, split: str) -> dict[
         other = _json(path)
         if other is None or {key: v for key, v in other.items() if key != "seed"} != own:
             continue
-        results = _json(path.parent / "results" / f"{split}.json")
-        if results and results.get("schema") == 1 and isinstance(other.get("seed"), int):
+        name = f"results/{split}.json"
+        if not isinstance(other.get("seed"), int) or not _sound(path.parent, name):
+            continue
+        results = _json(path.parent / name)
+        if results and results.get("schema") == 1 and _readable(results):
             found.setdefault(other["seed"], results)
     return dict(sorted(found.items())[:MAX_SEEDS])
 
@@ -78,9 +81,27 @@ def _mean(run: Run, task: str, card) -> Cell:
     )
 
 
+def _sound(folder: Path, name: str) -> bool:
+    """Whether a neighbour's results are as it wrote them; they may be somebody else's."""
+    try:
+        return seal.problem(folder, name) is None
+    except OSError:
+        return False
+
+
+def _readable(results: Mapping[str, Any]) -> bool:
+    """Whether every figure that is taken from a neighbour's results is where it should be."""
+    try:
+        for task, card in results["tasks"].items():
+            estimate(words.scores(results, task).get(card["primary"]))
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return False
+    return True
+
+
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = seal.load(path)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -29,7 +29,6 @@ Letters: n subjects or scans, f features, v voxels inside the mask.
 import dataclasses
 import datetime
 import importlib.util
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from typing import Any
 
 import numpy as np
 
+from m4 import seal
 from m4.data import csv_files, identifiers, split
 from m4.data.cohort import Cohort, Example, checksums, home, patient_number
 from m4.data.option_checks import check
@@ -363,7 +363,7 @@ def _splits(
         part_of = {who: split.part(who, FRACTIONS, seed, **turn) for who in label_of}
         return part_of, "split by a keyed hash: there is no PTID_splits.json"
     try:
-        lists = json.loads(path.read_text())
+        lists = seal.load(path)
     except ValueError:
         raise DataError(f"{path}: no JSON; write it again, or leave it out") from None
     named = isinstance(lists, dict) and {*lists} == {*SPLITS}

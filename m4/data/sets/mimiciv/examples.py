@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from m4 import atomic
+from m4 import atomic, seal
 from m4.data import csv_files
 from m4.data.sets.mimiciv import (
     benchmark,
@@ -112,7 +112,7 @@ class Examples:
                         self._append(folder / f"{selector.name}-{table}", selector(batch))
                 met = [(s.name, s.matches.key, s.matches.check(path), s.counts) for s in selectors]
                 atomic.write(done, json.dumps(met))
-            for name, key, met, counts in json.loads(done.read_text()):
+            for name, key, met, counts in seal.load(done):
                 self.flow.extend((f"{name}: {step}", number) for step, number in counts.items())
                 kept = counts.get("notes kept", 0) + counts.get("events kept", 0)
                 if "dropped, no embedding" in counts:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from m4 import atomic
+from m4 import atomic, seal
 from m4.data.cohort import patient_number, sha256
 from m4.data.sets.mimiciv.embeddings.backends import Encode, Plan
 from m4.errors import ConfigError, DataError
@@ -26,6 +26,14 @@ PART = 1024
 FILE = "embed.json"
 PARTS = ".parts"
 Item = tuple[str, Callable[[], Any]]  # identifier, and what loads it
+
+
+def _begun(note: Path) -> Any:
+    """What an earlier start wrote, None if that is damaged."""
+    try:
+        return seal.load(note)
+    except (OSError, ValueError):
+        return None
 
 
 def write(out: Path, plan: Plan, stream: Iterator[Item], encode: Encode, batch_size: int) -> int:
@@ -39,8 +47,8 @@ def write(out: Path, plan: Plan, stream: Iterator[Item], encode: Encode, batch_s
     for folder in (out, parts):  # one that is there keeps its mode
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     note = parts / "plan.json"
-    if note.exists() and json.loads(note.read_text()) != begun:
-        raise ConfigError(f"embed: {out} was begun with other options: {note.read_text()}")
+    if note.exists() and _begun(note) != begun:
+        raise ConfigError(f"embed: {out} was begun with other options, which are in {note}")
     atomic.write(note, json.dumps(begun))
     number, began = 0, time.monotonic()
     while chunk := [*itertools.islice(stream, PART)]:
@@ -99,7 +107,7 @@ def facts_of(embeddings: dict[str, str]) -> dict[str, dict]:
     for name, folder in embeddings.items():
         path = Path(folder).expanduser() / FILE
         try:
-            facts[name] = json.loads(path.read_text())
+            facts[name] = seal.load(path)
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: no embeddings ({error})") from None
     return facts
