@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from m4 import local
-from m4.errors import ConfigError, guarded
+from m4 import local, streams
+from m4.errors import ConfigError, DataError, guarded, place, printable
 from m4.lab import compare, judged, pages, runner, side_by_side, sizes, study, theory
-from m4.lab.documents import read_json, rows
+from m4.lab.documents import read_plan, rows
 from m4.run import workspace
+from m4.train import early
 
 USAGE = """usage: python -m m4.lab --config=FILE[:VARIANT] --out=DIR [--shard=I/N] [--plan]
        python -m m4.lab --out=DIR --report
@@ -29,6 +30,7 @@ USAGE = """usage: python -m m4.lab --config=FILE[:VARIANT] --out=DIR [--shard=I/
   --page     where the comparison is written as a page (default: compare.html beside the first run)
 
 exit codes: 0 done, 1 bug, 2 usage or configuration, 3 data, 5 diverged, 6 could not save,
+            75 told to stop, the same command goes on;
             9 some arms were not run: the report says which, the same command tries them again"""
 UNFINISHED = 9
 
@@ -43,7 +45,8 @@ def main(args: Sequence[str]) -> int:
     os.umask(0o077)  # what is derived from patients is for its owner only
     debug = "--debug" in args
     given = [arg for arg in args if arg != "--debug"]
-    return guarded(lambda: run(given), debug=debug, again="; the same command goes on")
+    with streams.patient(), early.leaving():
+        return guarded(lambda: run(given), debug=debug, again="; the same command goes on")
 
 
 def run(args: Sequence[str]) -> int:
@@ -92,10 +95,16 @@ def _study(found: argparse.Namespace, out: Path) -> int:
 
 
 def _report(out: Path, notes: Sequence[str]) -> int:
-    plan, found = read_json(out / "study.json"), rows(out)
-    said = judged.every(found, plan["plan"]["margin"]["value"], out)
-    print(*judged.lines(plan, found, said), sep="\n")
-    for path in pages.write(out, plan, found, said, notes):
+    plan = read_plan(out)
+    try:
+        found = rows(out)
+        said = judged.every(found, plan["plan"]["margin"]["value"], out)
+        lines = judged.lines(plan, found, said)
+        pages_of = pages.texts(out, plan, found, said, notes)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{out}: is not as the lab writes it ({place(error)})") from error
+    print(*lines, sep="\n")
+    for path in pages.write(out, pages_of):
         print(f"report   {path}", flush=True)
     return 0
 
@@ -110,7 +119,8 @@ def _compare(found: argparse.Namespace) -> int:
     beside = runs[0].parent / "compare.html" if runs else Path("compare.html")
     page = local.folder(found.page, "--page") if found.page else beside
     told = compare.run(runs, metric=found.metric, margin=found.margin, reason=found.reason)
-    print(*told.lines(), f"page     {side_by_side.write(told, page)}", sep="\n")
+    page = side_by_side.write(told, page)
+    print(*map(printable, (*told.lines(), f"page     {page}")), sep="\n")
     return 0
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from m4 import config as configs
 from m4.config import trust
 from m4.config.plain import read_json
-from m4.errors import ConfigError, DataError, UserError
+from m4.errors import ConfigError, DataError, UserError, printable
+from m4.eval import damage
 from m4.eval.scorer import Scorer
 from m4.lab import paired, verdict
 from m4.lab.paired import Kept
@@ -42,7 +43,7 @@ class Arm:
     @property
     def name(self) -> str:
         """Its first seed's folder."""
-        return str(self.runs[min(self.runs)])
+        return printable(str(self.runs[min(self.runs)]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def run(
     if margin is not None and (not 0 < margin < math.inf or len(reason.split()) < 3):
         raise ConfigError("--margin: must be a number above 0 and have a --reason, in a sentence")
     done = [f for f in folders if _finished(f)]
-    left = [f"{f}: left out, holds no finished run" for f in folders if f not in done]
+    left = [printable(f"{f}: left out, holds no finished run") for f in folders if f not in done]
     if len(done) < 2:
         raise ConfigError(*left, "compare: give two or more work directories of finished runs")
     arms = _arms(done)
@@ -111,6 +112,7 @@ def run(
         )
     lone = sorted({seed for arm in arms for seed in arm.runs} - {*seeds})
     left += [f"seeds {', '.join(map(str, lone))}: left out, not every arm has them"] if lone else []
+    left += [printable(f"{f}: {line}") for f in done for line in damage.lines(f)]
     metric = metric or arms[0].config.train.select
     told, patients, values = _judged(arms, seeds, metric, margin)
     return Comparison(metric, arms, seeds, patients, values, told, margin, reason, left)

@@ -1,24 +1,43 @@
 """The files of a study that can be read without JAX: its plan and its rows."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from m4 import seal
-from m4.errors import DataError
+from m4.errors import DataError, all_printable
+
+SCHEMA = 3
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A sealed document. Raises DataError if it is damaged or absent."""
+    """A sealed document, its texts printable. Raises DataError if it is damaged or absent."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = seal.load(path)
     except (OSError, ValueError):
         raise DataError(f"{path}: cannot be read") from None
     if not seal.intact(found):
         raise DataError(f"{path}: has changed since it was written; delete it to run it again")
+    return all_printable(found)
+
+
+def read_plan(out: Path) -> dict[str, Any]:
+    """What `m4.lab.runner.begin` wrote. Raises DataError as `read_json`, and for other versions."""
+    found = read_json(out / "study.json")
+    if found.get("schema") != SCHEMA:
+        raise DataError(f"{out}: is a study of another version of the lab; run it in another --out")
     return found
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    """Every row, in the order of their names. Raises DataError for a damaged one."""
-    return [read_json(path) for path in sorted((out / "rows").glob("*.json"))]
+    """Every row, in the order of their names.
+
+    Raises DataError for a damaged one, and for one that is not of this study.
+    """
+    plan = read_plan(out).get("study")
+    found = {path: read_json(path) for path in sorted((out / "rows").glob("*.json"))}
+    for path, row in found.items():
+        if row.get("schema") != SCHEMA or row.get("study") != plan:
+            raise DataError(f"{path}: is of another study or version of the lab; move it away")
+        if path.stem != f"{row.get('arm')}-s{row.get('seed')}":
+            raise DataError(f"{path}: holds the row of another run; delete it to run it again")
+    return [*found.values()]

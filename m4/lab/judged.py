@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from m4.errors import DataError
 from m4.lab import paired, special, study, verdict
 from m4.specs import LOWER_IS_BETTER
 
@@ -61,6 +62,7 @@ def judge(
     out = {label: _alone(own) for label, own in arms.items()}
     if reference is None or len(arms) < 2:
         return out
+    _require_alike(found, reference)
     seeds = out[reference]["seeds"]
     labels = [a for a in arms if a != reference and {*seeds} <= {*out[a]["seeds"]}]
     if not labels or len(seeds) < 2:
@@ -72,7 +74,7 @@ def judge(
     if kept is not None:
         task = paired.task_of(arms[reference][seeds[0]])
         runs = {
-            label: [paired.read(_kept(kept, arms[label][s]), task.name) for s in seeds]
+            label: [_kept(kept, arms[label][s], task.name) for s in seeds]
             for label in [reference, *labels]
         }
         metric = out[reference]["metric"].rpartition("/")[2]
@@ -105,8 +107,39 @@ def _alone(own: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _kept(folder: Path, row: Mapping[str, Any]) -> Path:
-    return folder / "predictions" / f"{row['arm']}-s{row['seed']}.npz"
+def _require_alike(found: Sequence[Mapping[str, Any]], reference: str) -> None:
+    """Raises DataError where a row has another metric, or other files, than the reference."""
+    first = {row["seed"]: row for row in found if row["label"] == reference}
+    for row in found:
+        own, name = first.get(row["seed"]), f"{row['label']}, seed {row['seed']}"
+        if own is None:
+            continue
+        if row["metric"] != own["metric"]:
+            raise DataError(f"{name}: is judged by {row['metric']}, {reference} by {own['metric']}")
+        if row["config"]["data"] == own["config"]["data"] and row["data"] != own["data"]:
+            raise DataError(
+                f"{name}: was trained on other files than {reference}, which were replaced in"
+                " between; delete the rows that were made before, and the same command runs them"
+            )
+
+
+def mixed(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is to be said where rows were not made by the same code on the same kind of device."""
+    kinds = {
+        "versions of m4's code": {(row["m4"], row["code"]) for row in found},
+        "sets of packages": {json.dumps(row["versions"], sort_keys=True) for row in found},
+        "kinds of devices": {row["device"] for row in found},
+    }
+    return [
+        f"the rows were made by {len(own)} {what}: a difference between arms may be theirs"
+        for what, own in kinds.items()
+        if len(own) > 1
+    ]
+
+
+def _kept(folder: Path, row: Mapping[str, Any], task: str) -> paired.Kept:
+    name = f"predictions/{row['arm']}-s{row['seed']}.npz"
+    return paired.read(folder / name, task, row["files"].get(name, ""))
 
 
 def agreements(found: Sequence[Mapping[str, Any]], out: Path) -> dict[str, dict[str, float]]:
@@ -119,11 +152,11 @@ def agreements(found: Sequence[Mapping[str, Any]], out: Path) -> dict[str, dict[
     for label, own in by_label(found).items():
         chosen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         for seed in sorted(own):
-            name = f"{own[seed]['arm']}-s{seed}-"
-            for path in sorted((out / "selections").glob(f"{name}*.npz")):
-                with np.load(path, allow_pickle=False) as file:
-                    kept = special.dense(file)
-                chosen.setdefault(path.stem.removeprefix(name), []).append((kept[0], kept[-1]))
+            start = f"selections/{own[seed]['arm']}-s{seed}-"
+            for name, digest in sorted(own[seed]["files"].items()):
+                if name.startswith(start):
+                    kept = special.dense(paired.arrays(out / name, digest))
+                    chosen.setdefault(name.removeprefix(start), []).append((kept[0], kept[-1]))
         pairs = [
             {"agreement": special.agreement(a[1], b[1]), "chance": special.agreement(a[0], b[0])}
             for runs in chosen.values()
@@ -146,6 +179,7 @@ def lines(
     """The verdicts of `every` as text, a table for every family."""
     margin = plan["plan"]["margin"]
     text = [f"margin   {margin['value']:g} {plan['metric']}: {margin['reason']}"]
+    text += [f"m4: warning: {line}" for line in mixed(found)]
     for family, own in families(found).items():
         head = ", ".join(f"{axis.rpartition('.')[2]}={value}" for axis, value in family) or "all"
         text += ["", f"{head}: {len(own)} runs"]

@@ -22,23 +22,29 @@ COLUMNS = ("family", "arm", "null", "seeds", "mean", "sd", "difference", "low", 
 COLUMNS += ("p_equal", "smallest", "verdict", "within_margin", "modality", "pattern", "cluster")
 COLUMNS += ("agreement", "chance", "collapsed", "without_first", "shuffled", "router", "active")
 COLUMNS += ("total", "flops_per_step", "step_s", "compile_s", "tokens_per_expert")
+FORMULA = ("=", "+", "-", "@")  # what one begins with
 MAX_MAPS = 24  # expert x modality maps that are drawn
 
 
-def write(
+def write(out: Path, found: Mapping[str, str]) -> list[Path]:
+    """Writes `texts`; returns where."""
+    for name, text in found.items():
+        atomic.write(out / name, text)
+    return [out / name for name in found]
+
+
+def texts(
     out: Path,
     study: Mapping[str, Any],
     found: Sequence[Mapping[str, Any]],
     said: Mapping[Any, Any],
     notes: Sequence[str] = (),
-) -> list[Path]:
-    """Writes report.html, verdicts.csv and verdicts.tex of rows and what is `said` of them."""
+) -> dict[str, str]:
+    """report.html, verdicts.csv and verdicts.tex of rows and what is `said` of them."""
     tables = table(found, said, out)
-    texts = {"report.html": html(study, found, tables, notes), "verdicts.csv": as_csv(tables)}
-    texts["verdicts.tex"] = as_latex(study, tables)
-    for name, text in texts.items():
-        atomic.write(out / name, text)
-    return [out / name for name in texts]
+    notes = [*judged.mixed(found), *notes]
+    made = {"report.html": html(study, found, tables, notes), "verdicts.csv": as_csv(tables)}
+    return made | {"verdicts.tex": as_latex(study, tables)}
 
 
 def table(found: Sequence[Mapping[str, Any]], said: Mapping[Any, Any], out: Path):
@@ -99,9 +105,13 @@ def as_csv(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     writer.writeheader()
     for lines in tables.values():
         for line in lines:
-            arm = line["arm"]
-            writer.writerow({**line, "arm": f"'{arm}" if arm[:1] in "=+-@" else arm})
+            writer.writerow({name: _uncomputed(value) for name, value in line.items()})
     return text.getvalue()
+
+
+def _uncomputed(value: Any) -> Any:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip()[:1] in FORMULA else value
 
 
 def as_latex(study: Mapping[str, Any], tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

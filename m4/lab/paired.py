@@ -4,6 +4,10 @@ Letters: N rows, P patients, B draws, S seeds.
 """
 
 import dataclasses
+import hashlib
+import io
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,14 +41,27 @@ class Kept:
         )
 
 
-def read(path: Path, task: str) -> Kept:
+def read(path: Path, task: str, digest: str) -> Kept:
     """What `m4.lab.runner` kept of a run. Raises DataError if it is damaged or absent."""
+    names = ("row", "patient", f"p/{task}", f"y/{task}", f"known/{task}")
+    found = arrays(path, digest)
+    if missing := {*names} - {*found}:
+        raise DataError(f"{path}: lacks {min(missing)}; delete its row to run it again")
+    return Kept(*(found[name] for name in names))
+
+
+def arrays(path: Path, digest: str) -> dict[str, np.ndarray]:
+    """The arrays of a file beside a row, which has its SHA-256. Raises DataError if it differs."""
     try:
-        with np.load(path, allow_pickle=False) as found:
-            names = ("row", "patient", f"p/{task}", f"y/{task}", f"known/{task}")
-            return Kept(*(found[name] for name in names))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: cannot be read; delete its row to run it again") from error
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ValueError
+        with np.load(io.BytesIO(content), allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise DataError(
+            f"{path}: is gone or not what its row was made with; delete the row to run it again"
+        ) from None
 
 
 def draws_of(run: Kept, task: TaskSpec, metric: str, draws: bootstrap.Draws) -> np.ndarray:

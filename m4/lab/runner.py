@@ -25,16 +25,17 @@ from m4 import __version__, atomic, seal, sharding, task_losses
 from m4 import config as configs
 from m4.config.plain import nested
 from m4.data import data_sets
-from m4.errors import ConfigError, DivergedError
+from m4.data.cohort import sha256
+from m4.errors import ConfigError, DivergedError, all_printable
 from m4.eval import metrics, results, subsets
 from m4.eval.bootstrap import number
 from m4.eval.predictions import Predictions
 from m4.eval.scorer import Scorer
 from m4.lab import fitting, held, interventions, sizes, special, study, together
-from m4.lab.documents import read_json
+from m4.lab.documents import SCHEMA, read_json
 from m4.lab.study import LAYER, Arm, Study
 from m4.moe import route
-from m4.run import preflight, programs
+from m4.run import agreement, preflight, programs
 from m4.run.method import fronts, make_method
 from m4.run.setup import context
 from m4.specs import LOWER_IS_BETTER, DataSpec
@@ -43,15 +44,16 @@ from m4.train.digest import named
 from m4.train.step import init_params
 
 PROBED = 256  # rows of the validation split whose routing is kept at every evaluation
-SCHEMA = 2
 
 
 def begin(out: Path, asked: Study, arms: list[Arm], left: Mapping[str, str]) -> None:
     """Writes the plan. Raises ConfigError if the folder holds a study with another one."""
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
+    workdir.close_to_others(out, "--out")
     document = {
         "schema": SCHEMA,
         "plan": asked.plan(),
+        "study": arms[0].plan,
         "metric": study.metric_of(asked, arms[0]),
         "axes": json.loads(json.dumps(study.plain(asked.axes))),
         "seeds": list(asked.seeds),
@@ -66,7 +68,7 @@ def begin(out: Path, asked: Study, arms: list[Arm], left: Mapping[str, str]) -> 
         before = read_json(path)
         if before.get("schema") != SCHEMA:
             raise ConfigError(f"--out={out}: is of another version of the lab; choose another")
-        changes = configs.diff(before["plan"], document["plan"], harmless=())
+        changes = configs.diff(before["plan"], all_printable(document["plan"]), harmless=())
         if changes:
             raise ConfigError(
                 f"--out={out}: holds a study with another plan; a margin is not moved once there"
@@ -302,15 +304,11 @@ def _cell(
         test, scores = _tested(own.programs, data, found.params)
         needed = _necessity(asked, arm, own, data, found.params, test)
     metric, name = study.metric_of(asked, arm), f"{tried['cell']}-s{seed}"
-    keep_predictions(out / "predictions" / f"{name}.npz", test, spec)
+    keep_predictions(out / f"predictions/{name}.npz", test, spec)
     probed = {
         layer: [at[layer][:PROBED] for at in found.selections] for layer in found.selections[0]
     }
-    for layer, chosen in probed.items():
-        path = out / "selections" / f"{name}-{layer}.npz"
-        path.parent.mkdir(exist_ok=True)
-        with atomic.replaced(path) as partial, open(partial, "wb") as file:
-            np.savez_compressed(file, **special.sparse(chosen))  # pyright: ignore[reportArgumentType]
+    files = [f"predictions/{name}.npz", *_keep_selections(out, name, probed)]
     layer, stepping = getattr(setup.method, "moe", None), next(iter(own.steps.values()))
     routed = float(sum(load.load.sum() for load in test.routing.values()))
     counts = sizes.parameters(found.params, arm.config["method"].get("moe", {}))
@@ -318,6 +316,10 @@ def _cell(
         **_identity(asked, arm, seed, tried["cell"]),
         "config": json.loads(json.dumps(arm.at(seed).to_dict())),
         "m4": __version__,
+        "code": agreement.code(),
+        "versions": agreement.versions(),
+        "data": data.loader.store.manifest["fingerprint"],
+        "files": {name: sha256(out / name) for name in files},
         "metric": metric,
         "task": dataclasses.asdict(spec.task(metric.rpartition("/")[0])),
         "value": scores["full"].get(metric),
@@ -440,6 +442,17 @@ def _tokens_per_expert(arm: Arm, routed: float, test_rows: int, layer: Any) -> f
     train = arm.config["train"]
     rate = routed / max(test_rows, 1)  # assignments of a row
     return round(rate * train["batch_size"] * train["steps"] / layer.num_experts, 3)
+
+
+def _keep_selections(out: Path, name: str, probed: Mapping[str, Any]) -> list[str]:
+    """Writes a file for every layer; returns their names."""
+    files = []
+    for layer, chosen in probed.items():
+        files.append(f"selections/{name}-{layer}.npz")
+        (out / files[-1]).parent.mkdir(exist_ok=True)
+        with atomic.replaced(out / files[-1]) as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, **special.sparse(chosen))  # pyright: ignore[reportArgumentType]
+    return files
 
 
 def keep_predictions(path: Path, found: Predictions, spec: DataSpec) -> None:

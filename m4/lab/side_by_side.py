@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from m4 import atomic, seal
+from m4.eval import damage
 from m4.eval.report import page, plots, words
 from m4.lab.compare import Arm, Comparison
 
@@ -74,7 +75,9 @@ def scores(found: Comparison) -> list[tuple[str, list[str]]]:
 
 def _scores(folder: Path) -> dict[str, float]:
     try:
-        document = json.loads((folder / "results/test.json").read_text(encoding="utf-8"))
+        if damage.differs(folder, "results/test.json"):
+            return {}
+        document = seal.load(folder / "results/test.json")
         whole = [score for score in document["scores"] if score["subset"] == "full"]
         return {
             f"{score['task']}/{name}": metric["value"]

@@ -58,7 +58,7 @@ def locked(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigError(f"--workdir={folder}: cannot be used ({error.strerror})") from error
-    _close_to_others(folder)
+    close_to_others(folder, "--workdir")
     owner = {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -259,29 +259,33 @@ def _release(folder: Path, owner: dict[str, Any]) -> None:
             (folder / LOCK).unlink()
 
 
-def _close_to_others(folder: Path) -> None:
-    """Raises ConfigError for somebody else's folder in which others may plant files."""
+def close_to_others(folder: Path, option: str) -> None:
+    """Lets nobody else write to a folder, which is an option's.
+
+    Raises ConfigError for somebody else's folder in which others may plant files, and for one of
+    one's own in which they could and that holds a link.
+    """
     status = os.stat(folder)
     if not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return
     mode = stat.S_IMODE(status.st_mode)
     if status.st_uid != os.geteuid() or mode & stat.S_ISVTX:
         raise ConfigError(
-            f"--workdir={folder}: others may write to it (mode {mode:o}, of user {status.st_uid});"
+            f"{option}={folder}: others may write to it (mode {mode:o}, of user {status.st_uid});"
             " choose a folder below it, or one of your own"
         )
     for place, folders, files in os.walk(folder):
         for name in [*folders, *files]:
             if os.path.islink(os.path.join(place, name)):
                 raise ConfigError(
-                    f"--workdir={folder}: others could write to it, and it holds a link,"
+                    f"{option}={folder}: others could write to it, and it holds a link,"
                     f" {os.path.join(place, name)}; move that away"
                 )
     try:
         os.chmod(folder, mode & ~(stat.S_IWGRP | stat.S_IWOTH))
     except OSError as error:
-        raise SaveError(f"--workdir={folder}: others may write to it ({error.strerror})") from error
-    print(f"m4: warning: --workdir={folder}: others may not write to it any more", file=sys.stderr)
+        raise SaveError(f"{option}={folder}: others may write to it ({error.strerror})") from error
+    print(f"m4: warning: {option}={folder}: others may not write to it any more", file=sys.stderr)
 
 
 def _say_no_locks(folder: Path) -> None:

@@ -128,3 +128,20 @@ def test_what_cannot_be_compared_is_said(runs, capsys):
     folders = [runs[f"{gate}{s}"] for gate in ("linear", "hash") for s in (0, 1)]
     assert main(["compare", *folders, "--metric=y9/rmse"]) == 2
     assert "--metric=y9/rmse: must be of y0" in capsys.readouterr().err
+
+
+def test_damaged_runs_are_said_and_not_shown_and_names_steer_nothing(runs, tmp_path, capsys):
+    folders = [shutil.copytree(runs["linear0"], tmp_path / "a")]
+    folders.append(shutil.copytree(runs["hash0"], tmp_path / "b\x1b[31m"))
+    path = folders[1] / "results/test.json"
+    path.write_text(path.read_text().replace(f"{value(folders[1])}", "0.123456"))
+    log = folders[1] / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"step": 8', '"step": 9'))
+    capsys.readouterr()
+    assert main(["compare", *map(str, folders)]) == 0
+    told, page = capsys.readouterr().out, (tmp_path / "compare.html").read_text()
+    for text in (told, page):
+        assert "results/test.json differs from its seal" in text and "metrics.jsonl" in text
+        assert "\x1b" not in text and "0.1235" not in text
+    path.write_text("[" * 200_000)
+    assert main(["compare", *map(str, folders)]) == 0
