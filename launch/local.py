@@ -42,8 +42,8 @@ class Supervisor:
         self._told: int | None = None
         self._gang: list[subprocess.Popen] = []
         self._ended: list[int | None] = []  # codes of those that ended before any was killed here
-        found = [a.partition("=")[2] for a in spec.args if a.startswith("--workdir=")]
-        self._workdir = Path(found[-1]) if found else None
+        where = specs.workdir(spec.args)
+        self._workdir = Path(where) if where else None
 
     def run(self) -> int:
         """Returns the exit code."""

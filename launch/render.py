@@ -102,8 +102,7 @@ def for_bash(spec: specs.Spec, kind: str, array: int) -> str:
 
 def workdir(spec: specs.Spec) -> str:
     """Where the run writes; '' if it is not said."""
-    found = [a.partition("=")[2] for a in spec.args if re.match(r"--(workdir|out)=", a)]
-    return found[-1] if found else ""
+    return specs.workdir(spec.args)
 
 
 def volumes(texts: list[str]) -> list[dict[str, str]]:

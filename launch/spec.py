@@ -53,6 +53,18 @@ class Spec:
         return found
 
 
+WORKDIR = re.compile(r"--(?:workdir|out|output_dir|outdir|logdir)(?:=(.*))?", re.DOTALL)
+
+
+def workdir(args: Sequence[str]) -> str:
+    """Where a run writes, as `--workdir=DIR` or `--workdir DIR`; '' if it is not said."""
+    found = ""
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        if match := WORKDIR.fullmatch(arg):
+            found = following if match[1] is None else match[1]
+    return found
+
+
 REMOTE = re.compile(r"(--?[^=]*=)?\s*[A-Za-z][A-Za-z0-9+.-]*:[/\\]")  # gs://, s3:/, C:\\
 
 

@@ -7,6 +7,8 @@ data set described before any accelerator library is imported.
 import dataclasses
 import hashlib
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 ModalityKind = Literal["series", "vectors", "table", "codes", "text", "image", "signal"]
@@ -30,6 +32,7 @@ LOWER_IS_BETTER = (*PROBABILITY, "calibration_error", "mae", "rmse")
 RAGGED_KINDS = ("series", "vectors", "codes", "text")  # of a length that differs by row
 # Of modalities, tasks, groups: they become parts of file names, headings and options.
 NAME = re.compile(r"\w(?:[\w .,+=()-]{0,62}[\w)+])?")
+KEYS = ("row", "patient", "subject_id", "prediction_time")  # columns beside predictions
 BYTES = 180  # of such a name: file systems take 255 for a file's, with an ending and a mark
 LONGEST = 200  # characters of a feature's or label's name, which may be whatever data call it
 LONGEST_WORDS = 2000  # characters of a definition, or of a text of `About`
@@ -88,6 +91,25 @@ def _check_words(what: str, *texts: str, definition: str = "") -> None:
     for text, most in (*((text, LONGEST) for text in texts), (definition, LONGEST_WORDS)):
         if wrong := words_problem(text, most):
             raise ValueError(f"{what}: {str(text)[:LONGEST]!r} {wrong}")
+
+
+def _check_outputs(tasks: "Sequence[TaskSpec]") -> None:
+    """Raises ValueError where two outputs, or an output and a key, would be one column or file."""
+    columns, files = Counter[str](KEYS), Counter[str]()
+    for task in tasks:
+        names = task.labels or tuple(map(str, range(task.dim)))
+        many = task.kind in ("multilabel", "multiclass") or task.dim > 1
+        heads = [f"{task.name}/{name}" for name in names] if many else [task.name]
+        labelled = [task.name] if task.kind == "multiclass" else heads
+        columns.update([*heads, *(f"{head}/label" for head in labelled)])
+        apart = task.kind == "multilabel"
+        files.update([file_name(f"{task.name}-{n}") for n in names] if apart else [task.name])
+    for what, counted in (("column", columns), ("file", files)):
+        if twice := next((name for name, number in counted.items() if number > 1), None):
+            raise ValueError(
+                f"names of tasks and labels: predictions would have two {what}s called {twice!r};"
+                " call a task or a label otherwise"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +258,7 @@ class DataSpec:
         for what, names in each.items():
             if len(set(names)) != len(names):
                 raise ValueError(f"duplicate {what} names: {sorted(names)}")
+        _check_outputs(self.tasks)
 
     @property
     def modality_names(self) -> tuple[str, ...]:

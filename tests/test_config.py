@@ -13,6 +13,7 @@ from m4 import config as configs
 from m4.config import code, program, rules
 from m4.errors import ConfigError
 from m4.eval import metrics
+from m4.modes import tim
 from m4.run import preflight
 from m4.run.method import make_method, require_fit
 from m4.specs import METRICS, TaskSpec
@@ -568,3 +569,35 @@ def test_a_shipped_layer_takes_what_is_no_function_of_routers_and_names_a_size_o
     assert line.endswith("did you mean product_keys?")
     (line,) = problems(config, "--config.method.moe.top_k=100")
     assert "method.moe.top_k=100: must be at most method.moe.num_experts=4" in line
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["train.watchdog", "method.width", "train.task_weights.death", "eval.costs.vitals", "seed"],
+)
+def test_whole_numbers_that_no_computer_takes_are_refused(toy, field):
+    assert any(field.rpartition(".")[0] in p for p in problems(toy, f"--config.{field}={10**400}"))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"train.from": "runs/x"},
+        {"train.precision": "bfloat16"},
+        {"train.accumulate": 2},
+        {"train.ranking": 1.0},
+        {"optim.halve": True},
+        {"data.also_train": "all"},
+        {"eval.missing": {"kind": "mcar", "rate": 0.5}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", ["tim", "interplay"])
+def test_what_training_many_times_does_not_follow_is_refused(toy, changed, mode):
+    config = load(toy)
+    tim.require_plain(config, mode)
+    ((path, value),) = changed.items()
+    with config.unlocked(), config.ignore_type():
+        config.update_from_flattened_dict({path: value})
+    with pytest.raises(ConfigError, match=f"{path}=.*--mode={mode} does not follow it"):
+        tim.require_plain(config, mode)

@@ -299,6 +299,8 @@ def _field_problems(path: str, value: Any, fields: Mapping[str, Rule]) -> list[s
     problem = rule.problem(value)
     if problem is None and isinstance(value, float) and value - value != 0:
         problem = "must be a finite number"
+    if problem is None and _beyond(value):
+        problem = f"must hold no number beyond {rules.MOST:.0e}"
     if problem is None:
         problem = _not_local(value)
     if problem is None and not _plain(value):
@@ -309,6 +311,15 @@ def _field_problems(path: str, value: Any, fields: Mapping[str, Rule]) -> list[s
         }
         problem += elsewhere(path, value, choices)
     return [f"{path}={value!r}: {problem}"] if problem else []
+
+
+def _beyond(value: Any) -> bool:
+    """Whether a value, or a part of it, is a whole number that no computer takes."""
+    if isinstance(value, Mapping):
+        return any(_beyond(part) for pair in value.items() for part in pair)
+    if isinstance(value, list | tuple):
+        return any(map(_beyond, value))
+    return isinstance(value, int) and abs(value) > rules.MOST
 
 
 def _not_local(value: Any) -> str | None:

@@ -17,6 +17,7 @@ from m4.resolve import resolve
 from m4.specs import METRICS, DataSpec, TaskKind
 
 REQUIRED = object()
+MOST = 10**18  # of whole numbers: what 64 bits take
 OF_METHODS = ("segmentation", "cluster")  # kinds of tasks whose loss belongs to a method
 WRITERS = ("tensorboard", "mlflow", "wandb")
 MOVE_ROWS = ("soft", "expert_choice", "product_keys")  # routers that need no engine
@@ -92,7 +93,7 @@ class Rule:
         if self.kind not in (int, float):
             return True
         return (
-            (isinstance(value, int) or math.isfinite(value))
+            (abs(value) <= MOST if isinstance(value, int) else math.isfinite(value))
             and (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.above is None or value > self.above)

@@ -172,10 +172,13 @@ def identity_of(
 
 
 def fingerprint(identity: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> str:
-    """Name of the folder: a hash of what determines the records, so without group columns."""
+    """Name of the folder: a hash of what determines the records.
+
+    Group columns do where one of them says who is left out.
+    """
     sums = {file: {"bytes": s["bytes"], "sha256": s["sha256"]} for file, s in sources.items()}
     told = {key: value for key, value in identity.items() if value is not None}
-    for key in {"declared", "options"} & {*told}:
+    for key in {"declared", "options"} & {*told} if not told.get("leave_out") else ():
         told[key] = {k: v for k, v in told[key].items() if k != groups.FOLDER}
     text = json.dumps([told, sums], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -66,6 +66,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--patients", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if not 0 <= args.seed < 2**32 or args.patients < 1:
+        raise ConfigError("--seed: from 0 to 4,294,967,295; --patients: 1 or more")
     root = write(
         args.name, local.folder(args.folder, "FOLDER"), patients=args.patients, seed=args.seed
     )

@@ -30,6 +30,7 @@ import re
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -935,7 +936,11 @@ def read(path: str) -> Any:
         return json.loads(raw, parse_constant=_no_number, object_pairs_hook=_once)
     except OSError as error:
         raise Refused(f"{path}: cannot be read ({error.strerror or 'damaged'})") from None
-    except (ValueError, RecursionError, zipfile.BadZipFile):
+    except MemoryError:
+        raise Refused(f"{path}: asks for more memory than there is") from None
+    except (ValueError, RecursionError, zipfile.BadZipFile, zlib.error, EOFError):
+        raise Refused(f"{path}: is no JSON, nor an .npz file of plain arrays") from None
+    except (TypeError, AttributeError, LookupError, RuntimeError):  # as numpy and zipfile see fit
         raise Refused(f"{path}: is no JSON, nor an .npz file of plain arrays") from None
 
 
@@ -954,12 +959,15 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def write(path: str, text: str) -> None:
     """Replaces a file, which its owner alone can read. Raises Refused."""
+    partial = ""
     try:
         handle, partial = tempfile.mkstemp(dir=Path(path).parent, prefix=".m4-")  # mode 0600
         with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(partial, path)
     except OSError as error:
+        if partial:  # it holds predictions
+            os.unlink(partial)
         raise Refused(f"{path}: cannot be written ({error.strerror})") from None
 
 
@@ -1003,11 +1011,16 @@ def main(path: str, args: Sequence[str]) -> int:
     """The command's exit code; what is refused is said in one line on stderr."""
     try:
         run(path, args)
+        sys.stdout.flush()
     except Refused as error:
         print(f"m4: refused: {error}", file=sys.stderr)
         return error.code
     except BrokenPipeError:
         sys.stdout = io.StringIO()
+    except OSError as error:
+        sys.stdout = io.StringIO()
+        print(f"m4: refused: output: cannot be written ({error.strerror})", file=sys.stderr)
+        return 3
     return 0
 
 

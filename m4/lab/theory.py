@@ -35,6 +35,7 @@ from m4.config.program import load_file
 from m4.errors import ConfigError
 
 GATES = ("softmax", "laplace", "gaussian", "sigmoid")
+MOST = 100_000_000  # rows of a data set
 NAMES = ("w", "c", "a", "b", "log_s")
 TRUTH = np.array([[-1.5, 0.3, 1.0, 1.0, np.log(0.3)], [1.5, 0.0, -1.0, -1.0, np.log(0.25)]])
 # Powers of the errors in (w, a, b, s) where several experts were fitted to one.
@@ -60,14 +61,30 @@ def load(target: str) -> Bench:
     known = {field.name for field in dataclasses.fields(Bench)}
     problems = [f"{name}: no such field; it has: {', '.join(known)}" for name in {*given} - known]
     found = Bench(**{k: v for k, v in given.items() if k in known})
-    problems += [
-        f"gates: {g!r} is none of {', '.join(GATES)}" for g in found.gates if g not in GATES
-    ]
-    if len(found.sizes) < 2 or min(found.sizes) < 100 or found.repeats < 1:
-        problems.append("sizes: must be two or more from 100 on, repeats 1 or more")
+    problems += _problems(found)
     if problems:
         raise ConfigError(*problems)
     return found
+
+
+def _problems(found: Bench) -> list[str]:
+    """What a bench cannot be, a line a field."""
+
+    def numbers(value: Any, low: int, high: int) -> bool:
+        right = isinstance(value, Sequence) and all(type(n) is int for n in value)
+        return right and all(low <= n <= high for n in value)
+
+    problems = []
+    if not isinstance(found.gates, Sequence) or not found.gates or {*found.gates} - {*GATES}:
+        problems.append(f"gates: must be some of {', '.join(GATES)}")
+    if not numbers(found.sizes, 100, MOST) or len({*found.sizes}) < 2:
+        problems.append(f"sizes: must be two or more different numbers from 100 to {MOST:,}")
+    if not numbers(found.extra, 0, 8) or not found.extra:
+        problems.append("extra: must be numbers of experts from 0 to 8")
+    for name, low, high in (("repeats", 1, 100_000), ("seed", 0, 2**32 - 1)):
+        if not numbers([getattr(found, name)], low, high):
+            problems.append(f"{name}: must be a number from {low} to {high:,}")
+    return problems
 
 
 def log_gates(gate: str, theta_K5, x_N):

@@ -27,7 +27,7 @@ def require(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
         raise ConfigError("--workdir: is missing")
     without_data = flags.mode == "check" and not (flags.config or flags.config_json)
     needed = flags.mode in ("eval", "predict", "report", "stress", "refit") or without_data
-    if needed and not flags.workdir.is_dir():
+    if needed and not os.path.isdir(flags.workdir):
         raise ConfigError(f"--workdir={flags.workdir}: no such folder; --mode=train makes it")
     if flags.mode in SAVING:
         workdir.require_name(flags.workdir)

@@ -82,6 +82,7 @@ class Kept:
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Trains, analyses, prints, writes. See `m4.main`."""
     del flags
+    tim.require_plain(config, "interplay")
     with owned(folder):
         use_cache(folder)
         setup = make_setup(config, prepare(config))

@@ -47,6 +47,7 @@ from m4.run.workspace import owned, use_cache
 from m4.train import processes
 
 SCRATCH = ".new"
+LONGEST = 120  # bytes of a name
 TAKEN = ("train", "val", "test", "calibration", "crossval")  # of the data trained on
 
 
@@ -83,6 +84,8 @@ def _numbers(store: Store) -> pa.Table:
 def name_of(new: Path) -> str:
     """What the files are called: the folder's name, never that of a split."""
     name = re.sub(r"[^\w.-]", "_", new.resolve().name).strip(".") or "new"
+    if len(name.encode()) > LONGEST:  # a folder's name may be longer than a file's with an ending
+        name = f"{name.encode()[:LONGEST].decode(errors='ignore')}-{_place(new)[:8]}"
     return f"{name}-new" if name in TAKEN else name
 
 

@@ -43,11 +43,30 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     tasks, number = flags.options.get("tasks", ""), flags.options.get("permutations", "0")
     if not number.isdecimal():
         raise ConfigError(f"--permutations={number}: must be a number of random orders")
+    require_plain(config, "tim")
     with owned(folder):
         use_cache(folder)
         scores = _scores(config, tasks, int(number))
         seal.write(folder, "tim.json", json.dumps(scores, indent=1) + "\n")
     _print(scores)
+
+
+def require_plain(config: ml_collections.ConfigDict, mode: str) -> None:
+    """Raises ConfigError for fields that training many times from one start does not follow."""
+    train, problems = config.train, []
+    for path, value, plain in (
+        ("train.from", train["from"], ""),
+        ("train.precision", train.precision, "float32"),
+        ("train.accumulate", train.accumulate, 1),
+        ("train.ranking", train.ranking, 0),
+        ("optim.halve", config.optim.halve, False),
+        ("data.also_train", config.data.also_train, "none"),
+        ("eval.missing", config.eval.missing.to_dict(), {}),
+    ):
+        if value != plain:
+            problems.append(f"{path}={value!r}: --mode={mode} does not follow it; leave it out")
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _scores(config: ml_collections.ConfigDict, tasks: str, number: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from m4 import __version__, atomic, seal, sharding
+from m4 import __version__, atomic, cells, seal, sharding
 from m4 import config as configs
 from m4.config import Flags, trust
 from m4.data import manifest as manifests
@@ -111,7 +111,10 @@ def _introduce(config, setup: Setup, folder: Path) -> None:
     mesh = " ".join(f"{axis}={size}" for axis, size in setup.mesh.shape.items() if size > 1)
     devices = jax.devices()
     parameters = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(setup.state.params))
-    counts = ", ".join(f"{name} {split['rows']}" for name, split in manifest["splits"].items())
+    rows = {
+        name: cells.count(s["rows"], manifests.SMALLEST) for name, s in manifest["splits"].items()
+    }
+    counts = ", ".join(f"{name} {number}" for name, number in rows.items())
     kind = f"{devices[0].device_kind} ({devices[0].platform})"
     run = {
         "m4": __version__,

@@ -50,6 +50,7 @@ def write(
         names = task.labels or tuple(map(str, range(value_NC.shape[1])))
         for c in range(value_NC.shape[1]):
             head = task.name if value_NC.shape[1] == 1 else f"{task.name}/{names[c]}"
+            head = f"{head}/predicted" if head in keys.column_names else head
             columns[head] = [f"{value:.6g}" for value in value_NC[:, c].tolist()]
             if task.kind != "multiclass":
                 columns[f"{head}/label"] = _texts(label_NL[:, c], known_NL[:, c])

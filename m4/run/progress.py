@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable
 
+from m4 import cells
 from m4.data.build import REPORT_EVERY
+from m4.data.manifest import SMALLEST
 
 SAY_EVERY = 2.0  # seconds
 
@@ -26,4 +28,7 @@ class Building:
             self._said = now
             took = now - self._began
             speed = f", {rows / took:,.0f}/s" if took > 1 else ""
-            print(f"building {self._name} {split}: {rows:,} records{speed}", flush=True)
+            print(
+                f"building {self._name} {split}: {cells.count(rows, SMALLEST)} records{speed}",
+                flush=True,
+            )

@@ -6,6 +6,7 @@ vocabulary.json   tokens by id of every modality whose ids were counted; absent 
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -163,7 +164,7 @@ def require(config: ml_collections.ConfigDict, folder: Path, new: Path) -> None:
       DataError: no such folder, nothing remembered.
       ConfigError: a data set that reads otherwise by now.
     """
-    if not new.is_dir():
+    if not os.path.isdir(new):
         raise DataError(f"--on={new}: no such folder")
     module = data_sets.find(config.data.name)
     manifest = read(folder).manifest

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -328,6 +329,41 @@ def test_an_array_file_with_a_pickle_is_not_loaded(place, capsys):
     np.savez(place / "evil.npz", **evil)
     assert standalone.main(str(place / "model.m4"), [f"--in={place / 'evil.npz'}"]) == 3
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def _damaged(kind):
+    """An .npz file that is none, by how."""
+    whole = io.BytesIO()
+    np.savez_compressed(whole, x=np.arange(1000))
+    content = whole.getvalue()
+    if kind == "npy":
+        alone = io.BytesIO()
+        np.save(alone, np.arange(3))
+        return alone.getvalue()
+    if kind == "empty":
+        return b""
+    if kind == "deflate":
+        return content[:80] + bytes(60) + content[140:]
+    other = io.BytesIO()
+    with zipfile.ZipFile(other, "w") as file:
+        header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }"
+        head = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+        file.writestr("x.npy", head)
+    return other.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["npy", "empty", "deflate", "endless"])
+def test_array_files_that_are_none_are_refused(tmp_path, kind):
+    (tmp_path / "x.npz").write_bytes(_damaged(kind))
+    with pytest.raises(standalone.Refused):
+        standalone.read(str(tmp_path / "x.npz"))
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(standalone.Refused, match="cannot be written"):
+        standalone.write(str(tmp_path / "out"), "predictions")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_single_changed_byte_is_refused(place):

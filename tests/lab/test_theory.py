@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from m4.errors import ConfigError
 from m4.lab import theory
 from m4.lab.__main__ import main
 
@@ -65,3 +66,15 @@ def test_rates_are_those_of_theory():
     bench = theory.Bench(gates=("softmax", "laplace"), extra=(0,), cross=False)
     for rate in theory.run(bench)["rates"]:
         assert -0.55 <= rate["slope"] <= -0.45, rate
+
+
+WRONG = ["sizes=5", "sizes=('x', 'y')", "sizes=(100, 100)", "sizes=(100, 10**30)", "repeats='2'"]
+WRONG += ["gates=5", "gates=()", "seed=-1", "extra=(-1,)", "extra=()"]
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_fields_that_cannot_be_are_one_line(tmp_path, field):
+    (tmp_path / "r.py").write_text(f"def get_config():\n    return dict({field})\n")
+    with pytest.raises(ConfigError) as error:
+        theory.load(str(tmp_path / "r.py"))
+    assert [line.partition(":")[0] for line in error.value.args] == [field.partition("=")[0]]

@@ -256,3 +256,20 @@ def test_tpu_starts_what_local_starts_cleans_up_and_queues_again(cluster, monkey
     assert "delete" in calls[-1]["args"]
     done, calls = cluster(text, CODE="2")  # refused: not again
     assert done.returncode == 2 and sum(c["name"] == "python" for c in calls) == 3
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--workdir=/runs/a",),
+        ("--workdir", "/runs/a"),
+        ("--workdir=/runs/b", "--output_dir", "/runs/a"),
+        ("--out=/runs/a", "--config=x"),
+    ],
+)
+def test_where_a_run_writes_is_seen_however_it_is_said(args):
+    code = f"import spec; print(spec.workdir({args!r}), spec.workdir(('--config=x',)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=LAUNCH, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["/runs/a"]

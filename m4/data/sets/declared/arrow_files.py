@@ -125,6 +125,13 @@ class Columns:
         if unit == "ns":
             micro = -(-ticks // 1000) if up else ticks // 1000
         else:
+            most = (np.iinfo(np.int64).max - 1) // MICROSECONDS[unit]
+            beyond = valid & (np.abs(ticks) > most)
+            if beyond.any():
+                raise DataError(
+                    f"{self.path}, row {self.first + int(beyond.argmax()) + 1}: {name!r} is no time"
+                    f" that can be: a wrong unit? The column says {kind}"
+                )
             micro = ticks * MICROSECONDS[unit]
         return np.where(valid, micro, NEVER), zone if valid.any() else None
 

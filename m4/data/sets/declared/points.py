@@ -212,7 +212,7 @@ class Labels:
             return np.full((len(table), 1), np.nan, np.float32)
         array = table.raw(name)
         if pa.types.is_floating(array.type):
-            array = array.cast(pa.int64(), safe=False)
+            array = _whole_numbers(array)
         text = pc.utf8_trim_whitespace(array.cast(pa.large_string()))
         text = pc.replace_substring_regex(text, r"^(-?\d+)\.0+$", r"\1")  # 3.0 is class 3
         classes = pa.array(self.task.spec.labels, pa.large_string())
@@ -220,6 +220,17 @@ class Labels:
         outside = pc.and_(pc.not_equal(text, ""), index.is_null())
         self.flow[f"{self.name}: labels of no listed class"] += pc.sum(outside).as_py() or 0
         return index.cast(pa.float32()).to_numpy(zero_copy_only=False)[:, None]
+
+
+def _whole_numbers(array: pa.Array) -> pa.Array:
+    """Floats as text: whole ones without a fraction, NaN as unknown, all else as it is."""
+    value = array.cast(pa.float64())
+    unknown = pc.or_kleene(pc.is_nan(value), pc.is_null(value))
+    whole = pc.and_(pc.equal(pc.floor(value), value), pc.less(pc.abs(value), 2.0**53))
+    number = pc.if_else(pc.fill_null(whole, False), value, 0.0).cast(pa.int64())
+    text = pc.if_else(pc.fill_null(whole, False), number.cast(pa.large_string()),
+                      value.cast(pa.large_string()))  # fmt: skip
+    return pc.if_else(unknown, pa.scalar(None, pa.large_string()), text)
 
 
 def assign(

@@ -122,8 +122,12 @@ def labels(root: Path) -> dict[str, tuple[str, str]]:
     """Task name -> (path below root, label column in use) of whatever looks like label files."""
     columns = (*TASK_COLUMN.values(), INTEGER)
     found: dict[str, tuple[str, dict[str, int]]] = {}
-    for path in sorted(p for p in root.rglob("*.parquet") if "data" not in p.parts[-3:-1]):
-        names = {*pq.read_schema(path).names}
+    files = (p for p in root.rglob("*.parquet") if "data" not in p.parts[-3:-1] and p.is_file())
+    for path in sorted(files):
+        try:
+            names = {*pq.read_schema(path).names}
+        except (pa.ArrowInvalid, OSError):
+            raise DataError(f"{path}: cannot be read as Parquet; move it away") from None
         if not ({"subject_id", "prediction_time"} <= names and names & {*columns}):
             continue
         place = path.relative_to(root)
