@@ -113,7 +113,10 @@ def text_of(folder: Path, name: str, again: str) -> str:
 
     `again` says what writes it again. A version that sealed nothing is believed.
     """
-    if (wrong := problem(folder, name)) and wrong != "has no seal":
+    wrong = problem(folder, name)
+    if wrong == "has no seal" and (folder / FILE).exists() and _read(folder) is None:
+        raise DataError(f"{folder / FILE}: is damaged: nobody vouches for {name}; {again}")
+    if wrong and wrong != "has no seal":
         raise DataError(f"{folder / name}: {wrong}; {again}")
     try:
         load(folder / name)

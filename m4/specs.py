@@ -96,7 +96,7 @@ def _check_words(what: str, *texts: str, definition: str = "") -> None:
 def _check_outputs(tasks: "Sequence[TaskSpec]") -> None:
     """Raises ValueError where two outputs, or an output and a key, would be one column or file."""
     columns, files = Counter[str](KEYS), Counter[str]()
-    for task in tasks:
+    for task in (task for task in tasks if task.kind not in ("segmentation", "cluster")):
         names = task.labels or tuple(map(str, range(task.dim)))
         many = task.kind in ("multilabel", "multiclass") or task.dim > 1
         heads = [f"{task.name}/{name}" for name in names] if many else [task.name]

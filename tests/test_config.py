@@ -589,6 +589,7 @@ def test_whole_numbers_that_no_computer_takes_are_refused(toy, field):
         {"optim.halve": True},
         {"data.also_train": "all"},
         {"eval.missing": {"kind": "mcar", "rate": 0.5}},
+        {"train.until": 3},
     ],
     ids=str,
 )

@@ -53,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
         reason = f"line {error.lineno} is not JSON: {error.msg}"
         raise ConfigError(f"{path}: cannot be read ({reason})") from None
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error).partition(":")[0]
         raise ConfigError(f"{path}: cannot be read ({reason})") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: must hold an object {{...}} of sections, as in config.json")

@@ -72,8 +72,15 @@ def _of_config(workdir: Path, note: Mapping[str, Any]) -> str | None:
     with contextlib.suppress(OSError, ValueError):
         now = seal.load(workdir / "config.json")
         if isinstance(now, dict):
-            return next((k for k in TRAINED_BY if k in then and then[k] != now.get(k)), None)
+            return next((k for k in TRAINED_BY if not _alike(then.get(k), now.get(k))), None)
     return None
+
+
+def _alike(then: Any, now: Any) -> bool:
+    """Whether values agree, of sections the fields that both have: versions add some."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return all(_alike(then[name], now[name]) for name in then.keys() & now.keys())
+    return then == now
 
 
 def _of_log(workdir: Path, note: Mapping[str, Any], *, begun: bool) -> str | None:

@@ -38,7 +38,7 @@ from m4.run.devices import make_mesh
 from m4.run.setup import Model, context, make_model
 from m4.run.workspace import open_split, trained_on, use_cache
 from m4.specs import DataSpec
-from m4.train import retention
+from m4.train import retention, verify
 
 Say = Callable[[str], Any]
 DATE = (1980, 1, 1, 0, 0, 0)  # the first that a ZIP file can tell
@@ -139,6 +139,7 @@ def _config(folder: Path, trust_code: bool) -> ml_collections.ConfigDict:
 def _require_trained(place: Path) -> None:
     if not retention.complete(place / "checkpoints/best"):
         raise CheckpointError(f"{place}: holds no trained parameters; --mode=train trains them")
+    verify.best_step(place)  # scores and cuts are those of the step that the run chose
 
 
 def _member(place: Path, config, mesh, made: members.Programs, say: Say) -> Member:

@@ -924,6 +924,9 @@ def _json(file: zipfile.ZipFile, name: str) -> dict[str, Any]:
     return found
 
 
+ODD = (TypeError, AttributeError, LookupError, RuntimeError)  # of damaged arrays and archives
+
+
 def read(path: str) -> Any:
     """Rows of a JSON file or arrays of an .npz file. Raises Refused."""
     try:
@@ -938,9 +941,7 @@ def read(path: str) -> Any:
         raise Refused(f"{path}: cannot be read ({error.strerror or 'damaged'})") from None
     except MemoryError:
         raise Refused(f"{path}: asks for more memory than there is") from None
-    except (ValueError, RecursionError, zipfile.BadZipFile, zlib.error, EOFError):
-        raise Refused(f"{path}: is no JSON, nor an .npz file of plain arrays") from None
-    except (TypeError, AttributeError, LookupError, RuntimeError):  # as numpy and zipfile see fit
+    except (ValueError, RecursionError, zipfile.BadZipFile, zlib.error, EOFError, *ODD):
         raise Refused(f"{path}: is no JSON, nor an .npz file of plain arrays") from None
 
 
@@ -966,7 +967,7 @@ def write(path: str, text: str) -> None:
             file.write(text)
         os.replace(partial, path)
     except OSError as error:
-        if partial:  # it holds predictions
+        with contextlib.suppress(OSError):  # it holds predictions
             os.unlink(partial)
         raise Refused(f"{path}: cannot be written ({error.strerror})") from None
 

@@ -7,6 +7,7 @@ of patients or of data. With one seed an arm the interval is over patients alone
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,6 +103,12 @@ def run(
     left = [printable(f"{f}: left out, holds no finished run") for f in folders if f not in done]
     if len(done) < 2:
         raise ConfigError(*left, "compare: give two or more work directories of finished runs")
+    lacking = {json.dumps(_config(f).eval.missing.to_dict(), sort_keys=True) for f in done}
+    if len(lacking) > 1:
+        raise ConfigError(
+            "compare: the runs were evaluated with different eval.missing: a difference would be"
+            " that of their data; evaluate them alike"
+        )
     arms = _arms(done)
     _require_same_files(done)
     seeds = sorted(set.intersection(*({*arm.runs} for arm in arms)))

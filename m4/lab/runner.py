@@ -77,7 +77,7 @@ def begin(out: Path, asked: Study, arms: list[Arm], left: Mapping[str, str]) -> 
             )
         known = {arm["key"]: arm for arm in before["arms"]}
         keys = {_place(arm): arm["key"] for arm in before["arms"]}
-        for arm in document["arms"]:
+        for arm in all_printable(document["arms"]):
             if keys.get(_place(arm), arm["key"]) != arm["key"]:
                 raise ConfigError(
                     f"--out={out}: knows {arm['label']} with another configuration, whose rows"

@@ -26,8 +26,10 @@ from m4.data import data_sets
 from m4.errors import ConfigError
 from m4.lab import fields
 from m4.lab.nulls import NULLS
+from m4.run import preflight
 
 LAYER = "method.moe"
+UNFOLLOWED = ("train.from", "train.until", "optim.halve", "data.also_train")  # by a cell's training
 DENSE_UP_TO = 64  # experts of which `dense_mean` runs every one; 256 take longer than ten gates
 UNNAMED = ("seed", "data.raw_dir", "data.dir", "train.log_every", "train.save_every")
 UNNAMED += ("train.watchdog",)
@@ -151,6 +153,8 @@ def arms(study: Study) -> tuple[list[Arm], dict[str, str]]:
                 continue
             try:
                 config = configs.check(nested(flat | changes), {}, source).to_dict()
+                ignored = preflight.unfollowed(config, "m4.lab", UNFOLLOWED)
+                problems += [f"{name}: {line}" for line in ignored]
                 for more in _asked_later(study):
                     configs.check(nested(flat | changes | more), {}, source)
             except ConfigError as error:

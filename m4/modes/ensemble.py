@@ -78,7 +78,7 @@ def members_of(
 ) -> None:
     """Trains a member per seed with `fit`, as far as it is not there yet, and lists them."""
     _require_room(folder)
-    listed = members.read(folder)["members"] if _listed(folder) else []
+    listed = members.read(folder, final=False)["members"] if _listed(folder) else []
     known = [member["seed"] for member in listed]
     if known and known != [*seeds]:
         raise ConfigError(
@@ -180,7 +180,8 @@ def _list(folder: Path, kind: str, places: Sequence[Path]) -> None:
     cuts = {_cuts(place) for place in places}
     if len(cuts) == 1 and (text := cuts.pop()):
         seal.write(folder, refitted.FILE, text)
-    if not _listed(folder):
+    known = members.read(folder, final=False)["members"] if _listed(folder) else None
+    if known != [members.told(place) for place in places]:  # none yet, or trained on since
         members.write(folder, kind, places)
 
 

@@ -104,7 +104,7 @@ def point(
     key = _key(config, data, study)
     if file.is_file():
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            if (kept := seal.load(file)).get("key") == key:
+            if (kept := seal.load(file)).get("key") == key and seal.intact(kept):
                 return kept
     found = measured(config, data, study, count)
     if found is None:
@@ -114,7 +114,7 @@ def point(
             raise ConfigError(facts)
         found = {"facts": dataclasses.asdict(facts), "kind": study.topology, "measured": False}
     found |= {"key": key, "rows": config.train.batch_size, "across": config.mesh.across}
-    atomic.write(file, json.dumps(found, indent=1) + "\n")
+    atomic.write(file, json.dumps(seal.sealed(found), indent=1) + "\n")
     return found
 
 

@@ -30,6 +30,7 @@ from m4.eval import stress
 from m4.eval.report import words
 from m4.modes import eval as eval_mode
 from m4.modes import report
+from m4.run import preflight
 from m4.run.setup import Setup, context
 from m4.run.workspace import open_split, owned
 from m4.specs import DataSpec
@@ -43,6 +44,8 @@ RATES = (0.1, 0.3, 0.5, 0.7)
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     """Predicts the split under every condition. See `m4.main`."""
     kinds, rates = asked(flags)
+    if problems := preflight.unfollowed(config, "--mode=stress", ["eval.missing"]):
+        raise ConfigError(*problems)
     with owned(folder):
         setup, predict = eval_mode.restore(config, folder)
         with context(setup.mesh):

@@ -27,9 +27,10 @@ from m4 import seal, sharding, task_losses
 from m4.config import Flags
 from m4.data.loader import eval_batches
 from m4.data.store import Store
-from m4.errors import ConfigError, DataError
+from m4.errors import ConfigError, DataError, DivergedError
 from m4.eval import evaluate, results, tim
 from m4.nn import front
+from m4.run import preflight
 from m4.run.setup import Setup, context, make_optimiser, make_setup
 from m4.run.workspace import owned, prepare, use_cache
 from m4.train import step as steps
@@ -53,19 +54,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
 
 def require_plain(config: ml_collections.ConfigDict, mode: str) -> None:
     """Raises ConfigError for fields that training many times from one start does not follow."""
-    train, problems = config.train, []
-    for path, value, plain in (
-        ("train.from", train["from"], ""),
-        ("train.precision", train.precision, "float32"),
-        ("train.accumulate", train.accumulate, 1),
-        ("train.ranking", train.ranking, 0),
-        ("optim.halve", config.optim.halve, False),
-        ("data.also_train", config.data.also_train, "none"),
-        ("eval.missing", config.eval.missing.to_dict(), {}),
-    ):
-        if value != plain:
-            problems.append(f"{path}={value!r}: --mode={mode} does not follow it; leave it out")
-    if problems:
+    if problems := preflight.unfollowed(config, f"--mode={mode}"):
         raise ConfigError(*problems)
 
 
@@ -142,6 +131,9 @@ def fitter(config, setup: Setup, method: Any, mask: np.ndarray):
         for _ in range(config.train.steps):
             batch = sharding.put_batch(next(batches), setup.mesh)
             state, totals = apply(state, totals, (batch, mask))
+        found = jax.device_get(totals)
+        if found.bad >= config.train.max_bad or any(found.damaged.values()):
+            raise DivergedError(f"step {found.last_bad}: updates are not finite: nothing learned")
         return state
 
     return fit

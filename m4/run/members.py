@@ -122,8 +122,11 @@ def folders(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / member["folder"] for member in read(folder)["members"])
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """`members.json`. Raises CheckpointError as `folders` does."""
+def read(folder: Path, *, final: bool = True) -> dict[str, Any]:
+    """`members.json`. Raises CheckpointError as `folders` does.
+
+    Before all members are `final` their best steps may be others than those that are listed.
+    """
     path = folder / FILE
     found: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, RecursionError):
@@ -134,7 +137,7 @@ def read(folder: Path) -> dict[str, Any]:
         place = folder / member["folder"]
         if place.is_symlink() or not (place / "config.json").is_file():
             raise CheckpointError(f"{place}: the member is gone; {AGAIN}")
-        if _digest(place, member["step"]) != member["digest"]:
+        if final and _digest(place, member["step"]) != member["digest"]:
             raise CheckpointError(
                 f"{place}: step {member['step']} is gone or not the one that the ensemble was made"
                 f" of; {AGAIN}"

@@ -2,8 +2,10 @@
 
 import inspect
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 import ml_collections
@@ -89,6 +91,24 @@ def require(
             absent[2:] = [f"and {len(absent) - 2} more files"]
         said = [line for line in said if line not in absent]
         raise DataError(where, _without_files(source), *said, *absent)  # the last is what is read
+
+
+PLAIN = {"train.from": "", "train.until": 0, "train.precision": "float32", "train.accumulate": 1}
+PLAIN |= {"train.ranking": 0, "optim.halve": False, "data.also_train": "none", "eval.missing": {}}
+
+
+def unfollowed(
+    config: ml_collections.ConfigDict | Mapping[str, Any], what: str, names: Iterable[str] = PLAIN
+) -> list[str]:
+    """A line for each of some fields that a configuration sets and `what` does not follow."""
+    plain = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    found = []
+    for path in names:
+        section, _, name = path.partition(".")
+        value = plain.get(section, {}).get(name, PLAIN[path])
+        if value != PLAIN[path]:
+            found.append(f"{path}={value!r}: {what} does not follow it; leave it out")
+    return found
 
 
 def _require_layers(method: Method, spec: DataSpec) -> None:

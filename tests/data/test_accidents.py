@@ -77,3 +77,12 @@ def test_damaged_label_files_and_wrong_numbers_are_one_line(tmp_path):
     for more in ("--seed=-1", "--patients=0"):
         with pytest.raises(ConfigError, match="--seed: from 0"):
             fake.main(["adni", str(tmp_path / "raw"), more])
+
+
+def test_classes_of_float32_are_called_as_they_print():
+    labels = object.__new__(Labels)
+    spec = TaskSpec("k", "multiclass", dim=2, labels=("0.1", "2"))
+    labels.task, labels.name = SimpleNamespace(spec=spec, columns=("y",)), "k"
+    labels.optional, labels.flow = False, Counter()
+    array = pa.array([0.1, 2.0], pa.float64()).cast(pa.float32())
+    assert labels.values(columns(y=array)).ravel().tolist() == [0, 1]

@@ -167,3 +167,28 @@ def test_facts_and_settings_that_changed_are_said(copy):
 def test_a_document_without_end_is_no_bug_of_a_report(copy, name):
     (copy / f"a/{name}.json").write_text(DEEP)
     assert "<html" in page.render(copy / "a")
+
+
+def test_a_list_of_seals_that_is_damaged_vouches_for_nothing(copy):
+    path = copy / "cv/seals.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(DataError, match=r"seals\.json: is damaged"):
+        run(copy, "mode=refit", f"workdir={copy / 'cv'}")
+
+
+def test_an_ensemble_that_is_trained_on_is_listed_anew(copy):
+    c = f"config={copy / 'c.py'}"
+    own = (c, "mode=ensemble", "seeds=0,1", f"workdir={copy / 'two'}")
+    run(copy, *own)
+    before = members.read(copy / "two")["members"]
+    run(copy, *own, "--config.train.steps=40", "force=config")
+    after = members.read(copy / "two")["members"]
+    assert [m["digest"] for m in before] != [m["digest"] for m in after]
+    run(copy, "mode=eval", f"workdir={copy / 'two'}")
+
+
+def test_fields_that_a_newer_version_adds_are_no_other_settings(copy):
+    config = json.loads((copy / "a/config.json").read_text())
+    config["optim"]["of_a_newer_version"] = 1
+    (copy / "a/config.json").write_text(json.dumps(config))
+    assert "newest checkpoint was trained with" not in page.render(copy / "a")

@@ -126,7 +126,7 @@ class Columns:
             micro = -(-ticks // 1000) if up else ticks // 1000
         else:
             most = (np.iinfo(np.int64).max - 1) // MICROSECONDS[unit]
-            beyond = valid & (np.abs(ticks) > most)
+            beyond = valid & ((ticks > most) | (ticks < -most))
             if beyond.any():
                 raise DataError(
                     f"{self.path}, row {self.first + int(beyond.argmax()) + 1}: {name!r} is no time"

@@ -229,7 +229,7 @@ def _whole_numbers(array: pa.Array) -> pa.Array:
     whole = pc.and_(pc.equal(pc.floor(value), value), pc.less(pc.abs(value), 2.0**53))
     number = pc.if_else(pc.fill_null(whole, False), value, 0.0).cast(pa.int64())
     text = pc.if_else(pc.fill_null(whole, False), number.cast(pa.large_string()),
-                      value.cast(pa.large_string()))  # fmt: skip
+                      array.cast(pa.large_string()))  # fmt: skip
     return pc.if_else(unknown, pa.scalar(None, pa.large_string()), text)
 
 
