@@ -32,7 +32,7 @@ LOWER_IS_BETTER = (*PROBABILITY, "calibration_error", "mae", "rmse")
 RAGGED_KINDS = ("series", "vectors", "codes", "text")  # of a length that differs by row
 # Of modalities, tasks, groups: they become parts of file names, headings and options.
 NAME = re.compile(r"\w(?:[\w .,+=()-]{0,62}[\w)+])?")
-KEYS = ("row", "patient", "subject_id", "prediction_time")  # columns beside predictions
+KEYS = ("subject_id", "prediction_time")  # MEDS's columns beside predictions
 BYTES = 180  # of such a name: file systems take 255 for a file's, with an ending and a mark
 LONGEST = 200  # characters of a feature's or label's name, which may be whatever data call it
 LONGEST_WORDS = 2000  # characters of a definition, or of a text of `About`

@@ -29,6 +29,7 @@ from m4.specs import DataSpec
 from m4.train import processes
 
 SPLIT = "test"
+KEYS = ("row", "patient")  # columns before the predictions
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
@@ -71,16 +72,16 @@ def _table(found, spec: DataSpec, folder: Path, more: Mapping[str, Any]) -> pa.T
 
     And those of `more` that are called as no output is.
     """
-    data = {"row": found.uid, "patient": pseudonyms.of(found.patient, folder)}
+    keys = found.uid, pseudonyms.of(found.patient, folder)
+    data: dict[str, Any] = dict(zip(KEYS, keys, strict=True))
     for task, values_SNC in found.prediction.items():
         if spec.task(task).kind == "segmentation":  # its scores are no predictions
             continue
         values = values_SNC[0]
         labels = spec.task(task).labels or tuple(map(str, range(values.shape[1])))
         one = values.shape[1] == 1
-        data |= {
-            task if one else f"{task}/{label}": values[:, c]
-            for c, label in enumerate(labels[: values.shape[1]])
-        }
+        for c, label in enumerate(labels[: values.shape[1]]):
+            name = task if one else f"{task}/{label}"
+            data[f"{name}/predicted" if name in KEYS else name] = values[:, c]
     data |= {column: values for column, values in more.items() if column not in data}
     return pa.table(data).replace_schema_metadata({"use": USE})

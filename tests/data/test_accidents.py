@@ -12,6 +12,7 @@ from m4.data import build, fake
 from m4.data.sets.declared import arrow_files, survey
 from m4.data.sets.declared.points import Labels
 from m4.errors import ConfigError, DataError
+from m4.modes import predict
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
 VITALS = (ModalitySpec("vitals", "table", ("hr",)),)
@@ -47,7 +48,7 @@ def test_times_that_no_computer_has_are_refused_with_their_row(unit, ticks):
 
 
 CLASHES = [
-    [TaskSpec("patient", "binary")],
+    [TaskSpec("prediction_time", "binary")],
     [TaskSpec("subject_id", "regression")],
     [TaskSpec("x", "multilabel", dim=2, labels=("a", "b")), TaskSpec("x-a", "binary")],
     [TaskSpec("x", "multilabel", dim=2, labels=("b", "b/label"))],
@@ -86,3 +87,14 @@ def test_classes_of_float32_are_called_as_they_print():
     labels.optional, labels.flow = False, Counter()
     array = pa.array([0.1, 2.0], pa.float64()).cast(pa.float32())
     assert labels.values(columns(y=array)).ravel().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["row", "patient"])
+def test_a_task_takes_no_key_of_the_table_of_predictions(tmp_path, name):
+    spec = DataSpec(VITALS, (TaskSpec(name, "binary"),))
+    uid, value = np.arange(3), np.array([[[0.1], [0.2], [0.3]]], np.float32)
+    found = SimpleNamespace(uid=uid, patient=uid + 7, prediction={name: value})
+    table = predict._table(found, spec, tmp_path, {})
+    assert table["row"].to_pylist() == [0, 1, 2]
+    assert not {*table["patient"].to_pylist()} & {0.1, 0.2, 0.3, 7, 8, 9}
+    assert table[f"{name}/predicted"].to_pylist() == pytest.approx([0.1, 0.2, 0.3])
