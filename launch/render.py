@@ -56,7 +56,7 @@ def render(kind: str, spec: specs.Spec, **options: Any) -> str:
         environment=environment,
         command=[filled(word, kind, options["array"]) for word in spec.command()],
         line=for_bash(spec, kind, options["array"]),
-        workdir=workdir(spec),
+        workdir=specs.workdir(spec.args),
         remote=shlex.quote(f"{remote} {spec.shell()}"),
         in_quotes=shlex.quote(spec.shell()),
         **options,
@@ -100,11 +100,6 @@ def for_bash(spec: specs.Spec, kind: str, array: int) -> str:
     return " ".join(words)
 
 
-def workdir(spec: specs.Spec) -> str:
-    """Where the run writes; '' if it is not said."""
-    return specs.workdir(spec.args)
-
-
 def volumes(texts: list[str]) -> list[dict[str, str]]:
     """'CLAIM:/path' of each persistent volume."""
     found = [re.fullmatch(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?):(/.+)", text) for text in texts]
@@ -115,7 +110,7 @@ def volumes(texts: list[str]) -> list[dict[str, str]]:
 
 def problem(kind: str, spec: specs.Spec, found: dict[str, Any]) -> str:
     """Why these options cannot work, '' if they can."""
-    hosts, where = found["hosts"], workdir(spec)
+    hosts, where = found["hosts"], specs.workdir(spec.args)
     if found["array"] and kind not in TASK:
         return f"--array: for {' and '.join(TASK)}"
     if found["array"] and not any("{task}" in a for a in spec.args):

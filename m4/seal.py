@@ -92,16 +92,24 @@ def load(path: Path) -> Any:
 
     What is no file (a pipe, a device) is neither waited for nor read.
     """
+    return _parsed(_text(path))
+
+
+def _text(path: Path) -> str:
     with open(path, encoding="utf-8", opener=_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("is no file")
         if status.st_size > MOST:
             raise ValueError(f"has more than {MOST >> 20} MB")
-        try:
-            return json.loads(file.read())
-        except RecursionError:
-            raise ValueError("is nested too deeply") from None
+        return file.read()
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -119,8 +127,9 @@ def text_of(folder: Path, name: str, again: str) -> str:
     if wrong and wrong != "has no seal":
         raise DataError(f"{folder / name}: {wrong}; {again}")
     try:
-        load(folder / name)
-        return (folder / name).read_text(encoding="utf-8")
+        text = _text(folder / name)
+        _parsed(text)
+        return text
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "is no JSON"
         raise DataError(f"{folder / name}: cannot be read ({reason}); {again}") from None

@@ -28,7 +28,7 @@ from m4.data.sets.declared import parse
 from m4.data.sets.declared.definition import Definition
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError, DataError
-from m4.eval import averages, baselines, results
+from m4.eval import averages, baselines, damage, results
 from m4.eval.predictions import Predictions
 from m4.eval.subsets import Subset
 from m4.export import bundle
@@ -556,7 +556,7 @@ def _thresholds(folder: Path, spec: DataSpec, missing: Mapping[str, Any]) -> dic
     if chosen := refitted.cuts(folder)[0]:
         return {name: cut for name, cut in chosen.items() if np.isfinite(cut).all()}
     try:
-        if seal.problem(folder, "results/test.json") == "differs from its seal":
+        if damage.differs(folder, "results/test.json"):
             raise ValueError
         found = seal.load(folder / "results/test.json")
         if found.get("missing", {}) != missing:

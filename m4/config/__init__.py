@@ -27,6 +27,8 @@ from m4.errors import ConfigError
 __all__ = ["Flags", "check", "diff", "flatten", "load", "parse", "read_json", "stored", "to_json"]
 __all__ += ["workdir_of"]
 
+MOST = 10**18  # of whole numbers: what 64 bits take
+
 # What parsing a value from the command line can end in.
 _NOT_PARSED = (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError)
 
@@ -300,7 +302,7 @@ def _field_problems(path: str, value: Any, fields: Mapping[str, Rule]) -> list[s
     if problem is None and isinstance(value, float) and value - value != 0:
         problem = "must be a finite number"
     if problem is None and _beyond(value):
-        problem = f"must hold no number beyond {rules.MOST:.0e}"
+        problem = f"must hold no number beyond {MOST:.0e}"
     if problem is None:
         problem = _not_local(value)
     if problem is None and not _plain(value):
@@ -319,7 +321,7 @@ def _beyond(value: Any) -> bool:
         return any(_beyond(part) for pair in value.items() for part in pair)
     if isinstance(value, list | tuple):
         return any(map(_beyond, value))
-    return isinstance(value, int) and abs(value) > rules.MOST
+    return isinstance(value, int) and abs(value) > MOST
 
 
 def _not_local(value: Any) -> str | None:

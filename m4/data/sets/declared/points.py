@@ -227,9 +227,9 @@ def _whole_numbers(array: pa.Array) -> pa.Array:
     value = array.cast(pa.float64())
     unknown = pc.or_kleene(pc.is_nan(value), pc.is_null(value))
     whole = pc.and_(pc.equal(pc.floor(value), value), pc.less(pc.abs(value), 2.0**53))
-    number = pc.if_else(pc.fill_null(whole, False), value, 0.0).cast(pa.int64())
-    text = pc.if_else(pc.fill_null(whole, False), number.cast(pa.large_string()),
-                      array.cast(pa.large_string()))  # fmt: skip
+    whole = pc.fill_null(whole, False)
+    number = pc.if_else(whole, value, 0.0).cast(pa.int64()).cast(pa.large_string())
+    text = pc.if_else(whole, number, array.cast(pa.large_string()))
     return pc.if_else(unknown, pa.scalar(None, pa.large_string()), text)
 
 
