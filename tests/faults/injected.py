@@ -3,15 +3,18 @@
 import gzip
 import hashlib
 import json
+import random
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from m4 import main
 from m4.data import __main__ as data_main
 from m4.data import build
+from m4.export import __main__ as export_main
 from tests.data import meds_folder, mimiciv_toy
-from tests.faults import config, runs
+from tests.faults import canaries, config, runs
 
 STEPS = 3
 REPEATED = ("is complete; choose another", "exists; choose another")  # said where all is done
@@ -92,6 +95,19 @@ def make(folder: Path) -> int:
     return 0
 
 
+def table(folder: Path) -> int:
+    """Builds a data set of one's own CSV tables."""
+    options = {"file": str(folder / "raw/s.toml")}
+    build.prepare("tables", folder / "raw", folder / "data", options=options)
+    return 0
+
+
+def export(folder: Path) -> int:
+    """Packs a finished run into a file."""
+    args = [f"--workdir={folder}", f"--out={folder / 'model.m4'}", "--platforms=cpu"]
+    return export_main.main(args)
+
+
 def take(folder: Path) -> int:
     """Imports a release's weights."""
     from m4.interop.__main__ import main as interop
@@ -109,8 +125,9 @@ def embed(folder: Path) -> int:
 
 
 COMMANDS: dict[str, Callable[[Path], int]] = {
-    "save": save, "log": log, "lock": lock, "report": ask("report"), "build": make, "embed": embed,
-    "import": take, "train": train, "eval": ask("eval"), "predict": ask("predict"),
+    "save": save, "log": log, "lock": lock, "report": ask("report"), "build": make, "table": table,
+    "embed": embed, "export": export, "import": take,
+    "train": train, "eval": ask("eval"), "predict": ask("predict"),
 }  # fmt: skip
 
 
@@ -120,6 +137,8 @@ def prepare(name: str, kept: Path) -> None:
     if name == "build":
         (kept / "raw").mkdir()
         meds_folder.write(kept / "raw", meds_folder.cohort_tables(30))
+    elif name == "table":
+        canaries.plant(kept / "raw", random.Random(0), patients=40)
     elif name == "embed":
         root = mimiciv_toy.write(kept / "raw/mimiciv/2.2").parents[1]
         path = root / "mimic-iv-note/2.2/note/radiology.csv.gz"
@@ -151,9 +170,9 @@ def _release(folder: Path) -> None:
 def fresh(name: str, folder: Path, right: Path, kept: Path) -> None:
     """What is there before a command: of a finished run `right`, or what was `kept`."""
     shutil.rmtree(folder, ignore_errors=True)
-    if name in ("build", "embed", "import"):
+    if name in ("build", "table", "embed", "import"):
         shutil.copytree(kept, folder)
-    elif name in ("report", "eval", "predict"):
+    elif name in ("report", "eval", "export", "predict"):
         shutil.copytree(right, folder)
         (folder / "key").write_bytes(bytes(32))  # of hashes, drawn at random otherwise
     elif name == "train":  # resumed in the middle
@@ -176,10 +195,14 @@ def bits(name: str, folder: Path) -> str:
     wanted |= {"eval": ["results/test.json"], "train": ["results/test.json"], "lock": ["held"]}
     wanted |= {"save": ["found"], "log": ["metrics.jsonl"]}
     wanted |= {"embed": [f"out/{file}" for file in ("vectors.npy", "ids.npy", "embed.json")]}
-    if name == "build":  # but for stamps, which are of the source files' inodes
-        paths = sorted(p for p in folder.glob("data/meds/*/**/*") if p.name != build.STAMPS)
-        wanted["build"] = [p.relative_to(folder).as_posix() for p in paths if p.is_file()]
-        found.update("\n".join(wanted["build"]).encode())
+    if name in ("build", "table"):  # but for stamps, which are of the source files' inodes
+        paths = sorted(p for p in folder.glob("data/*/*/**/*") if p.name != build.STAMPS)
+        wanted[name] = [p.relative_to(folder).as_posix() for p in paths if p.is_file()]
+        found.update("\n".join(wanted[name]).encode())
+    if name == "export" and (folder / "model.m4").is_file():  # but for its card, which has a date
+        with zipfile.ZipFile(folder / "model.m4") as pack:
+            for member in sorted(n for n in pack.namelist() if not n.startswith("card.")):
+                found.update(member.encode() + pack.read(member))
     if name == "import":
         meta = folder / "w/checkpoints/best/0/meta/metadata"
         leaves = json.loads(meta.read_text())["leaves"] if meta.exists() else None

@@ -33,7 +33,7 @@ KINDS = FAILS, KILLS, STARVES = range(3)  # as in shim.c
 WORDS = "fails", "kills", "has no memory"
 LARGE = 1 << 18  # bytes of a piece of memory that counts
 UNCHECKED = "jaxlib", "array_record", "<no Python frame>"  # where those are in a stack
-CHEAP = ("save", "log", "lock", "report", "build", "embed", "import")
+CHEAP = ("save", "log", "lock", "report", "build", "table", "embed", "import")
 
 
 def points(bench: Bench) -> Outcome:
@@ -52,6 +52,7 @@ def points(bench: Bench) -> Outcome:
     request |= {"fewer": bench.number(4, 500)}
     environment = os.environ | runs.environment(bench, 1) | {"LD_PRELOAD": str(library)}
     environment["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # whose pieces are counted, too
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # forks compile it all again
     root = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join([root, environment.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "tests.faults.injection", json.dumps(request)]
