@@ -88,18 +88,16 @@ def ask(mode: str) -> Callable[[Path], int]:
     return lambda folder: main.main([f"--workdir={folder}", f"--mode={mode}"])
 
 
-def make(folder: Path) -> int:
-    """Builds a small MEDS data set."""
-    options = {"file": str(folder / "raw/spec.toml")}
-    build.prepare("meds", folder / "raw", folder / "data", options=options)
-    return 0
+def make(data: str) -> Callable[[Path], int]:
+    """Builds a small data set: MEDS, or one's own CSV tables."""
 
+    def command(folder: Path) -> int:
+        definition = folder / "raw" / ("spec.toml" if data == "meds" else "s.toml")
+        options = {"file": str(definition)}
+        build.prepare(data, folder / "raw", folder / "data", options=options)
+        return 0
 
-def table(folder: Path) -> int:
-    """Builds a data set of one's own CSV tables."""
-    options = {"file": str(folder / "raw/s.toml")}
-    build.prepare("tables", folder / "raw", folder / "data", options=options)
-    return 0
+    return command
 
 
 def export(folder: Path) -> int:
@@ -125,8 +123,8 @@ def embed(folder: Path) -> int:
 
 
 COMMANDS: dict[str, Callable[[Path], int]] = {
-    "save": save, "log": log, "lock": lock, "report": ask("report"), "build": make, "table": table,
-    "embed": embed, "export": export, "import": take,
+    "save": save, "log": log, "lock": lock, "report": ask("report"), "build": make("meds"),
+    "table": make("tables"), "embed": embed, "export": export, "import": take,
     "train": train, "eval": ask("eval"), "predict": ask("predict"),
 }  # fmt: skip
 
