@@ -11,6 +11,7 @@ VARIANTS = ("tiny", "one", "laptop", "ladder", "physionet2012")
 GATE, EXPERTS = "method.moe.gate", "method.moe.num_experts"
 GATES = ("linear", "sigmoid", "sqrt_softplus", "cosine", "perturbed_cosine", "laplace", "gaussian")
 GATES += ("student_t", "polynomial", "euclidean_sigmoid", "quadratic_monomial", "noisy_linear")
+MORE = ("dense_to_sparse", "relu", "quadratic", "task_additive")
 NULLS = ("content_hash", "fixed_random", "hash_modality", "dense_mean")
 NULLS += ("oracle_modality", "oracle_cluster")
 MARGIN = dict(
@@ -26,6 +27,7 @@ PLANTED = dict(
 PLANTED["train"] |= dict(select="y0/rmse", choose="last", watchdog=0, compile="some")
 # Biases and noise come on top of a linear gate; of the quadratic one rank 1 is the nearest.
 UNMATCHED = ("sigmoid", "euclidean_sigmoid", "noisy_linear", "quadratic_monomial")
+UNMATCHED += MORE
 # Flex-MoE costs a tenth of FuseMoE here. Its own loss tells gates where to send rows: left out.
 PHYSIONET2012 = dict(
     base="configs/flexmoe_physionet2012.py",
@@ -61,7 +63,7 @@ def get_config(variant="laptop"):
         found |= dict(axes={GATE: GATES[:8], EXPERTS: (16,)}, seeds=range(5))
         found["nulls"] = tuple(n for n in NULLS if n != "dense_mean")
     if variant == "ladder":
-        found |= dict(axes={GATE: GATES, EXPERTS: tuple(8 * 2**n for n in range(12))})
+        found |= dict(axes={GATE: GATES + MORE, EXPERTS: tuple(8 * 2**n for n in range(12))})
         found |= dict(set={"data.options.rows": 400_000, "train.steps": 20_000}, budget="")
     if variant == "physionet2012":
         found |= PHYSIONET2012 | dict(nulls=NULLS[:5], budget="")
