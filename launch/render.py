@@ -111,6 +111,10 @@ def volumes(texts: list[str]) -> list[dict[str, str]]:
 def problem(kind: str, spec: specs.Spec, found: dict[str, Any]) -> str:
     """Why these options cannot work, '' if they can."""
     hosts, where = found["hosts"], specs.workdir(spec.args)
+    if found["array"] < 0:
+        return f"--array={found['array']}: a number of runs, from 1"
+    if not found["array"] and (left := re.search(r"\{tasks?\}", " ".join(spec.args))):
+        return f"{left[0]} in the arguments: is for --array=N"
     if found["array"] and kind not in TASK:
         return f"--array: for {' and '.join(TASK)}"
     if found["array"] and not any("{task}" in a for a in spec.args):

@@ -18,15 +18,16 @@ from m4.errors import ConfigError
 LIMIT_S = 8.0  # seconds that a configuration file may run
 
 
-def load_file(target: str | None) -> Mapping[str, Any]:
+def load_file(target: str | None, *, studies: bool = False) -> Mapping[str, Any]:
     """`"configs/x.py:variant"` -> what its `get_config(variant)` returns.
 
-    One that is shipped is found from anywhere, `fusemoe_mimic:tiny` or `configs/fusemoe_mimic.py`.
+    One that is shipped is found from anywhere, `fusemoe_mimic:tiny` or `configs/fusemoe_mimic.py`;
+    if none is named, the shipped ones are, or the lab's `studies`.
 
     Raises ConfigError if there is no such file, function or variant, or if the file fails.
     """
     if not target:
-        raise ConfigError("--config: is missing; shipped: " + ", ".join(shipped()))
+        raise ConfigError("--config: is missing; shipped: " + ", ".join(shipped(studies)))
     if "://" in target:
         raise ConfigError(f"--config={target}: must be a local file (it is run as a program)")
     path_text, _, variant = target.partition(":")
@@ -61,12 +62,12 @@ def folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
 
 
-def shipped() -> list[str]:
-    """Names of the shipped configurations, as `--config` takes them from anywhere."""
+def shipped(studies: bool = False) -> list[str]:
+    """Names of the shipped configurations, or studies, as `--config` takes them from anywhere."""
     return sorted(
         f"configs/{p.name}"
         for p in folder().glob("*.py")
-        if not p.name.startswith("lab_") and "def get_config" in p.read_text()  # no studies
+        if p.name.startswith("lab_") == studies and "def get_config" in p.read_text()
     )
 
 

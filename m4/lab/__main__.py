@@ -98,10 +98,10 @@ def _report(out: Path, notes: Sequence[str]) -> int:
     plan = read_plan(out)
     try:
         found = rows(out)
-        said = judged.every(found, plan["plan"]["margin"]["value"], out)
+        said = judged.every(plan, found, out)
         lines = judged.lines(plan, found, said)
         pages_of = pages.texts(out, plan, found, said, notes)
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{out}: is not as the lab writes it ({place(error)})") from error
     print(*lines, sep="\n")
     for path in pages.write(out, pages_of):

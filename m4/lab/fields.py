@@ -2,6 +2,7 @@
 
 import collections
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +35,7 @@ def seconds(budget: str) -> float:
     """A budget of time. Raises ConfigError for what is no time."""
     if not budget:
         return math.inf
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", budget)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(s|min|h)", budget)
     if not found:
         raise ConfigError(f"budget={budget!r}: must be a time such as 90s, 30min or 2h")
     return float(found[1]) * UNITS[found[2]]
@@ -60,7 +61,8 @@ def label_problems(
 
 
 def _list(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) > 0
+    """A sequence of values; a NaN is none, as it does not even equal itself."""
+    return isinstance(value, tuple) and len(value) > 0 and not any(v != v for v in value)
 
 
 def _names(value: Any) -> bool:
@@ -115,6 +117,7 @@ KINDS = {
                 and {*v} == {"axes", "seeds"}
                 and _axes(v["axes"])
                 and _numbers(v["seeds"])
+                and not twice(v["seeds"])
             )
         ),
     ),
@@ -138,7 +141,7 @@ def _margin(margin: Any) -> list[str]:
         return [f"margin={margin!r}: must be dict(value=..., reason='...')"]
     value, reason = margin.get("value"), margin.get("reason")
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else 0
-    if 0 < number < math.inf and isinstance(reason, str) and len(reason.split()) >= 3:
+    if 0 < number < 1e300 and isinstance(reason, str) and len(reason.split()) >= 3:
         return []
     return [
         f"margin: value={value!r}, reason={reason!r}: write down before a run which difference"
@@ -155,6 +158,13 @@ def _related(given: Mapping[str, Any]) -> list[str]:
         found.append(f"reference={reference!r}: is none of {', '.join(map(str, named))}")
     if "seed" in axes:
         found.append("axes: seed: is no axis; every arm has the same `seeds`")
+    found += _seeds_elsewhere(given)
+    found += [
+        f"axes: {axis}: called={value['called']!r}: must be a text"
+        for axis, values in axes.items()
+        for value in values
+        if isinstance(value, Mapping) and not isinstance(value.get("called", ""), str)
+    ]
     unknown = [name for name in given.get("nulls", ()) if name not in NULLS]
     found += [f"nulls: {n!r} is none of {', '.join(NULLS)}{_hint(n, [*NULLS])}" for n in unknown]
     seeds, tune = given.get("seeds", range(5)), given.get("tune")
@@ -162,7 +172,48 @@ def _related(given: Mapping[str, Any]) -> list[str]:
         found.append(f"seeds={seeds}: must be {KINDS['seeds'][0]}")
     if tune and {*tune["seeds"]} & {*seeds}:
         found.append(f"tune.seeds={tune['seeds']}: must be other seeds than the runs'")
-    return found
+    return found + _tuned(given)
+
+
+def _seeds_elsewhere(given: Mapping[str, Any]) -> list[str]:
+    """A seed that a value sets would not be followed."""
+    named = {"set": given.get("set", {})}
+    named |= {f"by_arm: {arm}": own for arm, own in given.get("by_arm", {}).items()}
+    for axis, values in given["axes"].items():
+        named |= {f"axes: {axis}: {v}": v for v in values if isinstance(v, Mapping)}
+    return [f"{name}: seed: is set by `seeds`" for name, own in named.items() if "seed" in own]
+
+
+def _tuned(given: Mapping[str, Any]) -> list[str]:
+    """Tuning may change nothing of what is compared, matched or measured on."""
+    if not given.get("tune"):
+        return []
+    fixed = dict.fromkeys(given["axes"], "is an axis")
+    for values in given["axes"].values():
+        fixed |= {
+            field: "is set by an axis" for v in values if isinstance(v, Mapping) for field in v
+        }
+    for null in given.get("nulls", ()):
+        fixed |= {f"method.moe.{field}": f"is set by {null}" for field in NULLS.get(null, {})}
+    for arm, own in given.get("by_arm", {}).items():
+        fixed |= dict.fromkeys(own, f"is set by by_arm of {arm}")
+    if given.get("match"):
+        size = "rank" if given["match"]["what"] == "router" else "hidden"
+        fixed[f"method.moe.{size}"] = "is what `match` solves for"
+    asked = {axis: [axis] for axis in given["tune"]["axes"]}
+    for axis, values in given["tune"]["axes"].items():
+        asked[axis] += [field for v in values if isinstance(v, Mapping) for field in v]
+    return [
+        f"tune: {field}: {why}"
+        for field in dict.fromkeys(itertools.chain(*asked.values()))
+        if (why := fixed.get(field) or _not_tuned(field))
+    ]
+
+
+def _not_tuned(field: str) -> str:
+    if field == "seed":
+        return "is set by tune.seeds"
+    return "would change what is measured" if field.split(".")[0] in ("data", "eval") else ""
 
 
 def _called(value: Any) -> Any:

@@ -49,13 +49,19 @@ def by_label(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, Mapping[
 
 
 def judge(
-    found: Sequence[Mapping[str, Any]], margin: float, kept: Path | None = None
+    found: Sequence[Mapping[str, Any]],
+    margin: float,
+    kept: Path | None = None,
+    *,
+    seeds: Sequence[int] = (),
+    planned: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Arms of one family against its reference, by the reference's seeds.
+    """Arms of one family against its reference, by the `seeds` that were planned.
 
     With the folder of `kept` predictions over seeds x patients, else over seeds alone. label ->
-    {seeds, mean, sd, value, low, high, p, p_equal, smallest, within, verdict}; the reference has no
-    verdict, nor has an arm that lacks a seed of it: it is not finished.
+    {seeds, mean, sd, value, low, high, p, p_equal, smallest, within, verdict}. The reference has no
+    verdict; without all of the seeds, of an arm or of the reference, there is none either, so that
+    nobody stops when a difference looks sure. p is corrected for all `planned` arms of the family.
     """
     arms = by_label(found)
     reference = next((row["label"] for row in found if row["reference"]), None)
@@ -63,9 +69,10 @@ def judge(
     if reference is None or len(arms) < 2:
         return out
     _require_alike(found, reference)
-    seeds = out[reference]["seeds"]
-    labels = [a for a in arms if a != reference and {*seeds} <= {*out[a]["seeds"]}]
-    if not labels or len(seeds) < 2:
+    seeds = sorted(seeds or out[reference]["seeds"])
+    whole = [label for label in arms if {*seeds} <= {*out[label]["seeds"]}]
+    labels = [label for label in whole if label != reference]
+    if reference not in whole or not labels or len(seeds) < 2:
         return out
     lower = out[reference]["metric"].rpartition("/")[2] in LOWER_IS_BETTER
     base = np.array([arms[reference][s]["value"] for s in seeds])
@@ -85,6 +92,7 @@ def judge(
         lower_is_better=lower,
         patients_sd_A=np.array([spread.get(label, 0.0) for label in labels]),
         num_patients=patients,
+        planned=planned,
     )
     for i, label in enumerate(labels):
         numbers = ("value", "low", "high", "p", "p_equal", "smallest")
@@ -121,6 +129,18 @@ def _require_alike(found: Sequence[Mapping[str, Any]], reference: str) -> None:
                 f"{name}: was trained on other files than {reference}, which were replaced in"
                 " between; delete the rows that were made before, and the same command runs them"
             )
+
+
+def remarks(plan: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader of the verdicts must know: what rows were made by, seeds that came later."""
+    said = mixed(found)
+    if (first := plan.get("first_seeds", plan["seeds"])) != plan["seeds"]:
+        added = [seed for seed in plan["seeds"] if seed not in first]
+        said.append(
+            f"seeds {', '.join(map(str, added))} were added when there were rows of"
+            f" {', '.join(map(str, first))}: if the verdicts led to that, p is too small"
+        )
+    return said
 
 
 def mixed(found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -160,7 +180,7 @@ def agreements(found: Sequence[Mapping[str, Any]], out: Path) -> dict[str, dict[
         pairs = [
             {"agreement": special.agreement(a[1], b[1]), "chance": special.agreement(a[0], b[0])}
             for runs in chosen.values()
-            for a, b in itertools.islice(itertools.combinations(runs, 2), PAIRS)
+            for a, b in _spread_out([*itertools.combinations(runs, 2)])
             if a[0].shape == b[0].shape
         ]
         if pairs:
@@ -168,9 +188,18 @@ def agreements(found: Sequence[Mapping[str, Any]], out: Path) -> dict[str, dict[
     return told
 
 
-def every(found: Sequence[Mapping[str, Any]], margin: float, out: Path) -> dict[Any, Any]:
+def _spread_out(pairs: list[Any]) -> list[Any]:
+    """At most `PAIRS`, from the first to the last: no seed is in most of them."""
+    return pairs[:: -(-len(pairs) // PAIRS) or 1]
+
+
+def every(plan: Mapping[str, Any], found: Sequence[Mapping[str, Any]], out: Path) -> dict[Any, Any]:
     """`judge` of every family, by its `families` name."""
-    return {family: judge(own, margin, out) for family, own in families(found).items()}
+    margin, asked = plan["plan"]["margin"]["value"], families(plan["arms"])
+    return {
+        family: judge(own, margin, out, seeds=plan["seeds"], planned=len(asked[family]) - 1)
+        for family, own in families(found).items()
+    }
 
 
 def lines(
@@ -179,12 +208,15 @@ def lines(
     """The verdicts of `every` as text, a table for every family."""
     margin = plan["plan"]["margin"]
     text = [f"margin   {margin['value']:g} {plan['metric']}: {margin['reason']}"]
-    text += [f"m4: warning: {line}" for line in mixed(found)]
+    text += [f"m4: warning: {line}" for line in remarks(plan, found)]
     for family, own in families(found).items():
         head = ", ".join(f"{axis.rpartition('.')[2]}={value}" for axis, value in family) or "all"
         text += ["", f"{head}: {len(own)} runs"]
         for label, one in by_quality(said[family]):
             line = f"  {label:20} {_number(one['mean'], 8)} ± {_number(one['sd'])}"
+            lacking = len({*plan["seeds"]} - {*one["seeds"]})
+            if lacking:
+                line += f"  no verdict: {len(one['seeds'])} of {len(plan['seeds'])} seeds"
             if one["verdict"]:
                 line += f"  {one['value']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
                 line += f"  {one['verdict']}{', within the margin' * one['within']}"

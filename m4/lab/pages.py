@@ -18,8 +18,17 @@ from m4 import atomic
 from m4.eval.report import page, plots, words
 from m4.lab import judged
 
-COLUMNS = ("family", "arm", "null", "seeds", "mean", "sd", "difference", "low", "high", "p")
-COLUMNS += ("p_equal", "smallest", "verdict", "within_margin", "modality", "pattern", "cluster")
+COLUMNS = ("family", "arm", "null", "reference", "seeds", "mean", "sd", "difference", "low", "high")
+COLUMNS += (
+    "p",
+    "p_equal",
+    "smallest",
+    "verdict",
+    "within_margin",
+    "modality",
+    "pattern",
+    "cluster",
+)
 COLUMNS += ("agreement", "chance", "collapsed", "without_first", "shuffled", "router", "active")
 COLUMNS += ("total", "flops_per_step", "step_s", "compile_s", "tokens_per_expert")
 FORMULA = ("=", "+", "-", "@")  # what one begins with
@@ -42,7 +51,7 @@ def texts(
 ) -> dict[str, str]:
     """report.html, verdicts.csv and verdicts.tex of rows and what is `said` of them."""
     tables = table(found, said, out)
-    notes = [*judged.mixed(found), *notes]
+    notes = [*judged.remarks(study, found), *notes]
     made = {"report.html": html(study, found, tables, notes), "verdicts.csv": as_csv(tables)}
     return made | {"verdicts.tex": as_latex(study, tables)}
 
@@ -126,7 +135,7 @@ def as_latex(study: Mapping[str, Any], tables: Mapping[str, Sequence[Mapping[str
             interval = "" if line["low"] is None else f"[{line['low']:+.4f}, {line['high']:+.4f}]"
             verdict = "reference" if line["reference"] else line["verdict"] or "--"
             verdict += ", within the margin" if line["within_margin"] else ""
-            text.append(" & ".join([*cells, interval, _tex(line["p"]), verdict]) + r" \\")
+            text.append(" & ".join([*cells, interval, _p(line["p"]), verdict]) + r" \\")
         text += [r"\bottomrule", r"\end{tabular}", ""]
     return "\n".join(text)
 
@@ -135,7 +144,16 @@ def _tex(value: float | None, sign: str = "") -> str:
     return "--" if value is None else f"${value:{sign}.4f}$"
 
 
+def _p(value: float | None) -> str:
+    return "$<0.0001$" if value is not None and value < 1e-4 else _tex(value)
+
+
 def _latex(text: str) -> str:
+    """A text as it is. One that begins with a bracket would be the length of the break before."""
+    return "{}" * text.lstrip().startswith("[") + _escaped(text)
+
+
+def _escaped(text: str) -> str:
     for mark in "\\{}":
         text = text.replace(mark, " ")
     return (

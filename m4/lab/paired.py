@@ -79,7 +79,8 @@ def patients_sd(
 ) -> tuple[dict[str, float], int | None]:
     """Standard deviation, over patients, of each arm's mean difference to the reference.
 
-    And how many patients there are. Where seeds have other test rows (folds, say) their spread
+    And how many patients there are. NaN where more than a fifth of the draws have no value: that
+    is no verdict. Where seeds have other test rows (folds, say) their spread
     holds that of patients already: 0 for every arm, None.
     """
     first = arms[reference][0]
@@ -92,8 +93,14 @@ def patients_sd(
         for label, runs in arms.items()
     }
     widen = np.sqrt(number / max(number - 1, 1))
-    spread = {k: float(np.nanstd(v - mean[reference]) * widen) for k, v in mean.items()}
-    return spread, number
+    moved = {label: values - mean[reference] for label, values in mean.items()}
+    return {label: _spread(values) * widen for label, values in moved.items()}, number
+
+
+def _spread(value_B: np.ndarray) -> float:
+    known = value_B[np.isfinite(value_B)]
+    enough = len(known) >= (1 - bootstrap.MAX_UNDEFINED) * len(value_B)
+    return float(known.std()) if enough else float("nan")
 
 
 def task_of(row: Mapping[str, Any]) -> TaskSpec:

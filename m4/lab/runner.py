@@ -75,6 +75,11 @@ def begin(out: Path, asked: Study, arms: list[Arm], left: Mapping[str, str]) -> 
                 " are rows: choose another --out",
                 *changes,
             )
+        if before["metric"] != document["metric"]:
+            raise ConfigError(
+                f"--out={out}: is judged by {before['metric']}, not {document['metric']}: choose"
+                " another --out"
+            )
         known = {arm["key"]: arm for arm in before["arms"]}
         keys = {_place(arm): arm["key"] for arm in before["arms"]}
         for arm in all_printable(document["arms"]):
@@ -85,6 +90,9 @@ def begin(out: Path, asked: Study, arms: list[Arm], left: Mapping[str, str]) -> 
                 )
         document["arms"] = [*(known | {a["key"]: a for a in document["arms"]}).values()]
         document["seeds"] = sorted({*before["seeds"], *document["seeds"]})
+        begun = any((out / "rows").glob("*.json"))
+        first = before["seeds"] if begun else document["seeds"]
+        document["first_seeds"] = before.get("first_seeds", first)
     atomic.write(path, json.dumps(seal.sealed(document), indent=1) + "\n")
 
 
@@ -400,24 +408,32 @@ def _necessity(asked, arm, own: Compiled, data, params, test: Predictions):
     if own.intervened is None or not test.routing:
         return None
     metric = study.metric_of(asked, arm)
-    by_modality = next(iter(test.routing.values())).by_modality
-    flat = named(params)
+    first, by_modality = next((name, layer.by_modality) for name, layer in test.routing.items())
+    flat, added = named(params), named(own.shapes)
+    # Experts of two layers have nothing in common: those of the first are ablated there alone.
+    ablated = {name for name in added if name.endswith("_ablated")}
+    if len(test.routing) > 1:
+        ablated = {name for name in ablated if first in name.split(".")}
 
     def score(**change: Any) -> float | None:
         def leaf(name: str, shape: jax.ShapeDtypeStruct) -> Any:
             if name in flat:
                 return flat[name]
+            if name.endswith("_ablated") and name not in ablated:
+                return np.zeros(shape.shape, np.float32)
             value = next((v for k, v in change.items() if name.endswith(f"_{route.stem(k)}")), 0.0)
             return np.broadcast_to(np.asarray(value, np.float32), shape.shape)
 
         full = jax.tree_util.tree_unflatten(
-            jax.tree.structure(own.shapes), [leaf(*item) for item in named(own.shapes).items()]
+            jax.tree.structure(own.shapes), [leaf(*item) for item in added.items()]
         )
         found = fitting.sweep(own.programs, data, data.test, full, predict=own.intervened)
         return number(results.summary(found, data.spec)[metric])
 
     if by_modality is None:
         return None
+    if not ablated:  # layers in one loop: none can be told from the others
+        by_modality = np.zeros_like(by_modality)
     names = own.programs.setup.spec.modality_names
     intact = number(results.summary(test, data.spec)[metric])
     return special.necessity(score, intact, by_modality, names, arm.config["seed"])

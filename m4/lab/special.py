@@ -110,8 +110,8 @@ def collapse(load_E: np.ndarray) -> dict[str, float | bool]:
 def ablations(by_modality_ME: np.ndarray, rng: np.random.Generator) -> list[dict[str, np.ndarray]]:
     """Of every modality its experts, and random others that carry as much: bool[E] each.
 
-    An expert belongs to the modality of most of its tokens. Random experts are added, in random
-    order, as long as they bring the load nearer to that of the modality's own.
+    An expert belongs to the modality of most of its tokens. Random experts are those of the others,
+    added in random order as long as they bring the load nearer to that of the modality's own.
     """
     load_E = by_modality_ME.sum(0)
     owned_ME = by_modality_ME > ALONE * np.maximum(load_E, 1e-30)
@@ -120,7 +120,7 @@ def ablations(by_modality_ME: np.ndarray, rng: np.random.Generator) -> list[dict
         if not own_E.any() or own_E.all():
             continue
         random_E, left = np.zeros_like(own_E), load_E[own_E].sum()
-        for e in rng.permutation(len(load_E)):
+        for e in rng.permutation(np.flatnonzero(~own_E)):
             if abs(left - load_E[e]) < left:
                 random_E[e], left = True, left - load_E[e]
         out.append({"modality": np.array(m), "own": own_E, "random": random_E})

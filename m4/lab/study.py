@@ -98,7 +98,7 @@ def load(target: str, **changes: Any) -> Study:
 
     Raises ConfigError with every problem found in its fields; the arms' are found by `arms`.
     """
-    given = load_file(target)
+    given = load_file(target, studies=True)
     given = given.to_dict() if isinstance(given, ml_collections.ConfigDict) else dict(given)
     given = {name: plain(value) for name, value in (given | changes).items()}
     known = {field.name: field for field in dataclasses.fields(Study)}
@@ -146,7 +146,8 @@ def arms(study: Study) -> tuple[list[Arm], dict[str, str]]:
             changes |= own if own is not None else _changed(study.compare, value)
             changes |= study.by_arm.get(label, {})
             number = (flat | changes).get(f"{LAYER}.num_experts")
-            changes = {k: number if v == "E" else v for k, v in changes.items()}
+            if null:
+                changes = {k: number if v == "E" else v for k, v in changes.items()}
             name = _named(label, family)
             if label == "dense_mean" and number and number > DENSE_UP_TO:
                 left[name] = f"runs every expert on every token; up to {DENSE_UP_TO} experts"
@@ -162,10 +163,23 @@ def arms(study: Study) -> tuple[list[Arm], dict[str, str]]:
                 continue
             reference = not null and study.reference in (value, label)
             out.append(Arm(label, family, config | {"seed": 0}, null, reference, plan))
-    problems += [] if problems else _metric_problems(study, out[0])
+    problems += [] if problems else [*_same_runs(out), *_metric_problems(study, out[0])]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return out, left
+
+
+def _same_runs(arms: list[Arm]) -> Iterator[str]:
+    """Arms with one key: their rows would be one file."""
+    names: dict[str, str] = {}
+    for arm in arms:
+        name = _named(arm.label, arm.family)
+        if arm.key in names:
+            yield (
+                f"axes: {names[arm.key]} and {name} are the same run: other values, please; of"
+                f" {', '.join(UNNAMED)} none makes another"
+            )
+        names[arm.key] = name
 
 
 def _metric_problems(study: Study, arm: Arm) -> list[str]:

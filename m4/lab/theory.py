@@ -57,7 +57,7 @@ class Bench:
 
 def load(target: str) -> Bench:
     """The bench of a configuration file. Raises ConfigError for what it cannot be."""
-    given = dict(load_file(target))
+    given = dict(load_file(target, studies=True))
     known = {field.name for field in dataclasses.fields(Bench)}
     problems = [f"{name}: no such field; it has: {', '.join(known)}" for name in {*given} - known]
     found = Bench(**{k: v for k, v in given.items() if k in known})

@@ -51,6 +51,7 @@ def compare(
     patients_sd_A: np.ndarray | float = 0.0,
     num_patients: int | None = None,
     one_seed: bool = False,
+    planned: int = 0,
 ) -> Compared:
     """The verdict on every arm of a family, from its differences to the reference by seed.
 
@@ -61,6 +62,7 @@ def compare(
       patients_sd_A: standard deviation of the mean difference over draws of patients.
       num_patients: how many patients that rests on.
       one_seed: a single seed will do: the interval is over patients alone, and says so little.
+      planned: arms of the family, also those that are not there yet: Holm corrects for all.
 
     Raises ValueError for fewer than two seeds or a margin that is none.
     """
@@ -73,11 +75,10 @@ def compare(
     patients = np.square(patients_sd_A)
     se, df = np.sqrt(seeds + patients), _freedom(seeds, patients, num, num_patients)
     half = t.ppf(1 - ALPHA / 2, df) * se
-    p = holm.adjusted(_tail(-np.abs(value), se, df, double=True))
-    p_equal = holm.adjusted(
-        np.maximum(_tail(value - margin, se, df), _tail(-value - margin, se, df))
-    )
-    worst = ALPHA / difference_AS.shape[-2]  # the strictest of Holm's steps
+    arms = max(planned, difference_AS.shape[-2])
+    p = _holm(_tail(-np.abs(value), se, df, double=True), arms)
+    p_equal = _holm(np.maximum(_tail(value - margin, se, df), _tail(-value - margin, se, df)), arms)
+    worst = ALPHA / arms  # the strictest of Holm's steps
     good = value < 0 if lower_is_better else value > 0
     sure, within = p <= ALPHA, p_equal <= ALPHA
     verdict = np.select(
@@ -88,9 +89,17 @@ def compare(
     return Compared(value, value - half, value + half, p, p_equal, smallest, within, verdict)
 
 
+def _holm(p_A: np.ndarray, arms: int) -> np.ndarray:
+    """Corrected for so many arms; of those without a p nothing is known, so theirs is 1."""
+    more = np.ones((*p_A.shape[:-1], arms - p_A.shape[-1]))
+    return holm.adjusted(np.concatenate([p_A, more], -1))[..., : p_A.shape[-1]]
+
+
 @functools.cache
 def detectable(df: float, alpha: float = ALPHA) -> float:
     """The difference, in standard errors, that a t test finds with a chance of 4 in 5."""
+    if not np.isfinite(df):
+        return float("nan")
     critical = float(t.ppf(1 - alpha / 2, df))
 
     def missed(difference: float) -> float:
@@ -110,7 +119,8 @@ def _freedom(seeds: Any, patients: Any, num: int, num_patients: int | None) -> n
 
 
 def _tail(value: np.ndarray, se: np.ndarray, df: np.ndarray, *, double: bool = False) -> np.ndarray:
-    """P(T <= value / se), twice that if `double`; without any spread 0 or 1."""
+    """P(T <= value / se), twice that if `double`; without any spread 0 or 1, of no number 1."""
     ratio = np.divide(value, se, out=np.zeros_like(value), where=se > 0)
     p = t.cdf(ratio, df) * (2 if double else 1)
-    return np.where(se > 0, p, np.where(value < 0, 0.0, 1.0))
+    known = np.isfinite(se) & np.isfinite(value)
+    return np.where(known, np.where(se > 0, p, np.where(value < 0, 0.0, 1.0)), 1.0)

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from m4 import seal
+from m4.lab import pages as lab_pages
 from m4.lab.__main__ import main
 from tests.lab.test_runner import FILE, lab
 
@@ -70,6 +71,10 @@ def test_files_beside_the_rows_are_theirs(out, capsys):
         {"seed": 7},
         {"data": "0" * 16},
         {"parameters": []},
+        {"label": "laplace"},
+        {"reference": None},
+        {"null": True},
+        {"family": {"method.moe.num_experts": 8}},
     ],
     ids=str,
 )
@@ -78,6 +83,52 @@ def test_a_row_of_something_else_is_not_judged(out, capsys, changes):
     resealed(path, **changes)
     code, _, err = report(out, capsys)
     assert code == 3 and len(err.splitlines()) == 1
+
+
+def test_arms_and_seeds_that_nobody_planned_are_not_judged(out, capsys):
+    path = sorted((out / "rows").glob("*-s0.json"))[0]
+    row = json.loads(path.read_text())
+    for changes in ({"arm": "0" * 16}, {"seed": 9}):
+        own = {k: v for k, v in (row | changes).items() if k != seal.KEY}
+        other = path.with_name(f"{own['arm']}-s{own['seed']}.json")
+        other.write_text(json.dumps(seal.sealed(own)))
+        code, _, err = report(out, capsys)
+        assert code == 3 and "that study.json does not have" in err
+        other.unlink()
+    assert report(out, capsys)[0] == 0
+
+
+def test_before_all_seeds_are_there_nothing_is_judged(out, capsys):
+    """Else one looks until a difference is sure."""
+    arms = {
+        arm["label"]: arm["key"] for arm in json.loads((out / "study.json").read_text())["arms"]
+    }
+    assert "equivalent" in report(out, capsys)[1]
+    for label in arms:  # also where it is the reference that lacks one
+        path = out / f"rows/{arms[label]}-s1.json"
+        kept = path.read_text()
+        path.unlink()
+        code, said, _ = report(out, capsys)
+        assert code == 0 and "no verdict: 1 of 2 seeds" in said and "equivalent" not in said
+        path.write_text(kept)
+
+
+def test_seeds_that_came_later_are_said(out, capsys):
+    resealed(out / "study.json", first_seeds=[0])
+    assert "seeds 1 were added when there were rows of 0" in report(out, capsys)[1]
+
+
+def test_a_folder_without_a_study_says_so(tmp_path, capsys):
+    code, _, err = report(tmp_path, capsys)
+    assert code == 3 and "holds no study" in err
+
+
+def test_a_margin_that_is_none_is_no_bug(out, capsys):
+    plan = json.loads((out / "study.json").read_text())["plan"]
+    for value in (0, -1, float("nan")):
+        resealed(out / "study.json", plan=plan | {"margin": plan["margin"] | {"value": value}})
+        code, _, err = report(out, capsys)
+        assert code == 3 and len(err.splitlines()) == 1
 
 
 def test_documents_without_end_or_plan_are_refused(out, capsys):
@@ -102,9 +153,12 @@ def test_rows_of_other_code_packages_and_devices_are_said(out, capsys):
 
 
 def test_names_steer_neither_terminal_nor_table_nor_paper(out, capsys):
+    arms = json.loads((out / "study.json").read_text())["arms"]
+    names = dict(zip([arm["key"] for arm in arms], (EVIL, "=1+1"), strict=True))
+    own = [arm | {"label": names[arm["key"]], "family": {"x": "=cmd|x"}} for arm in arms]
     for path in (out / "rows").iterdir():
-        resealed(path, label=EVIL if "-s0" in path.name else "=1+1", family={"x": "=cmd|x"})
-    resealed(out / "study.json", metric="y0/rmse\n\\input{/etc/passwd}")
+        resealed(path, label=names[path.stem.partition("-")[0]], family={"x": "=cmd|x"})
+    resealed(out / "study.json", metric="y0/rmse\n\\input{/etc/passwd}", arms=own)
     code, told, _ = report(out, capsys)
     assert code == 0
     pages = [(out / n).read_text() for n in ("report.html", "verdicts.tex", "verdicts.csv")]
@@ -113,6 +167,17 @@ def test_names_steer_neither_terminal_nor_table_nor_paper(out, capsys):
     assert not any(line.startswith(("\\input", " \\input")) for line in pages[1].splitlines())
     cells = [cell for line in pages[2].splitlines()[1:] for cell in line.split(",")[:2]]
     assert cells and not any(cell.startswith(("=", '"=')) for cell in cells)
+    # After a line break LaTeX would read a bracket as its length.
+    line = {"family": "a", "arm": "[2cm] x", "reference": False, "within_margin": False}
+    line |= dict.fromkeys(("mean", "difference", "low", "verdict")) | {"p": 1e-9}
+    (row,) = [r for r in pages_of({"a": [line]}).splitlines() if "2cm" in r]
+    assert row.startswith("{}[2cm] x & ") and "$<0.0001$" in row
+
+
+def pages_of(tables):
+    return lab_pages.as_latex(
+        {"plan": {"margin": {"value": 1, "reason": "a"}}, "metric": "m"}, tables
+    )
 
 
 def test_a_folder_that_others_may_write_to_is_closed_or_refused(lab, tmp_path, capsys):  # noqa: F811

@@ -144,6 +144,11 @@ def test_a_margin_is_not_moved(lab, capsys):
     (folder / "moved.py").write_text(FILE.replace("1e-9", "0.5"))
     assert main(["--config=moved.py", "--out=whole"]) == 2
     assert "another plan" in capsys.readouterr().err
+    # Nor is the metric, which `train.select` says where the study does not; other arms are theirs.
+    other = FILE.replace("y0/rmse", "y0/mae").replace("num_experts=4", "num_experts=8")
+    (folder / "moved.py").write_text(other)
+    assert main(["--config=moved.py", "--out=whole"]) == 2
+    assert "is judged by y0/rmse, not y0/mae" in capsys.readouterr().err
 
 
 def test_rows_of_two_configurations_are_not_judged_together(lab, capsys):
@@ -226,10 +231,15 @@ def test_lists_on_an_axis_and_values_that_are_undefined_are_told(lab, capsys):
         row["family"] = {"data.options.x": [1, 2], "method.moe.num_experts": None}
         row["value"] = row["value"] if row["reference"] else None
         path.write_text(json.dumps(seal.sealed({k: v for k, v in row.items() if k != "sha256"})))
+    plan = json.loads((out / "study.json").read_text())
+    for arm in plan["arms"]:
+        arm["family"] = {"data.options.x": [1, 2], "method.moe.num_experts": None}
+    del plan["sha256"]
+    (out / "study.json").write_text(json.dumps(seal.sealed(plan)))
     assert main([f"--out={out}", "--report"]) == 0
     said = capsys.readouterr().out
     assert "x=(1, 2), num_experts=None: 4 runs" in said
-    assert re.search(r"m4.moe.gates:linear +– ± –", said)
+    assert re.search(r"m4.moe.gates:linear +– ± –  no verdict: 0 of 2 seeds", said)
     assert "(1, 2)" in (out / "report.html").read_text()
 
 

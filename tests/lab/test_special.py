@@ -60,6 +60,7 @@ def test_random_experts_carry_what_a_modality_s_own_do():
     for group in groups:
         own, random = (load.sum(0)[group[name]].sum() for name in ("own", "random"))
         assert abs(own - random) <= 15
+        assert not (group["own"] & group["random"]).any()
 
 
 def test_a_collapsed_layer_is_called_so():

@@ -8,6 +8,7 @@ from m4.errors import ConfigError
 from m4.lab import sizes, study
 from m4.lab.__main__ import main, parts
 
+GATE = "method.moe.gate"
 FILE = """
 GATE = "method.moe.gate"
 BASE = dict(
@@ -73,6 +74,23 @@ WRONG = {
     "compare=None": "compare=None: must be a field",
     "marign=1": "no such field of a study",
     "metric='y0/auc'": "must be 'task/metric'",
+    "tune=dict(axes={GATE: ('linear', 'laplace')}, seeds=(7,))": f"{GATE}: is an axis",
+    "tune=dict(axes={'data.options.rows': (9,)}, seeds=(7,))": "would change what is measured",
+    "tune=dict(axes={'seed': (9,)}, seeds=(7,))": "tune: seed: is set by tune.seeds",
+    "tune=dict(axes={'optim.lr': (1e-2,)}, seeds=(7, 7))": "must be dict(axes=",
+    "tune=dict(axes={'method.moe.rank': (2,)}, seeds=(7,)),"
+    " match=dict(what='router')": "tune: method.moe.rank: is what `match` solves for",
+    "tune=dict(axes={'optim.lr': ({'method.moe.hidden': 2},)}, seeds=(7,)),"
+    " match=dict(what='total')": "tune: method.moe.hidden: is what `match` solves for",
+    "tune=dict(axes={'method.moe.top_k': (2,)}, seeds=(7,)), nulls=('dense_mean',)": "dense_mean",
+    "tune=dict(axes={'optim.lr': (2,)}, seeds=(7,)), by_arm={'cosine': {'optim.lr': 1}}": "by_arm",
+    "set={'seed': 7}": "set: seed: is set by `seeds`",
+    "by_arm={'laplace': {'seed': 7}}": "by_arm: laplace: seed: is set by `seeds`",
+    "axes={GATE: ('linear', {GATE: 'laplace', 'seed': 3})}": "seed: is set by `seeds`",
+    "axes={GATE: ({'called': 3, GATE: 'linear'}, 'laplace')}, reference=3": "must be a text",
+    "axes={GATE: ('linear',), 'optim.lr': (float('nan'),)}": "must be {field",
+    "margin=dict(value=10**400, reason='it is small enough')": "above 0",
+    "budget='\u0661s'": "must be a time",
 }
 
 
@@ -98,6 +116,10 @@ TYPOS = {
     "metric='y1/rmse'": "y1",
     "axes={GATE: ('linear', {GATE: 'linear', 'optim.lr': 1e-3})}": "two arms are called linear",
     "axes={GATE: ('linear',), 'optim.lr': (1e-2, {'optim.lr': 1e-2})}": "optim.lr: 0.01 twice",
+    "axes={GATE: ('linear',), 'method.moe.num_experts': (4, 4.0)}": "are the same run",
+    "axes={GATE: ('linear',), 'data.dir': ('a', 'b')}": "linear (dir=a) and linear (dir=b) are the",
+    "axes={GATE: ('linear',), 'optim.lr': ({'called': 'a', 'optim.lr': 1e-2},"
+    " {'called': 'b', 'optim.lr': 1e-2})}": "are the same run",
 }
 
 
@@ -146,6 +168,19 @@ def test_sizes_are_matched_within_two_percent(load):
     assert arms[2].config["method"]["moe"]["rank"] == 8
 
 
+@pytest.mark.parametrize("what", ["total", "active", "flops"])
+def test_the_experts_width_matches_what_lies_outside_the_router(load, what):
+    gates = "axes={GATE: ('linear', 'noisy_linear', 'quadratic')}"
+    asked = load(f"{gates}, match=dict(what={what!r}), set={{'method.moe.hidden': 128}}")
+    before = study.arms(asked)[0]
+    count = sizes.flops if what == "flops" else lambda config: sizes.of_config(config)[what]
+    wanted, *others = [count(arm.config) for arm in before]
+    assert max(others) > 1.02 * wanted  # else nothing is tried
+    matched = sizes.matched(asked, before)
+    assert all(abs(count(arm.config) - wanted) <= 0.02 * wanted for arm in matched)
+    assert matched[0].config == before[0].config
+
+
 def test_what_cannot_be_matched_is_said(load):
     axes = "axes={GATE: ('linear', 'sigmoid')}, match=dict(what='router'"
     asked = load(f"{axes})")
@@ -167,6 +202,7 @@ def test_the_command_says_what_is_wrong_in_a_line(capsys):
     assert main(["--confg=x"]) == 2
     printed = capsys.readouterr().err.splitlines()
     assert len(printed) == 3 and all(line.startswith("m4: config error: ") for line in printed)
+    assert "configs/lab_gates.py" in printed[0] and "fusemoe" not in printed[0]
     assert main(["--help"]) == 0 and "--shard" in capsys.readouterr().out
 
 

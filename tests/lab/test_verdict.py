@@ -98,3 +98,25 @@ def test_two_seeds_are_enough_for_an_answer(arms):
 def test_what_cannot_be_judged_is_refused(seeds, margin):
     with pytest.raises(ValueError, match="at least two"):
         verdict.compare(np.zeros((1, seeds)), margin=margin, lower_is_better=True)
+
+
+def test_arms_that_are_not_there_yet_count_for_holm():
+    """The first of eight arms that comes in is not judged as if it were the only one."""
+    difference = grids(np.zeros(ARMS), 0)[:, :1]
+    alone = verdict.compare(difference, margin=MARGIN, lower_is_better=True)
+    early = verdict.compare(difference, margin=MARGIN, lower_is_better=True, planned=ARMS)
+    np.testing.assert_allclose(early.p, np.minimum(ARMS * alone.p, 1))
+    np.testing.assert_allclose(early.p_equal, np.minimum(ARMS * alone.p_equal, 1))
+    assert (early.smallest > alone.smallest).all()
+
+
+def test_a_spread_that_is_unknown_makes_nothing_sure():
+    found = verdict.compare(
+        [[0.5, 0.4, 0.6], [0.01, -0.02, 0.0]],
+        margin=0.1,
+        lower_is_better=True,
+        patients_sd_A=np.full(2, np.nan),
+        num_patients=10,
+    )
+    assert list(found.verdict) == ["open", "open"] and (found.p == 1).all()
+    assert (found.p_equal == 1).all()

@@ -114,6 +114,20 @@ def test_slurm_gives_up_without_a_newer_checkpoint(cluster, tmp_path, monkeypatc
     assert requeues() is True  # submitted anew
 
 
+def test_a_study_that_has_another_row_made_progress(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = (f"--out={tmp_path}/lab", "--shard={task}/{tasks}")
+    text = rendered("slurm", "--restarts=2", "--array=4", "--module=m4.lab", args=args).stdout
+
+    def gives_up(**step):
+        own = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
+        return "giving up" in cluster(text, CODE="143", **own, **step)[0].stderr
+
+    assert not gives_up()
+    assert not gives_up(STEP=str(tmp_path / "lab/rows/a-s0.json"))
+    assert [gives_up(), gives_up(), gives_up()] == [True, False, True]
+
+
 def test_jobset_starts_what_local_starts(monkeypatch):
     command, environment = local(monkeypatch, 2)
     text = render("jobset", "--procs=2", "--name=run", "--volume=claim:/runs", "--select=a=b")
@@ -194,11 +208,17 @@ def test_jobset_is_what_kubernetes_takes():
         (["tpu", "--topology=v6e:16x16+16x16"], "one slice"),
         (["slurm", "--array=4"], "{task} must stand in the arguments"),
         (["tpu", "--array=4"], "--array: for slurm and jobset"),
+        (["slurm", "--array=-3"], "--array=-3: a number of runs, from 1"),
     ],
 )
 def test_what_cannot_work_is_told(own, told):
     done = rendered(*own)
     assert done.returncode == 2 and told in done.stderr and done.stdout == ""
+
+
+def test_the_number_of_a_task_is_for_arrays():
+    done = rendered("slurm", args=("--out=x", "--shard={task}/{tasks}"))
+    assert done.returncode == 2 and "{task} in the arguments: is for --array=N" in done.stderr
 
 
 @pytest.mark.parametrize(
