@@ -14,13 +14,15 @@ Letters: N tokens, E experts, D width.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, get_type_hints
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from m4.maths import murmur3
+from m4.moe.route import stem
 from m4.resolve import resolve
 from m4.types import Array
 
@@ -38,6 +40,31 @@ def __getattr__(name: str) -> Callable[..., Array]:
         raise AttributeError(name)
     place, _, attribute = name.rpartition(".")
     return intervened(resolve(f"{place}:{attribute}" if place else attribute, "m4.moe.gates"))
+
+
+def ablates(name: str, layer: str) -> bool:
+    """Whether a parameter says which experts of `layer` (of any, if '') are gone."""
+    return name.endswith("_ablated") and (not layer or layer in name.split("."))
+
+
+def leaves(
+    shapes: Mapping[str, Any], params: Mapping[str, Any], layer: str, change: Mapping[str, Any]
+) -> list[Any]:
+    """Every parameter under an intervention, in the order of `shapes`: a change, or as trained.
+
+    `change` is of `ADDED`; experts are ablated in `layer` alone.
+    """
+
+    def leaf(name: str, shape: tuple[int, ...]) -> Any:
+        if name in params:
+            return params[name]
+        asked = {k: v for k, v in change.items() if name.endswith(f"_{stem(k)}")}
+        if name.endswith("_ablated") and not ablates(name, layer):
+            asked = {}
+        value = next(iter(asked.values()), 0.0)
+        return np.broadcast_to(np.asarray(value, np.float32), shape)
+
+    return [leaf(name, found.shape) for name, found in shapes.items()]
 
 
 def intervened(gate: Callable[..., Array]) -> Callable[..., Array]:

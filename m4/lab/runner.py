@@ -34,7 +34,6 @@ from m4.eval.scorer import Scorer
 from m4.lab import fitting, held, interventions, sizes, special, study, together
 from m4.lab.documents import SCHEMA, read_json
 from m4.lab.study import LAYER, Arm, Study
-from m4.moe import route
 from m4.run import agreement, preflight, programs
 from m4.run.method import fronts, make_method
 from m4.run.setup import context
@@ -409,30 +408,20 @@ def _necessity(asked, arm, own: Compiled, data, params, test: Predictions):
         return None
     metric = study.metric_of(asked, arm)
     first, by_modality = next((name, layer.by_modality) for name, layer in test.routing.items())
-    flat, added = named(params), named(own.shapes)
     # Experts of two layers have nothing in common: those of the first are ablated there alone.
-    ablated = {name for name in added if name.endswith("_ablated")}
-    if len(test.routing) > 1:
-        ablated = {name for name in ablated if first in name.split(".")}
+    layer = first if len(test.routing) > 1 else ""
+    flat, shapes = named(params), named(own.shapes)
 
     def score(**change: Any) -> float | None:
-        def leaf(name: str, shape: jax.ShapeDtypeStruct) -> Any:
-            if name in flat:
-                return flat[name]
-            if name.endswith("_ablated") and name not in ablated:
-                return np.zeros(shape.shape, np.float32)
-            value = next((v for k, v in change.items() if name.endswith(f"_{route.stem(k)}")), 0.0)
-            return np.broadcast_to(np.asarray(value, np.float32), shape.shape)
-
-        full = jax.tree_util.tree_unflatten(
-            jax.tree.structure(own.shapes), [leaf(*item) for item in added.items()]
-        )
+        leaves = interventions.leaves(shapes, flat, layer, change)
+        full = jax.tree_util.tree_unflatten(jax.tree.structure(own.shapes), leaves)
         found = fitting.sweep(own.programs, data, data.test, full, predict=own.intervened)
         return number(results.summary(found, data.spec)[metric])
 
     if by_modality is None:
         return None
-    if not ablated:  # layers in one loop: none can be told from the others
+    if not any(interventions.ablates(name, layer) for name in shapes):
+        # Layers in one loop, none of which can be told from the others.
         by_modality = np.zeros_like(by_modality)
     names = own.programs.setup.spec.modality_names
     intact = number(results.summary(test, data.spec)[metric])

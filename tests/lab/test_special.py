@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from m4.lab import special
+from m4.lab import interventions, special
 
 R, M, C = 600, 4, 4
 RNG = np.random.default_rng(0)
@@ -82,3 +82,22 @@ def test_chance_is_none_at_4096_experts_either():
         found = special.information(*args, np.random.default_rng(1))
         assert found["modality"] == pytest.approx(value, abs=0.02)
         assert found["cluster"] == pytest.approx(value, abs=0.02)
+
+
+def test_experts_of_one_layer_are_not_taken_from_another():
+    whole = {name: np.zeros(shape) for name, shape in {
+        "layer_0.gate_ablated": (4,), "layer_0.gate_dropping": (),
+        "layer_1.gate_ablated": (4,), "layer_1.gate_dropping": (), "head": (2,),
+    }.items()}  # fmt: skip
+    own, trained = np.array([1.0, 0, 0, 1]), {"head": np.ones(2)}
+
+    def under(layer, **change):
+        return dict(zip(whole, interventions.leaves(whole, trained, layer, change), strict=True))
+
+    found = under("layer_0", ablated_E=own)
+    np.testing.assert_array_equal(found["layer_0.gate_ablated"], own)
+    assert not found["layer_1.gate_ablated"].any() and found["head"].all()
+    assert under("", ablated_E=own)["layer_1.gate_ablated"].any()
+    assert under("layer_0", dropping=1.0)["layer_1.gate_dropping"] == 1  # of every layer
+    stacked = {"loop.gate_ablated": np.zeros((2, 4))}
+    assert not any(interventions.ablates(name, "layer_0") for name in stacked)

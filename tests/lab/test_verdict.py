@@ -5,7 +5,8 @@ import pytest
 from scipy.stats import ttest_rel
 
 from m4.eval import holm
-from m4.lab import verdict
+from m4.lab import paired, verdict
+from m4.specs import TaskSpec
 
 ARMS, SEEDS, GRIDS, MARGIN = 8, 6, 1000, 0.5
 
@@ -120,3 +121,16 @@ def test_a_spread_that_is_unknown_makes_nothing_sure():
     )
     assert list(found.verdict) == ["open", "open"] and (found.p == 1).all()
     assert (found.p_equal == 1).all()
+
+
+@pytest.mark.parametrize(("deaths", "known"), [(1, False), (6, True)])
+def test_a_metric_that_many_draws_lack_has_no_spread(deaths, known):
+    """One death of twelve patients: a third of the draws have none, and no AUROC."""
+    row, label = np.arange(12), (np.arange(12) < deaths).astype(float)[:, None]
+    rng = np.random.default_rng(0)
+    run = [
+        paired.Kept(row, row, rng.random((12, 1)), label, np.ones((12, 1), bool)) for _ in range(2)
+    ]
+    arms = {"a": run[:1], "b": run[1:]}
+    spread, patients = paired.patients_sd(arms, "a", TaskSpec("death", "binary"), "auroc")
+    assert patients == 12 and np.isfinite(spread["b"]) == known
