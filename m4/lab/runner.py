@@ -239,15 +239,7 @@ class Compiled:
             boxed = jax.eval_shape(lambda: init_params(method, batch, seed=0))
             shapes, gather = sharding.unbox(boxed), sharding.gatherer(boxed, setup.mesh)
             state = dataclasses.replace(setup.state, params=shapes, ema=None)
-            # Where the step is not worth optimising, what a few sweeps take is worth less.
-            effort = "full" if setup.efforts[1] == "full" else "little"
-            model = dataclasses.replace(
-                setup,
-                unscaled=method,
-                state=state,
-                gather=gather,
-                efforts=(setup.efforts[0], effort),
-            )
+            model = dataclasses.replace(setup, unscaled=method, state=state, gather=gather)
             predict = programs.compile_predict(model, config.eval.batch_size)
         return cls(own, predict, shapes, time.perf_counter() - start)
 
