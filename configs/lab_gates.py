@@ -67,6 +67,8 @@ def get_config(variant="laptop"):
         found |= dict(set={"data.options.rows": 400_000, "train.steps": 20_000}, budget="")
     if variant == "physionet2012":
         found |= PHYSIONET2012 | dict(nulls=NULLS[:5], budget="")
+    if variant in ("tiny", "one"):  # whose gates match as they are, but for a bias
+        return found
     gates = found["axes"][GATE]
     found["match"] = dict(what="router", unmatched=[name for name in UNMATCHED if name in gates])
     if "quadratic_monomial" in gates:

@@ -75,13 +75,14 @@ def matched(study: Study, arms: list[Arm]) -> list[Arm]:
     count: Callable[[Any], int]
     count = flops if what == "flops" else lambda config: of_config(config)[what]
     field = "rank" if what == "router" else "hidden"
+    references = [arm for arm in arms if arm.reference]
+    wanted_of = {str(arm.family): count(arm.config) for arm in references}
     out, problems = [], []
     for arm in arms:
-        (reference,) = [a for a in arms if a.reference and a.family == arm.family]
         if arm.reference or arm.label in spared or (arm.null and what == "router"):
             out.append(arm)
             continue
-        wanted = count(reference.config)
+        wanted = wanted_of[str(arm.family)]
         try:
             value = solve(lambda n, c=arm.config: count(_with(c, field, n)), wanted)
         except ValueError as error:
