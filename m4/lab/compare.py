@@ -198,9 +198,9 @@ def _sources(folder: Path) -> Mapping[str, str]:
 def _said(told: verdict.Compared, i: int, margin: float | None) -> str:
     """One arm's difference and the verdict on it; without a margin nothing is equivalent."""
     said = str(told.verdict[i]) if margin or told.verdict[i] != "equivalent" else "open"
-    within = ", within the margin" if margin and told.within[i] else ""
+    said = verdict.in_words(said, bool(margin) and bool(told.within[i]))
     interval = f"[{told.low[i]:+.4f}, {told.high[i]:+.4f}], p {told.p[i]:.3g}"
-    return f"{told.value[i]:+.4f} {interval}: {said}{within}; could find {told.smallest[i]:.4f}"
+    return f"{told.value[i]:+.4f} {interval}: {said}; could find {told.smallest[i]:.4f}"
 
 
 def _config(folder: Path) -> ml_collections.ConfigDict:

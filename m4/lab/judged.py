@@ -219,7 +219,7 @@ def lines(
                 line += f"  no verdict: {len(one['seeds'])} of {len(plan['seeds'])} seeds"
             if one["verdict"]:
                 line += f"  {one['value']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
-                line += f"  {one['verdict']}{', within the margin' * one['within']}"
+                line += f"  {verdict.in_words(one['verdict'], one['within'])}"
             text.append(line)
     return text
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from m4 import atomic
 from m4.eval.report import page, plots, words
-from m4.lab import judged
+from m4.lab import judged, verdict
 
 COLUMNS = ("family", "arm", "null", "reference", "seeds", "mean", "sd", "difference", "low", "high")
 COLUMNS += (
@@ -63,8 +63,8 @@ def table(found: Sequence[Mapping[str, Any]], said: Mapping[Any, Any], out: Path
         agree = judged.agreements(own, out)
         arms, name = judged.by_label(own), _name(family)
         tables[name] = [
-            _line(name, label, list(arms[label].values()), verdict, agree.get(label, {}))
-            for label, verdict in judged.by_quality(said[family])
+            _line(name, label, list(arms[label].values()), judgement, agree.get(label, {}))
+            for label, judgement in judged.by_quality(said[family])
         ]
     return tables
 
@@ -133,9 +133,9 @@ def as_latex(study: Mapping[str, Any], tables: Mapping[str, Sequence[Mapping[str
         for line in lines:
             cells = [_latex(line["arm"]), _tex(line["mean"]), _tex(line["difference"], "+")]
             interval = "" if line["low"] is None else f"[{line['low']:+.4f}, {line['high']:+.4f}]"
-            verdict = "reference" if line["reference"] else line["verdict"] or "--"
-            verdict += ", within the margin" if line["within_margin"] else ""
-            text.append(" & ".join([*cells, interval, _p(line["p"]), verdict]) + r" \\")
+            told = "reference" if line["reference"] else line["verdict"] or "--"
+            told = verdict.in_words(told, bool(line["within_margin"]))
+            text.append(" & ".join([*cells, interval, _p(line["p"]), told]) + r" \\")
         text += [r"\bottomrule", r"\end{tabular}", ""]
     return "\n".join(text)
 

@@ -89,6 +89,11 @@ def compare(
     return Compared(value, value - half, value + half, p, p_equal, smallest, within, verdict)
 
 
+def in_words(said: str, within: bool) -> str:
+    """A verdict, and that the difference does not matter all the same."""
+    return said + ", within the margin" * (within and said != "equivalent")
+
+
 def _holm(p_A: np.ndarray, arms: int) -> np.ndarray:
     """Corrected for so many arms; of those without a p nothing is known, so theirs is 1."""
     more = np.ones((*p_A.shape[:-1], arms - p_A.shape[-1]))
