@@ -167,21 +167,23 @@ def agreements(found: Sequence[Mapping[str, Any]], out: Path) -> dict[str, dict[
 
     label -> {agreement, chance}, means over pairs of seeds and layers. Chance is how far the same
     seeds agreed before their first step: a gate that learned nothing sends like tokens alike, too.
+    Seeds that draw other validation patients have no tokens in common: no pair of them counts.
     """
     told = {}
     for label, own in by_label(found).items():
-        chosen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        chosen: dict[str, list[tuple[np.ndarray, np.ndarray, str]]] = {}
         for seed in sorted(own):
             start = f"selections/{own[seed]['arm']}-s{seed}-"
             for name, digest in sorted(own[seed]["files"].items()):
                 if name.startswith(start):
                     kept = special.dense(paired.arrays(out / name, digest))
-                    chosen.setdefault(name.removeprefix(start), []).append((kept[0], kept[-1]))
+                    one = kept[0], kept[-1], own[seed]["data"]
+                    chosen.setdefault(name.removeprefix(start), []).append(one)
         pairs = [
             {"agreement": special.agreement(a[1], b[1]), "chance": special.agreement(a[0], b[0])}
             for runs in chosen.values()
             for a, b in _spread_out([*itertools.combinations(runs, 2)])
-            if a[0].shape == b[0].shape
+            if a[2] == b[2] and a[0].shape == b[0].shape
         ]
         if pairs:
             told[label] = {k: float(np.mean([p[k] for p in pairs])) for k in pairs[0]}

@@ -11,8 +11,10 @@ import time
 import pytest
 
 from m4 import seal
+from m4.lab import judged
 from m4.lab import pages as lab_pages
 from m4.lab.__main__ import main
+from m4.lab.documents import rows
 from tests.lab.test_runner import FILE, lab
 
 assert lab  # the fixture: a study of four rows, in 'whole'
@@ -111,6 +113,14 @@ def test_before_all_seeds_are_there_nothing_is_judged(out, capsys):
         code, said, _ = report(out, capsys)
         assert code == 0 and "no verdict: 1 of 2 seeds" in said and "equivalent" not in said
         path.write_text(kept)
+
+
+def test_seeds_with_other_validation_patients_agree_on_nothing(out):
+    """By position alone, other patients' tokens would be compared."""
+    found = rows(out)
+    assert judged.agreements(found, out)
+    other = [row | {"data": "0" * 64} if row["seed"] == 1 else row for row in found]
+    assert judged.agreements(other, out) == {}
 
 
 def test_seeds_that_came_later_are_said(out, capsys):
