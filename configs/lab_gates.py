@@ -26,8 +26,7 @@ PLANTED = dict(
 )
 PLANTED["train"] |= dict(select="y0/rmse", choose="last", watchdog=0, compile="some")
 # Biases and noise come on top of a linear gate; of the quadratic one rank 1 is the nearest.
-UNMATCHED = ("sigmoid", "euclidean_sigmoid", "noisy_linear", "quadratic_monomial")
-UNMATCHED += MORE
+UNMATCHED = ("sigmoid", "euclidean_sigmoid", "noisy_linear", "quadratic_monomial", *MORE)
 # Flex-MoE costs a tenth of FuseMoE here. Its own loss tells gates where to send rows: left out.
 PHYSIONET2012 = dict(
     base="configs/flexmoe_physionet2012.py",
@@ -71,6 +70,5 @@ def get_config(variant="laptop"):
         return found
     gates = found["axes"][GATE]
     found["match"] = dict(what="router", unmatched=[name for name in UNMATCHED if name in gates])
-    if "quadratic_monomial" in gates:
-        found["by_arm"] = dict(quadratic_monomial={"method.moe.rank": 1})
+    found["by_arm"] = dict(quadratic_monomial={"method.moe.rank": 1})
     return found

@@ -36,6 +36,7 @@ FILES = {
     "xpk": "xpk.sh",
 }
 TPU_KEYS = ("M4_COORDINATOR", "M4_HEARTBEAT")
+NUMBERS = r"(\{tasks?\})"  # of a task of an array, in the arguments
 TASK = {"slurm": "$SLURM_ARRAY_TASK_ID", "jobset": "$(JOB_COMPLETION_INDEX)"}
 
 
@@ -90,7 +91,7 @@ def for_bash(spec: specs.Spec, kind: str, array: int) -> str:
     """The command for a script of bash, in which the cluster's variables are left to bash."""
     words = []
     for word in spec.command():
-        parts = re.split(r"(\{tasks?\})", word) if array else [word]
+        parts = re.split(NUMBERS, word) if array else [word]
         texts = [
             f'"{filled(p, kind, array)}"' if p == "{task}" else filled(shlex.quote(p), kind, array)
             for p in parts
@@ -113,7 +114,7 @@ def problem(kind: str, spec: specs.Spec, found: dict[str, Any]) -> str:
     hosts, where = found["hosts"], specs.workdir(spec.args)
     if found["array"] < 0:
         return f"--array={found['array']}: a number of runs, from 1"
-    if not found["array"] and (left := re.search(r"\{tasks?\}", " ".join(spec.args))):
+    if not found["array"] and (left := re.search(NUMBERS, " ".join(spec.args))):
         return f"{left[0]} in the arguments: is for --array=N"
     if found["array"] and kind not in TASK:
         return f"--array: for {' and '.join(TASK)}"

@@ -5,6 +5,7 @@ import difflib
 import itertools
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -141,7 +142,7 @@ def _margin(margin: Any) -> list[str]:
         return [f"margin={margin!r}: must be dict(value=..., reason='...')"]
     value, reason = margin.get("value"), margin.get("reason")
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else 0
-    if 0 < number < 1e300 and isinstance(reason, str) and len(reason.split()) >= 3:
+    if 0 < number <= sys.float_info.max and isinstance(reason, str) and len(reason.split()) >= 3:
         return []
     return [
         f"margin: value={value!r}, reason={reason!r}: write down before a run which difference"
@@ -188,11 +189,8 @@ def _tuned(given: Mapping[str, Any]) -> list[str]:
     """Tuning may change nothing of what is compared, matched or measured on."""
     if not given.get("tune"):
         return []
-    fixed = dict.fromkeys(given["axes"], "is an axis")
-    for values in given["axes"].values():
-        fixed |= {
-            field: "is set by an axis" for v in values if isinstance(v, Mapping) for field in v
-        }
+    fixed = dict.fromkeys(_touched(given["axes"]), "is set by an axis")
+    fixed |= dict.fromkeys(given["axes"], "is an axis")
     for null in given.get("nulls", ()):
         fixed |= {f"method.moe.{field}": f"is set by {null}" for field in NULLS.get(null, {})}
     for arm, own in given.get("by_arm", {}).items():
@@ -200,14 +198,17 @@ def _tuned(given: Mapping[str, Any]) -> list[str]:
     if given.get("match"):
         size = "rank" if given["match"]["what"] == "router" else "hidden"
         fixed[f"method.moe.{size}"] = "is what `match` solves for"
-    asked = {axis: [axis] for axis in given["tune"]["axes"]}
-    for axis, values in given["tune"]["axes"].items():
-        asked[axis] += [field for v in values if isinstance(v, Mapping) for field in v]
     return [
         f"tune: {field}: {why}"
-        for field in dict.fromkeys(itertools.chain(*asked.values()))
+        for field in _touched(given["tune"]["axes"])
         if (why := fixed.get(field) or _not_tuned(field))
     ]
+
+
+def _touched(axes: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The axes and all fields that a value of one sets."""
+    inner = [v for values in axes.values() for v in values if isinstance(v, Mapping)]
+    return [field for field in dict.fromkeys(itertools.chain(axes, *inner)) if field != "called"]
 
 
 def _not_tuned(field: str) -> str:

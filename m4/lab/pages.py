@@ -19,16 +19,8 @@ from m4.eval.report import page, plots, words
 from m4.lab import judged, verdict
 
 COLUMNS = ("family", "arm", "null", "reference", "seeds", "mean", "sd", "difference", "low", "high")
-COLUMNS += (
-    "p",
-    "p_equal",
-    "smallest",
-    "verdict",
-    "within_margin",
-    "modality",
-    "pattern",
-    "cluster",
-)
+COLUMNS += ("p", "p_equal", "smallest", "verdict", "within_margin")
+COLUMNS += ("modality", "pattern", "cluster")
 COLUMNS += ("agreement", "chance", "collapsed", "without_first", "shuffled", "router", "active")
 COLUMNS += ("total", "flops_per_step", "step_s", "compile_s", "tokens_per_expert")
 FORMULA = ("=", "+", "-", "@")  # what one begins with

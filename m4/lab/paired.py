@@ -80,8 +80,8 @@ def patients_sd(
     """Standard deviation, over patients, of each arm's mean difference to the reference.
 
     And how many patients there are. NaN where more than a fifth of the draws have no value: that
-    is no verdict. Where seeds have other test rows (folds, say) their spread
-    holds that of patients already: 0 for every arm, None.
+    is no verdict. Where seeds have other test rows (folds, say) their spread holds that of patients
+    already: 0 for every arm, None.
     """
     first = arms[reference][0]
     if not all(run.same_rows(first) for runs in arms.values() for run in runs):

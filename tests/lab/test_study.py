@@ -130,6 +130,12 @@ def test_names_that_no_arm_has_are_refused(load, changes):
     assert TYPOS[changes] in "\n".join(caught.value.args)
 
 
+def test_what_a_value_is_called_is_no_field_that_tuning_changes(load):
+    named = "({'called': 'a', 'optim.lr': 1e-2}, {'called': 'b', 'optim.lr': 3e-2})"
+    axes = "axes={GATE: ({'called': 'linear', GATE: 'linear'}, 'laplace')}"
+    assert load(f"{axes}, tune=dict(axes={{'optim.lr': {named}}}, seeds=(7,))").tune
+
+
 def test_how_often_a_run_logs_makes_no_other_rows(load):
     keys = [
         [arm.key for arm in study.arms(load(f"set={changes}"))[0]]
