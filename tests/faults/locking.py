@@ -49,6 +49,8 @@ def _rival(folder: Path, inside: Path, case: str, number: int, left, overlaps) -
         socket.gethostname = lambda: host
         take = flock.take
         flock.take = lambda file, **how: _on_host(take, folder, host, file)
+        close = os.close
+        os.close = lambda file: _closed(close, file)
     elif case == "no locks":
         flock.take = lambda file, **how: None
     workdir.BEAT, workdir.POLL = 60.0, 0.0002
@@ -81,10 +83,15 @@ _kept: dict[int, int] = {}  # lock file -> the file that stands for its lock on 
 
 def _on_host(take, folder: Path, host: str, file: int) -> bool | None:
     """`flock.take` as it is where each host has file locks of its own."""
-    if (old := _kept.pop(file, None)) is not None:  # the number of a file that was closed
-        os.close(old)
     name = folder.with_name(f"{folder.name}-{host}-{os.fstat(file).st_ino}")
     own = os.open(name, os.O_RDWR | os.O_CREAT)
     found = take(own)
     _kept[file] = own
     return found
+
+
+def _closed(close, file: int) -> None:
+    """`os.close`, which lets go of the lock: a new file may get the closed one's inode at once."""
+    if (own := _kept.pop(file, None)) is not None:
+        close(own)
+    close(file)
