@@ -240,7 +240,7 @@ class Compiled:
             shapes, gather = sharding.unbox(boxed), sharding.gatherer(boxed, setup.mesh)
             state = dataclasses.replace(setup.state, params=shapes, ema=None)
             model = dataclasses.replace(setup, unscaled=method, state=state, gather=gather)
-            predict = programs.compile_predict(model, config.eval.batch_size)
+            predict = programs.compile_predict(model, config.eval.batch_size, stats=False)
         return cls(own, predict, shapes, time.perf_counter() - start)
 
 

@@ -42,7 +42,8 @@ def compile_step(setup: Setup, plan: loop.Plan, seeds: int, how: How) -> fitting
     """
     if setup.mesh.size > 1:
         raise ConfigError(f"together={how!r}: takes one device; leave it out, or set mesh.* to 1")
-    state, totals, batch, given = programs.like_step(setup, plan.batch_size)
+    with context(setup.mesh):  # in which a gradient is traced once for totals and step
+        state, totals, batch, given = programs.like_step(setup, plan.batch_size)
     size = seeds * sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(batch))
     steps = steps_at_once(plan, size)
     stacked = _wider((state, totals, _wider(batch, steps), given), seeds)

@@ -154,11 +154,11 @@ def noise(names: Sequence[str]) -> dict[str, jax.Array]:
     return {name: jax.random.key(number, impl=HASHED) for number, name in enumerate(names)}
 
 
-def compile_predict(model: Model, num_rows: int):
+def compile_predict(model: Model, num_rows: int, *, stats: bool = True):
     """`(params, batch, keep_M) -> (task -> predictions, layer -> stats)`, compiled.
 
     It takes batches of `num_rows`. The modalities with `keep_M` False are masked inside, so every
-    subset is one call.
+    subset is one call. Without `stats` nothing is said of layers, which compiles sooner.
     """
     method, spec, scaling = model.unscaled, model.spec, task_losses.scaling(model.spec)
     whole = sharding.replicated(model.mesh)
@@ -177,7 +177,7 @@ def compile_predict(model: Model, num_rows: int):
             for task in spec.tasks
             if task.kind in SCORED_KINDS
         }
-        return tasks, {layer: aux.stats for layer, aux in out.moe.items()}
+        return tasks, {layer: aux.stats for layer, aux in out.moe.items()} if stats else {}
 
     keep = jax.ShapeDtypeStruct((len(spec.modalities),), np.bool_)
     platform = model.mesh.devices.flat[0].platform
