@@ -170,6 +170,14 @@ def test_extracted_folders_give_the_same_examples(folder):
     assert "physionet2012/set-b/500.txt" in files and "physionet2012/set-a.tar.gz" in files
 
 
+@pytest.mark.parametrize("change", [("\n", "\r\n"), ("\n", "\r"), ("Time", "\ufeffTime")])
+def test_what_spreadsheets_make_of_a_text_changes_nothing(folder, change):
+    before, _ = examples(folder)
+    files = {str(i): stay(i, ["01:30,HR,80", "02:00,HR,82"]) for i in range(500, 506)}
+    archive(folder / "set-b.tar.gz", {i: text.replace(*change) for i, text in files.items()})
+    np.testing.assert_equal(examples(folder)[0], before)
+
+
 def test_train_and_val_share_set_a(folder):
     train, val = (
         {e["patient"] for e in examples(folder, split, val_fraction=0.3)[0]}
@@ -209,6 +217,8 @@ def test_truncated_archive(folder, share):
         ({"set-b": {"500": stay(500, ["01:00,HR,abc"])}}, "record 1: a value is not a number"),
         ({"set-b": {"1": stay(1), "2": stay(2, ["01:00,HR,1x"])}}, "record 2: a value is not"),
         ({"set-b": {"500": "<html>not found</html>"}}, "file 1: not a record of the challenge"),
+        ({"set-b": {"500": HEADER.replace("Value", "Value,Unit")}}, "file 1: not a record of the"),
+        ({"set-b": {"1": stay(1, ["01:00,<stay>,0"]), "2": stay(2)}}, "parameter is called <stay>"),
         ({"set-b": {"500": stay(500), "d/500": stay(500)}}, "1 records come twice"),
         ({"set-b": {"500": stay(500), "0501": stay(501), "501": stay(501)}}, "leading zeros"),
         ({"Outcomes-b": OUTCOMES + "0500,1,1,1,1,0\n"}, "line 2: 'RecordID' has leading zeros"),

@@ -126,16 +126,19 @@ def read_set(
     stays, text, place = [], io.BytesIO(), set_name(folder, letter)
     for number, (name, content) in enumerate(_contents(folder, letter), start=1):
         stem = Path(name).stem
-        if not _RECORD.fullmatch(stem) or not content.startswith(b"Time,Parameter,Value"):
-            raise DataError(f"{place}, file {number}: not a record of the challenge")
         try:
-            content.decode()
+            whole = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         except UnicodeDecodeError:  # pyarrow would print it and go on
             raise DataError(f"{place}, file {number}: not UTF-8") from None
+        header, *lines = whole.split("\n")
+        if not _RECORD.fullmatch(stem) or header.strip() != "Time,Parameter,Value":
+            raise DataError(f"{place}, file {number}: not a record of the challenge")
+        if any(line.split(",")[1:2] == [_MARKER] for line in lines):  # else rows would be another's
+            raise DataError(f"{place}, file {number}: a parameter is called {_MARKER}")
         identifiers.text(stem, f"{place}, file {number}: its name", forms)
         stays.append(int(stem))
         text.write(f"00:00,{_MARKER},0\n".encode())
-        text.write(content.partition(b"\n")[2].rstrip() + b"\n")
+        text.write("\n".join(lines).encode() + b"\n")
     if len({*stays}) < len(stays):
         raise DataError(f"{place}: {len(stays) - len({*stays})} records come twice")
     flow["stays"] = len(stays)
