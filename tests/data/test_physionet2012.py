@@ -178,6 +178,25 @@ def test_what_spreadsheets_make_of_a_text_changes_nothing(folder, change):
     np.testing.assert_equal(examples(folder)[0], before)
 
 
+def test_new_stays_that_are_not_read_are_told(folder):
+    (folder / "777.txt").write_text(stay(777))
+    (folder / "set-b").mkdir()
+    told = physionet2012.new(folder.parent, {}, {}).warnings
+    assert [text.partition(": ")[2] for text in told] == [
+        "1 files *.txt beside the sets, not read",
+        "not read, as set-b.tar.gz lies beside it",
+    ]
+    for path in folder.glob("*.tar.gz"):
+        path.unlink()
+    (folder / "set-b").rmdir()
+    (folder / "777 (1).txt").write_text(stay(777))
+    (folder / "Outcomes-a.txt").unlink()
+    told = physionet2012.new(folder.parent, {}, {}).warnings
+    assert [text.partition(": ")[2] for text in told] == [
+        "1 files *.txt whose name is no RecordID, not read"
+    ]
+
+
 def test_train_and_val_share_set_a(folder):
     train, val = (
         {e["patient"] for e in examples(folder, split, val_fraction=0.3)[0]}

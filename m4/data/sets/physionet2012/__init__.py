@@ -49,6 +49,7 @@ from m4.data.cohort import Cohort, Example, checksums, home
 from m4.data.option_checks import check
 from m4.data.sets.physionet2012.archive import (
     RawSet,
+    left_aside,
     new_outcomes,
     new_sets,
     read_set,
@@ -311,6 +312,7 @@ def new(
     files = [path for letter in letters for path in set_files(root, letter)]
     files += [path for path in outcomes_of.values() if path]
     found = Cohort(data, {"new": examples}, checksums(folder, files), LICENCE, VERSION, flow)
+    found.warnings += left_aside(root, letters)
     found.warnings += [
         f"{set_name(root, letter)}: no Outcomes-{letter or '<x>'}.txt, so no labels"
         for letter, path in outcomes_of.items()

@@ -86,6 +86,20 @@ def new_sets(folder: Path) -> list[str]:
     return [letter for letter in letters or [""] if set_files(folder, letter)]
 
 
+def left_aside(folder: Path, letters: Sequence[str]) -> list[str]:
+    """What of new stays is not read, in words: texts beside sets, or of other names."""
+    read = {path for path in set_files(folder, "") if letters == [""]}
+    read |= {*folder.glob("Outcomes*.txt")}
+    count = len({*folder.glob("*.txt")} - read)
+    which = "whose name is no RecordID" if letters == [""] else "beside the sets"
+    found = [f"{folder}: {count} files *.txt {which}, not read"] if count else []
+    for letter in filter(None, letters):
+        archive, extracted = folder / f"set-{letter}.tar.gz", folder / f"set-{letter}"
+        if archive.exists() and extracted.is_dir():
+            found.append(f"{extracted}: not read, as {archive.name} lies beside it")
+    return found
+
+
 def new_outcomes(folder: Path, letter: str) -> Path | None:
     """The outcomes of a set that `new_sets` found, None without; DataError if it may be another."""
     if letter:
