@@ -2,7 +2,8 @@
 
 - 'layer': every numbered layer (`time_0`, `msoe_0_experts`: a submodule with a number in its
   name, norms and dropout aside) from its inputs;
-- 'dots': everything but the results of matrix products.
+- 'dots': everything but the results of matrix products;
+- 'offload': the same, and these results wait in the host's memory.
 
 Random numbers are drawn again alike, so losses and gradients are those of 'none'.
 """
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 
-Remat = Literal["none", "layer", "dots"]
+Remat = Literal["none", "layer", "dots", "offload"]
 _LAYER = re.compile(r"(?!drop|norm)([a-z]\w*?)_(\d+)(?:_(?!drop|norm)[a-z]\w*)?")
 
 
@@ -23,14 +24,25 @@ def rematerialised(remat: Remat, forward: Callable) -> Callable:
     """`forward(params, ...)`, of which the backward pass keeps less."""
     if remat == "none":
         return forward
+    policies = jax.checkpoint_policies
     if remat == "dots":
-        return jax.checkpoint(forward, policy=jax.checkpoint_policies.dots_saveable)
+        return jax.checkpoint(forward, policy=policies.dots_saveable)
+    if remat == "offload":
+        return jax.checkpoint(forward, policy=_products_on_host)
 
     def layered(*args: Any) -> Any:
         with nn.intercept_methods(_Layers()):
             return forward(*args)
 
     return layered
+
+
+def _products_on_host(operation: Any, *args: Any, **how: Any) -> Any:
+    """JAX's policy of this kind leaves batched products out, which here are most of all."""
+    if "dimension_numbers" in how and operation.name == "dot_general":
+        how["dimension_numbers"] = ((), ()), ((), ())
+    there = jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
+    return there(operation, *args, **how)
 
 
 def layers(params: Any) -> list[str]:

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from m4.train import remat
-from m4.train.step import init_params
+from m4.train.step import init_params, make_step
 from tests.train import methods
 from tests.train.test_accumulate import gradient
 
@@ -25,6 +26,23 @@ def test_losses_and_gradients_are_the_same(name):
 def test_so_they_are_where_products_alone_are_kept(name):
     """`dots` knows no method: it looks at operations."""
     _same(name, "dots")
+
+
+@pytest.mark.parametrize("name", ["fusemoe", *REST])
+def test_so_they_are_where_products_wait_on_the_host(name):
+    _same(name, "offload")
+
+
+def test_products_with_weights_wait_in_the_memory_of_the_host():
+    method, batch = methods.small("fusemoe"), methods.batch()
+    params = methods.params(method, batch)
+
+    def program(how):
+        found = make_step(method, optax.sgd(0.1), seed=0, remat=how).gradient
+        return str(jax.make_jaxpr(found)(params, batch, jnp.int32(0)))
+
+    kept = {how: program(how).count("<host>") for how in ("dots", "offload")}
+    assert kept["dots"] == 0 and kept["offload"] > 40, kept
 
 
 def _same(name: str, how: str) -> None:
