@@ -8,7 +8,7 @@ Arrow, which is imported with the first of them.
 import csv
 import gzip
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,7 +37,8 @@ def rows(
     number is written as in the files read with the same before.
 
     Raises:
-      DataError: a file that cannot be read, lacks one of `columns`, or has a broken row.
+      DataError: a file that cannot be read, lacks one of `columns` or has it twice, or has a
+        broken row.
     """
     reader = None
     try:
@@ -46,6 +47,7 @@ def rows(
             missing = {*columns} - {*(reader.fieldnames or ())}
             if missing:
                 raise DataError(f"{path}: no column {', '.join(sorted(missing))}")
+            _require_once(path, columns, reader.fieldnames or ())
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(f"{path}, line {reader.line_num}: not as long as the header")
@@ -68,7 +70,7 @@ def number(text: str, *, where: str) -> float:
     if not text:
         return float("nan")
     try:
-        value = float(text)
+        value = float(text.replace("_", "?"))  # Python reads 1_0 as ten
     except ValueError:
         raise DataError(f"{where} is not a number") from None
     if value in (float("inf"), float("-inf")):
@@ -85,6 +87,12 @@ def header(path: Path) -> list[str]:
             return next(csv.reader(_few(handle, path)), [])
     except (csv.Error, OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+
+
+def _require_once(path: Path, columns: Iterable[str], names: Sequence[str]) -> None:
+    """Raises DataError for a column that a header names twice: which of the two is meant?"""
+    if twice := sorted(name for name in {*columns} if list(names).count(name) > 1):
+        raise DataError(f"{path}: has more than one column {', '.join(twice)}")
 
 
 def _few(handle: TextIO, path: Path) -> Iterator[str]:
@@ -110,11 +118,12 @@ def stream(
       forms: of columns of identifiers: how their numbers are written in other files.
 
     Raises:
-      DataError: a file that is unreadable, cut short, or lacks a column. The message names the
-        file and the place but quotes nothing of its content.
+      DataError: a file that is unreadable, cut short, lacks a column or has it twice. The message
+        names the file and the place but quotes nothing of its content.
     """
     import pyarrow as pa
 
+    _require_once(path, columns, header(path))
     rows, careful = 0, {name: "whole" if kind == "int" else kind for name, kind in columns.items()}
     for kinds in (columns, careful):
         seen = 0

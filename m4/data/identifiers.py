@@ -11,7 +11,8 @@ from m4.errors import DataError
 Check = Callable[[int | str], Any]
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "NaT")
 NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(\.0*)?")
-SCIENTIFIC = re.compile(r"-?[0-9]+(\.[0-9]+)?[eE]\+[0-9]+")
+# As spreadsheets of any country write 1.23457E+12; 1E5 may be a ward.
+SCIENTIFIC = re.compile(r"-?[0-9]+([.,][0-9]+[eE]\+?|[eE]\+)[0-9]+")
 PADDED = re.compile(r"0[0-9]+")
 FEW = 10  # of fewer identifiers one that matches is enough
 NEARLY_NOBODY = 0.05  # share of the identifiers that could match

@@ -399,6 +399,52 @@ def test_rsna_and_vindr_count_what_their_tables_contradict(tmp_path):
     assert flow["breasts with two labels of birads"] == 1
 
 
+def test_images_without_an_identifier_are_nobodys(tmp_path):
+    """They were one breast, with the CC of one person and the MLO and cancer of another."""
+    row = {"laterality": "L", "cancer": "1", "BIRADS": "1", "density": "A"}
+    root = tmp_path / "rsna-breast-cancer-detection"
+    (root / "train_images").mkdir(parents=True)
+    rows = [("", "1", "CC"), ("", "2", "MLO"), ("5", "", "CC"), ("6", "3", "CC")]
+    rows = [row | dict(zip(("patient_id", "image_id", "view"), own, strict=True)) for own in rows]
+    table(root / "train.csv", rows)
+    parts, found = examples(tmp_path, layout="rsna", size=8)
+    assert len([e for part in parts.values() for e in part]) == 1
+    what = "images without an identifier of a patient, exam or image, left out"
+    assert dict(found.flow)[what] == 3
+    exam = {"study_date_anon": "2015-01-01", "ImageLateralityFinal": "L"}
+    images = [("", "70"), ("", "80"), ("9", ""), ("7", "71")]
+    images = [exam | {"empi_anon": who, "acc_anon": which} for who, which in images]
+    finding = {"empi_anon": "7", "acc_anon": "71", "study_date_anon": "2015-01-01"}
+    embed_files(tmp_path, images, [finding])
+    parts, found = examples(tmp_path, layout="embed", size=16)
+    assert len([e for part in parts.values() for e in part]) == 1
+    assert dict(found.flow)[what] == 3
+
+
+@pytest.mark.parametrize("who", ["../5", "/etc", "..", "a\\b"])
+@pytest.mark.parametrize("layout", ["rsna", "vindr", "embed"])
+def test_an_identifier_that_leads_elsewhere_is_refused(layout, who, tmp_path):
+    row = {"laterality": "L", "image_id": "1", "view": "CC", "view_position": "CC"}
+    row |= {"cancer": "0", "BIRADS": "1", "density": "A", "split": "training"}
+    row |= {"breast_birads": "BI-RADS 2", "breast_density": "DENSITY B"}
+    row |= {"patient_id": who, "study_id": who}
+    if layout == "embed":
+        exam = {"empi_anon": "7", "acc_anon": "70", "study_date_anon": "2015-01-01"}
+        row = exam | {"ImageLateralityFinal": "L"}
+        embed_files(tmp_path, [row | {"anon_dicom_path": "/x/cohort_1/1/1/0.dcm"}], [exam])
+        path = tmp_path / "embed" / embed.METADATA
+        path.write_text(path.read_text().replace("cohort_1/1/1", f"cohort_1/1/../{who}"))
+    elif layout == "rsna":
+        (tmp_path / "rsna/train_images").mkdir(parents=True)
+        table(tmp_path / "rsna/train.csv", [row])
+    else:
+        (tmp_path / "vindr-mammo/images").mkdir(parents=True)
+        table(tmp_path / "vindr-mammo/breast-level_annotations.csv", [row])
+    with pytest.raises(DataError, match="line 2: .* (is no name|leads elsewhere)") as error:
+        examples(tmp_path, layout=layout, size=16)
+    assert who not in error.value.args[0].removeprefix(str(tmp_path))
+
+
 def test_a_file_that_names_the_other_side_is_counted(tmp_path):
     row = {"patient_id": "5", "laterality": "R", "cancer": "0", "BIRADS": "1", "density": "A"}
     root = tmp_path / "rsna-breast-cancer-detection"

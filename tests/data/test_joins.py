@@ -153,7 +153,8 @@ def test_numbers_keep_apart_and_come_back(one, two):
     [
         ("A7", "A7"), (" A7", "A7"), ("007", "007"), ("1.2.840", "1.2.840"), ("7.5", "7.5"),
         ("-0", 0), ("", None), ("nan", None), ("<NA>", None), (float("nan"), None), (None, None),
-        ("1e5x", "1e5x"), ("\ufeff7", 7), (2**63 - 1, 2**63 - 1), (str(-(2**63)), -(2**63)),
+        ("1e5x", "1e5x"), ("1E5", "1E5"), ("1,5", "1,5"),
+        ("\ufeff7", 7), (2**63 - 1, 2**63 - 1), (str(-(2**63)), -(2**63)),
     ],
 )  # fmt: skip
 def test_other_identifiers(value, is_):
@@ -164,7 +165,7 @@ WRONG = {
     "beyond 2^63": [2**63, str(2**63), "123456789012345678901", "0" + "9" * 20, -(2**63) - 1],
     "beyond 2^53": [1e17, 2.0**53 + 2, "9007199254740994.0"],
     "not a whole number": [7.5],
-    "last digits are lost": ["1e+16", "1.23E+18"],
+    "last digits are lost": ["1e+16", "1.23E+18", "1,23457E+12", "1.23457E12"],
     "expected identifiers": [True, datetime.date(2100, 1, 1), b"7"],
 }
 

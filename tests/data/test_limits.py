@@ -276,6 +276,27 @@ def test_a_name_of_a_column_may_hold_a_line_break(tmp_path, ending):
         assert row["x"] == "2"
 
 
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_column_that_a_header_names_twice_is_refused(tmp_path, ending):
+    """Of two, `rows` took the last and `stream` the first."""
+    content = b"id,value,value,x,x\n1,5,6,,\n"
+    path = tmp_path / f"x.csv{ending}"
+    path.write_bytes(gzip.compress(content) if ending else content)
+    with pytest.raises(DataError, match="more than one column value"):
+        next(csv_files.stream(path, {"id": "id", "value": "float"}))
+    assert next(csv_files.stream(path, {"id": "id"})).num_rows == 1
+    if not ending:
+        with pytest.raises(DataError, match="more than one column value"):
+            next(csv_files.rows(path, ["id", "value"]))
+        assert next(csv_files.rows(path, ["id"]))[1]["id"] == "1"
+
+
+def test_a_number_is_one_as_every_program_writes_it():
+    assert csv_files.number("1e3", where="") == 1000
+    with pytest.raises(DataError, match="is not a number"):
+        csv_files.number("1_0", where="line 2")
+
+
 @pytest.mark.parametrize("content", ['id,"' + "x" * (1 << 23), 'id,"' + "x\n" * (1 << 22)])
 def test_a_quote_that_never_ends_is_refused(tmp_path, content):
     (tmp_path / "x.csv").write_text(content)

@@ -24,6 +24,7 @@ from pathlib import Path
 from m4.data import identifiers
 from m4.data.cohort import patient_number
 from m4.data.sets.imaging.exam import (
+    NO_ID,
     NO_SIDE,
     SIDES,
     TWICE,
@@ -34,6 +35,7 @@ from m4.data.sets.imaging.exam import (
     disagreeing,
     rows,
 )
+from m4.errors import DataError
 from m4.specs import text_problem
 
 LICENCE = "EMBED Open Data licence, research only, not to be redistributed"
@@ -83,7 +85,9 @@ def load(
         view, side = row["ViewPosition"].lower(), row["ImageLateralityFinal"]
         if not kind or view not in ("cc", "mlo") or row["spot_mag"] == "1":
             continue
-        if (row["acc_anon"],) in findings.torn:
+        if not (row["acc_anon"] and row["empi_anon"]):
+            counts[NO_ID] += 1
+        elif (row["acc_anon"],) in findings.torn:
             counts["images of exams of two patients, left out"] += 1
         elif (row["anon_dicom_path"],) in twice:
             counts[TWICE] += 1
@@ -97,7 +101,7 @@ def load(
                 who = row["empi_anon"]
                 exams[key] = Exam(patient_number(who), {}, labels, key=(who, None, name))
                 exams[key].groups = findings.groups(row["acc_anon"])
-            path = root / "images" / _relative(row["anon_dicom_path"])
+            path = root / "images" / _relative(row["anon_dicom_path"], f"{TABLE} line {line}")
             picture = Picture(path, "mammogram", f"{TABLE} line {line}", side)
             exams[key].pictures.setdefault(f"{kind}_{view}", picture)
     flow += [("images in the table", len(images))]
@@ -203,8 +207,10 @@ def _date(text: str) -> datetime.date | None:
         return None
 
 
-def _relative(path: str) -> Path:
+def _relative(path: str, where: str) -> Path:
     """cohort_<n>/<patient>/<study>/<file> of the path that the table gives."""
     parts = path.split("/")
     cohort = next((part for part in parts if part.startswith("cohort_")), "cohort_1")
+    if ".." in parts or "\\" in path:
+        raise DataError(f"{where}: a path that leads elsewhere")
     return Path(cohort, *parts[-3:])

@@ -12,6 +12,7 @@ from pathlib import Path
 from m4.data import csv_files, identifiers
 from m4.data.bands import band
 from m4.data.cohort import patient_number
+from m4.errors import DataError
 
 IDENTIFIERS = ("empi_anon", "acc_anon", "patient_id", "study_id")  # written alike in every file
 DENSITIES = {"A": 0, "B": 1, "C": 2, "D": 3}
@@ -19,6 +20,7 @@ VIEWS = {"CC": "cc", "MLO": "mlo"}
 SIDES = ("L", "R")
 TWICE = "images listed with another side, view or exam as well, left out"
 NO_SIDE = "images without a side, left out"
+NO_ID = "images without an identifier of a patient, exam or image, left out"
 AGES = (40, 50, 60, 70)  # edges of the age bands
 Row = dict[str, str]
 
@@ -109,6 +111,13 @@ def disagreeing(table: Iterable[Row], key: Collection[str], names: Collection[st
     return {who for who, facts in said.items() if len(facts) > len({name for name, _ in facts})}
 
 
+def _named(names: tuple[str, ...], where: str) -> bool:
+    """Whether none is empty. Raises DataError for one that leads out of its folder."""
+    if any(name in (".", "..") or {*name} & {*"/\\"} for name in names):
+        raise DataError(f"{where}: an identifier that is no name of a file")
+    return "" not in names
+
+
 def breasts(
     path: Path,
     read: tuple[str, ...],
@@ -141,7 +150,9 @@ def breasts(
     said: dict[tuple[str, str], list[dict]] = {}
     for line, row in enumerate(table, start=2):
         key, name = (row[exam], row["laterality"]), VIEWS.get(row[view])
-        if (row[exam],) in torn:
+        if not _named((row[exam], row["image_id"]), f"{path}, line {line}"):
+            counts[NO_ID] += 1
+        elif (row[exam],) in torn:
             counts["images of exams in two splits, left out"] += 1
         elif (row[exam], row["image_id"]) in twice:
             counts[TWICE] += 1
