@@ -9,7 +9,7 @@ import contextlib
 import csv
 import gzip
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -275,12 +275,20 @@ def _csv(path: Path, header: str) -> Iterator[pa.RecordBatch]:
     read = arrow_csv.ReadOptions(
         use_threads=False, block_size=BLOCK, column_names=names, skip_rows=1
     )
-    parse = arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
-    types = dict.fromkeys(names, pa.large_string())
-    convert = arrow_csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+    one = len(names) == 1  # column: there an empty line is a row, whose cell is empty
+    parse = arrow_csv.ParseOptions(
+        newlines_in_values=True, ignore_empty_lines=not one, invalid_row_handler=refuse
+    )
+    convert = arrow_csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.large_string()),
+        null_values=[""],
+        strings_can_be_null=one,
+        quoted_strings_can_be_null=False,
+    )
     with contextlib.closing(Checked(path)) as stream:
         try:
-            yield from arrow_csv.open_csv(pa.PythonFile(stream, "r"), read, parse, convert)
+            batches = arrow_csv.open_csv(pa.PythonFile(stream, "r"), read, parse, convert)
+            yield from _without_last_lines(batches) if one else batches
         except pa.ArrowInvalid as error:
             if "straddl" in str(error):
                 raise DataError(
@@ -291,6 +299,20 @@ def _csv(path: Path, header: str) -> Iterator[pa.RecordBatch]:
                     f"{path}, line {rows[0]}: not {len(names)} columns like the header"
                 ) from None
             raise
+
+
+def _without_last_lines(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Batches of one column, whose nulls are empty lines: those at the end of a file are none."""
+    waiting = 0
+    for batch in batches:
+        cells = batch.column(0)
+        filled = np.flatnonzero(cells.is_valid().to_numpy(zero_copy_only=False))
+        last = filled[-1] + 1 if len(filled) else 0
+        if last:
+            both = pa.concat_arrays([pa.nulls(waiting, cells.type), cells.slice(0, last)])
+            yield pa.record_batch([pc.fill_null(both, "")], names=batch.schema.names)
+            waiting = 0
+        waiting += len(batch) - last
 
 
 class Checked:
