@@ -4,6 +4,7 @@ import pytest
 
 from m4.data.sets import tables
 from m4.data.sets.declared import arrow_files
+from m4.errors import ConfigError, DataError
 
 NUMBERED = """
 folder = "."
@@ -52,3 +53,33 @@ def test_an_empty_line_of_one_column_is_a_row_without_a_value(tmp_path, monkeypa
     (tmp_path / "z.csv").write_bytes(lines.encode())
     cells = [c for t in arrow_files.tables(tmp_path / "z.csv") for c in t.strings("a").to_pylist()]
     assert cells == ["0", "", "", ""]
+
+
+@pytest.mark.parametrize("where", ["[[rows]]", "[labels]"])
+@pytest.mark.parametrize("files", ["x.csv", "y.csv"])
+def test_row_numbers_are_not_looked_up_among_identifiers(tmp_path, where, files):
+    text = NUMBERED.replace("y*.csv", files).replace(where, f'{where}\nsubject = "id"')
+    with pytest.raises(ConfigError, match="subject: is missing for .*everywhere or nowhere"):
+        read(tmp_path, text, x="id,a,y\n1,10,1\n2,20,2\n", y="id,y\n1,1\n2,2\n")
+    both = text.replace("y*", "y").replace("[[rows]]", '[[rows]]\nsubject = "id"')
+    both = both.replace("[labels]", '[labels]\nsubject = "id"')
+    both = both.replace('subject = "id"\nsubject = "id"', 'subject = "id"')
+    found = read(tmp_path, both, x="id,a,y\n1,10,1\n2,20,2\n", y="id,y\n1,1\n2,2\n")
+    assert found == {1: (10, 1), 2: (20, 2)}
+
+
+WRONG_ROWS = {
+    "two files of rows": ({"x1": "a,b\n0,0\n", "x2": "a,b\n1,0\n", "y": "y\n0\n1\n"}, "x2.csv"),
+    "two of labels": ({"x": "a,b\n0,0\n1,0\n", "y1": "y\n0\n", "y2": "y\n1\n"}, "y2.csv"),
+    "fewer labels": ({"x": "a,b\n0,0\n1,0\n", "y": "y\n0\n"}, "x.csv: has 2 rows, y.csv has 1,"),
+    "fewer rows": ({"x": "a,b\n0,0\n", "y": "y\n0\n1\n"}, "x.csv: has 1 rows, y.csv has 2,"),
+    "no rows": ({"x": "a,b\n", "y": "y\n0\n1\n"}, "x.csv: has 0 rows, y.csv has 2,"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ROWS)
+def test_files_whose_numbers_cannot_be_the_same_are_refused(tmp_path, case):
+    files, message = WRONG_ROWS[case]
+    with pytest.raises(DataError, match=message) as error:
+        read(tmp_path, **files)
+    assert "without `subject`" in str(error.value) and len(error.value.args) == 1

@@ -73,6 +73,8 @@ class Events:
         for source in definition.sources:
             if not (paths := find(root, source.files)):
                 raise DataError(f"{root / source.files}: no event files")
+            if source.number:
+                joins.require_one(paths)
             for path in paths:
                 self._read(path, source)
         self._flush()
@@ -131,7 +133,7 @@ class Events:
 
     def _subjects(self, table: arrow_files.Columns, path: Path, source: Source) -> np.ndarray:
         if source.number:
-            found = [*range(table.first, table.first + len(table))]
+            found = [*self._joins.numbers(table)]
             subject_N = np.array([self._joins.ids.get(i, -2) for i in found], np.int32)
         else:
             found, subject_N = self._joins.find(table, source.subject)

@@ -6,6 +6,7 @@ events, S subjects with a label, M modalities (the last stands for none).
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ class Joins:
         self._known: dict[Source, set[int]] = {}  # numbers of subjects with a point
         self._strangers: dict[Source, set[int | str]] = {}
         self._rows: Counter[Source] = Counter()  # of subjects with a point
+        self._numbered: dict[Path, int] = {}  # rows of files that have no identifiers
 
     def add(self, table: arrow_files.Columns, name: str) -> np.ndarray:
         """i32[N]: numbers of the subjects in a column, new ones for new subjects, -1 for none."""
@@ -46,6 +48,27 @@ class Joins:
         found, place_N = table.identifiers(name, self._forms.check)
         numbers = [self.ids.get(one, -2) for one in found]
         return found, np.array([*numbers, -1], np.int32)[place_N]
+
+    def require_one(self, paths: Sequence[Path]) -> None:
+        """Takes in what files without identifiers a pattern stands for: each has a row 0.
+
+        Raises DataError if there are several, as the rows of two would be one subject's.
+        """
+        if len(paths) > 1:
+            raise DataError(
+                f"{paths[1]}: is a file beside {paths[0].name}, and without `subject` rows go"
+                " by their number in one file; join the files or name the column of the subject"
+            )
+        self._numbered.setdefault(paths[0], 0)
+
+    def numbers(self, table: arrow_files.Columns) -> range:
+        """The numbers of a batch's rows, which stand for subjects where there are no identifiers.
+
+        `check` wants them to be the same in all such files.
+        """
+        found = range(table.first, table.first + len(table))
+        self._numbered[table.path] = max(self._numbered.get(table.path, 0), found.stop)
+        return found
 
     def times(self, table: arrow_files.Columns, name: str, *, up: bool) -> np.ndarray:
         """A column's times, as of `Columns.times`.
@@ -103,8 +126,16 @@ class Joins:
     def check(self, *, new: bool) -> None:
         """Raises DataError for a source whose subjects are (nearly) all without a point.
 
-        Of `new` data a small source may be of nobody who is asked.
+        Of `new` data a small source may be of nobody who is asked. Rows that go by their number are
+        as many in every file.
         """
+        for path, rows in self._numbered.items():
+            other, wanted = next(iter(self._numbered.items()))
+            if rows != wanted:
+                raise DataError(
+                    f"{path}: has {rows:,} rows, {other.name} has {wanted:,}, and without `subject`"
+                    " they go by their number; name the column of the subject"
+                )
         for source, known in self._known.items():
             could = min(len(known) + len(self._strangers[source]), len(self.ids))
             if nobody(len(known), could) and not (new and could < SMALLEST):

@@ -59,6 +59,7 @@ def parse(content: Mapping[str, Any], file: str, *, meds: bool) -> Definition:
     )
     root.finish()
     _check_places(root, found)
+    _check_subjects(root, found)
     for what, items in (("modalities", found.modalities), ("tasks", found.tasks)):
         if not items:
             problems.append(f"{file}: has no [{what}.<name>]")
@@ -79,6 +80,19 @@ def _check_places(root: Keys, found: Definition) -> None:
         for text in texts:
             if Path(text).is_absolute() or ".." in Path(text).parts or not text.isprintable():
                 root.problem(key, f"{text!r} must be a path below --config.data.raw_dir")
+
+
+def _check_subjects(root: Keys, found: Definition) -> None:
+    """Rows go by their number everywhere or nowhere: a number is no identifier of another file."""
+    numbered = [(f"rows of {s.files}", s.number) for s in found.sources]
+    numbered += [(f"labels of {t.spec.name}", not t.subject) for t in found.labelled]
+    without = [what for what, by_number in numbered if by_number]
+    if 0 < len(without) < len(numbered):
+        root.problem(
+            "subject",
+            f"is missing for {', '.join(without)}, but not everywhere; without it rows go by their"
+            " number, so name it everywhere or nowhere",
+        )
 
 
 def _sources(root: Keys, *, meds: bool) -> tuple[Source, ...]:

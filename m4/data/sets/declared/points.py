@@ -108,6 +108,8 @@ class Labels:
         paths = find(root, task.files)
         if not paths:
             raise DataError(f"{root / task.files}: no label files of task {self.name}")
+        if not task.subject:
+            joins.require_one(paths)
         keys, values, places = [], [], []
         for number, path in enumerate(paths):
             for table in arrow_files.tables(path, header=task.header):
@@ -158,8 +160,7 @@ class Labels:
         if self.task.subject:
             subject_N = joins.add(table, self.task.subject)
         else:
-            rows = range(table.first, table.first + len(table))
-            ids = joins.ids
+            rows, ids = joins.numbers(table), joins.ids
             subject_N = np.array([ids.setdefault(i, len(ids)) for i in rows], np.int32)
         if not self.task.time:
             return subject_N, np.full(len(table), ALWAYS)
