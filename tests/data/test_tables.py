@@ -237,3 +237,17 @@ def test_what_was_exported_twice_counts_once(apart, tmp_path):
     more = {"static.csv": STATIC + "p1,60,B\n", "s.toml": definition}  # another one counts
     splits, _ = read(places[0], write(places[0], **more))
     assert by_subject(splits)["p1"]["inputs"]["static"]["values"][0] == 2
+
+
+@pytest.mark.parametrize("limit", [0.21, 0.1, 1e-3, 36.6, 7.0, 16777217])
+def test_limits_are_inclusive_whatever_float32_makes_of_them(tmp_path, limit):
+    apart = [limit * 0.999, limit, limit * 1.001]
+    events = "patient,charted,item,value,comment\n" + "".join(
+        f"p1,2100-01-01 0{hour}:00,lactate,{value!r},\n" for hour, value in enumerate(apart, 1)
+    )
+    for low, high, kept in ((limit, 1e300, apart[1:]), (-1e300, limit, apart[:2])):
+        codes = f'{{ lactate = {{ codes = "E//lactate", low = {low!r}, high = {high!r} }} }}'
+        text = LONG.replace('{ lactate = "E//lactate" }', codes)
+        splits, _ = read(tmp_path, write(tmp_path, **{"events.csv": events, "s.toml": text}))
+        found = by_subject(splits)["p1"]["inputs"]["labs"]["values"].ravel()
+        np.testing.assert_array_equal(found, np.array(kept, np.float32))

@@ -12,7 +12,7 @@ from m4.data.sets.declared.definition import Definition
 from m4.errors import ConfigError, DataError
 from m4.specs import DataSpec
 
-VERSION = "3"
+VERSION = "4"
 LICENCE = "as the definition says"
 WHERE = "see `where` and `folder` of the definition"
 

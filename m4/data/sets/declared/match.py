@@ -130,7 +130,8 @@ class Matcher:
             self._rule(group.codes, len(self.names), math.nan, NO_TOKEN)
             self.names.append(f"groups.{group.name}")
         limits += [(-math.inf, math.inf)] * (1 + len(self.groups))
-        self.low, self.high = np.array(limits).T
+        with np.errstate(over="ignore"):  # beyond float32 is no limit
+            self.low, self.high = np.array(limits).astype(np.float32).T  # as the events' values
         self.timed = np.array([*timed, True, *(False for _ in self.groups)])
         self._known: dict[str, tuple[Entry, ...]] = {}
         self._sorted, self._lengths = sorted(self._starts), sorted({*map(len, self._starts)})
