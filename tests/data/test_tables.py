@@ -239,6 +239,53 @@ def test_what_was_exported_twice_counts_once(apart, tmp_path):
     assert by_subject(splits)["p1"]["inputs"]["static"]["values"][0] == 2
 
 
+@pytest.mark.parametrize(
+    ("groups", "cells", "found"),
+    [
+        ('["site"]', ["Oslo//Main", "Bergen//Main"], ["Oslo//Main", "Bergen//Main"]),
+        ('["site"]', ["7.0", "8"], ["7", "8"]),
+        ('["site"]', ["7.50", "v7.0"], ["7.50", "v7.0"]),
+        ('{ site = "s*e//*" }', ["Oslo//Main", "Bergen//Main"], ["Oslo//Main", "Bergen//Main"]),
+        ('{ site = "site" }', ["1000001", "1000002.0"], ["1000001", "1000002"]),
+        ('{ site = "site" }', ["100000001", "100000002"], ["100000001", "100000002"]),
+        ('{ site = "site" }', ["0.1", "12345.678"], ["0.1", "12345.678"]),
+        (
+            '{ site = { codes = "site", bands = [0.21, 0.4] } }',
+            ["0.21", "0.4"],
+            ["0.21 to under 0.4", "0.4 and over"],
+        ),
+    ],
+)
+def test_categories_that_differ_stay_apart(tmp_path, groups, cells, found):
+    static = "".join(f"{p},60,A,{c}\n" for p, c in zip(("p1", "p2"), cells, strict=True))
+    text = f"groups = {groups}\n{LONG}"
+    splits, _ = read(
+        tmp_path,
+        write(tmp_path, **{"static.csv": f"patient,age,unit,site\n{static}", "s.toml": text}),
+    )
+    examples = by_subject(splits)
+    assert [examples[p]["groups"]["site"] for p in ("p1", "p2")] == found
+
+
+@pytest.mark.parametrize(
+    ("pattern", "code", "category"),
+    [
+        ("SITE//*", "SITE//Oslo//Main", "Oslo//Main"),
+        ("A//SITE//*", "A//SITE//Oslo//Main", "Oslo//Main"),
+        ("*//SITE//*", "A//SITE//Main", "Main"),
+        ("re:SITE//.*", "SITE//Main", "Main"),
+        ("SITE//Main", "SITE//Main", "Main"),
+    ],
+)
+def test_a_category_stands_behind_what_the_pattern_says(tmp_path, pattern, code, category):
+    events = EVENTS + f"p1,,{code},,\n"
+    text = f'groups = {{ site = "{pattern.replace("re:", "re:E//")}" }}\n{LONG}'
+    if not pattern.startswith(("re:", "*")):
+        text = text.replace(f'"{pattern}"', f'"E//{pattern}"')
+    splits, _ = read(tmp_path, write(tmp_path, **{"events.csv": events, "s.toml": text}))
+    assert by_subject(splits)["p1"]["groups"]["site"] == category
+
+
 @pytest.mark.parametrize("limit", [0.21, 0.1, 1e-3, 36.6, 7.0, 16777217])
 def test_limits_are_inclusive_whatever_float32_makes_of_them(tmp_path, limit):
     apart = [limit * 0.999, limit, limit * 1.001]

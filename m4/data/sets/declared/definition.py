@@ -102,8 +102,9 @@ class Task:
 class Group:
     """A column that says to which group of people a record belongs; beside the data, no input.
 
-    The category is what stands behind the last `//` of the last such code up to the prediction
-    time; of a number the number, or its band between `bands`.
+    The category is told by the last such code up to the prediction time: what stands behind the
+    code of a column and `//`, or behind the last `//` before a pattern's `*`, or else behind the
+    last of all; of a number the number, or its band between `bands`.
     """
 
     name: str

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from m4.data.sets.declared import arrow_files
 from m4.data.sets.declared.definition import Definition, Source, find
 from m4.data.sets.declared.joins import ALWAYS, Joins, Reach
-from m4.data.sets.declared.match import TEXT, Matcher
+from m4.data.sets.declared.match import NO_TOKEN, TEXT, Matcher
 from m4.data.sets.declared.points import SPLITS, Flow, Points
 from m4.data.sets.declared.repeats import Repeats
 from m4.data.shares import SMALLEST, share
@@ -211,7 +211,7 @@ class Events:
             if follow:
                 encoded = cells.dictionary_encode()
                 names = [f"{code}//{value}" for value in encoded.dictionary.to_pylist()]
-                self._matcher.learn(names)
+                self._matcher.learn(names, column=code)
                 if any(map(self._matcher, names)):
                     index = encoded.indices.to_numpy(zero_copy_only=False)
                     self._add(subject_N[part], time_N[part], names, index, None, None)
@@ -235,7 +235,12 @@ class Events:
         events["token"] = np.array([entry.token for entry in flat])[entry_n]
         value_n = np.array([entry.value for entry in flat])[entry_n]
         own = np.nan if value_N is None else value_N[row_n]
-        events["value"] = np.where(np.isnan(value_n), own, value_n)
+        number_n = np.where(np.isnan(value_n), own, value_n)
+        events["value"] = number_n
+        for slot in self._matcher.groups:  # named before float32 makes one of two numbers
+            told_n = (events["slot"] == slot) & (events["token"] == NO_TOKEN)
+            told_n &= np.isfinite(number_n)
+            events["token"][told_n] = self._matcher.categories(slot, number_n[told_n])
         self.reach.add(events)
         self._append(self._numbers(events[events["token"] != TEXT]))
         is_text = events["token"] == TEXT

@@ -152,7 +152,7 @@ class Examples:
         found: dict[str, str | None] = {}
         for slot, group in self._matcher.groups.items():
             own = events[events["slot"] == slot][-1:]
-            words = [self._matcher.category(slot, int(e["token"]), float(e["value"])) for e in own]
+            words = [self._matcher.category(token) for token in own["token"].tolist()]
             wrong = bool(words) and text_problem(words[0]) is not None
             self.flow[f"groups.{group.name}: categories that are no names, unknown"] += wrong
             found[group.name] = words[0] if words and not wrong else None

@@ -22,6 +22,7 @@ from m4.data.sets.declared.patterns import pattern
 
 NO_TOKEN, TEXT = -1, -2  # in place of a token: a number is wanted, the event's text is wanted
 WITHOUT_NUMBER = ("count", "any", "is", "years_since")
+WHOLE = re.compile(r"^(-?\d+)\.0+$")
 WORD = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?")
 
 
@@ -125,6 +126,7 @@ class Matcher:
         self._rule(definition.zero, self.zero, 1.0, NO_TOKEN)
         self.groups: dict[int, Group] = {}  # by slot, after all others
         self._category: dict[str, int] = {}
+        self._categories: list[str] = []  # by number
         for group in definition.groups:
             self.groups[len(self.names)] = group
             self._rule(group.codes, len(self.names), math.nan, NO_TOKEN)
@@ -142,8 +144,8 @@ class Matcher:
             self.learn([code])
         return self._known[code]
 
-    def learn(self, codes: Sequence[str]) -> None:
-        """Decides on many codes at once."""
+    def learn(self, codes: Sequence[str], *, column: str = "") -> None:
+        """Decides on many codes at once; those of a `column` are its code, `//` and a cell."""
         new = [code for code in dict.fromkeys(codes) if code not in self._known]
         hits: list[set[int]] = [{*self._literal.get(code, ())} for code in new]
         array = pa.array(new, pa.large_string())
@@ -155,7 +157,7 @@ class Matcher:
             by_slot: dict[int, list[Entry]] = {}
             for i in sorted(rules):
                 slot, value, token = self._rules[i]
-                by_slot[slot] = self._entries(code, slot, value, token)
+                by_slot[slot] = self._entries(code, slot, value, token, column)
             self._known[code] = tuple(itertools.chain(*by_slot.values()))
 
     def unused(self) -> list[int]:
@@ -170,12 +172,22 @@ class Matcher:
         place = bisect.bisect_left(self._sorted, code)
         return place < len(self._sorted) and self._sorted[place].startswith(code)
 
-    def category(self, slot: int, token: int, value: float) -> str:
-        """The category that an event of a group's slot stands for."""
-        if token != NO_TOKEN:
-            return [*self._category][token]
+    def category(self, token: int) -> str:
+        """The category that a token of a group's slot stands for."""
+        return self._categories[token]
+
+    def categories(self, slot: int, value_n: np.ndarray) -> np.ndarray:
+        """Tokens i64[n] of a group's slot for finite numbers, f64[n]: bands, or their names."""
+        different, place_n = np.unique(value_n, return_inverse=True)
         bands = self.groups[slot].bands
-        return band(value, bands) if bands else f"{value:g}"
+        names = [band(v, bands) if bands else _name(v) for v in different.tolist()]
+        return np.array([self._numbered(name) for name in names], np.int64)[place_n]
+
+    def _numbered(self, category: str) -> int:
+        if category not in self._category:
+            self._category[category] = len(self._categories)
+            self._categories.append(category)
+        return self._category[category]
 
     def _rule(self, patterns: Sequence[str], slot: int, value: float, token: int) -> None:
         if patterns:
@@ -188,10 +200,9 @@ class Matcher:
             else:
                 self._patterns.append((text, len(self._rules) - 1))
 
-    def _entries(self, code: str, slot: int, value: float, token: int) -> list[Entry]:
+    def _entries(self, code: str, slot: int, value: float, token: int, column: str) -> list[Entry]:
         if (group := self.groups.get(slot)) and "//" in code and not group.bands:
-            name = code.rpartition("//")[2]
-            return [Entry(slot, 1.0, self._category.setdefault(name, len(self._category)))]
+            return [Entry(slot, 1.0, self._numbered(_behind(code, group, column)))]
         lexicon = self.lexicons.get(slot)
         if lexicon is None or lexicon.modality.spec.kind in ("text", "image"):
             return [Entry(slot, value, token)]
@@ -202,3 +213,20 @@ class Matcher:
         parts = code.split(mark) if mark else [code]
         names = [(mark or "").join(parts[: i + 1]) for i in range(len(parts))]
         return [Entry(slot, value, lexicon.raw(name)) for name in names]
+
+
+def _behind(code: str, group: Group, column: str) -> str:
+    """The category of a code: what stands behind its column, or behind the pattern's last `//`."""
+    starts = [re.split(r"[*?]", p)[0] for p in group.codes if not p.startswith("re:")]
+    starts = [f"{column}//", *("".join(start.rpartition("//")[:2]) for start in starts)]
+    length = max((len(start) for start in starts if code.startswith(start)), default=0)
+    text = code[length:] if length else code.rpartition("//")[2]
+    return WHOLE.sub(r"\1", text)  # a gap in a column makes 7.0 of 7
+
+
+def _name(value: float) -> str:
+    """A finite number as a category, so that different ones have different names."""
+    if value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    short = f"{value:g}"  # 0.1 also of a float32
+    return short if np.float32(short) == np.float32(value) else repr(value)
