@@ -10,6 +10,7 @@ import pytest
 
 from m4.data import data_sets
 from m4.data.sets import tables
+from m4.data.sets.declared import arrow_files
 from m4.errors import ConfigError, DataError
 from tests.data import test_support2
 
@@ -237,6 +238,27 @@ def test_what_was_exported_twice_counts_once(apart, tmp_path):
     more = {"static.csv": STATIC + "p1,60,B\n", "s.toml": definition}  # another one counts
     splits, _ = read(places[0], write(places[0], **more))
     assert by_subject(splits)["p1"]["inputs"]["static"]["values"][0] == 2
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["p1,x\x1fy,z", "p1,x,y\x1fz"],
+        ["p1,1:x,", "p1,1,:x"],
+        ["p1,1:x-,", "p1,,1:x-"],
+        ["p1,,x", "p1,x,"],
+    ],
+)
+def test_rows_that_differ_are_no_repeats_whatever_their_cells(tmp_path, rows):
+    text = LONG.replace('age = "age"', 'age = { codes = "v", take = "sum" }')
+    static = "\n".join(["patient,a,b,v", *(f"{row},5" for row in [*rows, rows[0]])]) + "\n"
+    splits, found = read(tmp_path, write(tmp_path, **{"static.csv": static, "s.toml": text}))
+    assert dict(found.flow)["rows that repeat another, counted once"] == 1
+    assert by_subject(splits)["p1"]["inputs"]["static"]["values"][0] == 10
+    table = pyarrow.table({"a": ["", None, "0:", "-"], "b": [None, "", "-", "0:"]})
+    (batch,) = table.to_batches()
+    columns = arrow_files.Columns(batch, tmp_path / "x", 0)
+    assert len({*columns.digests(["a", "b"], np.arange(4)).tolist()}) == 4
 
 
 @pytest.mark.parametrize(
