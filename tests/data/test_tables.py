@@ -261,6 +261,16 @@ def test_rows_that_differ_are_no_repeats_whatever_their_cells(tmp_path, rows):
     assert len({*columns.digests(["a", "b"], np.arange(4)).tolist()}) == 4
 
 
+def test_a_parquet_file_with_two_columns_of_a_name_is_refused(tmp_path):
+    file = write(tmp_path, **{"static.csv": None})
+    Path(file).write_text(LONG.replace("static.csv", "static.parquet"))
+    arrays = [pyarrow.array(["p1", "p2"]), pyarrow.array([1.0, 2.0]), pyarrow.array([3.0, 4.0])]
+    twice = pyarrow.Table.from_arrays(arrays, names=["patient", "age", "age"])
+    pq.write_table(twice, tmp_path / "static.parquet")
+    with pytest.raises(DataError, match="static.parquet: two columns have the same name"):
+        read(tmp_path, file)
+
+
 @pytest.mark.parametrize(
     ("groups", "cells", "found"),
     [

@@ -245,7 +245,10 @@ def is_text(kind: pa.DataType) -> bool:
 
 def _parquet(path: Path, only: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path) as file:
-        names = [n for n in file.schema_arrow.names if only is None or n in only]
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise DataError(f"{path}: two columns have the same name")
+        names = [n for n in names if only is None or n in only]
         yield from file.iter_batches(batch_size=BATCH, columns=names)
 
 
