@@ -1,14 +1,18 @@
 """Inspecting built data and MEDS folders: what is shown, what is warned of, what is kept back."""
 
+import datetime
 import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from m4.data import build, describe, manifest
 from m4.data.__main__ import main
 from m4.data.cohort import Cohort
 from m4.data.sets import meds
+from m4.data.sets.declared import arrow_files
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests.data import meds_folder as mf
 
@@ -103,6 +107,32 @@ def test_a_meds_folder_is_described_and_drafted(tmp_path, capsys):
     assert [(t.name, t.kind) for t in spec.tasks] == [("death", "binary")]
     cohort = meds.cohort(tmp_path, seed=0, file=str(tmp_path / "draft.toml"))
     assert sum(1 for start in cohort.splits.values() for _ in start()) == 90
+
+
+def test_groups_of_few_subjects_are_not_named(tmp_path, capsys, monkeypatch):
+    """Whatever stands in a code: a name, a number, a death, what steers a terminal."""
+    monkeypatch.setattr(arrow_files, "BATCH", 3)  # a subject that comes again counts once
+    few = ["MRN 4711 Jane Roe/letter", *["John Doe//x"] * 40, "Doe death\n[x]//y", "\x1b[31mX//y"]
+    codes = [*(["HR//bpm"] * 12), *(["\x1b[7mEX//y"] * 10), *few]
+    people = [*range(12), *range(10), *([3] * len(few))]
+    times = [datetime.datetime(2020, 1, 1)] * len(codes)
+    table = {
+        "subject_id": people,
+        "time": times,
+        "code": codes,
+        "numeric_value": [1.0] * len(codes),
+    }
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table(table), tmp_path / "data/0.parquet")
+    assert main(["describe", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"HR +1 +12 +100%", text) and " [7mEX " in text
+    assert re.search(r"\(groups of few subjects\) +<10 +43\n", text)
+    assert main(["draft", str(tmp_path)]) == 0
+    draft = capsys.readouterr().out
+    assert "HR" in draft
+    for said in (text, draft):
+        assert not re.search(r"Roe|Doe|4711|\x1b", said)
 
 
 def test_wrong_commands_end_in_a_line(tmp_path, capsys):

@@ -13,12 +13,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from m4 import cells
 from m4.data.sets.declared import arrow_files
 from m4.data.sets.declared.definition import TASK_COLUMN, find
 from m4.data.sets.declared.points import SPLIT_FILE
-from m4.errors import DataError
+from m4.errors import DataError, printable
 
 INTEGER = "integer_value"
 COLUMNS = ("subject_id", "time", "code", "numeric_value", "text_value")
@@ -44,11 +46,18 @@ class Code:
     subjects: int = 0
     numbers: int = 0
     texts: int = 0
+    some: set[str] = dataclasses.field(default_factory=set)  # subjects, all if below SMALLEST
 
     @staticmethod
     def total(codes: Iterable["Code"]) -> tuple[int, ...]:
         """Events, subjects, numbers and texts of several codes."""
-        return tuple(map(sum, zip(*map(dataclasses.astuple, codes), strict=True)))
+        rows = [(c.events, c.subjects, c.numbers, c.texts) for c in codes]
+        return tuple(map(sum, zip(*rows, strict=True)))
+
+    @staticmethod
+    def rare(codes: Iterable["Code"]) -> bool:
+        """Whether several codes are of so few subjects that their names may be those of people."""
+        return len(set[str]().union(*(code.some for code in codes))) < SMALLEST
 
 
 def read(root: Path) -> tuple[dict[str, Code], dict[str, int]]:
@@ -79,9 +88,22 @@ def read(root: Path) -> tuple[dict[str, Code], dict[str, int]]:
                 code.subjects += row["subject_count_distinct"]
                 code.numbers += row["number_sum"]
                 code.texts += row["text_sum"]
+            _meet(found, rows)
             for row in rows.group_by("group").aggregate(wanted[1:2]).to_pylist():
                 subjects[row["group"]] += row["subject_count_distinct"]
     return dict(found), dict(subjects)
+
+
+def _meet(found: dict[str, Code], rows: pa.Table) -> None:
+    """Takes in subjects of the codes of which fewer than SMALLEST are known."""
+    few = [name for name in rows["code"].unique().to_pylist() if Code.rare([found[name]])]
+    new = pc.and_(
+        pc.is_in(rows["code"], pa.array(few, rows["code"].type)), rows["subject"].is_valid()
+    )
+    for row in rows.filter(new).group_by(["code", "subject"]).aggregate([]).to_pylist():
+        some = found[row["code"]].some
+        if len(some) < SMALLEST:
+            some.add(row["subject"])
 
 
 def group_of(code: str) -> str:
@@ -102,18 +124,26 @@ def groups(codes: dict[str, Code]) -> dict[str, dict[str, Code]]:
 
 
 def lines(root: Path) -> list[str]:
-    """A table of code groups, label files and splits."""
+    """A table of code groups, label files and splits; groups of few subjects are not named."""
     out = [
-        f"MEDS data set {root}",
+        f"MEDS data set {printable(str(root))}",
         "",
         "group                     codes      events  numbers  text",
     ]
+    rare: list[Code] = []
     for group, codes in groups(read(root)[0]).items():
+        if Code.rare(codes.values()):
+            rare += codes.values()
+            continue
         events, _, numbers, texts = Code.total(codes.values())
         shares = f"{numbers / events:>9.0%}{texts / events:>6.0%}"
-        out.append(f"{group.rstrip('/') or '(no group)':24}{len(codes):>7,}{events:>12,}{shares}")
+        name = printable(group.rstrip("/")) or "(no group)"
+        out.append(f"{name:24}{len(codes):>7,}{events:>12,}{shares}")
+    if rare:
+        counts = [cells.count(n, SMALLEST) for n in (len(rare), Code.total(rare)[0])]
+        out.append(f"{'(groups of few subjects)':24}{counts[0]:>7}{counts[1]:>12}")
     for name, (path, column) in labels(root).items():
-        out.append(f"labels {name}: {path}, {column}")
+        out.append(f"labels {name}: {printable(path)}, {column}")
     has = (root / SPLIT_FILE).is_file()
     return [*out, f"splits: {SPLIT_FILE}{'' if has else ' is missing: a keyed hash is used'}"]
 
@@ -163,7 +193,7 @@ def draft(root: Path) -> list[str]:
     counts, subjects = read(root)
     for group, codes in groups(counts).items():
         if OUTCOME.search(group):
-            left_out.append(group)
+            left_out += [] if Code.rare(codes.values()) else [printable(group)]
         elif group == BIRTH:
             table.append(f'age = {{ codes = {text(BIRTH)}, take = "years_since" }}')
         else:
@@ -197,7 +227,7 @@ def _modality(
     group: str, codes: dict[str, Code], subjects: int, table: list[str], taken: set[str]
 ) -> list[str]:
     events, uses, numbers, texts = Code.total(codes.values())  # a subject counts once per code
-    enough = [name for name, code in codes.items() if code.subjects >= SMALLEST]
+    enough = [name for name, code in codes.items() if not Code.rare([code])]
     ranked = sorted(enough, key=lambda name: (-codes[name].subjects, name))[:MOST]
     key = re.sub(r"\W+", "_", group.lower()).strip("_") or "events"
     if not ranked:
@@ -232,4 +262,4 @@ def _all(group: str, codes: dict[str, Code]) -> list[str]:
     """Patterns of all codes of a group; those without a group are named one by one."""
     if group and group not in OWN:
         return [f"{group}*"]
-    return [_literal(name) for name, code in sorted(codes.items()) if code.subjects >= SMALLEST]
+    return [_literal(name) for name, code in sorted(codes.items()) if not Code.rare([code])]
