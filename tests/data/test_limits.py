@@ -323,3 +323,35 @@ def test_an_array_whose_header_asks_for_more_than_there_is(tmp_path):
     np.save(tmp_path / "vectors.npy", np.zeros((2, 2), np.float16))
     with pytest.raises(DataError, match="no embeddings"):
         folder.Embeddings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", "[" * 200_000),
+        ("a.toml", "a=" + "[" * 100_000),
+        ("b.json", '{"a":' + "[" * 60 + "]" * 60 + "}"),
+        ("b.toml", ".".join("a" * 5_000) + " = 1"),
+    ],
+)
+def test_a_definition_that_is_too_deep_is_one_line(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match="more than 50 tables and lists in each other"):
+        tables.resolved(file=str(tmp_path / name))
+    inner = "[" * 48 + "]" * 48
+    (tmp_path / "c.json").write_text(f'{{"a": {inner}}}')
+    assert definition.load(str(tmp_path / "c.json"))
+
+
+def test_a_pattern_that_is_none_and_a_span_without_end_are_one_line(tmp_path):
+    text = WIDE.replace("wide.csv", "w/**.csv").replace("{features}", '"0..3"')
+    (tmp_path / "d.toml").write_text(text)
+    options = {"file": str(tmp_path / "d.toml")}
+    with pytest.raises(ConfigError, match=r"'w/\*\*.csv' is no pattern of files"):
+        tables.missing_files(tmp_path, **options)
+    for span in ("0..99999999999", "0..200000", "0.." + "9" * 5_000):
+        (tmp_path / "d.toml").write_text(WIDE.replace("{features}", f'"{span}"'))
+        with pytest.raises(ConfigError, match="features: spans more than 200,000 columns"):
+            tables.spec(**options)
+    (tmp_path / "d.toml").write_text(WIDE.replace("{features}", '"7..1006"'))
+    assert tables.spec(**options).modalities[0].features[::999] == ("7", "1006")

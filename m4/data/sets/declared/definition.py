@@ -15,6 +15,7 @@ from m4.errors import ConfigError
 from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
 SHIPPED = Path(__file__).parent
+DEEPEST = 50  # tables and lists in each other
 ENDINGS = (".parquet", ".csv", ".csv.gz")
 KINDS = ("series", "table", "codes", "text", "image")
 TAKES = {  # how the events of one feature become one number
@@ -173,21 +174,38 @@ def locate(file: str) -> Path:
 
 
 def load(file: str) -> dict[str, Any]:
-    """The content of a definition. Raises ConfigError if it is neither TOML nor JSON."""
+    """The content of a definition. Raises ConfigError if it is neither TOML nor JSON, or deep."""
     path = locate(file)
+    deep = f"{path}: has more than {DEEPEST} tables and lists in each other"
     try:
         text = path.read_text(encoding="utf-8")
         found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (OSError, ValueError) as error:
         kind = "JSON" if path.suffix == ".json" else "TOML"
         raise ConfigError(f"{path}: is no readable {kind} file: {error}") from None
+    except RecursionError:
+        raise ConfigError(deep) from None
+    if _is_deep(found):
+        raise ConfigError(deep)
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: must be a table of keys")
     return found
 
 
+def _is_deep(content: Any) -> bool:
+    """Whether it is nested deeper than any definition: what reads it later may recurse."""
+    level = [content]
+    for _ in range(DEEPEST + 1):
+        inner = [x.values() if isinstance(x, dict) else x for x in level]
+        level = [item for one in inner for item in one if isinstance(item, dict | list)]
+    return bool(level)
+
+
 def find(root: Path, pattern: str) -> list[Path]:
-    """The files below `root` that a file name, a folder (searched whole) or a glob stands for."""
+    """The files below `root` that a file name, a folder (searched whole) or a glob stands for.
+
+    Raises ConfigError for what is no glob.
+    """
     path = root / pattern
     if path.is_file():
         return [path]
@@ -196,4 +214,9 @@ def find(root: Path, pattern: str) -> list[Path]:
     else:
         places = root.glob(pattern)
     inside = (p for p in places if not any(x.startswith(".") for x in p.relative_to(root).parts))
-    return sorted(p for p in inside if p.is_file() and p.name.endswith(ENDINGS))
+    try:
+        return sorted(p for p in inside if p.is_file() and p.name.endswith(ENDINGS))
+    except ValueError:
+        raise ConfigError(
+            f"{pattern!r} is no pattern of files: ** stands alone, as in data/**/*.csv"
+        ) from None

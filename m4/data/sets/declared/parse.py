@@ -28,6 +28,8 @@ from m4.data.sets.declared.keys import Keys
 from m4.errors import ConfigError
 from m4.specs import LONGEST, ModalitySpec, TaskSpec
 
+MOST_SPANNED = 200_000  # columns that a few characters may ask for
+
 
 def parse(content: Mapping[str, Any], file: str, *, meds: bool) -> Definition:
     """Checks a definition and gives it its defaults; `meds` adds those of the MEDS schemas.
@@ -178,7 +180,11 @@ def _features(keys: Keys, kind: str, prefix: str):
     given = keys.raw("features")
     take = keys.choice("take", "last", TAKES[kind])
     if isinstance(given, str) and (span := re.fullmatch(r"(\d+)\.\.(\d+)", given)):
-        given = [str(i) for i in range(int(span[1]), int(span[2]) + 1)]  # '0..75'
+        first, last = span.groups()  # of '0..75'
+        long = max(map(len, span.groups())) > 9 or int(last) - int(first) >= MOST_SPANNED
+        if long:
+            keys.problem("features", f"spans more than {MOST_SPANNED:,} columns")
+        given = ["0"] if long else [str(i) for i in range(int(first), int(last) + 1)]
     if isinstance(given, list) and all(isinstance(name, str) for name in given):
         twice = sorted(name for name, count in Counter(given).items() if count > 1)
         if twice:
