@@ -59,10 +59,11 @@ def test_the_central_square_of_every_file(tmp_path):
 def test_what_is_not_there_damaged_or_outside_is_absent_and_counted(tmp_path):
     names = [f"pictures/{i}.png" for i in range(N)]
     names[3:7] = ["pictures/none.png", "../scans.png", "/etc/passwd", ""]
+    names[10:12] = ["z" * 300 + ".png", "z/" * 3000 + "z.png"]  # longer than may be
     write(tmp_path, names, **{"9_png": b"no picture"})
     examples, flow = read(tmp_path)
-    assert {i for i, e in examples.items() if "xray" not in e["inputs"]} == {3, 4, 5, 6, 9}
-    assert flow["xray: image files that are not there"] == 3
+    assert {i for i, e in examples.items() if "xray" not in e["inputs"]} == {3, 4, 5, 6, 9, 10, 11}
+    assert flow["xray: image files that are not there"] == 5
     assert flow["xray: image files that cannot be decoded"] == 1
 
 

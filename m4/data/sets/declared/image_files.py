@@ -5,6 +5,7 @@ Names are never repeated in errors and counts, since they often hold a patient's
 Letters: n events of one point, V views, h rows, w columns, c channels.
 """
 
+import errno
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,4 +60,9 @@ def _place(root: Path, text: str) -> Path | None:
     path = Path(text)
     if path.is_absolute() or ".." in path.parts or path.suffix.lower() not in ENDINGS:
         return None
-    return root / path if "\0" not in text and (root / path).is_file() else None
+    try:
+        return root / path if "\0" not in text and (root / path).is_file() else None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # so there is no such file
+            return None
+        raise
