@@ -4,7 +4,7 @@
 
     manifest.json   see `m4.data.manifest`
     LICENCE.txt     terms of the source data, which hold for the records too
-    stamps.json     size and time stamp of every source file when it was hashed
+    stamps.json     size and time stamp of every source file when it was hashed, and what lay beside
     records/        ArrayRecord files
     vocabulary.json tokens of every modality whose ids were counted on training records, from id 1
     index/          see `m4.data.index`; only of data sets that predictions are joined with
@@ -26,7 +26,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from m4 import atomic, flock, seal
@@ -43,6 +43,7 @@ from m4.errors import HANDLES, DataError, SaveError, UserError, place, shortage
 Progress = Callable[[str, int], None]  # called with the split and its records so far
 Report = Callable[[dict[str, Any]], None]  # called with the manifest of what was just built
 Say = Callable[[list[str]], None]  # called with how the files match, before records are made
+Stamps = dict[str, dict[str, Any]]  # "files" -> a stamp each, "folders" -> a digest each
 REPORT_EVERY = 200
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 CANNOT_READ = (errno.EIO, errno.ESTALE)
@@ -83,8 +84,9 @@ def prepare(
       report: told the manifest, if something was built.
 
     A folder built for the same is reused while no source has another size, time stamp or inode than
-    when it was hashed (a small one is hashed at every start, all by `python -m m4.data verify`).
-    Raw files that are gone do not invalidate it; one with a damaged manifest is built again.
+    when it was hashed (a small one is hashed at every start, all by `python -m m4.data verify`) and
+    nothing came or went beside them; else all are looked for and hashed again. Raw files that are
+    gone do not invalidate it; one with a damaged manifest is built again.
 
     Raises:
       DataError: missing or damaged files, one line each; an empty split; a patient in two splits.
@@ -95,24 +97,31 @@ def prepare(
     _sweep(Path(data_dir))
     own = identity_of(module, name, seed=seed, options=options, calibration=calibration)
     own |= _parts(also_train, leave_out)
-    try:
-        if ready := _unchanged(home, own, raw_dir):
-            return ready
-    except OSError as error:
-        raise _unreadable(error, raw_dir, home) or SaveError(
-            f"{home}: cannot be read ({error.strerror}): built data are for their owner only, so"
-            " give --config.data.dir a folder of your own"
-        ) from error
+    if ready := _ready(home, own, raw_dir):
+        return ready
     if missing := module.missing_files(raw_dir, **options):
+        if ready := _ready(home, own, raw_dir, beside=False):  # what is there is as it was
+            return ready
         raise DataError(*_damage(home), *missing, f"{name}: {module.WHERE}")
     with blamed(home, raw_dir), _locked(home):
         if ready := _unchanged(home, own, raw_dir):  # built while we waited for the lock
             return ready
         cohort = _cohort(module, name, raw_dir, home / SCRATCH, seed=seed, options=options)
-        stamps = {f: _stamp(raw_dir / f) for f in cohort.sources if (raw_dir / f).exists()}
+        stamps = _stamps(raw_dir, cohort)
         built = _build(home, own, cohort, stamps, progress=progress, say=say, report=report)
         shutil.rmtree(home / SCRATCH, ignore_errors=True)
         return built
+
+
+def _ready(home: Path, own: dict[str, Any], raw_dir: Path, *, beside: bool = True) -> Path | None:
+    """As `_unchanged`; raises SaveError for a folder that cannot be read, DataError for a file."""
+    try:
+        return _unchanged(home, own, raw_dir, beside=beside)
+    except OSError as error:
+        raise _unreadable(error, raw_dir, home) or SaveError(
+            f"{home}: cannot be read ({error.strerror}): built data are for their owner only, so"
+            " give --config.data.dir a folder of your own"
+        ) from error
 
 
 def _parts(also_train: str, leave_out: str) -> dict[str, str | None]:
@@ -184,18 +193,27 @@ def fingerprint(identity: Mapping[str, Any], sources: Mapping[str, Mapping[str, 
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _unchanged(home: Path, identity: dict[str, Any], raw_dir: Path) -> Path | None:
-    """A built folder of this identity of which no source file is known to have changed."""
+def _unchanged(
+    home: Path, identity: dict[str, Any], raw_dir: Path, *, beside: bool = True
+) -> Path | None:
+    """A built folder of this identity of which no source file is known to have changed.
+
+    Nor, unless `beside` is False, is a name in the folders that hold them: it may be one more.
+    """
     for path in sorted(home.glob(f"*/{manifests.FILE}")):
         if path.parent.name.startswith("."):
             continue
         damaged = (DataError, FileNotFoundError, ValueError, AttributeError, LookupError, TypeError)
         with contextlib.suppress(*damaged):
             found = manifests.unchecked(path.parent)  # most are of other identities
-            same = all(found.get(key) == value for key, value in identity.items())
-            if same and all(
-                _same(raw_dir / file, stamp, found["sources"].get(file))
-                for file, stamp in seal.load(path.parent / STAMPS).items()
+            if any(found.get(key) != value for key, value in identity.items()):
+                continue
+            stamps = seal.load(path.parent / STAMPS)
+            files = stamps.get("files", stamps)  # before folders were listed, these alone
+            if beside and not _nothing_beside(raw_dir, files, stamps["folders"]):
+                continue
+            if all(
+                _same(raw_dir / f, stamp, found["sources"].get(f)) for f, stamp in files.items()
             ):
                 manifests.check_files(path.parent, found)
                 return path.parent
@@ -211,7 +229,54 @@ def _damage(home: Path) -> Iterator[str]:
             yield from error.args
 
 
-def _write_stamps(folder: Path, stamps: dict[str, list[int]]) -> None:
+def _stamps(raw_dir: Path, cohort: Cohort) -> Stamps:
+    """What tells at the next start that nothing changed, see `_unchanged`."""
+    files: dict[str, Any] = dict.fromkeys(cohort.absent)
+    files |= {f: _stamp(raw_dir / f) for f in cohort.sources if (raw_dir / f).exists()}
+    return {"files": files, "folders": _listings(raw_dir, files)}
+
+
+def _nothing_beside(raw_dir: Path, files: Mapping[str, Any], then: Mapping[str, str]) -> bool:
+    """Whether the folders of the sources, where they are still there, hold what they held."""
+    now = _listings(raw_dir, files)
+    return all(now.get(folder, digest) == digest for folder, digest in then.items())
+
+
+def _listings(raw_dir: Path, stamps: Mapping[str, Any]) -> dict[str, str]:
+    """Folder -> digest of its names: of those that hold a file, and of all above up to `raw_dir`.
+
+    Also of the folders in these, but for `raw_dir`, where other data sets have theirs. The files
+    themselves count as there, for they may go; hidden ones are of nobody's interest.
+    """
+    names: dict[PurePosixPath, set[str]] = {}
+    for file in map(PurePosixPath, (name for name, stamp in stamps.items() if stamp)):
+        if not file.is_absolute():
+            for below, folder in itertools.pairwise((file, *file.parents)):
+                names.setdefault(folder, set()).add(below.name)
+    for folder in [*names]:
+        for name in _names(raw_dir / folder, folders=True) if folder.name else ():
+            names.setdefault(folder / name, set())
+    found = {}
+    for folder, known in names.items():
+        if (raw_dir / folder).is_dir():
+            text = json.dumps(sorted(known | {*_names(raw_dir / folder)}))
+            digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+            found[folder.as_posix()] = digest
+    return found
+
+
+def _names(folder: Path, *, folders: bool = False) -> list[str]:
+    """What lies in a folder, or which folders; nothing of one that cannot be read."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return [
+            entry.name
+            for entry in entries
+            if not entry.name.startswith(".") and (entry.is_dir() or not folders)
+        ]
+    return []
+
+
+def _write_stamps(folder: Path, stamps: Stamps) -> None:
     atomic.write(folder / STAMPS, json.dumps(stamps, indent=1) + "\n")
 
 
@@ -221,10 +286,15 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _same(path: Path, stamp: list[int], source: Mapping[str, Any] | None) -> bool:
-    """Whether a source file is as it was when it was hashed. A small one is hashed again."""
+def _same(path: Path, stamp: list[int] | None, source: Mapping[str, Any] | None) -> bool:
+    """Whether a source file is as it was when it was hashed. A small one is hashed again.
+
+    Without a stamp it was not there.
+    """
     if not path.exists():
         return True
+    if stamp is None:
+        return False
     if source is None or path.stat().st_size > SMALL:
         return _stamp(path) == stamp
     return path.stat().st_size == source["bytes"] and sha256(path) == source["sha256"]
@@ -265,7 +335,7 @@ def _build(
     home: Path,
     identity: dict,
     cohort: Cohort,
-    stamps: dict[str, list[int]],
+    stamps: Stamps,
     *,
     progress: Progress | None,
     say: Say | None,

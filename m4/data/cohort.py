@@ -59,7 +59,8 @@ class Cohort:
     in JSON types; it is kept for `new`. `sources` maps file names relative to the raw folder to
     their 'bytes' and 'sha256' (see `checksums`). `joining` is called before the
     first example and says, a line each, how the files match; it raises DataError if they don't.
-    `warnings` are then known, too.
+    `warnings` are then known, too. `absent` are files, named like those of `sources`, that would
+    have been read and are not there: should they come, the cohort is made again.
     """
 
     spec: DataSpec
@@ -73,6 +74,7 @@ class Cohort:
     notes: str = ""
     joining: Callable[[], list[str]] = list
     warnings: list[str] = dataclasses.field(default_factory=list)
+    absent: list[str] = dataclasses.field(default_factory=list)
 
 
 def home(folder: Path, name: str) -> Path:

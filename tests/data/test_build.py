@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 
 from m4.data import build
 from m4.data import manifest as manifests
+from m4.data.cohort import checksums
 from m4.data.store import Store
 from m4.errors import DataError, SaveError
 from tests.data.toy_cohort import build_into, example, make_cohort
@@ -96,6 +98,73 @@ def test_builds_once_and_again_only_when_something_changed(module, monkeypatch):
     assert len(folders) == 5
     (raw / "file.txt").unlink()  # built data outlives its sources
     assert build.prepare("toylab.toy", raw, home, seed=1) in folders
+
+
+def several(toy):
+    """The toy data set reads every text below its raw folder, and 'late.csv' should it come."""
+
+    def cohort(raw_dir, *, seed, **options):
+        toy.builds.append(seed)
+        paths = [p for p in raw_dir.rglob("*") if p.suffix == ".txt" or p.name == "late.csv"]
+        absent = [] if (raw_dir / "shop/late.csv").exists() else ["shop/late.csv"]
+        return dataclasses.replace(make_cohort(), sources=checksums(raw_dir, paths), absent=absent)
+
+    toy.cohort = cohort
+
+
+@pytest.mark.parametrize(
+    "name", ["more.txt", "new/1.txt", "part/2.txt", "part/empty/1.txt", "shop/late.csv"]
+)
+def test_a_file_that_comes_later_is_read(module, monkeypatch, name):
+    monkeypatch.setattr(build, "SMALL", 0)
+    toy, raw, home = module
+    several(toy)
+    for folder in ("part/empty", "shop"):
+        (raw / folder).mkdir(parents=True)
+    (raw / "part/1.txt").write_text("1")
+    first = build.prepare("toylab.toy", raw, home)
+    assert build.prepare("toylab.toy", raw, home) == first and toy.builds == [0]
+    (raw / name).parent.mkdir(exist_ok=True)
+    (raw / name).write_text("late")
+    second = build.prepare("toylab.toy", raw, home)
+    assert second != first and name in manifests.read(second)["sources"]
+    assert build.prepare("toylab.toy", raw, home) == second and toy.builds == [0, 0]
+
+
+def test_what_lies_beside_the_sources_builds_nothing(module, monkeypatch):
+    monkeypatch.setattr(build, "SMALL", 0)
+    toy, raw, home = module
+    several(toy)
+    (raw / "part").mkdir()
+    (raw / "part/1.txt").write_text("1")
+    first = build.prepare("toylab.toy", raw, home)
+    inode = (first / "manifest.json").stat().st_ino
+    for number, change in enumerate((Path.touch, Path.unlink), start=2):
+        change(raw / "part/notes.md")  # all are looked for and hashed once, and nothing is built
+        for _ in range(2):
+            assert build.prepare("toylab.toy", raw, home) == first
+        assert toy.builds == [0] * number
+        assert (first / "manifest.json").stat().st_ino == inode
+    (raw / "part/.notes.swp").touch()
+    (raw / "part/1.txt").unlink()  # built data outlive any of their sources
+    assert build.prepare("toylab.toy", raw, home) == first and len(toy.builds) == 3
+    (raw / "file.txt").unlink()  # and what came since, if nothing can be built
+    (raw / "part/2.txt").touch()
+    assert build.prepare("toylab.toy", raw, home) == first and len(toy.builds) == 3
+
+
+def test_stamps_of_before_folders_were_listed(module, monkeypatch):
+    monkeypatch.setattr(build, "SMALL", 0)
+    toy, raw, home = module
+    first = build.prepare("toylab.toy", raw, home)
+    old = json.loads((first / build.STAMPS).read_text())["files"]
+    (first / build.STAMPS).write_text(json.dumps(old))
+    for _ in range(2):
+        assert build.prepare("toylab.toy", raw, home) == first
+    assert toy.builds == [0, 0]  # hashed once more
+    (first / build.STAMPS).write_text(json.dumps(old))
+    (raw / "file.txt").unlink()
+    assert build.prepare("toylab.toy", raw, home) == first
 
 
 def test_missing_files_say_where_to_get_them(module):

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from m4.data import build
+from m4.data import manifest as manifests
 from m4.data.sets import meds
 from m4.errors import ConfigError, DataError
 from tests.data import meds_folder as mf
@@ -393,6 +394,23 @@ def test_a_build_is_renewed_when_the_definition_changes(tmp_path):
     text = (tmp_path / "spec.toml").read_text()
     (tmp_path / "spec.toml").write_text(text.replace("low = 30", "low = 31"))
     assert build.prepare("meds", tmp_path, tmp_path / "d", options={"file": file}) != first
+
+
+@pytest.mark.parametrize("folder", ["hospital", "."])
+@pytest.mark.parametrize("late", ["metadata/subject_splits.parquet", "data/train/1.parquet"])
+def test_a_build_is_renewed_when_a_file_comes(tmp_path, folder, late):
+    given = mf.cohort_tables(20)
+    given["data/train/1.parquet"] = mf.events([(1, 3, "VITAL//HR", 99.0)])
+    definition = mf.DEFINITION.replace('from = "meds"', "")
+    options = {"file": mf.write(tmp_path, given, definition=definition), "folder": folder}
+    raw = tmp_path if folder == "hospital" else tmp_path / "hospital"
+    path = tmp_path / "hospital" / late
+    path.rename(tmp_path / path.name)
+    first = build.prepare("meds", raw, tmp_path / "d", options=options)
+    (tmp_path / path.name).rename(path)
+    second = build.prepare("meds", raw, tmp_path / "d", options=options)
+    assert build.prepare("meds", raw, tmp_path / "d", options=options) == second != first
+    assert any(name.endswith(late) for name in manifests.read(second)["sources"])
 
 
 @pytest.mark.skipif(not os.environ.get("M4_RAW_DIR"), reason="M4_RAW_DIR is not set")

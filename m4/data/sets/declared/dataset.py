@@ -9,6 +9,7 @@ from m4.data.cohort import Cohort, Example, checksums
 from m4.data.sets.declared import definition as definitions
 from m4.data.sets.declared import examples, parse, wording
 from m4.data.sets.declared.definition import Definition
+from m4.data.sets.declared.points import SPLIT_FILE
 from m4.errors import ConfigError, DataError
 from m4.specs import DataSpec
 
@@ -116,10 +117,13 @@ class Declared:
         """
         found = self.read_definition(**options)
         root = Path(raw_dir) / found.folder
-        paths = _paths(found, root, "metadata/subject_splits.parquet")
+        paths = _paths(found, root, SPLIT_FILE)
         sources = checksums(Path(raw_dir), paths)
         prepared = functools.partial(examples.prepare, found, root, seed=seed, scratch=scratch)
-        return _cohort(found, sources, prepared, ("train", "val", "test"))
+        cohort = _cohort(found, sources, prepared, ("train", "val", "test"))
+        if root / SPLIT_FILE not in paths:
+            cohort.absent = [(root / SPLIT_FILE).relative_to(raw_dir).as_posix()]
+        return cohort
 
     def new(
         self,
