@@ -111,6 +111,21 @@ def test_records_that_contradict_each_other(raw, tmp_path):
     assert flow["genomic: genotypes outside 0 to 2, gaps"] == 2
 
 
+def test_a_build_is_renewed_when_the_split_comes_or_changes(raw, tmp_path):
+    root, options = tmp_path / "adni", {"modalities": ("clinical",)}
+    shutil.copytree(raw / "adni", root)
+    lists = json.loads((root / "PTID_splits.json").read_text())
+    (root / "PTID_splits.json").unlink()
+    built = [build.prepare("adni", tmp_path, tmp_path / "d", options=options)]
+    for a, b in (("training", "testing"), ("testing", "training")):
+        turned = lists | {"training": lists[a], "testing": lists[b]}
+        (root / "PTID_splits.json").write_text(json.dumps(turned))
+        built.append(build.prepare("adni", tmp_path, tmp_path / "d", options=options))
+        assert build.prepare("adni", tmp_path, tmp_path / "d", options=options) == built[-1]
+    assert len({*built}) == 3
+    assert len(Store(built[1], "train")) > len(Store(built[2], "train"))
+
+
 def test_a_modality_of_other_subjects_is_refused(raw, tmp_path):
     root = tmp_path / "adni"
     shutil.copytree(raw / "adni", root)

@@ -60,6 +60,7 @@ IMAGES = {"freesurfer": ("UCSFFSX7*.csv",), "volume": ("ADNI_G.npy", "ADNI_subj.
 LEAKS = ("PTCOGBEG", "PTADDX", "PTADBEG")  # years of onset and diagnosis
 UNKNOWN = (-1, -4)  # ADNI's codes of what is missing
 GREY = 150  # label of the atlas's mask
+PARTS = "PTID_splits.json"
 SPLITS = {"training": "train", "validation": "val", "testing": "test"}
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
 CHUNK = 64  # subjects of the genome read at once
@@ -173,10 +174,11 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     forms = identifiers.Forms()
     label_of, flow = _labels(root / "label.csv", forms)
     turn = {name: options.get(name, 0) for name in ("fold", "num_folds")}
-    part_of, note = _splits(root / "PTID_splits.json", label_of, seed, forms, **turn)
+    part_of, note = _splits(root / PARTS, label_of, seed, forms, **turn)
     flow.append(("in a split", len(part_of)))
     train = {who for who, part in part_of.items() if part == "train"}
     read = _Read(root, forms, flow, label_of, variants=options.get("variants", 1024))
+    tables = [path for name in ("label.csv", PARTS) if (path := root / name).exists()]
     for modality in declared.modalities:
         paths = read.modality(modality, train)
         found = len(part_of.keys() & read.tables[modality.name].keys())
@@ -196,7 +198,7 @@ def cohort(raw_dir: Path | str, *, seed: int, **options) -> Cohort:
     return Cohort(
         spec=dataclasses.replace(declared, modalities=tuple(read.specs)),
         splits={name: lambda name=name: examples(name) for name in FRACTIONS},
-        sources=checksums(Path(raw_dir), [root / "label.csv", *read.files]),
+        sources=checksums(Path(raw_dir), [*tables, *read.files]),
         licence=LICENCE,
         version=VERSION,
         flow=flow,
@@ -361,7 +363,7 @@ def _splits(
     turn = {"fold": fold, "num_folds": num_folds}
     if not path.exists():
         part_of = {who: split.part(who, FRACTIONS, seed, **turn) for who in label_of}
-        return part_of, "split by a keyed hash: there is no PTID_splits.json"
+        return part_of, f"split by a keyed hash: there is no {PARTS}"
     try:
         lists = seal.load(path)
     except ValueError:
