@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from m4.data import apply, build, index
+from m4.data import apply, build, index, split
 from m4.data import manifest as manifests
 from m4.data.sets import mimiciv
 from m4.data.store import Store
@@ -93,6 +93,26 @@ def test_tables_may_be_lacking(raw, known, tmp_path):
     shutil.rmtree(place / "mimiciv")
     with pytest.raises(DataError, match="no hosp/ and icu/ in it"):
         read(place, known, tmp_path / "zz")
+
+
+def test_a_build_and_a_model_keep_to_their_file_of_phenotypes(raw, tmp_path):
+    path = tmp_path / "groups.csv"
+    options = {"split_by": "stay", "modalities": ("static",), "tasks": ("phe",)}
+    options |= {"window": "stay", "phenotype_file": str(path)}
+    seeds = (seed for seed in range(500) if toy.all_splits(raw, seed))
+    seed = next(s for s in seeds if split.assign(11, mimiciv.FRACTIONS, s) == "train")
+    built, known = [], None
+    for code in ("99592", "4019"):  # both of stay 11, whose label does not tell them apart
+        path.write_text(f"icd_version,icd_code,phenotype\n9,{code},septicemia\n")
+        for _ in range(2):
+            built += [build.prepare("mimiciv", raw, tmp_path / "d", seed=seed, options=options)]
+        known = known or (apply.Trained(manifests.read(built[0]), {}, options), {})
+        assert (len({*built}), built[-1]) == (len(built) // 2, built[-2])
+    assert str(path) in manifests.read(built[-1])["sources"]
+    with pytest.raises(DataError, match=r"groups.csv: is not the file .* trained with"):
+        read(raw, known, tmp_path / "x")
+    path.write_text(path.read_text().replace("4019", "99592"))
+    assert read(raw, known, tmp_path / "y")[0][11]["y/phe/mask"].all()
 
 
 def test_groups_of_diagnoses_are_those_of_training(raw, tmp_path):

@@ -231,6 +231,7 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options) -> Coh
     examples = Examples(root, raw_dir, data, stays, flow, stored, embeddings, scratch)
     sources, versions = _sources(root, raw_dir, data, chosen)
     encoders = _encoders(embeddings) if _linked(data, chosen) else {}
+    groups = [found["sha256"] for found in _mapping(data, chosen).values()]
     return Cohort(
         spec=data,
         splits={name: lambda name=name: examples.split(name) for name in FRACTIONS},
@@ -240,7 +241,9 @@ def cohort(raw_dir, *, seed: int, scratch: Path | None = None, **options) -> Coh
         flow=flow,
         notes=", ".join(versions),
         joining=examples.joining,
-        fitted=stays.fitted | ({"encoders": encoders} if encoders else {}),
+        fitted=stays.fitted
+        | ({"encoders": encoders} if encoders else {})
+        | ({"phenotypes": groups} if groups else {}),
     )
 
 
@@ -300,7 +303,8 @@ def _given(
 ) -> tuple[DataSpec, list[str]]:
     """The part of a schema that a folder has the files of, and a line for the rest of it.
 
-    Raises DataError if that is no more than what every folder must have.
+    Raises DataError if that is no more than what every folder must have, and for phenotypes of
+    another file than in training.
     """
     lacking = {
         name: f"{', '.join(gone)} is not there"
@@ -312,6 +316,13 @@ def _given(
             lacking[name] = f"no {linked.TITLE[linked.KIND[name]]} is there"
     if "drg" in data.task_names and "drg" not in fitted:
         lacking["drg"] = "the groups of training are not known"
+    if "phenotypes" in fitted and "phe" not in lacking:
+        now = [found["sha256"] for found in _mapping(data, chosen).values()]
+        if now != fitted["phenotypes"]:
+            raise DataError(
+                f"{chosen['phenotype_file']}: is not the file of phenotypes that the model was"
+                " trained with; restore it"
+            )
     for task in data.task_names:
         if follow_up.missing(root, (task,)):
             lacking[task] = "the release knows of no deaths outside the hospital"
@@ -351,4 +362,12 @@ def _sources(root: Path, raw_dir: Path, data: DataSpec, chosen) -> tuple[dict, l
         extra[f"embeddings of {name}"] = size
     versions += [f"{name} by {told}" for name, told in _encoders(own).items()]
     files += [release.need(root, name) for name in tables(data)]
-    return checksums(raw_dir, files) | extra, versions
+    return checksums(raw_dir, files) | _mapping(data, chosen) | extra, versions
+
+
+def _mapping(data: DataSpec, chosen: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Checksum of the file of phenotypes, if it is read, by its whole path: it lies anywhere."""
+    if not chosen["phenotype_file"] or "phe" not in data.task_names:
+        return {}
+    path = Path(chosen["phenotype_file"]).absolute()
+    return {path.as_posix(): found for found in checksums(path.parent, [path]).values()}
