@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m4.data import wfdb
+from m4.data import build, wfdb
+from m4.data import manifest as manifests
 from m4.data.sets import ptbxl
+from m4.data.store import Store
 from m4.errors import ConfigError, DataError
 
 
@@ -95,6 +97,17 @@ def test_wrong_tables_are_refused(root, change, said):
     edit(root, change)
     with pytest.raises(DataError, match=said):
         rows(root)
+
+
+def test_a_build_is_renewed_when_a_header_changes(root, tmp_path):
+    first = build.prepare("ptbxl", root, tmp_path / "d")
+    assert build.prepare("ptbxl", root, tmp_path / "d") == first
+    path = root / ptbxl.FOLDER / "records100/00000/00001_lr.hea"
+    path.write_text(path.read_text().replace("200.0(0)", "100.0(0)"))
+    second = build.prepare("ptbxl", root, tmp_path / "d")
+    assert second != first and len(manifests.read(second)["sources"]) == 2 + 36
+    found = [Store(folder, "train").read([0])["lead_I/values"][0, :5] for folder in (first, second)]
+    assert not np.allclose(*found)
 
 
 def test_a_release_folder_is_found(root):

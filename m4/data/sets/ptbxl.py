@@ -142,7 +142,7 @@ def cohort(raw_dir: Path | str, *, seed: int = 0, **options) -> Cohort:
     return Cohort(
         spec=data,
         splits={name: lambda name=name: examples(name) for name in ("train", "val", "test")},
-        sources=checksums(Path(raw_dir), [root / DATABASE, root / STATEMENTS]),
+        sources=_sources(Path(raw_dir), root, found),
         licence=LICENCE,
         version=VERSION,
         flow=flow,
@@ -165,8 +165,8 @@ def new(
         for record in found:
             yield {**_example(data, record, rate), "key": (int(record["ecg_id"]), None)}
 
-    tables = [root / name for name in (DATABASE, STATEMENTS) if (root / name).exists()]
-    return Cohort(data, {"new": examples}, checksums(folder, tables), LICENCE, VERSION, flow=flow)
+    sources = _sources(folder, root, found)
+    return Cohort(data, {"new": examples}, sources, LICENCE, VERSION, flow=flow)
 
 
 def part(own: int, fold: int, num_folds: int) -> str:
@@ -184,6 +184,12 @@ def _root(raw_dir: Path) -> Path:
     own = raw_dir / FOLDER
     releases = sorted(path.parent for path in own.glob(f"*/{DATABASE}"))
     return own if (own / DATABASE).exists() or not releases else releases[-1]
+
+
+def _sources(raw_dir: Path, root: Path, found: list[dict]) -> dict[str, dict[str, Any]]:
+    """Checksums of the tables and headers. A header holds the checksums of its samples."""
+    files = {root / DATABASE, root / STATEMENTS, *(record["header"] for record in found)}
+    return checksums(raw_dir, filter(Path.exists, files))
 
 
 def _classes(path: Path) -> dict[str, int]:
