@@ -156,6 +156,28 @@ def test_an_interrupted_build_goes_on_with_the_tables_it_has_read(raw, tmp_path,
     assert Store(whole, "train").manifest["flow"] == Store(folder, "train").manifest["flow"]
 
 
+@pytest.mark.parametrize("change", ["an earlier entry", "another patient"])
+def test_a_build_that_goes_on_reads_stays_that_changed(raw, tmp_path, change):
+    options = {"modalities": ("vitals", "labs"), "tasks": ("los",)}
+
+    def events(scratch):
+        cohort = mimiciv.cohort(raw, seed=0, scratch=scratch, **options)
+        found = [e["inputs"] for start in cohort.splits.values() for e in start()]
+        return repr(sorted(map(repr, found)))
+
+    lab = "5,3,,4,50971,,2152-01-01 02:00:00,,4,4,mEq/L,3,5,,ROUTINE,"
+    patch(raw, "hosp/labevents", "4,1,,3,", f"{lab}\n4,1,,3,")
+    before = events(tmp_path / "scratch")
+    if change == "an earlier entry":  # of the same length, so no window ends at another hour
+        times = "2150-01-01 10:00:00,2150-01-05 10:00:00"
+        patch(raw, "icu/icustays", times, times.replace(" 10:", " 09:"))
+    else:  # in the same split, with a table of the same size and time stamp
+        for table in ("icu/icustays", "hosp/admissions", "hosp/patients"):
+            patch(raw, table, "\n1,", "\n16,")
+    after = events(tmp_path / "scratch")
+    assert after == events(tmp_path / "afresh") != before
+
+
 PEAK = """
 import re, sys
 from m4.data.sets import mimiciv

@@ -136,10 +136,11 @@ class Examples:
         return found
 
     def _key(self, tables) -> str:
-        """Of the events: which stays and windows, which modalities, from which files."""
+        """Of the events: whose stays from when to when, which modalities, from which files."""
         digest = hashlib.blake2b(digest_size=8)
         digest.update(repr((VERSION, self.data, self.stored, self.embeddings)).encode())
-        for array in (self.stays.life.stay, self.stays.limit, self.stays.split):
+        stays, life = self.stays, self.stays.life
+        for array in (life.stay, life.subject, life.intime, stays.limit, stays.split):
             digest.update(np.ascontiguousarray(array).tobytes())
         for path in tables:
             status = path.stat()
