@@ -76,6 +76,29 @@ def test_labs_find_their_stay_without_an_admission_id(raw):
     assert "labs" not in found[3, 2.0]["inputs"]
 
 
+@pytest.mark.parametrize("nameless", [("3,301,",), ("3,301,", "2,201,")])
+def test_what_has_no_id_is_of_nobody(raw, nameless):
+    """Rows without a stay are of no stay without an id, diagnoses of no such admission."""
+    stay, hospital = "1,101,11,,2150-01-01 09:59", "1,101,2150"
+    stranger = "9,999,,,2152-01-01 02:00:00,,220045,200,200,bpm,0"
+    patch(raw, "icu/chartevents", stay, f"{stranger}\n{stay}")
+    patch(raw, "hosp/diagnoses_icd", "1,102,1,N179", "9,,1,4019,9\n1,102,1,N179")
+    earlier = "1,,2149-01-01 04:00:00,2149-01-08 00:00:00,,X,P,X,HOME,Medicare,0"
+    patch(raw, "hosp/admissions", hospital, f"{earlier}\n{hospital}")
+    for row in nameless:
+        patch(raw, "icu/icustays", f"{row}{row[0]}1,", f"{row},")
+    options = {"window": "stay", "tasks": ("phe",), "modalities": ("vitals", "history")}
+    cohort = mimiciv.cohort(raw, seed=0, **options)
+    examples = [e for start in cohort.splits.values() for e in start()]
+    assert sorted(e["key"][2] for e in examples) == [11, 12, 21][: 4 - len(nameless)]
+    assert not any(e["key"][2] == 11 and "history" in e["inputs"] for e in examples)
+    flow = dict(cohort.flow)
+    assert flow["ICU stays"] == 4
+    assert flow["ICU stays with admission and patient record"] == len(examples)
+    assert flow["records: ICU stay without an id, left out"] == len(nameless)
+    assert flow["vitals: events kept"] == 10 - len(nameless) and flow["vitals: rows read"] == 15
+
+
 def test_static(raw):
     found, cohort = examples(raw)
     static = dict(

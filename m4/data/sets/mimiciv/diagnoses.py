@@ -32,6 +32,9 @@ class Diagnoses:
         self._hashes = np.array([hashed(f"{v}:{c.strip()[:3]}", self._vocab) for v, c in ids])
 
     def _codes(self, hadm):
+        """The codes of an admission; of none without an id, for rows of others have none either."""
+        if hadm == -1:
+            return self._code[:0]
         return self._code[slice(*np.searchsorted(self._hadm, [hadm, hadm + 1]))]
 
     def labels(self, hadm_n, task):

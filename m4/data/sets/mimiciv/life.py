@@ -130,6 +130,8 @@ def read(root: Path) -> tuple[Life, np.ndarray, Table, dict[str, int]]:
     """Every ICU stay, whether its admission and patient are known, the table of admissions, and how
     many stays have records that are contradictory or incomplete, by kind.
 
+    A stay without an id is not known: rows of any patient have none either.
+
     Raises DataError for files that cannot be used, and for a row that comes twice: it would be two
     stays, or one of two answers.
     """
@@ -139,6 +141,7 @@ def read(root: Path) -> tuple[Life, np.ndarray, Table, dict[str, int]]:
         release.read(root, name, columns | more.get(name, {})) for name, columns in TABLES.items()
     )
     for table, (ids_N, *_) in zip(TABLES, (t.values() for t in (icu, adm, pat)), strict=True):
+        ids_N = ids_N[ids_N != -1]  # null, which is no id
         twice = len(ids_N) - len(np.unique(ids_N))
         if twice:
             raise DataError(f"{root}: {table} has {twice} rows whose id came before")
@@ -171,7 +174,9 @@ def read(root: Path) -> tuple[Life, np.ndarray, Table, dict[str, int]]:
     contradictions |= {"died in hospital neither 0 nor 1": odd_N[a]}
     contradictions |= _deaths(life, _known(adm["deathtime"][a]), _known(pat["dod"][p]), adm)
     counts = {kind: int(found[known].sum()) for kind, found in contradictions.items()}
-    return life, known & ~other, adm, counts
+    nameless = known & (life.stay == -1)
+    counts["ICU stay without an id, left out"] = int(nameless.sum())
+    return life, known & ~other & ~nameless, adm, counts
 
 
 def _deaths(life: Life, time_n: np.ndarray, date_n: np.ndarray, adm: Table) -> Table:

@@ -69,9 +69,9 @@ class Finder:
         self._codes = self._code(self._keys, begins[self._order])
 
     def known(self, key: np.ndarray) -> np.ndarray:
-        """bool[e]: whether the cohort has this key."""
+        """bool[e]: whether the cohort has this key; it never has a null (-1)."""
         at = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
-        return self._keys[at] == key
+        return (self._keys[at] == key) & (key != -1)
 
     def rows(self, key: int) -> np.ndarray:
         """All stays of one key."""
