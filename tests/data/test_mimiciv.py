@@ -99,6 +99,16 @@ def test_what_has_no_id_is_of_nobody(raw, nameless):
     assert flow["vitals: events kept"] == 10 - len(nameless) and flow["vitals: rows read"] == 15
 
 
+def test_an_admission_of_no_length_is_not_in_its_own_history(raw):
+    begin, end = "2150-01-01 04:00:00", "2150-01-08 00:00:00"
+    patch(raw, "hosp/admissions", f"{begin},{end}", f"{begin},{begin}")
+    patch(raw, "icu/icustays", "2150-01-01 10:00:00", begin)
+    options = {"window": "stay", "tasks": ("phe",), "modalities": ("static", "history")}
+    cohort = mimiciv.cohort(raw, seed=0, **options)
+    found = {e["key"][2]: e["inputs"] for start in cohort.splits.values() for e in start()}
+    assert "history" not in found[11] and len(found[12]["history"]["values"]) == 2
+
+
 def test_static(raw):
     found, cohort = examples(raw)
     static = dict(

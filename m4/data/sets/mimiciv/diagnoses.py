@@ -48,15 +48,19 @@ class Diagnoses:
         return found
 
     def history(self, life: Life, admissions: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """Per stay the three-character codes of admissions that ended before this one began."""
-        end = admissions["dischtime"]
+        """Per stay the three-character codes of other admissions that ended before its own began.
+
+        Its own does, too, if it is of no length.
+        """
+        hadm, end = admissions["hadm_id"], admissions["dischtime"]
         order = np.lexsort((end, admissions["subject_id"]))
         subject = admissions["subject_id"][order]
         found = []
-        for who, begin in zip(life.subject, life.admit, strict=True):
+        for who, own, begin in zip(life.subject, life.hadm, life.admit, strict=True):
             first, last = np.searchsorted(subject, [who, who + 1])
-            earlier = [i for i in order[first:last] if csv_files.NEVER < end[i] <= begin]
-            codes = [self._hashes[self._codes(admissions["hadm_id"][i])] for i in earlier]
+            others = [i for i in order[first:last] if hadm[i] != own]
+            earlier = [i for i in others if csv_files.NEVER < end[i] <= begin]
+            codes = [self._hashes[self._codes(hadm[i])] for i in earlier]
             found.append(last_distinct(np.concatenate(codes) if codes else np.zeros(0, int)))
         return found
 
