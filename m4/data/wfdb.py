@@ -33,8 +33,8 @@ DAMAGED = "ecg: a waveform is damaged or in another format than MIMIC-IV-ECG's; 
 def read(header: Path) -> tuple[np.ndarray, float, tuple[str, ...]]:
     """Millivolts f32[C, T] with NaN where invalid, samples per second, leads as the header says.
 
-    Raises DataError for damaged files and units that are no voltage, without the files' names:
-    they hold the patient's number.
+    Raises DataError for damaged files, units that are no voltage and voltages that are infinite,
+    without the files' names: they hold the patient's number.
     """
     try:
         _require(header, MAX_HEADER)
@@ -54,11 +54,14 @@ def read(header: Path) -> tuple[np.ndarray, float, tuple[str, ...]]:
             s[5] and (int(s[5]) - total) % 2**16 for s, total in zip(signals, sums, strict=True)
         ):
             raise ValueError
-        gain_C, base_C, scale_C = np.array([s[2:5] for s in signals], np.float32).T
-        value_TC = (raw_TC - base_C) / gain_C * scale_C
+        with np.errstate(all="ignore"):
+            gain_C, base_C, scale_C = np.array([s[2:5] for s in signals], np.float32).T
+            value_TC = (raw_TC - base_C) / gain_C * scale_C
+        if not np.isfinite(value_TC).all():
+            raise DataError("ecg: by gain and baseline in the header, a voltage is infinite")
         value_TC = np.where(raw_TC == INVALID, np.nan, value_TC)
         return value_TC.T.astype(np.float32), float(rate.split("/")[0]), names
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):
         raise DataError(DAMAGED) from None
 
 

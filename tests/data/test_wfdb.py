@@ -97,6 +97,19 @@ def test_a_unit_that_is_no_voltage_is_refused(header):
 
 
 @pytest.mark.parametrize(
+    "about", ["1e-45 16 0", "1e-60 16 0", f"200({10**40}) 16 0", f"200 16 {10**40}"]
+)
+def test_a_voltage_that_is_infinite_is_refused(header, about, recwarn):
+    header.write_text(HEADER.replace("200.0(0)/mV 16 0", about))
+    with pytest.raises(DataError, match="gain and baseline in the header, a voltage is infinite"):
+        wfdb.read(header)
+    header.write_text(HEADER.replace("200.0(0)/mV", f"200({10**400})/mV"))
+    with pytest.raises(DataError, match="damaged or in another format"):
+        wfdb.read(header)
+    assert not recwarn
+
+
+@pytest.mark.parametrize(
     ("names", "lead"),
     [
         (("II", "ii", "Lead II", "LEAD_II", "ECG II", "MDC_ECG_LEAD_II", "DII", "D2"), "II"),
