@@ -53,6 +53,15 @@ def test_views_must_describe_the_same_digits(tmp_path):
     assert len(mfeat.missing_files(tmp_path, views=("pix", "mor"))) == 1
 
 
+@pytest.mark.parametrize("wrong", [3.7, -0.5, -1, 10, "inf"])
+def test_a_class_is_a_digit(tmp_path, wrong):
+    write(tmp_path, "mor", [[0.5] * 6 + [c] for c in (0, 9.0, wrong)])
+    with pytest.raises(DataError, match="mfeat-mor.csv, line 4: a class that is no digit"):
+        digits(tmp_path, views=("mor",))
+    with pytest.raises(DataError, match="line 4: a class that is no digit"):
+        [*mfeat.new(tmp_path, {"views": ("mor",)}, {}).splits["new"]()]
+
+
 @pytest.mark.skipif(not os.environ.get("M4_RAW_DIR"), reason="M4_RAW_DIR is not set")
 def test_the_real_digits():
     root = Path(os.environ["M4_RAW_DIR"])

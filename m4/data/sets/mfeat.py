@@ -180,6 +180,9 @@ def _read(
         if known_N is None or (known_N & (rows[:, -1] != label_N)).any():
             raise DataError(f"{path}: not the digits of {_path(root, names[0])}")
         label_N = np.where(np.isnan(label_N), rows[:, -1], label_N)
+        wrong_N = ~np.isnan(rows[:, -1]) & ~np.isin(rows[:, -1], range(TASK.dim))
+        if wrong_N.any():
+            raise DataError(f"{path}, line {2 + int(wrong_N.argmax())}: a class that is no digit")
         views[view] = rows[:, :-1]
     if "pix" in views:
         square = views["pix"].reshape(-1, 1, *PIXELS, 1) / 3.0 - 1.0
