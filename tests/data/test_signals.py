@@ -85,6 +85,22 @@ def test_mosi_segments_by_hand(tmp_path):
     assert mosi.missing_files(tmp_path) == [f"{folder / 'test.npz'}: missing"]
 
 
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (["w$_$0", "v$_$0", "v$_$1"], "train.npz: 3 entries of id, 2 of labels"),
+        (["v$_$0"], "train.npz: 1 entries of id, 2 of labels"),
+        ("v$_$0", "train.npz: no arrays as docs/datasets.md says"),
+    ],
+)
+def test_every_mosi_segment_has_one_name(tmp_path, ids, said):
+    path = mosi.invent(tmp_path, patients=1, seed=0) / "train.npz"
+    arrays = {name: array[:2] for name, array in np.load(path).items()}
+    np.savez(path, **arrays | {"id": np.array(ids)})
+    with pytest.raises(DataError, match=said):
+        mosi.cohort(tmp_path, seed=0)
+
+
 def test_the_guide_converts_a_pickle(tmp_path, monkeypatch):
     import pickle
 

@@ -207,9 +207,11 @@ def _load(path: Path, positions: int, *, labelled: bool = True) -> dict[str, np.
             arrays = {name: file[name] for name in (*MODALITIES, "id")}
             unknown = np.full(len(arrays["id"]), np.nan)
             arrays["labels"] = file["labels"] if labelled or "labels" in file else unknown
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: no arrays as docs/datasets.md says ({error})") from None
     num = len(arrays["labels"])
+    if len(arrays["id"]) != num:
+        raise DataError(f"{path}: {len(arrays['id'])} entries of id, {num} of labels")
     arrays["labels"] = arrays["labels"].reshape(num, -1)[:, 0]
     for name in MODALITIES:
         if arrays[name].ndim != 3 or arrays[name].shape[:2] != (num, positions):
