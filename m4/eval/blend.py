@@ -3,7 +3,7 @@
 It is fitted on nothing, and the network never sees what trees say: a network that reads their
 scores trusts them, and loses with them where new patients differ from those of training. Of a label
 or class that boosting could not be fitted to, since its training rows know one answer alone, the
-blend is the network.
+blend is the network; out of fold each fold has training rows of its own.
 
 Letters: N rows, C labels, classes or values.
 """
@@ -32,13 +32,16 @@ def row(
         if own is None or task.kind not in averages.AVERAGED:
             continue
         out[name] = np.array(reference_NC, np.float64)
-        theirs_NC = out[name][predictions.uid]
-        out[name][predictions.uid] = _mean(task, own[predictions.full()], theirs_NC)
+        theirs_NC, own_NC = out[name][predictions.uid], own[predictions.full()]
+        fold_N = np.zeros(len(own_NC)) if predictions.fold is None else predictions.fold
+        for fold in np.unique(fold_N):
+            rows = fold_N == fold
+            out[name][predictions.uid[rows]] = _mean(task, own_NC[rows], theirs_NC[rows])
     return out
 
 
 def _mean(task: TaskSpec, own_NC: np.ndarray, theirs_NC: np.ndarray) -> np.ndarray:
-    """f64[N, C] of the network's and boosting's predictions."""
+    """f64[N, C] of the predictions of one network and of boosting on the same training rows."""
     out_NC = np.array(own_NC, np.float64)
     if task.kind == "regression":
         return averages.mean_of(task, np.stack([out_NC, theirs_NC]))

@@ -49,6 +49,33 @@ def test_what_boosting_could_not_be_fitted_to_is_the_networks(fabricate):
     np.testing.assert_allclose(found["unit"][at], whole["unit"], rtol=1e-5)
 
 
+def test_out_of_fold_the_network_is_the_blend_only_where_the_fold_knew_one_answer(fabricate):
+    spec, _, predictions = fabricate(modalities=("vitals", "labs"), rows=60)
+    fold = np.arange(60) % 3
+    predictions = dataclasses.replace(
+        predictions, fold=fold, uid=np.random.default_rng(0).permutation(60)
+    )
+    own = {n: p[predictions.full()].astype(float) for n, p in predictions.prediction.items()}
+    theirs = {name: p[::-1].copy() for name, p in own.items()}
+    lost = fold == 1  # nobody died among those whom the network of fold 1 was trained on
+    theirs["ihm"][lost] = 0.0
+    theirs["unit"][lost, 0] = 0.0  # nor had anybody class 0
+    theirs["unit"] /= theirs["unit"].sum(axis=1, keepdims=True)
+    handed = {name: p[np.argsort(predictions.uid)] for name, p in theirs.items()}
+    found = blend.row(predictions, spec, {"boosting": handed})
+    found = {name: p[predictions.uid] for name, p in found.items()}
+    p_N, q_N = own["ihm"][:, 0], theirs["ihm"][:, 0]
+    odds_N = np.sqrt(p_N / (1 - p_N) * q_N / np.maximum(1 - q_N, 1e-9))
+    expected_N = np.where(lost, p_N, odds_N / (1 + odds_N))
+    np.testing.assert_allclose(found["ihm"][:, 0], expected_N, rtol=1e-5)
+    both_NC = np.sqrt(own["unit"] * theirs["unit"])
+    both_NC[lost, 0] = 0.0
+    both_NC /= both_NC.sum(axis=1, keepdims=True)
+    both_NC[lost] *= 1 - own["unit"][lost, :1]
+    both_NC[lost, 0] = own["unit"][lost, 0]
+    np.testing.assert_allclose(found["unit"], both_NC, rtol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def document(fabricate):
     spec, subsets, predictions = fabricate(modalities=("vitals", "labs"), rows=900)
