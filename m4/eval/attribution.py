@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from m4 import cells
-from m4.eval import bootstrap, games, holm, metrics, subsets
+from m4.eval import bootstrap, games, holm, metrics, scorer, subsets
 from m4.eval.bootstrap import Draws, number
 from m4.eval.games import Game
 
@@ -226,11 +226,15 @@ def _primary(game: Game, worth: _Worth) -> dict[str, Any] | None:
         value_S.append(metrics.score(*args, fold_N=fold, names=[name])[name].value)
         if cells <= RANK_CELLS:
             value_SB.append(bootstrap.score(*args, few, fold_N=fold, names=[name])[name])
-    value_M, units = worth.map_MS @ np.array(value_S), game.units(np.ones(len(rows), bool))
-    if units is None:
+    value_M = worth.map_MS @ np.array(value_S)
+    enough = game.patients(np.ones(len(rows), bool)) >= game.min_patients
+    if not enough:
         value_M = np.full(len(value_M), np.nan)
     found = [{"value": number(value), "low": None, "high": None} for value in value_M]
-    if units is not None and value_SB:
+    if enough and value_SB:
+        # A mean over labels or classes is as unsure as the rarest of them.
+        cells_nL = game.label_nL, game.known_nL
+        units = scorer.rests_on(task, *cells_nL, game.patient_n, [name])[name]
         pairs_MR = worth.pairs(np.array(value_S))
         pairs_MR = [None] * len(value_M) if pairs_MR is None else pairs_MR
         drawn = zip(value_M, worth.map_MS @ np.stack(value_SB), pairs_MR, strict=True)

@@ -144,19 +144,8 @@ class Scorer:
         return found
 
     def _units(self, mask_NL: np.ndarray, names: Iterable[str]) -> dict[str, int]:
-        """Patients that each score rests on: of the rarer of two outcomes, where there are two.
-
-        A macro metric rests on the label or class with the fewest, of those that it is a mean of.
-        """
-        all_alike, (hot, known) = self.patients(mask_NL), self._outcomes(mask_NL)
-        sides = (hot,) if self.task.kind == "survival" else (hot, ~hot)
-        each = [
-            min(self.patients(known[:, [c]] & side[:, [c]]) for side in sides)
-            for c in range(hot.shape[1])
-        ]
-        rarest = min((units for units in each if units), default=0)
-        two = self.task.kind in ("binary", "survival")
-        return {name: rarest if two or _macro(name) else all_alike for name in names}
+        """Patients that each score rests on: `rests_on`."""
+        return rests_on(self.task, self.label, mask_NL, self.predictions.patient, names)
 
     def rests_on(self, mask_NL: np.ndarray, name: str) -> int:
         """Patients that a score of the cells rests on, see `m4.eval.bootstrap.interval`."""
@@ -206,7 +195,7 @@ class Scorer:
         """
         if self.task.kind in ("regression", "survival", "segmentation"):
             return []
-        hot, mask = self._outcomes(self.mask_full)
+        hot, mask = outcomes(self.task, self.label, self.mask_full)
         positive = hot & mask
         own_NC = self.predictions.prediction[self.task.name][self.full]
         p_NC = (own_NC if prediction_NC is None else prediction_NC).astype(np.float64)
@@ -233,25 +222,51 @@ class Scorer:
             curves.append(found)
         return curves
 
-    def _outcomes(self, mask_NL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Outcome indicators and the cells of the mask where they are known, both bool[N, C]."""
-        if self.task.kind == "survival":
-            return self.label[:, 1:] > 0, mask_NL[:, 1:]
-        if self.task.kind != "multiclass":
-            return self.label > 0, mask_NL
-        hot = np.eye(self.task.dim, dtype=bool)[self.label[:, 0].astype(int)]
-        return hot, np.broadcast_to(mask_NL[:, :1], hot.shape)
-
     def _events(self) -> tuple[int | None, list | None]:
         """Patients with the (rarest) outcome and the prevalences; None below the smallest cell."""
         if self.task.kind == "regression":
             return None, None
-        hot, mask = self._outcomes(self.mask_full)
+        hot, mask = outcomes(self.task, self.label, self.mask_full)
         positive = hot & mask
         events = min(self.patients(column[:, None]) for column in positive.T)
         if events < self.min_patients:
             return None, None
         return events, [number(rate) for rate in positive.sum(axis=0) / mask.sum(axis=0)]
+
+
+def outcomes(
+    task: TaskSpec, label_NL: np.ndarray, mask_NL: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Outcome indicators and the cells of the mask where they are known, both bool[N, C]."""
+    if task.kind == "survival":
+        return label_NL[:, 1:] > 0, mask_NL[:, 1:]
+    if task.kind != "multiclass":
+        return label_NL > 0, mask_NL
+    hot = np.eye(task.dim, dtype=bool)[label_NL[:, 0].astype(int)]
+    return hot, np.broadcast_to(mask_NL[:, :1], hot.shape)
+
+
+def rests_on(
+    task: TaskSpec,
+    label_NL: np.ndarray,
+    mask_NL: np.ndarray,
+    patient_N: np.ndarray,
+    names: Iterable[str],
+) -> dict[str, int]:
+    """Patients that each metric rests on: of the rarer of two outcomes, where there are two.
+
+    A macro metric rests on the label or class with the fewest, of those that it is a mean of.
+    """
+    hot, known = outcomes(task, label_NL, mask_NL)
+    sides = (hot,) if task.kind == "survival" else (hot, ~hot)
+
+    def patients(some_N: np.ndarray) -> int:
+        return len(np.unique(patient_N[some_N]))
+
+    each = [min(patients(known[:, c] & side[:, c]) for side in sides) for c in range(hot.shape[1])]
+    rarest = min((units for units in each if units), default=0)
+    two, everybody = task.kind in ("binary", "survival"), patients(mask_NL.any(axis=1))
+    return {name: rarest if two or _macro(name) else everybody for name in names}
 
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:

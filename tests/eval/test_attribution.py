@@ -252,6 +252,46 @@ def test_the_error_of_sampled_orders_is_in_values_groups_and_the_primary_metric(
         assert abs(row["shapley"]["value"]) < 1e-12  # all answers are alike
 
 
+def of_noise(kind, rare, rng, rows=200):
+    """The primary metric's Shapley value of a modality where all answers are noise.
+
+    `rare` patients have the last label or class.
+    """
+    modalities = tuple(ModalitySpec(m, "table", (1,)) for m in "ab")
+    task, keep_SM = TaskSpec("t", kind, dim=3), np.array([[1, 1], [1, 0], [0, 1]], bool)
+    label_NL = rng.permutation(np.r_[np.full(rare, 2), np.arange(rows - rare) % 2])[:, None]
+    if kind == "multilabel":
+        label_NL = np.eye(3)[label_NL[:, 0]]
+    predictions = Predictions(
+        subsets=keep_SM,
+        uid=np.arange(rows),
+        patient=np.arange(rows),
+        present=np.ones((rows, 2), bool),
+        prediction={"t": rng.dirichlet(np.ones(3), (3, rows)).astype(np.float32)},
+        label={"t": label_NL.astype(float)},
+        label_mask={"t": np.ones(label_NL.shape, bool)},
+        counted=np.ones((3, rows), bool),
+        routing={},
+    )
+    draws = bootstrap.resample(predictions.patient, draws=100, seed=int(rng.integers(1000)))
+    args = predictions, DataSpec(modalities, (task,)), task, draws
+    game = games.play(*args, min_patients=10)
+    return attribution.describe(game)["primary"]["modalities"][0]["shapley"]
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "multiclass"])
+def test_noise_is_seldom_worth_anything_where_two_have_the_rarest_label(kind):
+    """A macro metric rests on these two: counted by all patients, noise often had p below 5 %."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(40):
+        estimate = of_noise(kind, 2, rng)
+        found.append(estimate.get("p", 1.0) <= 0.05)
+        assert "%" not in estimate.get("note", "")  # in how many draws would tell of two
+    assert sum(found) <= binom.ppf(0.999, 40, 0.05)
+    alone = of_noise(kind, 1, rng)
+    assert alone["low"] is None and "p" not in alone and alone["value"] is not None
+
+
 @pytest.mark.slow
 def test_intervals_over_sampled_orders_hold_the_truth_with_the_error_of_the_orders():
     """150 cohorts of 60 rows, with orders of their own; without their error half would fail."""
