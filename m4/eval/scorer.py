@@ -182,7 +182,8 @@ class Scorer:
             "auxiliary": self.task.auxiliary,
             "primary": self.primary,
             "headline": list(self.headline),
-            "threshold": None if cut is None else [number(c) for c in np.ravel(cut)],
+            # Whole: a cut is a predicted value, and rounded it would not count itself as positive.
+            "threshold": None if cut is None else [_finite(c) for c in np.ravel(cut)],
             "patients": patients if patients >= self.min_patients else None,
             "events": events,
             "prevalence": prevalence,
@@ -271,6 +272,11 @@ def rests_on(
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
     return {key: number(value) for key, value in values.items()}
+
+
+def _finite(value: float) -> float | None:
+    """A JSON number with all its digits, None for what is not finite."""
+    return float(value) if np.isfinite(value) else None
 
 
 def _macro(name: str) -> bool:

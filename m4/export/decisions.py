@@ -72,4 +72,5 @@ def cuts(task: TaskSpec, document: Mapping[str, Any] | None) -> dict[str, Any]:
     if task.kind not in ("binary", "multilabel") or not isinstance(found, list):
         return {}
     known = [c if isinstance(c, float | int) and math.isfinite(c) else None for c in found]
-    return {"threshold": known} if len(known) == task.dim and any(known) else {}
+    some = any(cut is not None for cut in known)  # 0 is a cut
+    return {"threshold": known} if len(known) == task.dim and some else {}

@@ -17,10 +17,10 @@ import pytest
 import m4
 import m4.main
 from m4 import seal
-from m4.eval import averages, calibrated, conformal
+from m4.eval import averages, calibrated, conformal, metrics, scorer
 from m4.eval.predictions import Predictions
 from m4.eval.questions import ask
-from m4.export import Bundle, Refused, __main__, standalone
+from m4.export import Bundle, Refused, __main__, decisions, standalone
 from m4.export.standalone import digest_of
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import toy
@@ -126,6 +126,29 @@ def test_what_is_absent_is_absent_in_whatever_way(model):
     assert nothing == {"id": 1, "present": [], "tasks": None}
     both = model.predict([{"inputs": {}}, row])
     assert both[0]["tasks"] is None and both[1]["tasks"] == whole["tasks"]
+
+
+def test_a_cut_decides_as_it_was_evaluated_where_a_prediction_lies_on_it():
+    """The cut is a predicted value, whose seventh digit counts; and a cut of 0 is one."""
+    task = TaskSpec("died", "binary")
+    spec = DataSpec((ModalitySpec("a", "table", (1,)),), (task,))
+    p_N, y_N = np.float32([0.2, 0.31234567, 0.31234567, 0.7]), np.array([0.0, 1, 1, 1])
+    for shift in (0.0, p_N[1]):  # the second time the cut is 0
+        p_NC = np.maximum(p_N - shift, 0)[:, None]
+        label_NL, known_NL, everyone = y_N[:, None], np.ones((4, 1), bool), np.ones((1, 4), bool)
+        found = Predictions(
+            np.ones((1, 1), bool), np.arange(4), np.arange(4), known_NL, {"died": p_NC[None]},
+            {"died": label_NL}, {"died": known_NL}, everyone, {},
+        )  # fmt: skip
+        chosen = metrics.choose_threshold(label_NL, known_NL, p_NC)
+        assert chosen[0] == p_NC[1, 0]
+        card = scorer.Scorer(found, spec, task, threshold=chosen).card()
+        document = json.loads(json.dumps({"tasks": {"died": card}}))
+        one = {"kind": "binary", "labels": ["died"], "needs": [], "transform": ""}
+        one |= decisions.cuts(task, document)
+        told = [standalone.told(one, row_C, [True], ["a"])["decision"] for row_C in p_NC]
+        np.testing.assert_array_equal(told, p_NC[:, 0] >= chosen[0])
+    assert decisions.cuts(task, {"tasks": {"died": {"threshold": [None]}}}) == {}
 
 
 def test_what_goes_with_a_prediction(place, model):
