@@ -11,8 +11,9 @@ estimate {value, low, high, note?} of the patient bootstrap.
 
 `share` of the rows is answered: those whose probability is at least `sure`. A point is left out
 where fewer than `smallest` patients lie between it and the one before, a class's share likewise:
-otherwise the few could be had by subtraction. `single` answers where
-the prediction set of `m4.eval.coverage` has one class, which is the answer; None without sets.
+otherwise the few could be had by subtraction. A share of none or all has Wilson's interval, as no
+draw of its patients differs. `single` answers where the prediction set of `m4.eval.coverage` has
+one class, which is the answer; None without sets.
 Who is left to people may be of one kind: see `m4.eval.fairness`.
 
 Letters: N rows, K classes, B draws, b draws of one chunk, G shares.
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from m4 import cells
-from m4.eval import bootstrap
+from m4.eval import bootstrap, calibration
 from m4.eval.bootstrap import Draws, number
 from m4.eval.coverage import Verdicts
 from m4.eval.metrics import Value
@@ -58,7 +59,7 @@ def _question(verdicts: Verdicts, draws: Draws, smallest: int) -> dict[str, Any]
         last_N = some_N
         point = {"share": number(some_N.mean()), "sure": number(cut)}
         point |= {"patients": mean.count(some_N)}
-        point |= {"error": mean.of(wrong_N, some_N), "brier": mean.of(brier_N, some_N)}
+        point |= {"error": mean.share(wrong_N, some_N), "brier": mean.of(brier_N, some_N)}
         curve.append(point | {"classes": classes.shares(some_N)})
     return {
         "label": question.label,
@@ -105,6 +106,15 @@ class Means:
         value = Value(float(value_N[some_N].mean()))
         return bootstrap.interval(value, self.drawn(value_N, some_N), units=patients)
 
+    def share(self, hit_N: np.ndarray, some_N: np.ndarray) -> dict[str, Any]:
+        """`of` values that are 0 or 1. No draw differs where none or all of them are 1."""
+        found = self.of(hit_N, some_N)
+        if found["value"] not in (0.0, 1.0):
+            return found
+        low, high = calibration.wilson(found["value"], self.patients(some_N))
+        found |= {"low": number(max(low, 0.0)), "high": number(min(high, 1.0))}
+        return found | {"note": "no draw differs: Wilson's interval"}
+
 
 class _Answered:
     """Of each class the share that is answered, such that the few cannot be had by subtraction."""
@@ -128,8 +138,12 @@ class _Answered:
 
 
 def _area(sure_N, wrong_N, verdicts: Verdicts, draws: Draws) -> dict[str, Any]:
-    """Mean error over all shares, the surest first; of a random order, and of the best one."""
+    """Mean error over all shares, the surest first; of a random order, and of the best one.
+
+    Rows of equal sureness are answered together.
+    """
     order, rows = np.argsort(-sure_N, kind="stable"), verdicts.question.rows
+    last = np.searchsorted(-sure_N[order], -sure_N[order], side="right") - 1
     place = np.full(len(draws.patient_N), -1)
     place[rows] = np.arange(len(rows))
     chosen = place >= 0
@@ -138,7 +152,7 @@ def _area(sure_N, wrong_N, verdicts: Verdicts, draws: Draws) -> dict[str, Any]:
         weight = weight_nb[order]
         errors = np.cumsum(weight * wrong_N[order][:, None], axis=0)
         count = np.cumsum(weight, axis=0)
-        risk = errors / np.maximum(count, 1)
+        risk = (errors / np.maximum(count, 1))[last]
         return {"area": (risk * weight).sum(axis=0) / np.maximum(count[-1], 1)}
 
     once = np.ones((len(rows), 1))
@@ -160,8 +174,8 @@ def _single(verdicts: Verdicts, mean: Means, smallest: int) -> dict[str, Any]:
     alone_N = judged.size_N() == 1
     wrong_N = (judged.inside_NK.argmax(axis=1) != truth_N).astype(float)
     some = {
-        "answered": mean.of(alone_N.astype(float), np.ones(len(truth_N), bool)),
-        "error": mean.of(wrong_N, alone_N),
+        "answered": mean.share(alone_N.astype(float), np.ones(len(truth_N), bool)),
+        "error": mean.share(wrong_N, alone_N),
     }
     if any(0 < mean.patients(side) < smallest for side in (alone_N, ~alone_N)):
         note = f"fewer than {smallest} patients on one side"

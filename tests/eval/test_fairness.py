@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from m4.eval import bootstrap, coverage, fairness, reliance, selective
 from m4.eval.predictions import LayerRouting
@@ -228,6 +229,80 @@ def test_answering_the_surest_first_is_right_more_often(fabricate):
     y_N = found.label["ihm"][found.label_mask["ihm"][:, 0], 0]
     assert ihm["area"]["random"] == pytest.approx(np.mean((p_N > 0.5) != y_N), abs=1e-5)
     assert ihm["curve"][0]["brier"]["value"] == pytest.approx(np.mean((p_N - y_N) ** 2), abs=1e-5)
+
+
+def test_the_area_does_not_depend_on_the_order_of_rows_that_are_equally_sure(fabricate):
+    spec, _, found = fabricate(rows=300, seed=9, tasks=["ihm"])
+
+    def area(digits, order=slice(None)):
+        p_SNC = np.round(found.prediction["ihm"], digits)[:, order]
+        own = {key: getattr(found, key)[order] for key in ("patient", "present")}
+        some = dataclasses.replace(
+            found,
+            **own,
+            counted=found.counted[:, order],
+            prediction={"ihm": p_SNC},
+            label={"ihm": found.label["ihm"][order]},
+            label_mask={"ihm": found.label_mask["ihm"][order]},
+        )
+        judged = [*coverage.judge(some, spec, alpha=ALPHA)]
+        draws = bootstrap.resample(some.patient, draws=30)
+        document = selective.section(judged, draws, 10)["tasks"]["ihm"][0]["area"]
+        known_n = some.label_mask["ihm"][:, 0]
+        p_n, y_n = p_SNC[0, known_n, 0].astype(float), some.label["ihm"][known_n, 0]
+        sure_n, wrong_n = np.maximum(p_n, 1 - p_n), (p_n > 0.5) != y_n
+        together = np.mean([wrong_n[sure_n >= sure].mean() for sure in sure_n])
+        assert document["model"]["value"] == pytest.approx(together, abs=1e-5)
+        return document
+
+    hit_N = (found.prediction["ihm"][0, :, 0] > 0.5) == (found.label["ihm"][:, 0] > 0)
+    for order in (np.argsort(hit_N, kind="stable"), np.argsort(~hit_N, kind="stable")):
+        assert area(1, order)["model"] == area(1)["model"]
+    alike = area(-1)  # always 0: as good as any order
+    assert alike["model"]["value"] == alike["random"] > 0
+    area(7)
+
+
+def test_a_share_of_none_or_all_has_an_interval(fabricate):
+    """The error of 40 patients in whom nothing, or everything, went wrong: by SciPy's Wilson."""
+    spec, _, found = fabricate(rows=120, seed=3, tasks=["ihm"])
+    for right in (True, False):
+        y_N = found.label["ihm"][:, 0] > 0
+        p_N = np.where(y_N == right, 0.8, 0.2) + 0.1 * np.random.default_rng(0).random(120)
+        some = dataclasses.replace(
+            found,
+            prediction={"ihm": np.tile(p_N, (len(found.subsets), 1))[..., None].astype("f4")},
+            label_mask={"ihm": np.ones((120, 1), bool)},
+        )
+        judged = [*coverage.judge(some, spec, alpha=ALPHA)]
+        draws = bootstrap.resample(some.patient, draws=30)
+        question = selective.section(judged, draws, 10)["tasks"]["ihm"][0]
+        patients = len(np.unique(some.patient))
+        wrong = 0 if right else patients
+        wilson = binomtest(wrong, patients).proportion_ci(method="wilson")
+        error, brier = (question["curve"][0][key] for key in ("error", "brier"))
+        assert error["value"] == (not right) and "Wilson" in error["note"]
+        assert (error["low"], error["high"]) == pytest.approx((wilson.low, wilson.high), abs=1e-5)
+        assert "note" not in brier and brier["low"] < brier["value"] < brier["high"]
+        assert all(point["error"]["low"] < point["error"]["high"] for point in question["curve"])
+
+
+@pytest.mark.parametrize("error", [0.01, 0.03, 0.1])
+def test_intervals_of_an_error_share_cover_it_where_nobody_was_wrong_too(error, fabricate):
+    """Of 300 sets of 40 patients; a bootstrap alone covers 1 % in 0.34 of them, 3 % in 0.69."""
+    spec, _, found = fabricate(rows=40, seed=3, tasks=["ihm"])
+    found = dataclasses.replace(
+        found, patient=np.arange(40), label_mask={"ihm": np.ones((40, 1), bool)}
+    )
+    (verdicts,) = coverage.judge(found, spec, alpha=ALPHA)
+    rng, inside, everybody = np.random.default_rng(1), [], np.ones(40, bool)
+    draws = bootstrap.resample(found.patient, draws=200)
+    mean = selective.Means(verdicts, draws, 10)
+    for _ in range(300):
+        row = mean.share((rng.random(40) < error).astype(float), everybody)
+        inside.append(row["low"] <= error <= row["high"])
+    print("held", np.mean(inside))
+    assert np.mean(inside) >= 0.9
 
 
 @pytest.mark.slow
