@@ -13,7 +13,9 @@ Letters: T tasks.
 
 import dataclasses
 import inspect
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from m4.data.store import Store
 from m4.errors import ConfigError, DataError, DivergedError
 from m4.eval import evaluate, results, tim
 from m4.nn import front
-from m4.run import preflight
+from m4.run import preflight, selection
 from m4.run.setup import Setup, context, make_optimiser, make_setup
 from m4.run.workspace import owned, prepare, use_cache
 from m4.train import step as steps
@@ -48,7 +50,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     with owned(folder):
         use_cache(folder)
         scores = _scores(config, tasks, int(number))
-        seal.write(folder, "tim.json", json.dumps(scores, indent=1) + "\n")
+        seal.write(folder, "tim.json", json.dumps(scores, indent=1, allow_nan=False) + "\n")
     _print(scores)
 
 
@@ -62,6 +64,9 @@ def _scores(config: ml_collections.ConfigDict, tasks: str, number: int) -> dict[
     """What `tim.json` holds."""
     setup = make_setup(config, prepare(config))
     chosen = _chosen(config, setup, tasks)
+    test = Store(setup.data, "test")
+    chance = [selection.of_chance(test, n)[METRICS[setup.spec.task(n).kind]].value for n in chosen]
+    _require_scores(chosen, chance)  # before hours of training
     with context(setup.mesh):
         value = tim.cached(_trainer(config, setup, chosen), len(chosen))
         shapley = tim.shapley(value, len(chosen), num_permutations=number or None)
@@ -71,9 +76,22 @@ def _scores(config: ml_collections.ConfigDict, tasks: str, number: int) -> dict[
             "single": [float(value(frozenset({t}))[t]) for t in range(len(chosen))],
             "joint": value(frozenset(range(len(chosen)))).tolist(),
             "shapley": shapley.tolist(),
-            "leave_one_out": tim.leave_one_out(value, len(chosen)).tolist(),
-            "pairwise": tim.pairwise(value, len(chosen)).tolist(),
+            "leave_one_out": _finite(tim.leave_one_out(value, len(chosen))),
+            "pairwise": _finite(tim.pairwise(value, len(chosen))),
         }
+
+
+def _require_scores(names: Sequence[str], found: Sequence[float | None]) -> None:
+    """Raises DataError for tasks of which the test split tells no score."""
+    scores = zip(names, found, strict=True)
+    lacks = [name for name, x in scores if x is None or not np.isfinite(x)]
+    if lacks:
+        raise DataError(f"test split: no score for {', '.join(lacks)}: labels are all alike")
+
+
+def _finite(gain_TT: np.ndarray) -> list[list[float | None]]:
+    """As JSON; None where a gain is relative to a score of 0."""
+    return [[float(x) if np.isfinite(x) else None for x in row] for row in gain_TT]
 
 
 def _chosen(config, setup: Setup, tasks: str) -> list[str]:
@@ -151,9 +169,8 @@ def _trainer(config, setup: Setup, chosen: list[str]):
         active_T[place[mask]] = True
         scores = predict(fit(active_T).eval_params, active_T)
         found = [scores[f"{n}/{METRICS[setup.spec.task(n).kind]}"] for n in chosen]
-        lacks = [n for n, x, on in zip(chosen, found, mask, strict=True) if on and x is None]
-        if lacks:
-            raise DataError(f"test split: no score for {', '.join(lacks)}: labels are all alike")
+        names, own = (itertools.compress(both, mask) for both in (chosen, found))
+        _require_scores([*names], [*own])
         print("trained", ", ".join(np.array(chosen)[mask]), flush=True)
         return np.where(mask, np.array(found, np.float64), np.nan)
 

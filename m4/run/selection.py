@@ -30,17 +30,7 @@ def require_defined(
             " step on; --config.train.choose=last takes the last one"
         )
     name, _, metric = config.train.select.rpartition("/")
-    task, rows = val.spec.task(name), np.arange(len(val))
-    names = val.spec.modality_names
-    found = val.columns([f"y/{name}", f"y/{name}/mask", *(f"{m}/present" for m in names)])
-    present = {m: found[f"{m}/present"].astype(bool) for m in names}
-    counted_N = np.any([*present.values()], axis=0)
-    counted_N = np.all([counted_N, *(present[m] for m in task.needs)], axis=0)
-    known: Any = found[f"y/{name}"], found[f"y/{name}/mask"]
-    target = Target(*known)
-    label_NL, mask_NL = evaluate.labels(task, target, rows, counted_N)
-    drawn_NC = np.random.default_rng(0).random((len(val), task.dim))
-    values = metrics.score(task, label_NL, mask_NL, drawn_NC)
+    values = of_chance(val, name)
     if np.isfinite(values[metric].value):
         return
     others = [other for other, value in values.items() if np.isfinite(value.value)]
@@ -50,3 +40,19 @@ def require_defined(
         f" ({values[metric].note or 'undefined for its labels'}); {hint},"
         " or --config.train.choose=last"
     )
+
+
+def of_chance(split: Store, name: str) -> dict[str, metrics.Value]:
+    """Every metric of a task with predictions drawn at random: NaN where labels leave it undefined.
+
+    `name` is the task's.
+    """
+    task, rows, names = split.spec.task(name), np.arange(len(split)), split.spec.modality_names
+    found = split.columns([f"y/{name}", f"y/{name}/mask", *(f"{m}/present" for m in names)])
+    present = {m: found[f"{m}/present"].astype(bool) for m in names}
+    counted_N = np.any([*present.values()], axis=0)
+    counted_N = np.all([counted_N, *(present[m] for m in task.needs)], axis=0)
+    known: Any = found[f"y/{name}"], found[f"y/{name}/mask"]
+    label_NL, mask_NL = evaluate.labels(task, Target(*known), rows, counted_N)
+    drawn_NC = np.random.default_rng(0).random((len(split), task.dim))
+    return metrics.score(task, label_NL, mask_NL, drawn_NC)

@@ -1,11 +1,17 @@
 """`--mode=tim` end to end: coalitions share one compiled step, and the file adds up."""
 
 import json
+import types
 
 import numpy as np
 import pytest
 
 from m4 import main
+from m4.data import split
+from m4.errors import DataError
+from m4.modes import tim
+from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from tests.interop import cli_data
 
 CONFIG = """
 import ml_collections
@@ -61,3 +67,33 @@ def test_a_method_without_coalitions_is_refused(folder, capsys):
     (folder / "c.py").write_text(text)
     assert run(folder, "--tasks=death,los") == 2
     assert "method.name='flexmoe': its call has no argument active_T" in capsys.readouterr().err
+
+
+def test_a_task_that_the_test_split_cannot_score_is_told_before_training(
+    folder, made, monkeypatch, capsys
+):
+    original = cli_data.example
+
+    def alike(data, row):
+        found = original(data, row)
+        tested = split.assign(row, cli_data.FRACTIONS, 0) == "test"
+        return found | {"targets": found["targets"] | ({"death": 0} if tested else {})}
+
+    monkeypatch.setattr(cli_data, "example", alike)
+    assert run(folder, "--tasks=death,los") == 3
+    assert "test split: no score for death: labels are all alike" in capsys.readouterr().err
+    assert len(made) == 1 and not (folder / "w/tim.json").exists()  # no step of coalitions
+
+
+def test_scores_that_are_not_there_are_refused_and_gains_on_nothing_are_null(monkeypatch):
+    """A summary has NaN, never None, for a score that it cannot tell."""
+    tasks = TaskSpec("a", "binary"), TaskSpec("b", "regression")
+    spec = DataSpec((ModalitySpec("m", "table", (1,)),), tasks)
+    setup = types.SimpleNamespace(spec=spec, method=None)
+    monkeypatch.setattr(tim, "fitter", lambda *_: lambda _: types.SimpleNamespace(eval_params=None))
+    monkeypatch.setattr(tim, "_predictor", lambda *_: lambda *_: {"a/auroc": np.nan, "b/r2": 0.5})
+    train = tim._trainer(None, setup, ["a", "b"])
+    with pytest.raises(DataError, match="no score for a: labels are all alike"):
+        train(np.array([True, True]))
+    np.testing.assert_array_equal(train(np.array([False, True])), [np.nan, 0.5])
+    assert tim._finite(np.array([[0.0, np.inf], [-0.5, np.nan]])) == [[0.0, None], [-0.5, None]]
