@@ -59,13 +59,15 @@ class Measured(NamedTuple):
     value: float
     draws: np.ndarray  # f64[B]
     note: str = ""  # why the value may not be shown
+    smallest: int = 0  # of fewer patients notes do not tell how many, see `bootstrap.interval`
 
     def estimate(self) -> dict[str, Any]:
         """The value with its interval, as JSON."""
         if self.note:
             return {"value": None, "low": None, "high": None, "note": self.note}
         if not self.alike:
-            return bootstrap.interval(Value(self.value), self.draws, units=self.units)
+            args = Value(self.value), self.draws
+            return bootstrap.interval(*args, units=self.units, smallest=self.smallest)
         if self.metric in SHARES and self.value in (0.0, 1.0):
             low, high = calibration.wilson(self.value, self.units)
             note = "no draw differs: Wilson's interval"
@@ -176,7 +178,8 @@ def _primary(scorer: Scorer, groups) -> Iterator[Measured]:
                     "survival",
                 )  # means tell of none
                 note = few if two and 0 < units < scorer.min_patients else ""
-                yield Measured(column, name, category, patients, units, value, drawn, note)
+                own = column, name, category, patients, units, value, drawn
+                yield Measured(*own, note, scorer.min_patients)
 
 
 def _single(found: list[Verdicts], groups, draws: Draws, smallest: int) -> Iterator[Measured]:
@@ -196,7 +199,8 @@ def _single(found: list[Verdicts], groups, draws: Draws, smallest: int) -> Itera
                 note = "" if not few else _about(metric, value_N[chosen])
                 drawn = mean.drawn(value_N, chosen)
                 value = float(value_N[chosen].mean())
-                yield Measured(column, metric, category, patients, patients, value, drawn, note)
+                own = column, metric, category, patients, patients, value, drawn
+                yield Measured(*own, note, smallest)
 
 
 def _few(metric: str, verdicts: Verdicts, mean: Means, chosen: np.ndarray, smallest: int) -> bool:
@@ -272,7 +276,8 @@ def _gap(a: Measured, b: Measured) -> dict[str, Any] | None:
         estimate, p = found
     else:
         drawn, units = a.draws - b.draws, min(a.units, b.units)
-        estimate = bootstrap.interval(Value(value), drawn, units=units)
+        few = {"units": units, "smallest": max(a.smallest, b.smallest)}
+        estimate = bootstrap.interval(Value(value), drawn, **few)
         if estimate["low"] is None:
             return None
         p = bootstrap.two_sided(value, drawn, units=units)

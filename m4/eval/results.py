@@ -12,7 +12,8 @@ calibration_error. `ece` has none. Differences and drops have `p` (two-sided, no
     min_patients  10          smaller cells are suppressed or pooled
     modalities    [name]
     tasks         {task: {kind, dim, auxiliary, primary, headline: [metric], threshold: [f] | null,
-                  patients, events, prevalence}}   events = patients with the (rarest) outcome
+                  patients, events, prevalence}}   events = patients with the (rarest) outcome;
+                  both null where few have it, or few do not
     patterns      [{label, patients}]              natural presence patterns, small ones pooled
     subsets       [{label, kind, keep: [name]}]
     scores        [{task, subset, patients, metrics: {metric: E}, common: {primary: E}}]

@@ -224,15 +224,21 @@ class Scorer:
         return curves
 
     def _events(self) -> tuple[int | None, list | None]:
-        """Patients with the (rarest) outcome and the prevalences; None below the smallest cell."""
+        """Patients with the (rarest) outcome and the prevalences.
+
+        None below the smallest cell, and where these would tell of few without an outcome.
+        """
         if self.task.kind == "regression":
             return None, None
         hot, mask = outcomes(self.task, self.label, self.mask_full)
-        positive = hot & mask
-        events = min(self.patients(column[:, None]) for column in positive.T)
-        if events < self.min_patients:
-            return None, None
-        return events, [number(rate) for rate in positive.sum(axis=0) / mask.sum(axis=0)]
+        positive, smallest = hot & mask, self.min_patients
+        each = [self.patients(column[:, None]) for column in positive.T]
+        for c, own in enumerate(each):
+            never = self.patients(mask[:, [c]]) - own
+            ever = self.patients((mask & ~hot)[:, [c]])  # in one of several rows
+            if own < smallest or 0 < never < smallest or 0 < ever < smallest:
+                return None, None
+        return min(each), [number(rate) for rate in positive.sum(axis=0) / mask.sum(axis=0)]
 
 
 def outcomes(

@@ -37,7 +37,7 @@ def describe(
     """{features, columns: [{name, patients, rows, features: [...], groups}]}; None without values.
 
     A column per split and, of the last (whose rows `predictions` has), one for either outcome of
-    the first task that has two.
+    the first task that has two, unless one of these is of few.
     """
     if not splits:
         return None
@@ -48,15 +48,17 @@ def describe(
             continue
         known_N = predictions.label_mask[task.name][:, 0]
         hot_N = predictions.label[task.name][:, 0] > 0
-        for what, side_N in (("with", hot_N), ("without", ~hot_N)):
-            rows = predictions.uid[known_N & side_N]
-            if len(np.unique(last.patient_N[rows])) < min_patients:
-                break
+        sides = {"with": known_N & hot_N, "without": known_N & ~hot_N}
+        rows = {what: predictions.uid[side_N] for what, side_N in sides.items()}
+        # one side beside the whole tells of the other
+        if min(len(np.unique(last.patient_N[own])) for own in rows.values()) < min_patients:
+            break
+        for what, own in rows.items():
             some = Values(
                 last.names,
-                last.values_NF[rows],
-                last.patient_N[rows],
-                {name: column[rows] for name, column in last.groups.items()},
+                last.values_NF[own],
+                last.patient_N[own],
+                {name: column[own] for name, column in last.groups.items()},
             )
             columns.append({**_column(what, some, min_patients), "task": task.name})
         break

@@ -1,6 +1,7 @@
 """Groups and selective prediction on planted cohorts."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -145,6 +146,27 @@ def test_shares_of_a_small_group_do_not_tell_of_a_few(fabricate):
         here = (found.groups["site"][own] == row["category"]) & died
         few = len(np.unique(found.patient[own][here])) < 10
         assert few == ("rarer outcome" in row.get("note", "")) == (row["value"] is None)
+
+
+@pytest.mark.parametrize("rare", [1, 2, 4])
+def test_notes_of_a_group_do_not_tell_how_few_have_a_label(fabricate, rare):
+    """In how many draws it is lost would: 0.37 of one patient, 0.14 of two."""
+    spec, _, found = fabricate(rows=400, seed=2, tasks=["phe"])
+    found = dataclasses.replace(
+        found,
+        patient=np.arange(400),
+        groups={"sex": np.where(np.arange(400) < 200, "F", "M")},
+        label_mask={"phe": np.ones((400, 3), bool)},
+    )
+    found.label["phe"][:] = (np.arange(400) % 2)[:, None]
+    found.label["phe"][:200, 2] = np.arange(200) < rare
+    section = sections(found, spec, draws=300)["groups"]
+    (women,) = [
+        row for row in section["tasks"]["phe"]["sex"]["auroc_macro"] if row["category"] == "F"
+    ]
+    assert women["value"] is not None and ("no interval" in women["note"]) == (rare == 1)
+    noted = [row.get("note", "") for row in (women, *section["gaps"]["phe"])]
+    assert not any(re.search(r"[\d.]+ ?%", note) for note in noted), noted
 
 
 def test_points_of_the_curve_do_not_tell_of_a_few_patients(fabricate):

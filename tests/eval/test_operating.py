@@ -1,5 +1,6 @@
 """Curves, operating points and recalibration against scikit-learn, plain loops and simulation."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -187,6 +188,18 @@ def test_table_one_counts_patients_and_hides_the_few(fabricate):
     few = table_one.describe({"test": values}, predictions, spec, min_patients=10**6)
     assert few is not None and few["columns"][0]["patients"] is None and len(few["columns"]) == 1
     assert table_one.describe({}, predictions, spec, min_patients=10) is None
+
+
+@pytest.mark.parametrize("with_it", [3, 97])
+def test_neither_side_of_an_outcome_is_shown_where_one_is_of_few(fabricate, with_it):
+    """The other one, beside the whole, would tell how few."""
+    spec, _, predictions = fabricate(rows=100)
+    predictions = dataclasses.replace(predictions, patient=np.arange(100))
+    predictions.label_mask["ihm"][:] = True
+    predictions.label["ihm"][:, 0] = np.arange(100) < with_it
+    values = Values([("static", "x")], rng(0).normal(size=(100, 1)), predictions.patient)
+    found = table_one.describe({"test": values}, predictions, spec, min_patients=10)
+    assert found is not None and [c["name"] for c in found["columns"]] == ["test"]
 
 
 def test_a_rare_category_of_table_one_cannot_be_had_by_subtraction(fabricate):

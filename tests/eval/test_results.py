@@ -7,7 +7,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from m4.eval import holm
+from m4.eval.report import words
 from m4.eval.results import compose, pooled_patterns, summary, thresholds, write
+from m4.eval.scorer import Scorer
 
 SECRET = 880_000_000  # patient ids start here; none may appear in a result
 
@@ -159,6 +161,31 @@ def test_small_cells_are_suppressed_everywhere(fabricate):
     assert out["tasks"]["ihm"]["patients"] is None and out["calibration"]["ihm"] == []
     assert out["tasks"]["phe"]["events"] is None and out["tasks"]["phe"]["prevalence"] is None
     assert not rows(out, "strata", task="ihm")
+
+
+@pytest.mark.parametrize("few", [3, 0])
+@pytest.mark.parametrize("task", ["ihm", "phe"])
+def test_events_do_not_tell_of_few_without_the_outcome(fabricate, task, few):
+    spec, _, predictions = fabricate(rows=100, modalities=("vitals", "labs"))
+    predictions = dataclasses.replace(predictions, patient=np.arange(100))
+    predictions.label_mask[task][:] = True
+    predictions.label[task][:] = (np.arange(100) % 2)[:, None]
+    predictions.label[task][:, -1] = np.arange(100) >= few
+    card = Scorer(predictions, spec, spec.task(task)).card()
+    assert card["patients"] == 100
+    if few:
+        assert card["events"] is None and card["prevalence"] is None
+        results = {"min_patients": 10, "patients": 900, "tasks": {task: card}}
+        assert "<10 patients with the" in words.warnings(results)[0]
+        assert "or without it, prove nothing" in words.warnings(results)[0]
+    else:  # none is no secret
+        assert card["events"] == (100 if task == "ihm" else 50) and card["prevalence"][-1] == 1
+    # of 50 patients with two rows each, whose second row lacks the outcome in five
+    predictions = dataclasses.replace(predictions, patient=np.arange(100) % 50)
+    predictions.label[task][:] = (np.arange(100) % 50 % 2)[:, None]
+    predictions.label[task][:, -1] = (np.arange(100) < 50) | (np.arange(100) >= 55)
+    card = Scorer(predictions, spec, spec.task(task)).card()
+    assert card["events"] is None and card["prevalence"] is None
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,8 @@ def _task_table(results: Mapping[str, Any], columns, blocks) -> Table:
             if row["kind"] == "model":
                 note = f"{words.cell(card['patients'], smallest)} patients"
                 if card["kind"] != "regression":
-                    rare = "outcome" if card["kind"] == "binary" else "rarest outcome"
-                    note += f", {words.cell(card['events'], smallest)} with the {rare}"
+                    events = words.cell(card["events"], smallest)
+                    note += f", {events} {words.with_outcome(card).rstrip(',')}"
                 title = titled(results.get("words"), block["task"])
                 label = Cell(f"{title}, auxiliary" if card["auxiliary"] else title, note)
             cells = [estimate(row["metrics"].get(m), sign=row["kind"] == "delta") for m in columns]

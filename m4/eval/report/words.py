@@ -209,12 +209,17 @@ def warnings(results: Mapping[str, Any]) -> list[str]:
     for task, card in results["tasks"].items():
         events = card["events"]
         if card["kind"] != "regression" and (events is None or events < FEW_EVENTS):
-            of = "outcome" if card["kind"] == "binary" else "rarest outcome"
             out.append(
-                f"{task}: {cell(events, smallest)} patients with the {of} prove nothing: treat "
-                "the interval as a rough guess."
+                f"{task}: {cell(events, smallest)} patients {with_outcome(card)} prove nothing: "
+                "treat the interval as a rough guess."
             )
     return out
+
+
+def with_outcome(card: Mapping[str, Any]) -> str:
+    """Whom the events of a task are; where they are not told, few may also be the others."""
+    of = "with the outcome" if card["kind"] == "binary" else "with the rarest outcome"
+    return f"{of}, or without it," if card["events"] is None else of
 
 
 def print_table(results: Mapping[str, Any], console: Console | None = None) -> None:
