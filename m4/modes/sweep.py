@@ -146,6 +146,7 @@ def table(
     """Markdown: mean, standard deviation and interval over seeds, references, differences."""
     rows: dict[str, dict[int, dict[str, Any]]] = {}
     deltas: dict[str, dict[int, dict[str, Any]]] = {}
+    of_data = _named_data(points)
     for (config, seed), folder in points.items():
         path = folder / RESULTS[how]
         if not path.exists():
@@ -155,11 +156,12 @@ def table(
         for name, tasks in (found["references"] or {}).items():
             own, stem = tasks.get(task, {}), _stem(config)
             blended = name == blend.NAME  # every method has its own
-            row = f"{stem} + {blend.WITH}" if blended else name
+            row = f"{stem} + {blend.WITH}" if blended else f"{name}{of_data[config]}"
             rows.setdefault(row, {}).setdefault(seed, own.get("metrics", {}))
             deltas.setdefault(f"{stem} − {row}", {})[seed] = own.get("delta", {})
             for other, delta in own.get("against", {}).items() if blended else ():
-                deltas.setdefault(f"{row} − {other}", {})[seed] = delta
+                deltas.setdefault(f"{row} − {other}{of_data[config]}", {})[seed] = delta
+    _require_metrics(rows, metrics, task)
     first = metrics[0]
     sign = 1 if first in LOWER_IS_BETTER else -1
     order = sorted(rows, key=lambda name: sign * _mean(rows[name], first))
@@ -178,6 +180,51 @@ def table(
             text += f"\nPaired differences, {task} {metric}:\n\n" + "\n".join(paired) + "\n"
     text += _made(done)
     return text + (f"\nNot finished: {', '.join(missing)}\n" if missing else "")
+
+
+def _named_data(points: Mapping[tuple[str, int], Path]) -> dict[str, str]:
+    """Configuration -> ", <data>" for its references' rows; "" where the data of all are alike.
+
+    References are of the data: of others they are other rows. A seed may have a split of its own,
+    so data are alike if those of every shared seed are.
+    """
+    groups: list[dict[int, str]] = []
+    place: dict[str, int] = {}
+    for config in dict.fromkeys(config for config, _ in points):
+        own = {}
+        for (other, seed), folder in points.items():
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+                if other == config:
+                    own[seed] = str(seal.load(folder / "data.json")["fingerprint"])
+        alike = [all(g.get(s, f) == f for s, f in own.items()) for g in groups]
+        place[config] = alike.index(True) if any(alike) else len(groups)
+        groups += [] if any(alike) else [{}]
+        groups[place[config]] |= own
+    if len(groups) < 2:
+        return dict.fromkeys(place, "")
+    return {config: f", {_data_name(points, config, groups[g])}" for config, g in place.items()}
+
+
+def _data_name(points: Mapping[tuple[str, int], Path], config: str, prints: Mapping) -> str:
+    """The data set of a configuration's points, and which state of it."""
+    name, which = "data", min(prints.values(), default="unknown")[:8]
+    for (other, _), folder in points.items():
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            if other == config:
+                name = seal.load(folder / "config.json")["data"]["name"].rpartition(".")[2]
+                break
+    return f"{name} {which}"
+
+
+def _require_metrics(rows: Mapping[str, Any], metrics: Sequence[str], task: str) -> None:
+    """Raises ConfigError for metrics that no finished point has."""
+    known = dict.fromkeys(m for runs in rows.values() for scores in runs.values() for m in scores)
+    unknown = [metric for metric in metrics if metric not in known]
+    if known and unknown:
+        raise ConfigError(
+            f"--metrics={','.join(metrics)}: {', '.join(unknown)} is no metric of {task};"
+            f" metrics are {', '.join(known)}"
+        )
 
 
 def _made(points: Sequence[Path]) -> str:

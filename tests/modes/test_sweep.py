@@ -104,6 +104,34 @@ def test_every_method_has_its_own_blend(tmp_path):
     assert "- bad − bad + boosting: -0.100\n" in text
 
 
+@pytest.mark.parametrize("second", ["print_a", "print_b"])
+def test_references_of_other_data_have_rows_of_their_own(tmp_path, second):
+    points = {}
+    for name, data, low in (("a", "print_a", 0.8), ("b", second, 0.6)):
+        points[f"{name}.py", 0] = folder = tmp_path / name
+        (folder / "results").mkdir(parents=True)
+        boosting = {"metrics": metrics(low - 0.1), "delta": metrics(0.1)}
+        document = {
+            "tasks": ["death"],
+            "scores": [{"task": "death", "subset": "full", "metrics": metrics(low)}],
+            "references": {"boosting": {"death": boosting}},
+        }
+        (folder / "results/test.json").write_text(json.dumps(document))
+        (folder / "data.json").write_text(json.dumps({"fingerprint": data}))
+        (folder / "config.json").write_text(json.dumps({"data": {"name": f"mylab.{name}"}}))
+    text = table(points, task="death", metrics=["auroc"])
+    rows = [line.split(" | ")[0] for line in text.split("\n") if line.startswith("| boosting")]
+    values = dict(zip(rows, ("0.700", "0.500"), strict=False))
+    if second == "print_a":
+        assert rows == ["| boosting"] and "- b − boosting: 0.100" in text
+    else:
+        assert [*values] == ["| boosting, a print_a", "| boosting, b print_b"]
+        assert all(f"{row} | 0 | {value}" in text for row, value in values.items())
+        assert "- b − boosting, b print_b: 0.100" in text
+    with pytest.raises(ConfigError, match="--metrics=auorc: auorc is no metric of death;.*auroc"):
+        table(points, task="death", metrics=["auorc"])
+
+
 def test_finished_points_are_not_run_again(place):
     _, sweep, ran = place
     sweep("--seeds=0")
