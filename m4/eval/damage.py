@@ -59,6 +59,17 @@ def again(name: str) -> str:
     return f"--mode={mode} writes it again"
 
 
+def best(place: Path) -> str | None:
+    """The best parameters of a run, by step and digest; None without any that say what they are."""
+    folder = place / "checkpoints/best"
+    steps = [int(p.name) for p in folder.glob("[0-9]*") if p.name.isdecimal()]
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = seal.load(folder / str(max(steps)) / "meta/metadata")
+        if seal.intact(found):
+            return f"{max(steps)} {found[seal.KEY]}"
+    return None
+
+
 def differs(workdir: Path, name: str) -> bool:
     """Whether a file is known to be another than was written."""
     return seal.problem(workdir, name) == "differs from its seal"

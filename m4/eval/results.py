@@ -32,6 +32,7 @@ calibration_error. `ece` has none. Differences and drops have `p` (two-sided, no
                   other, paired too; 'blend' is the mean of the model and boosting (m4.eval.blend)
     curves, operating_points      {task: [...]}, see m4.eval.operating
     table_one     who was studied, see m4.eval.table_one; absent where nobody gave values
+    parameters    [step and digest of the best parameters, of each member]: whose these results are
     words         titles, units and definitions: m4.specs.words; absent where there are none
     attribution   {task: see m4.eval.attribution.describe}; absent unless enough subsets were swept
     monotone, next_test           {task: see m4.eval.monotone, acquire: describe}; the same

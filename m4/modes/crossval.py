@@ -67,7 +67,8 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
             shutil.copyfile(folder / "fold_0" / name, folder / name)
         spec = open_split(built[-1], "test", 1).spec
         print(f"{number} folds pooled", flush=True)
-        eval_mode.publish(config, spec, folder, pooled, split="crossval")
+        places = [folder / f"fold_{k}" for k in range(number)]
+        eval_mode.publish(config, spec, folder, pooled, split="crossval", places=places)
         if all(table is not None for table in keys):
             meds.write(folder, "crossval", pooled.found, spec, pa.concat_tables(keys))
             print(f"MEDS     {folder / meds.FOLDER / 'crossval'}")

@@ -280,8 +280,19 @@ def _judged(config, setup: Setup, val: Store, predict) -> Predictions:
     )
 
 
-def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, split: str) -> None:
-    """Writes and prints the results, and renders the report."""
+def publish(
+    config,
+    spec: DataSpec,
+    folder: Path,
+    evaluation: Evaluation,
+    *,
+    split: str,
+    places: Sequence[Path] = (),
+) -> None:
+    """Writes and prints the results, and renders the report.
+
+    `places` are the folders of a cross-validation's folds.
+    """
     document = results.compose(
         evaluation.found,
         spec,
@@ -315,6 +326,7 @@ def publish(config, spec: DataSpec, folder: Path, evaluation: Evaluation, *, spl
     if config.data.leave_out:
         document["left_out"] = config.data.leave_out
     document["words"] = _words(config, folder, split)
+    document["parameters"] = beside.parameters(folder, places)
     if config.eval.missing:
         document["missing"] = config.eval.missing.to_dict()
     results.write(document, folder)

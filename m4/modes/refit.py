@@ -25,6 +25,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from m4 import config as configs
 from m4 import seal
 from m4.config import Flags
 from m4.data import data_sets, held_in
@@ -35,13 +36,14 @@ from m4.eval import averages, damage, operating, results
 from m4.eval.report import words
 from m4.modes import ensemble, report, train
 from m4.modes import eval as eval_mode
-from m4.run import members, refitted, trained
+from m4.run import beside, members, refitted, trained
 from m4.run.devices import make_mesh
 from m4.run.setup import Setup, context, make_model
 from m4.run.workspace import owned, prepare, split_seed, use_cache
 from m4.train import processes, verify
 
 FOLDER, RESULTS = "refit", "results/crossval.json"
+TRAINED_BY = ("method", "optim", "train", "seed")  # what folds have of their cross-validation
 
 
 def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
@@ -54,13 +56,34 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     seeds = flags.options.get("seeds")
     with owned(folder):
         train.require_own(config, folder, force=False)
+        _require_of_folds(config, folder, folds)
         use_cache(folder)
         own, rows = settings(config, folds)
+        train.require_own(own, place, force="config" in flags.force)  # before its cuts are replaced
         place.mkdir(mode=0o700, exist_ok=True)
-        if processes.first() and not refitted.sound(place):
+        if processes.first():
             told = _told(config, own, folder, rows)
-            refitted.write(place, told, _out_of_fold(config, folder))
+            if not refitted.says(place, told):
+                refitted.write(place, told, _out_of_fold(config, folder))
+                _pass_on(place)
         _train(own, place, flags, ensemble.numbers(seeds) if seeds else None)
+
+
+def _require_of_folds(config, folder: Path, folds: Sequence[Path]) -> None:
+    """Raises CheckpointError if the scores out of fold are of an earlier state of the folds.
+
+    A cross-validation that goes on with other settings, and is stopped, leaves those of before.
+    """
+    found = json.loads(seal.text_of(folder, RESULTS, damage.again(RESULTS)))
+    known, goes_on = found.get("parameters"), "--mode=crossval goes on with it"
+    if known is not None and known != beside.parameters(folder, folds):
+        raise CheckpointError(f"{folder / RESULTS}: is not of the folds as they are now; {goes_on}")
+    for place in folds:
+        both = configs.stored(place / "config.json"), config.to_dict()
+        changes = configs.diff(*({key: one[key] for key in TRAINED_BY} for one in both))
+        changes = [line for line in changes if "(absent)" not in line]  # versions add fields
+        if changes:
+            raise CheckpointError(f"{place}: is not trained with {changes[0]} yet; {goes_on}")
 
 
 def settings(
@@ -112,6 +135,7 @@ def _told(config, own, folder: Path, rows: int) -> dict[str, Any]:
     steps = best_steps(members.folders(folder))
     return {
         "folds": len(steps),
+        "parameters": beside.parameters(folder),
         "steps": steps,
         "choose": config.train.choose,
         "step": own.train.until or own.train.steps,
@@ -161,6 +185,15 @@ def _finish(root: Path, config, setup: Setup, place: Path, predict) -> None:
         eval_mode.finish(config, setup, place, predict)
     elif processes.first():
         _expect(root, place)
+
+
+def _pass_on(root: Path) -> None:
+    """Gives members of a refit of several seeds what the whole says anew, as `_expect` does."""
+    for path in root.glob(f"member_*/{refitted.FILE}"):
+        seal.write(path.parent, refitted.FILE, refitted.text(root))
+        if (path.parent / RESULTS).is_file():
+            text = seal.text_of(root.parent, RESULTS, damage.again(RESULTS))
+            seal.write(path.parent, RESULTS, text)
 
 
 def _expect(root: Path, place: Path) -> None:

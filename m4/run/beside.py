@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,10 @@ import pyarrow.parquet as pq
 
 from m4 import seal
 from m4.errors import DataError
-from m4.eval import acquire, bootstrap, calibrated, games, questions, subsets, table
+from m4.eval import acquire, bootstrap, calibrated, damage, games, questions, subsets, table
 from m4.eval.predictions import Predictions
 from m4.run import members
 from m4.specs import DataSpec
-from m4.train import retention, verify
 
 FILE, FORMAT = "calibration.json", 1
 LEARNT_ON = ("test", "crossval")  # splits whose table teaches; the first that is there
@@ -53,15 +52,13 @@ DEGRADED = (
 AGAIN = "--mode=eval --config.eval.subsets=all writes it again"
 
 
-def parameters(folder: Path) -> list[str]:
-    """Digests of the best parameters, of each member; what predicts is known by them."""
-    found = []
-    for place in members.folders(folder) or (folder,):
-        best = place / "checkpoints/best"
-        with contextlib.suppress(Exception):  # a step that cannot be read is refused elsewhere
-            step = retention.complete(best)[-1]
-            found.append(f"{step} {verify.meta(best / str(step))[seal.KEY]}")
-    return found
+def parameters(folder: Path, places: Sequence[Path] = ()) -> list[str]:
+    """Digests of the best parameters, of each member; what predicts is known by them.
+
+    `places` are the members' folders, where they are known better than by the files of `folder`.
+    """
+    each = map(damage.best, places or members.folders(folder) or (folder,))
+    return [*filter(None, each)]  # a step that cannot be read is refused elsewhere
 
 
 def write(folder: Path, calibration: Predictions, spec: DataSpec, alpha: float) -> None:

@@ -32,6 +32,7 @@ from m4.data import manifest as manifests
 from m4.data.cohort import sha256
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
+from m4.eval import damage
 from m4.run import programs, trained
 from m4.run.setup import Model
 from m4.specs import DataSpec, wordless
@@ -202,6 +203,24 @@ def configs_of(
     return found
 
 
+def finished(place: Path) -> bool:
+    """Whether a run was trained to its last step, and its results are of what it trained.
+
+    One that has results already may be trained on since. What says nothing of it is believed: a
+    copy without states, results of an older version.
+    """
+    last, train = place / "checkpoints/last", configs.stored(place / "config.json").get("train")
+    if (steps := retention.complete(last)) and isinstance(train, dict) and train.get("steps"):
+        wanted = min(train.get("until") or train["steps"], train["steps"])
+        progress = verify.newest_note(last).get("progress") or {}
+        if min(steps[-1], progress.get("evaluated", steps[-1])) < wanted:
+            return False
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        told, now = seal.load(place / "results/test.json").get("parameters"), damage.best(place)
+        return told is None or now is None or told == [now]
+    return True
+
+
 def require_same(specs: Mapping[str, DataSpec]) -> None:
     """Raises ConfigError unless the schemas, by whose they are, ask the same of the same inputs."""
     (first, one), *others = specs.items()
@@ -252,7 +271,7 @@ def _folds(folder: Path) -> tuple[Path, ...]:
     found: list[Path] = []
     for k in range(_number(folder, len([*folder.glob("fold_*")]))):
         found.append(folder / f"fold_{k}")
-        if not (found[-1] / "results/test.json").is_file():
+        if not (found[-1] / "results/test.json").is_file() or not finished(found[-1]):
             raise CheckpointError(f"{found[-1]}: is not finished; --mode=crossval goes on with it")
     return tuple(found)
 

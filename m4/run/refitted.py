@@ -1,10 +1,12 @@
 """`refit.json`: what a model that was trained on all rows has from the cross-validation before it.
 
-{folds: k, steps: [best step of each fold], step: the last one trained, choose, rows,
+{folds: k, parameters: [step and digest of each fold's best parameters],
+steps: [best step of each fold], step: the last one trained, choose, rows,
 thresholds: {task: [cut]}, cuts: {task: {point: [cut]}},      chosen out of fold
 expected: {task: {metric: E}}}                                scores out of fold
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -51,9 +53,17 @@ def cuts(folder: Path) -> Cuts:
         raise DataError(f"{path}: is damaged; --mode=refit writes it again") from None
 
 
-def sound(folder: Path) -> bool:
-    """Whether it is there as it was written."""
-    return (folder / FILE).is_file() and seal.problem(folder, FILE) is None
+def says(folder: Path, document: Mapping[str, Any]) -> bool:
+    """Whether it is there as it was written, and says what a document beside its cuts would.
+
+    What an older version did not write down differs in nothing.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if (folder / FILE).is_file() and seal.problem(folder, FILE) is None:
+            known = seal.load(folder / FILE)
+            wanted = json.loads(json.dumps(document))
+            return all(known.get(key, value) == value for key, value in wanted.items())
+    return False
 
 
 def text(folder: Path) -> str:

@@ -11,7 +11,7 @@ from m4 import config as configs
 from m4.data import index
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
-from m4.modes import refit
+from m4.modes import refit, train
 from m4.run import members, trained
 from m4.train import verify
 from tests import toy
@@ -179,3 +179,55 @@ def test_what_is_no_cross_validation_is_refused(place, own, tmp_path):
         run(place, "mode=refit", f"workdir={work}")
     with pytest.raises(ConfigError, match="optim.lr: 0.01 -> 0.5"):
         run(own, "mode=refit", f"workdir={own / 'cv'}", "--config.optim.lr=0.5")
+
+
+def test_what_folds_said_before_they_were_trained_on_is_not_believed(place, tmp_path, monkeypatch):
+    work = tmp_path / "cv"
+    shutil.copytree(place / "cv", work)
+    told = work / "refit/refit.json"
+    before, fit = json.loads(told.read_text()), train.run
+    on = ("--config.train.steps=4", "force=config")
+    again = (f"config={place / 'c.py'}", "mode=crossval", f"workdir={work}")
+    again += ("--config.data.options.num_folds=2", *on)
+
+    def stops(config, folder, flags, **more):
+        if folder.name == "fold_1":
+            raise KeyboardInterrupt
+        return fit(config, folder, flags, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "run", stops)
+        run(place, *again)
+    assert (work / "results/crossval.json").is_file()
+    with pytest.raises(CheckpointError, match="not of the folds as they are now; --mode=crossval"):
+        run(place, "mode=refit", f"workdir={work}")
+    run(place, *again)
+    with pytest.raises(ConfigError, match="refit: holds a run with another configuration"):
+        run(place, "mode=refit", f"workdir={work}")
+    assert json.loads(told.read_text()) == before  # cuts are those of what was trained
+    run(place, "mode=refit", f"workdir={work}", "force=config")
+    found = json.loads(told.read_text())
+    assert (found["steps"], found["step"]) == ([4, 4], 4)
+    document = json.loads((work / "results/crossval.json").read_text())
+    assert found["parameters"] == document["parameters"] != before["parameters"]
+    full = {s["task"]: s["metrics"] for s in document["scores"] if s["subset"] == "full"}
+    assert found["expected"]["death"]["auroc"] == full["death"]["auroc"]
+
+
+def test_a_fold_that_is_trained_on_is_not_finished(place, tmp_path):
+    fold = tmp_path / "cv/fold_1"
+    shutil.copytree(place / "cv", tmp_path / "cv", ignore=shutil.ignore_patterns("refit"))
+    path = fold / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"train": config["train"] | {"steps": 4}}))  # and killed
+    with pytest.raises(CheckpointError, match="fold_1: is not finished; --mode=crossval goes on"):
+        run(place, "mode=refit", f"workdir={tmp_path / 'cv'}")
+    shutil.rmtree(fold / "checkpoints/last")  # nothing tells of it, as in a copy of the best step
+    assert members.finished(fold)
+    text = (fold / "results/test.json").read_text()
+    other = json.loads(text) | {"parameters": ["1 of_before"]}
+    (fold / "results/test.json").write_text(json.dumps(other))
+    assert not members.finished(fold)
+    del other["parameters"]  # of an older version
+    (fold / "results/test.json").write_text(json.dumps(other))
+    assert members.finished(fold)
