@@ -163,12 +163,13 @@ def _member(config: ml_collections.ConfigDict, seed: int) -> ml_collections.Conf
 
 
 def _done(config: ml_collections.ConfigDict, place: Path) -> bool:
-    """Whether a member was trained and evaluated with this configuration."""
+    """Whether a member was trained to its end and evaluated with this configuration."""
     path = place / "config.json"
     if not any((place / "results").glob("*.json")) or not path.is_file():
         return False
     whole = bool(retention.complete(place / "checkpoints/best"))
-    return whole and not configs.diff(configs.stored(path), config.to_dict())
+    same = whole and not configs.diff(configs.stored(path), config.to_dict())
+    return same and members.finished(place)  # its configuration is replaced before it is trained on
 
 
 def _list(folder: Path, kind: str, places: Sequence[Path]) -> None:

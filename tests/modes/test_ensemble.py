@@ -12,6 +12,7 @@ import m4
 from m4 import config as configs
 from m4 import modes
 from m4.errors import CheckpointError, ConfigError
+from m4.modes import ensemble, train
 from m4.run import members
 from tests import toy
 from tests.data import meds_folder as mf
@@ -117,6 +118,36 @@ def test_members_have_one_split_and_are_trained_once(place, capsys):
         run(place, *again, "--config.optim.lr=0.5")
     with pytest.raises(ConfigError, match="holds several models; choose another --workdir"):
         run(place, "mode=train", *again[2:])
+
+
+@pytest.mark.parametrize("killed", ["before its first step", "before it was tested"])
+def test_a_member_that_was_killed_while_it_was_trained_on_goes_on(place, tmp_path, killed):
+    work = tmp_path / "w"
+    shutil.copytree(place / "w", work)
+    on = ("--config.train.steps=4", "force=config")
+    again = ("mode=ensemble", "seeds=0,1", f"workdir={work}", f"config={place / 'c.py'}", *on)
+    member = work / "member_1"
+    old = (member / "results/test.json").read_bytes()
+
+    def stops(config, folder, flags, **more):
+        if folder != member:
+            return fit(config, folder, flags, **more)
+        if killed == "before it was tested":
+            fit(config, folder, flags, finish=lambda *args: None)
+        train.claim(config, folder, force=True)
+        raise KeyboardInterrupt
+
+    fit = train.run
+    with pytest.raises(KeyboardInterrupt):
+        given = configs.parse([f"--{arg}" if not arg.startswith("-") else arg for arg in again])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("M4_RAW_DIR", str(place))
+            patch.setenv("M4_DATA_DIR", str(place / "data"))
+            ensemble.members_of(configs.load(given), work, [0, 1], given, fit=stops)
+    assert (member / "results/test.json").read_bytes() == old
+    run(place, *again)
+    assert [m["step"] for m in members.read(work)["members"]] == [4, 4]
+    assert document(member)["parameters"] == document(work)["parameters"][1:]
 
 
 def test_of_one_it_is_the_member_exactly(place):
