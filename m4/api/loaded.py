@@ -561,6 +561,8 @@ def _thresholds(folder: Path, spec: DataSpec, missing: Mapping[str, Any]) -> dic
         found = seal.load(folder / "results/test.json")
         if found.get("missing", {}) != missing:
             return {}
+        if found.get("parameters") not in (None, beside.parameters(folder)):
+            return {}
         cards = found["tasks"]
         known = [task for task in spec.tasks if task.name in cards]
         cuts = {task: np.array(cards[task.name]["threshold"], float) for task in known}

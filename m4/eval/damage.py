@@ -12,6 +12,7 @@ TRAINED_BY = ("method", "optim", "seed")  # sections of a configuration
 # The mode that writes a file, or those of a folder, again; that of others has their own name.
 WRITERS = {"results": "eval", "predictions": "predict", "results/crossval.json": "crossval"}
 WRITERS |= {"members.json": "ensemble"}
+OF_PARAMETERS = ("results/test.json", "results/crossval.json", "stress.json")
 
 
 def lines(workdir: Path) -> list[str]:
@@ -34,6 +35,11 @@ def lines(workdir: Path) -> list[str]:
             problem = seal.problem(workdir, name)
             if problem and (sealing or problem != "has no seal"):
                 found.append(f"{name} {problem}; {again(name)}")
+    found += [
+        f"{name} is of other parameters than those that are there; {again(name)}"
+        for name in OF_PARAMETERS
+        if of_others(workdir, name)
+    ]
     note = _newest_note(workdir)
     if problem := _of_log(workdir, note, begun=bool(results)):
         found.append(f"{LOG} {problem}; the curves show what is left")
@@ -68,6 +74,33 @@ def best(place: Path) -> str | None:
         if seal.intact(found):
             return f"{max(steps)} {found[seal.KEY]}"
     return None
+
+
+def of_others(workdir: Path, name: str) -> bool:
+    """Whether a document says that it is of other best parameters than those that are there.
+
+    Scores out of fold in a folder without folds (a refit, an ensemble of folds) are of others on
+    purpose.
+    """
+    folds = (workdir / "fold_0").is_dir()
+    if not (workdir / name).is_file() or (name == "results/crossval.json" and not folds):
+        return False
+    try:
+        told = seal.load(workdir / name)["parameters"]
+        now = [best(place) for place in _places(workdir, len(told))]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False  # damaged, or of a version that did not say it
+    return all(now) and now != told
+
+
+def _places(workdir: Path, count: int) -> list[Path]:
+    """The folders of all that predicts, of a cross-validation's folds the first `count`."""
+    if (workdir / "members.json").is_file():
+        members = seal.load(workdir / "members.json")["members"]
+        return [workdir / member["folder"] for member in members]
+    if (workdir / "checkpoints").is_dir() or not (workdir / "fold_0").is_dir():
+        return [workdir]
+    return [workdir / f"fold_{k}" for k in range(count)]
 
 
 def differs(workdir: Path, name: str) -> bool:

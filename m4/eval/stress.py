@@ -4,7 +4,7 @@ Schema (version 1). `E` as in `m4.eval.results`:
 
     schema        1
     split         'test'
-    rows, patients, bootstrap, min_patients   as there
+    rows, patients, bootstrap, min_patients, parameters   as there
     tasks         {task: {metric, patients}}
     whole         {task: E}             of the split as it is
     conditions    [{kind, rate, lost: share of what is present that goes missing,

@@ -99,7 +99,7 @@ def pack(folder: Path, *, platforms: Sequence[str], trust_code: bool, say: Say) 
     for place, own in places:  # what is refused comes first
         _require_trained(place)
         lowering.portable(own, spec_from(trained.read(place).manifest["schema"]))
-    results = decisions.results(folder)
+    results = decisions.results(folder, say)
     alpha, rules = decisions.thresholds(folder, results, config.eval.alpha)
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         use_cache(folder)

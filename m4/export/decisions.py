@@ -6,7 +6,7 @@ evaluated, not what the configuration said in training.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,14 @@ from m4.run import beside
 from m4.specs import TaskSpec
 
 
-def results(folder: Path) -> dict[str, Any] | None:
+def _silent(line: str) -> None:
+    """Says nothing."""
+
+
+def results(folder: Path, say: Callable[[str], Any] = _silent) -> dict[str, Any] | None:
     """The results document of the test split; None if there is none, or it is damaged.
+
+    None too if they are of other parameters, as of a run that was trained on since; `say` is told.
 
     Raises ConfigError for results of a split that was made to lack more: neither their scores nor
     their cuts are the model's.
@@ -36,6 +42,12 @@ def results(folder: Path) -> dict[str, Any] | None:
             f"{folder / 'results/test.json'}: scores and cuts are of data made to lack more;"
             " evaluate again without eval.missing (--mode=eval --config.eval.missing={})"
         )
+    if (told := found.get("parameters")) is not None and told != beside.parameters(folder):
+        say(
+            f"m4: warning: {folder / 'results/test.json'} is of other parameters, so it is not"
+            " taken; --mode=eval writes it again"
+        )
+        return None
     return found
 
 

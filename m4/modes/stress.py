@@ -30,7 +30,7 @@ from m4.eval import stress
 from m4.eval.report import words
 from m4.modes import eval as eval_mode
 from m4.modes import report
-from m4.run import preflight
+from m4.run import beside, preflight
 from m4.run.setup import Setup, context
 from m4.run.workspace import open_split, owned
 from m4.specs import DataSpec
@@ -51,6 +51,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         with context(setup.mesh):
             document = _conditions(config, setup, predict, kinds, rates)
         if processes.first():
+            document["parameters"] = beside.parameters(folder)
             seal.write(folder, FILE, json.dumps(document, indent=1, allow_nan=False) + "\n")
             print(*lines(document), sep="\n")
             if any((folder / "results").glob("*.json")):  # --mode=eval makes the page otherwise

@@ -4,6 +4,7 @@ import html.parser
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from m4 import seal
+from m4.eval import damage
 from m4.eval.report import page as report
 from m4.eval.report import sections, words
 from m4.eval.results import compose, write
@@ -271,3 +274,34 @@ def test_report_needs_no_jax():
         "assert not {'jax', 'flax', 'tensorflow'} & set(sys.modules), 'imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_stress_test_of_other_parameters_is_not_shown(fabricate, tmp_path):
+    document = fill(tmp_path, fabricate)
+
+    def best(step):
+        note = tmp_path / f"checkpoints/best/{step}/meta/metadata"
+        note.parent.mkdir(parents=True)
+        note.write_text(json.dumps(seal.sealed({"note": {"step": step}, "leaves": {}})))
+        return [damage.best(tmp_path)]
+
+    def shown(**of):
+        for name, own in (("stress.json", stress), ("results/test.json", document)):
+            told = {"parameters": of[name[:6]]} if of[name[:6]] else {}
+            seal.write(tmp_path, name, json.dumps(own | told))
+        text = report.render(tmp_path)
+        return "Under other conditions" in text, "is of other parameters than" in text
+
+    score = {"value": 0.8, "low": 0.7, "high": 0.9}
+    told = {"score": score, "drop": score | {"p": 0.01, "p_holm": 0.01}}
+    row = {"kind": "mcar", "rate": 0.1, "lost": 0.1, "emptied": 0, "tasks": {"ihm": told}}
+    stress = {"schema": 1, "tasks": {"ihm": {"metric": "auroc"}}, "whole": {"ihm": score}}
+    stress |= {"conditions": [row], "left_out": {}}
+    before, now = best(2), best(4)
+    assert shown(stress=now, result=now) == (True, False)
+    assert shown(stress=before, result=now) == (False, True)
+    assert shown(stress=now, result=before) == (False, True)
+    assert shown(stress=None, result=now) == shown(stress=None, result=None) == (True, False)
+    shutil.rmtree(tmp_path / "checkpoints")  # whose they are cannot be looked up any more
+    assert shown(stress=before, result=before) == (True, False)
+    assert shown(stress=before, result=now) == (False, True)

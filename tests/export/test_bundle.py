@@ -17,11 +17,14 @@ import pytest
 import m4
 import m4.main
 from m4 import seal
-from m4.eval import averages, calibrated, conformal, metrics, scorer
+from m4.api import loaded
+from m4.data.manifest import spec_from
+from m4.eval import averages, calibrated, conformal, damage, metrics, scorer
 from m4.eval.predictions import Predictions
 from m4.eval.questions import ask
 from m4.export import Bundle, Refused, __main__, decisions, standalone
 from m4.export.standalone import digest_of
+from m4.run import beside
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 from tests import toy
 from tests.export import apart, clinic
@@ -205,6 +208,30 @@ def test_scores_of_data_made_to_lack_more_are_not_the_models(place, tmp_path, ca
     assert __main__.main(args) == 2 and not (tmp_path / "x.m4").exists()
     said = capsys.readouterr().err
     assert "evaluate again without eval.missing" in said and said.count("\n") == 1
+
+
+def test_scores_and_cuts_of_other_parameters_are_not_exported(place, tmp_path, capsys):
+    known = json.loads((place / "run/results/test.json").read_text())["parameters"]
+    before = ["1 those_of_before"]  # as of a run that was trained on, and killed before its test
+    run = evaluated(place, tmp_path / "run", alpha=0.1, tried=0.1, parameters=before)
+    args = [f"--workdir={run}", f"--out={tmp_path / 'x.m4'}", "--trust_code", "--platforms=cpu"]
+    assert __main__.main(args) == 0
+    said = capsys.readouterr()
+    assert "results/test.json is of other parameters, so it is not taken" in said.out + said.err
+    bundle = m4.export.open(tmp_path / "x.m4")
+    assert not bundle.card["tested"]
+    assert not any("threshold" in task for task in bundle.schema["tasks"])
+    spec = spec_from(json.loads((run / "data.json").read_text())["schema"])
+    assert loaded._thresholds(run, spec, {}) == {}
+    assert [line for line in damage.lines(run) if "is of other parameters than those" in line]
+    results = json.loads((run / "results/test.json").read_text())
+    assert results["parameters"] == before and damage.lines(place / "run") == []
+    del results["parameters"]  # of an older version, which is believed
+    seal.write(run, "results/test.json", json.dumps(results))
+    assert not any("of other" in line for line in damage.lines(run))
+    assert "aki" in loaded._thresholds(run, spec, {})
+    assert decisions.results(run) == results
+    assert known == beside.parameters(run)
 
 
 def test_the_same_sets_stand_beside_the_predictions_of_the_run(place, model):

@@ -94,7 +94,9 @@ def render(workdir: Path) -> str:
     config = files["config"] or {}
     several = seeds.beside(workdir, files["config"], results["split"]) if results else {}
     known = {"results": results, "log": log, "note": split_note}
-    known |= {name: _undamaged(workdir, f"{name}.json") for name in ("stress", "refit")}
+    known["refit"] = _undamaged(workdir, "refit.json")
+    known["stress"], line = _stress(workdir, results)
+    said += [line] if line else []
     found = Run(**files, **known, seeds=several)
     cohort = sections.cohort(files["data"], found.smallest)
     environment = templates("m4.eval.report")
@@ -153,6 +155,22 @@ def _results(workdir: Path) -> tuple[dict[str, Any] | None, str]:
     if known[name].get("missing"):
         note = f"Made to lack more than it does: {words.lacking(known[name]['missing'])}. {note}"
     return known[name], note
+
+
+def _stress(
+    workdir: Path, results: dict[str, Any] | None
+) -> tuple[dict[str, Any] | None, str | None]:
+    """The stress test if it is of the parameters there are and of the results', and what to say.
+
+    As far as they say whose they are; `damage.lines` says the former.
+    """
+    found = _undamaged(workdir, "stress.json")
+    if damage.of_others(workdir, "stress.json"):
+        return None, None
+    told = [document.get("parameters") for document in (found, results) if document]
+    if len(told) == 2 and None not in told and told[0] != told[1]:
+        return None, "stress.json is of other parameters than the results, and is not shown"
+    return found, None
 
 
 def _undamaged(workdir: Path, name: str) -> dict[str, Any] | None:
