@@ -29,7 +29,7 @@ from m4.modes import eval as eval_mode
 from m4.modes import train
 from m4.modes.eval import Evaluation
 from m4.run import meds_predictions as meds
-from m4.run import selection
+from m4.run import members, selection
 from m4.run.workspace import open_incomplete, open_split, owned, prepare
 from m4.train import processes
 
@@ -45,6 +45,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
             f"data.name={config.data.name!r}: --mode=crossval needs a data set with the options"
             " fold and num_folds"
         )
+    _require_room(folder)
     number = config.data.options.get("num_folds") or NUM_FOLDS
     with owned(folder):
         if processes.first():
@@ -52,6 +53,11 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         parts, keys = [], []
         folds = _folds(config, number)
         number = len(folds)
+        if config.data.leave_out and (other := folder / f"fold_{number}").is_dir():
+            raise ConfigError(
+                f"{other}: is of a cross-validation of more folds than the {number} that there are"
+                " now; choose another --workdir, or move it away"
+            )
         built = [prepare(own) for own in folds]
         for k, own in enumerate(folds):  # all of them before the first is trained
             val = open_incomplete(own, built[k], "val")
@@ -72,6 +78,12 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
         if all(table is not None for table in keys):
             meds.write(folder, "crossval", pooled.found, spec, pa.concat_tables(keys))
             print(f"MEDS     {folder / meds.FOLDER / 'crossval'}")
+
+
+def _require_room(folder: Path) -> None:
+    """Raises ConfigError for a work directory that holds one run, or an ensemble."""
+    if (folder / "checkpoints").is_dir() or (folder / members.FILE).exists():
+        raise ConfigError(f"--workdir={folder}: holds a run; choose another for the folds")
 
 
 def pool(parts: list[Evaluation]) -> Evaluation:

@@ -284,7 +284,10 @@ def _number(folder: Path, there: int) -> int:
     path, number = folder / "fold_0/config.json", None
     data = configs.read_json(path).get("data")
     if isinstance(data, dict) and data.get("leave_out"):
-        return there
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            number = seal.load(folder / "results/crossval.json")["folds"]
+        # More are of an earlier cross-validation, with categories that are too small by now.
+        return number if type(number) is int and 0 < number < there else there
     if isinstance(data, dict) and isinstance(data.get("options", {}), dict):
         number = data.get("options", {}).get("num_folds") or there
     if type(number) is not int or number < 1:

@@ -1,6 +1,7 @@
 """Sites left out in turn: whose people test a model of the others."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -95,6 +96,24 @@ def test_every_site_is_tested_by_a_model_of_the_others(tmp_path, capsys):
         assert data["leave_out"] == f"site={name}"
         store = Store(tmp_path / "data/test_leave_out" / data["fingerprint"], "test")
         assert {*store.groups()["site"]} == {name}
+    # A third site, of a cross-validation that asked for fewer people, is none of these folds.
+    shutil.copytree(work / "fold_1", work / "fold_2")
+    assert [place.name for place in members.folders(work)] == ["fold_0", "fold_1"]
+    with pytest.raises(ConfigError, match="fold_2: is of a cross-validation of more folds than"):
+        run(tmp_path, c, "mode=crossval", f"workdir={work}", "--config.data.leave_out=site")
+
+
+@pytest.mark.parametrize("held", ["checkpoints", "members.json"])
+def test_folds_never_lie_in_the_folder_of_a_run(tmp_path, held):
+    (tmp_path / "c.py").write_text(CONFIG)
+    work = tmp_path / "w"
+    (work / held).mkdir(parents=True)
+    for name in ("run.json", "data.json", "config.json"):
+        (work / name).write_text("{}")
+    with pytest.raises(ConfigError, match="holds a run; choose another for the folds"):
+        run(tmp_path, f"config={tmp_path / 'c.py'}", "mode=crossval", f"workdir={work}")
+    assert {(work / name).read_text() for name in ("run.json", "data.json")} == {"{}"}
+    assert not (work / "fold_0").exists()
 
 
 @pytest.mark.parametrize("mode", ["train", "check", "ensemble"])
