@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
+UNBOUNDED = ("mae", "rmse", "log_loss", "brier")  # of several classes a Brier score goes up to 2
 
-def interval(estimates: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+
+def interval(
+    estimates: Sequence[Mapping[str, Any]], metric: str = ""
+) -> tuple[float, float] | None:
     """95 % interval of the mean over seeds of {value, low, high}; None if one lacks its own.
 
-    All seeds are tested on the same patients, so more seeds do not shorten the patients' part.
+    All seeds are tested on the same patients, so more seeds do not shorten the patients' part. It
+    ends at 1 for a `metric` that goes no further.
     """
     if not estimates or any(e.get("low") is None for e in estimates):
         return None
@@ -23,4 +28,6 @@ def interval(estimates: Sequence[Mapping[str, Any]]) -> tuple[float, float] | No
     if len(value) > 1:
         seeds = t.ppf(0.975, len(value) - 1) * value.std(ddof=1) / np.sqrt(len(value))
     below, above = (abs(np.mean([e[end] for e in estimates] - value)) for end in ("low", "high"))
-    return value.mean() - np.hypot(below, seeds), value.mean() + np.hypot(above, seeds)
+    most = np.inf if not metric or metric in UNBOUNDED else 1.0
+    low, high = value.mean() - np.hypot(below, seeds), value.mean() + np.hypot(above, seeds)
+    return low, min(high, most)

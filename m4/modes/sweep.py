@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-import numpy as np
 
 from m4 import atomic, seal
 from m4 import config as configs
@@ -263,9 +262,8 @@ def _cell(runs: dict[int, dict[str, Any]], metric: str) -> str:
         return "-"
     deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     known = [run[metric] for run in runs.values() if run.get(metric, {}).get("value") is not None]
-    found = over_seeds.interval(known)
-    most = np.inf if metric in ("mae", "rmse") else 1.0
-    span = f" [{found[0]:.3f}, {min(found[1], most):.3f}]" if found else ""
+    found = over_seeds.interval(known, metric)
+    span = f" [{found[0]:.3f}, {found[1]:.3f}]" if found else ""
     return f"{statistics.fmean(values):.3f}{deviation}{span}"
 
 

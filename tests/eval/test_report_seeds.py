@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -78,3 +79,31 @@ def test_a_run_alone_has_no_such_section(family, tmp_path, fabricate):
     assert section(page.render(tmp_path / "alone")) is None
     place, _ = family
     assert section(page.render(place / "other")) is None
+
+
+def test_seeds_that_drew_the_patients_are_not_paired(family, tmp_path):
+    place, _ = family
+    for seed in (0, 1, 2):
+        shutil.copytree(place / f"s{seed}", tmp_path / f"s{seed}")
+
+    def last(*prints):
+        for seed, name in enumerate(prints):
+            told = json.dumps({"fingerprint": name, "seed": seed})
+            (tmp_path / f"s{seed}/data.json").write_text(told)
+        text = section(page.render(tmp_path / "s0"))[0]
+        rows = [re.sub(r"<[^>]+>", " ", row) for row in re.findall(r"<tr.*?</tr>", text, re.S)]
+        return text, len(rows) - 2, rows[-1]
+
+    text, count, mean = last("a", "b", "c")
+    assert "on patients of its own" in text and "on the same patients" not in text
+    assert count == 3 and "mean of seeds" in mean and " to " not in mean and "[" not in mean
+    text, count, paired = last("a", "a", "c")  # the third is of other patients
+    assert "tested on the same patients" in text and count == 2 and len(paired) > len(mean)
+    assert last("a", "a", "a")[1] == 3
+
+
+def test_an_interval_ends_where_its_metric_does():
+    pair = [{"value": v, "low": v - 0.02, "high": min(1.0, v + 0.02)} for v in (0.99, 0.9)]
+    assert over_seeds.interval(pair, "auroc")[1] == 1.0
+    assert over_seeds.interval(pair, "log_loss") == over_seeds.interval(pair)
+    assert over_seeds.interval(pair)[1] > 1.0

@@ -92,12 +92,14 @@ def render(workdir: Path) -> str:
     warned = results["warnings"] if results and isinstance(results.get("warnings"), list) else []
     said = [*map(str, warned), *damage.lines(workdir)]
     config = files["config"] or {}
-    several = seeds.beside(workdir, files["config"], results["split"]) if results else {}
+    several, apart = {}, False
+    if results:
+        several, apart = seeds.beside(workdir, files["config"], results["split"])
     known = {"results": results, "log": log, "note": split_note}
     known["refit"] = _undamaged(workdir, "refit.json")
     known["stress"], line = _stress(workdir, results)
     said += [line] if line else []
-    found = Run(**files, **known, seeds=several)
+    found = Run(**files, **known, seeds=several, apart=apart)
     cohort = sections.cohort(files["data"], found.smallest)
     environment = templates("m4.eval.report")
     environment.filters["svg"] = Markup

@@ -41,6 +41,7 @@ class Run:
     stress: Mapping[str, Any] | None = None
     refit: Mapping[str, Any] | None = None  # what a cross-validation lets one expect
     seeds: Mapping[int, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # -> results
+    apart: bool = False  # whether these seeds drew the patients, too
 
     @property
     def smallest(self) -> int:

@@ -17,13 +17,26 @@ HOW = (
     "difference that is smaller than the spread between seeds is none; the last line is the mean "
     "of the seeds with its 95 % interval over seeds and patients."
 )
+HOW_APART = (
+    "The same configuration was trained with several seeds, and each seed drew the split, too: "
+    "every run was tested on patients of its own, unless the data set itself says who is tested. "
+    "Rows differ by patients as well as by seeds, so their mean has no interval. With data.seed "
+    "all runs have one split."
+)
 
 
-def beside(workdir: Path, config: Mapping[str, Any] | None, split: str) -> dict[int, dict]:
-    """Seed -> results of the folders beside a work directory that differ in the seed alone."""
+def beside(
+    workdir: Path, config: Mapping[str, Any] | None, split: str
+) -> tuple[dict[int, dict], bool]:
+    """Seed -> results of the folders beside a work directory that differ in the seed alone.
+
+    And whether they were tested on patients of their own: only if none has those of this one.
+    """
     found: dict[int, dict] = {}
+    same: dict[int, dict] = {}
     if not config or "seed" not in config:
-        return found
+        return found, False
+    data = _fingerprint(workdir)
     own = {key: value for key, value in config.items() if key != "seed"}
     for path in sorted(workdir.resolve().parent.glob("*/config.json")):
         other = _json(path)
@@ -35,7 +48,15 @@ def beside(workdir: Path, config: Mapping[str, Any] | None, split: str) -> dict[
         results = _json(path.parent / name)
         if results and results.get("schema") == 1 and _readable(results):
             found.setdefault(other["seed"], results)
-    return dict(sorted(found.items())[:MAX_SEEDS])
+            if _fingerprint(path.parent) == data:
+                same.setdefault(other["seed"], results)
+    apart = len(found) > 1 and len(same) < 2
+    return dict(sorted((found if apart else same).items())[:MAX_SEEDS]), apart
+
+
+def _fingerprint(folder: Path) -> object:
+    """Of the data of a run, which its split is part of; None where nothing tells."""
+    return (_json(folder / "data.json") or {}).get("fingerprint")
 
 
 def section(run: Run) -> Section | None:
@@ -54,7 +75,8 @@ def section(run: Run) -> Section | None:
     note = Note(
         f"{len(run.seeds)} seeds; the figures elsewhere on this page are of this run alone."
     )
-    return Section("seeds", "Seeds", (How(HOW), Table("seeds", ["", *names], rows), note))
+    how = How(HOW_APART if run.apart else HOW)
+    return Section("seeds", "Seeds", (how, Table("seeds", ["", *names], rows), note))
 
 
 def _score(results, task: str, card) -> Cell:
@@ -75,7 +97,8 @@ def _mean(run: Run, task: str, card) -> Cell:
     known = [e for e in every if e.get("value") is not None]
     if len(known) < 2:
         return number(None)
-    low, high = over_seeds.interval(known) or (None, None)
+    span = None if run.apart else over_seeds.interval(known, card["primary"])
+    low, high = span or (None, None)
     return estimate(
         {"value": float(np.mean([e["value"] for e in known])), "low": low, "high": high}
     )
