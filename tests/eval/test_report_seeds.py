@@ -86,9 +86,10 @@ def test_seeds_that_drew_the_patients_are_not_paired(family, tmp_path):
     for seed in (0, 1, 2):
         shutil.copytree(place / f"s{seed}", tmp_path / f"s{seed}")
 
-    def last(*prints):
+    def last(*prints, keys=""):
         for seed, name in enumerate(prints):
-            told = json.dumps({"fingerprint": name, "seed": seed})
+            files = {"index/test.parquet": keys} if keys else {}
+            told = json.dumps({"fingerprint": name, "seed": seed, "files": files})
             (tmp_path / f"s{seed}/data.json").write_text(told)
         text = section(page.render(tmp_path / "s0"))[0]
         rows = [re.sub(r"<[^>]+>", " ", row) for row in re.findall(r"<tr.*?</tr>", text, re.S)]
@@ -100,6 +101,8 @@ def test_seeds_that_drew_the_patients_are_not_paired(family, tmp_path):
     text, count, paired = last("a", "a", "c")  # the third is of other patients
     assert "tested on the same patients" in text and count == 2 and len(paired) > len(mean)
     assert last("a", "a", "a")[1] == 3
+    text, count, _ = last("a", "b", "c", keys="x")  # who is validated differs, not who is tested
+    assert "tested on the same patients" in text and count == 3
 
 
 def test_an_interval_ends_where_its_metric_does():

@@ -36,7 +36,7 @@ def beside(
     same: dict[int, dict] = {}
     if not config or "seed" not in config:
         return found, False
-    data = _fingerprint(workdir)
+    data = _tested(workdir)
     own = {key: value for key, value in config.items() if key != "seed"}
     for path in sorted(workdir.resolve().parent.glob("*/config.json")):
         other = _json(path)
@@ -48,15 +48,22 @@ def beside(
         results = _json(path.parent / name)
         if results and results.get("schema") == 1 and _readable(results):
             found.setdefault(other["seed"], results)
-            if _fingerprint(path.parent) == data:
+            if _tested(path.parent) == data:
                 same.setdefault(other["seed"], results)
     apart = len(found) > 1 and len(same) < 2
     return dict(sorted((found if apart else same).items())[:MAX_SEEDS]), apart
 
 
-def _fingerprint(folder: Path) -> object:
-    """Of the data of a run, which its split is part of; None where nothing tells."""
-    return (_json(folder / "data.json") or {}).get("fingerprint")
+def _tested(folder: Path) -> object:
+    """What a run's data say of who is tested; None where nothing tells.
+
+    The digest of the test rows' keys, since a seed may draw the validation split alone; of data
+    without keys the fingerprint, which has the seed.
+    """
+    data = _json(folder / "data.json") or {}
+    files = data.get("files")
+    keys = files.get("index/test.parquet") if isinstance(files, dict) else None
+    return (data.get("name"), keys) if keys else data.get("fingerprint")
 
 
 def section(run: Run) -> Section | None:
