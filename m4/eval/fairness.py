@@ -276,8 +276,8 @@ def _gap(a: Measured, b: Measured) -> dict[str, Any] | None:
         estimate, p = found
     else:
         drawn, units = a.draws - b.draws, min(a.units, b.units)
-        few = {"units": units, "smallest": max(a.smallest, b.smallest)}
-        estimate = bootstrap.interval(Value(value), drawn, **few)
+        smallest = max(a.smallest, b.smallest)
+        estimate = bootstrap.interval(Value(value), drawn, units=units, smallest=smallest)
         if estimate["low"] is None:
             return None
         p = bootstrap.two_sided(value, drawn, units=units)

@@ -267,7 +267,7 @@ def rests_on(
     hot, known = outcomes(task, label_NL, mask_NL)
     sides = (hot,) if task.kind == "survival" else (hot, ~hot)
 
-    def patients(some_N: np.ndarray) -> int:
+    def patients(some_N: Any) -> int:
         return len(np.unique(patient_N[some_N]))
 
     each = [min(patients(known[:, c] & side[:, c]) for side in sides) for c in range(hot.shape[1])]

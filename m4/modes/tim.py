@@ -169,8 +169,8 @@ def _trainer(config, setup: Setup, chosen: list[str]):
         active_T[place[mask]] = True
         scores = predict(fit(active_T).eval_params, active_T)
         found = [scores[f"{n}/{METRICS[setup.spec.task(n).kind]}"] for n in chosen]
-        names, own = (itertools.compress(both, mask) for both in (chosen, found))
-        _require_scores([*names], [*own])
+        own = [*itertools.compress(found, mask)]
+        _require_scores([*itertools.compress(chosen, mask)], own)
         print("trained", ", ".join(np.array(chosen)[mask]), flush=True)
         return np.where(mask, np.array(found, np.float64), np.nan)
 
