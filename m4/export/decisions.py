@@ -42,7 +42,7 @@ def results(folder: Path, say: Callable[[str], Any] = _silent) -> dict[str, Any]
             f"{folder / 'results/test.json'}: scores and cuts are of data made to lack more;"
             " evaluate again without eval.missing (--mode=eval --config.eval.missing={})"
         )
-    if (told := found.get("parameters")) is not None and told != beside.parameters(folder):
+    if not beside.is_of(found, folder):
         say(
             f"m4: warning: {folder / 'results/test.json'} is of other parameters, so it is not"
             " taken; --mode=eval writes it again"

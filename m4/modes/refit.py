@@ -75,8 +75,8 @@ def _require_of_folds(config, folder: Path, folds: Sequence[Path]) -> None:
     A cross-validation that goes on with other settings, and is stopped, leaves those of before.
     """
     found = json.loads(seal.text_of(folder, RESULTS, damage.again(RESULTS)))
-    known, goes_on = found.get("parameters"), "--mode=crossval goes on with it"
-    if known is not None and known != beside.parameters(folder, folds):
+    goes_on = "--mode=crossval goes on with it"
+    if not beside.is_of(found, folder, folds):
         raise CheckpointError(f"{folder / RESULTS}: is not of the folds as they are now; {goes_on}")
     for place in folds:
         both = configs.stored(place / "config.json"), config.to_dict()

@@ -61,6 +61,11 @@ def parameters(folder: Path, places: Sequence[Path] = ()) -> list[str]:
     return [*filter(None, each)]  # a step that cannot be read is refused elsewhere
 
 
+def is_of(document: Mapping[str, Any], folder: Path, places: Sequence[Path] = ()) -> bool:
+    """Whether a document is of the `parameters` that are there; one that does not say it is."""
+    return document.get("parameters") in (None, parameters(folder, places))
+
+
 def write(folder: Path, calibration: Predictions, spec: DataSpec, alpha: float) -> None:
     """Writes `calibration.json` of the patients set aside."""
     document = {"format": FORMAT, "alpha": alpha, "parameters": parameters(folder)}

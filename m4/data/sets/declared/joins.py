@@ -129,8 +129,8 @@ class Joins:
         Of `new` data a small source may be of nobody who is asked. Rows that go by their number are
         as many in every file.
         """
-        for path, rows in self._numbered.items():
-            other, wanted = next(iter(self._numbered.items()))
+        (other, wanted), *others = self._numbered.items() or [(Path(), 0)]
+        for path, rows in others:
             if rows != wanted:
                 raise DataError(
                     f"{path}: has {rows:,} rows, {other.name} has {wanted:,}, and without `subject`"
