@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from m4 import config as configs
-from m4 import local, streams
+from m4 import local, streams, virtual
 from m4.config import answers, trust
 from m4.errors import Preempted, guarded
 from m4.train import early, rendezvous
@@ -50,6 +50,7 @@ def _run(args: Sequence[str]) -> int:
             print(answer)
             return 0
         local.require_variables()
+        virtual.make_room(os.environ)
         bare = flags.mode == "check" and not (flags.config or flags.config_json)
         bare = bare or flags.mode in ("report", "sweep") or "members" in flags.options
         if not bare:

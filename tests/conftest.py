@@ -16,6 +16,7 @@ _FLAGS = (
     "--xla_backend_optimization_level=0",
     # XLA's older loop emitters: 12 ms less for every kernel that differs.
     "--xla_cpu_use_fusion_emitters=false",
+    "--xla_llvm_disable_expensive_passes=true",
     # Eight threads meet in a collective: on a machine that is busy with others some come late, and
     # after 40 s XLA ends the process.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
@@ -23,14 +24,18 @@ _FLAGS = (
 for _flag in _FLAGS:
     if _flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
+# Tracing makes many objects that live: looking for garbage among them is a tenth of all.
+gc.set_threshold(200_000, 50, 1000)
 # Compiled programs are kept for all tests, here and in the processes that they start.
 os.environ.setdefault("M4_CACHE", f"{tempfile.gettempdir()}/m4-tests-{os.getuid()}")
 os.environ.setdefault("XDG_STATE_HOME", f"{os.environ['M4_CACHE']}/state")
 
 # The default mesh takes every device. In tests it takes one of the eight unless they say
 # otherwise: a program for eight compiles longer. tests/test_placement.py has the real default.
-from m4.config import rules  # noqa: E402 (imports no JAX, but let the flags come first)
+from m4 import virtual  # noqa: E402 (imports no JAX, but let the flags come first)
+from m4.config import rules  # noqa: E402
 
+virtual.make_room(os.environ)
 rules.FIELDS["mesh.data"] = dataclasses.replace(rules.FIELDS["mesh.data"], default=1)
 
 # A process may map 65,530 pieces of memory (Linux's vm.max_map_count), each compiled program takes

@@ -28,6 +28,7 @@ ALLOWED = {
     "streams": set(),
     "local": {"errors"},
     "placement": {"errors"},
+    "virtual": set(),
     "types": {"specs"},
     "sharding": {"axes", "types", "errors", "placement"},
     "task_losses": {"types", "specs"},

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from m4 import local, streams
+from m4 import local, streams, virtual
 from m4.errors import ConfigError, DataError, guarded, place, printable
 from m4.lab import compare, judged, pages, runner, side_by_side, sizes, study, theory
 from m4.lab.documents import read_plan, rows
@@ -43,6 +43,7 @@ class _Parser(argparse.ArgumentParser):
 def main(args: Sequence[str]) -> int:
     """Runs one command and returns its exit code."""
     os.umask(0o077)  # what is derived from patients is for its owner only
+    virtual.make_room(os.environ)
     debug = "--debug" in args
     given = [arg for arg in args if arg != "--debug"]
     with streams.patient(), early.leaving():

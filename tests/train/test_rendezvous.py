@@ -1,5 +1,6 @@
 """Processes meet before JAX joins them: who differs, comes late, twice or not at all."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -210,15 +211,22 @@ def test_what_a_platform_tells_each_process_of_itself_may_differ(monkeypatch):
 def test_what_answers_but_does_not_wait_is_told_apart_from_silence(port, answer, error):
     """Process 0 was told that it is alone, or something else has its port."""
 
-    def serve():
-        for _ in range(20):
-            peer, _ = listener.accept()
-            with peer:
-                peer.recv(2**16)
-                peer.sendall(answer)
+    over = threading.Event()
+
+    def serve():  # to its end: one that waits on would accept what comes to another's socket
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                peer, _ = listener.accept()
+                with peer:
+                    peer.recv(2**16)
+                    peer.sendall(answer)
 
     with socket.create_server(("127.0.0.1", port)) as listener:
-        threading.Thread(target=serve, daemon=True).start()
+        listener.settimeout(0.1)
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
         words = "does not wait for process 1: .* M4_NUM" if error is ConfigError else "cannot be"
         with pytest.raises(error, match=words):
             rendezvous.meet("127.0.0.1", port, 2, 1, {}, processes.differing, 0.5)
+        over.set()
+        server.join()
