@@ -113,6 +113,12 @@ def test_a_build_and_a_model_keep_to_their_file_of_phenotypes(raw, tmp_path):
         read(raw, known, tmp_path / "x")
     path.write_text(path.read_text().replace("4019", "99592"))
     assert read(raw, known, tmp_path / "y")[0][11]["y/phe/mask"].all()
+    place = tmp_path / "raw"
+    shutil.copytree(raw, place)
+    (place / "mimiciv/2.2/hosp/diagnoses_icd.csv.gz").unlink()
+    with pytest.raises(DataError, match="phe: diagnoses_icd.csv.gz is not there") as caught:
+        read(place, known, tmp_path / "z")
+    assert "add a file of it" in str(caught.value)
 
 
 def test_groups_of_diagnoses_are_those_of_training(raw, tmp_path):

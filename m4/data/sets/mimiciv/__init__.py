@@ -303,8 +303,8 @@ def _given(
 ) -> tuple[DataSpec, list[str]]:
     """The part of a schema that a folder has the files of, and a line for the rest of it.
 
-    Raises DataError if that is no more than what every folder must have, and for phenotypes of
-    another file than in training.
+    Raises DataError if that is no more than what every folder must have, or no task, and for
+    phenotypes of another file than in training.
     """
     lacking = {
         name: f"{', '.join(gone)} is not there"
@@ -338,6 +338,9 @@ def _given(
         )
     modalities = tuple(m for m in data.modalities if m.name not in lacking)
     tasks = tuple(t for t in data.tasks if t.name not in lacking)
+    if not tasks:
+        why = (f"{root}: {task.name}: {lacking[task.name]}" for task in data.tasks)
+        raise DataError(*why, f"{root}: one of the model's tasks is needed; add a file of it")
     warnings = [f"{name}: {why}" for name, why in lacking.items()]
     return dataclasses.replace(data, modalities=modalities, tasks=tasks), warnings
 
