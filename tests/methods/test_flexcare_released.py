@@ -232,12 +232,14 @@ def test_findings_count_one_by_one_and_rows_with_nothing_too():
     }
     inputs = {"ehr": stream(), "note": stream()}
     zero = jnp.zeros((), jnp.int32)
+    init = jax.jit(method.init, static_argnames="train")
+    apply = jax.jit(method.apply, static_argnames="train")
     for name, mask in (("diag", known), ("mortality", np.ones((4, 1), bool))):
         index = spec.task_names.index(name)
         batch = Batch(inputs, targets, rows * 0 + index, np.ones(4, np.float32), rows)
         rngs = {"gate": jax.random.key(0), "dropout": jax.random.key(1)}
-        params = method.init({"params": jax.random.key(2), **rngs}, batch, train=True)
-        out = method.apply(params, batch, train=True, rngs=rngs)
+        params = init({"params": jax.random.key(2), **rngs}, batch, train=True)
+        out = apply(params, batch, train=True, rngs=rngs)
         z = np.asarray(out.logits[name], np.float64)
         entry = np.logaddexp(0, z) - truth[:, : z.shape[1]] * z
         _, terms = method.loss(out, batch, zero)

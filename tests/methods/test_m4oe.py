@@ -353,8 +353,9 @@ def test_rows_without_an_image_count_as_released():
     weight = np.ones(len(batch.weight), np.float32)
     batch = batch.replace(weight=weight)
     method = small(IMAGES, fidelity="released", aux_weights=FrozenDict({}))
-    params = method.init({"params": jax.random.key(0)}, batch, train=False)
-    out = method.apply(params, batch, train=False)
+    init = jax.jit(method.init, static_argnames="train")
+    params = init({"params": jax.random.key(0)}, batch, train=False)
+    out = jax.jit(method.apply, static_argnames="train")(params, batch, train=False)
     _, terms = method.loss(out, batch, jnp.zeros((), jnp.int32))
     counted = np.asarray(all_labels(batch), np.float64)
     assert counted[1] == 1
