@@ -19,7 +19,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from m4 import sharding
+from m4 import sharding, virtual
 from m4.config import plain
 from m4.errors import UserError
 from m4.plan import facts, roofline, topology
@@ -119,6 +119,7 @@ def of_run(model: setup.Model, step: Any, rows: int) -> tuple[float | None, floa
 def main() -> int:
     """Answers one request."""
     os.umask(0o077)
+    virtual.make_room(os.environ)
     request = json.load(sys.stdin)
     config = ml_collections.ConfigDict(plain.tuples(request["config"])).lock()
     try:
