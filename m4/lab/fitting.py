@@ -69,6 +69,7 @@ class Seeded:
     config: ml_collections.ConfigDict
     spec: DataSpec
     loader: TrainLoader
+    train: Split
     val: Split
     test: Split
 
@@ -91,7 +92,7 @@ def data_of(config: ml_collections.ConfigDict, opener: Opener) -> Seeded:
     train = splits["train"].store
     loader = make_loader(config, train, 0, 1)
     spec = weighted(train.spec, config.train.task_weights)
-    return Seeded(config, spec, loader, splits["val"], splits["test"])
+    return Seeded(config, spec, loader, **splits)
 
 
 def compile_for(data: Seeded) -> Programs:

@@ -32,6 +32,7 @@ class Split:
 
     store: Store
     kept: dict[Any, list[tuple[Batch, Batch]]] = dataclasses.field(default_factory=dict)
+    drawn: dict[Any, list[Any]] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def patients(self) -> np.ndarray:
@@ -51,11 +52,33 @@ class Split:
         pairs, size = [], 0
         for batch in eval_batches(self.store, rows):
             pairs.append((batch, place(batch)))
-            size += sum(x.nbytes for x in jax.tree.leaves(batch))
+            size += _bytes(batch)
             yield pairs[-1]
             pairs = pairs if size <= MOST else []
         if size <= MOST:
             self.kept[rows, where] = pairs
+
+    def stacks(self, key: Any, made: Iterator[Any]) -> Iterator[Any]:
+        """What is `made` of training batches on the device; for `key` once, if it is few bytes.
+
+        Arms differ in their model: the same seeds draw the same batches for each of them.
+        """
+        if key in self.drawn:
+            yield from self.drawn[key]
+            return
+        left, found = MOST - sum(map(_bytes, self.drawn.values())), []
+        for stack in made:
+            left -= _bytes(stack)
+            found.append(stack)
+            if left < 0:
+                found.clear()
+            yield stack
+        if left >= 0:
+            self.drawn[key] = found
+
+
+def _bytes(tree: Any) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
 class Opener:

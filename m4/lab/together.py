@@ -84,9 +84,9 @@ def fit(
 ) -> list[fitting.Fit | DivergedError]:
     """Trains seeds of one arm, as `fitting.fit` does each of them."""
     setup, plan = own.setup, fitting.plan_of(cells[0].config)
+    layout = setup.layout
     courses = [fitting.Course(own, data) for data in cells]
-    place = fitting.Placer(sharding.replicated(setup.mesh))
-    batches = [data.loader.iter(0) for data in cells]
+    stacks = _stacks(cells, stepping.at_once, plan.steps, sharding.replicated(setup.mesh))
     inputs = [fitting.inputs_of(data.config) for data in cells]
     scalings = [task_losses.scaling(data.spec) for data in cells]
     over: list[DivergedError | None] = [None] * len(cells)
@@ -98,9 +98,9 @@ def fit(
         state = _stacked([_packed(setup, state) for state in states])
         given = jax.device_put(_stacked([*zip(inputs, scalings, strict=True)]))
         totals, last, clock = stepping.zeros(), 0, time.perf_counter()
-        for number in range(stepping.at_once, plan.steps + 1, stepping.at_once):
-            batch = place(_batches(batches, stepping.at_once))
-            state, totals = stepping.step(state, totals, batch, given)
+        for call, stack in enumerate(stacks, start=1):
+            number = call * stepping.at_once
+            state, totals = stepping.step(state, totals, stack, given)
             evaluated = number % plan.eval_every == 0 or number == plan.steps
             if not evaluated and number % plan.log_every:
                 continue
@@ -114,7 +114,7 @@ def fit(
                 course.log(number, loop.scalars(one, number - last), seconds)
                 over[s] = _diverged(one, number, plan.max_bad)
                 if evaluated and over[s] is None:
-                    whole = setup.whole(_of(kept, s))
+                    whole = _of(kept, s) if layout is None else layout.unpacked(_of(kept, s))
                     value = course.evaluate(whole).get(plan.select, np.nan)
                     chosen = plan.choose == "last" and np.isfinite(value)
                     if chosen or loop.better(plan.select, value, best[s]):
@@ -129,11 +129,20 @@ def _packed(setup: Setup, state: Any) -> Any:
     return state if setup.layout is None else setup.layout.packed(state, join=np.concatenate)
 
 
-def _batches(streams: Sequence[Iterator[Any]], steps: int) -> Any:
-    """The next batches of every seed, [S, K, ...]."""
-    trees = [next(stream) for stream in streams for _ in range(steps)]
-    shape = len(streams), steps
-    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), _stacked(trees))
+def _stacks(
+    cells: Sequence[fitting.Seeded], at_once: int, steps: int, where: jax.sharding.Sharding
+) -> Iterator[Any]:
+    """The batches of every seed on the device, [S, K, ...] at a time."""
+
+    def made() -> Iterator[Any]:
+        place, shape = fitting.Placer(where), (len(cells), at_once)
+        streams = [data.loader.iter(0) for data in cells]
+        for _ in range(0, steps, at_once):
+            trees = [next(stream) for stream in streams for _ in range(at_once)]
+            yield place(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), _stacked(trees)))
+
+    drawn_by = [(data.config.seed, data.config.train.to_json(sort_keys=True)) for data in cells]
+    return cells[0].train.stacks((*drawn_by, at_once, where), made())
 
 
 def _stacked(trees: Sequence[Any]) -> Any:

@@ -55,3 +55,20 @@ def test_batches_that_are_kept_are_those_that_are_read(opener, monkeypatch, most
     uid = np.concatenate([host.uid for host, _ in rounds[0]])
     assert [*uid[uid >= 0]] == [*range(len(split.store))]
     assert split.present.shape == (len(split.store), 4) and len(split.patients) == len(split.store)
+
+
+@pytest.mark.parametrize(("most", "made"), [(held.MOST, 2), (0, 4), (200, 3)])
+def test_stacks_are_made_once_for_those_who_draw_the_same(opener, monkeypatch, most, made):
+    """Two arms with two tunings: of 200 bytes that may stay the first one's take 160."""
+    monkeypatch.setattr(held, "MOST", most)
+    split, calls = opener[0](config())["train"], []
+
+    def stacks(key):
+        calls.append(key)
+        yield from (np.full(10, key * 100 + n) for n in range(2))
+
+    rounds = [[*split.stacks(key, stacks(key))] for key in (0, 1, 0, 1)]
+    assert len(calls) == made
+    np.testing.assert_array_equal(rounds[0], rounds[2])
+    np.testing.assert_array_equal(rounds[1], rounds[3])
+    assert rounds[0][1][0] == 1 and rounds[1][1][0] == 101

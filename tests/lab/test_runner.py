@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from m4 import seal
+from m4.data.loader import TrainLoader
 from m4.lab import judged, runner
 from m4.lab.__main__ import main
 from m4.lab.documents import rows
@@ -187,19 +188,22 @@ def test_the_configuration_of_a_cell_is_that_of_a_run(lab):
 
 
 @pytest.mark.parametrize("how", ["map", pytest.param("vmap", marks=pytest.mark.slow)])
-def test_seeds_in_one_program_are_those_one_by_one(lab, how):
+def test_seeds_in_one_program_are_those_one_by_one(lab, how, monkeypatch):
+    """And the batches of the first arm are those of the second: they are drawn once."""
     folder, _ = lab
+    drawn, draw = [], TrainLoader.iter
+    monkeypatch.setattr(TrainLoader, "iter", lambda self, at: drawn.append(at) or draw(self, at))
     text = FILE.replace("seeds=(0, 1))", f"seeds=(0, 1), together={how!r})")
-    (folder / f"{how}.py").write_text(text.replace('("linear", AGAIN)', '("linear",)'))
+    (folder / f"{how}.py").write_text(text)
     assert main([f"--config={how}.py", f"--out={how}"]) == 0
-    found = {row["seed"]: row for row in rows(folder / how)}
+    found = {(row["label"], row["seed"]): row for row in rows(folder / how)}
+    assert len(found) == 4 and len(drawn) == 2
     for row in rows(folder / "whole"):
-        if row["label"] == "linear":
-            own = found[row["seed"]]
-            assert own["together"] == how and own["step"] == row["step"]
-            assert own["value"] == pytest.approx(row["value"], rel=1e-4)
-            for mine, theirs in zip(own["balance"], row["balance"], strict=True):
-                assert mine == pytest.approx(theirs, rel=1e-3)
+        own = found[row["label"], row["seed"]]
+        assert own["together"] == how and own["step"] == row["step"]
+        assert own["value"] == pytest.approx(row["value"], rel=1e-4)
+        for mine, theirs in zip(own["balance"], row["balance"], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-3)
 
 
 @pytest.mark.parametrize("effort", ["some", pytest.param("full", marks=pytest.mark.slow)])
