@@ -75,12 +75,15 @@ def _problems(found: Bench) -> list[str]:
         return right and all(low <= n <= high for n in value)
 
     problems = []
-    if not isinstance(found.gates, Sequence) or not found.gates or {*found.gates} - {*GATES}:
+    gates = found.gates if isinstance(found.gates, Sequence) else ()
+    if not gates or any(gate not in GATES for gate in gates):
         problems.append(f"gates: must be some of {', '.join(GATES)}")
     if not numbers(found.sizes, 100, MOST) or len({*found.sizes}) < 2:
         problems.append(f"sizes: must be two or more different numbers from 100 to {MOST:,}")
     if not numbers(found.extra, 0, 8) or not found.extra:
         problems.append("extra: must be numbers of experts from 0 to 8")
+    if not isinstance(found.cross, bool):
+        problems.append("cross: must be True or False")
     for name, low, high in (("repeats", 1, 100_000), ("seed", 0, 2**32 - 1)):
         if not numbers([getattr(found, name)], low, high):
             problems.append(f"{name}: must be a number from {low} to {high:,}")

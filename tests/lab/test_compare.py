@@ -145,3 +145,14 @@ def test_damaged_runs_are_said_and_not_shown_and_names_steer_nothing(runs, tmp_p
         assert "\x1b" not in text and "0.1235" not in text
     path.write_text("[" * 200_000)
     assert main(["compare", *map(str, folders)]) == 0
+
+
+def test_scores_of_other_parameters_are_not_a_runs(runs, tmp_path, capsys):
+    """Its results and their seals are those of another seed: nothing differs from its seal."""
+    folder, other = shutil.copytree(runs["linear0"], tmp_path / "a"), Path(runs["linear1"])
+    shutil.copytree(other / "results", folder / "results", dirs_exist_ok=True)
+    shutil.copy(other / "seals.json", folder)
+    assert main(["compare", str(folder), runs["hash0"]]) == 0
+    assert "results/test.json is of other parameters" in capsys.readouterr().out
+    page = (tmp_path / "compare.html").read_text()
+    assert f"{value(runs['hash0']):.4f}" in page and f"{value(other):.4f}" not in page
