@@ -163,7 +163,7 @@ def arms(study: Study) -> tuple[list[Arm], dict[str, str]]:
                 continue
             reference = not null and study.reference in (value, label)
             out.append(Arm(label, family, config | {"seed": 0}, null, reference, plan))
-    problems += [] if problems else [*_same_runs(out), *_metric_problems(study, out[0])]
+    problems += [] if problems else [*_same_runs(out), *_metric_problems(study, out)]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return out, left
@@ -182,12 +182,21 @@ def _same_runs(arms: list[Arm]) -> Iterator[str]:
         names[arm.key] = name
 
 
-def _metric_problems(study: Study, arm: Arm) -> list[str]:
+def _metric_problems(study: Study, arms: list[Arm]) -> Iterator[str]:
     """What is wrong with the metric, which may be another than the one that picks a step."""
-    config, data = arm.config, arm.config["data"]
-    config = config | {"train": config["train"] | {"select": metric_of(study, arm)}}
-    spec = data_sets.find(data["name"]).spec(**data["options"])
-    return [p.replace("train.select", "metric") for p in rules.data_problems(config, spec)]
+    first, asked = metric_of(study, arms[0]), set[str]()
+    for arm in arms:
+        config, data, metric = arm.config, arm.config["data"], metric_of(study, arm)
+        if metric != first:
+            name = _named(arm.label, arm.family)
+            yield f"metric: {name} would be judged by {metric}, others by {first}: give one for all"
+        if (key := digest([data, metric])) in asked:
+            continue
+        asked.add(key)
+        config = config | {"train": config["train"] | {"select": metric}}
+        spec = data_sets.find(data["name"]).spec(**data["options"])
+        for problem in rules.data_problems(config, spec):
+            yield problem.replace("train.select", "metric")
 
 
 def _asked_later(study: Study) -> Iterator[dict[str, Any]]:

@@ -114,6 +114,8 @@ TYPOS = {
     "match=dict(what='router', unmatched=('sigmoid',))": "match.unmatched: 'sigmoid' is no arm",
     "tune=dict(axes={'optim.lrr': (1e-2,)}, seeds=(7,))": "linear: optim.lrr: no such field",
     "metric='y1/rmse'": "y1",
+    "by_arm={'cosine': {'train.select': 'y0/mae'}}": "cosine would be judged by y0/mae, others by",
+    "metric='y1/rmse', axes={GATE: ('linear',), 'data.options.tasks': (2, 1)}": "y1",
     "axes={GATE: ('linear', {GATE: 'linear', 'optim.lr': 1e-3})}": "two arms are called linear",
     "axes={GATE: ('linear',), 'optim.lr': (1e-2, {'optim.lr': 1e-2})}": "optim.lr: 0.01 twice",
     "axes={GATE: ('linear',), 'method.moe.num_experts': (4, 4.0)}": "are the same run",
