@@ -1,5 +1,7 @@
 """What is computed again is the same, and is not kept."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,10 +47,16 @@ def test_products_with_weights_wait_in_the_memory_of_the_host():
     assert kept["dots"] == 0 and kept["offload"] > 40, kept
 
 
-def _same(name: str, how: str) -> None:
+@functools.cache
+def _kept(name: str):
+    """Method, batch, parameters, and the gradient with everything kept."""
     batch, method = methods.batch(), methods.small(name, dropout=0.2)
     params = methods.params(method, batch)
-    whole, means = gradient(method, params, batch)
+    return method, batch, params, gradient(method, params, batch)
+
+
+def _same(name: str, how: str) -> None:
+    method, batch, params, (whole, means) = _kept(name)
     again, other = gradient(method, params, batch, remat=how)
     np.testing.assert_allclose(other["loss"].total, means["loss"].total, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, again)
