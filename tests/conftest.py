@@ -17,6 +17,7 @@ _FLAGS = (
     # XLA's older loop emitters: 12 ms less for every kernel that differs.
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",  # in more parts the same functions take longer
     # Eight threads meet in a collective: on a machine that is busy with others some come late, and
     # after 40 s XLA ends the process.
     "--xla_cpu_collective_call_terminate_timeout_seconds=600",
