@@ -42,12 +42,13 @@ def memory(bench: Bench) -> Outcome:
     counts = {(s[2], s[3]) for s in late}
     growth = max(counts) if len(counts) > 1 else None
     stall = _stall(workdir)
-    passed = [slope < SLOPE, _flat([s[2] for s in late]) and _flat([s[3] for s in late])]
-    passed += [stall < STALL]
+    threads, files = (_ends([s[i] for s in late]) for i in (2, 3))
+    passed = [slope < SLOPE, threads[1] <= threads[0] and files[1] <= files[0], stall < STALL]
     note = (
         f"{minutes:g} min, {samples[-1][0]:,} steps, {slope:+.3f} MiB per 1,000 steps,"
         f" saving {100 * stall:.2f} % of the time"
         + (f", threads and files up to {growth}" if growth else "")
+        + (f", medians {threads} and {files}" if not passed[1] else "")
     )
     return Outcome(3, sum(passed), 3 - sum(passed), note)
 
@@ -75,10 +76,10 @@ def _looks(pid: int) -> tuple[float, int, int]:
     return int(fields["VmRSS"].split()[0]) / 1024, int(fields["Threads"]), files
 
 
-def _flat(values: list[int]) -> bool:
-    """Whether the last quarter is no higher than the first: saves open files for a moment."""
+def _ends(values: list[int]) -> tuple[float, float]:
+    """Medians of the first and the last quarter: saves open files for a moment."""
     quarter = len(values) // 4
-    return statistics.median(values[-quarter:]) <= statistics.median(values[:quarter])
+    return statistics.median(values[:quarter]), statistics.median(values[-quarter:])
 
 
 def _slope(x: list[float], y: list[float]) -> float:
