@@ -4,6 +4,7 @@ Letters: A arms.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from m4.eval import damage
 from m4.eval.report import page, plots, words
 from m4.lab.compare import Arm, Comparison
 
+RESULTS = "results/test.json"
 CURVES = 4  # panels: the metric that is compared, then the losses and speed
 
 
@@ -75,9 +77,9 @@ def scores(found: Comparison) -> list[tuple[str, list[str]]]:
 
 def _scores(folder: Path) -> dict[str, float]:
     try:
-        if any(asked(folder, "results/test.json") for asked in (damage.differs, damage.of_others)):
+        if damage.differs(folder, RESULTS) or damage.of_others(folder, RESULTS):
             return {}
-        document = seal.load(folder / "results/test.json")
+        document = seal.load(folder / RESULTS)
         whole = [score for score in document["scores"] if score["subset"] == "full"]
         return {
             f"{score['task']}/{name}": metric["value"]
@@ -91,10 +93,11 @@ def _scores(folder: Path) -> dict[str, float]:
 
 def curves(found: Comparison) -> list[Mapping[str, Any]]:
     """Panels for `m4.eval.report.plots.curves`: a line for every arm, of its first common seed."""
-    logs = {arm.name: _log(arm, found.seeds[0]) for arm in found.arms}
-    names = [f"val/{found.metric}", "train/loss", "train/grad_norm", "time/examples_per_s"]
+    names = told_apart([arm.name for arm in found.arms])
+    logs = {n: _log(arm, found.seeds[0]) for n, arm in zip(names, found.arms, strict=True)}
+    shown = [f"val/{found.metric}", "train/loss", "train/grad_norm", "time/examples_per_s"]
     panels = []
-    for name in names[:CURVES]:
+    for name in shown[:CURVES]:
         lines = {}
         for arm, rows in logs.items():
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
@@ -104,6 +107,15 @@ def curves(found: Comparison) -> list[Mapping[str, Any]]:
         if lines:
             panels.append({"title": name, "lines": lines})
     return panels
+
+
+def told_apart(names: Sequence[str]) -> Sequence[str]:
+    """Folders without what all of them begin with: whole paths leave a panel no room."""
+    try:
+        common = os.path.commonpath(names)
+    except ValueError:  # some are absolute
+        return names
+    return [os.path.relpath(name, common or ".") for name in names]
 
 
 def _log(arm: Arm, seed: int) -> Sequence[Mapping[str, Any]]:

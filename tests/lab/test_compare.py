@@ -156,3 +156,17 @@ def test_scores_of_other_parameters_are_not_a_runs(runs, tmp_path, capsys):
     assert "results/test.json is of other parameters" in capsys.readouterr().out
     page = (tmp_path / "compare.html").read_text()
     assert f"{value(runs['hash0']):.4f}" in page and f"{value(other):.4f}" not in page
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["/x/runs/a", "/x/runs/b/c"], ["a", "b/c"]),
+        (["a", "b"], ["a", "b"]),
+        (["/x/a", "b"], ["/x/a", "b"]),
+        (["/x/a", "/x/a/b"], [".", "b"]),
+    ],
+)
+def test_a_legend_names_what_differs(names, told):
+    """Whole paths of a deep folder left the curves no room."""
+    assert side_by_side.told_apart(names) == told
