@@ -181,7 +181,10 @@ class Course:
         return scores
 
     def _swept(self, state: State) -> Predictions:
-        found = sweep(self._own, self._data, self._data.val, state.eval_params)
+        # From the host they would go to the device with every batch.
+        placed = jax.tree.map(lambda x: x.sharding, self._own.setup.state.eval_params)
+        params = jax.device_put(state.eval_params, placed)
+        found = sweep(self._own, self._data, self._data.val, params)
         routing = found.routing.items()
         self._chosen.append({n: r.by_row for n, r in routing if r.by_row is not None})
         return found

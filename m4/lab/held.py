@@ -31,8 +31,7 @@ class Split:
     """A split that is predicted many times."""
 
     store: Store
-    kept: dict[Any, list[tuple[Batch, Batch]]] = dataclasses.field(default_factory=dict)
-    drawn: dict[Any, list[Any]] = dataclasses.field(default_factory=dict)
+    kept: dict[Any, tuple[int, list[Any]]] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def patients(self) -> np.ndarray:
@@ -46,38 +45,27 @@ class Split:
 
     def batches(self, rows: int, place: Callable[[Batch], Batch], where: Any) -> Iterator:
         """(batch on the host, the same placed), all rows once; kept for `where` if they are few."""
-        if (rows, where) in self.kept:
-            yield from self.kept[rows, where]
-            return
-        pairs, size = [], 0
-        for batch in eval_batches(self.store, rows):
-            pairs.append((batch, place(batch)))
-            size += _bytes(batch)
-            yield pairs[-1]
-            pairs = pairs if size <= MOST else []
-        if size <= MOST:
-            self.kept[rows, where] = pairs
+        pairs = ((batch, place(batch)) for batch in eval_batches(self.store, rows))
+        return self.once((rows, where), pairs, lambda pair: bytes_of(pair[0]))
 
-    def stacks(self, key: Any, made: Iterator[Any]) -> Iterator[Any]:
-        """What is `made` of training batches on the device; for `key` once, if it is few bytes.
-
-        Arms differ in their model: the same seeds draw the same batches for each of them.
-        """
-        if key in self.drawn:
-            yield from self.drawn[key]
+    def once(self, key: Any, made: Iterator[Any], size: Callable[[Any], int]) -> Iterator[Any]:
+        """What is `made` of batches; for `key` once, if there is room for all of its bytes."""
+        if key in self.kept:
+            yield from self.kept[key][1]
             return
-        left, found = MOST - sum(map(_bytes, self.drawn.values())), []
-        for stack in made:
-            left -= _bytes(stack)
-            found.append(stack)
-            if left < 0:
+        room, used, found = MOST - sum(n for n, _ in self.kept.values()), 0, []
+        for one in made:
+            used += size(one)
+            found.append(one)
+            if used > room:
                 found.clear()
-            yield stack
-        if left >= 0:
-            self.drawn[key] = found
+            yield one
+        if used <= room:
+            self.kept[key] = used, found
 
 
-def _bytes(tree: Any) -> int:
+def bytes_of(tree: Any) -> int:
+    """Of all arrays of a tree."""
     return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from m4 import sharding, task_losses
 from m4.errors import ConfigError, DivergedError
-from m4.lab import fitting
+from m4.lab import fitting, held
 from m4.run import compiler, programs
 from m4.run.setup import Setup, context
 from m4.train import guard, loop
@@ -142,7 +142,8 @@ def _stacks(
             yield place(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), _stacked(trees)))
 
     drawn_by = [(data.config.seed, data.config.train.to_json(sort_keys=True)) for data in cells]
-    return cells[0].train.stacks((*drawn_by, at_once, where), made())
+    # Arms differ in their model: the same seeds draw the same batches for each of them.
+    return cells[0].train.once((*drawn_by, at_once, where), made(), held.bytes_of)
 
 
 def _stacked(trees: Sequence[Any]) -> Any:

@@ -67,7 +67,7 @@ def test_stacks_are_made_once_for_those_who_draw_the_same(opener, monkeypatch, m
         calls.append(key)
         yield from (np.full(10, key * 100 + n) for n in range(2))
 
-    rounds = [[*split.stacks(key, stacks(key))] for key in (0, 1, 0, 1)]
+    rounds = [[*split.once(key, stacks(key), held.bytes_of)] for key in (0, 1, 0, 1)]
     assert len(calls) == made
     np.testing.assert_array_equal(rounds[0], rounds[2])
     np.testing.assert_array_equal(rounds[1], rounds[3])
