@@ -154,7 +154,7 @@ def _arm(
     known: dict[str, Compiled] = {}
     arm, tried = _tuned(asked, arm, out, known, opener)
     left = [s for s in missing if not (out / "rows" / f"{tried['cell']}-s{s}.json").exists()]
-    groups = [[seed] for seed in left] if asked.together == "loop" else [left] * bool(left)
+    groups = [left] * bool(left) if asked.together == "vmap" else [[seed] for seed in left]
     notes: list[str] = []
     for seeds in groups:
         if time.monotonic() > until:
@@ -180,12 +180,15 @@ def _fitted(
 ) -> Sequence[fitting.Fit | DivergedError]:
     """What each cell comes to: one by one, or all in one program."""
     stepping = own.stepping(how, cells)
-    if how != "loop":
+    if how == "vmap":
         return together.fit(own.programs, stepping, cells)
     out: list[fitting.Fit | DivergedError] = []
     for data in cells:
         try:
-            out.append(fitting.fit(own.programs, stepping, data))
+            if how == "map":
+                out += together.fit(own.programs, stepping, [data])
+            else:
+                out.append(fitting.fit(own.programs, stepping, data))
         except DivergedError as error:
             out.append(error)
     return out
@@ -207,13 +210,13 @@ class Compiled:
         Raises ConfigError for cells that cannot be trained together.
         """
         setup, plan = self.programs.setup, fitting.plan_of(cells[0].config)
-        number = 1 if how == "loop" else len(cells)
-        if how != "loop" and not all(fitting.serves(self.programs, data) for data in cells):
+        number = len(cells) if how == "vmap" else 1
+        if how == "vmap" and not all(fitting.serves(self.programs, data) for data in cells):
             raise ConfigError(f"together={how!r}: seeds differ in their data; leave it out")
         if number not in self.steps and how == "loop":
             self.steps[number] = fitting.compile_step(setup, plan.batch_size)
         elif number not in self.steps:
-            kind = "vmap" if how == "vmap" else "map"
+            kind: together.How = "vmap" if how == "vmap" else "map"
             self.steps[number] = together.compile_step(setup, plan, number, kind)
         return self.steps[number]
 

@@ -81,7 +81,7 @@ class Study:
     )
     metric: str = ""  # 'task/metric'; '': train.select
     budget: str = ""  # '30min': no cell is begun after that
-    together: str = "loop"  # seeds one by one, or all in a program: 'map' (same bits), 'vmap'
+    together: str = "loop"  # 'map': some steps a call (same bits); 'vmap': all seeds in a program
 
     def plan(self) -> dict[str, Any]:
         """What must not change once there are rows."""

@@ -1,8 +1,8 @@
-"""All seeds of an arm in one program, in lock step, on one device.
+"""Some steps of training in one call, of one seed or of all seeds of an arm, on one device.
 
-`map` runs them one after the other within a call of some steps, so a seed's numbers are those of
-`m4.main` bit for bit; what is saved is the host's part of a step, which a small model spends most
-of its time in.
+What is saved is the host's part of a step, which a small model spends most of its time in.
+
+`map` takes seeds one after the other, whose numbers are those of `m4.main` bit for bit: S is 1.
 `vmap` makes one wider computation of them: for accelerators, and equal up to rounding.
 
 Letters: S seeds, K steps at a time.
@@ -38,7 +38,8 @@ def steps_at_once(plan: loop.Plan, bytes_of_batch: int) -> int:
 def compile_step(setup: Setup, plan: loop.Plan, seeds: int, how: How) -> fitting.Stepping:
     """K train steps of S states, totals and inputs, each stacked, on batches [S, K, ...].
 
-    Raises ConfigError for a mesh of several devices.
+    `map` takes one seed: a loop over several would cut every leaf out of its stack and put it back,
+    which is a third of the program. Raises ConfigError for a mesh of several devices.
     """
     if setup.mesh.size > 1:
         raise ConfigError(f"together={how!r}: takes one device; leave it out, or set mesh.* to 1")
@@ -60,15 +61,14 @@ def compile_step(setup: Setup, plan: loop.Plan, seeds: int, how: How) -> fitting
     def all_of(*args):
         if how == "vmap":
             return jax.vmap(one_seed)(*args)
-        return jax.lax.map(lambda own: one_seed(*own), args)
+        alone = jax.tree.map(lambda x: x[0], args)
+        return jax.tree.map(lambda x: x[None], one_seed(*alone))
 
     options, start = compiler.options(setup.efforts[0], setup.mesh), time.perf_counter()
     with context(setup.mesh):
         compiled = jax.jit(all_of, donate_argnums=0).lower(*stacked).compile(options)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), stacked[1])
-    # XLA counts the body of a loop once.
-    counted = seeds if how == "vmap" else 1
-    found = fitting.Stepping.of(compiled, compiled, lambda: zeros, start, counted)
+    found = fitting.Stepping.of(compiled, compiled, lambda: zeros, start, seeds)
     return dataclasses.replace(found, at_once=steps)
 
 
@@ -82,7 +82,7 @@ def _wider(tree: Any, number: int) -> Any:
 def fit(
     own: fitting.Programs, stepping: fitting.Stepping, cells: Sequence[fitting.Seeded]
 ) -> list[fitting.Fit | DivergedError]:
-    """Trains seeds of one arm, as `fitting.fit` does each of them."""
+    """Trains as many seeds of an arm as a call takes, as `fitting.fit` does each of them."""
     setup, plan = own.setup, fitting.plan_of(cells[0].config)
     layout = setup.layout
     courses = [fitting.Course(own, data) for data in cells]
