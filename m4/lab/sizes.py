@@ -103,9 +103,13 @@ def solve(count: Callable[[int], int], wanted: int) -> int:
     Raises ValueError where that is more than 2 % off.
     """
     count = functools.cache(count)  # a size costs a trace of the model
-    low, high = 1, MOST
-    if count(1) == count(2):
+    low, high, step = 1, MOST, count(2) - count(1)
+    if not step:
         high = 1
+    guess = 1 - (count(1) - wanted) // (step or 1)  # most counts grow by as much with each
+    for n in (guess - 1, guess):
+        if low <= n < high:
+            low, high = (low, n) if count(n) >= wanted else (n + 1, high)
     while low < high:  # the least size that has as many
         middle = (low + high) // 2
         low, high = (low, middle) if count(middle) >= wanted else (middle + 1, high)

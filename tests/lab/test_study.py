@@ -189,6 +189,27 @@ def test_the_experts_width_matches_what_lies_outside_the_router(load, what):
     assert matched[0].config == before[0].config
 
 
+@pytest.mark.parametrize(
+    ("count", "most"),
+    [
+        (lambda n: 7 * n + 5, 5),  # in proportion, as nearly all are: no search
+        (lambda n: n * n, 20),
+        (lambda n: 40 * (n // 3) + n // 2, 20),
+        (lambda n: 900, 5),
+    ],
+)
+def test_the_size_found_is_the_least_of_the_nearest(count, most):
+    for wanted in (1, 5, 12, 40, 899, 1000, 1700, 28_677, 90_000):
+        tried = []
+        near = min(range(1, sizes.MOST + 1), key=lambda n: (abs(count(n) - wanted), n))
+        if abs(count(near) - wanted) > 0.02 * wanted:
+            with pytest.raises(ValueError, match="nearest is"):
+                sizes.solve(count, wanted)
+            continue
+        assert sizes.solve(lambda n: tried.append(n) or count(n), wanted) == near  # noqa: B023
+        assert len(tried) <= most, tried
+
+
 def test_what_cannot_be_matched_is_said(load):
     axes = "axes={GATE: ('linear', 'sigmoid')}, match=dict(what='router'"
     asked = load(f"{axes})")
