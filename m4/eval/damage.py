@@ -47,6 +47,8 @@ def lines(workdir: Path) -> list[str]:
         found.append(f"config.json: {wrong} is not what the newest checkpoint was trained with")
     if changed(workdir / "data.json"):
         found.append("data.json has changed since it was written; its figures are not shown")
+    if changed(workdir / "run.json"):
+        found.append("run.json has changed since it was written; what it says may be wrong")
     return found
 
 

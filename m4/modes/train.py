@@ -133,7 +133,8 @@ def _introduce(config, setup: Setup, folder: Path) -> None:
         "from_step": max(retention.complete(folder / "checkpoints/last"), default=0),
     }
     starts = [*_starts(folder / "run.json"), run]
-    atomic.write(folder / "run.json", json.dumps(run | {"starts": starts}, indent=2) + "\n")
+    document = seal.sealed(run | {"starts": starts})
+    atomic.write(folder / "run.json", json.dumps(document, indent=2) + "\n")
     print(f"m4 {__version__} ({run['git'] or 'no git'}), jax {jax.__version__}")
     print(f"devices  {run['devices']}; mesh {mesh or 'single device'}")
     print(f"data     {config.data.name} {manifest['version']} {setup.data.name}: {counts}")

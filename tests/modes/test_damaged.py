@@ -158,7 +158,10 @@ def test_facts_and_settings_that_changed_are_said(copy):
     config = json.loads((copy / "a/config.json").read_text())
     config["optim"]["lr"] = WRONG
     (copy / "a/config.json").write_text(json.dumps(config))
+    run = (copy / "a/run.json").read_text()
+    (copy / "a/run.json").write_text(run.replace('"parameters": ', '"parameters": 9'))
     text = page.render(copy / "a")
+    assert "run.json has changed since" in text
     assert "99,899" not in text and "data.json has changed since" in text
     assert "config.json: optim is not what the newest checkpoint was trained with" in text
 
