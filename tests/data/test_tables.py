@@ -76,6 +76,13 @@ def by_subject(splits):
     return {e["key"][0]: e for found in splits.values() for e in found}
 
 
+def test_a_number_that_float32_does_not_hold_is_called_so(tmp_path):
+    events = EVENTS.replace("lactate,2,", "lactate,4.2e299,")
+    flow = dict(read(tmp_path, write(tmp_path, **{"events.csv": events}))[1].flow)
+    assert flow["numbers beyond 3.4e38, which float32 does not hold"] == 1
+    assert flow["labs/lactate: uses without a finite number"] == 2
+
+
 def test_long_and_wide_files_by_hand(tmp_path):
     splits, found = read(tmp_path, write(tmp_path))
     one, two = (by_subject(splits)[p] for p in ("p1", "p2"))

@@ -236,7 +236,11 @@ class Events:
         value_n = np.array([entry.value for entry in flat])[entry_n]
         own = np.nan if value_N is None else value_N[row_n]
         number_n = np.where(np.isnan(value_n), own, value_n)
-        events["value"] = number_n
+        with np.errstate(over="ignore"):  # infinite from here on, and counted as not finite
+            events["value"] = number_n
+        beyond = int((np.isfinite(number_n) & np.isinf(events["value"])).sum())
+        if beyond:
+            self._flow["numbers beyond 3.4e38, which float32 does not hold"] += beyond
         for slot in self._matcher.groups:  # named before float32 makes one of two numbers
             told_n = (events["slot"] == slot) & (events["token"] == NO_TOKEN)
             told_n &= np.isfinite(number_n)
