@@ -33,6 +33,7 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     data = prepare(config)
     selection.require_defined(config, validation(config, data))
     setup = make_setup(config, data)
+    selection.tell(setup.loader.store)
     for modality in setup.spec.modalities:
         print(f"modality {modality.name}: {modality.kind} {modality.shape}")
     for task in setup.spec.tasks:

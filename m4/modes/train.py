@@ -72,6 +72,7 @@ def run(
         setup = make_setup(config, data)
         if processes.first():
             _introduce(config, setup, folder)
+            selection.tell(setup.loader.store)
         with context(setup.mesh):
             predict = _train(config, setup, val, folder, flags, signals)
             signals.idle()

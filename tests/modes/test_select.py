@@ -156,3 +156,36 @@ def test_refused_through_the_command(study, capsys, mode):
     assert "train.select='other/auroc': cannot be computed on the validation split" in said.err
     assert "every label is 0" in said.err and "brier" in said.err
     assert "compiled" not in said.out and not (study / "w/run.json").exists()
+
+
+def test_where_no_step_is_chosen_labels_of_one_class_are_said(study, capsys):
+    command = [f"--config={study / 'c.py'}", f"--workdir={study / 'w'}", "--mode=check"]
+    assert main([*command, "--config.train.choose=last"]) == 0
+    said = capsys.readouterr().out
+    before = said.partition("compiled")[0]
+    assert "m4: warning: train.select=other/auroc: cannot be computed on the validation" in before
+    assert "m4: warning: other: its label never varies among the training rows" in before
+    assert "death" not in "".join(line for line in said.splitlines() if "warning" in line)
+
+
+@pytest.mark.parametrize(
+    ("kind", "y", "said"),
+    [
+        ("binary", [[0], [0], [1]], "its label"),  # the 1 is unknown
+        ("binary", [[0], [1], [0]], None),
+        ("multilabel", [[0, 1], [1, 1], [0, 1]], "1 of 2 labels"),
+        ("multiclass", [2, 2, 0], "its label"),
+        ("regression", [[1.5], [1.5], [7]], "its label"),
+        ("survival", [[3, 0], [9, 0], [1, 1]], "its label"),  # nobody has the event
+        ("survival", [[3, 1], [3, 0], [1, 1]], None),
+    ],
+)
+def test_labels_of_which_nothing_can_be_learned(capsys, kind, y, said):
+    """The last row has no label, whatever stands there."""
+    y = np.array(y, float)
+    mask = np.ones((3, KINDS[kind][0] if kind == "multilabel" else 1))
+    mask[2] = 0
+    task = TaskSpec("t", kind, dim=KINDS[kind][0])
+    selection.tell(Split(task, y, mask if kind == "multilabel" else mask[:, 0]))
+    told = capsys.readouterr().out
+    assert (f"m4: warning: t: {said} never varies" in told) if said else not told
