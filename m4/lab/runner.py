@@ -161,7 +161,7 @@ def _arm(
             return [*notes, f"budget of {asked.budget} spent before seed {seeds[0]}"]
         cells = [fitting.data_of(arm.at(seed), opener) for seed in seeds]
         own, first = _compiled(known, cells[0]), time.process_time()
-        fits = _fitted(asked.together, own, cells)
+        fits = _fitted(asked.together, known, cells)
         cpu = (time.process_time() - first) / len(seeds)
         for seed, data, found in zip(seeds, cells, fits, strict=True):
             if isinstance(found, DivergedError):
@@ -176,14 +176,16 @@ def _arm(
 
 
 def _fitted(
-    how: str, own: "Compiled", cells: list[fitting.Seeded]
+    how: str, known: "dict[str, Compiled]", cells: list[fitting.Seeded]
 ) -> Sequence[fitting.Fit | DivergedError]:
     """What each cell comes to: one by one, or all in one program."""
-    stepping = own.stepping(how, cells)
     if how == "vmap":
-        return together.fit(own.programs, stepping, cells)
+        own = _compiled(known, cells[0])
+        return together.fit(own.programs, own.stepping(how, cells), cells)
     out: list[fitting.Fit | DivergedError] = []
     for data in cells:
+        own = _compiled(known, data)  # its data may be of another shape than the others'
+        stepping = own.stepping(how, [data])
         try:
             if how == "map":
                 out += together.fit(own.programs, stepping, [data])
@@ -274,7 +276,7 @@ def _tuned(
                 fitting.data_of(ml_collections.ConfigDict(own).lock(), opener) for own in seeded
             ]
             values: list[float] = []
-            for found in _fitted(asked.together, _compiled(known, cells[0]), cells):
+            for found in _fitted(asked.together, known, cells):
                 if isinstance(found, DivergedError):
                     values.append(float("nan"))
                     continue

@@ -61,8 +61,8 @@ def tell(train: Store) -> None:
         if any(alike):
             which = f"{sum(alike)} of {len(alike)} labels" if len(alike) > 1 else "its label"
             print(
-                f"m4: warning: {task.name}: {which} never varies among the training rows:"
-                " nothing can be learned of it",
+                f"m4: warning: {task.name}: {which} never varies among the training rows that have"
+                " it: nothing can be learned of it",
                 flush=True,
             )
 
