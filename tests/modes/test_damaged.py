@@ -166,6 +166,12 @@ def test_facts_and_settings_that_changed_are_said(copy):
     assert "config.json: optim is not what the newest checkpoint was trained with" in text
 
 
+def test_an_emptied_log_is_not_called_a_run_without_training(copy):
+    (copy / "a/metrics.jsonl").write_text("")
+    text = page.render(copy / "a")
+    assert "lines are damaged or missing" in text and "or it was lost" in text
+
+
 @pytest.mark.parametrize("name", ["config", "run", "data", "seals", "results/more"])
 def test_a_document_without_end_is_no_bug_of_a_report(copy, name):
     (copy / f"a/{name}.json").write_text(DEEP)
