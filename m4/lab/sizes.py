@@ -103,10 +103,9 @@ def solve(count: Callable[[int], int], wanted: int) -> int:
     Raises ValueError where that is more than 2 % off.
     """
     count = functools.cache(count)  # a size costs a trace of the model
-    low, high, step = 1, MOST, count(2) - count(1)
-    if not step:
-        high = 1
-    guess = 1 - (count(1) - wanted) // (step or 1)  # most counts grow by as much with each
+    step = count(2) - count(1)  # most counts grow by as much with each
+    guess = 1 - (count(1) - wanted) // step if step else 1
+    low, high = 1, MOST if step else 1
     for n in (guess - 1, guess):
         if low <= n < high:
             low, high = (low, n) if count(n) >= wanted else (n + 1, high)

@@ -31,9 +31,10 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
     if not begun:
         origin.require(config, preflight.schema(config), folder)
     data = prepare(config)
-    selection.require_defined(config, validation(config, data))
+    val = validation(config, data)
+    selection.require_defined(config, val)
     setup = make_setup(config, data)
-    selection.tell(setup.loader.store)
+    selection.tell(config, setup.loader.store, val)
     for modality in setup.spec.modalities:
         print(f"modality {modality.name}: {modality.kind} {modality.shape}")
     for task in setup.spec.tasks:

@@ -72,7 +72,7 @@ def run(
         setup = make_setup(config, data)
         if processes.first():
             _introduce(config, setup, folder)
-            selection.tell(setup.loader.store)
+            selection.tell(config, setup.loader.store, val)
         with context(setup.mesh):
             predict = _train(config, setup, val, folder, flags, signals)
             signals.idle()

@@ -186,6 +186,7 @@ def test_labels_of_which_nothing_can_be_learned(capsys, kind, y, said):
     mask = np.ones((3, KINDS[kind][0] if kind == "multilabel" else 1))
     mask[2] = 0
     task = TaskSpec("t", kind, dim=KINDS[kind][0])
-    selection.tell(Split(task, y, mask if kind == "multilabel" else mask[:, 0]))
+    train = Split(task, y, mask if kind == "multilabel" else mask[:, 0])
+    selection.tell(config("t/x"), train, None)
     told = capsys.readouterr().out
     assert (f"m4: warning: t: {said} never varies" in told) if said else not told
