@@ -6,21 +6,21 @@ line of a log that grows ends in its number and a checksum (`line`, `sound_lines
 """
 
 import contextlib
+import errno
 import hashlib
 import json
-import os
 import re
-import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m4 import atomic
+from m4 import atomic, regular
 from m4.errors import DataError
 
 MOST = 1 << 28  # bytes of a document that is read
+MOST_OF_LOG = 1 << 30
 KEY = "sha256"
 FILE = "seals.json"
 NUMBER, SUM = "line", "crc32"  # the last keys of a log's line
@@ -96,13 +96,7 @@ def load(path: Path) -> Any:
 
 
 def _text(path: Path) -> str:
-    with open(path, encoding="utf-8", opener=_without_waiting) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("is no file")
-        if status.st_size > MOST:
-            raise ValueError(f"has more than {MOST >> 20} MB")
-        return file.read()
+    return regular.read(path, MOST).decode("utf-8")
 
 
 def _parsed(text: str) -> Any:
@@ -110,10 +104,6 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def text_of(folder: Path, name: str, again: str) -> str:
@@ -154,13 +144,18 @@ def sound_lines(path: Path, least: int = 0) -> tuple[list[bytes], str | None]:
     the process was killed before it was whole.
     """
     try:  # before the lines: a run of the older version that goes on writes these last
-        sums = path.with_suffix(LOG).read_text(encoding="ascii", errors="replace").split()
+        known = regular.read(path.with_suffix(LOG), MOST_OF_LOG)
+        sums = known.decode("ascii", errors="replace").split()
     except FileNotFoundError:
         sums = []
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        lines = regular.read(path, MOST_OF_LOG).split(b"\n")[:-1]
     except FileNotFoundError:
         return [], "is gone" if sums or least else None
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EFBIG):
+            raise
+        return [], f"cannot be read ({error.strerror})"
     if not least and not any(map(_END.search, lines)):
         return _by_sums(lines, sums) if sums else (lines, None)
     found, last = _numbered(lines)
@@ -173,7 +168,7 @@ def sound_lines(path: Path, least: int = 0) -> tuple[list[bytes], str | None]:
 def last_line(path: Path) -> int:
     """The number of a log's last line, 0 without one."""
     try:
-        with open(path, "rb") as file:
+        with regular.opened(path, MOST_OF_LOG) as file:
             file.seek(max(0, file.seek(0, 2) - (1 << 20)))
             found = _END.search(file.read().rstrip(b"\n"))
     except FileNotFoundError:

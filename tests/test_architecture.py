@@ -22,8 +22,10 @@ ALLOWED = {
     "maths": {"axes"},
     "evenness": set(),
     "cells": set(),
-    "seal": {"atomic", "errors"},
+    "seal": {"atomic", "regular", "errors"},
     "atomic": set(),
+    "regular": set(),
+    "owners": set(),
     "flock": set(),
     "streams": set(),
     "local": {"errors"},
@@ -35,14 +37,15 @@ ALLOWED = {
     "moe": {"maths", "evenness", "types", "resolve", "moe.engine"},
     "moe.engine": {"maths", "types", "moe"},
     "nn": {"maths", "types", "specs", "resolve"},
-    "nn.pretrained": {"maths", "types", "specs", "nn"},
+    "nn.pretrained": {"maths", "types", "specs", "nn", "regular"},
     "methods": {"maths", "types", "specs", "errors", "resolve", "task_losses", "moe", "nn"}
     | {"moe.engine"},
-    "data": {"specs", "types", "resolve", "errors", "cells", "seal", "atomic", "flock", "local"},
+    "data": {"specs", "types", "resolve", "errors", "cells", "seal", "atomic", "flock", "local"}
+    | {"regular", "owners"},
     "data.sets": {"data", "specs", "types", "resolve", "errors", "cells", "seal", "atomic"}
-    | {"local"},
+    | {"local", "regular", "owners"},
     "train": {"maths", "types", "specs", "task_losses", "sharding", "errors", "seal", "atomic"}
-    | {"flock"},
+    | {"flock", "owners"},
     "eval": {"evenness", "types", "specs", "errors", "cells", "atomic", "seal"},
     "eval.report": {"eval", "specs", "errors", "cells", "atomic", "seal"},
 }  # fmt: skip

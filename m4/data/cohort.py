@@ -41,6 +41,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from m4 import regular
 from m4.data import identifiers
 from m4.errors import DataError
 from m4.specs import DataSpec
@@ -119,5 +120,5 @@ def checksums(root: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, as 64 hex digits."""
-    with open(path, "rb") as handle:
+    with regular.opened(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
