@@ -61,6 +61,16 @@ def test_vitals(raw):
     assert "vitals" not in found[1, 3.0]["inputs"]
 
 
+@pytest.mark.parametrize("subject, value, count", [("3", 81, 1), ("99", 81, 1), ("", 80, 0)])
+def test_an_event_of_another_patient_than_its_stays_is_dropped(raw, subject, value, count):
+    row = "101,11,,2150-01-01 12:00:00,2150-01-01 12:05:00,220045,80,80"
+    patch(raw, "icu/chartevents", f"1,{row}", f"{subject},{row}")
+    found, cohort = examples(raw)
+    column = cohort.spec.modality("vitals").features.index("heart_rate")
+    assert found[1, 4.0]["inputs"]["vitals"]["values"][1, column] == value
+    assert dict(cohort.flow)["vitals: dropped, of another patient than their stay's"] == count
+
+
 def test_charted_keeps_what_was_stored_late(raw):
     found, _ = examples(raw, available="charted")
     np.testing.assert_array_equal(found[1, 4.0]["inputs"]["vitals"]["times"], [1, 2, 47.5, 48])

@@ -71,6 +71,7 @@ class Selector:
         self._stored = stored and bool(source.stored)
         self._features = measured(data, name)
         self.columns = {source.key: "int", source.time: "time", source.code: source.kind}
+        self.columns["subject_id"] = "int"  # a stay's events say so, too
         if self._stored:
             self.columns[source.stored] = "time"
         if self._features:
@@ -100,6 +101,7 @@ class Selector:
         row = self._find(key[ours], time)
         known = csv_files.seconds(batch[self.source.stored], up=True) if self._stored else time
         keep = self.stays.inside(row, time, known, self.counts if self._stored else None)
+        keep &= self._of_its_patient(batch, row)
         events = np.zeros(len(row), EVENT)
         events["row"], events["time"] = row, self.stays.life.hour_of(row, time)
         if self._features:
@@ -111,6 +113,15 @@ class Selector:
             events["feature"] = [self._ids[code] for code in codes]
         self.counts["events kept"] += int(keep.sum())
         return events[keep]
+
+    def _of_its_patient(self, batch, row):
+        """False for events of a stay that name another patient than the stay does."""
+        if self.source.key != "stay_id":
+            return True
+        subject = batch["subject_id"].to_numpy(zero_copy_only=False)
+        other = ~np.isnan(subject) & (subject != self.stays.life.subject[row])
+        self.counts["dropped, of another patient than their stay's"] += int(other.sum())
+        return ~other
 
     def _measure(self, batch, events, keep):
         """Fill feature and value; False for values that are missing or implausible."""
