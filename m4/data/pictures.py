@@ -1,4 +1,4 @@
-"""Image files, opened only if they are of a size that pictures have, and their central squares."""
+"""Image files, opened only if they are of a kind and size that pictures have; central squares."""
 
 import contextlib
 import re
@@ -9,35 +9,47 @@ from typing import Any
 
 import numpy as np
 
+from m4 import regular
 from m4.errors import DataError
 
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "TIFF",
+    "BMP",
+)  # whatever a name says; for some others PIL starts programs
 BILINEAR = 2  # PIL's number of it
 MOST = 1 << 26  # pixels: ten times those of an X-ray or a photograph of an eye
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A PIL image, nothing of it decoded. Raises DataError for more pixels than `MOST`."""
+    """A PIL image, nothing of it decoded.
+
+    Raises DataError for more pixels than `MOST`, OSError for what is no file, or one of no format
+    of `FORMATS`. A damaged file may raise anything.
+    """
     from PIL import Image
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
-            picture = Image.open(path)
-    except Image.DecompressionBombError as error:  # beyond PIL's own limit, with the size in it
-        size = int((re.findall(r"\d+", str(error)) or [0])[0])
-        raise DataError(f"{size:,} pixels, the limit is {MOST:,}") from None
-    with picture:
-        if (size := picture.width * picture.height) > MOST:
-            raise DataError(f"{size:,} pixels, the limit is {MOST:,}")
-        yield picture
+    with regular.opened(path) as file:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+                picture = Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError as error:  # beyond PIL's own limit, with the size in it
+            size = int((re.findall(r"\d+", str(error)) or [0])[0])
+            raise DataError(f"{size:,} pixels, the limit is {MOST:,}") from None
+        with picture:
+            if (size := picture.width * picture.height) > MOST:
+                raise DataError(f"{size:,} pixels, the limit is {MOST:,}")
+            yield picture
 
 
 def square(path: Path, size: int, channels: int) -> np.ndarray:
     """uint8[size, size, channels]: the central square, in grey (1) or colour (3).
 
     Grey of more than eight bits is stretched from its smallest to its largest value. Raises
-    DataError for more pixels than `MOST`, OSError for a damaged file.
+    as `opened`.
     """
     with opened(path) as picture:
         side = min(picture.size)

@@ -65,6 +65,12 @@ def test_loudness_does_not_matter():
         assert np.isfinite(recordings.waveform(silent, 9)).all()
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "3_eve_1.wav")
+    with pytest.raises(DataError, match="cannot be read as WAV"):
+        recordings.read(tmp_path / "3_eve_1.wav")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

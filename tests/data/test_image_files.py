@@ -1,5 +1,7 @@
 """Images of files named in tables: read, absent, damaged, outside; and trained on nothing else."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -65,6 +67,34 @@ def test_what_is_not_there_damaged_or_outside_is_absent_and_counted(tmp_path):
     assert {i for i, e in examples.items() if "xray" not in e["inputs"]} == {3, 4, 5, 6, 9, 10, 11}
     assert flow["xray: image files that are not there"] == 5
     assert flow["xray: image files that cannot be decoded"] == 1
+
+
+def test_a_picture_of_another_format_starts_no_program(tmp_path, monkeypatch):
+    """An EPS is shown by Ghostscript, whatever its name says."""
+    program, started = tmp_path / "bin/gs", tmp_path / "started"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {started}\necho 10.0\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    box = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    write(tmp_path, **{"7_png": box, "9_png": b"P2 4 4 255\nJOHN DOE\n"})
+    examples, flow = read(tmp_path)
+    assert {i for i, e in examples.items() if "xray" not in e["inputs"]} == {7, 9}
+    assert flow["xray: image files that cannot be decoded"] == 2
+    assert not started.exists()
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tiff", "bmp"])
+def test_the_formats_that_are_promised_are_read_whatever_the_name(tmp_path, ending):
+    Image.new("L", (8, 8), 70).save(tmp_path / f"x.{ending}")
+    (tmp_path / f"x.{ending}").rename(tmp_path / "x.png")
+    assert (pictures.square(tmp_path / "x.png", 4, 1) == 70).all()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(OSError, match="is no regular file"):
+        pictures.square(tmp_path / "x.png", 4, 1)
 
 
 def test_none_at_all_is_refused_without_a_name(tmp_path):

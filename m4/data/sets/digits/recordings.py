@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m4 import regular
 from m4.errors import DataError
 
 RATE = 8000  # Hz
@@ -50,7 +51,7 @@ def find(folder: Path) -> list[Recording]:
 def read(path: Path) -> np.ndarray:
     """float32[N] from -1 to 1. Raises DataError unless it is mono of 8 kHz and 16 bits."""
     try:
-        with wave.open(str(path)) as file:
+        with regular.opened(path) as opened, wave.open(opened) as file:
             kind = file.getnchannels(), file.getframerate(), 8 * file.getsampwidth()
             if kind != (1, RATE, 16):
                 raise DataError(
