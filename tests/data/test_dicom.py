@@ -4,6 +4,10 @@ PS3.3 C.11.1 (modality rescale), C.11.2.1.1 (VOI table) and C.11.2.1.2 (window, 
 """
 
 import itertools
+import os
+import struct
+import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed (extra
 pytest.importorskip("PIL", reason="pillow is not installed (extra: images)")
 
 from m4.data.sets.imaging import invented, pixels  # noqa: E402
+from m4.data.sets.imaging.exam import Picture  # noqa: E402
 from m4.errors import DataError  # noqa: E402
 
 TABLE = {"first": 100, "values": [int(60 + 55 * k**0.5) for k in range(1000)]}
@@ -142,6 +147,37 @@ def test_a_deflated_file_is_inflated_up_to_a_limit(tmp_path, monkeypatch):
     assert deflated.stat().st_size < 1 << 16
     with pytest.raises(DataError, match="more than 1,048,576 bytes when inflated"):
         pixels.mammogram(deflated, 32, "stretch")
+
+
+@pytest.mark.parametrize("length", [None, 0, 0x7FFFFFFF])
+def test_a_deflated_file_begins_where_it_begins(tmp_path, monkeypatch, length):
+    """Whatever its header says of its own length, or without a word of it."""
+    path = tmp_path / "x.dcm"
+    invented.write_dicom(path, np.zeros((4, 4), np.uint16))
+    header = pydicom.dcmread(path)
+    header.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    header.add_new((0x0011, 0x0010), "LO", "m4")
+    header.add_new((0x0011, 0x1001), "OB", bytes(1 << 22))
+    header.save_as(path)
+    content = path.read_bytes()  # bytes 132 to 144 say how long the header is
+    said = b"" if length is None else content[132:140] + struct.pack("<I", length)
+    path.write_bytes(content[:132] + said + content[144:])
+    monkeypatch.setattr(pixels, "MOST_BYTES", 1 << 20)
+    inflated = []  # as a whole, by pydicom
+    monkeypatch.setattr(zlib, "decompress", lambda *args: inflated.append(args) or b"")
+    picture = Picture(path, "mammogram", "t.csv line 2", side="L")
+    with pytest.raises(DataError, match="line 2: its image has more than 1,048,576 bytes when"):
+        pixels._decode(picture, 8, "pad", False, Counter())
+    with pytest.raises(DataError):
+        pixels._side(path)
+    assert pixels._syntax(path) == "" and not inflated
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.dcm")
+    picture = Picture(tmp_path / "x.dcm", "mammogram", "t.csv line 2", side="L")
+    with pytest.raises(DataError, match=r"t.csv line 2: its image cannot be decoded \(OSError\)"):
+        pixels._decode(picture, 8, "pad", False, Counter())
 
 
 @pytest.mark.parametrize("function", ["SIGMOID", "LINEAR", "LINEAR_EXACT"])

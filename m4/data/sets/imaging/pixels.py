@@ -16,9 +16,11 @@ import math
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from m4 import regular
 from m4.data import pictures
 from m4.data.sets.imaging.exam import Exam, Picture
 from m4.errors import DataError
@@ -26,9 +28,8 @@ from m4.specs import DataSpec
 
 CUP = 0
 MOST = 1 << 28  # pixels of a picture: ten times a mammogram's
-MOST_BYTES = 4 * MOST  # of a file that is deflated as a whole
+MOST_BYTES = 4 * MOST  # of a DICOM file, and of what a deflated one inflates to
 SIZES = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
-PREAMBLE = 144  # bytes of a DICOM file that its first group does not count
 SLICES = (0.25, 0.5, 0.75)
 OTHER_SIDE = "images whose file names another side than the table, kept"
 
@@ -79,19 +80,15 @@ def _decode(picture: Picture, size: int, fit: str, skip: bool, counts: Counter):
 
 def _side(path: Path) -> str:
     """The side that a DICOM file names, empty if it names none."""
-    import pydicom
-
     names = ["ImageLaterality", "Laterality"]
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=names)
+    header = _header(path, stop_before_pixels=True, specific_tags=names)
     return next((side for name in names if (side := header.get(name))), "")
 
 
 def _syntax(path: Path) -> str:
     """The transfer syntax of a DICOM file, if that can be read."""
-    import pydicom
-
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True)
+        header = _header(path, stop_before_pixels=True, specific_tags=[SIZES[0]])
         return f", {header.file_meta.TransferSyntaxUID.name}"
     except Exception:
         return ""
@@ -99,10 +96,7 @@ def _syntax(path: Path) -> str:
 
 def mammogram(path: Path, size: int, fit: str) -> np.ndarray | None:
     """A DICOM mammogram, see the module; None for a file of padding alone."""
-    import pydicom
-
-    _require_size(path)
-    header = pydicom.dcmread(path)
+    header = _header(path)
     sizes = [int(header.get(name) or 1) for name in SIZES]
     if (number := math.prod(sizes)) > MOST:
         raise DataError(f"{number:,} pixels, the limit is {MOST:,}")
@@ -118,23 +112,42 @@ def mammogram(path: Path, size: int, fit: str) -> np.ndarray | None:
     return grey(image_hw, size, fit)
 
 
-def _require_size(path: Path) -> None:
-    """Raises DataError for a deflated file that is enormous; pydicom inflates it as a whole."""
-    from pydicom.filereader import read_file_meta_info
-    from pydicom.uid import DeflatedExplicitVRLittleEndian
+class _Dicom:
+    """A file that is read by pydicom, which gets nothing that inflates to more than `MOST_BYTES`.
 
-    meta = read_file_meta_info(path)
-    if meta.TransferSyntaxUID != DeflatedExplicitVRLittleEndian:
-        return
+    Of a deflated file it reads all that is left, wherever its header ends, and inflates that as a
+    whole; of any other it reads no more at once than an element says that it has.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Raises DataError for what inflates to too much, zlib.error for what is damaged."""
+        found = self._file.read(size)
+        if size < 0:
+            _require_size(found)
+        return found
+
+
+def _header(path: Path, **options) -> Any:
+    """What pydicom reads of a file. Raises OSError for what is no file or too large."""
+    import pydicom
+
+    with regular.opened(path, MOST_BYTES) as file:
+        return pydicom.dcmread(_Dicom(file), **options)
+
+
+def _require_size(deflated: bytes) -> None:
+    """Raises DataError for what inflates to more than `MOST_BYTES`."""
     inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    with open(path, "rb") as file:
-        file.seek(PREAMBLE + meta.FileMetaInformationGroupLength)
-        while piece := file.read(1 << 20):
-            while piece:
-                size += len(inflate.decompress(piece, 1 << 24))
-                piece = inflate.unconsumed_tail
-                if size > MOST_BYTES:
-                    raise DataError(f"more than {MOST_BYTES:,} bytes when inflated, the limit")
+    for start in range(0, len(deflated), 1 << 20):
+        piece = deflated[start : start + (1 << 20)]
+        while piece and not inflate.eof:
+            size += len(inflate.decompress(piece, 1 << 24))
+            piece = inflate.unconsumed_tail
+            if size > MOST_BYTES:
+                raise DataError(f"more than {MOST_BYTES:,} bytes when inflated, the limit")
 
 
 def _shown(stored: np.ndarray, header) -> np.ndarray:
