@@ -8,11 +8,13 @@ anything else convert with the `wfdb` package first.
 Letters: C leads, T samples.
 """
 
+import errno
 import re
 from pathlib import Path
 
 import numpy as np
 
+from m4 import regular
 from m4.errors import DataError
 
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -37,18 +39,17 @@ def read(header: Path) -> tuple[np.ndarray, float, tuple[str, ...]]:
     without the files' names: they hold the patient's number.
     """
     try:
-        _require(header, MAX_HEADER)
-        text = header.read_text("utf-8", errors="replace").splitlines()
+        text = _bytes(header, MAX_HEADER, ".hea").decode(errors="replace").splitlines()
         lines = [line for line in text if line.strip() and not line.startswith("#")]
         _, count, rate, length = lines[0].split()[:4]
         signals = [_signal(line) for line in lines[1 : 1 + int(count)]]
         if len(signals) != int(count) or len({signal[:2] for signal in signals}) != 1:
             raise ValueError
+        if int(length) < 0:  # NumPy takes -1 for "as many as there are"
+            raise ValueError
         (name, start), names = signals[0][:2], tuple(signal[-1] for signal in signals)
-        samples = header.parent / Path(name).name
-        _require(samples, MAX_BYTES)
-        raw_TC = np.fromfile(samples, "<i2", offset=start)
-        raw_TC = raw_TC.reshape(int(length), int(count))
+        samples = _bytes(header.parent / Path(name).name, MAX_BYTES, ".dat")
+        raw_TC = np.frombuffer(samples[start:], "<i2").reshape(int(length), int(count))
         sums = raw_TC.sum(0, dtype=np.int64).tolist()
         if any(
             s[5] and (int(s[5]) - total) % 2**16 for s, total in zip(signals, sums, strict=True)
@@ -65,10 +66,14 @@ def read(header: Path) -> tuple[np.ndarray, float, tuple[str, ...]]:
         raise DataError(DAMAGED) from None
 
 
-def _require(path: Path, most: int) -> None:
-    """Raises DataError for a file of more bytes."""
-    if (size := path.stat().st_size) > most:
-        raise DataError(f"ecg: a {path.suffix} file of {size:,} bytes, the limit is {most:,}")
+def _bytes(path: Path, most: int, kind: str) -> bytes:
+    """What is in a file. Raises DataError for more bytes, OSError for what is no file."""
+    try:
+        return regular.read(path, most)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise DataError(f"ecg: a {kind} file of {error.strerror}") from None
 
 
 def _signal(line: str) -> tuple:
@@ -80,7 +85,7 @@ def _signal(line: str) -> tuple:
         raise ValueError
     unit = (gain[3] or "").lower()
     if unit not in MILLIVOLTS:
-        raise DataError(f"ecg: a lead in {gain[3][:20]!r}, which is no unit of voltage")
+        raise DataError("ecg: a lead in a unit that is none of voltage; convert it to mV")
     baseline = int(gain[2] or zero or 0)
     per_unit = float(gain[1] or 0) or DEFAULT_GAIN
     return name, int(found[1] or 0), per_unit, baseline, MILLIVOLTS[unit], total, lead.strip()

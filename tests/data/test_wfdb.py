@@ -1,5 +1,6 @@
 """ECG waveforms: a header by hand, damage, and the way from files to a modality."""
 
+import os
 import struct
 
 import numpy as np
@@ -52,6 +53,12 @@ def test_a_record_by_hand(header):
         lambda h: h.write_text(HEADER.partition("\n70.dat 16 100")[0]),
         lambda h: h.write_bytes(b"\xff\x00"),
         lambda h: h.write_text(""),
+        lambda h: h.write_text(HEADER.replace(" 2 500 3 ", " 2 500 -1 ")),
+        lambda h: h.write_text(HEADER.replace(" 2 500 3 ", " 0 500 3 ")),
+        lambda h: h.write_text(HEADER.replace(" 2 500 3 ", " -2 500 3 ")),
+        lambda h: (h.unlink(), os.mkfifo(h)),
+        lambda h: (h.with_suffix(".dat").unlink(), os.mkfifo(h.with_suffix(".dat"))),
+        lambda h: h.write_text(HEADER.replace("70.dat", "/dev/zero")),
     ],
 )
 def test_damage_is_one_line_without_a_name(header, damage):
@@ -91,9 +98,10 @@ def test_units_gain_and_baseline_of_a_header(about, millivolts, encoding, tmp_pa
 
 
 def test_a_unit_that_is_no_voltage_is_refused(header):
-    header.write_text(HEADER.replace("(0)/mV", "(0)/mmHg"))
-    with pytest.raises(DataError, match="in 'mmHg', which is no unit of voltage"):
+    header.write_text(HEADER.replace("(0)/mV", "(0)/mmHg_of_J_Doe"))
+    with pytest.raises(DataError, match="a lead in a unit that is none of voltage") as error:
         wfdb.read(header)
+    assert "Doe" not in str(error.value)
 
 
 @pytest.mark.parametrize(
