@@ -1,6 +1,8 @@
+import gzip
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -156,6 +158,73 @@ def test_an_outcome_is_settled_whatever_its_length(death, days, lived, last, tol
     outcome = dict(zip(names, (death, days, lived), strict=True))
     list(physionet2012._settle(outcome, last))
     assert tuple(outcome[name] for name in names[:2]) == told
+
+
+def headers(folder, *parts):
+    """Set B as an archive of such blocks, ended as archives are."""
+    with gzip.open(folder / "set-b.tar.gz", "wb") as file:
+        file.write(b"".join(parts) + bytes(1024))
+
+
+def block(kind, size=0, content=b"", name="500.txt"):
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size or len(content)
+    return member.tobuf() + content.ljust(-(-len(content) // 512) * 512, b"\0")
+
+
+def test_an_archive_of_headers_alone_is_bounded(folder, monkeypatch):
+    monkeypatch.setattr(physionet2012.archive, "MAX_HEADERS", 50)
+    headers(folder, block(tarfile.DIRTYPE) * 51)
+    with pytest.raises(DataError, match="set-b.tar.gz: more than 50 headers of files and folders"):
+        examples(folder)
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(folder, monkeypatch):
+    text = block(tarfile.REGTYPE, content=b"x" * 2000, name="notes")
+    headers(folder, text * 100)
+    monkeypatch.setattr(physionet2012.archive, "MAX_SET", 100_000)
+    with pytest.raises(DataError, match="set-.*: more than 50000 files or 100000 bytes"):
+        examples(folder)
+
+
+PAX = b"13 comment=x\n"
+HOLES = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"
+BACK = b"18 size=-00005120\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        block(tarfile.XHDTYPE, content=PAX) * 3000 + block(tarfile.REGTYPE),
+        block(tarfile.GNUTYPE_SPARSE),
+        block(tarfile.XHDTYPE, content=HOLES) + block(tarfile.REGTYPE, content=b"9" * 512),
+        block(tarfile.XHDTYPE, content=BACK) + block(tarfile.REGTYPE, name="notes"),
+    ],
+    ids=["pax", "sparse", "pax sparse", "backwards"],
+)
+def test_an_archive_whose_headers_lead_astray_is_damaged(folder, parts):
+    headers(folder, parts)
+    with pytest.raises(DataError, match="set-b.tar.gz: the archive is damaged after record"):
+        examples(folder)
+
+
+def test_what_is_no_file_in_an_extracted_folder_is_not_waited_for(folder, monkeypatch):
+    with tarfile.open(folder / "set-b.tar.gz") as tar:
+        tar.extractall(folder, filter="data")
+    (folder / "set-b.tar.gz").unlink()
+    monkeypatch.setattr(physionet2012.archive, "MAX_RECORDS", 5)
+    with pytest.raises(DataError, match="more than 5 files"):
+        [*physionet2012.archive._contents(folder, "b")]
+    monkeypatch.setattr(physionet2012.archive, "MAX_RECORD", 5)
+    with pytest.raises(DataError, match="set-b, file 1: cannot be read .* bytes, the limit is 5"):
+        [*physionet2012.archive._contents(folder, "b")]
+    (folder / "set-b/500.txt").unlink()
+    os.mkfifo(folder / "set-b/500.txt")
+    with pytest.raises(DataError, match="set-b, file 1: cannot be read .is no regular file"):
+        [*physionet2012.archive._contents(folder, "b")]
+    os.mkfifo(folder / "set-b.tar.gz")
+    with pytest.raises(DataError, match="set-b.tar.gz: the archive is damaged"):
+        [*physionet2012.archive._contents(folder, "b")]
 
 
 def test_extracted_folders_give_the_same_examples(folder):

@@ -7,6 +7,7 @@ Letters: R rows of all stays, S time steps of one group over all stays, f its va
 """
 
 import dataclasses
+import gzip
 import io
 import re
 import tarfile
@@ -14,9 +15,11 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from m4 import regular
 from m4.data import identifiers
 from m4.data.identifiers import Forms
 from m4.errors import DataError
@@ -26,6 +29,7 @@ FIXED = tuple(name for name in STATICS if name != "Weight")  # said once of a st
 PERCENT = ("FiO2",)  # fractions, that some chart as 21 to 100
 HOURS = 48.0
 MAX_RECORD, MAX_RECORDS, MAX_SET = 2**20, 50_000, 2**30  # bytes, files, bytes: ten times the real
+MAX_HEADERS = 2 * MAX_RECORDS  # of an archive: folders and what is said of files have some, too
 # Members that hold names and other facts of the next one.
 HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 HEADERS += (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -173,41 +177,96 @@ def read_set(
     return RawSet(stays, grouped, statics, [*flow.items()], misnamed)
 
 
+class _Archive(tarfile.TarFile):
+    """An archive that counts its headers."""
+
+    headers = 0
+
+
 class _Small(tarfile.TarInfo):
-    """A member whose header is not larger than its record may be: tarfile reads it whole."""
+    """A member whose header is not larger than its record may be: tarfile reads it whole.
+
+    None has holes: where they are is said at any length.
+    """
 
     def _proc_member(self, tarfile_):
-        if self.type in HEADERS and self.size > MAX_RECORD:
+        tarfile_.headers += 1
+        if tarfile_.headers > MAX_HEADERS:
+            raise DataError(
+                f"{tarfile_.name}: more than {MAX_HEADERS} headers of files and folders"
+            )
+        if self.type == tarfile.GNUTYPE_SPARSE or self.type in HEADERS and self.size > MAX_RECORD:
             raise tarfile.ReadError("a header of too many bytes")
         return super()._proc_member(tarfile_)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _proc_gnusparse_10(self, *_):
+        raise tarfile.ReadError("a header of too many bytes")
+
+
+class _Unpacked(gzip.GzipFile):
+    """What a compressed file holds, of which no more than `MAX_SET` bytes are read."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        super().__init__(fileobj=file, mode="rb")
+        self._path, self._size = path, 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Raises DataError beyond the limit; EOFError, OSError or zlib.error for damage."""
+        found = super().read(size)
+        self._size += len(found)
+        _require_few(self._path, 0, self._size)
+        return found
+
+
+def _require_few(place: Path | str, number: int, size: int) -> None:
+    """Raises DataError for more records or bytes than a set may have."""
+    if number > MAX_RECORDS or size > MAX_SET:
+        raise DataError(f"{place}: more than {MAX_RECORDS} files or {MAX_SET} bytes")
 
 
 def _contents(folder: Path, letter: str) -> Iterator[tuple[str, bytes]]:
     files = set_files(folder, letter)
     if files and files[0].suffix == ".txt":
-        yield from ((path.name, path.read_bytes()) for path in files)
+        yield from _texts(files, set_name(folder, letter))
         return
-    number = size = 0
+    number = 0
     try:
-        with tarfile.open(files[0], "r:gz", tarinfo=_Small) as archive:
+        with (
+            regular.opened(files[0]) as file,
+            # As a stream, for tarfile would go back otherwise, which means to unpack again.
+            _Archive.open(files[0], "r|", _Unpacked(file, files[0]), tarinfo=_Small) as archive,
+        ):
             for member in archive:
-                tarfile.data_filter(member, str(folder))  # refuses what leads outside
                 if member.isdir():
                     continue
-                if not member.isfile() or member.size > MAX_RECORD:
+                tarfile.data_filter(member, str(folder))  # refuses what leads outside
+                if not member.isfile() or member.issparse() or member.size > MAX_RECORD:
                     raise DataError(f"{files[0]}: holds a link or a file of {member.size} bytes")
-                number, size = number + 1, size + member.size
-                if number > MAX_RECORDS or size > MAX_SET:
-                    raise DataError(f"{files[0]}: more than {MAX_RECORDS} files or {MAX_SET} bytes")
+                number += 1
+                _require_few(files[0], number, 0)
                 content = archive.extractfile(member)
                 if member.name.endswith(".txt") and content:
                     yield member.name, content.read()
     except tarfile.FilterError as error:
         raise DataError(f"{files[0]}: unsafe content ({type(error).__name__})") from None
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{files[0]}: the archive is damaged after record {number}; download it again"
         ) from error
+
+
+def _texts(files: Sequence[Path], place: str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every file of a folder, within the limits of an archive."""
+    size = 0
+    for number, path in enumerate(files, start=1):
+        try:
+            content = regular.read(path, MAX_RECORD)
+        except OSError as error:
+            reason = error.strerror
+            raise DataError(f"{place}, file {number}: cannot be read ({reason})") from None
+        size += len(content)
+        _require_few(place, number, size)
+        yield path.name, content
 
 
 @dataclasses.dataclass
