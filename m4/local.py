@@ -13,6 +13,7 @@ from m4.errors import ConfigError
 # gs://, s3://, file:// and what is left of them (gs:/); C:\ and C:/.
 SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):[/\\]")
 VARIABLES = ("M4_CACHE", "M4_DATA_DIR", "M4_RAW_DIR")
+MOST_NAME, MOST_PLACE = 240, 1024  # bytes: with an ending or a folder what file systems take
 
 
 def problem(text: str) -> str | None:
@@ -43,6 +44,23 @@ def folder(text: str, name: str, *, made: bool = False) -> Path:
         if os.path.isfile(place):
             raise ConfigError(f"{name}={text}: {place} is a file, no folder; choose another")
     return path
+
+
+def is_name(text: str) -> bool:
+    """Whether a text that others wrote can name a file or folder within a folder."""
+    if text in ("", ".", "..") or {*text} & {*"/\\\0"}:
+        return False
+    return len(text.encode(errors="replace")) <= MOST_NAME
+
+
+def below(folder: Path, text: str) -> Path | None:
+    """The place below a folder that a text of others stands for, None if it stands for none.
+
+    So nothing leads out but links that are in the folder, and to ask for the place raises nothing.
+    """
+    parts = Path(text).parts
+    fits = len(text.encode(errors="replace")) <= MOST_PLACE
+    return folder.joinpath(*parts) if parts and fits and all(map(is_name, parts)) else None
 
 
 def require_variables(environ: Mapping[str, str] = os.environ) -> None:

@@ -91,3 +91,13 @@ def test_nested_values_are_seen():
     values = {"data": {"options": {"files": ("a", {"b": "gs://b"})}}}
     with pytest.raises(ConfigError, match="must be a local path"):
         configs.check(values | {"method": {"name": "m3h"}}, {}, "a test")
+
+
+def test_a_name_of_others_stays_below_its_folder(tmp_path):
+    long = "z" * 300
+    for text in ("", ".", "..", "/", "/etc/x", "../x", "a/../../x", "a/..", "a\0b", "a\\b", long):
+        assert local.below(tmp_path, text) is None and not local.is_name(text)
+    assert local.below(tmp_path, "z/" * 3000 + "z") is None
+    assert local.below(tmp_path, "./a//b.png") == tmp_path / "a/b.png"
+    assert local.is_name("é" * 100) and not local.is_name("é" * 200)
+    assert not local.is_name("a/b") and local.is_name("...") and local.is_name(".a")

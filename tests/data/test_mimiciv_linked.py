@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from m4.data import __main__ as data_main
 from m4.data import csv_files, fake
 from m4.data.cohort import patient_number
 from m4.data.sets import mimiciv
 from m4.data.sets.mimiciv import benchmark, catalogue, diseases, haim_blocks, labels, life
 from m4.data.sets.mimiciv.diagnoses import hashed
+from m4.data.sets.mimiciv.embeddings import items
 from m4.errors import ConfigError, DataError
 from tests.data import mimiciv_toy as toy
 
@@ -187,10 +189,36 @@ def test_the_last_image_and_ecg_before_the_end(raw):
     measures = found[1, 4.0]["inputs"]["ecg_measures"]["values"]
     np.testing.assert_array_equal(measures, [700, 1, 2, 3, 4, 5, 6, 7, np.nan])
     assert dict(cohort.flow)["cxr_image: stays with any"] == 2
-    (place / "c.jpg").write_bytes(b"broken")
-    with pytest.raises(DataError, match="cannot be decoded") as error:
+    for content in (b"broken", b"P2 4 4 255\nJOHN DOE 1953\n"):
+        (place / "c.jpg").write_bytes(content)
+        with pytest.raises(DataError, match="metadata.csv.gz line 4: .* cannot be dec") as error:
+            toy.examples(raw, modalities=("static", "cxr_image"))
+        assert "p1" not in str(error.value) and "JOHN" not in str(error.value)
+    (place / "c.jpg").unlink()
+    os.mkfifo(place / "c.jpg")
+    with pytest.raises(DataError, match="line 4: its image cannot be decoded"):
         toy.examples(raw, modalities=("static", "cxr_image"))
-    assert "p1" not in str(error.value)
+
+
+@pytest.mark.parametrize("who", ["/home/me/photo", "../../../../../photo", "a\\b", "z" * 300])
+def test_an_image_that_leads_elsewhere_is_refused(raw, who):
+    path = raw / "mimic-cxr-jpg/2.0.0/mimic-cxr-2.0.0-metadata.csv.gz"
+    path.write_bytes(gzip.compress(IMAGES.replace("\nc,", f"\n{who},").encode()))
+    said = "mimic-cxr-2.0.0-metadata.csv.gz line 4: dicom_id is no name of a file"
+    with pytest.raises(DataError, match=said):
+        toy.examples(raw, modalities=("static", "cxr_image"))
+    with pytest.raises(DataError, match=said):
+        [*items.read("cxr", raw)]
+
+
+@pytest.mark.parametrize("who", ["/home/me/70", "../../70", "", "z" * 300])
+def test_a_waveform_that_leads_elsewhere_is_refused(raw, who, tmp_path, capsys):
+    path = raw / "mimic-iv-ecg-1.0/record_list.csv"
+    path.write_text(path.read_text().replace("files/x/71", who))
+    assert data_main.main(["embed", "ecg", str(raw), str(tmp_path / "o"), "--backend=bands"]) == 3
+    said = capsys.readouterr().err
+    assert "record_list.csv line 3: path is no path below mimic-iv-ecg-1.0" in said
+    assert len(said.splitlines()) == 1
 
 
 def test_windows_that_end_at_an_image(raw):

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from m4 import local
 from m4.data import wfdb
 from m4.data.bands import band
 from m4.data.cohort import Cohort, Example, checksums, hash64, patient_number
@@ -214,18 +215,18 @@ def _records(
     for line, given in rows(root / DATABASE, (*needed, file)):
         total, where = total + 1, f"{root / DATABASE}, line {line}"
         row = dict.fromkeys(COLUMNS, "") | given
-        fold, name = row["strat_fold"].removesuffix(".0"), Path(row[file])
+        fold, place = row["strat_fold"].removesuffix(".0"), local.below(root, row[file])
         if not all_of and fold not in map(str, range(1, PARTS + 1)):
             raise DataError(f"{where}: strat_fold is none of 1 to {PARTS}")
         if all_of and not row["ecg_id"].isdecimal():
             raise DataError(f"{where}: ecg_id is no whole number")
-        if name.is_absolute() or ".." in name.parts or not name.parts:
+        if place is None:
             raise DataError(f"{where}: {file} is no path below {root.name}")
         here = sorted({classes[code] for code in CODE.findall(row["scp_codes"]) if code in classes})
         if here or all_of:
             own = {"fold": 0 if all_of else int(fold), "classes": here}
             own |= {"patient": patient_number(row["patient_id"].removesuffix(".0"))}
-            found.append(row | own | {"header": root / name.with_suffix(".hea")})
+            found.append(row | own | {"header": place.with_suffix(".hea")})
     labelled = sum(bool(record["classes"]) for record in found)
     return found, [("records", total), ("with a diagnostic class", labelled)]
 

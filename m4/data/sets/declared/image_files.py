@@ -5,13 +5,13 @@ Names are never repeated in errors and counts, since they often hold a patient's
 Letters: n events of one point, V views, h rows, w columns, c channels.
 """
 
-import errno
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from m4 import local
 from m4.data import pictures
 from m4.data.sets.declared.match import Lexicon
 from m4.errors import DataError
@@ -57,12 +57,5 @@ def views(token_n: np.ndarray, lexicon: Lexicon, root: Path, flow: Counter[str])
 
 def _place(root: Path, text: str) -> Path | None:
     """The file that a name stands for; None if it is none, or not below the folder."""
-    path = Path(text)
-    if path.is_absolute() or ".." in path.parts or path.suffix.lower() not in ENDINGS:
-        return None
-    try:
-        return root / path if "\0" not in text and (root / path).is_file() else None
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # so there is no such file
-            return None
-        raise
+    path = local.below(root, text)
+    return path if path and path.suffix.lower() in ENDINGS and path.is_file() else None

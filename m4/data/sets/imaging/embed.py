@@ -21,6 +21,7 @@ import datetime
 from collections import Counter
 from pathlib import Path
 
+from m4 import local
 from m4.data import identifiers
 from m4.data.cohort import patient_number
 from m4.data.sets.imaging.exam import (
@@ -85,7 +86,7 @@ def load(
         view, side = row["ViewPosition"].lower(), row["ImageLateralityFinal"]
         if not kind or view not in ("cc", "mlo") or row["spot_mag"] == "1":
             continue
-        if not (row["acc_anon"] and row["empi_anon"]):
+        if not (row["acc_anon"] and row["empi_anon"] and row["anon_dicom_path"]):
             counts[NO_ID] += 1
         elif (row["acc_anon"],) in findings.torn:
             counts["images of exams of two patients, left out"] += 1
@@ -101,8 +102,9 @@ def load(
                 who = row["empi_anon"]
                 exams[key] = Exam(patient_number(who), {}, labels, key=(who, None, name))
                 exams[key].groups = findings.groups(row["acc_anon"])
-            path = root / "images" / _relative(row["anon_dicom_path"], f"{TABLE} line {line}")
-            picture = Picture(path, "mammogram", f"{TABLE} line {line}", side)
+            where = f"{TABLE} line {line}"
+            path = _place(root / "images", row["anon_dicom_path"], where)
+            picture = Picture(path, "mammogram", where, side)
             exams[key].pictures.setdefault(f"{kind}_{view}", picture)
     flow += [("images in the table", len(images))]
     flow += [(f"{record}s with a standard view", len(exams)), *sorted(counts.items())]
@@ -207,10 +209,10 @@ def _date(text: str) -> datetime.date | None:
         return None
 
 
-def _relative(path: str, where: str) -> Path:
-    """cohort_<n>/<patient>/<study>/<file> of the path that the table gives."""
-    parts = path.split("/")
-    cohort = next((part for part in parts if part.startswith("cohort_")), "cohort_1")
-    if ".." in parts or "\\" in path:
+def _place(folder: Path, path: str, where: str) -> Path:
+    """cohort_<n>/<patient>/<study>/<file> of the path that the table gives, in the folder."""
+    given = local.below(Path(), path.lstrip("/"))
+    if given is None:
         raise DataError(f"{where}: a path that leads elsewhere")
-    return Path(cohort, *parts[-3:])
+    cohort = next((part for part in given.parts if part.startswith("cohort_")), "cohort_1")
+    return folder.joinpath(cohort, *given.parts[-3:])

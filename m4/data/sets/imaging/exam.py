@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
+from m4 import local
 from m4.data import csv_files, identifiers
 from m4.data.bands import band
 from m4.data.cohort import patient_number
@@ -113,7 +114,7 @@ def disagreeing(table: Iterable[Row], key: Collection[str], names: Collection[st
 
 def _named(names: tuple[str, ...], where: str) -> bool:
     """Whether none is empty. Raises DataError for one that leads out of its folder."""
-    if any(name in (".", "..") or {*name} & {*"/\\"} for name in names):
+    if not all(map(local.is_name, filter(None, names))):
         raise DataError(f"{where}: an identifier that is no name of a file")
     return "" not in names
 

@@ -185,7 +185,8 @@ class Examples:
             about = self.stays, self.flow, self.embeddings
             found = self._studies[name] = studies.read(name, root, *about) if root else {}
             if name == "cxr_image":
-                self.stays.joining += matches.require_there(name, [*found.values()], Path.exists)
+                paths = [image.path for image in found.values()]
+                self.stays.joining += matches.require_there(name, paths, Path.exists)
             self.flow.append((f"{name}: stays with any", len(self._studies[name])))
         return self._studies[name]
 
@@ -200,7 +201,7 @@ class Examples:
             return {"values": stays.history[row]} if len(stays.history[row]) else None
         if name in linked.KIND and not _is_note(name):
             study = self._study(name).get(row)
-            return studies.image(study) if study and name == "cxr_image" else study
+            return studies.payload(study) if study and name == "cxr_image" else study
         if events is None:
             return None
         if _is_note(name):

@@ -5,12 +5,13 @@ See `linked.py` for the files. Letters: n stays, h rows, w columns.
 """
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from m4 import local
 from m4.data import csv_files, pictures
 from m4.data.sets.mimiciv import catalogue, linked, matches, release
 from m4.data.sets.mimiciv.embeddings.folder import Embeddings
@@ -21,17 +22,26 @@ FRONTAL = ("AP", "PA")
 UNKNOWN = 29_999  # and more: what the machine could not measure
 
 
+class Image(NamedTuple):
+    """An X-ray of MIMIC-CXR-JPG."""
+
+    dicom: str
+    path: Path
+    where: str  # table and line, for messages: file names carry identifiers
+
+
 def read(name: str, root: Path, stays: Stays, flow: list, embeddings: dict) -> dict[int, Any]:
-    """Row -> what its stay has of a modality: a payload, of `cxr_image` the file of the last."""
+    """Row -> what its stay has of a modality: a payload, of `cxr_image` the last `Image`."""
     if name == "cxr_image":
         images = frontal(root, stays, flow, name)
-        return {row: path for row, _, _, path in sorted(images, key=lambda r: r[:2])}
+        return {row: image for row, _, image in sorted(images, key=lambda r: r[:2])}
     if name == "ecg_measures":
         return _measures(root, stays, flow)
     if name not in embeddings:
         return {}
     if name == "cxr":
-        keys = [image[:3] for image in frontal(root, stays, flow, name)]
+        images = frontal(root, stays, flow, name)
+        keys = [(row, hour, image.dicom) for row, hour, image in images]
     else:
         placed = _placed(release.need(root, "record_list"), {"study_id": "text"}, stays, flow, name)
         keys = [(row, hour, record["study_id"]) for row, hour, record in placed]
@@ -64,9 +74,10 @@ def _placed(
 ) -> Iterator[tuple[int, float, dict]]:
     """(row, hour, record) of the records of a table that lie in a stay's window.
 
-    X-rays are told by their `StudyDate`; of them only the frontal ones count.
+    X-rays are told by their `StudyDate`; of them only the frontal ones count. The `line` of a
+    record is that of the table.
     """
-    ours, lost, kept = Finder(stays.life.subject, stays.life.intime), 0, 0
+    ours, lost, kept, line = Finder(stays.life.subject, stays.life.intime), 0, 0, 2
     met = matches.Matches("subject_id", stays)
     columns = columns | {"subject_id": "int"}
     columns |= {} if "StudyDate" in columns else {"ecg_time": "text"}
@@ -80,61 +91,64 @@ def _placed(
         for i, row, hour in stays.place(batch["subject_id"], time):
             if records[i].get("ViewPosition", FRONTAL[0]).strip() in FRONTAL:
                 kept += 1
-                yield row, hour, records[i]
+                yield row, hour, records[i] | {"line": line + i}
+        line += len(records)
     table = path.name.partition(".csv")[0]
     stays.joining.append(matches.line(name, table, "subject_id", met.check(path), kept))
     flow.append((f"{name}: left out, without a date and a time of day", lost))
 
 
-def image(path: Path) -> dict[str, np.ndarray] | None:
-    """The payload of an X-ray, None if its file is not there."""
-    if not path.exists():
+def payload(image: Image) -> dict[str, np.ndarray] | None:
+    """What an example holds of an X-ray, None if its file is not there."""
+    if not image.path.exists():
         return None
-    return {"values": np.repeat(grey_square(path)[None, ..., None], 3, axis=-1)}
+    return {"values": np.repeat(grey_square(image)[None, ..., None], 3, axis=-1)}
 
 
-def grey_square(path: Path) -> np.ndarray:
-    """uint8 [h, w]: the central square of an image file, at the size of `catalogue.IMAGE`.
+def grey_square(image: Image) -> np.ndarray:
+    """uint8 [h, w]: the central square of an X-ray, at the size of `catalogue.IMAGE`.
 
-    Raises DataError for a damaged file, without its name: it holds the patient's number.
+    Raises DataError for a file that cannot be decoded.
     """
-    from PIL import Image
+    from PIL.Image import Resampling
 
     size = catalogue.IMAGE[1]
     try:
-        with pictures.opened(path) as picture:
+        with pictures.opened(image.path) as picture:
             picture.draft("L", (2 * size, 2 * size))  # decode at a fraction of the size
             side = min(picture.size)
             left, top = (picture.width - side) // 2, (picture.height - side) // 2
             square = picture.convert("L").crop((left, top, left + side, top + side))
-            return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+            return np.asarray(square.resize((size, size), Resampling.BILINEAR))
     except DataError as error:
-        raise DataError(f"cxr_image: an image of MIMIC-CXR-JPG has {error}") from None
-    except OSError:
+        raise DataError(f"{image.where}: its image has {error}") from None
+    except Exception as error:  # a decoder may raise anything on a damaged file
         raise DataError(
-            "cxr_image: an image of MIMIC-CXR-JPG cannot be decoded; get the files again"
+            f"{image.where}: its image cannot be decoded ({type(error).__name__}); get it again"
         ) from None
 
 
-def image_path(root: Path, subject: int, study: int, dicom: str) -> Path:
-    """Where MIMIC-CXR-JPG keeps an image."""
-    return root / "files" / f"p{str(subject)[:2]}" / f"p{subject}" / f"s{study}" / f"{dicom}.jpg"
+def listed(root: Path, record: Mapping[str, Any], where: str) -> Image:
+    """The image of a record of the metadata. Raises DataError for one that is no file's name."""
+    subject, study, dicom = (record[name] for name in ("subject_id", "study_id", "dicom_id"))
+    if not local.is_name(f"{dicom}.jpg"):
+        raise DataError(f"{where}: dicom_id is no name of a file")
+    folder = root / "files" / f"p{str(subject)[:2]}" / f"p{subject}" / f"s{study}"
+    return Image(dicom, folder / f"{dicom}.jpg", where)
 
 
-def frontal(root: Path, stays: Stays, flow: list, name: str) -> list[tuple[int, float, str, Path]]:
-    """(row, hour, dicom_id, file) of the frontal images in a stay's window.
+def frontal(root: Path, stays: Stays, flow: list, name: str) -> list[tuple[int, float, Image]]:
+    """(row, hour, image) of the frontal images in a stay's window.
 
     `flow` takes how many have no time, under `name`.
     """
     columns = {"dicom_id": "text", "study_id": "int"}
     columns |= dict.fromkeys(("ViewPosition", "StudyDate", "StudyTime"), "text")
-    found = []
-    for row, hour, image in _placed(
-        release.need(root, linked.METADATA), columns, stays, flow, name
-    ):
-        path = image_path(root, image["subject_id"], image["study_id"], image["dicom_id"])
-        found.append((row, hour, image["dicom_id"], path))
-    return found
+    table = release.need(root, linked.METADATA)
+    return [
+        (row, hour, listed(root, record, f"{table.name} line {record['line']}"))
+        for row, hour, record in _placed(table, columns, stays, flow, name)
+    ]
 
 
 def _seconds(record: dict) -> int:

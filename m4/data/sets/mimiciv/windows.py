@@ -39,9 +39,9 @@ def some_image(stays: Stays, raw_dir: Path, seed: int, flow: list) -> dict[int, 
     """Row -> study of one frontal image after hour 4, drawn evenly; ends that row's window."""
     root = linked.home(raw_dir, "cxr")
     images: dict[int, list] = {}
-    for row, hour, _, path in studies.frontal(root, stays, flow, "window"):
+    for row, hour, image in studies.frontal(root, stays, flow, "window"):
         if hour > FIRST_HOUR - 1:
-            images.setdefault(row, []).append((hour, path.parent.name[1:]))
+            images.setdefault(row, []).append((hour, image.path.parent.name[1:]))
     chosen = {}
     for row, found in sorted(images.items()):
         draw = _draw(stays.life, row, seed)

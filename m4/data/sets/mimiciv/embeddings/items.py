@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from m4 import local
 from m4.data import wfdb
 from m4.data.sets.mimiciv import linked, release, studies
 from m4.data.sets.mimiciv.embeddings.backends import ECG
@@ -34,21 +35,26 @@ def _notes(root: Path, ours: set[int]) -> Iterator[Item]:
 
 def _images(root: Path, ours: set[int]) -> Iterator[Item]:
     columns = {"dicom_id": "text", "subject_id": "int", "study_id": "int", "ViewPosition": "text"}
-    for row in release.rows(root, linked.METADATA, columns):
+    table = release.need(root, linked.METADATA).name
+    for line, row in enumerate(release.rows(root, linked.METADATA, columns), start=2):
         if row["subject_id"] in ours and row["ViewPosition"].strip() in studies.FRONTAL:
-            path = studies.image_path(root, row["subject_id"], row["study_id"], row["dicom_id"])
-            if path.exists():
-                yield row["dicom_id"], functools.partial(_grey, path)
+            image = studies.listed(root, row, f"{table} line {line}")
+            if image.path.exists():
+                yield image.dicom, functools.partial(_grey, image)
 
 
 def _ecgs(root: Path, ours: set[int]) -> Iterator[Item]:
     columns = {"subject_id": "int", "study_id": "text", "path": "text"}
-    for row in release.rows(root, "record_list", columns):
-        header = (root / row["path"]).with_suffix(".hea")
-        if row["subject_id"] in ours and header.exists():
+    table = release.need(root, "record_list").name
+    for line, row in enumerate(release.rows(root, "record_list", columns), start=2):
+        if row["subject_id"] not in ours:
+            continue
+        if (place := local.below(root, row["path"])) is None:
+            raise DataError(f"{table} line {line}: path is no path below {root.name}")
+        if (header := place.with_suffix(".hea")).exists():
             yield row["study_id"], functools.partial(wfdb.twelve_leads, header, **ECG)
 
 
-def _grey(path: Path) -> np.ndarray:
+def _grey(image: studies.Image) -> np.ndarray:
     """f32[h, w] in 0..1."""
-    return studies.grey_square(path) / np.float32(255)
+    return studies.grey_square(image) / np.float32(255)
