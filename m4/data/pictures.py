@@ -12,12 +12,7 @@ import numpy as np
 from m4 import regular
 from m4.errors import DataError
 
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "TIFF",
-    "BMP",
-)  # whatever a name says; for some others PIL starts programs
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # by content; for some others PIL starts programs
 BILINEAR = 2  # PIL's number of it
 MOST = 1 << 26  # pixels: ten times those of an X-ray or a photograph of an eye
 
