@@ -19,17 +19,17 @@ are gaps, too, and counted. `times` are positions, not hours.
 """
 
 import dataclasses
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from m4.data import split
+from m4.data import foreign, split
 from m4.data.cohort import Cohort, Example, checksums, home, patient_number
 from m4.data.fake import fresh
 from m4.data.option_checks import check
+from m4.data.record import numbers
 from m4.errors import ConfigError, DataError
 from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
@@ -195,34 +195,51 @@ def _segments(
 
 
 def _load(path: Path, positions: int, *, labelled: bool = True) -> dict[str, np.ndarray]:
-    try:
-        with zipfile.ZipFile(path) as members:
-            sizes = [member.file_size for member in members.infolist()]
+    def check(sizes: Sequence[int]) -> None:
         if len(sizes) > MAX_MEMBERS or sum(sizes) > MAX_BYTES:
             raise DataError(
                 f"{path}: {len(sizes)} arrays of {sum(sizes):,} bytes, the limits are"
                 f" {MAX_MEMBERS} and {MAX_BYTES:,}"
             )
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*MODALITIES, "id")}
-            unknown = np.full(len(arrays["id"]), np.nan)
-            arrays["labels"] = file["labels"] if labelled or "labels" in file else unknown
-    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: no arrays as docs/datasets.md says ({error})") from None
-    num = len(arrays["labels"])
+
+    arrays = foreign.members(path, (*MODALITIES, "id", "labels"), check)
+    lacking = {*MODALITIES, "id", *(["labels"] if labelled else [])} - {*arrays}
+    if lacking or any(not array.ndim or 0 in array.shape[1:] for array in arrays.values()):
+        what = (
+            f"no {', '.join(sorted(lacking))}"
+            if lacking
+            else "an empty one, or one without an axis"
+        )
+        raise DataError(f"{path}: no arrays as docs/datasets.md says ({what})")
+    num = len(arrays.setdefault("labels", np.full(len(arrays["id"]), np.nan)))
     if len(arrays["id"]) != num:
         raise DataError(f"{path}: {len(arrays['id'])} entries of id, {num} of labels")
-    arrays["labels"] = arrays["labels"].reshape(num, -1)[:, 0]
+    arrays["id"] = _texts(arrays["id"], path)
+    label_N = arrays["labels"][(..., *[0] * (arrays["labels"].ndim - 1))]
+    arrays["labels"] = numbers(label_N, np.float64, where=f"{path}: labels")
     for name in MODALITIES:
         if arrays[name].ndim != 3 or arrays[name].shape[:2] != (num, positions):
             raise DataError(f"{path}: {name} has shape {arrays[name].shape}, not {num, positions}")
+        arrays[name] = numbers(arrays[name], np.float32, where=f"{path}: {name}")
     return arrays
 
 
+def _texts(ids: np.ndarray, path: Path) -> np.ndarray:
+    """str[n] or str[n, columns], as Python's objects."""
+    if ids.ndim > 2:
+        raise DataError(f"{path}: id has shape {ids.shape}, not [n] or [n, columns]")
+    try:
+        texts = [one.decode() if isinstance(one, bytes) else str(one) for one in ids.ravel()]
+        "".join(texts).encode()
+    except ValueError:
+        raise DataError(f"{path}: an id is not UTF-8") from None
+    return np.array(texts, object).reshape(ids.shape)
+
+
 def _example(arrays: dict[str, np.ndarray], row: int) -> Example:
-    values = {name: np.asarray(arrays[name][row], np.float32) for name in MODALITIES}
     inputs = {}
-    for name, value_Tf in values.items():
+    for name in MODALITIES:
+        value_Tf = arrays[name][row]
         there = (np.nan_to_num(value_Tf) != 0).any(-1)
         value_Tf = np.where(np.isfinite(value_Tf), value_Tf, np.nan)
         inputs[name] = {"values": value_Tf[there], "times": np.flatnonzero(there)}
@@ -240,7 +257,7 @@ def _example(arrays: dict[str, np.ndarray], row: int) -> Example:
 
 def _names(name) -> tuple[str, str]:
     """The video of a segment, and it: 'video$_$5', 'video[5]' or [video, start, end]."""
-    texts = [one.decode() if isinstance(one, bytes) else str(one) for one in np.atleast_1d(name)]
+    texts = [*np.atleast_1d(name)]
     return texts[0].partition("$_$")[0].partition("[")[0], " ".join(texts)
 
 

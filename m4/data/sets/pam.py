@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from m4.data import split
+from m4.data import foreign, split
 from m4.data.cohort import Cohort, Example, checksums, home
 from m4.data.fake import fresh
 from m4.data.option_checks import check
+from m4.data.record import numbers
 from m4.errors import DataError
 from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
@@ -132,7 +133,7 @@ def _cohort(raw_dir: Path, options: Mapping[str, Any], splits, files: list[Path]
         sources=checksums(raw_dir, files),
         licence=LICENCE,
         version=VERSION,
-        flow=[("windows", len(_load(files[0])))],
+        flow=[("windows", len(foreign.array(files[0])))],
         notes="the unit of splits and of the bootstrap is a block of"
         f" {options.get('block', 20)} windows",
     )
@@ -144,10 +145,12 @@ def _windows(
     """The files, and what starts an iterator over their windows. Raises DataError, see `cohort`."""
     steps, every = options.get("steps", STEPS), options.get("every", 1)
     block, files = options.get("block", 20), [root / VALUES]
-    values = _load(root / VALUES)
+    values = foreign.array(root / VALUES)
     label_N = np.full(len(values), np.nan)
     if labelled:
-        files, label_N = [*files, root / CLASSES], _load(root / CLASSES).reshape(-1)
+        files = [*files, root / CLASSES]
+        classes = foreign.array(root / CLASSES).reshape(-1)
+        label_N = numbers(classes, np.float64, where=f"{root / CLASSES}: a label")
     if values.shape != (len(label_N), steps, SENSORS):
         raise DataError(
             f"{root / VALUES}: {values.shape} values for {len(label_N)} labels, expected"
@@ -159,7 +162,8 @@ def _windows(
 
     def windows() -> Iterator[Example]:
         for number, label in enumerate(label_N):
-            window = np.array(values[number, ::every], np.float32)
+            where = f"{root / VALUES}, window {number}"
+            window = np.array(numbers(values[number, ::every], np.float32, where=where))
             window[window == 0] = np.nan
             inputs = {}
             for s, modality in enumerate(data.modality_names):
@@ -169,13 +173,6 @@ def _windows(
             yield {"patient": number // block, "inputs": inputs, "targets": targets}
 
     return files, windows
-
-
-def _load(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: no array of plain numbers ({type(error).__name__})") from None
 
 
 def invent(folder: Path, *, patients: int, seed: int) -> Path:

@@ -37,9 +37,10 @@ from typing import Any
 import numpy as np
 
 from m4 import seal
-from m4.data import csv_files, identifiers, split
+from m4.data import csv_files, foreign, identifiers, split
 from m4.data.cohort import Cohort, Example, checksums, home, patient_number
 from m4.data.option_checks import check
+from m4.data.record import numbers
 from m4.data.sets.adni.invented import invent  # noqa: F401
 from m4.errors import DataError
 from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
@@ -553,15 +554,17 @@ def _volumes(
     import nibabel
 
     (mask_file,) = sorted(folder.glob("*.nii.gz"))[:1]
-    image: Any = nibabel.load(mask_file)
-    if np.prod(image.shape, dtype=float) != np.prod(shape):  # before it is unpacked
-        raise DataError(
-            f"{folder}: a mask of {image.shape} voxels and a volume of {shape} do not belong"
-            " together"
-        )
-    mask = np.asarray(image.dataobj) == GREY
-    scans = np.load(folder / "ADNI_G.npy", mmap_mode="r", allow_pickle=False)
-    lines = (folder / "ADNI_subj.txt").read_text().split()
+    with foreign.sound(mask_file):
+        image: Any = nibabel.load(mask_file)
+        if np.prod(image.shape, dtype=float) != np.prod(shape):  # before it is unpacked
+            raise DataError(
+                f"{folder}: a mask of {image.shape} voxels and a volume of {shape} do not belong"
+                " together"
+            )
+        mask = np.asarray(image.dataobj) == GREY
+    scans = foreign.array(folder / "ADNI_G.npy")
+    numbers(scans[:1], np.float32, where=f"{folder / 'ADNI_G.npy'}")
+    lines = (folder / "ADNI_subj.txt").read_text("utf-8", errors="replace").split()
     if scans.shape != (len(lines), mask.sum()):
         raise DataError(
             f"{folder}: {scans.shape} voxels, {len(lines)} subjects and a mask of {mask.shape} with"

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from m4 import atomic, seal
+from m4.data import foreign
 from m4.data.cohort import patient_number, sha256
+from m4.data.record import numbers
 from m4.data.sets.mimiciv.embeddings.backends import Encode, Plan
 from m4.errors import ConfigError, DataError
 
@@ -97,8 +99,10 @@ def _join(paths: list[Path], out: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _part(path: Path, name: str) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as file:
-        return file[name]
+    found = foreign.members(path, (name,))
+    if name not in found:
+        raise DataError(f"{path}: has no array {name}; delete it to have it made again")
+    return found[name]
 
 
 def facts_of(embeddings: dict[str, str]) -> dict[str, dict]:
@@ -119,17 +123,18 @@ class Embeddings:
     def __init__(self, folder):
         folder = Path(folder).expanduser()
         try:
-            ids = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
-            self.ids = np.array(ids)  # a map first: a header cannot ask for more than there is
-            self.vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+            ids = foreign.array(folder / "ids.npy")
+            self.ids = np.array(numbers(ids, np.int64, where=f"{folder / 'ids.npy'}"))
+            self.vectors = foreign.array(folder / "vectors.npy")
+        except DataError as error:
             raise DataError(f"{folder}: no embeddings ({error})") from None
-        if self.vectors.shape[:1] != self.ids.shape or (np.diff(self.ids) <= 0).any():
+        if self.vectors.shape[:1] != self.ids.shape or (self.ids[1:] <= self.ids[:-1]).any():
             raise DataError(f"{folder}: ids.npy must be sorted and as long as vectors.npy")
+        self._where = f"{folder / 'vectors.npy'}"
 
     def __call__(self, identifiers) -> tuple[np.ndarray, np.ndarray]:
         """Positions of those that are there among `identifiers`, and their vectors."""
         wanted = np.array([patient_number(str(i)) for i in identifiers], np.int64)
         at = np.searchsorted(self.ids, wanted).clip(max=max(len(self.ids) - 1, 0))
         there = np.flatnonzero(self.ids[at] == wanted) if len(self.ids) else np.zeros(0, int)
-        return there, np.asarray(self.vectors[at[there]], np.float16)
+        return there, numbers(self.vectors[at[there]], np.float16, where=self._where)
