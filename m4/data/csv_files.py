@@ -2,25 +2,30 @@
 
 Of a small one a row of another length, a field beyond `MAX_FIELD` and bytes that are not UTF-8 are
 refused, with the file and line and nothing of the content. A large one comes in record batches of
-Arrow, which is imported with the first of them.
+Arrow, which is imported with the first of them. Neither may have more than `MAX_COLUMNS` columns.
 """
 
 import csv
 import gzip
+import io
 import itertools
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 
+from m4 import regular
 from m4.data import identifiers
 from m4.errors import DataError
 
 MAX_FIELD = 100_000  # characters
-MAX_HEADER = 1 << 22  # characters of a first line
+MAX_LINE = 1 << 22  # characters of a first line, and of any line of a small file
+MAX_COLUMNS = 1 << 17  # each takes some 4 KiB of memory
 BLOCK_BYTES = 1 << 20  # of a stream; pyarrow reads up to 32 blocks ahead
 NEVER = -(1 << 53)  # stands for an unknown time
+UNREADABLE = (OSError, EOFError, zlib.error)  # what reading a damaged `.gz` ends in
 NO_FORMS: Mapping[str, identifiers.Forms] = {}
 
 
@@ -42,11 +47,12 @@ def rows(
     """
     reader = None
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
+        with _text(path) as file:
+            reader = csv.DictReader(_lines(file, path), strict=True)
             missing = {*columns} - {*(reader.fieldnames or ())}
             if missing:
                 raise DataError(f"{path}: no column {', '.join(sorted(missing))}")
+            require_few(path, len(reader.fieldnames or ()))
             _require_once(path, columns, reader.fieldnames or ())
             for row in reader:
                 if None in row or None in row.values():
@@ -59,10 +65,9 @@ def rows(
                     for name in ids
                 }
                 yield reader.line_num, {k: v.strip() for k, v in row.items()} | known
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
+    except (csv.Error, UnicodeDecodeError, *UNREADABLE) as error:
         line = f", after line {reader.line_num}" if reader else ""
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise DataError(f"{path}{line}: cannot be read ({reason})") from None
+        raise DataError(f"{path}{line}: cannot be read ({reason(error)})") from None
 
 
 def number(text: str, *, where: str) -> float:
@@ -79,14 +84,56 @@ def number(text: str, *, where: str) -> float:
 
 
 def header(path: Path) -> list[str]:
-    """The columns of a csv file. Raises DataError for a file that cannot be read."""
+    """The columns of a csv file.
+
+    Raises DataError for a file that is empty or cannot be read, and for too many columns.
+    """
     try:
-        opened: Any = gzip.open if path.suffix == ".gz" else open
-        # Excel writes a mark in front, and line breaks into names, within quotes.
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as handle:
-            return next(csv.reader(_few(handle, path)), [])
-    except (csv.Error, OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__})") from None
+        with _text(path) as handle:
+            names = next(csv.reader(_few(handle, path)), [])
+    except (csv.Error, UnicodeDecodeError, *UNREADABLE) as error:
+        raise DataError(f"{path}: cannot be read ({reason(error)})") from None
+    require_few(path, len(names))
+    if not names:
+        raise DataError(f"{path}: has no first line with the names of its columns")
+    return names
+
+
+def unpacked(path: Path) -> BinaryIO:
+    """The bytes of a file, of a `.gz` those that it holds; reading them raises `UNREADABLE`.
+
+    Raises OSError if it is not there or no regular file, which would be waited for.
+    """
+    file = regular.opened(path)
+    if path.suffix != ".gz":
+        return file
+    packed = gzip.GzipFile(fileobj=file)
+    packed.myfileobj = file  # so that it is closed, too
+    return packed  # pyright: ignore[reportReturnType]
+
+
+def reason(error: BaseException) -> str:
+    """Why a file cannot be read, in the system's words or by the kind of error."""
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+def require_few(path: Path, columns: int) -> None:
+    """Raises DataError for more than `MAX_COLUMNS`."""
+    if columns > MAX_COLUMNS:
+        raise DataError(f"{path}: has {columns:,} columns, the limit is {MAX_COLUMNS:,}")
+
+
+def _text(path: Path) -> TextIO:
+    # Excel writes a mark in front, and line breaks into names, within quotes.
+    return io.TextIOWrapper(unpacked(path), encoding="utf-8-sig", newline="")
+
+
+def _lines(handle: TextIO, path: Path) -> Iterator[str]:
+    """All lines; DataError for one of more than `MAX_LINE` characters."""
+    while line := handle.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise DataError(f"{path}: a line is longer than {MAX_LINE:,} characters")
+        yield line
 
 
 def _require_once(path: Path, columns: Iterable[str], names: Sequence[str]) -> None:
@@ -96,12 +143,12 @@ def _require_once(path: Path, columns: Iterable[str], names: Sequence[str]) -> N
 
 
 def _few(handle: TextIO, path: Path) -> Iterator[str]:
-    """The first lines; DataError if more than `MAX_HEADER` characters are asked for."""
-    left = MAX_HEADER
+    """The first lines; DataError if more than `MAX_LINE` characters are asked for."""
+    left = MAX_LINE
     while line := handle.readline(left):
         left -= len(line)
         if left <= 0:
-            raise DataError(f"{path}: its first line is longer than {MAX_HEADER:,} characters")
+            raise DataError(f"{path}: its first line is longer than {MAX_LINE:,} characters")
         yield line
 
 

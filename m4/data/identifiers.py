@@ -60,8 +60,13 @@ def of_column(coded: Any, path: Path, name: str, first: int, check: Check | None
     Raises DataError with the file, column and row (there are `first` before the array's) for what
     is none, and for what `check` raises ValueError.
     """
+    try:
+        values = coded.dictionary.to_pylist()
+    except (ValueError, OverflowError):  # times that Python does not have, text that is not UTF-8
+        kind = coded.dictionary.type
+        raise DataError(f"{path}: column {name!r} holds {kind}, expected identifiers") from None
     found = []
-    for code, value in enumerate(coded.dictionary.to_pylist()):
+    for code, value in enumerate(values):
         try:
             found.append(canonical(value))
             if check and found[-1] is not None:

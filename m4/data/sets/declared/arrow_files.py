@@ -7,7 +7,9 @@ row (counted from 1, without the header), and never quotes a value.
 import codecs
 import contextlib
 import csv
-import gzip
+import io
+import itertools
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,15 +21,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv as arrow_csv
 
-from m4.data import identifiers
+from m4 import regular
+from m4.data import csv_files, identifiers
 from m4.errors import DataError
 
 BATCH = 1 << 16  # rows
+BYTES = 1 << 27  # of a batch of Parquet, but for a single row that has more
+CODED = 1 << 23  # bytes of a column in a row group, up to which its texts are read as numbers
 BLOCK = 1 << 25  # bytes of CSV, also the longest row: a note of some millions of words
 CELLS = 1 << 22  # that are compared at once
 NEVER = np.iinfo(np.int64).min  # stands for no time
 SEPARATORS = {";": "semicolons", "\t": "tabs"}  # of files that are no comma-separated ones
-MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+MICROSECONDS = {"D": 86_400_000_000, "s": 1_000_000, "ms": 1_000, "us": 1}
 KINDS = pa.types
 NUMERIC = (KINDS.is_null, KINDS.is_boolean, KINDS.is_integer, KINDS.is_floating, KINDS.is_decimal)
 
@@ -52,9 +57,9 @@ def tables(
         for batch in _parquet(path, only) if parquet else _csv(path, header):
             yield Columns(batch, path, rows)
             rows += batch.num_rows
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, *csv_files.UNREADABLE) as error:
         raise DataError(
-            f"{path}: cut short, corrupt or malformed after row {rows} ({type(error).__name__})"
+            f"{path}: cut short, corrupt or malformed after row {rows} ({csv_files.reason(error)})"
         ) from None
 
 
@@ -90,8 +95,27 @@ class Columns:
             ) from None
         return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
+    @contextlib.contextmanager
+    def _read_as(self, wanted: str, name: str) -> Iterator[None]:
+        """What Arrow cannot make of a column ends in one line."""
+        try:
+            yield
+        except MemoryError:
+            raise
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            kind = self._batch.column(self._place[name]).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            raise DataError(
+                f"{self.path}: column {name!r} holds {kind} that cannot be read as {wanted} after"
+                f" row {self.first} ({type(error).__name__})"
+            ) from None
+
     def numbers(self, name: str) -> np.ndarray:
         """float64[n], NaN where null."""
+        with self._read_as("numbers", name):
+            return self._numbers(name)
+
+    def _numbers(self, name: str) -> np.ndarray:
         array = self.raw(name)
         if is_text(array.type):
             array, row = _cast(self._text(array), pa.float64())
@@ -111,15 +135,21 @@ class Columns:
         Nanoseconds are rounded `up`. The zone is "" of times without, None if there is no time;
         times with one are those of UTC.
         """
+        with self._read_as("times", name):
+            return self._times(name, up=up)
+
+    def _times(self, name: str, *, up: bool) -> tuple[np.ndarray, str | None]:
         array = self.raw(name)
         kind = array.type
         if is_text(kind):
             array = self._text_times(array, name)
+        elif pa.types.is_date32(kind):
+            array = array.cast(pa.int32())  # days, of which there are more than those of timestamps
         elif pa.types.is_date(kind) or pa.types.is_null(kind):
             array = array.cast(pa.timestamp("us"))
         elif not pa.types.is_timestamp(kind):
             raise DataError(f"{self.path}: column {name!r} holds {kind}, expected a timestamp")
-        unit, zone = array.type.unit, array.type.tz or ""
+        unit, zone = getattr(array.type, "unit", "D"), getattr(array.type, "tz", None) or ""
         valid = array.is_valid().to_numpy(zero_copy_only=False)
         ticks = pc.fill_null(array.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
         if unit == "ns":
@@ -140,7 +170,8 @@ class Columns:
         array = self.raw(name)
         if not is_text(array.type) and pa.types.is_nested(array.type):
             raise DataError(f"{self.path}: column {name!r} holds {array.type}, expected strings")
-        return array.cast(pa.large_string())
+        with self._read_as("text", name):
+            return array.cast(pa.large_string())
 
     def identifiers(self, name: str, check: identifiers.Check) -> tuple[list, np.ndarray]:
         """The different identifiers in canonical form, and which of them each row has, i64[n].
@@ -154,7 +185,8 @@ class Columns:
                 f"{self.path}: column {name!r} holds {array.type}, expected identifiers"
             )
         text = array.cast(pa.large_string()) if is_text(array.type) else array
-        coded = text.dictionary_encode()
+        with self._read_as("identifiers", name):
+            coded = text.dictionary_encode()
         found: dict[int | str, int] = {}
         places = [
             -1 if one is None else found.setdefault(one, len(found))
@@ -168,15 +200,19 @@ class Columns:
 
         Others have another, but for one chance in 2^64. They hold for this process alone.
         """
-        columns = [self._batch.column(self._place[name]) for name in names]
         nothing, found = pa.scalar(b"", pa.large_binary()), np.empty(len(rows), np.int64)
         step = max(1, CELLS // max(1, len(names)))
         for start in range(0, len(rows), step):
             chosen = rows[start : start + step]
-            cells = [_told(_bytes(column.take(pa.array(chosen)))) for column in columns]
+            cells = [self._cells(name, chosen) for name in names]
             joined = pc.binary_join_element_wise(*cells, nothing)
             found[start : start + step] = [*map(hash, joined.to_pylist())]
         return found
+
+    def _cells(self, name: str, rows: np.ndarray) -> pa.Array:
+        """Some cells of a column as bytes."""
+        with self._read_as("values", name):
+            return _told(_bytes(self._batch.column(self._place[name]).take(pa.array(rows))))
 
     def _text(self, array: pa.Array) -> pa.Array:
         """Text without blanks around it, null where it says that there is none."""
@@ -244,12 +280,75 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _parquet(path: Path, only: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file:
+    with regular.opened(path) as source, pq.ParquetFile(source) as file:
+        csv_files.require_few(path, file.metadata.num_columns)
         names = file.schema_arrow.names
         if len(set(names)) < len(names):
             raise DataError(f"{path}: two columns have the same name")
         names = [n for n in names if only is None or n in only]
-        yield from file.iter_batches(batch_size=BATCH, columns=names)
+        plan = _planned(file, {*names})
+        for (rows, coded), groups in itertools.groupby(plan, operator.itemgetter(0, 1)):
+            part = pq.ParquetFile(source, metadata=file.metadata, read_dictionary=[*coded])
+            own = [group for _, _, group in groups]
+            for batch in part.iter_batches(batch_size=rows, row_groups=own, columns=names):
+                yield from _pieces(batch)
+
+
+def _planned(file: pq.ParquetFile, names: set[str]) -> Iterator[tuple[int, tuple[str, ...], int]]:
+    """(rows of a batch, columns whose texts are read as numbers, row group) of a Parquet file.
+
+    A batch has at most `BYTES`, by what the file says of its columns. That does not say how long
+    texts are which are kept once for many rows, so these stay numbers until `_pieces` has counted.
+    """
+    leaves, schema = [], file.schema_arrow
+    for i in range(file.metadata.num_columns):
+        leaf = file.schema.column(i)
+        parts = leaf.path.split(".")
+        top = next((p for k in range(len(parts)) if (p := ".".join(parts[: k + 1])) in names), None)
+        if top is not None:
+            text = leaf.physical_type == "BYTE_ARRAY" and _is_plain(schema.field(top).type)
+            leaves.append((i, leaf.path if text else "", max(8, leaf.length)))
+    for number in range(file.metadata.num_row_groups):
+        group, size, coded = file.metadata.row_group(number), 1, []
+        for i, path, width in leaves:
+            column = group.column(i)
+            own = column.total_uncompressed_size
+            size += max(own, column.num_values * width)
+            if path and own <= CODED:
+                coded.append(path)
+        rows = max(1, min(BATCH, BYTES * group.num_rows // size))
+        yield 1 << rows.bit_length() - 1, tuple(coded), number
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether a type is made of Arrow's own ones alone."""
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    return not isinstance(kind, pa.BaseExtensionType) and all(map(_is_plain, inner))
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """A batch in parts of at most `BYTES` of text each, or of one row."""
+    end_N = np.cumsum(sum(map(_lengths, batch.columns), np.zeros(len(batch), np.int64)))
+    start = 0
+    while start < len(batch):
+        before = end_N[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(end_N, before + BYTES, "right")))
+        yield batch.slice(start, stop - start)
+        start = stop
+
+
+def _lengths(array: pa.Array) -> np.ndarray:
+    """int64[n]: bytes of the texts of each cell that are read as numbers."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        found = pc.binary_length(array.dictionary).cast(pa.int64()).take(array.indices)
+        return pc.fill_null(found, 0).to_numpy(zero_copy_only=False)
+    if pa.types.is_struct(kind):
+        return sum(map(_lengths, array.flatten()), np.zeros(len(array), np.int64))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+        end_n = np.append(0, np.cumsum(_lengths(array.values)))
+        return np.diff(end_n[array.offsets.to_numpy()])
+    return np.zeros(len(array), np.int64)
 
 
 def _csv(path: Path, header: str) -> Iterator[pa.RecordBatch]:
@@ -257,6 +356,7 @@ def _csv(path: Path, header: str) -> Iterator[pa.RecordBatch]:
         head = re.split(rb"[\r\n]", stream.read(BLOCK), maxsplit=1)
         if len(head[0]) >= BLOCK:
             raise DataError(f"{path}: its first line is longer than {BLOCK:,} bytes, the limit")
+        csv_files.require_few(path, head[0].count(b",") + 1)
         first = head[0].decode("utf-8-sig")
     if not first.strip():
         raise DataError(f"{path}: is empty")
@@ -329,16 +429,15 @@ class Checked:
     closed = False  # asked by Arrow
 
     def __init__(self, path: Path):
-        self._opener = gzip.open if path.name.endswith(".gz") else open
         self._path, self._line, self._quotes = path, 1, 0
-        self._file = self._opener(path, "rb")
+        self._file = csv_files.unpacked(path)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def read(self, size: int) -> bytes:
         """The next bytes."""
         try:
             data = self._file.read(size)
-        except (OSError, EOFError) as error:
+        except csv_files.UNREADABLE as error:
             raise DataError(
                 f"{self._path}: cut short or corrupt after line {self._line}"
                 f" ({type(error).__name__})"
@@ -360,7 +459,8 @@ class Checked:
 
     def _cut_in_quotes(self) -> bool:
         """Whether a quoted cell never ends, which Arrow takes for its end; 5" is a cell, too."""
-        with self._opener(self._path, "rt", encoding="utf-8", newline="") as file:
+        whole = csv_files.unpacked(self._path)
+        with io.TextIOWrapper(whole, encoding="utf-8", newline="") as file:
             try:
                 return any(False for _ in csv.reader(file, strict=True))
             except csv.Error as error:

@@ -212,9 +212,8 @@ class Labels:
         if not name:
             return np.full((len(table), 1), np.nan, np.float32)
         array = table.raw(name)
-        if pa.types.is_floating(array.type):
-            array = _whole_numbers(array)
-        text = pc.utf8_trim_whitespace(array.cast(pa.large_string()))
+        whole = pa.types.is_floating(array.type)
+        text = pc.utf8_trim_whitespace(_whole_numbers(array) if whole else table.strings(name))
         text = pc.replace_substring_regex(text, r"^(-?\d+)\.0+$", r"\1")  # 3.0 is class 3
         classes = pa.array(self.task.spec.labels, pa.large_string())
         index = pc.index_in(text, value_set=classes)
