@@ -1,4 +1,17 @@
-"""How few rows or patients may be shown: counts below `smallest` never are."""
+"""Cells of tables: counts below `smallest` are never shown, and no text is computed."""
+
+# What a spreadsheet takes a cell for a formula by, or overlooks in front of one; the last four are
+# those of Japanese and Chinese keyboards.
+FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")
+
+
+def uncomputed(text: str) -> str:
+    """A text that no spreadsheet takes for a formula: such a one has ' in front.
+
+    A carriage return is a blank: `csv` may leave it unquoted, and what follows would begin a row.
+    """
+    text = text.replace("\r", " ")
+    return f"'{text}" if text.startswith(FORMULA) or text.lstrip().startswith(FORMULA) else text
 
 
 def count(number: int, smallest: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from m4 import atomic
+from m4 import atomic, cells
 from m4.eval.report import page, plots, words
 from m4.lab import judged, verdict
 
@@ -23,7 +23,6 @@ COLUMNS += ("p", "p_equal", "smallest", "verdict", "within_margin")
 COLUMNS += ("modality", "pattern", "cluster")
 COLUMNS += ("agreement", "chance", "collapsed", "without_first", "shuffled", "router", "active")
 COLUMNS += ("total", "flops_per_step", "step_s", "compile_s", "tokens_per_expert")
-FORMULA = ("=", "+", "-", "@")  # what one begins with
 MAX_MAPS = 24  # expert x modality maps that are drawn
 
 
@@ -106,13 +105,9 @@ def as_csv(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     writer.writeheader()
     for lines in tables.values():
         for line in lines:
-            writer.writerow({name: _uncomputed(value) for name, value in line.items()})
+            safe = {k: cells.uncomputed(v) for k, v in line.items() if isinstance(v, str)}
+            writer.writerow({**line, **safe})
     return text.getvalue()
-
-
-def _uncomputed(value: Any) -> Any:
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{value}" if isinstance(value, str) and value.lstrip()[:1] in FORMULA else value
 
 
 def as_latex(study: Mapping[str, Any], tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -123,11 +118,11 @@ def as_latex(study: Mapping[str, Any], tables: Mapping[str, Sequence[Mapping[str
         text += [f"% {name}", r"\begin{tabular}{lrrrrl}", r"\toprule"]
         text += [r"arm & mean & difference & 95\,\% interval & $p$ & verdict \\", r"\midrule"]
         for line in lines:
-            cells = [_latex(line["arm"]), _tex(line["mean"]), _tex(line["difference"], "+")]
+            first = [_latex(line["arm"]), _tex(line["mean"]), _tex(line["difference"], "+")]
             interval = "" if line["low"] is None else f"[{line['low']:+.4f}, {line['high']:+.4f}]"
             told = "reference" if line["reference"] else line["verdict"] or "--"
             told = verdict.in_words(told, bool(line["within_margin"]))
-            text.append(" & ".join([*cells, interval, _p(line["p"]), told]) + r" \\")
+            text.append(" & ".join([*first, interval, _p(line["p"]), told]) + r" \\")
         text += [r"\bottomrule", r"\end{tabular}", ""]
     return "\n".join(text)
 

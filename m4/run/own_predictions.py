@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from m4 import seal
+from m4 import cells, seal
 from m4.eval.predictions import Predictions
 from m4.specs import DataSpec
 
@@ -77,13 +77,12 @@ def _cell(value: Any) -> object:
     if value is None:
         return ""
     if isinstance(value, list):
-        return f"{{{' | '.join(value)}}}"
+        return _safe(f"{{{' | '.join(value)}}}")
     return f"{value:.6g}" if isinstance(value, float) else _safe(value)
 
 
 def _safe(cell: object) -> object:
-    """A cell that no spreadsheet takes for a formula: such a text has ' in front."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
+    return cells.uncomputed(cell) if isinstance(cell, str) else cell
 
 
 def _texts(value_N: np.ndarray, known_N: np.ndarray) -> list[str]:

@@ -20,6 +20,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+from m4.cells import uncomputed
 from m4.eval.report import words
 
 Mood = Literal["good", "level", "bad", "unknown"]
@@ -279,7 +280,7 @@ def _plain(cell: Cell) -> str:
     if cell.value is not None:
         return f"{cell.value:.10g}"
     text = " ".join([cell.text, cell.small] if cell.ends is None and cell.small else [cell.text])
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    return uncomputed(text)
 
 
 def _ends(cell: Cell) -> list[str]:
