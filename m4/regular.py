@@ -25,7 +25,7 @@ def opened(path: str | Path, most: int = sys.maxsize) -> BinaryIO:
         wrong = errno.EFBIG, f"{status.st_size:,} bytes, the limit is {most:,}"
     if wrong:
         file.close()
-        raise OSError(*wrong)
+        raise OSError(*wrong, str(path))
     return file
 
 

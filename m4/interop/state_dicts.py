@@ -7,13 +7,14 @@ taken off, and said.
 
 import collections
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from m4 import USE, atomic
+from m4 import USE, atomic, regular
 from m4.errors import ConfigError, DataError, SaveError
 from m4.interop import torch_file
 from m4.nn.pretrained import safetensors
@@ -27,6 +28,8 @@ OTHERS = {  # how files begin that are taken for weights
     b"\x1f\x8b": "is compressed by gzip; unpack it first",
     b"\x89HDF": "is an HDF5 file, no file of torch.save",
 }
+MOST_WRAPPERS = 10  # around each other
+LONGEST = 1000  # characters of a name: a few that many share would fill the memory
 BESIDE = ("optim", "sched", "scaler")  # parts of the names of what is never a model's
 
 
@@ -45,33 +48,15 @@ def read(path: Path) -> StateDict:
     Raises DataError for a file that is missing or damaged, or that holds no tensors but something
     else, with a line for every tensor that has no numbers in a form that NumPy knows.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    if not path.is_file():
-        raise DataError(f"{path}: is a folder, expected a file")
-    with path.open("rb") as file:
-        start = file.read(64)
-    if not start:
-        raise DataError(f"{path}: is empty")
-    safe = path.suffix == SAFE and int.from_bytes(start[:8], "little") <= path.stat().st_size
-    for begin, words in OTHERS.items():
-        if start.startswith(begin) and not safe:  # whose length may begin like anything
-            raise DataError(f"{path}: {words}")
-    if path.suffix == SAFE:
-        tree: Any = _safetensors(path)
-    elif start.startswith(b"PK\x03\x04"):  # a zip
-        tree = torch_file.read(path)
-    elif start.startswith(b"\x80"):  # a pickle
-        tree = _old_torch(path)
-    else:
-        raise DataError(f"{path}: is damaged, or no file of torch.save; nothing in it was executed")
+    tree = _tree(path)
     if not isinstance(tree, Mapping):
         raise DataError(f"{path}: holds a {type(tree).__name__}, expected a state dict")
     try:
         tree, notes = _unwrapped(tree, path)
         pairs = [*_flatten(tree)]
     except (RecursionError, TypeError, ValueError, MemoryError) as error:
-        raise DataError(f"{path}: holds no plain state dict ({type(error).__name__})") from None
+        why = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: holds no plain state dict ({why})") from None
     flat = dict(pairs)
     if len(flat) < len(pairs):
         raise DataError(f"{path}: two of its tensors have the same name")
@@ -89,6 +74,33 @@ def read(path: Path) -> StateDict:
         raise DataError(*lacks)
     tensors = {name: tensor.values for name, tensor in found.items() if tensor.values is not None}
     return StateDict(tensors, path.suffix != SAFE, notes)
+
+
+def _tree(path: Path) -> Any:
+    """What is in a file, by what it begins with."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, expected a file")
+    try:
+        with regular.opened(path) as file:
+            start, size = file.read(64), os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read ({why})") from None
+    if not start:
+        raise DataError(f"{path}: is empty")
+    safe = path.suffix == SAFE and int.from_bytes(start[:8], "little") <= size
+    for begin, words in OTHERS.items():
+        if start.startswith(begin) and not safe:  # whose length may begin like anything
+            raise DataError(f"{path}: {words}")
+    if path.suffix == SAFE:
+        return _safetensors(path)
+    if start.startswith(b"PK\x03\x04"):  # a zip
+        return torch_file.read(path)
+    if start.startswith(b"\x80"):  # a pickle
+        return _old_torch(path)
+    raise DataError(f"{path}: is damaged, or no file of torch.save; nothing in it was executed")
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], *, sections: Sequence[str] = ()) -> None:
@@ -121,16 +133,22 @@ def _unwrapped(tree: Mapping, path: Path) -> tuple[Mapping, list[str]]:
     """Without wrappers and companions, and what is to be said of them."""
     notes: list[str] = []
     beside: set[str] = set()
+    holding = _holding(tree)
     while True:
         rest = {key: x for key, x in tree.items() if not _companion(key, x)}
-        beside |= {_text(key) for key, x in tree.items() if key not in rest or not _holds(x)}
-        tree = {key: x for key, x in rest.items() if _holds(x)}
+        kept = {
+            k: x for k, x in rest.items() if isinstance(x, torch_file.Tensor) or id(x) in holding
+        }
+        beside |= {_text(key) for key in tree if key not in kept}
+        tree = kept
         wraps = [key for key in WRAPPERS if isinstance(tree.get(key), Mapping)]
         if not wraps:
             break
         if len(wraps) > 1:
             names = " and ".join(map(repr, wraps))
             raise DataError(f"{path}: holds weights under {names}: save one of them by itself")
+        if len(notes) == MOST_WRAPPERS:  # one that lies in itself would be entered for ever
+            raise ValueError(f"more than {MOST_WRAPPERS} wrappers around each other")
         beside |= {_text(key) for key in tree} - {*wraps}
         tree = tree[wraps[0]]
         notes.append(f"the state dict is under {wraps[0]!r}")
@@ -149,17 +167,30 @@ def _text(key: Any) -> str:
     return key if isinstance(key, str) else repr(key)
 
 
-def _holds(x: Any) -> bool:
-    """Whether there are tensors in it."""
-    left, seen = [x], set()
+def _holding(tree: Mapping) -> set[int]:
+    """Identities of the dictionaries, at any depth, that have tensors at any depth.
+
+    Each is looked at once, in however many places it lies.
+    """
+    above: dict[int, list[int]] = {id(tree): []}
+    left, found = [tree], []
     while left:
         one = left.pop()
-        if isinstance(one, torch_file.Tensor):
-            return True
-        if isinstance(one, Mapping) and id(one) not in seen:
-            seen.add(id(one))
-            left += one.values()
-    return False
+        for x in one.values():
+            if isinstance(x, torch_file.Tensor):
+                found.append(id(one))
+            elif isinstance(x, Mapping):
+                if id(x) not in above:
+                    above[id(x)] = []
+                    left.append(x)
+                above[id(x)].append(id(one))
+    holding: set[int] = set()
+    while found:
+        one = found.pop()
+        if one not in holding:
+            holding.add(one)
+            found += above[one]
+    return holding
 
 
 def _flatten(
@@ -167,17 +198,23 @@ def _flatten(
 ) -> Iterator[tuple[str, torch_file.Tensor]]:
     """Numbers and texts beside the tensors (epochs, scores) are passed over.
 
-    Raises ValueError for a dictionary in two places: a few of them would have names without end.
+    Raises ValueError for a dictionary in two places: a few of them would have names without end;
+    and for a name that is longer than any model's.
     """
     seen = set() if seen is None else seen
     if id(tree) in seen:
         raise ValueError("a dictionary lies in two places")
     seen.add(id(tree))
     for key, value in tree.items():
+        if not isinstance(value, Mapping | torch_file.Tensor):
+            continue
+        name = f"{prefix}{_text(key)}"
+        if len(name) > LONGEST:
+            raise ValueError(f"a name of more than {LONGEST} characters")
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{_text(key)}.", seen)
-        elif isinstance(value, torch_file.Tensor):
-            yield f"{prefix}{_text(key)}", value
+            yield from _flatten(value, f"{name}.", seen)
+        else:
+            yield name, value
 
 
 def _nest(tensors: Mapping[str, np.ndarray], sections: Sequence[str]) -> dict[str, Any]:
@@ -195,10 +232,14 @@ def _nest(tensors: Mapping[str, np.ndarray], sections: Sequence[str]) -> dict[st
 def _old_torch(path: Path) -> Any:
     """What torch before 1.6 wrote, by torch itself, which runs nothing of it."""
     torch = _torch()
+    known: dict[int, dict] = {}  # a dictionary that lies in many places stays one
 
     def plain(x):
         if isinstance(x, Mapping):
-            return {key: plain(value) for key, value in x.items()}
+            if id(x) not in known:
+                known[id(x)] = {}
+                known[id(x)] |= {key: plain(value) for key, value in x.items()}
+            return known[id(x)]
         return torch_file.Tensor(x.detach().cpu().numpy()) if hasattr(x, "detach") else x
 
     try:

@@ -3,14 +3,16 @@
 The pickle is read by an unpickler that knows a fixed list of names and makes inert objects of
 them; any other name is refused before it is looked up, so nothing in a file can be executed.
 `argparse.Namespace` and NumPy's scalars and arrays, which the authors' scripts save beside their
-weights, are on the list.
+weights, are on the list. So are the instructions that torch.save writes; any other is refused,
+above all those that make room for as much as they say.
 """
 
-import collections
 import dataclasses
 import io
 import math
+import os
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from m4 import regular
 from m4.errors import DataError
 
 STORAGES = {
@@ -30,6 +33,17 @@ STORAGES = {
 CODE = pickle.UnpicklingError
 PYTHON: Any = pickle._Unpickler
 SCALARS = (str, bytes, int, float, type(None))  # bool is an int
+# What Python's pickler writes of the objects below, in any protocol from 2 on: no instruction as
+# text, none that doubles or drops what lies on the stack, none of a length of eight bytes.
+INSTRUCTIONS = {
+    "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
+    "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES",
+    "SHORT_BINBYTES", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST",
+    "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS",
+    "FROZENSET", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GLOBAL",
+    "STACK_GLOBAL", "REDUCE", "BUILD", "NEWOBJ", "BINPERSID",
+}  # fmt: skip
+MOST_AXES = 64  # of a tensor, as NumPy has
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,6 +67,15 @@ class Inert:
         self.state = state
 
 
+class _Ordered(dict):
+    """An OrderedDict on which a pickle can set nothing; torch sets versions of modules, unread."""
+
+    __slots__ = ()
+
+    def __setstate__(self, _: Any) -> None:
+        """Passes over it."""
+
+
 class _Function:
     """A function on the list, without anything that a pickle could set."""
 
@@ -72,11 +95,11 @@ def read(path: Path) -> Any:
     """The tree of a file: dictionaries, lists, numbers, `Tensor` and `Inert`.
 
     Raises DataError for a file that is damaged (every record's CRC-32 is checked), holds another
-    name than those on the list, or is no such zip.
+    name or instruction than those on the lists, or is no such zip.
     """
     try:
-        with zipfile.ZipFile(path) as file:
-            _check(file, path.stat().st_size)
+        with regular.opened(path) as raw, zipfile.ZipFile(raw) as file:
+            _check(file, os.fstat(raw.fileno()).st_size)
             broken = file.testzip()
             if broken is not None:
                 raise DataError(f"{path}: is damaged: the checksum of {broken} is wrong")
@@ -94,12 +117,19 @@ def read(path: Path) -> Any:
 
 
 def _check(file: zipfile.ZipFile, size: int) -> None:
-    """Raises for records that would take more room than the file has, before any is read."""
+    """Raises for records that would take more room than the file has, before any is read.
+
+    Also for two of one name, of which every reader takes the one that it likes.
+    """
     if any(info.compress_type != zipfile.ZIP_STORED for info in file.infolist()):
         raise CODE("its records are compressed, which torch.save never does")
     total = sum(info.file_size for info in file.infolist())
     if total > size:
         raise ValueError(f"its records have {total} bytes, the file only {size}")
+    if any(info.flag_bits & 1 for info in file.infolist()):
+        raise CODE("its records are encrypted, which torch.save never does")
+    if len({*file.namelist()}) < len(file.namelist()):
+        raise CODE("two of its records have one name, which torch.save never writes")
 
 
 def _tree(file: zipfile.ZipFile) -> Any:
@@ -123,10 +153,10 @@ def _plain(keys: Iterable[Any]) -> None:
             raise CODE("its dictionaries have keys that are neither numbers nor texts")
 
 
-def _ordered(pairs=()) -> collections.OrderedDict:
+def _ordered(pairs=()) -> _Ordered:
     pairs = [*pairs]
     _plain(key for key, _ in pairs)
-    return collections.OrderedDict(pairs)
+    return _Ordered(pairs)
 
 
 class _Unpickler(PYTHON):
@@ -135,7 +165,7 @@ class _Unpickler(PYTHON):
     The one in Python: that in C makes room for any place that a pickle names, and hashes unasked.
     """
 
-    dispatch = dict(PYTHON.dispatch)
+    dispatch: dict[int, Any] = {}
 
     def __init__(self, file: zipfile.ZipFile, folder: str):
         super().__init__(io.BytesIO(file.read(f"{folder}data.pkl")))
@@ -155,7 +185,8 @@ class _Unpickler(PYTHON):
     def persistent_load(self, pid: Any) -> tuple[str, np.ndarray]:
         """Kind and numbers of a storage."""
         kind, name, key, _, count = pid
-        if kind != "storage" or name not in STORAGES or not isinstance(key, str):
+        plain = all(isinstance(one, str) for one in (kind, name, key))  # others are not hashed
+        if not plain or kind != "storage" or name not in STORAGES:
             raise CODE("it has records of an unknown kind")
         if key not in self.records:
             self.records[key] = self.file.read(f"{self.folder}data/{key}")
@@ -165,24 +196,38 @@ class _Unpickler(PYTHON):
         return name, values
 
 
-def _looking_first(name: str, keys: slice):
+def _looking_first(step, keys: slice):
     """A step of the unpickler that hashes what lies in `keys` of its stack."""
 
     def load(self):
         _plain(self.stack[keys])
-        getattr(_Unpickler, name)(self)
+        step(self)
 
     return load
 
 
-HASHING = {  # instruction -> method, and where its keys are
-    pickle.SETITEM: ("load_setitem", slice(-2, -1)),
-    pickle.SETITEMS: ("load_setitems", slice(None, None, 2)),
-    pickle.DICT: ("load_dict", slice(None, None, 2)),
-    pickle.ADDITEMS: ("load_additems", slice(None)),
-    pickle.FROZENSET: ("load_frozenset", slice(None)),
+def _refused(name: str):
+    """The step of an instruction that torch.save never writes."""
+
+    def load(self):
+        raise CODE(f"its pickle has the instruction {name}, which torch.save never writes")
+
+    return load
+
+
+HASHING = {  # instruction -> where the keys are that it hashes
+    "SETITEM": slice(-2, -1),
+    "SETITEMS": slice(None, None, 2),
+    "ADDITEMS": slice(None),
+    "FROZENSET": slice(None),
 }
-_Unpickler.dispatch |= {code[0]: _looking_first(*step) for code, step in HASHING.items()}
+for _code in pickletools.opcodes:
+    _step = PYTHON.dispatch[ord(_code.code)]
+    if _code.name in HASHING:
+        _step = _looking_first(_step, HASHING[_code.name])
+    if _code.name not in INSTRUCTIONS:
+        _step = _refused(_code.name)
+    _Unpickler.dispatch[ord(_code.code)] = _step
 
 
 def _tensor(stored, offset, size, stride, *_) -> Tensor:
@@ -191,8 +236,9 @@ def _tensor(stored, offset, size, stride, *_) -> Tensor:
     if name == "BFloat16Storage":  # NumPy has no such numbers
         return Tensor(None, "is torch.bfloat16, expected float32")
     size, stride = tuple(size), tuple(stride)
-    counts = (offset, *size, *stride)
-    if any(type(n) is not int or n < 0 for n in counts) or len(size) != len(stride):
+    if len(size) != len(stride) or len(size) > MOST_AXES:
+        raise ValueError(f"a tensor of {len(size)} sizes and {len(stride)} strides")
+    if any(type(n) is not int or not 0 <= n < 2**63 for n in (offset, *size, *stride)):
         raise ValueError(f"a tensor of size {size} and strides {stride}")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if offset > len(storage) or (math.prod(size) and last >= len(storage)):

@@ -1,6 +1,9 @@
 """The format by hand, round trips, damage and hostile headers."""
 
+import errno
 import json
+import os
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +16,13 @@ TENSORS = {
     "empty": np.zeros((0, 4), np.int64),
     "half": np.array([1.5, -2], np.float16),
 }
+
+
+def of_header(path, header, data=b""):
+    """A file by hand."""
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    return path
 
 
 def test_layout_by_hand(tmp_path):
@@ -92,3 +102,50 @@ def test_a_longer_file_and_a_name_twice_are_refused(tmp_path):
         file.write(b"\0")
     with pytest.raises(ValueError, match="1 bytes follow the last tensor"):
         safetensors.read(tmp_path / "x.safetensors")
+
+
+ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a":' * 100_000,
+        b"[" * 100_000,
+        {"a": ONE | {"data_offsets": [0, "x"]}},
+        {"a": ONE | {"data_offsets": [0, None]}},
+        {"a": ONE | {"data_offsets": [False, 4]}},
+        {"a": ONE | {"data_offsets": {"0": 4}}},
+        {"a": ONE | {"shape": [True]}},
+        {"a": ONE | {"shape": [1.0]}},
+        {"a": ONE | {"shape": "1"}},
+        {"a": ONE | {"dtype": ["F32"]}},
+        {"a": ONE | {"dtype": "F8_E4M3", "shape": [4]}},  # NumPy has no such
+        {"a": ONE | {"dtype": "F8_E8M0", "shape": [2, 2]}},
+        {"a": ONE, "b": ONE | {"shape": [0, 2**64 - 1], "data_offsets": [4, 4]}},
+        {"a": ONE, "b": ONE | {"shape": [0] * 65, "data_offsets": [4, 4]}},
+        {"a": ONE, "__metadata__": {"x": [1]}},
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,' + b"9" * 5000 + b"]}}",
+    ],
+    ids=range(16),
+)
+def test_headers_of_other_kinds_are_refused_as_damage_is(tmp_path, header):
+    path = of_header(tmp_path / "x", header, bytes(4))
+    with pytest.raises(ValueError, match="x: not a safetensors file, or damaged") as error:
+        safetensors.read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_header_of_many_names_is_read_in_a_moment(tmp_path):
+    none = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    path = of_header(tmp_path / "x", {f"t{i}": none for i in range(20_000)})
+    begun = time.process_time()
+    assert len(safetensors.read(path)) == 20_000
+    assert time.process_time() - begun < 4  # every name among all others took 9
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.safetensors")
+    with pytest.raises(OSError, match=r"is no regular file.*x\.safetensors") as caught:
+        safetensors.read(tmp_path / "x.safetensors")
+    assert caught.value.errno == errno.EINVAL

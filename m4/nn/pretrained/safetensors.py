@@ -1,6 +1,8 @@
 """The safetensors format, by its own library: nothing in such a file can be executed."""
 
+import collections
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from m4 import regular
+
 MAX_HEADER = 100_000_000  # bytes, as the library's own limit
 
 
@@ -16,13 +20,14 @@ def read(path: Path | str) -> dict[str, np.ndarray]:
     """Tensors by name; bfloat16 becomes float32, which holds it exactly.
 
     Raises ValueError for a file that is damaged or not of this format, OSError for one that cannot
-    be opened.
+    be opened or is no regular file.
     """
     _check_header(Path(path))
     try:
         with safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy lacks
+    except (SafetensorError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        # All but the first are NumPy's, of a dtype that it lacks or a shape that it cannot have.
         why = " ".join(str(error).split())
         raise ValueError(f"{path}: not a safetensors file, or damaged ({why})") from None
     wide = np.float32
@@ -30,28 +35,29 @@ def read(path: Path | str) -> dict[str, np.ndarray]:
 
 
 def _check_header(path: Path) -> None:
-    """Raises ValueError for a name that is there twice, a header too long, a file too."""
-    with path.open("rb") as file:
-        length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+    """Raises ValueError for a name that is there twice, a header too long, a file too; OSError."""
+    with regular.opened(path) as file:
+        length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
         if MAX_HEADER < length <= size:
             raise ValueError(f"{path}: a header of {length:,} bytes, the limit is {MAX_HEADER:,}")
         header = file.read(length) if length <= size else b""
-    twice = []
+    twice: list[str] = []
 
     def unique(pairs):
-        names = [name for name, _ in pairs]
-        twice.extend(name for name in {*names} if names.count(name) > 1)
-        return dict(pairs)
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice.append(collections.Counter(name for name, _ in pairs).most_common(1)[0][0])
+        return found
 
     try:
         tensors = json.loads(header, object_pairs_hook=unique)
         end = max(x["data_offsets"][1] for name, x in tensors.items() if name != "__metadata__")
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        extra = size - 8 - length - end
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return  # the library says what is wrong
     if twice:
         raise ValueError(f"{path}: not a safetensors file, or damaged ({twice[0]} is there twice)")
-    if size > 8 + length + end:
-        extra = size - 8 - length - end
+    if extra > 0:
         raise ValueError(f"{path}: damaged: {extra} bytes follow the last tensor")
 
 
