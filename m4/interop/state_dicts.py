@@ -135,9 +135,10 @@ def _unwrapped(tree: Mapping, path: Path) -> tuple[Mapping, list[str]]:
     beside: set[str] = set()
     holding = _holding(tree)
     while True:
-        rest = {key: x for key, x in tree.items() if not _companion(key, x)}
-        kept = {
-            k: x for k, x in rest.items() if isinstance(x, torch_file.Tensor) or id(x) in holding
+        kept: dict[Any, Any] = {
+            key: x
+            for key, x in tree.items()
+            if isinstance(x, torch_file.Tensor) or (id(x) in holding and not _companion(key))
         }
         beside |= {_text(key) for key in tree if key not in kept}
         tree = kept
@@ -157,9 +158,9 @@ def _unwrapped(tree: Mapping, path: Path) -> tuple[Mapping, list[str]]:
     return tree, notes
 
 
-def _companion(key: Any, x: Any) -> bool:
-    """Whether it is an optimiser's or a schedule's; a tensor is the model's, whatever its name."""
-    return not isinstance(x, torch_file.Tensor) and any(part in _text(key) for part in BESIDE)
+def _companion(key: Any) -> bool:
+    """Whether a dictionary is an optimiser's or a schedule's; a tensor is always the model's."""
+    return any(part in _text(key) for part in BESIDE)
 
 
 def _text(key: Any) -> str:
