@@ -27,7 +27,7 @@ from m4.data import set_aside
 from m4.data.apply import Trained
 from m4.data.batch import empty
 from m4.data.manifest import spec_from
-from m4.errors import CheckpointError, ConfigError
+from m4.errors import CheckpointError, ConfigError, SaveError
 from m4.eval import averages, calibrated
 from m4.eval.predictions import Predictions
 from m4.export import card, contract, decisions, lowering, standalone
@@ -62,20 +62,35 @@ def write(
       say: is told what happens, by lines.
 
     Raises a `m4.errors.UserError`: ConfigError for a model whose predictions are no function of one
-    row, or that cannot be lowered; CheckpointError without parameters.
+    row, or that cannot be lowered, and for a file that is there and no bundle; CheckpointError
+    without parameters; SaveError for a file that cannot be written.
     """
     folder = local.folder(str(workdir), "workdir")
     target = local.folder(str(to), "out")
-    if target.is_dir() or not target.parent.is_dir():
-        raise ConfigError(f"out={target}: must be a file in a folder that is there")
+    _require_free(target)
     content = pack(folder, platforms=platforms, trust_code=trust_code, say=say)
-    with atomic.replaced(target) as partial:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with open(os.open(partial, flags, 0o666), "wb") as file:
-            file.write(content)
+    try:
+        with atomic.replaced(target) as partial:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            with open(os.open(partial, flags, 0o666), "wb") as file:
+                file.write(content)
+    except OSError as error:
+        raise SaveError(f"{target}: not written ({error.strerror or error})") from error
     digest = standalone.digest_of(target)
     say(f"bundle   {target}, {len(content):,} bytes, sha256 {digest}")
     return digest
+
+
+def _require_free(target: Path) -> None:
+    """Raises ConfigError unless a bundle may have this name: that of nothing, or of a bundle."""
+    there = os.path.exists(target)
+    if (there and not os.path.isfile(target)) or not os.path.isdir(target.parent):
+        raise ConfigError(f"out={target}: must be a file in a folder that is there")
+    if there and os.path.getsize(target):
+        try:
+            standalone.digest_of(target)
+        except standalone.Refused:
+            raise ConfigError(f"out={target}: is there, and no bundle; choose another") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ before the digest:
 Letters: N rows, T positions of a modality, t those of one row, f features, C outputs, k members.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -27,13 +28,15 @@ import io
 import json
 import os
 import re
+import stat
 import sys
 import tempfile
+import traceback
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -41,13 +44,16 @@ from jax import export
 
 FORMAT = 1
 MARK = b"m4 bundle, sha256 "  # of a ZIP file's comment, before 64 hexadecimal digits
-MOST_JSON = 1 << 30  # bytes of a file of rows, or of schema.json
+MOST_JSON = 1 << 28  # bytes of a file of rows, which take ten times as many in memory; schema.json
+MOST_ARRAYS = 1 << 30  # bytes of what an .npz file unpacks to
 MOST_ROWS = 1_000_000
 SIZES = (1, 8, 64)  # of batches; a program is compiled once for each size that is needed
 # What a program may call besides the operations of StableHLO, none of which leaves the device.
 CALLS = ("shape_assertion", "mhlo.topk", "mhlo.erf")
 RAGGED = ("series", "vectors", "codes", "text")
 TIMED = ("series", "vectors")
+AXES = {"series": 2, "table": 1, "vectors": 2, "codes": 1, "text": 1, "signal": 2}
+MAYBE = (int, float, type(None))
 ROW_KEYS = ("id", "inputs")
 LEAST = 1e-7  # the smallest probability of which a logarithm is taken
 WORD = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?")
@@ -66,7 +72,8 @@ Needs JAX and NumPy alone; on a CPU, or on an accelerator that JAX finds.
   --schema      print inputs, units, tasks and outputs
   --card        print what the model is for, and how well it did
 
-exit codes: 0 done, 2 usage, 3 rows that are refused, 4 bundle that is refused or cannot run here"""
+exit codes: 0 done, 1 bug, 2 usage, 3 rows that are refused, 4 bundle that is refused or cannot run
+            here"""
 
 
 class Refused(Exception):
@@ -80,26 +87,55 @@ class Refused(Exception):
 # --- the file -----------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _opened(path: str | Path, code: int, most: int = sys.maxsize) -> Iterator[BinaryIO]:
+    """A regular file of at most `most` bytes. A pipe in its place is not waited for.
+
+    Raises Refused, with this code.
+    """
+    at_once = getattr(os, "O_NONBLOCK", 0)  # which Windows lacks
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Refused(f"{path}: is no regular file", code)
+            if status.st_size > most:
+                raise Refused(f"{path}: is larger than {most} bytes", code)
+            yield file
+    except OSError as error:
+        raise Refused(f"{path}: cannot be read ({error.strerror or 'damaged'})", code) from None
+
+
 def digest_of(path: Path) -> str:
     """The digest that a bundle bears, once its bytes are seen to have it. Raises Refused."""
+    with _opened(path, 4) as file:
+        return _digest(file, path)
+
+
+def _digest(file: BinaryIO, path: Path) -> str:
     length = len(MARK) + 64
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - length))
-            comment = file.read()
-            file.seek(0)
-            found, left = hashlib.sha256(), max(0, size - 64)
-            while left and (part := file.read(min(left, 1 << 24))):
-                found.update(part)
-                left -= len(part)
-    except OSError as error:
-        raise Refused(f"{path}: cannot be read ({error.strerror})", 4) from None
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - length))
+    comment = file.read()
+    file.seek(0)
+    found, left = hashlib.sha256(), max(0, size - 64)
+    while left and (part := file.read(min(left, 1 << 24))):
+        found.update(part)
+        left -= len(part)
     if not comment.startswith(MARK):
         raise Refused(f"{path}: is no bundle of m4", 4)
     if comment[len(MARK) :] != found.hexdigest().encode():
         raise Refused(f"{path}: is damaged; take another copy", 4)
     return found.hexdigest()
+
+
+def _require_plain(file: zipfile.ZipFile, size: int) -> None:
+    """Raises ValueError for members that would take more room than the file, or share a name."""
+    members = file.infolist()
+    if any(one.compress_type != zipfile.ZIP_STORED for one in members):
+        raise ValueError("compressed")
+    if sum(one.file_size for one in members) > size or len({*file.namelist()}) < len(members):
+        raise ValueError("members that overlap")
 
 
 class Bundle:
@@ -108,13 +144,15 @@ class Bundle:
     def __init__(self, path: str | Path, *, digest: str | None = None):
         """Reads and checks the file. Raises Refused unless it is sound (and has this digest)."""
         self.path = Path(path)
-        self.digest = digest_of(self.path)
-        if digest is not None and digest.lower() != self.digest:
-            raise Refused(f"{self.path}: is another bundle than the one asked for", 4)
-        with _sound(f"{self.path}: is no bundle that can be read"):
-            with zipfile.ZipFile(self.path) as file:
-                if any(one.compress_type != zipfile.ZIP_STORED for one in file.infolist()):
-                    raise ValueError("compressed")
+        with _opened(self.path, 4) as raw:  # what is read is what was digested, whatever follows it
+            self.digest = _digest(raw, self.path)
+            if digest is not None and digest.lower() != self.digest:
+                raise Refused(f"{self.path}: is another bundle than the one asked for", 4)
+            with (
+                _sound(f"{self.path}: is no bundle that can be read"),
+                zipfile.ZipFile(raw) as file,
+            ):
+                _require_plain(file, os.fstat(raw.fileno()).st_size)
                 self.schema = _json(file, "schema.json")
                 if self.schema["format"] != FORMAT:
                     raise Refused(f"{self.path}: has format {int(self.schema['format'])}", 4)
@@ -125,9 +163,11 @@ class Bundle:
                     _member(file.read(one["file"]), one, programs[one["program"]])
                     for one in self.schema["members"]
                 ]
+                if len({one["file"] for one in self.schema["members"]}) < len(self.members):
+                    raise ValueError("members that share a file")
                 cuts = [cut for program in programs for cut in program["cuts"]]
                 self._code = {cut["file"]: file.read(cut["file"]) for cut in cuts}
-            self._modalities = [Modality(m) for m in self.schema["modalities"]]
+                self._modalities = [Modality(m) for m in self.schema["modalities"]]
         self._compiled: dict[tuple[int, int], Any] = {}
 
     @property
@@ -157,16 +197,17 @@ class Bundle:
             here = [name for name, payload in zip(names, found, strict=True) if payload is not None]
             result: dict[str, Any] = {"id": row.get("id", number), "present": here}
             results.append(result | ({"notes": notes} if notes else {}))
-        outputs = self._outputs(payloads, len(rows))
         present_NM = np.array([[p is not None for p in kept] for kept in payloads], bool).T
-        for n, result in enumerate(results):
-            if not present_NM[n].any():
-                result["tasks"] = None
-                continue
-            result["tasks"] = {
-                task["name"]: told(task, outputs[task["name"]][n], present_NM[n], names)
-                for task in self.schema["tasks"]
-            }
+        with _sound(f"{self.path}: says what cannot be followed"):  # rows are sound by now
+            outputs = self._outputs(payloads, len(rows))
+            for n, result in enumerate(results):
+                if not present_NM[n].any():
+                    result["tasks"] = None
+                    continue
+                result["tasks"] = {
+                    task["name"]: told(task, outputs[task["name"]][n], present_NM[n], names)
+                    for task in self.schema["tasks"]
+                }
         return results
 
     def read(self, row: Mapping[str, Any], *, as_trained: bool = False) -> dict[str, Any]:
@@ -329,6 +370,8 @@ class Modality:
     """What a modality's payloads are, and how they become arrays; the schema says all of it."""
 
     def __init__(self, known: Mapping[str, Any]):
+        """Raises ValueError, or what Python does, for one that no export writes."""
+        _require_modality(known)
         self.name: str = known["name"]
         self.kind: str = known["kind"]
         self.shape: tuple[int, ...] = tuple(known["shape"])
@@ -375,6 +418,28 @@ class Modality:
         elif self.kind == "signal":
             values *= parts["mask"][..., None]
         return parts
+
+
+def _require_modality(known: Mapping[str, Any]) -> None:
+    shape, features = known["shape"], known["features"]
+    optional = [(known.get("every"), MAYBE), (known.get("vocab"), (int, type(None)))]
+    optional += [(end, MAYBE) for end in known.get("window", (None, None))]
+    optional += [(f.get(end), MAYBE) for f in features for end in ("low", "high")]
+    optional += [(f.get(word, ""), str) for f in features for word in ("name", "unit", "take")]
+    tokens = known.get("tokens") or {}
+    optional += [(token, str) for token in tokens.get("known", ())]
+    sound = (
+        isinstance(known["name"], str)
+        and (known["kind"] == "image" or len(shape) == AXES[known["kind"]])
+        and len(shape) > 0
+        and all(type(n) is int and n > 0 for n in shape)
+        and np.dtype(known["dtype"]).kind in "fiu"
+        and len(features) in (0, shape[-1])
+        and len(known.get("window", (None, None))) == 2
+        and all(isinstance(value, types) for value, types in optional)
+    )
+    if not sound:
+        raise ValueError("a modality of no kind that is known")
 
 
 def _fill(m: Modality, parts: dict[str, np.ndarray], n: int, values, times) -> None:
@@ -552,7 +617,10 @@ def _series(given: Any, at: Place) -> Any:
         columns.append((f, times[keep][order], values[keep][order]))
     if not sum(len(times) for _, times, _ in columns):
         return None
-    values, times = merged(columns, m)
+    with np.errstate(over="ignore"):
+        values, times = merged(columns, m)
+    if np.isinf(values).any():
+        raise Refused(f"{at.where}: {int(np.isinf(values).sum())} values are too large")
     return _cut(values, times, at)
 
 
@@ -675,12 +743,15 @@ def _ids(given: Any, at: Place) -> Any:
             raise Refused(f"{at.where}: must be a list of ids; how text is split is not known here")
         words = WORD.findall(given.lower()) if m.tokens["split"] == "words" else [given]
         given = [" ".join(word.lower().split()) for word in words if word.strip()]
-    if not isinstance(given, list | np.ndarray):
+    if not isinstance(given, list) and not (isinstance(given, np.ndarray) and given.ndim):
         raise Refused(f"{at.where}: must be a list of tokens or ids")
     if len(given) and all(isinstance(one, str) for one in given):
         if m.tokens is None:
             raise Refused(f"{at.where}: must be ids; the bundle has no vocabulary of it")
-        found = [m.token(one) for one in given]
+        try:
+            found = [m.token(one) for one in given]
+        except UnicodeEncodeError:
+            raise Refused(f"{at.where}: has a token of half a letter, which is no text") from None
         at.drop(found.count(None), "", "tokens outside the vocabulary")
         ids = np.array([one or 0 for one in found], np.int32)
     else:
@@ -760,6 +831,8 @@ def _plausible(values_nf: np.ndarray, at: Place, columns: Sequence[int]) -> np.n
 def _inside(times: np.ndarray, at: Place, of: str) -> np.ndarray:
     """Which times are in the window that the model reads."""
     low, high = (-np.inf if at.m.window[0] is None else at.m.window[0]), at.m.window[1]
+    if (np.abs(times) > np.finfo(np.float32).max).any():
+        raise Refused(f"{at.where}{of}: has times that are too large")
     keep = (times >= low - 1e-6) & (times <= (np.inf if high is None else high) + 1e-6)
     ends = ["" if end is None else f"{end:g}" for end in at.m.window]
     at.drop(int((~keep).sum()), of, f"times outside {ends[0]}..{ends[1]} hours")
@@ -930,19 +1003,37 @@ ODD = (TypeError, AttributeError, LookupError, RuntimeError)  # of damaged array
 def read(path: str) -> Any:
     """Rows of a JSON file or arrays of an .npz file. Raises Refused."""
     try:
-        if path != "-" and os.path.getsize(path) > MOST_JSON and not path.endswith(".npz"):
-            raise Refused(f"{path}: is larger than {MOST_JSON} bytes")
-        if path.endswith(".npz"):
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        raw = sys.stdin.buffer.read(MOST_JSON) if path == "-" else Path(path).read_bytes()
-        return json.loads(raw, parse_constant=_no_number, object_pairs_hook=_once)
-    except OSError as error:
-        raise Refused(f"{path}: cannot be read ({error.strerror or 'damaged'})") from None
+        if path == "-":
+            raw = sys.stdin.buffer.read(MOST_JSON + 1)
+            if len(raw) > MOST_JSON:
+                raise Refused(f"standard input: is larger than {MOST_JSON} bytes")
+            return _parsed(raw)
+        most = MOST_ARRAYS if path.endswith(".npz") else MOST_JSON
+        with _opened(path, 3, most) as file:
+            return _arrays(file, path) if path.endswith(".npz") else _parsed(file.read())
     except MemoryError:
         raise Refused(f"{path}: asks for more memory than there is") from None
     except (ValueError, RecursionError, zipfile.BadZipFile, zlib.error, EOFError, *ODD):
         raise Refused(f"{path}: is no JSON, nor an .npz file of plain arrays") from None
+
+
+def _parsed(raw: bytes) -> Any:
+    return json.loads(raw, parse_constant=_no_number, object_pairs_hook=_once)
+
+
+def _arrays(file: BinaryIO, path: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, whose size is known before any is unpacked."""
+    with zipfile.ZipFile(file) as parts:
+        for one in parts.infolist():
+            if one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError("unpacks to what it likes")  # the others know no end of their own
+        total = sum(one.file_size for one in parts.infolist())
+    if total > MOST_ARRAYS:
+        raise Refused(f"{path}: unpacks to more than {MOST_ARRAYS} bytes; split it")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as found:
+        _require_once(found.files)
+        return {name: found[name] for name in found.files}
 
 
 def _no_number(word: str) -> None:
@@ -952,15 +1043,21 @@ def _no_number(word: str) -> None:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise Refused(f"rows: {_name(twice)} is there twice in one object")
+        _require_once([name for name, _ in pairs])
     return found
+
+
+def _require_once(names: Sequence[str]) -> None:
+    for name, count in collections.Counter(names).most_common(1):
+        if count > 1:
+            raise Refused(f"rows: {_name(name)} is there twice in one object")
 
 
 def write(path: str, text: str) -> None:
     """Replaces a file, which its owner alone can read. Raises Refused."""
     partial = ""
+    if os.path.exists(path) and not os.path.isfile(path):  # a device would be replaced, by root
+        raise Refused(f"{path}: cannot be written (is no regular file)")
     try:
         handle, partial = tempfile.mkstemp(dir=Path(path).parent, prefix=".m4-")  # mode 0600
         with open(handle, "w", encoding="utf-8") as file:
@@ -987,6 +1084,9 @@ def run(path: str, args: Sequence[str]) -> None:
     if "help" in found or not found:
         print(USAGE)
         return
+    for name, other in (("the bundle", path), ("--in", found.get("in", ""))):
+        if "out" in found and _same(found["out"], other):
+            raise Refused(f"--out={found['out']}: is {name}; choose another", 2)
     bundle = Bundle(path, digest=found.get("digest"))
     if "card" in found:
         print(bundle.card_text, end="")
@@ -1008,8 +1108,18 @@ def run(path: str, args: Sequence[str]) -> None:
             print(text, end="")
 
 
+def _same(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
 def main(path: str, args: Sequence[str]) -> int:
-    """The command's exit code; what is refused is said in one line on stderr."""
+    """The command's exit code; what is refused is said in one line on stderr.
+
+    So is what was not foreseen: by its place alone, since its words may quote a row.
+    """
     try:
         run(path, args)
         sys.stdout.flush()
@@ -1022,9 +1132,16 @@ def main(path: str, args: Sequence[str]) -> int:
         sys.stdout = io.StringIO()
         print(f"m4: refused: output: cannot be written ({error.strerror})", file=sys.stderr)
         return 3
+    except Exception as error:
+        own = [f for f in traceback.walk_tb(error.__traceback__) if f[0].f_globals is globals()]
+        place = f"{own[-1][0].f_code.co_name}:{own[-1][1]}"
+        print(f"m4: internal error: {type(error).__name__} in {place}", file=sys.stderr)
+        return 1
     return 0
 
 
 if __name__ == "__main__":
     os.umask(0o077)  # what is said of patients is for its owner only
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of a terminal that lacks a letter of the card
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv[0], sys.argv[1:]))
