@@ -11,6 +11,7 @@ from m4 import config as configs
 from m4.data import data_sets
 from m4.eval.metrics import HEADLINE
 from m4.modes import sweep
+from m4.train import children
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,7 +66,8 @@ def test_a_table_is_what_its_runs_found(tables, tmp_path, monkeypatch, capsys):
         sweep.run(None, flags.workdir, flags)
         return 0
 
-    monkeypatch.setattr(subprocess, "run", child)
+    monkeypatch.setattr(children, "run", child)  # of a point
+    monkeypatch.setattr(subprocess, "run", child)  # of a sweep
     assert tables.main([f"--out={tmp_path}", "eicu-mortality"]) == 0
     assert len(ran) == 5
     text = (tmp_path / "eicu-mortality.md").read_text()

@@ -24,6 +24,7 @@ import subprocess
 import sys
 
 from m4 import local
+from m4.train import children
 
 # CHIPSxEXPERTS -> topology, (data, expert) mesh, tokens per chip.
 CASES = {
@@ -62,7 +63,8 @@ def compile_case(name: str, exchange: str = "all_to_all") -> dict:
     """Compile one case in a child process, print and return what was found."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
     command = [sys.executable, "-m", "m4.bench.aot_case", name, exchange]
-    answer = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
+    answer = children.run(command, env=env, stdout=subprocess.PIPE)
+    answer.check_returncode()
     row = json.loads(answer.stdout.splitlines()[-1])
     failed = [check for check, passed in row["checks"].items() if not passed]
     print(

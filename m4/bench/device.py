@@ -33,6 +33,7 @@ from typing import Any
 
 from m4 import local
 from m4.errors import ConfigError, UserError
+from m4.train import children
 
 # Experts -> hidden units: what fits one card of 80 GB with bfloat16 weights and gradients.
 REAL = {
@@ -171,9 +172,9 @@ def _child(asked: dict[str, Any], timeout: float, *, cpu: bool) -> dict[str, Any
     module = {"rivals": "device_torch", "steps": "device_runs", "loader": "device_runs"}
     command = [sys.executable, "-m", f"m4.bench.{module.get(asked['stage'], 'device_stages')}"]
     try:
-        done = subprocess.run(
-            command, env=env, input=json.dumps(asked), capture_output=True, text=True,
-            check=False, timeout=timeout,
+        done = children.run(
+            command, env=env, given=json.dumps(asked), timeout=timeout,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"status": "skipped", "why": f"did not end in the {timeout:.0f} s that were left"}

@@ -16,6 +16,8 @@ from typing import Any
 
 from m4 import seal
 from m4.bench.device import VARIANTS
+from m4.errors import UserError
+from m4.train import children
 
 CONFIGS = Path("configs")
 
@@ -41,7 +43,7 @@ def loader(asked: dict[str, Any]) -> dict[str, Any]:
     config, number = f"{CONFIGS / 'fusemoe_mimic.py'}:tiny", 60 if asked["side"] < 1000 else 400
     with tempfile.TemporaryDirectory() as folder:
         more = (f"--config.train.steps={number}", "--config.train.log_every=5")
-        with subprocess.Popen(_command(config, folder, *more), env=_env(folder)) as first:
+        with children.start(_command(config, folder, *more), env=_env(folder)) as first:
             log, begun = Path(folder) / "w/metrics.jsonl", time.monotonic()
             while first.poll() is None and not log.is_file() and time.monotonic() - begun < 120:
                 time.sleep(0.2)
@@ -70,7 +72,8 @@ def _command(config: str, folder: str, *flags: str) -> list[str]:
 
 def _m4(config: str, folder: str, *flags: str) -> subprocess.CompletedProcess:
     command = _command(config, folder, *flags)
-    return subprocess.run(command, env=_env(folder), capture_output=True, text=True, check=False)
+    pipe = subprocess.PIPE
+    return children.run(command, env=_env(folder), stdout=pipe, stderr=pipe)
 
 
 def _last(done: subprocess.CompletedProcess) -> str:
@@ -81,4 +84,8 @@ def _last(done: subprocess.CompletedProcess) -> str:
 if __name__ == "__main__":
     ASKED = json.loads(sys.stdin.read())
     # What runs print is no answer: it goes where errors go.
-    print(json.dumps({"steps": steps, "loader": loader}[ASKED["stage"]](ASKED)))
+    try:
+        print(json.dumps({"steps": steps, "loader": loader}[ASKED["stage"]](ASKED)))
+    except UserError as error:  # told to stop
+        print(*error.lines(), sep="\n", file=sys.stderr)
+        sys.exit(error.exit_code)

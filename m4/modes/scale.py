@@ -24,10 +24,11 @@ import ml_collections
 from m4 import atomic, seal
 from m4 import config as configs
 from m4.config import Flags
-from m4.errors import ConfigError, UserError
+from m4.errors import ConfigError, Preempted, UserError
 from m4.plan import curves, topology
 from m4.plan import facts as plans
 from m4.run.workspace import owned, prepare
+from m4.train import children
 
 KINDS = ("weak", "strong")
 AXES = ("data", "fsdp", "expert", "tensor")
@@ -62,6 +63,8 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
             name = f"{kind}-{study.axis}-{count}"
             try:
                 found = point(config, study, kind, count, data, folder / f"points/{name}.json")
+            except Preempted:
+                raise
             except UserError as error:
                 failed += [f"{name}: {line}" for line in error.args]
                 continue
@@ -155,8 +158,8 @@ def measured(
         # Only a CPU heeds it, and only where there is nothing better.
         env["XLA_FLAGS"] = topology.parse(f"cpu:{count}").environment()["XLA_FLAGS"]
     command = [sys.executable, "-m", "m4.plan.measure"]
-    done = subprocess.run(
-        command, env=env, input=json.dumps(request), capture_output=True, text=True, check=False
+    done = children.run(
+        command, env=env, given=json.dumps(request), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     if "M4_COORDINATOR" in os.environ and os.environ.get("M4_PROCESS_ID", "0") not in ("", "0"):
         return {"measured": True} if done.returncode == 0 else None

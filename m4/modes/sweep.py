@@ -22,7 +22,6 @@ commit that trained them. `docs/site/tables.py` makes every table of docs/result
 import contextlib
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from m4.errors import ConfigError, Preempted, UserError
 from m4.eval import blend, over_seeds
 from m4.run import hours
 from m4.specs import LOWER_IS_BETTER
+from m4.train import children
 
 AGAIN = "the same command runs it again"
 RESULTS = {"train": "results/test.json", "crossval": "results/crossval.json"}  # by `--how`
@@ -53,7 +53,8 @@ class SweepError(UserError):
 def run(config: ml_collections.ConfigDict | None, folder: Path, flags: Flags) -> None:
     """Runs what is missing and writes `table.md`. See `m4.main`.
 
-    Raises ConfigError for a folder with another configuration, SweepError for points that failed.
+    Raises ConfigError for a folder with another configuration, SweepError for points that failed,
+    Preempted when told to stop: then the point that runs has been told, too, and has saved.
     """
     del config  # each point has its own
     given = flags.options
@@ -73,7 +74,7 @@ def run(config: ml_collections.ConfigDict | None, folder: Path, flags: Flags) ->
     for (name, seed), point in points.items():
         if not finished(point, name, seed, flags.overrides, how):
             args = command(name, seed, point, flags.overrides, how)
-            code = subprocess.run(args, check=False).returncode
+            code = children.run(args).returncode
             if code == Preempted.exit_code:
                 raise Preempted(f"{point}: stopped; the same command goes on")
             failed += [f"{point}: exit code {code}"] if code else []

@@ -26,6 +26,7 @@ from m4.data.batch import empty
 from m4.errors import ConfigError, UserError
 from m4.plan import closed_form, hlo, topology
 from m4.run import devices, preflight, programs, setup
+from m4.train import children
 
 LARGEST = 8  # replicated parameters that are named
 
@@ -79,8 +80,8 @@ def _ask(config: ml_collections.ConfigDict, chips: topology.Topology) -> Facts |
     )
     env = os.environ | chips.environment() | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "m4.plan.facts"]
-    done = subprocess.run(
-        command, env=env, input=request, capture_output=True, text=True, check=False
+    done = children.run(
+        command, env=env, given=request, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     if done.returncode < 0 and chips.compiler == "tpu":
         raise ConfigError(f"--topology={chips.name}: {topology.died(done.returncode)}")

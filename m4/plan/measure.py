@@ -123,7 +123,7 @@ def main() -> int:
     request = json.load(sys.stdin)
     config = ml_collections.ConfigDict(plain.tuples(request["config"])).lock()
     try:
-        processes.join({})
+        processes.join({}, saves=False)
         answer = dataclasses.asdict(run(config, Path(request["data"]), request["steps"]))
     except UserError as error:
         answer = {"refused": error.args}

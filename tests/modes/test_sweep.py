@@ -1,14 +1,21 @@
 """The table over seeds, by hand; what is finished is not run again."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
 from m4 import config as configs
 from m4 import modes
 from m4.errors import ConfigError, Preempted
+from m4.modes import sweep
 from m4.modes.sweep import SweepError, table
+from m4.train import children
 
 TOY = """
 import ml_collections
@@ -56,7 +63,7 @@ def place(tmp_path, monkeypatch):
         (flags.workdir / "results/test.json").write_text(json.dumps(document))
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(subprocess, "run", child)
+    monkeypatch.setattr(children, "run", child)
 
     def sweep(*args):
         names = ",".join(str(tmp_path / f"{name}.py") for name in ("bad", "good"))
@@ -155,6 +162,35 @@ def test_a_point_that_fails_is_named_and_the_others_run(place):
     with pytest.raises(Preempted):
         sweep("--seeds=0,1")
     assert ran[4:] == ["bad_s1"]
+
+
+SAVES = """
+import pathlib, signal, sys, time
+folder, told = pathlib.Path(sys.argv[1]), []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+(folder / "runs").touch()
+while not told:
+    time.sleep(0.01)
+time.sleep(0.3)
+(folder / "saved").write_text(str(len(told)))
+sys.exit(75)
+"""
+
+
+def test_a_sweep_that_is_stopped_lets_its_point_save(tmp_path, monkeypatch):
+    def stop():
+        while not (tmp_path / "runs").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    (tmp_path / "toy.py").write_text(TOY)
+    point = [sys.executable, "-c", SAVES, str(tmp_path)]
+    monkeypatch.setattr(sweep, "command", lambda *_: point)
+    threading.Thread(target=stop, daemon=True).start()
+    flags = ["--mode=sweep", f"--config={tmp_path}/toy.py", f"--workdir={tmp_path}/out"]
+    with pytest.raises(Preempted, match="the same command goes on"):
+        modes.run(None, configs.parse(flags))
+    assert (tmp_path / "saved").read_text() == "1"
 
 
 def test_unknown_tasks_are_refused(place):

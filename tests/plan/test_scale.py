@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from m4.errors import Preempted
 from m4.main import main
 from m4.modes import scale
 from m4.plan import curves
@@ -104,6 +105,18 @@ def test_another_configuration_is_measured_again(study, monkeypatch, capsys):
     assert main([*study[1], "--config.optim.lr=0.02"]) == 1
     assert asked == [1, 2, 4]
     assert "strong-data-1: enough" in capsys.readouterr().err
+
+
+def test_a_study_that_is_stopped_begins_no_other_point(study, monkeypatch):
+    asked = []
+
+    def stopped(config, data, study, count):
+        asked.append(count)
+        raise Preempted("the same command goes on")
+
+    monkeypatch.setattr(scale, "measured", stopped)
+    assert main([*study[1], "--config.optim.lr=0.03"]) == 75
+    assert asked == [1] and not (study[0] / "lock").exists()
 
 
 @pytest.mark.parametrize(
