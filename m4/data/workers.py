@@ -6,10 +6,13 @@ few items are cheaper to do here, because a fresh interpreter costs seconds.
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import connection
 from typing import Any
 
 FEW = 512  # items that are not worth a process
@@ -23,7 +26,8 @@ def ordered(
 
     `function` and items are pickled, so `function` is one of a module or a partial of it. The
     default is one process per core, but none in a plain script: a new process runs the script
-    again, and without `if __name__ == "__main__"` that has no end.
+    again, and without `if __name__ == "__main__"` that has no end. Processes end with this one,
+    however that ends.
     """
     if workers is None:
         main = sys.modules["__main__"]
@@ -33,7 +37,7 @@ def ordered(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow) as pool:
         waiting = deque()
         try:
             for item in items:
@@ -45,3 +49,19 @@ def ordered(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _follow() -> None:
+    """Begins a worker: it ends when the process that started it does, by which signal ever.
+
+    A terminal's Ctrl-C is for that process, which lets its workers end in order.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """Others would wait for work for ever: all of them hold both ends of the pipe it comes by."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)

@@ -10,9 +10,9 @@ With `--methods` every configuration is run with each of them: in the configurat
 for it on the same data, or by its name on top (`CONFIG@METHOD`).
 
 Every point (configuration, seed) is a process of its own in a folder of its own, one after the
-other; overrides hold for all of them. The same command goes on where it was stopped: finished
-points are skipped, others resume. `table.md` is written after every point, so that an unfinished
-sweep has one, too.
+other; overrides hold for all of them. A sweep that is stopped waits until its point has saved. The
+same command goes on from there: finished points are skipped, others resume. `table.md` is written
+after every point, so that an unfinished sweep has one, too.
 
 A score's interval is over seeds and patients (`m4.eval.over_seeds`). So are those of differences to
 the references, paired in every point. Below stand the hours of all points by their logs and the
