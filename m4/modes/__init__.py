@@ -18,6 +18,7 @@ from m4.train import trackers, workdir
 SAVING = ("train", "crossval", "ensemble", "refit", "sweep", "tim", "interplay")
 TESTING = ("train", "check", "ensemble")  # modes with one test split
 ON_TRAINED = ("eval", "predict", "stress")  # modes that need nothing but what a run has built
+ONE_BY_ONE = ("scale", "sweep")  # modes whose points, not they themselves, join other processes
 ELSEWHERE = ("plan", "scale", "report")  # modes that need not the devices of the mesh
 
 
@@ -61,7 +62,7 @@ def run(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
     """Runs the mode that `flags` name; `require` comes first. Raises a UserError if it can't."""
     name = flags.mode if flags.on is None else "new"
     mode = importlib.import_module(f"m4.modes.{name}")
-    if os.environ.get("M4_COORDINATOR") and flags.mode != "scale":  # its points join one by one
+    if os.environ.get("M4_COORDINATOR") and flags.mode not in ONE_BY_ONE:
         from m4.run import agreement
         from m4.train import processes
 

@@ -21,6 +21,7 @@ commit that trained them. `docs/site/tables.py` makes every table of docs/result
 
 import contextlib
 import json
+import os
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -53,10 +54,15 @@ class SweepError(UserError):
 def run(config: ml_collections.ConfigDict | None, folder: Path, flags: Flags) -> None:
     """Runs what is missing and writes `table.md`. See `m4.main`.
 
-    Raises ConfigError for a folder with another configuration, SweepError for points that failed,
-    Preempted when told to stop: then the point that runs has been told, too, and has saved.
+    Raises ConfigError for a folder with another configuration and in one of several processes,
+    SweepError for points that failed, Preempted when told to stop, after the point that ran.
     """
     del config  # each point has its own
+    if "M4_COORDINATOR" in os.environ and os.environ.get("M4_NUM_PROCESSES") != "1":
+        raise ConfigError(
+            "--mode=sweep: is for one process (M4_NUM_PROCESSES=1); start the points of several by"
+            " themselves, as --mode=train with a --config.seed and a --workdir each"
+        )
     given = flags.options
     seeds = given.get("seeds", "0,1,2").split(",")
     if not all(seed.isdecimal() for seed in seeds):

@@ -193,6 +193,17 @@ def test_a_sweep_that_is_stopped_lets_its_point_save(tmp_path, monkeypatch):
     assert (tmp_path / "saved").read_text() == "1"
 
 
+def test_a_sweep_of_a_launcher_leaves_its_port_to_its_points(place, monkeypatch):
+    _, sweep, ran = place
+    monkeypatch.setenv("M4_COORDINATOR", "localhost:0")  # nobody can join there
+    monkeypatch.setenv("M4_NUM_PROCESSES", "1")
+    sweep("--seeds=0")
+    assert ran == ["bad_s0", "good_s0"]
+    monkeypatch.setenv("M4_NUM_PROCESSES", "2")
+    with pytest.raises(ConfigError, match="--mode=sweep: is for one process"):
+        sweep("--seeds=0")
+
+
 def test_unknown_tasks_are_refused(place):
     _, sweep, _ = place
     with pytest.raises(ConfigError, match="tasks are death"):
