@@ -5,11 +5,13 @@
 All processes form one gang: when one ends, the others are ended. A gang that was preempted (75),
 hung (7) or killed by a signal is started again after a pause; one that was refused (2, 3), has no
 usable checkpoint (4), diverged (5) or could not save (6) is not. After `--restarts` starts without
-a newer checkpoint it gives up. SIGTERM and Ctrl-C are passed on once; the gang saves and leaves.
-Every incident is one JSON line in DIR/events.jsonl and on stderr. Nothing outlives this process:
-the kernel kills the gang when it dies.
+progress it gives up: a newer checkpoint in DIR or of a fold, member or point below it, or another
+finished file there. SIGTERM and Ctrl-C are passed on once; the gang saves and leaves, and is killed
+after `--grace`. Every incident is one JSON line in DIR/events.jsonl and on stderr, in which `step`
+is the sum of the newest of all runs below DIR. Nothing outlives this process: the kernel kills the
+gang when it dies.
 
-Exit code: that of the gang, 75 when told to stop.
+Exit code: that of the gang; when told to stop 75 if it has left as one that has saved.
 """
 
 import argparse
@@ -29,8 +31,11 @@ import spec as specs
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SIGNALS += (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)  # of schedulers and time limits
 AGAIN = (7, 75)  # and every death by a signal
-LONGEST = 60.0  # seconds before a restart; the pause is doubled while there is no progress
+LONGEST = 60.0  # seconds before a restart; pauses are doubled while there is no progress
+POLL = 0.05  # seconds
 PR_SET_PDEATHSIG = 1
+DEPTHS = ("", "*/", "*/*/")  # a run; folds, members or points; folds of points
+FINISHED = ("results", "rows", "points", "tuning")  # folders of finished files
 
 
 class Supervisor:
@@ -50,22 +55,33 @@ class Supervisor:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, self._tell)
-        idle, pause, before = 0, self._pause, self._step()
-        while True:
+        idle, pause, best = 0, self._pause, reached(self._workdir)
+        while self._told is None:
             codes = self._once()
-            code, step = verdict(codes, self._ended), self._step()
+            code, now = verdict(codes, self._ended), reached(self._workdir)
             if code == 0:
                 return 0
-            idle = 0 if step > before else idle + 1
-            pause = self._pause if step > before else min(2 * pause, LONGEST)
-            before = max(before, step)
+            idle = 0 if any(n > best.get(what, -1) for what, n in now.items()) else idle + 1
+            pause = min(2 * pause, LONGEST) if idle > 1 else self._pause
+            best |= {what: max(n, best.get(what, -1)) for what, n in now.items()}
             again = (code in AGAIN or code < 0) and self._told is None
             gives_up = again and idle >= self._restarts
             what = "gave up" if gives_up else "restarts" if again else "ended"
-            self._event(event=what, codes=codes, step=step, without_progress=idle)
+            self._event(event=what, codes=codes, step=total(now), without_progress=idle)
             if not again or gives_up:
-                return 75 if self._told else abs(code) if code > 0 else 128 - code
-            time.sleep(pause)
+                return self._exit_code(code, codes)
+            end = time.monotonic() + pause
+            while self._told is None and time.monotonic() < end:  # one long sleep would not hear
+                time.sleep(POLL)
+        # Told while there was no gang.
+        self._event(event="ended", codes=[], step=total(best), without_progress=idle)
+        return 75
+
+    def _exit_code(self, code: int, codes: list[int]) -> int:
+        """What this process ends with; 75 only for those who left as told, or had begun nothing."""
+        if self._told and code in (75, -signal.SIGTERM):
+            code = next((c for c in codes if c < 0 and c != -signal.SIGTERM), 75)
+        return code if code > 0 else 128 - code
 
     def _once(self) -> list[int]:
         """One gang from start to end; the exit codes of its processes."""
@@ -84,16 +100,18 @@ class Supervisor:
                         preexec_fn=_die_with_parent,  # noqa: PLW1509 (no threads here)
                     )
                 )
-        if self._told:
-            self._tell(self._told)
         try:
             return self._wait()
         finally:
             self._kill()
 
     def _wait(self) -> list[int]:
-        self._ended, deadline = [], None
+        self._ended, deadline, passed = [], None, False
         while any(p.poll() is None for p in self._gang):
+            if self._told and not passed:  # once: a second one would interrupt the saving
+                passed = True
+                for process in self._gang:
+                    process.terminate()
             ended = any(p.poll() is not None for p in self._gang)
             if deadline is None and (ended or self._told):
                 deadline = time.monotonic() + self._grace
@@ -107,7 +125,7 @@ class Supervisor:
                 if deadline is not None:
                     self._ended = self._ended or [p.poll() for p in self._gang]
                     self._kill()
-            time.sleep(0.05)
+            time.sleep(POLL)
         codes = [p.wait() for p in self._gang]
         self._ended = self._ended or codes
         return codes
@@ -119,17 +137,7 @@ class Supervisor:
                 os.killpg(self._gang[0].pid, signal.SIGKILL)
 
     def _tell(self, number: int, frame=None) -> None:
-        self._told = number
-        for process in self._gang:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-
-    def _step(self) -> int:
-        """The newest complete checkpoint, -1 without one. Damaged ones have another name."""
-        folder = self._workdir / "checkpoints/last" if self._workdir else None
-        if folder is None or not folder.is_dir():
-            return -1
-        return max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=-1)
+        self._told = self._told or number
 
     def _event(self, **fields) -> None:
         line = json.dumps({"time": time.strftime("%Y-%m-%d %H:%M:%S")} | fields)
@@ -138,6 +146,28 @@ class Supervisor:
         if self._workdir is not None and self._workdir.is_dir():
             with contextlib.suppress(OSError), open(self._workdir / "events.jsonl", "a") as file:
                 file.write(line + "\n")
+
+
+def reached(folder: Path | None) -> dict[str, int]:
+    """What a command has brought: the newest step of every run in `folder`; 0 for finished files.
+
+    Checkpoints that are not complete, or are damaged, have other names.
+    """
+    found: dict[str, int] = {}
+    for depth in DEPTHS if folder else ():
+        with contextlib.suppress(OSError):
+            for path in folder.glob(f"{depth}checkpoints/last/*"):
+                if path.name.isdecimal():
+                    run = str(path.parent)
+                    found[run] = max(int(path.name), found.get(run, -1))
+            for kind in FINISHED:
+                found |= {str(path): 0 for path in folder.glob(f"{depth}{kind}/*.json")}
+    return found
+
+
+def total(steps: dict[str, int]) -> int:
+    """Of all runs together; -1 where there is nothing."""
+    return sum(steps.values()) if steps else -1
 
 
 def verdict(codes: list[int], ended: list[int | None]) -> int:
@@ -175,7 +205,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--devices", type=int, default=0, help="virtual CPU devices per process")
     parser.add_argument("--restarts", type=int, default=5, help="in a row without progress")
     parser.add_argument("--heartbeat", type=int, default=30)
-    parser.add_argument("--grace", type=float, default=20.0, help="seconds to leave after others")
+    parser.add_argument("--grace", type=float, default=100.0, help="seconds to save and leave")
     parser.add_argument("--pause", type=float, default=1.0, help="seconds before a restart")
     parser.add_argument("--module", default="m4.main", help="what is run instead of m4.main")
     options = parser.parse_args(own)

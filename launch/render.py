@@ -13,8 +13,10 @@ knows better (addresses, numbers) are its variables. TPU slices tell them to JAX
 `--array=N` makes N runs of one process each, in which `{task}` and `{tasks}` in the arguments are
 the run's number and N: `--module=m4.lab --array=64 -- --out=/runs/lab --shard={task}/{tasks}`.
 
-What was preempted, hung or killed starts again, until `--restarts` starts in a row brought no newer
-checkpoint (Slurm, 5) or so many in all are used up (JobSet, TPU, 20). What was refused does not.
+What was preempted, hung or killed by a signal (but Ctrl-C) starts again, until `--restarts` starts
+in a row brought no progress (Slurm, 5; `local.py` says what that is) or so many in all are used up
+(JobSet, TPU, 20). What was refused does not. A TPU script deletes only what it has made: `--name`
+must be one that no other run has.
 """
 
 import argparse
@@ -152,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
     add("kind", choices=FILES)
     add("--topology", default="", help="h200:32, v5p:4x4x4, v6e:16x16+16x16: sets hosts and chips")
     add("--procs", type=int, default=1, help="hosts, where there is no --topology")
-    add("--name", default="m4")
+    add("--name", default="m4", help="tpu, jobset, xpk: one that no other run has there")
     add("--python", default="python", help="on the cluster")
     add("--module", default="m4.main", help="what is run")
     add("--array", type=int, default=0, help="slurm, jobset: so many runs, {task} in arguments")

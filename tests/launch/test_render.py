@@ -12,8 +12,8 @@ import yaml
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 ARGS = ("--config=configs/a b.py:it's", "--workdir=/runs/x", "--config.optim.lr=0.1")
-STUB = """#!{python}
-import json, os, pathlib, sys
+STUB = """#!{python} -IS
+import json, os, pathlib, sys, time
 name = pathlib.Path(sys.argv[0]).name
 known = {{k: v for k, v in os.environ.items() if k.startswith(("M4_", "XLA_", "JAX_"))}}
 with open({log!r}, "a") as file:
@@ -23,14 +23,22 @@ if name == "scontrol" and sys.argv[1] == "show":
 elif name == "srun":
     os.environ["SLURM_PROCID"] = "1"
     os.execvp(sys.argv[2], sys.argv[2:])
-elif name == "gcloud" and "ssh" in sys.argv:
+elif name == "gcloud":
+    (verb,) = {{"create", "delete", "describe", "ssh"}} & {{*sys.argv}}
+    if os.environ.get("STOP") == verb:
+        os.kill(int(os.environ["SCRIPT"]), 15)
+        time.sleep(0.2 if verb != "ssh" else 20)
+    if verb == os.environ.get("FAILS"):
+        sys.exit(1)
+    if verb == "describe":
+        print("ACTIVE")
+    if verb != "ssh":
+        sys.exit(0)
     command = sys.argv[-1].removeprefix("--command=")
     sys.exit(os.waitstatus_to_exitcode(os.system(command)))
-elif name == "gcloud" and "describe" in sys.argv:
-    print("ACTIVE")
 elif name == "python":
     if "STEP" in os.environ:
-        pathlib.Path(os.environ["STEP"]).mkdir(parents=True)
+        pathlib.Path(os.environ["STEP"]).mkdir(parents=True, exist_ok=True)
     sys.exit(int(os.environ.get("CODE", "0")))
 """
 
@@ -90,7 +98,10 @@ def test_slurm_starts_what_local_starts(cluster, monkeypatch):
     assert python["env"] == environment | {"M4_COORDINATOR": "node7:12355"}
 
 
-@pytest.mark.parametrize(("code", "again"), [(75, True), (5, False)])
+CODES = {75: True, 7: True, 134: True, 135: True, 139: True, 152: True, 5: False, 130: False}
+
+
+@pytest.mark.parametrize(("code", "again"), CODES.items())
 def test_slurm_requeues_what_local_restarts(cluster, tmp_path, monkeypatch, code, again):
     monkeypatch.chdir(tmp_path)
     done, calls = cluster(render("slurm", "--procs=2"), SLURM_JOB_ID="5", CODE=str(code))
@@ -126,6 +137,23 @@ def test_a_study_that_has_another_row_made_progress(cluster, tmp_path, monkeypat
     assert not gives_up()
     assert not gives_up(STEP=str(tmp_path / "lab/rows/a-s0.json"))
     assert [gives_up(), gives_up(), gives_up()] == [True, False, True]
+
+
+def test_folds_points_and_finished_files_are_progress(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    work = tmp_path / "a run"
+    args = ("--mode=crossval", f"--workdir={work}")
+    text = rendered("slurm", "--restarts=2", args=args).stdout
+
+    def gives_up(**step):
+        return "giving up" in cluster(text, SLURM_JOB_ID="5", CODE="75", **step)[0].stderr
+
+    assert not gives_up()
+    brought = ["a_s0/fold_0/checkpoints/last/9"]
+    brought += [f"fold_1/checkpoints/last/{step}" for step in (3, 10)]
+    for place in [*brought, "fold_0/results/test.json"]:
+        assert not gives_up(STEP=str(work / place)), place
+    assert gives_up(STEP=str(work / "fold_1/checkpoints/last/4"))
 
 
 def test_jobset_starts_what_local_starts(monkeypatch):
@@ -276,6 +304,33 @@ def test_tpu_starts_what_local_starts_cleans_up_and_queues_again(cluster, monkey
     assert "delete" in calls[-1]["args"]
     done, calls = cluster(text, CODE="2")  # refused: not again
     assert done.returncode == 2 and sum(c["name"] == "python" for c in calls) == 3
+
+
+def verbs(calls):
+    known = ("create", "describe", "ssh", "delete")
+    return [verb for call in calls for verb in known if verb in call["args"]]
+
+
+def test_tpu_deletes_nothing_that_it_has_not_made(cluster):
+    done, calls = cluster(render("tpu", "--topology=v5e:4x4"), FAILS="create")
+    assert done.returncode == 2 and "give render.py another --name" in done.stderr
+    assert verbs(calls) == ["create"]
+
+
+def test_tpu_does_not_ask_for_ever(cluster):
+    text = "sleep() { :; }\n" + render("tpu", "--topology=v5e:4x4")
+    done, calls = cluster(text, FAILS="describe")
+    assert done.returncode == 1 and "m4: m4: 20 times in a row gcloud" in done.stderr
+    assert verbs(calls) == ["create", *["describe"] * 20, "delete"]
+
+
+@pytest.mark.parametrize("verb", ["create", "describe", "ssh", "delete"])
+def test_tpu_cleans_up_when_it_is_stopped(cluster, verb):
+    text = "export SCRIPT=$$\n" + render("tpu", "--topology=v5e:4x4")
+    done, calls = cluster(text, STOP=verb, CODE="75")
+    before = verbs(calls)[: verbs(calls).index(verb) + 1]
+    assert done.returncode == 143
+    assert verbs(calls) == [*before, *["delete"] * (verb != "delete")]
 
 
 @pytest.mark.parametrize(
