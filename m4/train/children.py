@@ -66,13 +66,15 @@ def run(
     child has then ended, `Unsaved` if it ended in another way than by saving or for want of
     anything to save, subprocess.TimeoutExpired if it was killed after `timeout`.
     """
-    with _words(given) as words, _heard() as told:
-        process = start(command, env=env, stdin=words, stdout=stdout, stderr=stderr)
+    with (
+        _words(given) as words,
+        _heard() as told,
+        start(command, env=env, stdin=words, stdout=stdout, stderr=stderr) as process,
+    ):
         try:
             done = _wait(process, told, timeout)
         except BaseException:
             _kill(process)
-            process.wait()
             raise
     if told:
         code = done.returncode if done.returncode >= 0 else 128 - done.returncode

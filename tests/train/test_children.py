@@ -120,7 +120,7 @@ def told_when_it_runs(place):
 
 def test_a_child_that_takes_too_long_is_killed(tmp_path):
     with pytest.raises(subprocess.TimeoutExpired):
-        children.run(child(tmp_path / "child"), timeout=0.2)
+        children.run(child(tmp_path / "child"), timeout=0.2, stdout=subprocess.PIPE)
 
 
 def test_nothing_of_m4_waits_for_a_child_in_another_way():
