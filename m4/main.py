@@ -1,6 +1,7 @@
 """The command, `m4-moe --config=fusemoe_mimic --workdir=W` or `python -m m4.main`; see `--help`."""
 
 import atexit
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -23,8 +24,9 @@ def main(args: Sequence[str]) -> int:
     with streams.patient(), early.leaving():
         code = run(args)
     if os.environ.get("M4_COORDINATOR") and code:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # nobody reads them any more
+                stream.flush()
         if code == Preempted.exit_code:
             atexit._run_exitfuncs()
         os._exit(code)

@@ -25,7 +25,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from m4.errors import Preempted
-from m4.train.early import OTHERS, SIGNALS, Leave, free
+from m4.train.early import OTHERS, SIGNALS, Leave, Own, end, free, heed_forks, say
 
 
 class Signals:
@@ -43,15 +43,17 @@ class Signals:
     def __enter__(self) -> "Signals":
         if threading.current_thread() is not threading.main_thread():
             return self
+        heed_forks()
         if jax.process_count() > 1:  # JAX hears SIGTERM alone
+            tell = Own(lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
             for number in filter(free, OTHERS):
-                signal.signal(number, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
+                signal.signal(number, tell)
         else:
             self._ears, self._mouth = socket.socketpair()
             self._mouth.setblocking(False)
             self._fd = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
             for number in (*SIGNALS, *filter(free, OTHERS)):
-                self._before[number] = signal.signal(number, self._handler)
+                self._before[number] = signal.signal(number, Own(self._handler))
             threading.Thread(target=self._listen, daemon=True).start()
         return self
 
@@ -93,11 +95,9 @@ class Signals:
             if not {*received} & {*self._before} or self._asked:
                 continue
             if not self._stepping:
-                self._leave()
-                if isinstance(before := self._before[signal.SIGTERM], Leave):
-                    before.part()  # of what was held before
-                text = "m4: stopped: there was nothing to save; run the same command to go on\n"
-                os.write(2, text.encode())
-                os._exit(Preempted.exit_code)
+                before = self._before[signal.SIGTERM]
+                held = [before.part] if isinstance(before, Leave) else []
+                text = "m4: stopped: there was nothing to save; run the same command to go on"
+                end(Preempted.exit_code, self._leave, *held, say(text))
             self._asked = True
         self._ears.close()

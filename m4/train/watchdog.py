@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from m4.train import early
+
 FACTOR = 20.0  # of the median time of a step
 PATIENT = 30.0  # of the floor, for what is longer than a step: evaluation, saving, the first step
 EXIT_CODE = 7
-MOMENT = 5.0  # seconds for a farewell
 
 
 class Watchdog:
@@ -80,12 +81,24 @@ class Watchdog:
                 return
 
     def _end(self, what: str) -> None:
-        with contextlib.suppress(OSError), open(self._stacks, "w") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
+        stacks = _stacks()
+        text = f"m4: hung: {what}; stacks above and in {self._stacks}; run the same command again"
+
+        def tell() -> None:
+            os.write(2, stacks)
+            early.say(text)()
+
+        # Each may hang for the same reason as the run, or as nobody reads.
+        early.end(EXIT_CODE, lambda: self._stacks.write_bytes(stacks), tell, self._leave)
+
+
+def _stacks() -> bytes:
+    """Of all threads, in memory: what writes them holds everything up while nobody reads."""
+    try:
+        file = open(os.memfd_create("stacks"), "w+b")  # noqa: SIM115 (it ends with the process)
+    except (OSError, AttributeError):  # no more open files, not Linux
         faulthandler.dump_traceback(2, all_threads=True)
-        text = f"m4: hung: {what}; stacks above and in {self._stacks}; run the same command again\n"
-        os.write(2, text.encode())
-        leave = threading.Thread(target=self._leave, daemon=True)
-        leave.start()
-        leave.join(MOMENT)  # it may hang for the same reason
-        os._exit(EXIT_CODE)
+        return b""
+    faulthandler.dump_traceback(file, all_threads=True)
+    file.seek(0)
+    return file.read()

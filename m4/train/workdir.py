@@ -36,6 +36,7 @@ STALE = 600.0  # seconds without a sign of life after which another host's lock 
 BEAT = 20.0  # seconds between signs of life
 POLL = 2.0  # seconds between looks at another host's lock
 TRIES = 1000  # of a lock that goes away at every look
+MOMENT = 1.0  # second for saying that the run has ended
 LOCK = "lock"
 SIZE = 1024  # bytes
 
@@ -248,12 +249,13 @@ def _beat(folder: Path, owner: dict[str, Any], done: threading.Event) -> None:
         except OSError:  # a server that does not answer
             continue
         if now not in (None, owner["token"]) and not done.is_set():
-            text = f"m4: stopped: --workdir={folder}: another run has taken it over\n"
-            os.write(2, text.encode(errors="replace"))
-            os._exit(Preempted.exit_code)
+            text = f"m4: stopped: --workdir={folder}: another run has taken it over"
+            early.end(Preempted.exit_code, early.say(text), seconds=MOMENT)
 
 
 def _release(folder: Path, owner: dict[str, Any]) -> None:
+    if owner["pid"] != os.getpid():  # a forked child's end is not that of the run
+        return
     with contextlib.suppress(OSError):
         if _read(folder / LOCK).get("token") == owner["token"]:
             (folder / LOCK).unlink()

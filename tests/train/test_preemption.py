@@ -128,3 +128,93 @@ def test_sigterm_is_jaxs_where_a_gang_saves_and_nobody_takes_it_back():
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         with early.farewell(lambda: None):
             assert isinstance(signal.getsignal(signal.SIGTERM), early.Leave)
+
+
+CHILD = r"""
+import os, pathlib, signal, sys, threading, time
+from m4.train import early, workdir
+from m4.train.preemption import Signals
+
+def forked():
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    os.kill(child, signal.SIGTERM)  # at once: it may not have run yet
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+def main(folder):
+    with early.leaving(), workdir.locked(folder):
+        for _ in range(20):
+            forked()
+        threads = [threading.Thread(target=forked) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+            thread.join()
+        with Signals() as signals:
+            forked()
+            signals.stepping()
+            forked()
+            assert not signals.asked()
+        if not os.fork():
+            sys.exit(0)  # through all that would give up the lock
+        os.wait()
+        assert isinstance(signal.getsignal(signal.SIGTERM), early.Leave)
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        time.sleep(0.2)
+        print((folder / "lock").exists())
+
+try:
+    main(pathlib.Path(sys.argv[1]))
+except SystemExit:
+    os._exit(0)  # JAX's threads do not survive a fork
+"""
+
+
+def test_a_forked_childs_signal_is_not_its_parents(tmp_path):
+    """Data sets of one's own may use `multiprocessing`, which forks and ends its children so."""
+    command = [sys.executable, "-W", "ignore", "-c", CHILD, str(tmp_path / "w")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["-15"] * 24 + ["True"]
+    assert not [*(tmp_path / "w").iterdir()]
+
+
+def test_a_child_that_leaves_takes_nothing_of_its_parents(monkeypatch):
+    said = []
+    leave = early.Leave(lambda: said.append(1))
+    leave.part()
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    leave.part()
+    assert said == [1]
+
+
+HUNG = r"""
+import fcntl, os, pathlib, sys, time
+from m4.train import early, watchdog
+how, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+if how == "nobody":
+    reads, writes = os.pipe()  # full, and nobody reads
+    os.set_blocking(writes, False)
+    try:
+        while True:
+            os.write(writes, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(writes, True)
+else:
+    writes = os.open("/dev/full", os.O_WRONLY)
+os.dup2(writes, 2)
+leave = (folder / "left").touch
+if sys.argv[3] == "watchdog":
+    watchdog.Watchdog(1.0, folder / "stacks", leave=leave)._end("so")
+early.end(7, early.say("m4: told"), leave, lambda: 1 / 0, seconds=0.5)
+"""
+
+
+@pytest.mark.parametrize("who", ["watchdog", "any"])
+@pytest.mark.parametrize("how", ["nobody", "full"])
+def test_nobody_need_read_what_a_process_says_at_its_end(tmp_path, how, who):
+    command = [sys.executable, "-c", HUNG, how, str(tmp_path), who]
+    assert subprocess.run(command, check=False, timeout=30).returncode == 7
+    assert (tmp_path / "left").exists()
+    assert who == "any" or "most recent call first" in (tmp_path / "stacks").read_text()
