@@ -1,6 +1,7 @@
 """Whose code is run: a work directory that names modules outside m4 is not believed."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -93,6 +94,51 @@ def test_without_a_home_the_cache_keeps_it(tmp_path, monkeypatch):
     trust.mark(tmp_path, config)
     trust.require(tmp_path, config, {})
     assert (tmp_path / "cache/m4/own.key").exists()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_secret_that_was_not_written_to_its_end_is_made_anew(tmp_path, monkeypatch, links):
+    config, key = {"data": {"name": "lab.data"}}, tmp_path / "mine/m4/own.key"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
+    monkeypatch.setenv("M4_CACHE", str(tmp_path / "cache"))
+    if not links:
+        monkeypatch.setattr(trust.os, "link", lambda *names: os.stat(tmp_path / "no/where"))
+    key.parent.mkdir(parents=True)
+    key.touch(0o600)  # killed, or a full disk
+    trust.mark(tmp_path, config)
+    trust.require(tmp_path, config, {})
+    made = key.read_bytes()
+    assert len(made) == trust.SIZE and [*key.parent.iterdir()] == [key]
+    trust.mark(tmp_path, config)
+    assert key.read_bytes() == made and not (tmp_path / "cache").exists()
+    key.unlink()
+    trust.mark(tmp_path, config)
+    trust.require(tmp_path, config, {})
+    assert key.stat().st_mode & 0o777 == 0o600 and [*key.parent.iterdir()] == [key]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_is_no_file_in_the_place_of_a_mark_is_not_believed(tmp_path, monkeypatch, kind):
+    config, place = {"data": {"name": "lab.data"}}, tmp_path / "w/own"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
+    place.parent.mkdir()
+    trust.mark(tmp_path, config)
+    before = (tmp_path / "own").read_bytes()
+    if kind == "link":
+        place.symlink_to(tmp_path / "own")
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    with pytest.raises(ConfigError, match="code outside m4"):
+        trust.require(place.parent, config, {})
+    if kind == "folder":
+        with pytest.raises(ConfigError, match="own: is a folder"):
+            trust.mark(place.parent, config)
+        return
+    trust.mark(place.parent, config)
+    trust.require(place.parent, config, {})
+    assert (tmp_path / "own").read_bytes() == before and not place.is_symlink()
 
 
 def test_comparing_with_a_foreign_configuration_imports_nothing(tmp_path, evil):

@@ -17,11 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from m4 import atomic, regular
 from m4.config.flags import Flags
 from m4.config.plain import flatten, read_json
 from m4.errors import ConfigError
 
 MARK, KEY = "own", "own.key"
+SIZE = 32  # bytes of a secret
+LONGEST = 1000  # bytes of a mark
 
 
 def foreign(config: Mapping[str, Any]) -> dict[str, str]:
@@ -43,12 +46,19 @@ def imported(config: Mapping[str, Any]) -> bool:
 
 
 def mark(folder: Path, config: Mapping[str, Any]) -> None:
-    """Remembers in a work directory that this user has given these names."""
+    """Remembers in a work directory that this user has given these names.
+
+    Raises ConfigError for a folder in the mark's place; anything else there is replaced.
+    """
     names = foreign(config)
     if names and (key := _make()):
-        file = os.open(folder / MARK, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with open(file, "w", encoding="ascii") as text:
-            text.write(_sign(key, names))
+        try:
+            with atomic.replaced(folder / MARK) as partial:
+                _write(partial, _sign(key, names).encode())
+        except IsADirectoryError as error:
+            raise ConfigError(
+                f"{folder / MARK}: is a folder, must be a file; move it away"
+            ) from error
 
 
 def require_of(flags: Flags) -> None:
@@ -70,7 +80,7 @@ def require(folder: Path, config: Mapping[str, Any], given: Mapping[str, str]) -
     if not unsaid:
         return
     with contextlib.suppress(OSError, ValueError):
-        found = (folder / MARK).read_text(encoding="ascii")
+        found = _word(folder / MARK)
         if any(hmac.compare_digest(found, _sign(key, names)) for key in _keys()):
             return
     path, name = min(unsaid.items())
@@ -84,18 +94,58 @@ def _sign(key: bytes, names: Mapping[str, str]) -> str:
     return hmac.new(key, json.dumps(names, sort_keys=True).encode(), hashlib.sha256).hexdigest()
 
 
+def _word(path: Path) -> str:
+    """What a mark says; nothing through a link, which whoever made the folder has set."""
+    return "" if path.is_symlink() else regular.read(path, LONGEST).decode("ascii")
+
+
 def _make() -> bytes | None:
     """This user's secret, made if there is none; None without a place for it."""
     for path in _places():
         with contextlib.suppress(OSError):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-                with open(file, "wb") as fresh:
-                    fresh.write(secrets.token_bytes(32))
+            if not _own(path):
+                _fill(path)
         if key := _own(path):
             return key
     return None
+
+
+def _fill(path: Path) -> None:
+    """A new secret where there is none, or one of this user's that was never written to its end.
+
+    Of several that are made at once one counts, where there are links.
+    """
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
+    try:
+        _write(fresh, secrets.token_bytes(SIZE))
+        if not os.path.lexists(path):
+            try:
+                os.link(fresh, path)
+            except FileExistsError:
+                return
+            except OSError:  # no links here
+                os.rename(fresh, path)
+        elif _torn(path):
+            os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A new file on the disk, for its owner only."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    with open(os.open(path, flags, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _torn(path: Path) -> bool:
+    """Whether a secret is this user's and not whole: of a killed process, a full disk."""
+    status = os.stat(path, follow_symlinks=False)
+    own = status.st_uid == os.geteuid() and stat.S_ISREG(status.st_mode)
+    return own and status.st_size < SIZE
 
 
 def _keys() -> list[bytes]:
@@ -120,5 +170,6 @@ def _own(path: Path) -> bytes | None:
     with contextlib.suppress(OSError):
         status = os.stat(path, follow_symlinks=False)
         alone = status.st_uid == os.geteuid() and not status.st_mode & 0o077
-        return path.read_bytes() or None if alone and stat.S_ISREG(status.st_mode) else None
+        if alone and stat.S_ISREG(status.st_mode) and len(key := path.read_bytes()) >= SIZE:
+            return key
     return None
