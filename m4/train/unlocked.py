@@ -16,6 +16,8 @@ from orbax.checkpoint._src.serialization import tensorstore_utils
 from m4 import flock
 
 NO_LOCKS = {"mode": "none"}
+TRIAL = ".locks-"  # begins the name of a file that is made to be locked once
+OLD = 600.0  # seconds after which such a file is nobody's
 
 
 def prepare(folder: Path) -> None:
@@ -30,14 +32,24 @@ def prepare(folder: Path) -> None:
 
 def _has_locks(folder: Path) -> bool:
     try:
-        file, name = tempfile.mkstemp(dir=folder, prefix=".locks-")
+        file, name = tempfile.mkstemp(dir=folder, prefix=TRIAL)
     except OSError:  # whoever writes there will tell
         return True
     try:
+        now = os.fstat(file).st_mtime
+        with contextlib.suppress(OSError):
+            os.unlink(name)  # now: nothing is left if this process is killed from here on
+        _sweep(folder, now)
         return flock.take(file) is not None
     except OSError:
         return True
     finally:
         os.close(file)
+
+
+def _sweep(folder: Path, now: float) -> None:
+    """Clears away what was left by those that were killed before."""
+    for leftover in folder.glob(f"{TRIAL}*"):
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            if now - leftover.stat().st_mtime > OLD:
+                leftover.unlink()

@@ -55,3 +55,18 @@ def test_a_disk_that_fails_at_the_trial_ends_nothing(tmp_path, contexts, monkeyp
     monkeypatch.setattr(unlocked.os, "unlink", broken)
     monkeypatch.setattr(flock, "take", broken)
     unlocked.prepare(tmp_path)
+
+
+def test_what_a_killed_process_left_of_its_trial_is_cleared_away(tmp_path, contexts, monkeypatch):
+    (tmp_path / ".locks-dead").touch()
+    os.utime(tmp_path / ".locks-dead", (1, 1))
+    (tmp_path / ".locks-living").touch()
+    left = []
+
+    def killed(file, **how):
+        left.extend(path.name for path in tmp_path.iterdir())
+        return True
+
+    monkeypatch.setattr(flock, "take", killed)
+    unlocked.prepare(tmp_path)
+    assert left == [".locks-living"]
