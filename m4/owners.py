@@ -31,7 +31,19 @@ def lives(other: Mapping[str, Any]) -> bool | None:
     here = same_kernel(other) and _space() is not None and other.get("space") == _space()
     if not here or not isinstance(pid, int) or not born:
         return None
-    return _born(pid) == born
+    found = _born(pid)
+    return None if found is None and _hidden(pid) else found == born
+
+
+def _hidden(pid: int) -> bool:
+    """Whether there is a process of which the system tells only its own user."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def _boot() -> str | None:
@@ -52,7 +64,7 @@ def _space() -> str | None:
 def _born(pid: int) -> str | None:
     """When a process began, in ticks of the machine's clock; None if there is none."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_bytes().decode("latin-1").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]

@@ -45,3 +45,13 @@ def test_a_process_is_known_by_more_than_its_number():
         assert owners.lives(own | other) is None
     assert owners.same_kernel(own | {"space": "pid:[1]", "host": "other"})
     assert not owners.same_kernel(own | {"boot": "another"})
+
+
+def test_a_process_that_the_system_hides_may_live(monkeypatch):
+    def hidden(pid, number):
+        raise PermissionError
+
+    gone = owners.own() | {"pid": 2**22 + 1}
+    assert owners.lives(gone) is False
+    monkeypatch.setattr(os, "kill", hidden)
+    assert owners.lives(gone) is None

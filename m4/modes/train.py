@@ -268,7 +268,6 @@ def _savers(config, setup: Setup, folder: Path, last: Checkpoints, best: Checkpo
             own["best"] = best.newest()
 
         last.save(number, state, own, after=after)
-        workdir.touch(folder)
 
     def save_best(number: int, state: State, value: float | None) -> None:
         best.save(number, {"params": state.eval_params}, note | {"step": number, "value": value})

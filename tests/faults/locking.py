@@ -7,7 +7,7 @@ import socket
 import time
 from pathlib import Path
 
-from m4 import flock
+from m4 import flock, owners
 from m4.errors import ConfigError
 from m4.train import workdir
 from tests.faults.harness import Bench, Outcome
@@ -47,6 +47,8 @@ def _rival(folder: Path, inside: Path, case: str, number: int, left, overlaps) -
     if case == "two hosts":  # whose file locks do not know of each other
         host = f"host{number % 2}"
         socket.gethostname = lambda: host
+        owners.BOOT = folder.with_name(f"{folder.name}-{host}")
+        owners.BOOT.write_text(host)
         take = flock.take
         flock.take = lambda file, **how: _on_host(take, folder, host, file)
         close = os.close
