@@ -314,7 +314,7 @@ def _evaluator(
 
     def evaluate(state: State) -> dict[str, float]:
         def bound(*args):
-            if signals.asked():  # never with several processes, which must go on together
+            if signals.asked():  # of several processes all or none: they go on together
                 raise loop.Interrupted
             return predict(state.eval_params, *args)
 

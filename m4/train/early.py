@@ -21,7 +21,7 @@ from m4.errors import Preempted
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Of schedulers (Slurm's --signal, Grid Engine, LSF), of a terminal that goes, of a time limit.
 OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-ENDS = (signal.SIGTERM, *OTHERS)  # what would kill the process
+ENDS = (*SIGNALS, *OTHERS)  # what would kill the process
 MOMENT = 5.0  # seconds for all farewells together
 
 
@@ -65,13 +65,16 @@ def _begun(call: Callable[[], object]) -> _thread.LockType:
 class Leave:
     """Handler that ends the process at once, as one that can be repeated, after `farewells`."""
 
+    _turn = threading.RLock()  # of the thread that ends it: its handler runs in two
+
     def __init__(self, *farewells: Callable[[], object]):
         self._farewells = farewells
         self._process = os.getpid()
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Ends the process."""
-        end(Preempted.exit_code, self.part)
+        self._turn.acquire(timeout=MOMENT)
+        end(Preempted.exit_code, self.part, say("m4: stopped: run the same command again"))
 
     def part(self) -> None:
         """Says farewell, and stays; what a child has inherited is its parent's to say."""
@@ -102,10 +105,12 @@ def free(number: int) -> bool:
 
 
 @contextlib.contextmanager
-def leaving() -> Iterator[None]:
+def leaving(*, alone: bool = False) -> Iterator[None]:
     """Inside, a signal that would kill the process makes it `Leave`; Ctrl-C is Python's.
 
     Also in the middle of a compilation, where Python runs no handler: a thread waits for signals.
+    `alone` is a process that ends with what is inside: there Ctrl-C is such a signal too, and
+    afterwards all of them are ignored, so that none changes the exit code of what is done.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -113,7 +118,9 @@ def leaving() -> Iterator[None]:
     heed_forks()
     ears, mouth = socket.socketpair()
     mouth.setblocking(False)
-    with _instead({n: Leave() for n in ENDS if signal.getsignal(n) is signal.SIG_DFL}):
+    fatal = (signal.SIG_DFL, signal.default_int_handler) if alone else (signal.SIG_DFL,)
+    taken = {n: Leave() for n in ENDS if signal.getsignal(n) in fatal}
+    with _instead(taken, signal.SIG_IGN if alone else None):
         before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=_listen, args=(ears,), daemon=True).start()
         try:
@@ -133,7 +140,7 @@ def heed_forks() -> None:
 
     def hold() -> None:  # a signal that comes to the child before it has let go of our handlers
         kept.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS, *ENDS})
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
 
     def go_on() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, kept.mask)
@@ -146,8 +153,7 @@ def heed_forks() -> None:
 
 
 def _forget() -> None:
-    numbers = {*SIGNALS, *ENDS}
-    ours = [n for n in numbers if isinstance(signal.getsignal(n), Leave | Own)]
+    ours = [n for n in ENDS if isinstance(signal.getsignal(n), Leave | Own)]
     if not ours:
         return
     signal.set_wakeup_fd(-1)  # what is written there, the parent reads
@@ -174,12 +180,17 @@ def farewell(call: Callable[[], object]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _instead(handlers: Mapping[signal.Signals, Leave]) -> Iterator[None]:
-    """Other handlers for some signals, for a while; on another than the main thread none."""
+def _instead(
+    handlers: Mapping[signal.Signals, Leave], after: signal.Handlers | None = None
+) -> Iterator[None]:
+    """Other handlers for some signals, for a while; on another than the main thread none.
+
+    `after` is what comes after them, if not those of before.
+    """
     main = threading.current_thread() is threading.main_thread()
     before = {n: signal.signal(n, handler) for n, handler in handlers.items() if main}
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if after is None else after)

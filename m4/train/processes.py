@@ -41,8 +41,8 @@ _turns = itertools.count()  # every process calls `agree` equally often
 def join(facts: Facts, environ: Mapping[str, str] = os.environ, *, saves: bool = True) -> None:
     """Joins the gang that the environment names, if any.
 
-    SIGTERM is JAX's from here on, which tells the loop of a command that `saves`. Any other
-    command ends at once, as one process does (`m4.train.early`).
+    Of several processes SIGTERM is JAX's from here on, which tells the loop of a command that
+    `saves`. Any other command ends at once, as one process does (`m4.train.early`).
     Raises ConfigError, on all of them, if processes differ in `facts`, and for half a name of the
     gang; Preempted if they do not find each other. Afterwards only process 0 prints to stdout.
     """
@@ -85,15 +85,20 @@ def _handed_over(for_good: bool) -> Iterator[None]:
     """Lets go of SIGTERM, which JAX takes inside where Python cannot see it.
 
     Whatever would put another handler in the place of the one that Python knows of
-    (`early.farewell`) would take it from JAX, and the process would leave without saving.
+    (`early.farewell`) would take it from JAX, and the process would leave without saving. A
+    process without others takes it back, as does one that could not join.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    yield
-    if not for_good:
-        signal.signal(signal.SIGTERM, before)
+    joined = False
+    try:
+        yield
+        joined = distributed.global_state.num_processes not in (None, 0, 1)
+    finally:
+        if not (for_good and joined):
+            signal.signal(signal.SIGTERM, before)
 
 
 def first() -> bool:
