@@ -7,6 +7,11 @@ m4-moe launch slurm | jobset | tpu | xpk ...   a script for a cluster, from `lau
 m4-moe launch local ...                        several processes on this host
 """
 
+from m4 import cli
+
+if __name__ == "__main__":  # above what takes long to import
+    cli.alone("__main__")
+
 import importlib
 import os
 import sys
@@ -48,8 +53,4 @@ def _launch(args: list[str]) -> None:
 
 def script() -> None:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
-
-
-if __name__ == "__main__":
-    script()
+    cli.alone("__main__")

@@ -176,7 +176,7 @@ def guarded(command: Callable[[], int], *, debug: bool, again: str = "") -> int:
         return command()
     except KeyboardInterrupt:
         print(f"m4: interrupted{again}", file=sys.stderr)
-        return 130
+        return Preempted.exit_code
     except Exception as error:
         if debug:
             traceback.print_exc()

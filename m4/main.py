@@ -1,5 +1,10 @@
 """The command, `m4-moe --config=fusemoe_mimic --workdir=W` or `python -m m4.main`; see `--help`."""
 
+from m4 import cli
+
+if __name__ == "__main__":  # above what takes long to import
+    cli.alone("main")
+
 import atexit
 import contextlib
 import os
@@ -63,7 +68,3 @@ def _run(args: Sequence[str]) -> int:
         modes.require(config, flags)
     modes.run(config, flags)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -28,6 +28,7 @@ ALLOWED = {
     "owners": set(),
     "flock": set(),
     "streams": set(),
+    "cli": {"errors", "streams", "train"},
     "local": {"errors"},
     "placement": {"errors"},
     "virtual": set(),
@@ -41,7 +42,7 @@ ALLOWED = {
     "methods": {"maths", "types", "specs", "errors", "resolve", "task_losses", "moe", "nn"}
     | {"moe.engine"},
     "data": {"specs", "types", "resolve", "errors", "cells", "seal", "atomic", "flock", "local"}
-    | {"regular", "owners"},
+    | {"regular", "owners", "cli"},
     "data.sets": {"data", "specs", "types", "resolve", "errors", "cells", "seal", "atomic"}
     | {"local", "regular", "owners"},
     "train": {"maths", "types", "specs", "task_losses", "sharding", "errors", "seal", "atomic"}

@@ -1,19 +1,22 @@
 """`python -m m4.audit --config=FILE [--workdir=DIR]`; see `--help`."""
 
+from m4 import cli
+
+if __name__ == "__main__":  # above what takes long to import
+    cli.alone("audit.__main__")
+
 import dataclasses
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ml_collections
 
 from m4 import config as configs
-from m4 import local, streams
+from m4 import local
 from m4.audit import examine, findings
 from m4.audit.findings import Finding
 from m4.config import trust
-from m4.errors import ConfigError, UserError, guarded, place
+from m4.errors import ConfigError, UserError, place
 from m4.run import preflight
 
 USAGE = """usage: python -m m4.audit --config=FILE[:VARIANT] [--config.SECTION.FIELD=VALUE ...]
@@ -35,7 +38,7 @@ time with JAX_COMPILATION_CACHE_DIR set. Data are read twice. With --workdir the
 run that was not evaluated yet is compiled as well.
 
 exit codes: 0 no alarm, 1 bug, 2 usage or configuration, 3 data, 4 no usable checkpoint,
-            8 at least one alarm"""
+            8 at least one alarm, 75 told to stop"""
 ALARM = 8
 OWN = ("json", "no_data")
 
@@ -52,10 +55,7 @@ class Asked:
 
 def main(args: Sequence[str]) -> int:
     """Runs the audit and returns its exit code."""
-    os.umask(0o077)  # what is derived from patients is for its owner only
-    debug = "--debug" in args
-    with streams.patient():
-        return guarded(lambda: run(args), debug=debug)
+    return cli.guard(run, args)
 
 
 def run(args: Sequence[str]) -> int:
@@ -129,7 +129,3 @@ def audit(config: ml_collections.ConfigDict, asked: Asked) -> Iterator[Finding]:
     if not asked.data:
         return examine.invented(config, preflight.schema(config))
     return examine.everything(config, asked.workdir)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

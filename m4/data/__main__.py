@@ -14,16 +14,19 @@ embed                  vectors of a frozen encoder for MIMIC-IV's notes, X-rays 
 fake                   invented raw files in the layout of a data set that cannot be passed on
 """
 
+from m4 import cli
+
+if __name__ == "__main__":  # above what takes long to import
+    cli.alone("data.__main__")
+
 import difflib
 import importlib
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from m4 import local
 from m4.data import data_sets
-from m4.errors import ConfigError, DataError, told
+from m4.errors import ConfigError, DataError
 
 OWN = {"embed": "sets.mimiciv.embeddings.command", "fake": "fake"}  # with options of their own
 COMMANDS = ("describe", "draft", "verify", "download", *OWN)
@@ -35,36 +38,38 @@ USAGE = (
 
 def main(args: Sequence[str]) -> int:
     """Runs one command and returns its exit code (see `m4.main`)."""
-    try:
-        if [*args] in (["-h"], ["--help"]):
-            print((__doc__ or "").format(downloads=" or ".join(downloads())))
-            return 0
-        if args and args[0] in OWN:
-            return importlib.import_module(f"m4.data.{OWN[args[0]]}").main([*args[1:]])
-        if any(arg.startswith("-") for arg in args):
+    return cli.guard(run, args)
+
+
+def run(args: Sequence[str]) -> int:
+    """Runs one command. Raises a UserError if it can't."""
+    if [*args] in (["-h"], ["--help"]):
+        print((__doc__ or "").format(downloads=" or ".join(downloads())))
+        return 0
+    if args and args[0] in OWN:
+        return importlib.import_module(f"m4.data.{OWN[args[0]]}").main([*args[1:]])
+    if any(arg.startswith("-") for arg in args):
+        raise ConfigError(USAGE)
+    match [*args]:
+        case ["describe" | "draft" as command, folder]:
+            place = local.folder(folder, "FOLDER")
+            if not place.is_dir():
+                raise DataError(f"{place}: no such folder")
+            print("\n".join(_lines(command, place)))
+        case ["verify", folder, raw_dir]:
+            audit = importlib.import_module("m4.data.audit")
+            places = local.folder(folder, "FOLDER"), local.folder(raw_dir, "RAW_DIR")
+            print("\n".join(audit.lines(*places)))
+        case ["download", name, raw_dir]:
+            if name not in downloads():
+                raise ConfigError(_no_download(name))
+            data_sets.find(name).download(local.folder(raw_dir, "RAW_DIR"))
+        case [command, *_] if command not in COMMANDS:
+            near = difflib.get_close_matches(command, COMMANDS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f": {', '.join(COMMANDS)}"
+            raise ConfigError(f"{command}: no such command{hint}")
+        case _:
             raise ConfigError(USAGE)
-        match [*args]:
-            case ["describe" | "draft" as command, folder]:
-                place = local.folder(folder, "FOLDER")
-                if not place.is_dir():
-                    raise DataError(f"{place}: no such folder")
-                print("\n".join(_lines(command, place)))
-            case ["verify", folder, raw_dir]:
-                audit = importlib.import_module("m4.data.audit")
-                places = local.folder(folder, "FOLDER"), local.folder(raw_dir, "RAW_DIR")
-                print("\n".join(audit.lines(*places)))
-            case ["download", name, raw_dir]:
-                if name not in downloads():
-                    raise ConfigError(_no_download(name))
-                data_sets.find(name).download(local.folder(raw_dir, "RAW_DIR"))
-            case [command, *_] if command not in COMMANDS:
-                near = difflib.get_close_matches(command, COMMANDS, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f": {', '.join(COMMANDS)}"
-                raise ConfigError(f"{command}: no such command{hint}")
-            case _:
-                raise ConfigError(USAGE)
-    except Exception as error:
-        return told(error)
     return 0
 
 
@@ -93,8 +98,3 @@ def _lines(command: str, place: Path) -> list[str]:
         return survey.lines(place)
     found = [describe.lines(folder) for folder in describe.folders(place)]
     return [line for part in found for line in [*part, ""]]
-
-
-if __name__ == "__main__":
-    os.umask(0o077)  # what is derived from patients is for its owner only
-    sys.exit(main(sys.argv[1:]))

@@ -1,12 +1,15 @@
 """`python -m m4.export --workdir=DIR --out=FILE`; see `--help`."""
 
-import os
-import sys
+from m4 import cli
+
+if __name__ == "__main__":  # above what takes long to import
+    cli.alone("export.__main__")
+
 from collections.abc import Sequence
 from pathlib import Path
 
-from m4 import local, streams
-from m4.errors import ConfigError, guarded
+from m4 import local
+from m4.errors import ConfigError
 from m4.export import bundle, lowering
 
 USAGE = f"""usage: python -m m4.export --workdir=DIR --out=FILE [--platforms=cpu,cuda,tpu]
@@ -23,16 +26,14 @@ with data.calibration), and a card. No row of a patient is in it; see docs/deplo
   --debug       print tracebacks, which may quote data
 
 exit codes: 0 done, 1 bug, 2 usage or configuration, or a model whose predictions are no function of
-            one row, 3 data, 4 no usable checkpoint, 6 could not save"""
-OPTIONS, SWITCHES = ("workdir", "out", "platforms"), ("trust_code", "debug", "help")
+            one row, 3 data, 4 no usable checkpoint, 6 could not save, 75 told to stop"""
+OPTIONS, SWITCHES = ("workdir", "out", "platforms"), ("trust_code", "help")
 KNOWN = ("cpu", "cuda", "rocm", "tpu")
 
 
 def main(args: Sequence[str]) -> int:
     """Writes a bundle and returns the exit code."""
-    os.umask(0o077)
-    with streams.patient():
-        return guarded(lambda: run(args), debug="--debug" in args)
+    return cli.guard(run, args)
 
 
 def run(args: Sequence[str]) -> int:
@@ -78,7 +79,3 @@ def parse(args: Sequence[str]) -> dict[str, str]:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

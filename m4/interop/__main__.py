@@ -1,10 +1,12 @@
 """`python -m m4.interop import --method=fusemoe --torch=ckpt.pt --config=... --out=DIR`."""
 
+from m4 import cli
+
+if __name__ == "__main__":  # above what takes long to import
+    cli.alone("interop.__main__")
+
 import dataclasses
 import importlib
-import os
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,7 +18,7 @@ from flax import traverse_util
 from m4 import atomic, local, methods
 from m4 import config as configs
 from m4.config import code, trust
-from m4.errors import MAX_LINE, ConfigError, told
+from m4.errors import MAX_LINE, ConfigError
 from m4.interop import convert, state_dicts
 from m4.modes import eval as eval_mode
 from m4.nn.torch_table import Layout
@@ -39,7 +41,7 @@ USAGE = """usage: python -m m4.interop import --method=NAME --torch=FILE --confi
   --workdir       work directory whose best checkpoint is exported
 
 exit codes: 0 done, 2 usage or configuration, 3 the file does not fit (nothing is written),
-            4 no usable checkpoint, 6 could not save"""
+            4 no usable checkpoint, 6 could not save, 75 told to stop"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,20 +73,19 @@ def fidelity_of(name: str) -> str:
 
 def main(args: Sequence[str]) -> int:
     """Runs one command and returns its exit code; a UserError becomes lines on stderr."""
-    os.umask(0o077)
+    return cli.guard(run, args)
+
+
+def run(args: Sequence[str]) -> int:
+    """Runs one command. Raises a UserError if it can't."""
     if not args or {"--help", "-h"} & {*args}:
         print(USAGE.format(names=", ".join(names())))
         return 0 if args else 2
-    try:
-        job = parse(args)
-        trust.require_of(job.flags)
-        config = configs.load(job.flags)
-        check(config, job)
-        {"import": import_, "export": export}[job.command](config, job)
-    except Exception as error:
-        if "--debug" in args:
-            traceback.print_exc()
-        return told(error)
+    job = parse(args)
+    trust.require_of(job.flags)
+    config = configs.load(job.flags)
+    check(config, job)
+    {"import": import_, "export": export}[job.command](config, job)
     return 0
 
 
@@ -206,7 +207,3 @@ def _option(method: Any, name: str) -> Any:
 
 def _flat(tree: Any) -> dict[str, Any]:
     return {"/".join(path): x for path, x in traverse_util.flatten_dict(tree).items()}
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

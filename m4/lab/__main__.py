@@ -1,18 +1,21 @@
 """`python -m m4.lab --config=configs/lab_gates.py --out=runs/lab`; see `--help`."""
 
+from m4 import cli
+
+if __name__ == "__main__":  # above what takes long to import
+    cli.alone("lab.__main__")
+
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from m4 import local, streams, virtual
-from m4.errors import ConfigError, DataError, guarded, place, printable
+from m4 import local, virtual
+from m4.errors import ConfigError, DataError, place, printable
 from m4.lab import compare, judged, pages, runner, side_by_side, sizes, study, theory
 from m4.lab.documents import read_plan, rows
 from m4.run import workspace
-from m4.train import early
 
 USAGE = """usage: python -m m4.lab --config=FILE[:VARIANT] --out=DIR [--shard=I/N] [--plan]
        python -m m4.lab --out=DIR --report
@@ -42,12 +45,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(args: Sequence[str]) -> int:
     """Runs one command and returns its exit code."""
-    os.umask(0o077)  # what is derived from patients is for its owner only
     virtual.make_room(os.environ)
-    debug = "--debug" in args
-    given = [arg for arg in args if arg != "--debug"]
-    with streams.patient(), early.leaving():
-        return guarded(lambda: run(given), debug=debug, again="; the same command goes on")
+    return cli.guard(run, args, again="; the same command goes on")
 
 
 def run(args: Sequence[str]) -> int:
@@ -131,7 +130,3 @@ def parts(text: str) -> tuple[int, int]:
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ConfigError(f"--shard={text}: must be I/N with I from 0 to N - 1, as 3/64")
     return int(index), int(count)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
