@@ -135,8 +135,10 @@ def test_every_command_writes_for_its_owner_only():
     commands = [f for f in FILES if is_command(f)]
     names = {str(f.relative_to(ROOT)): f.read_text() for f in commands}
     assert {"m4/main.py", "m4/data/__main__.py", "m4/interop/__main__.py"} <= set(names)
+    own, guard = "os.umask(0o077)", (ROOT / "m4/cli.py").read_text().partition("def guard(")[2]
+    assert own in guard
     for name, text in names.items():
-        assert name.startswith(HARMLESS) or "os.umask(0o077)" in text, name
+        assert name.startswith(HARMLESS) or own in text or "return cli.guard(run, " in text, name
 
 
 def test_no_address_is_opened_as_a_configuration():
