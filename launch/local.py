@@ -127,7 +127,7 @@ class Supervisor:
                     self._kill()
             time.sleep(POLL)
         codes = [p.wait() for p in self._gang]
-        self._ended = self._ended or codes
+        self._ended = self._ended or [*codes]
         return codes
 
     def _kill(self) -> None:
@@ -154,7 +154,9 @@ def reached(folder: Path | None) -> dict[str, int]:
     Checkpoints that are not complete, or are damaged, have other names.
     """
     found: dict[str, int] = {}
-    for depth in DEPTHS if folder else ():
+    if folder is None:
+        return found
+    for depth in DEPTHS:
         with contextlib.suppress(OSError):
             for path in folder.glob(f"{depth}checkpoints/last/*"):
                 if path.name.isdecimal():
