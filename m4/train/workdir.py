@@ -46,6 +46,7 @@ TRIES = 1000  # of a lock that goes away at every look
 LOOK = 0.01  # seconds that another's look at one's own lock may take
 MOMENT = 1.0  # second for saying that the run has ended
 LOCK = "lock"
+GONE = "was removed or replaced while a run had it; what that wrote is not whole, so begin again"
 SIZE = 1024  # bytes
 MOST = 2**16  # bytes that are read of it
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -63,7 +64,7 @@ def locked(folder: Path) -> Iterator[Path]:
     """Creates `folder` (0700) and holds it; ConfigError if a living run holds it.
 
     Raises InUse if that is not known to live, and seems to; SaveError where nothing can be
-    written. Of such a run it waits for a sign of life, or until it counts as dead. A folder of
+    written, or if the folder went while it was held. Of such a run it waits for a sign of life, or until it counts as dead. A folder of
     one's own that others may write to is closed to them; somebody else's is refused.
     """
     try:
@@ -77,18 +78,20 @@ def locked(folder: Path) -> Iterator[Path]:
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
             "token": secrets.token_hex(8),
         }
-        file = _in_turn(folder, owner)
+        file, place = _in_turn(folder, owner), _place(folder)
         _sweep(folder, os.fstat(file).st_mtime)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         raise ConfigError(f"--workdir={folder}: cannot be used ({error.strerror})") from error
     done = threading.Event()
-    beat = threading.Thread(target=_beat, args=(folder, owner, file, done), daemon=True)
+    beat = threading.Thread(target=_beat, args=(folder, owner, file, place, done), daemon=True)
     beat.start()
     try:
         with early.farewell(lambda: _release(folder, owner)):
             yield folder
+        if not (folder / LOCK).exists() and _place(folder) != place:
+            raise SaveError(f"--workdir={folder}: {GONE}")
     finally:
         done.set()
         beat.join()
@@ -281,8 +284,14 @@ def _in_use(folder: Path, other: dict[str, Any], *, known: bool) -> ConfigError:
     )
 
 
-def _beat(folder: Path, owner: dict[str, Any], file: int, done: threading.Event) -> None:
-    """Keeps the lock young, and ends the run if it is not its own any more."""
+def _beat(
+    folder: Path,
+    owner: dict[str, Any],
+    file: int,
+    place: tuple[int, int] | None,
+    done: threading.Event,
+) -> None:
+    """Keeps the lock young, and ends the run if the folder is not its own any more, or is gone."""
     said = False
     while not done.wait(BEAT):
         if not _show_life(file, owner) and not said:
@@ -297,6 +306,18 @@ def _beat(folder: Path, owner: dict[str, Any], file: int, done: threading.Event)
         if now not in (None, owner["token"]) and not done.is_set():
             text = f"m4: stopped: --workdir={folder}: another run has taken it over"
             early.end(Preempted.exit_code, early.say(text), seconds=MOMENT)
+        if now is None and _place(folder) != place and not done.is_set():
+            text = f"m4: stopped: --workdir={folder}: {GONE}"
+            early.end(SaveError.exit_code, early.say(text), seconds=MOMENT)
+
+
+def _place(folder: Path) -> tuple[int, int] | None:
+    """What a folder is known by, whatever its name; None if it is gone."""
+    try:
+        status = os.stat(folder)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _show_life(file: int, owner: dict[str, Any]) -> bool:

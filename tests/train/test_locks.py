@@ -7,6 +7,7 @@ import functools
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import threading
@@ -15,7 +16,7 @@ import time
 import pytest
 
 from m4 import flock, owners
-from m4.errors import ConfigError
+from m4.errors import ConfigError, SaveError
 from m4.train import early, workdir
 from m4.train.preemption import Signals
 from m4.train.watchdog import Watchdog
@@ -81,6 +82,28 @@ def _held_up(folder):
     os.dup2(os.open("/dev/full", os.O_WRONLY), 2)  # what it says at its end is not heard
     with workdir.locked(folder):
         (folder / "lock").write_text(json.dumps({"token": "another's"}))
+        time.sleep(30)
+
+
+def test_a_folder_that_goes_ends_its_run(tmp_path):
+    """Savers make folders anew, and what was there before is missing in them."""
+    run = multiprocessing.get_context("spawn").Process(target=_without, args=(tmp_path / "w",))
+    run.start()
+    run.join(20)
+    assert run.exitcode == SaveError.exit_code
+    with pytest.raises(SaveError, match="removed or replaced"), workdir.locked(tmp_path / "w"):
+        shutil.rmtree(tmp_path / "w")
+        (tmp_path / "kept").mkdir()  # may have the number of the other, but for this
+        (tmp_path / "w").mkdir()
+    with workdir.locked(tmp_path / "w"):
+        (tmp_path / "w/lock").unlink()  # as messages advise
+
+
+def _without(folder):
+    workdir.BEAT = 0.05
+    with workdir.locked(folder):
+        folder.rename(folder.with_name("elsewhere"))
+        (folder / "checkpoints").mkdir(parents=True)
         time.sleep(30)
 
 
