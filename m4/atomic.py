@@ -22,14 +22,14 @@ def replaced(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
     try:
         yield partial
-        _to_disk(partial)
+        to_disk(partial)
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
     with contextlib.suppress(OSError):  # some file systems have no such thing
-        _to_disk(path.parent)
+        to_disk(path.parent)
 
 
 def write(path: Path, text: str) -> None:
@@ -40,7 +40,8 @@ def write(path: Path, text: str) -> None:
             file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Waits until what a file or folder holds is on the disk. Raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)

@@ -11,7 +11,8 @@
     groups/         see `m4.data.groups`; only of data sets that have group columns
 
 The folder is built under a temporary name and renamed when complete, under a lock, so that a
-killed build leaves nothing that looks finished and two processes never build the same thing twice.
+killed build leaves nothing that looks finished and two processes do not build the same thing twice.
+Where there are no locks they may, each in a folder of its own: the first to be done stays.
 """
 
 import contextlib
@@ -21,16 +22,13 @@ import itertools
 import json
 import os
 import re
-import shutil
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from m4 import atomic, flock, seal
-from m4.data import data_sets, groups, index, shift
+from m4 import atomic, seal
+from m4.data import data_sets, groups, homes, index, shift, temporary
 from m4.data import manifest as manifests
 from m4.data import record as records
 from m4.data.cohort import Cohort, Example, sha256
@@ -45,13 +43,14 @@ Report = Callable[[dict[str, Any]], None]  # called with the manifest of what wa
 Say = Callable[[list[str]], None]  # called with how the files match, before records are made
 Stamps = dict[str, dict[str, Any]]  # "files" -> a stamp each, "folders" -> a digest each
 REPORT_EVERY = 200
+TRIES = 3  # of a name that others take at the same time
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 CANNOT_READ = (errno.EIO, errno.ESTALE)
 SHORT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, *HANDLES)  # blames no source file
 STAMPS = "stamps.json"
 SMALL = 1 << 24  # bytes of a file that is hashed at every start
 VOCABULARY = "vocabulary.json"
-SCRATCH = ".scratch"  # where a module may take up an interrupted build
+OLDER = ".scratch"  # where an older version had what is on the way
 
 
 def prepare(
@@ -90,10 +89,11 @@ def prepare(
 
     Raises:
       DataError: missing or damaged files, one line each; an empty split; a patient in two splits.
-      SaveError: `data_dir` cannot be written or is full.
+      SaveError: `data_dir` cannot be written or is full, or the data set's folder is not ours.
     """
     raw_dir, options = Path(raw_dir), dict(options or {})
     module, home = data_sets.find(name), Path(data_dir) / name.rpartition(".")[2]
+    homes.require_own(home)
     _sweep(Path(data_dir))
     own = identity_of(module, name, seed=seed, options=options, calibration=calibration)
     own |= _parts(also_train, leave_out)
@@ -106,10 +106,12 @@ def prepare(
     with blamed(home, raw_dir), _locked(home):
         if ready := _unchanged(home, own, raw_dir):  # built while we waited for the lock
             return ready
-        cohort = _cohort(module, name, raw_dir, home / SCRATCH, seed=seed, options=options)
-        stamps = _stamps(raw_dir, cohort)
-        built = _build(home, own, cohort, stamps, progress=progress, say=say, report=report)
-        shutil.rmtree(home / SCRATCH, ignore_errors=True)
+        with temporary.held(home) as place:
+            temporary.adopt(place)
+            cohort = _cohort(module, name, raw_dir, place, seed=seed, options=options)
+            stamps = _stamps(raw_dir, cohort)
+            built = _build(place, own, cohort, stamps, progress=progress, say=say, report=report)
+        temporary.sweep(home, kept=False)
         return built
 
 
@@ -302,37 +304,28 @@ def _same(path: Path, stamp: list[int] | None, source: Mapping[str, Any] | None)
 
 @contextlib.contextmanager
 def _locked(home: Path) -> Iterator[None]:
-    """Hold the lock of a data set's folder; whoever holds it may sweep up after dead builds."""
+    """Makes a data set's folder and holds its lock."""
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise SaveError(f"{home}: cannot be made ({error.strerror}); see data.dir") from error
-    with open(home / ".lock", "w") as lock:
-        if flock.take(lock.fileno(), wait=True) is None:  # the rename excludes all the same
-            say = f"m4: warning: {home}: no file locks here; two builds at once both build"
-            print(say, file=sys.stderr)
-        else:
-            _clear(home)
+    homes.require_own(home)
+    with homes.locked(home, "build records"):
         yield
-
-
-def _clear(home: Path) -> None:
-    """Removes what dead builds left; the caller holds the lock."""
-    for leftover in (*home.glob(".partial-*"), *home.glob(".scratch/m4-*")):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sweep(data_dir: Path) -> None:
     """Removes what dead builds of any data set left: it is patients' events."""
     with contextlib.suppress(OSError):
-        for lock in data_dir.glob("*/.lock"):
-            with contextlib.suppress(OSError), open(lock, "r+") as file:
-                if flock.take(file.fileno()):
-                    _clear(lock.parent)
+        for lock in data_dir.glob(f"*/{homes.LOCK}"):
+            with contextlib.suppress(OSError):
+                if homes.own(lock.parent):
+                    for prefix in (temporary.PARTIAL, OLDER):
+                        temporary.sweep(lock.parent, prefix)
 
 
 def _build(
-    home: Path,
+    place: Path,
     identity: dict,
     cohort: Cohort,
     stamps: Stamps,
@@ -341,34 +334,49 @@ def _build(
     say: Say | None,
     report: Report | None,
 ) -> Path:
-    final = home / fingerprint(identity, cohort.sources)
-    with contextlib.suppress(DataError):
-        found = manifests.read(final)
-        if all(found.get(key) == value for key, value in identity.items()):  # groups may differ
-            _write_stamps(final, stamps)  # same bytes, new time stamps
-            return final
+    """The built folder, beside `place`, which holds it until it is complete."""
+    final = place.with_name(fingerprint(identity, cohort.sources))
+    if _sound(final, identity):
+        _write_stamps(final, stamps)  # same bytes, new time stamps
+        return final
     if left := identity.get("leave_out"):
         cohort = left_out(cohort, left)
     cohort = hold_in(cohort, identity.get("also_train") or "none")
     if share := identity["calibration"]:
         cohort = set_aside(cohort, share, identity["seed"])
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home))  # mode 0700
-    try:
-        also = identity.get("also_train") or "none"
-        manifest = write(partial, cohort, also_train=also, progress=progress, say=say)
-        manifests.write(partial, {**identity, "fingerprint": final.name, **manifest})
-        _write_stamps(partial, stamps)
-        damaged = home / f".partial-{final.name}"  # swept up, should we be killed
-        if final.exists():
-            final.rename(damaged)
-        partial.rename(final)
-        shutil.rmtree(damaged, ignore_errors=True)
-        if report:
-            report(manifest)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    new = place / "data"
+    new.mkdir(mode=0o700)
+    also = identity.get("also_train") or "none"
+    manifest = write(new, cohort, also_train=also, progress=progress, say=say)
+    manifests.write(new, {**identity, "fingerprint": final.name, **manifest})
+    _write_stamps(new, stamps)
+    _name(new, final, identity)
+    if report:
+        report(manifest)
     return final
+
+
+def _sound(folder: Path, identity: dict) -> bool:
+    """Whether a folder of this fingerprint is whole and of this identity: groups may differ."""
+    with contextlib.suppress(DataError):
+        found = manifests.read(folder)
+        return all(found.get(key) == value for key, value in identity.items())
+    return False
+
+
+def _name(new: Path, final: Path, identity: dict) -> None:
+    """Gives a complete folder its name; what has it stays if it is as good: another was faster."""
+    for number in itertools.count(1):
+        if _sound(final, identity):
+            return
+        with contextlib.suppress(FileNotFoundError):
+            final.rename(new.with_name(f"damaged-{number}"))
+        try:
+            new.rename(final)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or number == TRIES:
+                raise
 
 
 def joining(cohort: Cohort) -> list[str]:

@@ -12,8 +12,6 @@ that does not fit, or the folder cannot be written, the split is decoded record 
 import contextlib
 import errno
 import shutil
-import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from m4 import flock
+from m4.data import homes, temporary
 from m4.errors import DataError, shortage
 
 VERSION = 2  # to be raised when `m4.data.store` pads or scales differently
@@ -65,19 +63,16 @@ def rows(
       layout: flat key -> an array of N rows' shape and dtype (zero strides will do).
       chunks: starts an iterator over consecutive chunks of the rows.
 
-    Returns None where they can be neither read nor written.
+    Returns None where they can be neither read nor written. Raises SaveError if something else
+    than a file has the name of their lock.
     """
     home = folder / "rows" / str(VERSION)
     if ready := _ready(home / split, layout):
         return ready
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(home / ".lock", "w") as lock:
-            if flock.take(lock.fileno(), wait=True) is None:  # the rename excludes all the same
-                say = f"m4: warning: {home}: no file locks here; two runs at once both write rows"
-                print(say, file=sys.stderr)
-            else:
-                _clear(home)
+        temporary.sweep(home)
+        with homes.locked(home, "write rows"):
             if ready := _ready(home / split, layout):  # written while we waited
                 return ready
             shutil.rmtree(home / split, ignore_errors=True)
@@ -101,12 +96,6 @@ def _ready(place: Path, layout: Mapping[str, np.ndarray]) -> Mapped | None:
         return None
 
 
-def _clear(home: Path) -> None:
-    """Removes what killed runs left; the caller holds the lock."""
-    for leftover in home.glob(".partial-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
 def _open(place: Path, layout: Mapping[str, np.ndarray]) -> Mapped:
     found = {}
     for key, like in layout.items():
@@ -128,10 +117,11 @@ def _write(
     home: Path, split: str, layout: Mapping[str, np.ndarray], chunks: Iterator[Rows]
 ) -> None:
     """Plain writes: a full disk is an error here, not a signal as in a mapped file."""
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=home))
-    try:
+    with temporary.held(home) as place:
+        new = place / split
+        new.mkdir(mode=0o700)
         with contextlib.ExitStack() as stack:
-            files = {key: stack.enter_context(open(_file(partial, key), "wb")) for key in layout}
+            files = {key: stack.enter_context(open(_file(new, key), "wb")) for key in layout}
             for key, file in files.items():
                 header = np.lib.format.header_data_from_array_1_0(layout[key])
                 np.lib.format.write_array_header_1_0(file, header | {"fortran_order": False})
@@ -141,11 +131,8 @@ def _write(
                     array = np.ascontiguousarray(chunk[key])
                     file.write(array.data)
                     sums[key].append(_sums(array, range(len(array))))
-        np.save(_file(partial, SUMS), [np.concatenate(parts) for parts in sums.values()])
-        partial.rename(home / split)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        np.save(_file(new, SUMS), [np.concatenate(parts) for parts in sums.values()])
+        new.rename(home / split)
 
 
 def _file(place: Path, key: str) -> Path:

@@ -17,6 +17,7 @@ from m4.data import manifest as manifests
 from m4.data.cohort import checksums
 from m4.data.store import Store
 from m4.errors import DataError, SaveError
+from tests.data.test_temporary import DEAD, left
 from tests.data.toy_cohort import build_into, example, make_cohort
 
 
@@ -185,7 +186,7 @@ def test_an_interrupted_build_leaves_nothing_that_looks_complete(module, monkeyp
     with pytest.raises(KeyboardInterrupt):
         build.prepare("toylab.toy", raw, home)
     assert [path.name for path in (home / "toy").iterdir()] == [".lock"]
-    (home / "toy" / ".partial-killed").mkdir()  # what SIGKILL would leave
+    left(home / "toy", DEAD)  # what SIGKILL would leave
     monkeypatch.undo()
     folder = build.prepare("toylab.toy", raw, home)
     assert len(Store(folder, "test")) == 9

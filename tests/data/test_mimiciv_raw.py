@@ -145,15 +145,43 @@ def test_an_interrupted_build_goes_on_with_the_tables_it_has_read(raw, tmp_path,
     monkeypatch.setattr(csv_files, "stream", counted)
     with pytest.raises(KeyboardInterrupt):
         prepare("mimiciv", raw, tmp_path / "b", seed=seed, options=options)
-    scratch = tmp_path / "b" / "mimiciv" / ".scratch"
-    assert scratch.stat().st_mode & 0o077 == 0 or not any(p.is_file() for p in scratch.iterdir())
+    home = tmp_path / "b" / "mimiciv"
+    (scratch,) = home.glob(".partial-*")
+    assert scratch.stat().st_mode & 0o077 == 0
+    (kept,) = scratch.glob("kept-*")
+    assert not [*scratch.glob("data")] and (kept / "chartevents.done").is_file()
     folder = prepare("mimiciv", raw, tmp_path / "b", seed=seed, options=options)
     assert read.count("chartevents.csv.gz") == 1 and read.count("labevents.csv.gz") == 2
-    assert not scratch.exists()
+    assert sorted(path.name for path in home.iterdir()) == [".lock", folder.name]
     for split in ("train", "val", "test"):
         first, second = (Store(f, split).read([0]) for f in (whole, folder))
         assert all(np.array_equal(first[key], second[key]) for key in first)
     assert Store(whole, "train").manifest["flow"] == Store(folder, "train").manifest["flow"]
+
+
+@pytest.mark.parametrize("change", [os.unlink, lambda path: os.truncate(path, 16)])
+def test_events_that_a_power_cut_has_lost_are_read_again(raw, tmp_path, monkeypatch, change):
+    """A table counts as read only while its files are as long as they were."""
+    options = {"modalities": ("vitals", "labs"), "tasks": ("los",)}
+    read = []
+    stream = csv_files.stream
+    monkeypatch.setattr(csv_files, "stream", lambda *a: read.append(a[0].name) or stream(*a))
+
+    def starts():
+        cohort = mimiciv.cohort(raw, seed=0, scratch=tmp_path, **options)
+        return [*cohort.splits.values()]
+
+    def examples_of(splits):
+        return repr([example["inputs"] for start in splits for example in start()])
+
+    first = starts()
+    before = examples_of(first)
+    change(next(tmp_path.glob("kept-*/vitals-chartevents-*")))
+    with pytest.raises(DataError, match="was removed or cut while it was needed"):
+        examples_of(first)  # not fewer events, in the same process
+    second = starts()
+    read.clear()
+    assert examples_of(second) == before and read == ["chartevents.csv.gz"]
 
 
 @pytest.mark.parametrize("change", ["an earlier entry", "another patient"])

@@ -91,13 +91,6 @@ def test_scratch_lies_below_the_data_folder_and_is_swept(hospital, monkeypatch):
     monkeypatch.setattr(meds, "cohort", watched)
     prepare(hospital)
     assert len(seen) == 1 and not seen[0].exists()
-    dead = home / "other/.scratch/m4-meds-dead"
-    dead.mkdir(parents=True)
-    (dead / "0").write_bytes(b"events")
-    (home / "other/.partial-x").mkdir()
-    (home / "other/.lock").touch()
-    prepare(hospital)  # nothing to build: what any killed build left goes all the same
-    assert not dead.exists() and not (home / "other/.partial-x").exists()
 
 
 def test_a_killed_build_leaves_no_events_in_tmp(hospital, tmp_path):

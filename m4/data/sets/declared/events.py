@@ -7,7 +7,6 @@ Letters: N events of a batch, n uses of them.
 """
 
 import difflib
-import shutil
 import tempfile
 import weakref
 from collections import Counter
@@ -18,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from m4.data import temporary
 from m4.data.sets.declared import arrow_files
 from m4.data.sets.declared.definition import Definition, Source, find
 from m4.data.sets.declared.joins import ALWAYS, Joins, Reach
@@ -65,8 +65,11 @@ class Events:
         self._block = _blocks(points)
         if scratch:
             scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._folder = Path(tempfile.mkdtemp(prefix="m4-meds-", dir=scratch))  # mode 0700
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # also at exit
+            self._folder = Path(tempfile.mkdtemp(prefix="m4-meds-", dir=scratch))  # mode 0700
+        else:
+            self._folder = temporary.somewhere()
+        weakref.finalize(self, temporary.remove, self._folder)  # also at exit
+        self._written: Counter[int] = Counter()  # bytes, by block
         self._waiting: dict[int, list[np.ndarray]] = {}  # by block
         self._waited = 0
         self._death_S = np.full(len(points.ids), ALWAYS)  # of each subject, the first
@@ -87,10 +90,18 @@ class Events:
         rows = np.flatnonzero(self.points.split_P == SPLITS.index(split))
         block_P = self._block[self.points.subject_P[rows]]
         for block in np.unique(block_P):
-            path = self._folder / str(block)
-            events = np.fromfile(path, EVENT) if path.exists() else np.empty(0, EVENT)
+            events = self._events(int(block))
             order = np.lexsort((events["time"], events["subject"]))
             yield rows[block_P == block], events[order]
+
+    def _events(self, block: int) -> np.ndarray:
+        """What was written of a block. Raises DataError if it is not there any more."""
+        if not (size := self._written[block]):
+            return np.empty(0, EVENT)
+        path = self._folder / str(block)
+        if not path.is_file() or path.stat().st_size != size:
+            raise DataError(f"{path}: was removed or cut while it was needed; start again")
+        return np.fromfile(path, EVENT)
 
     def warnings(self) -> list[str]:
         """Sources without a time, features without an event, and those often outside their limits.
@@ -300,8 +311,10 @@ class Events:
 
     def _flush(self) -> None:
         for place, parts in self._waiting.items():
+            events = np.concatenate(parts)
             with open(self._folder / str(place), "ab") as handle:
-                np.concatenate(parts).tofile(handle)
+                events.tofile(handle)
+            self._written[place] += events.nbytes
         self._waiting, self._waited = {}, 0
 
 

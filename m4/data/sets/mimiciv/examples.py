@@ -10,8 +10,6 @@ Letters: e events, t rows (distinct times), f features.
 import dataclasses
 import hashlib
 import json
-import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from m4 import atomic, seal
-from m4.data import csv_files
+from m4.data import csv_files, temporary
 from m4.data.sets.mimiciv import (
     benchmark,
     catalogue,
@@ -34,18 +32,19 @@ from m4.data.sets.mimiciv import (
 from m4.data.sets.mimiciv.diagnoses import last_distinct
 from m4.data.sets.mimiciv.selector import EVENT, SOURCES, Selector, measured
 from m4.data.sets.mimiciv.stays import Stays
+from m4.errors import DataError
 from m4.specs import DataSpec
 
 ROWS = 512
-VERSION = 2  # of what a scratch folder holds
+VERSION = 3  # of what a scratch folder holds
 
 
 @dataclasses.dataclass
 class Examples:
     """Examples of a cohort; event tables are read when the first one is asked for.
 
-    With a `scratch` folder, the events of every table that was read to its end stay there until
-    every split has been: a second attempt at a build that was interrupted takes them up again.
+    With a `scratch` folder, the events of every table that was read to its end are kept there
+    (`m4.data.temporary`): a second attempt at a build that was interrupted takes them up again.
     """
 
     root: Path
@@ -59,6 +58,7 @@ class Examples:
 
     def __post_init__(self):
         self._folder: Path | None = None
+        self._sizes: dict[str, dict[str, int]] = {}  # table -> its files of events -> bytes
         self._studies: dict[str, dict[int, Any]] = {}  # of each modality of X-rays and ECGs
         # blocks of at most ROWS stays of one split
         split = self.stays.split
@@ -95,15 +95,15 @@ class Examples:
         """One pass over each table for all modalities that come from it."""
         tables = self._tables()
         if self.scratch:
-            folder = self.scratch / self._key(tables)
+            folder = self.scratch / f"{temporary.KEPT}{self._key(tables)}"
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         else:
-            folder = Path(tempfile.mkdtemp(prefix="m4-mimiciv-"))  # mode 0700
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # also at exit
+            folder = temporary.somewhere()
+            weakref.finalize(self, temporary.remove, folder)  # also at exit
         for path, selectors in tables.items():
             table = path.name.partition(".")[0]
-            done = folder / f"{table}.done"
-            if not done.exists():
+            found = _done(folder, table)
+            if found is None:
                 for part in folder.glob(f"*-{table}-*"):
                     part.unlink()  # of an attempt that was interrupted
                 columns = {name: kind for s in selectors for name, kind in s.columns.items()}
@@ -111,8 +111,11 @@ class Examples:
                     for selector in selectors:
                         self._append(folder / f"{selector.name}-{table}", selector(batch))
                 met = [(s.name, s.matches.key, s.matches.check(path), s.counts) for s in selectors]
-                atomic.write(done, json.dumps(met))
-            for name, key, met, counts in seal.load(done):
+                text = json.dumps({"met": met, "sizes": _sizes(folder, table)})
+                atomic.write(folder / f"{table}.done", text)
+                found = json.loads(text)
+            self._sizes[table] = found["sizes"]
+            for name, key, met, counts in found["met"]:
                 self.flow.extend((f"{name}: {step}", number) for step, number in counts.items())
                 kept = counts.get("notes kept", 0) + counts.get("events kept", 0)
                 if "dropped, no embedding" in counts:
@@ -155,10 +158,16 @@ class Examples:
                 events[blocks == block].tofile(handle)
 
     def _load(self, folder: Path, name: str, block: int) -> dict[int, np.ndarray]:
-        """Row -> events of one block, in file order."""
+        """Row -> events of one block, in file order. Raises DataError if not all are there."""
         dtype = EVENT if name in SOURCES else linked.dtype(name, self.data)
-        paths = sorted(folder.glob(f"{name}-*-{block}"))
-        events = np.concatenate([np.zeros(0, dtype), *(np.fromfile(p, dtype) for p in paths)])
+        parts = [np.zeros(0, dtype)]
+        for table, sizes in sorted(self._sizes.items()):
+            path = folder / f"{name}-{table}-{block}"
+            if size := sizes.get(path.name):
+                if not path.is_file() or path.stat().st_size != size:
+                    raise DataError(f"{path}: was removed or cut while it was needed; start again")
+                parts.append(np.fromfile(path, dtype))
+        events = np.concatenate(parts)
         events = events[np.argsort(events["row"], kind="stable")]
         rows, first = np.unique(events["row"], return_index=True)
         return dict(zip(rows.tolist(), np.split(events, first[1:]), strict=len(rows) > 0))
@@ -216,6 +225,25 @@ class Examples:
         if num_features:
             return {"values": haim_blocks.block(events["feature"], events["value"], num_features)}
         return {"values": last_distinct(events["feature"])}
+
+
+def _done(folder: Path, table: str) -> dict[str, Any] | None:
+    """What is known of a table that an earlier attempt has read, if all of its files are there."""
+    try:
+        found = seal.load(folder / f"{table}.done")
+        whole = all((folder / n).stat().st_size == size for n, size in found["sizes"].items())
+        return found if whole and isinstance(found["met"], list) else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _sizes(folder: Path, table: str) -> dict[str, int]:
+    """The files of a table's events, which are on the disk from now on, and their bytes."""
+    sizes = {}
+    for path in sorted(folder.glob(f"*-{table}-*")):
+        atomic.to_disk(path)
+        sizes[path.name] = path.stat().st_size
+    return sizes
 
 
 def _is_note(name: str) -> bool:
