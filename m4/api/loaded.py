@@ -6,7 +6,6 @@ Letters: S subsets, N rows, M modalities, C labels, classes or values.
 import contextlib
 import dataclasses
 import functools
-import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ from m4.modes import eval as eval_mode
 from m4.run import beside, meds_predictions, members, refitted, trained
 from m4.run.devices import make_mesh
 from m4.run.setup import context, make_model
-from m4.run.workspace import open_incomplete, trained_on, use_cache
+from m4.run.workspace import lent, open_incomplete, trained_on, use_cache
 from m4.specs import DataSpec, TaskSpec
 from m4.train import retention
 
@@ -259,7 +258,10 @@ class Model:
     def asked(
         self, data: Any, *, points: Any = None, split: str = "test", labelled: bool = False
     ) -> Iterator[Asked]:
-        """The records of what `predict` is asked about; they are gone afterwards."""
+        """The records of what `predict` is asked about; they are gone afterwards.
+
+        Until then they lie in the work directory, if that can be written by its owner alone.
+        """
         if data is None:
             self._require_unseen(split)
             folder = self._built()
@@ -268,8 +270,7 @@ class Model:
             store = open_incomplete(self.config, folder, split)
             yield Asked(folder, store, index.read(folder, split))
             return
-        with tempfile.TemporaryDirectory(prefix="m4-") as name:
-            scratch = Path(name)
+        with lent(self.workdir) as scratch:
             order, definition, zone = None, None, None
             if isinstance(data, str | Path):
                 new = local.folder(str(data), "data")

@@ -4,9 +4,7 @@ Alone and among others a row must be predicted the same; so it is seen, too, whe
 a function of its row at all.
 """
 
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +16,7 @@ from m4.data.store import layout
 from m4.errors import ConfigError
 from m4.export import lowering, standalone
 from m4.run.setup import Model
+from m4.run.workspace import lent
 from m4.specs import TaskSpec
 from m4.types import Batch
 
@@ -31,8 +30,8 @@ def compare(content: bytes, found: Sequence[tuple[Model, Callable]], rows: int, 
     `found` are every member's model and compiled function of batches of so many `rows`.
     """
     worst = 0.0
-    with tempfile.TemporaryDirectory(prefix="m4-") as name:
-        path = Path(name) / "model.m4"
+    with lent() as place:  # weights can remember patients
+        path = place / "model.m4"
         path.write_bytes(content)
         bundle = standalone.Bundle(path)
         for k, (model, predict) in enumerate(found):

@@ -43,10 +43,9 @@ from m4.eval.report import words
 from m4.modes import predict as predict_mode
 from m4.run import beside, members, trained
 from m4.run import own_predictions as own
-from m4.run.workspace import owned, use_cache
-from m4.train import processes
+from m4.run.workspace import NEW, owned, use_cache
+from m4.train import early, processes
 
-SCRATCH = ".new"
 LONGEST = 120  # bytes of a name
 TAKEN = ("train", "val", "test", "calibration", "crossval")  # of the data trained on
 
@@ -107,18 +106,23 @@ def _place(new: Path) -> str:
 @contextlib.contextmanager
 def _records(model: loaded.Model, folder: Path, new: Path) -> Iterator[loaded.Asked]:
     """The new data's records, whose folder is removed afterwards; all processes see the same."""
-    place = folder / SCRATCH / trained.read(folder).manifest["fingerprint"]
+    place = folder / NEW / trained.read(folder).manifest["fingerprint"]
+    first = processes.first()
+
+    def remove() -> None:
+        if first:
+            shutil.rmtree(folder / NEW, ignore_errors=True)
+
     try:
-        if processes.first():
-            shutil.rmtree(folder / SCRATCH, ignore_errors=True)  # of a killed run
-            place.mkdir(mode=0o700, parents=True)
-            model.read(new, place)
-        processes.barrier("new records")
-        yield loaded.Asked(place, Store(place, apply.SPLIT), index.read(place, apply.SPLIT))
-        processes.barrier("new records read")
+        with early.farewell(remove):
+            if first:
+                place.mkdir(mode=0o700, parents=True)
+                model.read(new, place)
+            processes.barrier("new records")
+            yield loaded.Asked(place, Store(place, apply.SPLIT), index.read(place, apply.SPLIT))
+            processes.barrier("new records read")
     finally:
-        if processes.first():
-            shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+        remove()
 
 
 def _count(folder: Path, new: Path, name: str, manifest: dict[str, Any], rows: int) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,43 @@ import jax
 import ml_collections
 
 from m4 import config as configs
-from m4.data import build, missing, shift
+from m4.data import build, missing, shift, temporary
 from m4.data import manifest as manifests
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
 from m4.run import agreement, cache, preflight, progress, trained
 from m4.run.method import require_fit
-from m4.train import processes, workdir
+from m4.train import early, processes, workdir
+
+NEW = ".new"  # in a work directory: records of `--on`, while its owner has it
 
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Holds a work directory; of several processes the first does it for all."""
+    """Holds a work directory; of several processes the first does it for all.
+
+    What killed ones left there of patients' records goes.
+    """
     with workdir.locked(folder) if processes.first() else contextlib.nullcontext():
+        if processes.first():
+            shutil.rmtree(folder / NEW, ignore_errors=True)
+            temporary.sweep(folder, temporary.BESIDE, unsigned=False)
         processes.agree({})  # for minutes, if another host may have it: no barrier waits as long
         yield
+
+
+@contextlib.contextmanager
+def lent(folder: Path | None = None) -> Iterator[Path]:
+    """A folder for what is of patients, gone afterwards, also if the command is told to stop.
+
+    It lies in `folder`, if that can be written by its owner alone, see `temporary.somewhere`.
+    """
+    place = temporary.somewhere(folder)
+    try:
+        with early.farewell(lambda: temporary.remove(place)):
+            yield place
+    finally:
+        temporary.remove(place)
 
 
 def use_cache(folder: Path) -> None:

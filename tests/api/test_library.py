@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import tomllib
 import uuid
 from pathlib import Path
@@ -22,10 +23,12 @@ import pytest
 
 import m4
 from m4.api import contributions, frames, handed
+from m4.data import temporary
 from m4.data.sets.declared import parse
 from m4.main import main
 from m4.run.workspace import trained_on
 from tests.api import ward
+from tests.data.test_temporary import DEAD, left
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +134,24 @@ def test_frames_and_the_files_they_came_from_are_predicted_alike(model, tmp_path
     for task in ("aki", "los"):
         np.testing.assert_allclose(found[task], files[task], rtol=1e-6)
     assert found["aki"].between(0, 1).all() and found["aki"].nunique() > 30
+
+
+def test_records_lie_in_the_work_directory_while_they_are_needed(model, monkeypatch, tmp_path):
+    """What killed predictions left there goes; nothing lies among everybody's temporary files."""
+    given, seen = ward.tables(20, seed=1, first=500), []
+    whole = type(model).read
+
+    def read(self, new, place, **kwargs):
+        seen.append(place)
+        return whole(self, new, place, **kwargs)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(type(model), "read", read)
+    dead = left(model.workdir, DEAD, prefix=temporary.BESIDE)
+    before = {*model.workdir.iterdir()} - {dead}
+    model.predict(given)
+    assert seen[0].parent.parent == model.workdir and not dead.exists()
+    assert {*model.workdir.iterdir()} == before and [*tmp_path.iterdir()] == []
 
 
 def test_the_frame_that_comes_back_is_of_the_kind_that_went_in(model):
