@@ -64,8 +64,9 @@ def locked(folder: Path) -> Iterator[Path]:
     """Creates `folder` (0700) and holds it; ConfigError if a living run holds it.
 
     Raises InUse if that is not known to live, and seems to; SaveError where nothing can be
-    written, or if the folder went while it was held. Of such a run it waits for a sign of life, or until it counts as dead. A folder of
-    one's own that others may write to is closed to them; somebody else's is refused.
+    written, or if the folder went while it was held. Of a run that seems to live it waits for a
+    sign of life, or until it counts as dead. A folder of one's own that others may write to is
+    closed to them; somebody else's is refused.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
