@@ -107,9 +107,19 @@ def unpacked(path: Path) -> BinaryIO:
     file = regular.opened(path)
     if path.suffix != ".gz":
         return file
-    packed = gzip.GzipFile(fileobj=file)
-    packed.myfileobj = file  # so that it is closed, too
-    return packed  # pyright: ignore[reportReturnType]
+    return _Packed(file)  # pyright: ignore[reportReturnType]
+
+
+class _Packed(gzip.GzipFile):
+    """What a file holds; it is closed with this one."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(fileobj=file, mode="rb")
+        self._packed = file
+
+    def close(self) -> None:
+        super().close()
+        self._packed.close()
 
 
 def reason(error: BaseException) -> str:

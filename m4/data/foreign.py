@@ -1,4 +1,4 @@
-"""Arrays that others wrote with NumPy: what is none ends in one line, and nothing of it is quoted.
+"""Arrays that others made: what is none ends in one line, and nothing of it is quoted.
 
 A damaged header, member or stream can raise anything: what parses it is Python's own parser, its
 zip files and its inflater.
@@ -8,6 +8,7 @@ import contextlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,3 +63,40 @@ def sound(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise DataError(f"{path}: no array of plain numbers ({reason})") from None
+
+
+def numbers(value: Any, dtype: Any, *, where: str) -> np.ndarray:
+    """`value` as an array of `dtype` that holds the same numbers.
+
+    None counts as NaN. Raises DataError, with `where` in front, for text and other things that
+    are no numbers, lists of different lengths, and numbers that `dtype` cannot hold.
+    """
+    wanted = np.dtype(dtype)
+    try:
+        found = np.asarray(value)
+        if found.dtype.kind == "O":
+            flat = found.ravel().tolist()
+            if not all(x is None or isinstance(x, int | float | np.number) for x in flat):
+                raise TypeError
+            found = found.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"{where}: not an array of numbers") from None
+    if found.dtype.kind not in "biuf":
+        raise DataError(f"{where}: {_KINDS.get(found.dtype.kind, 'something else')}, not numbers")
+    if wanted.kind in "iu":
+        limits, finite = np.iinfo(wanted), np.isfinite(found)
+        if not finite.all():
+            raise DataError(f"{where}: {int((~finite).sum())} values are not finite")
+        if found.size and not limits.min <= found.min() <= found.max() <= limits.max:
+            raise DataError(f"{where}: values outside {limits.min}..{limits.max} ({wanted})")
+        if (found != np.floor(found)).any():
+            raise DataError(f"{where}: values that are not whole numbers")
+    with np.errstate(over="ignore"):
+        cast = found.astype(wanted, copy=False)
+    lost = np.isinf(cast) & np.isfinite(found)
+    if lost.any():
+        raise DataError(f"{where}: {int(lost.sum())} values are too large for {wanted}")
+    return cast
+
+
+_KINDS = {"U": "text", "S": "bytes", "c": "complex numbers", "M": "dates", "m": "durations"}

@@ -21,6 +21,7 @@ from array_record.python import array_record_data_source
 from tensorflow_datasets.proto import tf_example_pb2
 
 from m4.data.cohort import Example
+from m4.data.foreign import numbers
 from m4.errors import DataError
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
 
@@ -147,43 +148,6 @@ def _target(task: TaskSpec, shape: tuple[int, ...], value: Any, where: str) -> n
     if np.isinf(known).any() or (classes and not np.isin(known, np.arange(classes)).all()):
         raise DataError(f"{where}: a label that is no {task.kind} label")
     return array.reshape(shape)
-
-
-def numbers(value: Any, dtype: Any, *, where: str) -> np.ndarray:
-    """`value` as an array of `dtype` that holds the same numbers.
-
-    None counts as NaN. Raises DataError, with `where` in front, for text and other things that
-    are no numbers, lists of different lengths, and numbers that `dtype` cannot hold.
-    """
-    wanted = np.dtype(dtype)
-    try:
-        found = np.asarray(value)
-        if found.dtype.kind == "O":
-            flat = found.ravel().tolist()
-            if not all(x is None or isinstance(x, int | float | np.number) for x in flat):
-                raise TypeError
-            found = found.astype(np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{where}: not an array of numbers") from None
-    if found.dtype.kind not in "biuf":
-        raise DataError(f"{where}: {_KINDS.get(found.dtype.kind, 'something else')}, not numbers")
-    if wanted.kind in "iu":
-        limits, finite = np.iinfo(wanted), np.isfinite(found)
-        if not finite.all():
-            raise DataError(f"{where}: {int((~finite).sum())} values are not finite")
-        if found.size and not limits.min <= found.min() <= found.max() <= limits.max:
-            raise DataError(f"{where}: values outside {limits.min}..{limits.max} ({wanted})")
-        if (found != np.floor(found)).any():
-            raise DataError(f"{where}: values that are not whole numbers")
-    with np.errstate(over="ignore"):
-        cast = found.astype(wanted, copy=False)
-    lost = np.isinf(cast) & np.isfinite(found)
-    if lost.any():
-        raise DataError(f"{where}: {int(lost.sum())} values are too large for {wanted}")
-    return cast
-
-
-_KINDS = {"U": "text", "S": "bytes", "c": "complex numbers", "M": "dates", "m": "durations"}
 
 
 def write(

@@ -41,8 +41,9 @@ def seconds(place: Path) -> float | None:
 def _number(row: dict[str, Any], name: str) -> float:
     """A number of a log's row; 0 for what is none."""
     value = row.get(name)
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if known and 0 < value <= sys.float_info.max else 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0.0
+    return float(value) if 0 < value <= sys.float_info.max else 0.0
 
 
 def of(places: Iterable[Path]) -> float | None:

@@ -29,7 +29,6 @@ from m4.data import foreign, split
 from m4.data.cohort import Cohort, Example, checksums, home, patient_number
 from m4.data.fake import fresh
 from m4.data.option_checks import check
-from m4.data.record import numbers
 from m4.errors import ConfigError, DataError
 from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
@@ -216,11 +215,11 @@ def _load(path: Path, positions: int, *, labelled: bool = True) -> dict[str, np.
         raise DataError(f"{path}: {len(arrays['id'])} entries of id, {num} of labels")
     arrays["id"] = _texts(arrays["id"], path)
     label_N = arrays["labels"][(..., *[0] * (arrays["labels"].ndim - 1))]
-    arrays["labels"] = numbers(label_N, np.float64, where=f"{path}: labels")
+    arrays["labels"] = foreign.numbers(label_N, np.float64, where=f"{path}: labels")
     for name in MODALITIES:
         if arrays[name].ndim != 3 or arrays[name].shape[:2] != (num, positions):
             raise DataError(f"{path}: {name} has shape {arrays[name].shape}, not {num, positions}")
-        arrays[name] = numbers(arrays[name], np.float32, where=f"{path}: {name}")
+        arrays[name] = foreign.numbers(arrays[name], np.float32, where=f"{path}: {name}")
     return arrays
 
 

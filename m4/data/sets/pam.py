@@ -26,7 +26,6 @@ from m4.data import foreign, split
 from m4.data.cohort import Cohort, Example, checksums, home
 from m4.data.fake import fresh
 from m4.data.option_checks import check
-from m4.data.record import numbers
 from m4.errors import DataError
 from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
 
@@ -150,7 +149,7 @@ def _windows(
     if labelled:
         files = [*files, root / CLASSES]
         classes = foreign.array(root / CLASSES).reshape(-1)
-        label_N = numbers(classes, np.float64, where=f"{root / CLASSES}: a label")
+        label_N = foreign.numbers(classes, np.float64, where=f"{root / CLASSES}: a label")
     if values.shape != (len(label_N), steps, SENSORS):
         raise DataError(
             f"{root / VALUES}: {values.shape} values for {len(label_N)} labels, expected"
@@ -163,7 +162,7 @@ def _windows(
     def windows() -> Iterator[Example]:
         for number, label in enumerate(label_N):
             where = f"{root / VALUES}, window {number}"
-            window = np.array(numbers(values[number, ::every], np.float32, where=where))
+            window = np.array(foreign.numbers(values[number, ::every], np.float32, where=where))
             window[window == 0] = np.nan
             inputs = {}
             for s, modality in enumerate(data.modality_names):

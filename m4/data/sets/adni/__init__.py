@@ -40,7 +40,6 @@ from m4 import seal
 from m4.data import csv_files, foreign, identifiers, split
 from m4.data.cohort import Cohort, Example, checksums, home, patient_number
 from m4.data.option_checks import check
-from m4.data.record import numbers
 from m4.data.sets.adni.invented import invent  # noqa: F401
 from m4.errors import DataError
 from m4.specs import About, DataSpec, ModalitySpec, TaskSpec
@@ -563,7 +562,7 @@ def _volumes(
             )
         mask = np.asarray(image.dataobj) == GREY
     scans = foreign.array(folder / "ADNI_G.npy")
-    numbers(scans[:1], np.float32, where=f"{folder / 'ADNI_G.npy'}")
+    foreign.numbers(scans[:1], np.float32, where=f"{folder / 'ADNI_G.npy'}")
     lines = (folder / "ADNI_subj.txt").read_text("utf-8", errors="replace").split()
     if scans.shape != (len(lines), mask.sum()):
         raise DataError(

@@ -20,7 +20,6 @@ import numpy as np
 from m4 import atomic, seal
 from m4.data import foreign
 from m4.data.cohort import patient_number, sha256
-from m4.data.record import numbers
 from m4.data.sets.mimiciv.embeddings.backends import Encode, Plan
 from m4.errors import ConfigError, DataError
 
@@ -124,7 +123,7 @@ class Embeddings:
         folder = Path(folder).expanduser()
         try:
             ids = foreign.array(folder / "ids.npy")
-            self.ids = np.array(numbers(ids, np.int64, where=f"{folder / 'ids.npy'}"))
+            self.ids = np.array(foreign.numbers(ids, np.int64, where=f"{folder / 'ids.npy'}"))
             self.vectors = foreign.array(folder / "vectors.npy")
         except DataError as error:
             raise DataError(f"{folder}: no embeddings ({error})") from None
@@ -137,4 +136,4 @@ class Embeddings:
         wanted = np.array([patient_number(str(i)) for i in identifiers], np.int64)
         at = np.searchsorted(self.ids, wanted).clip(max=max(len(self.ids) - 1, 0))
         there = np.flatnonzero(self.ids[at] == wanted) if len(self.ids) else np.zeros(0, int)
-        return there, numbers(self.vectors[at[there]], np.float16, where=self._where)
+        return there, foreign.numbers(self.vectors[at[there]], np.float16, where=self._where)
