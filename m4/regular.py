@@ -7,11 +7,11 @@ import errno
 import os
 import stat
 import sys
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 
-def opened(path: str | Path, most: int = sys.maxsize) -> BinaryIO:
+def opened(path: str | Path, most: int = sys.maxsize) -> BufferedReader:
     """A file of at most `most` bytes, to be read. Links are followed.
 
     Raises OSError if it is not there, is no regular file (EINVAL) or is larger (EFBIG).
