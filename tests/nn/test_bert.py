@@ -137,6 +137,16 @@ def test_prefixes_and_old_names(tmp_path):
     )
 
 
+@pytest.mark.parametrize("other", ["gamma", "bert"])
+def test_one_tensor_under_two_names_is_refused(tmp_path, other):
+    """Which of the two was meant nobody can tell."""
+    name = "embeddings.LayerNorm.weight"
+    same = name.replace("weight", "gamma") if other == "gamma" else f"bert.{name}"
+    safetensors.write(weights() | {same: np.zeros(8, np.float32)}, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=f"holds {name} under two names"):
+        bert.load(str(tmp_path / "m.safetensors"), 2)
+
+
 def test_every_misfit_is_named(tmp_path):
     w = weights()
     del w["encoder.layer.1.output.dense.bias"]

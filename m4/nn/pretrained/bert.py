@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
@@ -91,10 +92,14 @@ def load(file: str, num_heads: int = 0) -> tuple[BertSizes, wrapper.Readers]:
 
     Prefixes such as `bert.` and the old names gamma and beta of layer norms are understood; heads
     for pretraining are passed over. Raises ValueError with every tensor that is missing, surplus,
-    of another shape or not finite, and OSError for a file that cannot be read.
+    there twice, of another shape or not finite, and OSError for a file that cannot be read.
     """
-    tensors = {_plain(name): x for name, x in wrapper.read(file).items()}
-    tensors = {name: x for name, x in tensors.items() if not re.match(UNUSED, name)}
+    found = [(_plain(name), x) for name, x in wrapper.read(file).items()]
+    found = [(name, x) for name, x in found if not re.match(UNUSED, name)]
+    tensors = dict(found)
+    if len(tensors) < len(found):
+        twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
+        raise ValueError(f"{file}: holds {', '.join(twice)} under two names each")
     rank = dict.fromkeys(EMBEDDINGS.values(), 2) | dict.fromkeys(FIRST_NORM, 1)
     lacks = [n for n in rank if n not in tensors or tensors[n].ndim != rank[n]]
     if lacks:
