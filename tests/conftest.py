@@ -3,10 +3,16 @@
 import dataclasses
 import gc
 import os
+import signal
 import tempfile
 
 import pytest
 
+# Who starts tests in the background or by `nohup` has these ignored, and so would their children.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        _usual = signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(_number, _usual)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Two processes whose trees wait for each other's threads take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

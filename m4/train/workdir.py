@@ -163,8 +163,8 @@ def _acquire(folder: Path, owner: dict[str, Any], dead: Sign | None = None) -> i
             if held is False and own:  # another looks whose it is
                 time.sleep(LOOK)
                 continue
-            if held is False:
-                raise _in_use(folder, before, known=here)
+            if held is False:  # by a process that can be seen from here, if it says nothing else
+                raise _in_use(folder, before, known=here or not before)
             if not _is(path, file):  # released, and perhaps another's, meanwhile
                 continue
             if own:

@@ -61,7 +61,6 @@ def test_worker_processes_end_with_the_build(tmp_path, number):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # so that what it leaves over is known by its session
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     with build:
         assert build.stdout is not None and build.stdout.readline()

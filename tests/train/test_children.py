@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,14 +66,8 @@ def parent(tmp_path):
 
     def begin(code=75):
         command = [sys.executable, "-c", PARENT, *child(place, code)]
-        # A shell in the background would let it ignore Ctrl-C.
-        own = subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
+        options: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True}
+        own = subprocess.Popen(command, start_new_session=True, **options)
         wait_for(place.exists)
         return own, int(place.read_text())
 
