@@ -46,9 +46,8 @@ def ordered(
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        finally:  # not one by one: of a pool whose workers died Python then ends none
+            pool.shutdown(cancel_futures=True)
 
 
 def _follow() -> None:
