@@ -18,7 +18,7 @@ OLD = 3600.0  # seconds after which what a killed process left is cleared away
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; if the block ends well, that file replaces `path`."""
-    _sweep(path)
+    sweep(path.parent, f"{glob.escape(f'.{path.name}.')}*.partial", OLD)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
     try:
         yield partial
@@ -49,8 +49,13 @@ def to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def _sweep(path: Path) -> None:
-    for leftover in path.parent.glob(f"{glob.escape(f'.{path.name}.')}*.partial"):
+def sweep(folder: Path, pattern: str, seconds: float, *, now: float | None = None) -> None:
+    """Removes files that killed processes left: those of a glob that are older than some seconds.
+
+    `now` is the time by the file system's clock, where that is known.
+    """
+    now = time.time() if now is None else now
+    for leftover in folder.glob(pattern):
         with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > OLD:
+            if now - leftover.stat().st_mtime > seconds:
                 leftover.unlink()

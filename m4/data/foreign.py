@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from m4 import regular
+from m4.data import csv_files
 from m4.errors import DataError
 
 
@@ -61,7 +62,7 @@ def sound(path: Path) -> Iterator[None]:
     except MemoryError:
         raise DataError(f"{path}: asks for more memory than there is") from None
     except Exception as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
+        reason = csv_files.reason(error)
         raise DataError(f"{path}: no array of plain numbers ({reason})") from None
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from m4 import flock
+from m4 import atomic, flock
 
 NO_LOCKS = {"mode": "none"}
 TRIAL = ".locks-"  # begins the name of a file that is made to be locked once
@@ -39,17 +39,9 @@ def _has_locks(folder: Path) -> bool:
         now = os.fstat(file).st_mtime
         with contextlib.suppress(OSError):
             os.unlink(name)  # now: nothing is left if this process is killed from here on
-        _sweep(folder, now)
+        atomic.sweep(folder, f"{TRIAL}*", OLD, now=now)  # of those that were killed before
         return flock.take(file) is not None
     except OSError:
         return True
     finally:
         os.close(file)
-
-
-def _sweep(folder: Path, now: float) -> None:
-    """Clears away what was left by those that were killed before."""
-    for leftover in folder.glob(f"{TRIAL}*"):
-        with contextlib.suppress(OSError):
-            if now - leftover.stat().st_mtime > OLD:
-                leftover.unlink()

@@ -35,7 +35,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from m4 import flock, owners
+from m4 import atomic, flock, owners
 from m4.errors import ConfigError, Preempted, SaveError
 from m4.train import early
 
@@ -80,7 +80,8 @@ def locked(folder: Path) -> Iterator[Path]:
             "token": secrets.token_hex(8),
         }
         file, place = _in_turn(folder, owner), _place(folder)
-        _sweep(folder, os.fstat(file).st_mtime)
+        # What runs left that were killed while they asked for the lock.
+        atomic.sweep(folder, f".{LOCK}-*", STALE, now=os.fstat(file).st_mtime)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
@@ -263,14 +264,6 @@ def _claimed(claim: Path, now: int) -> bool:
         return True
     lives = owners.lives(_parse(content))
     return abs(now - then) < STALE * 1e9 if lives is None else lives
-
-
-def _sweep(folder: Path, now: float) -> None:
-    """Clears away what runs left that were killed while they asked for the lock."""
-    for leftover in folder.glob(f".{LOCK}-*"):
-        with contextlib.suppress(OSError):
-            if now - leftover.stat().st_mtime > STALE:
-                leftover.unlink()
 
 
 def _in_use(folder: Path, other: dict[str, Any], *, known: bool) -> ConfigError:
