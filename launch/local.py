@@ -48,7 +48,8 @@ class Supervisor:
         self._gang: list[subprocess.Popen] = []
         self._ended: list[int | None] = []  # codes of those that ended before any was killed here
         where = specs.workdir(spec.args)
-        self._workdir = Path(where) if where else None
+        self._url = where if where.startswith(specs.BUCKET) else ""
+        self._workdir = _mirror(where) if self._url else Path(where) if where else None
 
     def run(self) -> int:
         """Returns the exit code."""
@@ -58,6 +59,8 @@ class Supervisor:
         idle, pause, best = 0, self._pause, reached(self._workdir)
         while self._told is None:
             codes = self._once()
+            if self._url:  # what it has brought to the bucket
+                self._workdir = _mirror(self._url) or self._workdir
             code, now = verdict(codes, self._ended), reached(self._workdir)
             if code == 0:
                 return 0
@@ -185,6 +188,18 @@ def verdict(codes: list[int], ended: list[int | None]) -> int:
     final = [c for c in codes if c > 0 and c not in AGAIN and not (orphaned and c == 1)]
     temporary = [c for c in codes if c in AGAIN]
     return (final or temporary or [c for c in codes if c < 0] or [0])[0]
+
+
+def _mirror(url: str) -> Path | None:
+    """The folder that stands here for one in a bucket, with what is there now."""
+    say = (
+        "import sys; from m4.remote import mirror, places; found = places.folder(sys.argv[1]);"
+        " mirror.begin(found); print(found)"
+    )
+    zero = os.environ | {"M4_PROCESS_ID": "0"}
+    command = [sys.executable, "-c", say, url]
+    done = subprocess.run(command, env=zero, capture_output=True, text=True, check=False)
+    return None if done.returncode else Path(done.stdout.rstrip("\n"))  # the gang will say why
 
 
 def _free_port() -> int:

@@ -130,12 +130,14 @@ def problem(kind: str, spec: specs.Spec, found: dict[str, Any]) -> str:
         return "--topology: GPUs; TPUs have no Slurm"
     if hosts.slices > 1 and kind == "tpu":
         return "--topology: one slice; several are for jobset or xpk"
-    if kind == "jobset" and not found["ephemeral"]:
+    if kind == "slurm" and where.startswith(specs.BUCKET):
+        return "--workdir: a folder that all nodes share, in which starts without progress are seen"
+    if kind == "jobset" and not (found["ephemeral"] or where.startswith(specs.BUCKET)):
         inside = PurePosixPath(where).parts if where.startswith("/") else ()
         if not any(inside[: len(p)] == p for p in mounts(found)):
             return (
-                "--workdir must lie below a --volume=CLAIM:/path, else a restart begins from step 0"
-                " (or say --ephemeral)"
+                "--workdir must lie below a --volume=CLAIM:/path or in a bucket (gs://...), else a"
+                " restart begins from step 0 (or say --ephemeral)"
             )
     return ""
 

@@ -65,19 +65,22 @@ def workdir(args: Sequence[str]) -> str:
     return found
 
 
+BUCKET = "gs://"  # begins a work directory that is in a bucket
 REMOTE = re.compile(r"(--?[^=]*=)?\s*[A-Za-z][A-Za-z0-9+.-]*:[/\\]")  # gs://, s3:/, C:\\
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """(the launcher's own arguments, those of m4.main after `--`).
 
-    Exits with code 2 if one of these names a place that is no local path: m4.main would refuse
-    it in every process.
+    Exits with code 2 if one of these names a place that is no local path, nor a work directory in
+    a bucket: m4.main would refuse it in every process.
     """
     argv = list(argv)
     cut = argv.index("--") if "--" in argv else len(argv)
+    place = workdir(argv[cut + 1 :])
     for arg in argv[cut + 1 :]:
-        if REMOTE.match(arg):
+        bucket = place.startswith(BUCKET) and arg.endswith(place)
+        if REMOTE.match(arg) and not bucket:
             print(f"m4: config error: {arg}: must be a local path; mount it", file=sys.stderr)
             raise SystemExit(2)
     return argv[:cut], tuple(argv[cut + 1 :])

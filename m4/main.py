@@ -15,6 +15,7 @@ from m4 import config as configs
 from m4 import local, streams, virtual
 from m4.config import answers, trust
 from m4.errors import Preempted, guarded
+from m4.remote import mirror, places
 from m4.train import early, rendezvous
 
 
@@ -52,11 +53,19 @@ def run(args: Sequence[str]) -> int:
 def _run(args: Sequence[str]) -> int:
     with rendezvous.told(os.environ):
         flags = configs.parse(args)
+    with places.told(flags.workdir):
+        return _obey(flags)
+
+
+def _obey(flags: configs.Flags) -> int:
+    """Does what the flags ask for."""
+    with rendezvous.told(os.environ):
         answer = answers.of(flags)
         if answer is not None:
             print(answer)
             return 0
         local.require_variables()
+        mirror.begin(flags.workdir)
         virtual.make_room(os.environ)
         bare = flags.mode == "check" and not (flags.config or flags.config_json)
         bare = bare or flags.mode in ("report", "sweep") or "members" in flags.options

@@ -92,14 +92,15 @@ def load(path: Path) -> Any:
 
     What is no file (a pipe, a device) is neither waited for nor read.
     """
-    return _parsed(_text(path))
+    return parsed(_text(path))
 
 
 def _text(path: Path) -> str:
     return regular.read(path, MOST).decode("utf-8")
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """What a JSON text says. Raises ValueError for what is none, or too deep."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -118,7 +119,7 @@ def text_of(folder: Path, name: str, again: str) -> str:
         raise DataError(f"{folder / name}: {wrong}; {again}")
     try:
         text = _text(folder / name)
-        _parsed(text)
+        parsed(text)
         return text
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "is no JSON"

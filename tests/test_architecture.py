@@ -30,6 +30,7 @@ ALLOWED = {
     "streams": set(),
     "cli": {"errors", "streams", "train"},
     "local": {"errors"},
+    "remote": {"errors", "local", "atomic", "flock"},
     "placement": {"errors"},
     "virtual": set(),
     "types": {"specs"},
@@ -46,7 +47,7 @@ ALLOWED = {
     "data.sets": {"data", "specs", "types", "resolve", "errors", "cells", "seal", "atomic"}
     | {"local", "regular", "owners"},
     "train": {"maths", "types", "specs", "task_losses", "sharding", "errors", "seal", "atomic"}
-    | {"flock", "owners"},
+    | {"flock", "owners", "remote"},
     "eval": {"evenness", "types", "specs", "errors", "cells", "atomic", "seal"},
     "eval.report": {"eval", "specs", "errors", "cells", "atomic", "seal"},
 }  # fmt: skip
@@ -96,6 +97,7 @@ LATE = {
 # Of optional extras: not installed everywhere.
 EXTRAS = {"torch", "transformers", "onnxruntime", "tokenizers", "h5py", "nibabel", "openpyxl"}
 EXTRAS |= {"mlflow", "wandb", "PIL", "pydicom", "tensorboardX", "matplotlib", "polars"}
+EXTRAS |= {"gcsfs", "fsspec"}
 
 Sources = Mapping[str, str]  # module -> its text
 

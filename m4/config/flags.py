@@ -8,6 +8,7 @@ from pathlib import Path
 from m4 import local
 from m4.config.hints import alias
 from m4.errors import ConfigError
+from m4.remote import places
 
 MODES = ("train", "crossval", "eval", "predict", "check", "report", "sweep", "tim", "interplay")
 MODES += ("plan", "scale", "stress", "ensemble", "refit")
@@ -59,7 +60,7 @@ USAGE = """usage: m4-moe [MODE] --config=NAME[:VARIANT] [--set FIELD=VALUE ...] 
   --config_json   the same as plain data (a work directory's config.json, say): a configuration
                   file is a program that is run, this is only read
   --set a.b=v     replaces one field; also --config.a.b=v
-  --workdir       where everything is written (default: runs/<config>[-<variant>])
+  --workdir       where everything is written (default: runs/<config>[-<variant>]); gs://BUCKET/DIR
   --mode          or the bare word in front:
                   train    train or resume, then evaluate and report (default)
                   crossval train once per fold of patients, evaluate out of fold, pooled
@@ -204,6 +205,8 @@ def _wrong(name: str, value: str) -> str | None:
         return f": needs a value, --{name}=..."
     if "\0" in value:
         return ": must not hold a NUL"
+    if name == "workdir" and places.in_bucket(value):
+        return None  # what the mode makes of it: `_conflicts`
     problem = local.problem(value) if name in ("workdir", "on") else None
     return problem and f"={value}: {problem}"
 
@@ -225,10 +228,15 @@ def _conflicts(found: Mapping[str, str], mode: str, options: Mapping[str, str]) 
         problems.append("--on: needs --workdir, that of the run that is to predict")
     if "on" in found and mode in MODES and mode != "predict":
         problems.append(f"--on: goes with --mode=predict, not with --mode={mode}")
+    place = found.get("workdir", "")
+    if places.in_bucket(place) and (wrong := places.problem(place, mode)):
+        problems.append(f"--workdir={place}: {wrong}")
     return problems
 
 
 def _workdir(found: dict[str, str]) -> Path | None:
+    if places.in_bucket(found.get("workdir", "")):
+        return places.folder(found["workdir"])
     if "workdir" in found:
         return local.folder(found["workdir"], "--workdir", made=True)
     if found.get("mode") == "sweep":

@@ -12,6 +12,7 @@ import ml_collections
 from m4.config import Flags
 from m4.data import leave_out
 from m4.errors import ConfigError
+from m4.remote import places
 from m4.train import trackers, workdir
 
 # Modes that keep checkpoints.
@@ -30,6 +31,8 @@ def require(config: ml_collections.ConfigDict | None, flags: Flags) -> None:
     needed = flags.mode in ("eval", "predict", "report", "stress", "refit") or without_data
     if needed and not os.path.isdir(flags.workdir):
         raise ConfigError(f"--workdir={flags.workdir}: no such folder; --mode=train makes it")
+    if needed and places.url_of(flags.workdir) and not (flags.workdir / "config.json").exists():
+        raise ConfigError(f"--workdir={flags.workdir}: holds no run; --mode=train makes it")
     if flags.mode in SAVING:
         workdir.require_name(flags.workdir)
         trackers.require(config.train.writers if config is not None else ())

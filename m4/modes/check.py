@@ -5,6 +5,7 @@ that a work directory can be checked where its data are not.
 """
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from m4 import sharding
 from m4.config import Flags
 from m4.errors import CheckpointError, DataError, DivergedError
 from m4.eval import damage
+from m4.remote import states
 from m4.run import members, origin, preflight, programs, selection
 from m4.run.setup import context, make_setup
 from m4.run.workspace import prepare, validation
@@ -58,20 +60,27 @@ def run(config: ml_collections.ConfigDict, folder: Path, flags: Flags) -> None:
 def _scrub(folder: Path) -> None:
     """Reads every checkpoint and compares digests. Raises CheckpointError for damaged ones."""
     damaged = []
-    places = [folder, *members.folders(folder)]
-    for path in sorted(path for place in places for path in (place / "checkpoints").glob("*/")):
+    for run, path in _kept(folder):
         checkpoints = Checkpoints(path, keep=1, sweep=False)
         for step, problem in checkpoints.scrub().items():
             newer = problem and problem.startswith("written by a newer")
             state = "sound" if problem is None else "NEWER" if newer else "DAMAGED"
-            inside = path.relative_to(folder).as_posix().replace("checkpoints/", "")
-            print(f"checkpoint {inside}/{step}: {state}")
+            print(f"checkpoint {run}{path.name}/{step}: {state}")
             damaged += [f"{path / str(step)}: {problem}"] if problem else []
         checkpoints.close()
     if damaged:
         raise CheckpointError(*damaged)
     if wrong := [f"{folder}/{line}" for line in damage.lines(folder)]:
         raise DataError(*wrong)
+
+
+def _kept(folder: Path) -> Iterator[tuple[str, retention.Folder]]:
+    """("" or, of several runs, the run's name and a slash; folder of checkpoints)."""
+    for place in (folder, *members.folders(folder)):
+        where = states.of(place)
+        name = "" if place == folder else f"{place.name}/"
+        if where.is_dir():
+            yield from ((name, path) for path in sorted(where.iterdir()) if path.is_dir())
 
 
 def _print_memory(step) -> None:

@@ -36,6 +36,7 @@ from m4.eval import (
 from m4.eval.predictions import SCORED_KINDS, Predictions
 from m4.eval.report import words
 from m4.modes import report
+from m4.remote import states
 from m4.run import beside, hours, members, preflight, programs, pseudonyms, refitted, trained
 from m4.run import meds_predictions as meds
 from m4.run.setup import Model, Setup, context, make_model, make_setup
@@ -143,7 +144,7 @@ def best_params(
     """Evaluation parameters of the best step. Raises CheckpointError without one."""
     if several := members.folders(folder):
         raise CheckpointError(f"{folder}: holds several models; choose one, as {several[0]}")
-    best = Checkpoints(folder / "checkpoints/best", keep=KEEP_BEST)
+    best = Checkpoints(states.of(folder) / "best", keep=KEEP_BEST)
     try:
         restored, note = best.restore(
             {"params": setup.state.eval_params},

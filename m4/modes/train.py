@@ -26,9 +26,10 @@ from m4.errors import CheckpointError, ConfigError, SaveError
 from m4.eval import results
 from m4.modes import eval as eval_mode
 from m4.plan import measure
+from m4.remote import mirror, places, states
 from m4.run import agreement, members, origin, preflight, programs, selection, trained
 from m4.run.setup import Setup, context, make_setup
-from m4.run.workspace import owned, prepare, same_run, use_cache, validation
+from m4.run.workspace import let_go, owned, prepare, same_run, use_cache, validation
 from m4.train import (
     guard,
     halving,
@@ -40,7 +41,6 @@ from m4.train import (
     telemetry,
     trackers,
     watchdog,
-    workdir,
 )
 from m4.train.checkpoint import Checkpoints
 from m4.train.step import State, make_step
@@ -57,7 +57,7 @@ def run(
     finish: Finish = eval_mode.finish,
 ) -> Any:
     """Trains, evaluates, reports. See `m4.main`. What follows training is `finish`."""
-    leave = functools.partial(workdir.let_go, folder)
+    leave = functools.partial(let_go, folder)
     if members.folders(folder):
         raise ConfigError(f"--workdir={folder}: holds several models; choose another --workdir")
     with preemption.Signals(leave) as signals, owned(folder):
@@ -76,6 +76,7 @@ def run(
         with context(setup.mesh):
             predict = _train(config, setup, val, folder, flags, signals)
             signals.idle()
+            mirror.pull(folder, mirror.STATES)
             return finish(config, setup, folder, predict)
 
 
@@ -140,7 +141,7 @@ def _introduce(config, setup: Setup, folder: Path) -> None:
     print(f"devices  {run['devices']}; mesh {mesh or 'single device'}")
     print(f"data     {config.data.name} {manifest['version']} {setup.data.name}: {counts}")
     print(f"method   {config.method.name}, {parameters:,} parameters")
-    print(f"workdir  {folder}", flush=True)
+    print(f"workdir  {places.shown(folder)}", flush=True)
 
 
 def _starts(path: Path) -> list[dict]:
@@ -208,7 +209,7 @@ def _train(
         when = {"first": first, "began": start, "batch_size": config.train.batch_size}
         meter = speed.Meter(writer, flops=flops, rate=rate, **when)
         stacks = folder / f"stacks-{jax.process_index()}.txt"
-        leave = functools.partial(workdir.let_go, folder)
+        leave = functools.partial(let_go, folder)
         with (
             contextlib.closing(meter),
             watchdog.Watchdog(config.train.watchdog, stacks, leave=leave) as dog,
@@ -263,9 +264,11 @@ def _savers(config, setup: Setup, folder: Path, last: Checkpoints, best: Checkpo
                 folder / telemetry.LOG
             )  # as it was: lines are written first
 
-        def after() -> None:  # a state must not be there before the best step that it tells of
+        def after() -> None:  # a state must not be there before what it tells of
             best.wait()
             own["best"] = best.newest()
+            if processes.first():
+                mirror.push(folder)
 
         last.save(number, state, own, after=after)
 
@@ -327,8 +330,9 @@ def _evaluator(
 def _opened(config, folder: Path):
     """(newest states, best parameters); what is being saved is saved before it closes."""
     train = config.train
-    last = Checkpoints(folder / "checkpoints/last", keep=train.keep, every=train.keep_every)
-    best = Checkpoints(folder / "checkpoints/best", keep=eval_mode.KEEP_BEST, room=last.spare)
+    where = states.of(folder)
+    last = Checkpoints(where / "last", keep=train.keep, every=train.keep_every)
+    best = Checkpoints(where / "best", keep=eval_mode.KEEP_BEST, room=last.spare)
     try:
         yield last, best
     finally:
@@ -350,6 +354,7 @@ def _restore(
     if not last.used():
         return origin.begin(config, setup, setup.init()), {}
     state, note = last.restore(setup.state, accept=accept)
+    mirror.pull(folder, mirror.STATES)  # some may have been found damaged
     first = int(state.step)
     if lost := eval_mode.lost_best(folder, note):
         if "best" not in force:

@@ -23,11 +23,13 @@ import m4
 from m4.config import Flags, flatten
 from m4.data import manifest as manifests
 from m4.errors import CheckpointError
+from m4.remote import places
 from m4.train import processes
 
 # What may differ between processes: places of one machine. The data themselves are compared.
 FIELDS = ("data.raw_dir", "data.dir")
 PLACES = ("M4_PROCESS_ID", "M4_COORDINATOR", "M4_DATA_DIR", "M4_RAW_DIR", "M4_CACHE")
+PLACES += (places.HOME,)
 PLACES += ("JAX_COMPILATION_CACHE_DIR", "JAX_LOCAL_DEVICE_IDS", "JAX_COORDINATOR_BIND_ADDRESS")
 PLACES += ("JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID")
 PLACES += ("TF_CONFIG",)  # by which some platforms tell every process its number
@@ -43,7 +45,7 @@ def at_start(config: ml_collections.ConfigDict | None, flags: Flags) -> dict[str
     facts = {f"config.{k}": repr(v) for k, v in fields.items() if k not in FIELDS}
     given = {k: v for k, v in vars(flags).items() if k not in ("overrides", "workdir")}
     facts |= {f"--{k}": str(v) for k, v in given.items()}
-    facts["--workdir"] = str(flags.workdir and flags.workdir.absolute())
+    facts["--workdir"] = places.shown(flags.workdir and flags.workdir.absolute())
     facts |= {
         name: value
         for name, value in os.environ.items()

@@ -14,10 +14,11 @@ from m4 import config as configs
 from m4.data import build, missing, shift, temporary
 from m4.data import manifest as manifests
 from m4.data.store import Store
-from m4.errors import CheckpointError, ConfigError
+from m4.errors import CheckpointError, ConfigError, UserError
+from m4.remote import mirror, places
 from m4.run import agreement, cache, preflight, progress, trained
 from m4.run.method import require_fit
-from m4.train import early, processes, workdir
+from m4.train import early, lease, processes, workdir
 
 NEW = ".new"  # in a work directory: records of `--on`, while its owner has it
 
@@ -28,12 +29,34 @@ def owned(folder: Path) -> Iterator[None]:
 
     What killed ones left there of patients' records goes.
     """
-    with workdir.locked(folder) if processes.first() else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
         if processes.first():
+            stack.enter_context(workdir.locked(folder))
+            stack.enter_context(_held(folder))
             shutil.rmtree(folder / NEW, ignore_errors=True)
             temporary.sweep(folder, temporary.BESIDE, unsigned=False)
         processes.agree({})  # for minutes, if another host may have it: no barrier waits as long
+        if not processes.first():
+            mirror.pull(folder)
         yield
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Holds the place in a bucket that a folder stands for, if it does, and keeps both alike."""
+    there = mirror.of(folder)
+    if there is None:
+        yield
+        return
+    with lease.held(there.url):
+        there.pull()  # what is there now, when nobody else can change it any more
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(UserError):  # what has failed before counts
+                there.push()
+            raise
+        there.push()
 
 
 @contextlib.contextmanager
@@ -48,6 +71,13 @@ def lent(folder: Path | None = None) -> Iterator[Path]:
             yield place
     finally:
         temporary.remove(place)
+
+
+def let_go(folder: Path) -> None:
+    """Gives up what this process holds, for one that is about to end without a farewell."""
+    workdir.let_go(folder)
+    if url := places.url_of(folder):
+        lease.let_go(url)
 
 
 def use_cache(folder: Path) -> None:

@@ -23,7 +23,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from m4 import seal
-from m4.errors import CheckpointError, SaveError, full, out_of_memory
+from m4.errors import CheckpointError, Preempted, SaveError, full, out_of_memory
+from m4.remote import outages
 from m4.train import digest, quiet, retention, unlocked, verify
 
 Note = dict[str, Any]
@@ -46,7 +47,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: Path,
+        folder: retention.Folder,
         *,
         keep: int,
         every: int = 0,
@@ -54,7 +55,7 @@ class Checkpoints:
         room: Callable[[], bool] = lambda: False,
     ):
         quiet.orbax()
-        self.folder = folder.absolute()
+        self.folder = folder.absolute() if isinstance(folder, Path) else folder
         self._keep, self._every, self._room = keep, every, room
         self._verified: set[int] = set()
         self._saver = ocp.AsyncCheckpointer(
@@ -70,7 +71,8 @@ class Checkpoints:
         self._told = threading.Lock()  # of `_pending`
         self._arrays = verify.Arrays()
         if sweep:
-            unlocked.prepare(self.folder)
+            if isinstance(self.folder, Path):
+                unlocked.prepare(self.folder)
             if jax.process_index() == 0:
                 retention.sweep(self.folder)
         _sync(f"opened {folder.name}")
@@ -85,7 +87,7 @@ class Checkpoints:
 
     def used(self) -> bool:
         """Whether there is, or was before it was damaged, any checkpoint."""
-        return bool(self.steps()) or any(self.folder.glob("*.corrupt-*"))
+        return bool(self.steps() or retention.damaged(self.folder))
 
     def save(self, step: int, state: Any, note: Note, *, after: Wait = lambda: None) -> None:
         """Starts saving; a checkpoint of the same step is replaced unless it is the same.
@@ -127,6 +129,8 @@ class Checkpoints:
     def make_room(self, state: Any) -> tuple[int, int]:
         """(bytes free on the disk, bytes of `state`); if short, older steps are deleted first."""
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        if not isinstance(self.folder, Path):
+            return size, size  # of a bucket nobody knows how full it is
         folder = next(p for p in (self.folder, *self.folder.parents) if p.is_dir())
         first = jax.process_index() == 0
         if shutil.disk_usage(folder).free < size and first and self.spare():
@@ -156,8 +160,7 @@ class Checkpoints:
                 _warn(f"{tried[-1]}; trying an older one")
         if tried:
             raise CheckpointError("no sound checkpoint is left; tried:", *tried)
-        damaged = sorted(p.name for p in self.folder.glob("*.corrupt-*"))
-        if damaged:
+        if damaged := retention.damaged(self.folder):
             raise CheckpointError(
                 f"{self.folder}: holds damaged checkpoints only ({', '.join(damaged)}); to start"
                 " from scratch choose another --workdir"
@@ -171,16 +174,22 @@ class Checkpoints:
 
     def newest(self) -> dict[str, Any] | None:
         """{step, digest} of the newest complete step with a sound note; both are in its note."""
-        for step in reversed(self.steps()):
-            with contextlib.suppress(Exception):
-                return {"step": step, "digest": verify.meta(self._path(step))[seal.KEY]}
-        return None
+        found = self._newest_meta()
+        return None if found is None else {"step": found[0], "digest": found[1][seal.KEY]}
 
     def note(self) -> Note | None:
         """The note of the newest step that has a sound one; arrays are not looked at."""
+        found = self._newest_meta()
+        return None if found is None else found[1]["note"]
+
+    def _newest_meta(self) -> tuple[int, Note] | None:
+        """(step, sealed note) of the newest step that has a sound one."""
         for step in reversed(self.steps()):
-            with contextlib.suppress(Exception):
-                return verify.meta(self._path(step))["note"]
+            path = self._path(step)
+            try:
+                return step, verify.meta(path)
+            except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)
+                verify.require_answer(path, error)
         return None
 
     def close(self) -> None:
@@ -189,9 +198,15 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
-            self._saver.close()
+            with contextlib.suppress(Exception):  # says again what a save has failed of
+                self._saver.close()
 
-    def _path(self, step: int) -> Path:
+    @property
+    def _reads_back(self) -> bool:
+        """Whether what was written is read again: not what others have written, or a bucket has."""
+        return jax.process_count() == 1 and isinstance(self.folder, Path)
+
+    def _path(self, step: int) -> retention.Folder:
         return self.folder / str(step)
 
     def _whole(self, step: int, state: Any, note: Note, after: Wait) -> None:
@@ -233,7 +248,7 @@ class Checkpoints:
         """In the background: waits for the commit, reads it back, deletes what is superseded."""
         try:
             self._saver.wait_until_finished()
-            if jax.process_count() == 1:
+            if self._reads_back:
                 problem = self._arrays.problem(self._path(step))
                 if problem:
                     raise OSError(f"read back after saving: {problem}")
@@ -267,7 +282,7 @@ class Checkpoints:
             same = step in self.steps() and verify.meta(self._path(step)) == meta
         except Exception:  # noqa: BLE001 (damaged: to be replaced)
             same = False
-        if same and step not in self._verified and jax.process_count() == 1:
+        if same and step not in self._verified and self._reads_back:
             same = self._arrays.problem(self._path(step)) is None
         return _all(same)
 
@@ -298,9 +313,11 @@ class Checkpoints:
         wrong = verify.differing(meta["leaves"], digest.of_tree(state))
         return ((state, meta["note"]), None) if wrong is None else (None, wrong)
 
-    def _save_error(self, step: int, error: Exception) -> SaveError:
-        if isinstance(error, SaveError):
+    def _save_error(self, step: int, error: Exception) -> SaveError | Preempted:
+        if isinstance(error, SaveError | Preempted):
             return error
+        if not isinstance(self.folder, Path) and outages.passes(error):
+            return Preempted(f"{self.folder}: step {step} not saved ({outages.words(error)})")
         short = out_of_memory(error) and not full(error)
         why = f"out of memory: {verify.words(error)}" if short else verify.words(error)
         return SaveError(f"{self.folder}: checkpoint of step {step} not saved ({why})")
@@ -318,7 +335,7 @@ def _on_one_device(state: Any) -> bool:
     return all(len(x.devices()) == 1 for x in arrays)
 
 
-def _tried(read: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
+def _tried(read: Callable[[], Any], path: retention.Folder) -> tuple[Any, str | None]:
     """(what `read` returns, None), or (None, why it failed); all processes agree.
 
     One process alone reads again what it could not: a disk that stumbles once damages nothing.
@@ -329,6 +346,7 @@ def _tried(read: Callable[[], Any], path: Path) -> tuple[Any, str | None]:
     except (PermissionError, verify.NewerError) as error:  # says nothing about what is stored
         raise CheckpointError(f"{path}: {verify.words(error)}") from error
     except Exception as error:  # (a damaged file can raise anything)
+        verify.require_answer(path, error)
         if verify.short(error):
             raise CheckpointError(
                 f"{path}: not read for want of memory or open files, and not damaged as far as is"

@@ -11,7 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from m4 import seal
-from m4.errors import HANDLES, CheckpointError, out_of_memory
+from m4.errors import HANDLES, CheckpointError, Preempted, out_of_memory
+from m4.remote import outages
 from m4.train import digest, retention
 
 
@@ -25,11 +26,11 @@ class Arrays:
     def __init__(self):
         self._layout: tuple[frozenset[str], Any] = (frozenset(), None)  # of the last step read
 
-    def problem(self, path: Path) -> str | None:
+    def problem(self, path: retention.Folder) -> str | None:
         """What is wrong with a step, read into host memory."""
         return self.read(path)[2]
 
-    def read(self, path: Path) -> tuple[Any, Any, str | None]:
+    def read(self, path: retention.Folder) -> tuple[Any, Any, str | None]:
         """(arrays in host memory, note, None) of a step, or (None, None, what is wrong)."""
         try:
             found = meta(path)
@@ -45,14 +46,16 @@ class Arrays:
             wrong = differing(leaves, digest.of_tree(state))
         except NewerError as error:
             wrong = str(error)
-        except Exception as error:  # noqa: BLE001 (a damaged file can raise anything)
+        except Exception as error:  # (a damaged file can raise anything)
+            require_answer(path, error)
             wrong = f"cannot be read ({words(error)})"
         return (state, found["note"], None) if wrong is None else (None, None, wrong)
 
 
-def meta(path: Path) -> dict[str, Any]:
+def meta(path: retention.Folder) -> dict[str, Any]:
     """The sealed note of a step. Raises ValueError if the seal is broken."""
-    found = seal.load(path / "meta" / "metadata")
+    place = path / "meta" / "metadata"
+    found = seal.load(place) if isinstance(place, Path) else seal.parsed(place.read_text())
     if not isinstance(found, dict) or not {"note", "leaves", seal.KEY} <= {*found}:
         raise ValueError("the note has no digests")
     if not seal.intact(found):
@@ -60,6 +63,13 @@ def meta(path: Path) -> dict[str, Any]:
     if more := {*found} - {"note", "leaves", seal.KEY}:
         raise NewerError(f"written by a newer version of m4, which knows {min(more)!r}")
     return found
+
+
+def require_answer(path: retention.Folder, error: Exception) -> None:
+    """Raises what to tell if an error of a read says that a bucket did not answer, or refused."""
+    if not isinstance(path, Path) and (outages.passes(error) or outages.refuses(error)):
+        kind = Preempted if outages.passes(error) else CheckpointError
+        raise kind(f"{path}: cannot be reached ({outages.words(error)})") from error
 
 
 def newest_note(folder: Path) -> dict[str, Any]:

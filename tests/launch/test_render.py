@@ -244,6 +244,16 @@ def test_what_cannot_work_is_told(own, told):
     assert done.returncode == 2 and told in done.stderr and done.stdout == ""
 
 
+def test_a_work_directory_in_a_bucket_needs_no_volume_and_slurm_refuses_it():
+    args = ("--config=c.py", "--workdir=gs://my-bucket/runs/a")
+    assert "gs://my-bucket/runs/a" in rendered("jobset", args=args).stdout
+    assert "gs://my-bucket/runs/a" in rendered("tpu", "--topology=v5e:4x4", args=args).stdout
+    apart = ("--config=c.py", "--workdir", "gs://my-bucket/runs/a")
+    assert "gs://my-bucket/runs/a" in rendered("jobset", args=apart).stdout
+    done = rendered("slurm", args=args)
+    assert done.returncode == 2 and "a folder that all nodes share" in done.stderr
+
+
 def test_the_number_of_a_task_is_for_arrays():
     done = rendered("slurm", args=("--out=x", "--shard={task}/{tasks}"))
     assert done.returncode == 2 and "{task} in the arguments: is for --array=N" in done.stderr

@@ -1,0 +1,30 @@
+"""A bucket of one's own for each file of tests, and the folders that stand for places in it."""
+
+import os
+
+import pytest
+
+from tests import bucket_server
+
+pytest.importorskip("gcsfs")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """Of a stand-in for the store, which this process and its children use."""
+    folder = tmp_path_factory.mktemp("store")
+    with bucket_server.served(folder) as found:
+        own = bucket_server.environment(found) | {"M4_MIRRORS": str(folder / "mirrors")}
+        before = {name: os.environ.get(name) for name in own}
+        os.environ.update(own)
+        yield found
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture
+def url(address, request):
+    """A place in the bucket that nothing has used."""
+    return (
+        f"gs://{bucket_server.BUCKET}/{request.node.name.partition('[')[0]}/{os.urandom(4).hex()}"
+    )
