@@ -31,6 +31,7 @@ SCENARIOS = (
     Scenario("many processes, one work directory", "locking:contended"),
     Scenario("SIGTERM to two processes", "gangs:gang_terms"),
     Scenario("a file system without locks and atomic renames", "network:everything", False),
+    Scenario("a work directory in a bucket", "bucket:kills"),
     Scenario("bit flips in checkpoints", "flips:bits"),
     Scenario("flipped bits in a built data set", "data_flips:bits"),
     Scenario("disk full", "disk:full"),
