@@ -59,7 +59,7 @@ WORKDIR = re.compile(r"--(?:workdir|out|output_dir|outdir|logdir)(?:=(.*))?", re
 def workdir(args: Sequence[str]) -> str:
     """Where a run writes, as `--workdir=DIR` or `--workdir DIR`; '' if it is not said."""
     found = ""
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in zip(args, [*args[1:], ""], strict=False):
         if match := WORKDIR.fullmatch(arg):
             found = following if match[1] is None else match[1]
     return found

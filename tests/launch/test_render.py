@@ -254,6 +254,14 @@ def test_a_work_directory_in_a_bucket_needs_no_volume_and_slurm_refuses_it():
     assert done.returncode == 2 and "a folder that all nodes share" in done.stderr
 
 
+def test_help_needs_no_arguments_of_a_run():
+    for file in ("render.py", "local.py"):
+        command = [sys.executable, str(LAUNCH / file), "--help"]
+        assert (
+            "ARGUMENTS OF m4.main" in subprocess.run(command, capture_output=True, text=True).stdout
+        )
+
+
 def test_the_number_of_a_task_is_for_arrays():
     done = rendered("slurm", args=("--out=x", "--shard={task}/{tasks}"))
     assert done.returncode == 2 and "{task} in the arguments: is for --array=N" in done.stderr
