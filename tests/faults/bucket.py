@@ -15,8 +15,9 @@ from tests import bucket_server
 from tests.faults import config, runs
 from tests.faults.harness import Bench, Outcome
 
-BLOWS = 4  # at one run
-ARGS = [f"--config={config.__file__}:m3h", "--config.train.save_every=6"]
+BLOWS = 4  # at one run, and once more it is left alone
+LONGEST = 6.0  # seconds from the first step to a blow
+ARGS = [f"--config={config.__file__}:m3h", "--config.train.steps=96", "--config.train.save_every=6"]
 STUMBLES = "begins={}&times=2&code=503"  # of the next changes
 
 
@@ -26,34 +27,37 @@ def kills(bench: Bench) -> Outcome:
         return Outcome(0, 0, 0, "needs gcsfs")
     tried, rng = bench.number(2, 20), random.Random(bench.seed)
     right = runs.reference(bench, "m3h", *ARGS[1:])
-    problems: list[str] = []
-    survived = resumed = 0
+    struck = survived = resumed = 0
     with _store(bench) as (address, environment):
-        for first in range(0, tried, BLOWS):
-            url = f"gs://{bucket_server.BUCKET}/run{first}"
-            struck = min(BLOWS, tried - first)
-            before = len(problems)
-            for blow in range(struck + 1):
-                log = bench.work / f"run{first}-{blow}.log"
+        for number in range(10 * tried):
+            url = f"gs://{bucket_server.BUCKET}/run{number}"
+            blows, wrong, through = 0, [], False
+            for turn in range(3 * BLOWS):
                 there = max(_steps(url), default=-1)
+                log = bench.work / f"run{number}-{turn}.log"
                 run = runs.Run([*ARGS, f"--workdir={url}"], log, environment)
-                if blow < struck:
+                if blows < BLOWS and struck < tried:
                     _strike(run, url, rng, address)
                 code = run.wait()
-                if code not in (0, -signal.SIGKILL):
-                    problems.append(f"ended in {code}: {run.text()[-500:]}")
-                if there >= 0 and "compiled in" in run.text():
+                if there >= 0 and "step " in run.text():
                     resumed += 1
                     if f"resuming from step {there}\n" not in run.text():
-                        problems.append(f"not resumed from {there}")
+                        wrong.append(f"not resumed from {there}")
+                if code == -signal.SIGKILL:
+                    blows, struck = blows + 1, struck + 1
+                    continue
+                through = code == 0
+                break
             folder = places.folder(url)
             mirror.pull(folder)
-            if not runs.same(folder, right):
-                problems.append("numbers differ")
-            survived += struck if len(problems) == before else 0
-    print(*problems, sep="\n  ")
+            if not through or not runs.same(folder, right):
+                wrong.append(f"ended in {code}, with other numbers or none: {run.text()[-300:]}")
+            print(*wrong, sep="\n", end="\n" * bool(wrong))
+            survived += 0 if wrong else blows
+            if struck >= tried:
+                break
     note = f"SIGKILL, {resumed} times resumed, the store failing twice after each start"
-    return Outcome(tried, survived, tried - survived, note)
+    return Outcome(struck, survived, struck - survived, note)
 
 
 @contextmanager
@@ -72,19 +76,15 @@ def _store(bench: Bench) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _strike(run: runs.Run, url: str, rng: random.Random, address: str) -> None:
-    """Kills a run some time after its first save, whose store stumbles."""
+    """Kills a run some time after its first step, whose store stumbles."""
     query = STUMBLES.format(url.removeprefix(f"gs://{bucket_server.BUCKET}/"))
-    while run.alive() and "compiled in" not in run.text():
-        time.sleep(0.05)
+    while run.alive() and "step " not in run.text():
+        time.sleep(0.02)
     urllib.request.urlopen(f"{address}/break?{query}", data=b"").read()  # noqa: S310
-    end = time.monotonic() + rng.uniform(0, 12)
-    while run.alive() and (time.monotonic() < end or not _begun(run)):
+    end = time.monotonic() + rng.uniform(0, LONGEST)
+    while run.alive() and time.monotonic() < end:
         time.sleep(0.01)
     run.send(signal.SIGKILL)
-
-
-def _begun(run: runs.Run) -> bool:
-    return "step 6/" in run.text() or "resuming" in run.text()
 
 
 def _steps(url: str) -> list[int]:
