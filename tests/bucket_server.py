@@ -284,6 +284,31 @@ def served(folder: Path) -> Iterator[str]:
             process.kill()
 
 
+@contextlib.contextmanager
+def used(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(address of a stand-in, what sends to it): this process goes there, too, as its children."""
+    with served(folder) as address:
+        own = environment(address) | {"M4_MIRRORS": str(folder / "mirrors")}
+        before = {name: os.environ.get(name) for name in own}
+        os.environ.update(own)
+        try:
+            yield address, own
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def path_of(url: str) -> str:
+    """Where a place in the bucket is, as its objects' names begin."""
+    return url.removeprefix(f"gs://{BUCKET}/")
+
+
+def breaks(address: str, begins: str, times: int, code: int) -> None:
+    """Lets the next changes of objects fail whose names begin so."""
+    query = urllib.parse.urlencode({"begins": begins, "times": times, "code": code})
+    urllib.request.urlopen(f"{address}/break?{query}", data=b"").read()  # noqa: S310
+
+
 def process_of(folder: Path) -> int:
     """Of the stand-in that `served` has started in a folder."""
     return int((folder / "pid").read_text())

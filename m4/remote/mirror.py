@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +58,7 @@ class Mirror:
 
     def __init__(self, folder: Path, url: str):
         self.url, self._folder = url, folder
-        self._root = url.removeprefix("gs://")
+        self._root = url.removeprefix(places.SCHEME)
         self._store = file_system(url)
 
     def begin(self) -> None:
@@ -188,16 +187,13 @@ class Mirror:
     def _fetch(self, name: str, about: Any) -> None:
         target = self._folder / name
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{secrets.token_hex(6)}.partial")
         try:
-            self._store.get_file(f"{self._root}/{name}", str(partial))
-            if partial.stat().st_size != about["size"]:
-                raise _Changed
-            os.replace(partial, target)
+            with atomic.replaced(target) as partial:
+                self._store.get_file(f"{self._root}/{name}", str(partial))
+                if partial.stat().st_size != about["size"]:
+                    raise _Changed
         except FileNotFoundError as error:
             raise _Changed from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _forget(self, name: str) -> None:
         """Removes a file, of a state the whole folder."""

@@ -22,9 +22,9 @@ import tensorstore
 
 from m4 import owners
 from m4.errors import ConfigError, Preempted
-from m4.remote import outages
+from m4.remote import outages, places
 from m4.train import early
-from m4.train.workdir import InUse
+from m4.train.workdir import InUse, parse
 
 BEAT = 20.0  # seconds between signs of life
 STALE = 180.0  # seconds without one after which a lock is a dead run's
@@ -32,7 +32,7 @@ PATIENCE = 10.0  # seconds for an answer
 SILENT = 120.0  # after which a run that does not reach its lock ends: with one beat, before STALE
 POLL = 5.0  # seconds between looks at another's
 MOMENT = 1.0  # second for saying that the run has ended
-KEY = "lock"
+KEY, LONGEST = "lock", 4096  # bytes of it that are read
 RETRIES = {"gcs_request_retries": {"max_retries": 2, "initial_delay": "200ms", "max_delay": "1s"}}
 TRIES = 100
 
@@ -67,7 +67,7 @@ class _Lock:
     """The object and what this run knows of it."""
 
     def __init__(self, url: str):
-        bucket, _, path = url.removeprefix("gs://").partition("/")
+        bucket, _, path = url.removeprefix(places.SCHEME).partition("/")
         where: Any = {"driver": "gcs", "bucket": bucket, "path": f"{path}/"}
         self._url = url
         self._context = tensorstore.Context(RETRIES)
@@ -81,7 +81,7 @@ class _Lock:
         seen, end = None, 0.0
         for _ in range(TRIES):
             found = self._read()
-            other = _parse(found.value) if found.state == "value" else None
+            other = parse(found.value[:LONGEST]) if found.state == "value" else None
             lives = other is not None and owners.lives(other)
             stale = found.stamp.generation == seen and time.monotonic() > end
             if lives is False or stale:
@@ -125,7 +125,10 @@ class _Lock:
         """Takes the lock away, if it is this process's."""
         with contextlib.suppress(Exception):
             found = self._store.read(KEY).result(PATIENCE)
-            if found.state == "value" and owners.own().items() <= _parse(found.value).items():
+            if (
+                found.state == "value"
+                and owners.own().items() <= parse(found.value[:LONGEST]).items()
+            ):
                 self._store.write(KEY, None, if_equal=found.stamp.generation).result(PATIENCE)
 
     def _read(self) -> Any:
@@ -155,7 +158,10 @@ class _Lock:
     def _mine(self) -> bool:
         """Whether what is there is of this run: a write whose answer was lost is repeated."""
         found = self._read()
-        if found.state != "value" or _parse(found.value).get("token") != self._owner["token"]:
+        if (
+            found.state != "value"
+            or parse(found.value[:LONGEST]).get("token") != self._owner["token"]
+        ):
             return False
         self._generation = found.stamp.generation
         return True
@@ -165,12 +171,3 @@ class _Lock:
         if other and "pid" in other:
             who = f"process {other['pid']} on {other.get('host', '?')}"
         return InUse(f"--workdir={self._url}: in use by {who}; choose another --workdir")
-
-
-def _parse(content: bytes) -> dict[str, Any]:
-    """What a lock says; nothing if it is damaged."""
-    try:
-        found = json.loads(content[:4096])
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

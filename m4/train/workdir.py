@@ -158,7 +158,7 @@ def _acquire(folder: Path, owner: dict[str, Any], dead: Sign | None = None) -> i
         mine = False
         try:
             held, seen = flock.take(file), _sign(file)
-            before = _parse(seen[0])
+            before = parse(seen[0])
             own = before.get("token") == owner["token"]
             here = owners.same_kernel(before)
             if held is False and own:  # another looks whose it is
@@ -262,7 +262,7 @@ def _claimed(claim: Path, now: int) -> bool:
         content, then = _sign_at(claim)
     except FileNotFoundError:  # has just done so
         return True
-    lives = owners.lives(_parse(content))
+    lives = owners.lives(parse(content))
     return abs(now - then) < STALE * 1e9 if lives is None else lives
 
 
@@ -456,10 +456,10 @@ def _sign_of_life(folder: Path) -> Sign | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return _parse(_sign_at(path)[0])
+    return parse(_sign_at(path)[0])
 
 
-def _parse(content: bytes) -> dict[str, Any]:
+def parse(content: bytes) -> dict[str, Any]:
     """What a lock says; nothing if it is damaged."""
     try:
         owner = json.loads(content)

@@ -1,13 +1,9 @@
 """A work directory in a bucket: SIGKILL at random moments, and a store that stumbles meanwhile."""
 
 import importlib.util
-import os
 import random
 import signal
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from m4.remote import mirror, places, states
 from m4.train import retention
@@ -18,7 +14,7 @@ from tests.faults.harness import Bench, Outcome
 BLOWS = 4  # at one run, and once more it is left alone
 LONGEST = 6.0  # seconds from the first step to a blow
 ARGS = [f"--config={config.__file__}:m3h", "--config.train.steps=96", "--config.train.save_every=6"]
-STUMBLES = "begins={}&times=2&code=503"  # of the next changes
+STUMBLES = 2  # of the next changes that fail
 
 
 def kills(bench: Bench) -> Outcome:
@@ -28,7 +24,8 @@ def kills(bench: Bench) -> Outcome:
     tried, rng = bench.number(2, 20), random.Random(bench.seed)
     right = runs.reference(bench, "m3h", *ARGS[1:])
     struck = survived = resumed = 0
-    with _store(bench) as (address, environment):
+    with bucket_server.used(bench.work) as (address, own):
+        environment = runs.environment(bench, 1) | own
         for number in range(10 * tried):
             url = f"gs://{bucket_server.BUCKET}/run{number}"
             blows, wrong, through = 0, [], False
@@ -60,27 +57,11 @@ def kills(bench: Bench) -> Outcome:
     return Outcome(struck, survived, struck - survived, note)
 
 
-@contextmanager
-def _store(bench: Bench) -> Iterator[tuple[str, dict[str, str]]]:
-    """(address of a stand-in, environment of runs); this process uses it, too."""
-    with bucket_server.served(bench.work) as address:
-        own = bucket_server.environment(address)
-        own |= {places.HOME: str(bench.work / "mirrors")}
-        before = {name: os.environ.get(name) for name in own}
-        os.environ.update(own)
-        try:
-            yield address, runs.environment(bench, 1) | own
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
 def _strike(run: runs.Run, url: str, rng: random.Random, address: str) -> None:
     """Kills a run some time after its first step, whose store stumbles."""
-    query = STUMBLES.format(url.removeprefix(f"gs://{bucket_server.BUCKET}/"))
     while run.alive() and "step " not in run.text():
         time.sleep(0.02)
-    urllib.request.urlopen(f"{address}/break?{query}", data=b"").read()  # noqa: S310
+    bucket_server.breaks(address, bucket_server.path_of(url), times=STUMBLES, code=503)
     end = time.monotonic() + rng.uniform(0, LONGEST)
     while run.alive() and time.monotonic() < end:
         time.sleep(0.01)

@@ -12,14 +12,8 @@ pytest.importorskip("gcsfs")
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """Of a stand-in for the store, which this process and its children use."""
-    folder = tmp_path_factory.mktemp("store")
-    with bucket_server.served(folder) as found:
-        own = bucket_server.environment(found) | {"M4_MIRRORS": str(folder / "mirrors")}
-        before = {name: os.environ.get(name) for name in own}
-        os.environ.update(own)
+    with bucket_server.used(tmp_path_factory.mktemp("store")) as (found, _):
         yield found
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @pytest.fixture

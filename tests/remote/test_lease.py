@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 
 import pytest
 
@@ -190,8 +189,6 @@ def test_a_bucket_that_does_not_answer_is_one_line(monkeypatch, url):
 
 
 def test_a_bucket_that_may_only_be_read_is_one_line(url, address):
-    start = url.removeprefix(f"gs://{bucket_server.BUCKET}/")
-    query = f"begins={start}&times=100&code=403"
-    urllib.request.urlopen(f"{address}/break?{query}", data=b"").read()  # noqa: S310
+    bucket_server.breaks(address, bucket_server.path_of(url), 100, 403)
     with pytest.raises(ConfigError, match="no access"), lease.held(url):
         raise AssertionError

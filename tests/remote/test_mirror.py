@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-import urllib.request
 
 import pytest
 
@@ -30,7 +29,7 @@ def write(folder, name, text):
 
 
 def names(address, url):
-    start = url.removeprefix(f"gs://{bucket_server.BUCKET}/") + "/"
+    start = bucket_server.path_of(url) + "/"
     return [n.removeprefix(start) for n in bucket_server.names(address) if n.startswith(start)]
 
 
@@ -115,12 +114,10 @@ def test_links_in_the_folder_are_not_followed(url, here, address, tmp_path):
 def test_a_store_that_breaks_is_told_and_the_next_push_brings_it_all(url, here, address):
     write(here, "results/test.json", "[1]")
     write(here, "run.json", "{}")
-    start = url.removeprefix(f"gs://{bucket_server.BUCKET}/")
-    query = f"begins={start}/run.json&times=100&code=403"
-    urllib.request.urlopen(f"{address}/break?{query}", data=b"").read()  # noqa: S310
+    bucket_server.breaks(address, f"{bucket_server.path_of(url)}/run.json", 100, 403)
     with pytest.raises(SaveError, match="not brought to the bucket"):
         mirror.push(here)
-    urllib.request.urlopen(f"{address}/break?begins=x&times=0&code=500", data=b"").read()  # noqa: S310
+    bucket_server.breaks(address, "x", 0, 500)
     mirror.push(here)
     assert names(address, url) == ["results/test.json", "run.json"]
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -110,7 +109,7 @@ def test_a_run_in_a_bucket_has_the_bits_of_a_local_one(url, right, capsys):
     assert f"workdir  {url}" in capsys.readouterr().out
     found = brought(url)
     assert runs.same(found, right)
-    start = url.removeprefix(f"gs://{bucket_server.BUCKET}/")
+    start = bucket_server.path_of(url)
     names = [n for n in bucket_server.names(os.environ["STORAGE_EMULATOR_HOST"]) if start in n]
     assert not [n for n in names if n.endswith("/lock") or "/." in n]
     for mode in ("eval", "predict", "report", "check"):
@@ -125,7 +124,7 @@ def test_sigterm_saves_in_the_bucket_and_gives_the_lock_up(url, right):
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 75
     steps = complete(url)
-    start = url.removeprefix(f"gs://{bucket_server.BUCKET}/")
+    start = bucket_server.path_of(url)
     assert f"{start}/lock" not in bucket_server.names(os.environ["STORAGE_EMULATOR_HOST"])
     assert steps
     assert command.main([*ARGS, f"--workdir={url}"]) == 0
@@ -151,11 +150,10 @@ def test_a_damaged_object_costs_a_step_and_is_said(url, right):
 
 def test_a_store_that_takes_nothing_more_ends_the_run_and_the_next_one_goes_on(url, right, capfd):
     address = os.environ["STORAGE_EMULATOR_HOST"]
-    start = url.removeprefix(f"gs://{bucket_server.BUCKET}/")
+    start = bucket_server.path_of(url)
 
     def breaks(times):
-        query = f"begins={start}/checkpoints/last/18&times={times}&code=403"
-        urllib.request.urlopen(f"{address}/break?{query}", data=b"").read()  # noqa: S310
+        bucket_server.breaks(address, f"{start}/checkpoints/last/18", times, 403)
 
     breaks(10_000)
     assert command.main([*ARGS, f"--workdir={url}"]) == 6
