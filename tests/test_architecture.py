@@ -30,7 +30,7 @@ ALLOWED = {
     "streams": set(),
     "cli": {"errors", "streams", "train"},
     "local": {"errors"},
-    "remote": {"errors", "local", "atomic", "flock"},
+    "remote": {"errors", "local", "atomic", "flock", "seal"},
     "placement": {"errors"},
     "virtual": set(),
     "types": {"specs"},

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from m4 import atomic, flock, local
+from m4 import atomic, flock, local, seal
 from m4.errors import ConfigError, Preempted, SaveError
 from m4.remote import outages, places
 
@@ -205,7 +205,7 @@ class Mirror:
 
     def _known(self) -> dict[str, list[Any]]:
         try:
-            found = json.loads((self._folder / SYNCED).read_text())
+            found = seal.load(self._folder / SYNCED)
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}

@@ -65,7 +65,7 @@ def test_commands_of_the_page_are_right():
         modes.add(flags.mode)
         if flags.mode == "scale":
             assert scale.parse(flags.options).topology == "v5p"
-    assert modes == {"train", "plan", "scale"}
+    assert modes == {"train", "eval", "plan", "scale"}
     for name in re.findall(r"`([a-z]\d\w+:[\dx+]+|cpu:\d+)`", PAGE):
         assert topology.parse(name).count > 0
 
