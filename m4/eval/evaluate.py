@@ -225,10 +225,11 @@ def _layer(stats: Mapping[str, np.ndarray], rows: np.ndarray, place_n) -> dict[s
 
 def _merge(parts, spec: DataSpec, subsets_SM: np.ndarray, patients: np.ndarray) -> Predictions:
     uid_N = np.concatenate([part["uid"] for part in parts])
-    if len(np.unique(uid_N)) != len(uid_N):
-        raise ValueError(f"{len(uid_N) - len(np.unique(uid_N))} rows come more than once")
-    tasks = [name for name in spec.task_names if name in parts[0]["prediction"]]
     order_N = np.argsort(uid_N)
+    uid_N = uid_N[order_N]
+    if doubled := int((uid_N[1:] == uid_N[:-1]).sum()):
+        raise ValueError(f"{doubled} rows come more than once")
+    tasks = [name for name in spec.task_names if name in parts[0]["prediction"]]
 
     def joined(arrays, axis):
         return np.concatenate(arrays, axis=axis).take(order_N, axis=axis)
@@ -238,8 +239,8 @@ def _merge(parts, spec: DataSpec, subsets_SM: np.ndarray, patients: np.ndarray) 
 
     return Predictions(
         subsets=subsets_SM,
-        uid=uid_N[order_N],
-        patient=patients[uid_N[order_N]],
+        uid=uid_N,
+        patient=patients[uid_N],
         present=joined([part["present"] for part in parts], 0),
         prediction=each("prediction", 1),
         label=each("label", 0),

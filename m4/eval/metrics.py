@@ -506,8 +506,10 @@ def _ranks(x_N: np.ndarray, w_NB: np.ndarray) -> np.ndarray:
     """Centre of each row's tie group on the weight axis, [N, B] (average rank minus 1/2)."""
     order = np.argsort(x_N, kind="stable")
     ordered, below = x_N[order], _cumulative(w_NB, order)
-    first, last = (np.searchsorted(ordered, x_N, side=side) for side in ("left", "right"))
-    return np.add(below[first], below[last], dtype=np.float32) / 2
+    first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))  # of each tie group
+    size, group_N = np.diff(first, append=len(x_N)), np.empty(len(x_N), int)
+    group_N[order] = np.repeat(np.arange(len(first)), size)
+    return (np.add(below[first], below[first + size], dtype=np.float32) / 2)[group_N]
 
 
 def _macro(x_CB: np.ndarray) -> np.ndarray:

@@ -60,11 +60,11 @@ class Scorer:
         """Patients with at least one cell in the mask."""
         return len(np.unique(self.predictions.patient[mask_NL.any(axis=1)]))
 
-    def point(self, subset: int) -> dict[str, Value]:
-        """Metric values of a subset, without intervals."""
+    def point(self, subset: int, names: Collection[str] | None = None) -> dict[str, Value]:
+        """Metric values of a subset, or those of `names`, without intervals."""
         prediction = self.predictions.prediction[self.task.name][subset]
         args = (self.task, self.label, self.mask(subset), prediction)
-        return metrics.score(*args, threshold=self.threshold)
+        return metrics.score(*args, threshold=self.threshold, names=names)
 
     def subset(
         self, subset: int, mask_NL: np.ndarray, names: Collection[str] | None = None

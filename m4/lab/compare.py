@@ -230,6 +230,6 @@ def _predicted(folder: Path, metric: str) -> tuple[Kept, float, TaskSpec]:
                 np.ones((1, len(setup.spec.modalities)), bool),
             )
     task = known[name]
-    value = Scorer(found, setup.spec, task).point(0)[short].value
+    value = Scorer(found, setup.spec, task).point(0, (short,))[short].value
     arrays = found.prediction[name][0], found.label[name], found.scored(setup.spec, task, 0)
     return Kept(found.uid, found.patient, *arrays), value, task

@@ -27,7 +27,7 @@ from m4.config.plain import nested
 from m4.data import data_sets
 from m4.data.cohort import sha256
 from m4.errors import ConfigError, DivergedError, all_printable
-from m4.eval import metrics, results, subsets
+from m4.eval import metrics, subsets
 from m4.eval.bootstrap import number
 from m4.eval.predictions import Predictions
 from m4.eval.scorer import Scorer
@@ -403,7 +403,7 @@ def _necessity(asked, arm, own: Compiled, data, params, test: Predictions):
     """What interventions at the gate do to the metric on the test split; None without a gate."""
     if own.intervened is None or not test.routing:
         return None
-    metric = study.metric_of(asked, arm)
+    task, _, metric = study.metric_of(asked, arm).rpartition("/")
     first, by_modality = next((name, layer.by_modality) for name, layer in test.routing.items())
     # Experts of two layers have nothing in common: those of the first are ablated there alone.
     layer = first if len(test.routing) > 1 else ""
@@ -413,7 +413,11 @@ def _necessity(asked, arm, own: Compiled, data, params, test: Predictions):
         leaves = interventions.leaves(shapes, flat, layer, change)
         full = jax.tree_util.tree_unflatten(jax.tree.structure(own.shapes), leaves)
         found = fitting.sweep(own.programs, data, data.test, full, predict=own.intervened)
-        return number(results.summary(found, data.spec)[metric])
+        return value(found)
+
+    def value(found: Predictions) -> float | None:
+        own = Scorer(found, data.spec, data.spec.task(task))
+        return number(own.point(0, (metric,))[metric].value)
 
     if by_modality is None:
         return None
@@ -421,8 +425,7 @@ def _necessity(asked, arm, own: Compiled, data, params, test: Predictions):
         # Layers in one loop, none of which can be told from the others.
         by_modality = np.zeros_like(by_modality)
     names = own.programs.setup.spec.modality_names
-    intact = number(results.summary(test, data.spec)[metric])
-    return special.necessity(score, intact, by_modality, names, arm.config["seed"])
+    return special.necessity(score, value(test), by_modality, names, arm.config["seed"])
 
 
 def _experts(data: fitting.Seeded, test: Predictions, seed: int) -> dict[str, Any]:
