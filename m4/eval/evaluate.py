@@ -51,12 +51,11 @@ def mask_modalities(batch: Batch, keep_XM: Array, spec: DataSpec) -> Batch:
 
 def sweep(
     predict: Predict,
-    batches: Iterable[Batch],
+    batches: Iterable[tuple[Batch, Batch]],
     spec: DataSpec,
     subsets_SM: np.ndarray,
     *,
     patients: np.ndarray,
-    place: Callable[[Batch], Batch] = jax.device_put,
 ) -> Predictions:
     """Run `predict` on every batch under every subset and gather the results on the host.
 
@@ -64,11 +63,11 @@ def sweep(
       predict: compiled `(batch, keep_M) -> (task -> f32[B, C], layer -> stats)`; predictions are
         probabilities or values in the target's unit (`m4.task_losses.predict`), the masking
         (`mask_modalities`) happens inside.
-      batches: host batches that hold each row once; rows with weight 0 are padding.
+      batches: each row once; rows with weight 0 are padding. What the host knows of a batch (all
+        but the values of its inputs is needed), and the batch where `predict` wants it.
       spec: the data set.
       subsets_SM: bool[S, M]; routing is kept for the row that keeps everything, else the first.
       patients: patient of row `uid`, [rows of the split].
-      place: puts a batch where `predict` wants it, once for all subsets.
 
     A row that is the same input under several subsets is predicted once (`m4.eval.coincide`), if
     `_Asking` finds that this changes no bit.
@@ -80,8 +79,8 @@ def sweep(
     subsets_SM = np.asarray(subsets_SM, bool)
     asking = _Asking(predict, spec, subsets_SM)
     parts, pending, place_N = [], None, np.random.default_rng(0).permutation(len(patients))
-    for batch in itertools.chain(batches, [None]):
-        queued = None if batch is None else (batch, *asking(batch, place(batch)))
+    for pair in itertools.chain(batches, [None]):
+        queued = None if pair is None else (pair[0], *asking(*pair))
         if pending is not None:
             parts.append(_fetch(*pending, spec, subsets_SM, place_N))
         pending = queued

@@ -9,7 +9,6 @@ Letters: S seeds (stacked), R rows, M modalities, E experts.
 
 import dataclasses
 import functools
-import itertools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -270,14 +269,12 @@ def sweep(
     pairs = split.batches(
         data.config.eval.batch_size, lambda batch: sharding.put_whole(batch, where), where
     )
-    hosts, placed = itertools.tee(pairs)  # a batch is placed as soon as it is taken
     return evaluate.sweep(
         functools.partial(predict.given(task_losses.scaling(data.spec)), params),
-        (host for host, _ in hosts),
+        pairs,
         data.spec,
         keep_SM,
         patients=split.patients,
-        place=lambda _: next(placed)[1],
     )
 
 

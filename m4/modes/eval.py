@@ -18,7 +18,6 @@ from m4 import seal, sharding
 from m4.config import Flags
 from m4.data import aggregate, at_first, set_aside
 from m4.data.batch import empty
-from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.errors import CheckpointError, ConfigError
 from m4.eval import (
@@ -37,7 +36,17 @@ from m4.eval.predictions import SCORED_KINDS, Predictions
 from m4.eval.report import words
 from m4.modes import report
 from m4.remote import states
-from m4.run import beside, hours, members, preflight, programs, pseudonyms, refitted, trained
+from m4.run import (
+    beside,
+    hours,
+    members,
+    placed,
+    preflight,
+    programs,
+    pseudonyms,
+    refitted,
+    trained,
+)
 from m4.run import meds_predictions as meds
 from m4.run.setup import Model, Setup, context, make_model, make_setup
 from m4.run.workspace import (
@@ -196,11 +205,10 @@ def _sweep(config, setup: Model, store: Store, predict, keep_SM) -> Predictions:
     """Predictions of one model."""
     found = evaluate.sweep(
         predict,
-        eval_batches(store, config.eval.batch_size, buckets=config.train.buckets),
+        placed.batches(store, config.eval.batch_size, setup.mesh, config.train.buckets),
         setup.spec,
         keep_SM,
         patients=store.columns(["patient"])["patient"],
-        place=lambda batch: sharding.put_whole(batch, sharding.rows(setup.mesh)),
     )
     groups = {name: column[found.uid] for name, column in store.groups().items()}
     return dataclasses.replace(found, groups=groups)

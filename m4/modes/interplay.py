@@ -21,6 +21,7 @@ Letters: B, N rows, M modalities, P tasks, D width.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -35,11 +36,11 @@ from rich.table import Table
 
 from m4 import seal, sharding
 from m4.config import Flags
-from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.errors import ConfigError
 from m4.eval import evaluate, interplay
 from m4.modes import tim
+from m4.run import placed
 from m4.run.setup import Setup, context, make_setup
 from m4.run.workspace import open_split, owned, prepare, use_cache
 
@@ -137,7 +138,7 @@ def analyse(config: Any, setup: Setup) -> dict[str, Any]:
 def _reader(config, setup: Setup):
     """`(params, split) -> Split`; compiles once."""
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(setup.mesh))
     def forward(params, batch):
         extra = setup.method.apply({"params": params}, batch, train=False).extra
         lacks = sorted({"features", "utilisation"} - extra.keys())
@@ -153,11 +154,12 @@ def _reader(config, setup: Setup):
     def read(params, split):
         store = open_split(setup.data, split, config.eval.batch_size)
         found = []
-        for batch in itertools.islice(
-            eval_batches(store, config.eval.batch_size), -(-MAX_ROWS // config.eval.batch_size)
+        for known, batch in itertools.islice(
+            placed.batches(store, config.eval.batch_size, setup.mesh),
+            -(-MAX_ROWS // config.eval.batch_size),
         ):
-            arrays = jax.device_get(forward(params, sharding.put_batch(batch, setup.mesh)))
-            found.append([array[np.asarray(batch.uid) >= 0] for array in arrays])
+            arrays = jax.device_get(forward(params, batch))
+            found.append([array[np.asarray(known.uid) >= 0] for array in arrays])
         features, used, present = (np.concatenate(part) for part in zip(*found, strict=True))
         patient = store.columns(["patient"])["patient"][: len(present)]
         return Split(features, used, present, _labels(store, setup.spec, len(present)), patient)

@@ -12,6 +12,7 @@ Letters: T tasks.
 """
 
 import dataclasses
+import functools
 import inspect
 import itertools
 import json
@@ -27,12 +28,11 @@ from rich.table import Table
 
 from m4 import seal, sharding, task_losses
 from m4.config import Flags
-from m4.data.loader import eval_batches
 from m4.data.store import Store
 from m4.errors import ConfigError, DataError, DivergedError
 from m4.eval import evaluate, results, tim
 from m4.nn import front
-from m4.run import preflight, selection
+from m4.run import placed, preflight, selection
 from m4.run.setup import Setup, context, make_optimiser, make_setup
 from m4.run.workspace import owned, prepare, use_cache
 from m4.train import step as steps
@@ -182,7 +182,7 @@ def _predictor(config, setup: Setup):
     store, spec = Store(setup.data, "test"), setup.spec
     patients = store.columns(["patient"])["patient"]
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(setup.mesh))
     def predict(params, batch, active_T):
         out = setup.method.apply({"params": params}, batch, train=False, active_T=active_T)
         scored = [task for task in spec.tasks if task.kind in METRICS]
@@ -191,11 +191,10 @@ def _predictor(config, setup: Setup):
     def score(params, active_T):
         found = evaluate.sweep(
             lambda batch, keep: (predict(params, batch, active_T), {}),
-            eval_batches(store, config.eval.batch_size),
+            placed.batches(store, config.eval.batch_size, setup.mesh),
             spec,
             np.ones((1, len(spec.modalities)), bool),
             patients=patients,
-            place=lambda batch: sharding.put_batch(batch, setup.mesh),
         )
         return results.summary(found, spec)
 

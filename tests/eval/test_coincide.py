@@ -72,7 +72,8 @@ class Predict:
 
 
 def swept(predict, subsets_SM=EVERY, batches=BATCHES):
-    return evaluate.sweep(predict, batches, SPEC, subsets_SM, patients=np.arange(24))
+    pairs = [(b, jax.device_put(b)) for b in batches]
+    return evaluate.sweep(predict, pairs, SPEC, subsets_SM, patients=np.arange(24))
 
 
 def test_all_127_subsets_in_one_sweep_are_the_loop_bit_for_bit():

@@ -64,6 +64,10 @@ def make_predict(traces=None):
     return predict
 
 
+def swept(predict, batches, *args, **named):
+    return sweep(predict, [(b, jax.device_put(b)) for b in batches], *args, **named)
+
+
 def test_masking_everything_kept_changes_no_bit():
     batch = make_batch(range(6))
     masked = mask_modalities(batch, np.array([True, True]), SPEC)
@@ -88,7 +92,7 @@ def test_sweep_equals_one_row_at_a_time_and_compiles_once():
     traces = []
     batches = [make_batch(range(0, 4)), make_batch(range(4, 8), weight=[1, 1, 1, 0])]
     patients = np.array([5, 5, 6, 7, 8, 9, 9, 10])
-    out = sweep(make_predict(traces), batches, SPEC, SUBSETS, patients=patients)
+    out = swept(make_predict(traces), batches, SPEC, SUBSETS, patients=patients)
     assert len(traces) == 1
     assert out.uid.tolist() == list(range(7)) and out.patient.tolist() == [5, 5, 6, 7, 8, 9, 9]
     for s, (keep_a, keep_b) in enumerate(SUBSETS):
@@ -106,14 +110,14 @@ def test_sweep_equals_one_row_at_a_time_and_compiles_once():
 
 
 def test_labels_keep_their_masks_and_needs():
-    out = sweep(make_predict(), [make_batch(range(6))], SPEC, SUBSETS, patients=np.arange(6))
+    out = swept(make_predict(), [make_batch(range(6))], SPEC, SUBSETS, patients=np.arange(6))
     assert out.label_mask["phe"].tolist() == [[True, False]] * 6
     assert out.label["los"].tolist() == [[0.0]] * 6 and not out.label_mask["los"].any()
     out.label_mask["los"][:] = True
     los = SPEC.task("los")
     assert out.scored(SPEC, los, 0)[:, 0].tolist() == [True, True, False] * 2  # b is there
     assert not out.scored(SPEC, los, 1).any()  # b is masked
-    other = sweep(
+    other = swept(
         make_predict(), [make_batch(range(6), task=1)], SPEC, SUBSETS, patients=np.arange(6)
     )
     assert other.label_mask["phe"].any() and not other.label_mask["ihm"].any()
@@ -122,7 +126,7 @@ def test_labels_keep_their_masks_and_needs():
 def test_memory_of_routing_is_bounded(monkeypatch):
     monkeypatch.setattr("m4.eval.evaluate.MAX_ROUTING_CELLS", 4 * 6)  # M x E = 4: six rows
     batches = [make_batch(range(i, i + 4)) for i in (0, 4, 8)]
-    out = sweep(make_predict(), batches, SPEC, SUBSETS, patients=np.arange(12))
+    out = swept(make_predict(), batches, SPEC, SUBSETS, patients=np.arange(12))
     layer = out.routing["layer_0"]
     assert len(layer.by_row) == 6 and layer.by_modality.sum() == sum(
         b.inputs[m].present.sum() for b in batches for m in "ab"
@@ -135,7 +139,7 @@ def test_non_finite_predictions_are_refused():
         return {**tasks, "ihm": tasks["ihm"].at[2].set(jnp.nan)}, layers
 
     with pytest.raises(DivergedError, match=r"task ihm: \d of \d+ predictions are not finite"):
-        sweep(predict, [make_batch(range(4))], SPEC, SUBSETS, patients=np.arange(4))
+        swept(predict, [make_batch(range(4))], SPEC, SUBSETS, patients=np.arange(4))
 
 
 @pytest.mark.parametrize(
@@ -148,14 +152,14 @@ def test_non_finite_predictions_are_refused():
 )
 def test_impossible_sweeps_are_refused(batches, message):
     with pytest.raises(ValueError, match=message):
-        sweep(make_predict(), batches, SPEC, SUBSETS, patients=np.arange(5))
+        swept(make_predict(), batches, SPEC, SUBSETS, patients=np.arange(5))
 
 
 def test_from_batches_to_results():
     batches = [make_batch(range(i, i + 20), seed=i) for i in (0, 20)]
     present = np.concatenate([np.asarray(b.present(SPEC)) for b in batches])
     subsets = choose(SPEC.modality_names, present, np.arange(40))
-    out = sweep(make_predict(), batches, SPEC, matrix(subsets), patients=np.arange(40))
+    out = swept(make_predict(), batches, SPEC, matrix(subsets), patients=np.arange(40))
     results = compose(out, SPEC, subsets, split="test", draws=50, thresholds=thresholds(out, SPEC))
     values = summary(out, SPEC)
     scores = {(s["task"], s["subset"]): s["metrics"] for s in results["scores"]}

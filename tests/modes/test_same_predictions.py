@@ -4,6 +4,7 @@ Nothing is trained: a work directory is given random parameters. Batches of 1, 3
 last filled up; rows in another order, with garbage where a row has nothing; two processes.
 """
 
+import ast
 import os
 import subprocess
 import sys
@@ -18,9 +19,8 @@ from m4 import config as configs
 from m4.config import code
 from m4.data.loader import eval_batches
 from m4.main import main
-from m4.modes import eval as eval_mode
 from m4.moe import options
-from m4.run import trained
+from m4.run import placed, trained
 from m4.run.setup import make_setup
 from m4.run.workspace import prepare
 from m4.train.checkpoint import Checkpoints
@@ -141,7 +141,7 @@ def no_batch_matters(work, monkeypatch, sizes=(1, 3, 7)):
     for size in sizes:
         same(predicted(work, f"--config.eval.batch_size={size}"), expected)
     with monkeypatch.context() as patch:
-        patch.setattr(eval_mode, "eval_batches", scrambled)
+        patch.setattr(placed, "eval_batches", scrambled)
         same(predicted(work, "--config.eval.batch_size=7"), expected)
 
 
@@ -175,19 +175,36 @@ def test_of_every_gate(folder, monkeypatch, gate):
     no_batch_matters(made(folder, given), monkeypatch, sizes=(3,))
 
 
-@pytest.mark.slow
-def test_of_two_processes(folder):
+READS = """
+import os, pathlib, sys
+from m4.data.store import Store
+rows, read = {"train": [], "val": [], "test": []}, Store.read
+def counted(self, uid, *rest):
+    rows[self.split] += map(int, uid)
+    return read(self, uid, *rest)
+Store.read = counted
+from m4.main import main
+code = main(sys.argv[1:])
+pathlib.Path(__file__).with_name("rows-" + os.environ["M4_PROCESS_ID"]).write_text(repr(rows["test"]))
+sys.exit(code)
+"""
+
+
+def test_of_two_processes_each_of_which_reads_half(folder):
     """By `launch/local.py`, with gloo between them."""
     given = flags(folder, "fusemoe", "--config.eval.batch_size=6", "--config.mesh.data=2")
     work = made(folder, given)
     expected = predicted(work)
     (work / "predictions/test.parquet").unlink()
-    command = [sys.executable, str(ROOT / "launch/local.py"), "--procs=2", "--devices=1", "--"]
-    command += ["--mode=predict", f"--workdir={work}"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "M4_DATA_DIR": str(folder / "data")}
+    (folder / "reads.py").write_text(READS)
+    command = [sys.executable, str(ROOT / "launch/local.py"), "--procs=2", "--devices=1"]
+    command += ["--module=reads", "--", "--mode=predict", f"--workdir={work}"]
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{folder}", "M4_DATA_DIR": str(folder / "data")}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     same(read(work), expected)
+    a, b = (ast.literal_eval((folder / f"rows-{p}").read_text()) for p in (0, 1))
+    assert sorted(a + b) == sorted(expected["row"].tolist()) and abs(len(a) - len(b)) <= 3
 
 
 def over_the_batch(logits_NE, valid_N, *, k):
