@@ -72,7 +72,7 @@ def addresses(kind: str, options: dict[str, Any]) -> tuple[str, str]:
     if kind in ("tpu", "xpk") or hosts.resource == "google.com/tpu":
         return "auto", ""
     return {
-        "slurm": (f'"$head:{PORT}"', "$SLURM_PROCID"),
+        "slurm": ('"$head:$((12000 + SLURM_JOB_ID % 20000))"', "$SLURM_PROCID"),
         "jobset": (
             f"{name}-workers-0-0.{name}:{PORT}",
             "metadata.annotations['batch.kubernetes.io/job-completion-index']",

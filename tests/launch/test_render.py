@@ -19,7 +19,8 @@ known = {{k: v for k, v in os.environ.items() if k.startswith(("M4_", "XLA_", "J
 with open({log!r}, "a") as file:
     file.write(json.dumps({{"name": name, "args": sys.argv[1:], "env": known}}) + chr(10))
 if name == "scontrol" and sys.argv[1] == "show":
-    print("node7", "node8", sep=chr(10))
+    hosts = ("node7", "node8")
+    print(*hosts if sys.argv[2] == "hostnames" else ["   NodeAddr=10.0.0.7 A=b"], sep=chr(10))
 elif name == "srun":
     os.environ["SLURM_PROCID"] = "1"
     os.execvp(sys.argv[2], sys.argv[2:])
@@ -47,7 +48,7 @@ elif name == "python":
 def cluster(tmp_path):
     """Runs a rendered script where srun, scontrol, gcloud and python only take notes."""
     log = tmp_path / "log"
-    for name in ("srun", "scontrol", "gcloud", "python"):
+    for name in ("srun", "scontrol", "getent", "gcloud", "python"):
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(STUB.format(python=sys.executable, log=str(log)))
@@ -95,7 +96,7 @@ def test_slurm_starts_what_local_starts(cluster, monkeypatch):
     assert done.returncode == 0, done.stderr
     (python,) = [c for c in calls if c["name"] == "python"]
     assert ["python", *python["args"]] == command
-    assert python["env"] == environment | {"M4_COORDINATOR": "node7:12355"}
+    assert python["env"] == environment | {"M4_COORDINATOR": "10.0.0.7:12005"}
 
 
 CODES = {75: True, 7: True, 134: True, 135: True, 139: True, 152: True, 5: False, 130: False}

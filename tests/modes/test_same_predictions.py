@@ -185,7 +185,8 @@ def counted(self, uid, *rest):
 Store.read = counted
 from m4.main import main
 code = main(sys.argv[1:])
-pathlib.Path(__file__).with_name("rows-" + os.environ["M4_PROCESS_ID"]).write_text(repr(rows["test"]))
+place = pathlib.Path(__file__).with_name("rows-" + os.environ["M4_PROCESS_ID"])
+place.write_text(repr(rows["test"]))
 sys.exit(code)
 """
 
