@@ -25,8 +25,7 @@ PLANTED = dict(
     eval=dict(batch_size=3000, baselines=False, subsets=False),
 )
 PLANTED["train"] |= dict(select="y0/rmse", choose="last", watchdog=0, compile="some")
-# Biases and noise come on top of a linear gate; of the quadratic one rank 1 is the nearest. With its
-# default, power 2, `polynomial` is `student_t`.
+# Biases and noise come on top of a linear gate; of the quadratic one rank 1 is the nearest.
 UNMATCHED = ("sigmoid", "euclidean_sigmoid", "noisy_linear", "quadratic_monomial", *MORE)
 # Flex-MoE costs a tenth of FuseMoE here. Its own loss tells gates where to send rows: left out.
 PHYSIONET2012 = dict(
@@ -73,6 +72,6 @@ def get_config(variant="laptop"):
     found["match"] = dict(what="router", unmatched=[name for name in UNMATCHED if name in gates])
     found["by_arm"] = dict(
         quadratic_monomial={"method.moe.rank": 1},
-        polynomial={"method.moe.gate_options.power": 4.0},
+        polynomial={"method.moe.gate_options.power": 4.0},  # by default, 2, it is student_t
     )
     return found
