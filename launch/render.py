@@ -59,7 +59,7 @@ def render(kind: str, spec: specs.Spec, **options: Any) -> str:
         environment=environment,
         command=[filled(word, kind, options["array"]) for word in spec.command()],
         line=for_bash(spec, kind, options["array"]),
-        workdir=specs.workdir(spec.args),
+        workdir=word_for_bash(specs.workdir(spec.args), kind, options["array"]),
         remote=shlex.quote(f"{remote} {spec.shell()}"),
         in_quotes=shlex.quote(spec.shell()),
         **options,
@@ -91,16 +91,18 @@ def filled(word: str, kind: str, array: int) -> str:
 
 def for_bash(spec: specs.Spec, kind: str, array: int) -> str:
     """The command for a script of bash, in which the cluster's variables are left to bash."""
-    words = []
-    for word in spec.command():
-        parts = re.split(NUMBERS, word) if array else [word]
-        texts = [
-            f'"{filled(p, kind, array)}"' if p == "{task}" else filled(shlex.quote(p), kind, array)
-            for p in parts
-            if p
-        ]
-        words.append("".join(texts) or "''")
-    return " ".join(words)
+    return " ".join(word_for_bash(word, kind, array) for word in spec.command())
+
+
+def word_for_bash(word: str, kind: str, array: int) -> str:
+    """One word of it."""
+    parts = re.split(NUMBERS, word) if array else [word]
+    texts = [
+        f'"{filled(p, kind, array)}"' if p == "{task}" else filled(shlex.quote(p), kind, array)
+        for p in parts
+        if p
+    ]
+    return "".join(texts) or "''"
 
 
 def volumes(texts: list[str]) -> list[dict[str, str]]:

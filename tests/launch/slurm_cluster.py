@@ -152,6 +152,7 @@ def started(folder: Path) -> Iterator[Slurm]:
             yield slurm
         finally:  # no process of a job may outlive the daemons
             slurm.call("scancel", "--user", user)
+            slurm.call("scancel", "--signal=KILL", "--user", user)
             _wait(folder, lambda: not slurm.call("squeue", "--noheader"), seconds=60)
 
 

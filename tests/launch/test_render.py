@@ -115,15 +115,26 @@ def test_slurm_gives_up_without_a_newer_checkpoint(cluster, tmp_path, monkeypatc
     args = ("--config=c.py", f"--workdir={tmp_path}/it's run")
     text = rendered("slurm", "--restarts=3", args=args).stdout
 
-    def requeues(**step):
-        done, calls = cluster(text, SLURM_JOB_ID="5", CODE="134", **step)
+    def requeues(restart=1, **step):
+        own = {"SLURM_JOB_ID": "5", "SLURM_RESTART_COUNT": str(restart)}
+        done, calls = cluster(text, CODE="134", **own, **step)
         return calls[-1]["args"] == ["requeue", "5"] or done.stderr
 
+    (tmp_path / "m4-5.tries").write_text("2")  # of another job of this number
     step = tmp_path / "it's run/checkpoints/last"
-    assert [requeues(), requeues()] == [True, True]
+    assert [requeues(0), requeues()] == [True, True]
     assert requeues(STEP=str(step / "8")) is True  # progress: the count begins again
-    assert [requeues(), "giving up (exit code 134)" in requeues()] == [True, True]
+    assert [requeues(), requeues()] == [True, True]
+    assert "giving up (exit code 134)" in requeues()
     assert requeues() is True  # submitted anew
+
+
+def test_slurm_starts_nothing_again_that_it_cannot_count(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m4-5.tries").mkdir()  # as in a folder that takes no more files
+    done, calls = cluster(render("slurm"), SLURM_JOB_ID="5", CODE="75")
+    assert done.returncode == 75 and calls[-1]["name"] == "python"
+    assert "starts cannot be counted in" in done.stderr
 
 
 def test_a_study_that_has_another_row_made_progress(cluster, tmp_path, monkeypatch):
@@ -132,12 +143,22 @@ def test_a_study_that_has_another_row_made_progress(cluster, tmp_path, monkeypat
     text = rendered("slurm", "--restarts=2", "--array=4", "--module=m4.lab", args=args).stdout
 
     def gives_up(**step):
-        own = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
+        own = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "1"}
         return "giving up" in cluster(text, CODE="143", **own, **step)[0].stderr
 
     assert not gives_up()
     assert not gives_up(STEP=str(tmp_path / "lab/rows/a-s0.json"))
-    assert [gives_up(), gives_up(), gives_up()] == [True, False, True]
+    assert [gives_up(), gives_up(), gives_up()] == [False, True, False]
+
+
+def test_progress_of_an_array_is_that_of_its_task(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ("--config=c.py", f"--workdir={tmp_path}/it's {{task}}")
+    text = rendered("slurm", "--restarts=1", "--array=4", args=args).stdout
+    own = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3", "CODE": "75"}
+    step = tmp_path / "it's 3/checkpoints/last/8"
+    assert cluster(text, STEP=str(step), **own)[1][-1]["args"] == ["requeue", "5_3"]
+    assert "giving up" in cluster(text, STEP=str(step), **own)[0].stderr
 
 
 def test_folds_points_and_finished_files_are_progress(cluster, tmp_path, monkeypatch):
@@ -147,14 +168,16 @@ def test_folds_points_and_finished_files_are_progress(cluster, tmp_path, monkeyp
     text = rendered("slurm", "--restarts=2", args=args).stdout
 
     def gives_up(**step):
-        return "giving up" in cluster(text, SLURM_JOB_ID="5", CODE="75", **step)[0].stderr
+        own = {"SLURM_JOB_ID": "5", "SLURM_RESTART_COUNT": "1", "CODE": "75"}
+        return "giving up" in cluster(text, **own, **step)[0].stderr
 
     assert not gives_up()
     brought = ["a_s0/fold_0/checkpoints/last/9"]
     brought += [f"fold_1/checkpoints/last/{step}" for step in (3, 10)]
     for place in [*brought, "fold_0/results/test.json"]:
         assert not gives_up(STEP=str(work / place)), place
-    assert gives_up(STEP=str(work / "fold_1/checkpoints/last/4"))
+    assert not gives_up(STEP=str(work / "fold_1/checkpoints/last/4"))  # once without progress
+    assert gives_up()
 
 
 def test_jobset_starts_what_local_starts(monkeypatch):

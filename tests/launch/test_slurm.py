@@ -77,6 +77,42 @@ def test_it_gives_up_when_starts_bring_nothing(slurm, tmp_path):
     assert "2 starts without progress, giving up" in job.log()
 
 
+FAKE = """
+import os, signal, sys, time
+code = sys.argv[1 + int(os.environ["M4_PROCESS_ID"])].removeprefix("--code=")
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+print("begins", flush=True)
+end = time.monotonic() + (60 if code == "waits" else 0.5)
+while time.monotonic() < end and not told:
+    time.sleep(0.02)
+if code == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(75 if code == "waits" else int(code))
+"""
+
+
+@pytest.mark.parametrize(
+    ("codes", "found"),
+    [
+        (("waits", 6), 6),
+        ((2, "waits"), 2),
+        ((1, "waits"), 1),
+        (("waits", "kill"), 137),
+        ((0, 0), 0),
+    ],
+)
+def test_the_code_that_tells_most_is_the_jobs(slurm, tmp_path, codes, found):
+    (tmp_path / "fake.py").write_text(FAKE)
+    own = ["--procs=2", "--restarts=1", "--module=fake", NEAR]
+    text = rendered(*own, "--", *(f"--code={code}" for code in codes))
+    job = slurm.submit(text.replace("export M4_", f"export PYTHONPATH={tmp_path}\nexport M4_", 1))
+    (facts,) = job.ended()
+    assert facts["ExitCode"] == f"{found}:0" and facts["Restarts"] == "0", job.log()
+    assert ("giving up" in job.log()) == (found == 137)
+    assert not [*slurm.folder.glob("*.codes")] + [*slurm.folder.glob("*.tries")]
+
+
 def test_an_array_makes_one_study(slurm, tmp_path):
     study = f"--config={ROOT}/configs/lab_gates.py:tiny", f"--out={tmp_path}/lab"
     own = "--module=m4.lab", "--array=2", "--", *study, "--shard={task}/{tasks}"
