@@ -62,7 +62,8 @@ def get_config(variant="laptop"):
         found |= dict(axes={GATE: GATES[:8], EXPERTS: (16,)}, seeds=range(5))
         found["nulls"] = tuple(n for n in NULLS if n != "dense_mean")
     if variant == "ladder":
-        found |= dict(axes={GATE: GATES + MORE, EXPERTS: tuple(8 * 2**n for n in range(12))})
+        gates = tuple(name for name in GATES + MORE if name != "cosine")  # whose ranks do not match
+        found |= dict(axes={GATE: gates, EXPERTS: tuple(8 * 2**n for n in range(12))})
         found |= dict(set={"data.options.rows": 400_000, "train.steps": 20_000}, budget="")
     if variant == "physionet2012":
         found |= PHYSIONET2012 | dict(nulls=NULLS[:5], budget="")

@@ -29,13 +29,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
+    """The inverse of `flatten`. Raises ConfigError for a section that is a value, too."""
     whole: dict[str, Any] = {}
     for path, value in values.items():
         *sections, name = path.split(".")
         place = whole
         for section in sections:
             place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{path}: {section} is a value, no section")
         place[name] = value
     return whole
 

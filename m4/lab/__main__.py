@@ -15,7 +15,7 @@ from m4 import local, virtual
 from m4.errors import ConfigError, DataError, place, printable
 from m4.lab import compare, judged, pages, runner, side_by_side, sizes, study, theory
 from m4.lab.documents import read_plan, rows
-from m4.run import workspace
+from m4.run import preflight, workspace
 
 USAGE = """usage: python -m m4.lab --config=FILE[:VARIANT] --out=DIR [--shard=I/N] [--plan]
        python -m m4.lab --out=DIR --report
@@ -83,10 +83,16 @@ def _study(found: argparse.Namespace, out: Path) -> int:
     asked.seconds()
     arms, left = study.arms(asked)
     arms = sizes.matched(asked, arms)
+    for arm in arms:
+        if arm.reference:  # what the base cannot do no arm can
+            preflight.require(arm.at(asked.seeds[0]), None, files=not found.plan)
     if found.plan:
         print(*sizes.table(arms), *(f"not run  {k}: {v}" for k, v in left.items()), sep="\n")
         return 0
-    runner.begin(out, asked, arms, left)
+    try:
+        runner.begin(out, asked, arms, left)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{out}: is not as the lab writes it ({place(error)})") from error
     workspace.use_cache(out)
     notes = [] if found.report else runner.run(asked, arms, out, shard=shard)
     print(*(f"not run  {note}" for note in notes), sep="\n", end="\n" if notes else "")

@@ -30,8 +30,8 @@ from m4.run.workspace import open_incomplete, owned
 from m4.specs import LOWER_IS_BETTER, METRICS, TaskSpec
 
 SHOWN = 6  # changed fields of an arm
-SAME = ("seed", "data.raw_dir", "data.dir", "eval.*", "mesh.*", "train.*_every", "train.watchdog")
-SAME += ("train.writers",)
+SAME = ("seed", "data.raw_dir", "data.dir", "eval.*", "mesh.*", "train.log_every")
+SAME += ("train.save_every", "train.watchdog", "train.writers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,15 +145,15 @@ def _judged(
     """The verdicts, the number of patients and the values by arm and seed."""
     runs: dict[str, list[Kept]] = {}
     values, task = [], None
-    for arm in arms:
+    names = [str(a) for a in range(len(arms))]  # folders may be printed alike
+    for name, arm in zip(names, arms, strict=True):
         told = [_predicted(arm.runs[seed], metric) for seed in seeds]
-        runs[arm.name], task = [kept for kept, _, _ in told], told[0][2]
+        runs[name], task = [kept for kept, _, _ in told], told[0][2]
         values.append([value for _, value, _ in told])
     assert task is not None
-    names = [arm.name for arm in arms]
     for i, seed in enumerate(seeds):
-        for arm in arms[1:]:
-            if not runs[arm.name][i].same_rows(runs[names[0]][i]):
+        for name, arm in zip(names[1:], arms[1:], strict=True):
+            if not runs[name][i].same_rows(runs[names[0]][i]):
                 first = arms[0].runs[seed]
                 raise DataError(f"{arm.runs[seed]}: tests other patients or labels than {first}")
     short = metric.rpartition("/")[2]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from m4.errors import ConfigError
+from m4.errors import ConfigError, printable
 from m4.lab.nulls import NULLS
 from m4.specs import METRICS
 
@@ -52,6 +52,11 @@ def label_problems(
 ) -> list[str]:
     """Arms of one name, and names that no arm has."""
     found = [f"axes, nulls: two arms are called {name}" for name in twice(labels)]
+    found += [
+        f"axes: {printable(name)}: is called by characters that cannot be shown"
+        for name in labels
+        if name != printable(name)
+    ]
     named = [("by_arm", name) for name in by_arm]
     named += [("match.unmatched", name) for name in match.get("unmatched", ())]
     return found + [
@@ -153,6 +158,8 @@ def _margin(margin: Any) -> list[str]:
 def _related(given: Mapping[str, Any]) -> list[str]:
     found, axes = [], given["axes"]
     compare, reference = given.get("compare", "method.moe.gate"), given.get("reference", "linear")
+    if any(field.startswith("data.") for field in _touched({compare: axes.get(compare, ())})):
+        found.append(f"compare={compare!r}: arms on other data have no rows in common to pair")
     if compare not in axes:
         found.append(f"compare={compare!r}: is no axis; axes are {', '.join(axes)}")
     elif reference not in (named := [_called(value) for value in axes[compare]]):
@@ -195,13 +202,14 @@ def _tuned(given: Mapping[str, Any]) -> list[str]:
         fixed |= {f"method.moe.{field}": f"is set by {null}" for field in NULLS.get(null, {})}
     for arm, own in given.get("by_arm", {}).items():
         fixed |= dict.fromkeys(own, f"is set by by_arm of {arm}")
-    if given.get("match"):
+    matched = bool(given.get("match"))
+    if matched:
         size = "rank" if given["match"]["what"] == "router" else "hidden"
         fixed[f"method.moe.{size}"] = "is what `match` solves for"
     return [
         f"tune: {field}: {why}"
         for field in _touched(given["tune"]["axes"])
-        if (why := fixed.get(field) or _not_tuned(field))
+        if (why := fixed.get(field) or _not_tuned(field, matched))
     ]
 
 
@@ -211,10 +219,16 @@ def _touched(axes: Mapping[str, Sequence[Any]]) -> list[str]:
     return [field for field in dict.fromkeys(itertools.chain(axes, *inner)) if field != "called"]
 
 
-def _not_tuned(field: str) -> str:
+def _not_tuned(field: str, matched: bool) -> str:
     if field == "seed":
         return "is set by tune.seeds"
-    return "would change what is measured" if field.split(".")[0] in ("data", "eval") else ""
+    if field.split(".")[0] in ("data", "eval") or field in ("train.select", "train.choose"):
+        return "would change what is measured"
+    sized = field == "train.batch_size" or field.startswith("method.")
+    free = field.startswith("method.aux_weights.") or field.endswith("dropout")
+    return (
+        "would change the sizes that `match` solves for" if matched and sized and not free else ""
+    )
 
 
 def _called(value: Any) -> Any:

@@ -149,6 +149,7 @@ def mixed(found: Sequence[Mapping[str, Any]]) -> list[str]:
         "versions of m4's code": {(row["m4"], row["code"]) for row in found},
         "sets of packages": {json.dumps(row["versions"], sort_keys=True) for row in found},
         "kinds of devices": {row["device"] for row in found},
+        "ways to train seeds together": {row["together"] == "vmap" for row in found},
     }
     return [
         f"the rows were made by {len(own)} {what}: a difference between arms may be theirs"
@@ -223,6 +224,11 @@ def lines(
                 line += f"  {one['value']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
                 line += f"  {verdict.in_words(one['verdict'], one['within'])}"
             text.append(line)
+    there = {(row["label"], json.dumps(row["family"], sort_keys=True)) for row in found}
+    for arm in plan["arms"]:
+        if (arm["label"], json.dumps(arm["family"], sort_keys=True)) not in there:
+            where = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in arm["family"].items())
+            text.append(f"not run  {arm['label']} {f'({where})' if where else ''}".rstrip())
     return text
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 from m4 import atomic, cells
+from m4.errors import DataError
 from m4.eval.report import page, plots, words
 from m4.lab import judged, verdict
 
@@ -29,6 +30,8 @@ MAX_MAPS = 24  # expert x modality maps that are drawn
 def write(out: Path, found: Mapping[str, str]) -> list[Path]:
     """Writes `texts`; returns where."""
     for name, text in found.items():
+        if (out / name).is_dir():
+            raise DataError(f"{out / name}: is a folder; move it away")
         atomic.write(out / name, text)
     return [out / name for name in found]
 

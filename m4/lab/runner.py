@@ -47,7 +47,10 @@ PROBED = 256  # rows of the validation split whose routing is kept at every eval
 
 def begin(out: Path, asked: Study, arms: list[Arm], left: Mapping[str, str]) -> None:
     """Writes the plan. Raises ConfigError if the folder holds a study with another one."""
-    out.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        out.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"--out={out}: cannot be made ({error.strerror})") from error
     workdir.close_to_others(out, "--out")
     document = {
         "schema": SCHEMA,
@@ -63,7 +66,8 @@ def begin(out: Path, asked: Study, arms: list[Arm], left: Mapping[str, str]) -> 
         "left": dict(left),
     }
     path = out / "study.json"
-    if path.exists():
+    # A plan that nothing has followed yet may still be changed.
+    if path.exists() and any((out / kept).exists() for kept in ("claims", "rows", "tuning")):
         before = read_json(path)
         if before.get("schema") != SCHEMA:
             raise ConfigError(f"--out={out}: is of another version of the lab; choose another")
@@ -421,8 +425,9 @@ def _necessity(asked, arm, own: Compiled, data, params, test: Predictions):
 
     if by_modality is None:
         return None
-    if not any(interventions.ablates(name, layer) for name in shapes):
-        # Layers in one loop, none of which can be told from the others.
+    sizes_of = {x.shape[-1] for n, x in shapes.items() if interventions.ablates(n, layer)}
+    if sizes_of != {by_modality.shape[-1]}:
+        # Layers in one loop, or under one name: none can be told from the others.
         by_modality = np.zeros_like(by_modality)
     names = own.programs.setup.spec.modality_names
     return special.necessity(score, value(test), by_modality, names, arm.config["seed"])

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from m4 import config as configs
 from m4.config import rules
@@ -141,14 +142,17 @@ def arms(study: Study) -> tuple[list[Arm], dict[str, str]]:
     out, left = [], {}
     for family in _points(others):
         for label, value, null in compared:
-            changes = _changes(others, family)
+            name = _named(label, family)
             own = {f"{LAYER}.{k}": v for k, v in value.items()} if null else None
-            changes |= own if own is not None else _changed(study.compare, value)
-            changes |= study.by_arm.get(label, {})
+            own = _changed(study.compare, value) if own is None else own
+            sources = {**_by_axis(others, family), study.compare: own}
+            changes, clashes = _merged(sources | {"by_arm": study.by_arm.get(label, {})})
+            if clashes:
+                problems += [f"{name}: {line}" for line in clashes]
+                continue
             number = (flat | changes).get(f"{LAYER}.num_experts")
             if null:
                 changes = {k: number if v == "E" else v for k, v in changes.items()}
-            name = _named(label, family)
             if label == "dense_mean" and number and number > DENSE_UP_TO:
                 left[name] = f"runs every expert on every token; up to {DENSE_UP_TO} experts"
                 continue
@@ -216,6 +220,7 @@ def plain(value: Any) -> Any:
         value = value.to_dict()
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
+    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     return tuple(map(plain, value)) if isinstance(value, list | tuple | range) else value
 
 
@@ -243,17 +248,41 @@ def _name(axis: str, value: Any) -> Any:
 
 
 def _changes(axes: Mapping[str, Sequence[Any]], point: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for axis, values in axes.items():
-        value = next(v for v in values if _name(axis, v) == point[axis])
-        found |= _changed(axis, value)
-    return found
+    return {k: v for own in _by_axis(axes, point).values() for k, v in own.items()}
+
+
+def _by_axis(
+    axes: Mapping[str, Sequence[Any]], point: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Axis -> the fields that its value at a point sets."""
+    return {
+        axis: _changed(axis, next(v for v in values if _name(axis, v) == point[axis]))
+        for axis, values in axes.items()
+    }
 
 
 def _changed(axis: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {axis: value}
     return {field: own for field, own in value.items() if field != "called"}
+
+
+def _merged(sources: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """The fields that all sources set, and a line for each that two set otherwise.
+
+    Else an arm would be filed under a value that it does not have.
+    """
+    found: dict[str, Any] = {}
+    clashes: list[str] = []
+    for name, own in sources.items():
+        for field, value in own.items():
+            for other in found:
+                same = other == field and found[other] == value
+                inside = f"{other}.".startswith(f"{field}.") or f"{field}.".startswith(f"{other}.")
+                if inside and not same:
+                    clashes.append(f"{field}: is set by {name}, and {other} by another axis or arm")
+        found |= own
+    return found, clashes
 
 
 def _named(label: str, family: Mapping[str, Any]) -> str:

@@ -92,6 +92,15 @@ def test_one_seed_each_is_judged_over_patients(runs, tmp_path, capsys, monkeypat
     assert "<img src=x" not in side_by_side.html(dataclasses.replace(found, arms=evil))
 
 
+def test_folders_that_are_printed_alike_are_two(runs, tmp_path):
+    pair = [Path(runs["linear0"]), Path(runs["hash0"])]
+    alike = [tmp_path / "d\x01", tmp_path / "d\x02"]
+    for whole, place in zip(pair, alike, strict=True):
+        shutil.copytree(whole, place)
+    found, same = compare.run(pair), compare.run(alike)
+    assert found.told.low[0] == same.told.low[0] < same.told.high[0] == found.told.high[0]
+
+
 def test_replaced_data_are_no_difference_of_methods(runs, tmp_path, capsys):
     for name, digest in (("linear0", "1"), ("hash0", "2")):
         shutil.copytree(runs[name], tmp_path / name)

@@ -153,12 +153,34 @@ def test_documents_without_end_or_plan_are_refused(out, capsys):
     assert code == 3 and "another version of the lab" in err
 
 
+def test_arms_without_a_row_are_named(out, capsys):
+    (gone,) = (a for a in json.loads((out / "study.json").read_text())["arms"] if not a["is"])
+    for path in (out / "rows").glob(f"{gone['key']}-*"):
+        path.unlink()
+    code, told, _ = report(out, capsys)
+    assert code == 0 and f"not run  {gone['label']}" in told
+
+
+def test_a_folder_in_the_reports_place_is_said(out, capsys):
+    (out / "report.html").unlink()
+    (out / "report.html").mkdir()
+    code, _, err = report(out, capsys)
+    assert code == 3 and "report.html: is a folder" in err
+
+
+def test_a_plan_of_other_types_is_no_bug_of_a_run(out, lab, capsys):  # noqa: F811
+    resealed(out / "study.json", arms=3)
+    assert main([f"--config={lab[0] / 'own.py'}", f"--out={out}"]) == 3
+    assert "is not as the lab writes it" in capsys.readouterr().err
+
+
 def test_rows_of_other_code_packages_and_devices_are_said(out, capsys):
     assert "warning" not in report(out, capsys)[1]
     path = next((out / "rows").iterdir())
-    resealed(path, code="0" * 16, versions={"jax": "0.1"}, device="abacus")
+    own = {"code": "0" * 16, "versions": {"jax": "0.1"}, "device": "abacus", "together": "vmap"}
+    resealed(path, **own)
     code, told, _ = report(out, capsys)
-    assert code == 0 and told.count("a difference between arms may be theirs") == 3
+    assert code == 0 and told.count("a difference between arms may be theirs") == 4
     assert "made by 2 kinds of devices" in (out / "report.html").read_text()
 
 

@@ -152,6 +152,14 @@ def test_a_margin_is_not_moved(lab, capsys):
     assert "is judged by y0/rmse, not y0/mae" in capsys.readouterr().err
 
 
+def test_a_plan_that_nothing_followed_may_be_changed(lab, capsys):
+    folder, _ = lab
+    (folder / "moved.py").write_text(FILE.replace("1e-9", "0.5"))
+    for name in ("own.py", "moved.py"):
+        assert main([f"--config={name}", "--out=planned", "--report"]) == 0
+    assert "margin   0.5" in capsys.readouterr().out
+
+
 def test_rows_of_two_configurations_are_not_judged_together(lab, capsys):
     folder, _ = lab
     changed = FILE.replace("lr=0.01", "lr=0.5")

@@ -91,6 +91,10 @@ WRONG = {
     "axes={GATE: ('linear',), 'optim.lr': (float('nan'),)}": "must be {field",
     "margin=dict(value=10**400, reason='it is small enough')": "above 0",
     "budget='\u0661s'": "must be a time",
+    "tune=dict(axes={'train.select': ('y0/mae', 'y0/rmse')}, seeds=(7,))": "what is measured",
+    "tune=dict(axes={'method.moe.num_experts': (5, 6)}, seeds=(7,)),"
+    " match=dict(what='router')": "would change the sizes that `match` solves for",
+    "compare='data.options.world', reference=0, axes={'data.options.world': (0, 1)}": "in common",
 }
 
 
@@ -119,6 +123,12 @@ TYPOS = {
     "axes={GATE: ('linear', {GATE: 'linear', 'optim.lr': 1e-3})}": "two arms are called linear",
     "axes={GATE: ('linear',), 'optim.lr': (1e-2, {'optim.lr': 1e-2})}": "optim.lr: 0.01 twice",
     "axes={GATE: ('linear',), 'method.moe.num_experts': (4, 4.0)}": "are the same run",
+    "axes={GATE: ('linear', {'called': 'a\\tb', GATE: 'laplace'})}": "cannot be shown",
+    "by_arm={'laplace': {'method.moe': dict(hidden=8)}}": "method.moe: is set by by_arm",
+    "by_arm={'laplace': {GATE: 'cosine'}}": f"{GATE}: is set by by_arm",
+    "axes={GATE: ('linear', {GATE: 'laplace', 'optim.lr': 1e-3}), 'optim.lr': (1e-2,)}": "another",
+    "set={'method': 3}": "method is a value, no section",
+    "set={'method.moe.hidden.x': 3}": "hidden is a value",
     "axes={GATE: ('linear',), 'data.dir': ('a', 'b')}": "linear (dir=a) and linear (dir=b) are the",
     "axes={GATE: ('linear',), 'optim.lr': ({'called': 'a', 'optim.lr': 1e-2},"
     " {'called': 'b', 'optim.lr': 1e-2})}": "are the same run",
