@@ -6,8 +6,9 @@ if __name__ == "__main__":  # above what takes long to import
     cli.alone("lab.__main__")
 
 import argparse
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -89,10 +90,8 @@ def _study(found: argparse.Namespace, out: Path) -> int:
     if found.plan:
         print(*sizes.table(arms), *(f"not run  {k}: {v}" for k, v in left.items()), sep="\n")
         return 0
-    try:
+    with _as_written(out):
         runner.begin(out, asked, arms, left)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise DataError(f"{out}: is not as the lab writes it ({place(error)})") from error
     workspace.use_cache(out)
     notes = [] if found.report else runner.run(asked, arms, out, shard=shard)
     print(*(f"not run  {note}" for note in notes), sep="\n", end="\n" if notes else "")
@@ -100,15 +99,22 @@ def _study(found: argparse.Namespace, out: Path) -> int:
     return UNFINISHED if notes else 0
 
 
+@contextlib.contextmanager
+def _as_written(out: Path) -> Iterator[None]:
+    """Documents of a folder that are sealed and of other types are its fault, no bug."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{out}: is not as the lab writes it ({place(error)})") from error
+
+
 def _report(out: Path, notes: Sequence[str]) -> int:
     plan = read_plan(out)
-    try:
+    with _as_written(out):
         found = rows(out)
         said = judged.every(plan, found, out)
         lines = judged.lines(plan, found, said)
         pages_of = pages.texts(out, plan, found, said, notes)
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{out}: is not as the lab writes it ({place(error)})") from error
     print(*lines, sep="\n")
     for path in pages.write(out, pages_of):
         print(f"report   {path}", flush=True)

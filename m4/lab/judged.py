@@ -224,12 +224,9 @@ def lines(
                 line += f"  {one['value']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
                 line += f"  {verdict.in_words(one['verdict'], one['within'])}"
             text.append(line)
-    there = {(row["label"], json.dumps(row["family"], sort_keys=True)) for row in found}
-    for arm in plan["arms"]:
-        if (arm["label"], json.dumps(arm["family"], sort_keys=True)) not in there:
-            where = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in arm["family"].items())
-            text.append(f"not run  {arm['label']} {f'({where})' if where else ''}".rstrip())
-    return text
+    there = {row["arm"] for row in found}
+    lacking = (arm for arm in plan["arms"] if arm["key"] not in there)
+    return text + [f"not run  {study.full_name(arm['label'], arm['family'])}" for arm in lacking]
 
 
 def _number(value: float | None, width: int = 0) -> str:

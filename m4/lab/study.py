@@ -142,7 +142,7 @@ def arms(study: Study) -> tuple[list[Arm], dict[str, str]]:
     out, left = [], {}
     for family in _points(others):
         for label, value, null in compared:
-            name = _named(label, family)
+            name = full_name(label, family)
             own = {f"{LAYER}.{k}": v for k, v in value.items()} if null else None
             own = _changed(study.compare, value) if own is None else own
             sources = {**_by_axis(others, family), study.compare: own}
@@ -177,7 +177,7 @@ def _same_runs(arms: list[Arm]) -> Iterator[str]:
     """Arms with one key: their rows would be one file."""
     names: dict[str, str] = {}
     for arm in arms:
-        name = _named(arm.label, arm.family)
+        name = full_name(arm.label, arm.family)
         if arm.key in names:
             yield (
                 f"axes: {names[arm.key]} and {name} are the same run: other values, please; of"
@@ -192,7 +192,7 @@ def _metric_problems(study: Study, arms: list[Arm]) -> Iterator[str]:
     for arm in arms:
         config, data, metric = arm.config, arm.config["data"], metric_of(study, arm)
         if metric != first:
-            name = _named(arm.label, arm.family)
+            name = full_name(arm.label, arm.family)
             yield f"metric: {name} would be judged by {metric}, others by {first}: give one for all"
         if (key := digest([data, metric])) in asked:
             continue
@@ -285,6 +285,7 @@ def _merged(sources: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], l
     return found, clashes
 
 
-def _named(label: str, family: Mapping[str, Any]) -> str:
+def full_name(label: str, family: Mapping[str, Any]) -> str:
+    """An arm in words: its label and the values of its family."""
     where = ", ".join(f"{axis.rpartition('.')[2]}={value}" for axis, value in family.items())
     return f"{label} ({where})" if where else label

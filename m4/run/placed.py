@@ -18,19 +18,16 @@ def batches(
 ) -> Iterator[tuple[Batch, Batch]]:
     """(what the host knows of a batch's rows, the batch on the mesh), every row once, in order.
 
-    Every process must take all of them. One that is alone knows a batch as it was read; of several
-    each reads its block of the rows, and all know of each row all but the values of its inputs.
+    Every process must take all of them. One that holds all rows knows a batch as it was read; where
+    each reads its block of them, all know of every row all but the values of its inputs.
     Raises ConfigError where the rows of a process are not one block.
     """
-    if jax.process_count() == 1:
-        for batch in eval_batches(store, batch_size, buckets=buckets):
-            yield batch, sharding.put_batch(batch, mesh)
-        return
     index, count = sharding.row_block(mesh)
     block = {"process_index": index, "process_count": count}
     for own in eval_batches(store, batch_size, buckets=buckets, **block):
         placed = sharding.put_batch(own, mesh)
-        yield jax.device_get(_everywhere(mesh)(_without_values(placed))), placed
+        every = own if count == 1 else jax.device_get(_everywhere(mesh)(_without_values(placed)))
+        yield every, placed
 
 
 def _without_values(batch: Batch) -> Batch:
