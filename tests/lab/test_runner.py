@@ -140,6 +140,20 @@ def test_an_arm_of_another_process_is_left_to_it_until_that_is_dead(lab, capsys)
     assert json.loads(path.read_text())["digest"] == json.loads(text)["digest"]
 
 
+def test_layers_of_different_sizes_are_ablated_nowhere(lab):
+    """M4oE has three layers, of 4 and 16 experts, whose gates have one name."""
+    folder, _ = lab
+    own = (
+        FILE.replace('"m4.lab.mixture:Mixture"', '"m4oe"')
+        .replace("num_experts=4, ", "")
+        .replace(", AGAIN)", ",)")
+    )
+    (folder / "sizes.py").write_text(own)
+    assert main(["--config=sizes.py", "--out=sizes"]) == 0
+    row = json.loads(next((folder / "sizes/rows").iterdir()).read_text())
+    assert row["necessity"]["ablated"] == [] and row["necessity"]["shuffled"] is not None
+
+
 def test_a_margin_is_not_moved(lab, capsys):
     folder, _ = lab
     (folder / "moved.py").write_text(FILE.replace("1e-9", "0.5"))
