@@ -77,7 +77,7 @@ def eicu_demo(name, variant="", **train):
     train |= dict(select="hospital_mortality/auroc", choose="last", modality_dropout=0.15)
     config = experiment("meds", options, method, optim, 240, 60, log=20, **train)
     config.train.save_every = 120
-    return tiny(config, baselines=True) if variant else config
+    return tiny(config) if variant else config
 
 
 def support2(method, **train):
