@@ -7,7 +7,8 @@ Letters: B rows, C labels, classes or values, J intervals of time.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -149,21 +150,70 @@ RowLoss = Callable[[TaskSpec, Array, Target], tuple[Array, Array]]
 
 
 def task_losses(
-    spec: DataSpec, logits: Mapping[str, Array], batch: Batch, *, row_loss: RowLoss = row_loss
+    spec: DataSpec,
+    logits: Mapping[str, Any],
+    batch: Batch,
+    *,
+    row_loss: RowLoss = row_loss,
+    by_name: bool = False,
 ) -> dict[str, Mean]:
     """Mean loss of every task over rows that count, carry its label and have what it needs.
 
-    `row_loss` is a method's own loss per row, for kinds of task that have no generic one.
+    `row_loss` is a method's own loss per row, for kinds of task that have no generic one. It gets
+    one of several tasks that are alike, and all their columns; `by_name` if names matter to it.
     """
-    terms = {}
-    for index, task in enumerate(spec.tasks):
-        loss_B, known_B = row_loss(task, logits[task.name], batch.targets[task.name])
-        weight_B = known_B * batch.weight * ((batch.task < 0) | (batch.task == index))
-        for modality in task.needs:
-            weight_B = weight_B * batch.inputs[modality].present
-        weight = jnp.sum(weight_B) if batch.labels is None else batch.labels[task.name]
-        terms[task.name] = Mean(jnp.sum(loss_B * weight_B), weight)
-    return terms
+    if not spec.tasks:
+        return {}
+    alike: dict[Any, list[int]] = {}
+    for place, task in enumerate(spec.tasks):
+        key = task.name if by_name else _meaning(task, logits[task.name], batch)
+        alike.setdefault(key, []).append(place)
+    places = np.concatenate([*alike.values()])
+    loss_BT, known_BT = _row_losses(spec.tasks, [*alike.values()], logits, batch, row_loss)
+    tasks = [spec.tasks[place] for place in places]
+    task_B1 = batch.task[:, None]
+    own_BT = ((task_B1 < 0) | (task_B1 == places)) & _has_needs(tasks, batch)
+    weight_BT = known_BT * batch.weight[:, None] * own_BT
+    total_T, weight_T = jnp.sum(loss_BT * weight_BT, 0), jnp.sum(weight_BT, 0)
+    labels = batch.labels or {t.name: weight_T[i] for i, t in enumerate(tasks)}
+    terms = {t.name: Mean(total_T[i], labels[t.name]) for i, t in enumerate(tasks)}
+    return {name: terms[name] for name in spec.task_names}
+
+
+def _meaning(task: TaskSpec, logits: Any, batch: Batch) -> Any:
+    """What tasks of one loss have in common."""
+    ends = task.labels if task.kind == "survival" else ()
+    shapes = [x.shape for x in jax.tree.leaves((logits, batch.targets[task.name]))]
+    return task.kind, task.dim, ends, task.transform, task.loc, task.scale, *shapes
+
+
+def _row_losses(
+    tasks: Sequence[TaskSpec],
+    alike: Sequence[Sequence[int]],
+    logits: Mapping[str, Any],
+    batch: Batch,
+    of_rows: RowLoss,
+) -> tuple[Array, Array]:
+    """`of_rows` of every task, both f32[B, T], group by group: forty alike compile like one."""
+    found = []
+    for places in alike:
+        one = functools.partial(of_rows, tasks[places[0]])
+        given = [(logits[tasks[t].name], batch.targets[tasks[t].name]) for t in places]
+        stacked = jax.tree.map(lambda *parts: jnp.stack(parts, 1), *given)
+        found.append(jax.vmap(one, 1, 1)(*stacked))
+    loss_BT, known_BT = (jnp.concatenate(parts, 1) for parts in zip(*found, strict=True))
+    return loss_BT, known_BT
+
+
+def _has_needs(tasks: Sequence[TaskSpec], batch: Batch) -> Array:
+    """Whether a row has the modalities that a task needs, bool[B, T]."""
+    every_B = jnp.ones(batch.weight.shape, bool)
+    needs = {task.needs for task in tasks}
+    has = {
+        names: functools.reduce(jnp.logical_and, (batch.inputs[n].present for n in names), every_B)
+        for names in needs
+    }
+    return jnp.stack([has[task.needs] for task in tasks], 1)
 
 
 def uncertainty(loss: Array, sigma: Array) -> Array:

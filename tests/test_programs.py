@@ -23,7 +23,13 @@ TINY = [f"{p.name}:{v}" for p in CONFIGS for v in program.variants(str(p)) if v.
 # One a method; the others run with `-m slow`, some minutes together.
 QUICK = ("fusemoe_mimic", "flexmoe_physionet2012", "flexcare_eicu_meds", "m3h_mimic", "m4oe_views")
 LINES = 11_000  # of StableHLO; a step of FuseMoE on MIMIC had 20,000
+LINES_A_TASK = 70  # 85 to 250 where every task had a loss and a head of its own
+METHODS = ("fusemoe", "flexmoe", "flexcare", "m3h", "m4oe")
 FIRST = "fusemoe_mimic.py:tiny"
+
+
+def slow(name):
+    return pytest.param(name, marks=pytest.mark.slow)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Texts:
     losses: int  # traces of the loss, by methods that have the usual one
 
 
-def lowered(target, *, fold=0, **overrides) -> Texts:
+def lowered(target, *, fold=0, more_tasks=0, **overrides) -> Texts:
     """The programs of a configuration; of another `fold` the targets have other statistics."""
     found, losses, objective = [], [], task_losses.objective
 
@@ -53,6 +59,8 @@ def lowered(target, *, fold=0, **overrides) -> Texts:
     config = configs.load(configs.parse(flags))
     spec = code.data_module(config.data.name).spec(**config.data.options.to_dict())
     tasks = [dataclasses.replace(t, loc=0.5 + fold, scale=2.0 + fold) for t in spec.tasks]
+    binary = next(t for t in tasks if t.kind == "binary")
+    tasks += [dataclasses.replace(binary, name=f"more_{i}") for i in range(more_tasks)]
     spec = dataclasses.replace(spec, tasks=tuple(tasks))
     mesh = sharding.make_mesh({}, jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
@@ -86,6 +94,13 @@ def test_programs_are_small_and_draw_without_loops(target, first):
         assert "threefry" not in text
         assert "rng_bit_generator" not in text
     assert "stablehlo.while" not in found.init
+
+
+@pytest.mark.parametrize("method", [m if m == "flexcare" else slow(m) for m in METHODS])
+def test_a_task_more_is_few_lines(method):
+    few, many = (lowered(f"{method}_mimic.py:tiny", more_tasks=number) for number in (8, 16))
+    grown = [text.step.count("\n") for text in (few, many)]
+    assert (grown[1] - grown[0]) / 8 < LINES_A_TASK, grown
 
 
 def test_every_method_is_in_the_default_suite():

@@ -301,13 +301,41 @@ class TaskHeads(nn.Module):
         Raises ValueError for task kinds that need a head of their own method.
         """
         _require_generic(self.tasks)
+        doubled = [self.two_logits and task.kind == "binary" for task in self.tasks]
+        sizes = [(1 + double) * t.dim for t, double in zip(self.tasks, doubled, strict=True)]
+        heads = [
+            _Affine(size, self.kernel_init, name=task.name)(h[task.name].shape[-1])
+            for size, task in zip(sizes, self.tasks, strict=True)
+        ]
+        outputs = _affine([h[task.name] for task in self.tasks], heads, sizes)
         logits = {}
-        for task in self.tasks:
-            double = self.two_logits and task.kind == "binary"
-            size = 2 * task.dim if double else task.dim
-            y = nn.Dense(size, kernel_init=self.kernel_init, name=task.name)(h[task.name])
-            logits[task.name] = y[:, task.dim :] - y[:, : task.dim] if double else y
+        for task, double, y in zip(self.tasks, doubled, outputs, strict=True):
+            logits[task.name] = y[..., task.dim :] - y[..., : task.dim] if double else y
         return logits
+
+
+class _Affine(nn.Module):
+    """Parameters of an affine map, as `nn.Dense` has them."""
+
+    features: int
+    kernel_init: Initializer
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[Array, Array]:
+        """Kernel [width, features] and bias [features]."""
+        kernel = self.param("kernel", self.kernel_init, (width, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+def _affine(
+    xs: Sequence[Array], maps: Sequence[tuple[Array, Array]], sizes: Sequence[int]
+) -> Sequence[Array]:
+    """Each map of its input; maps of the same input, as most methods have them, are one product."""
+    if any(x is not xs[0] for x in xs):
+        return [x @ kernel + bias for x, (kernel, bias) in zip(xs, maps, strict=True)]
+    kernel, bias = (jnp.concatenate(parts, -1) for parts in zip(*maps, strict=True))
+    y = xs[0] @ kernel + bias
+    return jax.lax.split(y, sizes, axis=y.ndim - 1)
 
 
 class StackedHeads(nn.Module):

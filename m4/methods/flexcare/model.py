@@ -38,8 +38,8 @@ class FlexCare(Framework):
         h_BKF, aux, moe = self.answers(x_BMD, present_BM, owner_M, batch, train=train)
 
         drop = Dropout(self.dropout, deterministic=not train, name="head_drop")
-        h = {name: drop(h_BKF[:, k]) for k, name in enumerate(self.data.task_names)}
-        wide_BN = drop(wide_BN)
+        h_BKF, wide_BN = drop(h_BKF), drop(wide_BN)
+        h = {name: h_BKF[:, k] for k, name in enumerate(self.data.task_names)}
         h = {name: jnp.concatenate([h_BF, wide_BN], -1) for name, h_BF in h.items()}
         logits = TaskHeads(self.data.tasks, name="heads")(h)
         return Outputs(logits, aux, {"layer_0": moe})

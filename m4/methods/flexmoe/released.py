@@ -57,7 +57,9 @@ class ReleasedFlexMoE(PatchTransformer):
         """As the others', with class weights: the mean is over the labels' weights."""
         batch = task_losses.counted(self.data, batch)
         row_loss = weighted(self.class_weights)
-        terms = task_losses.task_losses(self.data, out.logits, batch, row_loss=row_loss)
+        terms = task_losses.task_losses(
+            self.data, out.logits, batch, row_loss=row_loss, by_name=True
+        )
         return task_losses.total(self.data, terms, out.aux_losses, self.aux_weights), terms
 
     def _softmax_last(self) -> MoEOptions:

@@ -20,13 +20,15 @@ def objective(
     batch: Batch,
     aux_weights: Mapping[str, float],
     row_loss: task_losses.RowLoss,
+    *,
+    by_name: bool = False,
 ) -> tuple[Array, dict[str, Mean]]:
     """Task losses minus `aux_weights['information']` times the information; unweighted terms.
 
     With `sigma` [P] in `out.extra` it is the sum of L / (2 sigma^2) + log(1 + sigma^2) over the
-    tasks that have a label.
+    tasks that have a label. `by_name` as `task_losses.task_losses` has it.
     """
-    terms = task_losses.task_losses(data, out.logits, batch, row_loss=row_loss)
+    terms = task_losses.task_losses(data, out.logits, batch, row_loss=row_loss, by_name=by_name)
     weighed = dict(terms)
     for task, sigma in zip(data.tasks, out.extra.get("sigma", ()), strict=False):
         term = terms[task.name]

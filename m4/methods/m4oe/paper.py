@@ -42,4 +42,4 @@ class PaperM4oE(RegularisedMixtures):
         del step
         row_loss = focal_loss(self.class_weights, self.focal)
         batch = task_losses.counted(self.data, batch)
-        return objective(self.data, out, batch, self.aux_weights, row_loss)
+        return objective(self.data, out, batch, self.aux_weights, row_loss, by_name=True)

@@ -68,7 +68,7 @@ class ReleasedM4oE(Mixtures):
         del step
         batch = batch.replace(weight=batch.weight * all_labels(batch))
         row_loss = focal_loss(self.class_weights, self.focal)
-        return objective(self.data, out, batch, self.aux_weights, row_loss)
+        return objective(self.data, out, batch, self.aux_weights, row_loss, by_name=True)
 
 
 def two_logits(task: TaskSpec) -> TaskSpec:
