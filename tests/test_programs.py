@@ -14,7 +14,7 @@ from m4 import config as configs
 from m4 import sharding, task_losses
 from m4.config import code, program
 from m4.data.batch import empty
-from m4.run import programs
+from m4.run import compiler, programs
 from m4.run.setup import context, make_model
 
 ROOT = Path(__file__).parents[1]
@@ -122,3 +122,20 @@ def test_streams_of_an_evaluation_draw_apart_and_the_first_as_ever():
     draws = {name: jax.random.bits(key, (4,)).tolist() for name, key in noise.items()}
     assert draws["gate"] != draws["dropout"]
     assert draws["gate"] == jax.random.bits(programs.noise(("gate",))["gate"], (4,)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("target", "train", "efforts"),
+    [
+        ("fusemoe_mimic.py:tiny", {}, ("little", "some")),  # evaluated without every modality
+        ("flexmoe_physionet2012.py:tiny", {}, ("little", "little")),
+        ("fusemoe_mimic.py:demo", {}, ("some", "some")),
+        ("fusemoe_mimic.py:synthetic", {}, ("full", "some")),
+        ("fusemoe_mimic.py:synthetic", {"compile": "full"}, ("full", "full")),
+        ("fusemoe_physionet2012.py", {}, ("full", "full")),
+    ],
+)
+def test_short_runs_are_compiled_with_less_effort(target, train, efforts):
+    flags = [f"--config.train.{name}={value}" for name, value in train.items()]
+    config = configs.load(configs.parse([f"--config={ROOT}/configs/{target}", *flags]))
+    assert (compiler.step_effort(config), compiler.predict_effort(config)) == efforts

@@ -15,6 +15,7 @@ from m4 import sharding
 Effort = Literal["full", "some", "little"]
 LITTLE_ROWS = 1000  # rows that a run trains on, up to which it pays
 SOME_ROWS = 5000
+SOME_PREDICTED = 20_000  # the same of predictions: they take 1.1 times as long, to the bit alike
 # Code in one part: in more the same few functions take a third more processor time to compile.
 OLDER = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 OPTIONS = {"full": {}, "some": OLDER, "little": OLDER | {"xla_backend_optimization_level": 0}}
@@ -29,9 +30,17 @@ def step_effort(config: ml_collections.ConfigDict) -> Effort:
 
 
 def predict_effort(config: ml_collections.ConfigDict) -> Effort:
-    """Of predictions, of which a sweep over subsets makes many."""
+    """Of predictions, of which a sweep over subsets makes many, as `train.compile` says or by rows.
+
+    Up to `SOME_PREDICTED` rows to train on, what they take longer is less than what the compiler
+    would: it is worth its time from some 45 seconds of predicting on.
+    """
     effort = step_effort(config)
-    return "some" if effort == "little" and config.eval.subsets else effort
+    if effort == "little":
+        return "some" if config.eval.subsets else effort
+    rows = config.train.steps * config.train.batch_size
+    asked = config.train.get("compile", "auto") != "auto"
+    return effort if asked or rows > SOME_PREDICTED else "some"
 
 
 def options(effort: Effort, mesh: jax.sharding.Mesh) -> Any:
