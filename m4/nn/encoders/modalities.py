@@ -11,13 +11,12 @@ N columns, T codes, D width.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 
 from m4.nn.layers import Dropout, StackedDense, masked_mean
@@ -168,7 +167,9 @@ class SummaryTokens(nn.Module):
     def __call__(self, streams: Streams, *, train: bool) -> tuple[Array, Array]:
         """Tokens [B, M, D] in the order of `streams`; of series and tables, columns [B, N]."""
         tokens, columns = [], []
-        for limit, x_BMN in series_columns(streams.series).items():
+        for limit, series in streams.series.items():
+            statistics = jnp.clip(summary_statistics(series), -6.0, 6.0)
+            x_BMN = rearrange(statistics, "b m f s -> b m (f s)")
             sizes = self.width, 2 * self.width, self.dropout, x_BMN.shape[1]
             tokens.append(TwoLayers(*sizes, name=f"series_{limit}")(x_BMN, train=train))
             columns.append(rearrange(x_BMN, "b m n -> b (m n)"))
@@ -226,19 +227,6 @@ class TwoLayers(nn.Module):
         return affine(self.features, "down")(h)
 
 
-def series_columns(stacks: Mapping[int, SeriesStack]) -> dict[int, Array]:
-    """Clipped statistics of every stack, [B, M, N], with the names of the stacks."""
-    sums = [over_time(series) for series in stacks.values()]
-    ends = np.cumsum([part[0, 0].size for part in sums])
-    flat = [part.reshape(*part.shape[:2], -1) for part in sums]
-    every = jnp.clip(statistics_of(jnp.concatenate(flat, -1)), -6.0, 6.0) if flat else None
-    found = {}
-    for limit, part, end in zip(stacks, sums, ends, strict=True):
-        own = every[:, end - part[0, 0].size : end]
-        found[limit] = own.reshape(*part.shape[1:3], -1)
-    return found
-
-
 def vectors_summary(x: Vectors) -> Array:
     """Mean and newest vector, the log of their number and the newest time, [B, 2 p + 2]."""
     count_B1 = x.mask.sum(-1, keepdims=True).astype(jnp.float32)
@@ -276,54 +264,33 @@ def summary_statistics(series: SeriesStack) -> Array:
     The slope is per window, ridge-shrunk so that two neighbouring points give no huge value;
     count is log1p(n) / 3; `since_last` is in windows before the end, 1 if never observed.
     """
-    return statistics_of(over_time(series))
-
-
-def over_time(series: SeriesStack) -> Array:
-    """Sums and extremes of what was seen, [10, B, M, f]; `statistics_of` makes statistics of them.
-
-    Whatever does not look along time is left for that, which takes all series of a batch at once:
-    half the kernels to compile.
-    """
-    seen, x = series.observed, series.values
-    row = jnp.arange(x.shape[-2], dtype=jnp.float32)[:, None]
-    sign = jnp.array([1.0, -1.0]).reshape(2, *[1] * x.ndim)
-
-    def highest(values):
-        return jnp.where(seen, values, -jnp.inf).max(-2, keepdims=True)
-
-    both = jnp.stack([x, jnp.broadcast_to(series.times[..., None], x.shape)])  # values, times
-    count = seen.sum(-2, dtype=jnp.float32)
-    per = 1.0 / jnp.maximum(count, 1.0)
-    mean = jnp.where(seen, both, 0.0).sum(-2) * per
-    centred = jnp.where(seen, both - mean[..., None, :], 0.0)
-    newest, oldest = highest(sign * row)
-    parts = (
-        count[None],
-        mean[:1],
-        jnp.square(centred).sum(-2) * per,
-        (centred[:1] * centred[1:]).sum(-2) * per,
-        highest(sign * x)[..., 0, :],
-        jnp.where(seen & (row == newest), both, 0.0).sum(-2),
-        jnp.where(seen & (-row == oldest), both[:1], 0.0).sum(-2),
-    )
-    return jnp.concatenate(parts)
-
-
-def statistics_of(sums: Array) -> Array:
-    """[10, ...] of `over_time`, in whatever shape, -> [..., S]."""
-    count, mean, variance, spread, together, most, least, last, last_time, first = sums
+    seen, x, t = series.observed, series.values, series.times[..., None]
+    count = seen.sum(-2).astype(jnp.float32)
     some = count > 0
+    per = 1.0 / jnp.maximum(count, 1.0)
+    mean = x.sum(-2) * per
+    centred = jnp.where(seen, x - mean[..., None, :], 0.0)
+    variance = jnp.square(centred).sum(-2) * per  # its root has no gradient at 0
+    mean_time = jnp.where(seen, t, 0.0).sum(-2) * per
+    offset = jnp.where(seen, t - mean_time[..., None, :], 0.0)
+    slope = (offset * centred).sum(-2) * per / (jnp.square(offset).sum(-2) * per + 0.01)
+    row = jnp.arange(x.shape[-2])[:, None]
+    newest = jnp.where(seen, row, -1).max(-2, keepdims=True)
+    oldest = jnp.where(seen, row, x.shape[-2]).min(-2, keepdims=True)
+
+    def pick(values, index):
+        return jnp.where(seen & (row == index), values, 0.0).sum(-2)
+
     columns = (
-        last,
-        first,
+        pick(x, newest),
+        pick(x, oldest),
         mean,
-        jnp.where(some, -least, 0.0),
-        jnp.where(some, most, 0.0),
+        jnp.where(some, jnp.where(seen, x, jnp.inf).min(-2), 0.0),
+        jnp.where(some, jnp.where(seen, x, -jnp.inf).max(-2), 0.0),
         jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0),
-        together / (spread + 0.01),
+        slope,
         jnp.log1p(count) / 3.0,
-        1.0 - jnp.clip(last_time, 0.0, 1.0),
-        some.astype(jnp.float32),
+        1.0 - jnp.clip(pick(t, newest), 0.0, 1.0),
+        some,
     )
-    return jnp.stack(columns, -1)  # the root has no gradient at 0
+    return jnp.stack([jnp.broadcast_to(c, mean.shape).astype(jnp.float32) for c in columns], -1)

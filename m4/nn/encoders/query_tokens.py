@@ -11,13 +11,12 @@ P value channels, p width of a vector, f features, K time-embedding width, D mod
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 
 from m4.maths import torch_uniform
@@ -75,25 +74,16 @@ class QueryTokens(nn.Module):
         init = self.frequencies or frequency_init(self.num_queries)
         embed = TimeEmbedding(self.embed_time, init, name="time")
         query_QK = embed(jnp.linspace(0.0, 1.0, self.num_queries))
-        timed = [*streams.series.values(), *streams.vectors.values()]
-        tokens, keys = [], iter(at_once(embed, [x.times for x in timed]))
+        tokens = []
         for limit, series in streams.series.items():
             sizes = self.width, self.num_heads, series.mask.shape[1], self.utde, self.dropout
             utde = UTDE(*sizes, self.impute, name=f"series_{limit}")
-            tokens.append(utde(series, query_QK, next(keys), train=train))
+            tokens.append(utde(series, query_QK, embed(series.times), train=train))
         for name, x in streams.vectors.items():
             sizes = self.width, self.num_heads, self.dropout, self.project
             encoder = VectorsEncoder(*sizes, name=name)
-            tokens.append(encoder(x, query_QK, next(keys), train=train)[:, None])
+            tokens.append(encoder(x, query_QK, embed(x.times), train=train)[:, None])
         return jnp.concatenate(tokens, axis=1)
-
-
-def at_once(embed: Callable[[Array], Array], xs: Sequence[Array]) -> list[Array]:
-    """`embed`, which looks at each number by itself, of arrays [B, ...]: one program for all."""
-    flat = [x.reshape(x.shape[0], -1) for x in xs]
-    ends = np.cumsum([x.shape[1] for x in flat])[:-1]
-    parts = jnp.split(embed(jnp.concatenate(flat, 1)), ends, axis=1)
-    return [part.reshape(*x.shape, -1) for x, part in zip(xs, parts, strict=True)]
 
 
 class UTDE(nn.Module):
@@ -233,7 +223,7 @@ def _channel_means_forward(scores, values, mask, keep):
     shape = scores.shape[:-1]
     none = jnp.zeros((*shape, mask.shape[-1]))
     start = jnp.ones(scores.shape, bool), jnp.zeros((*shape, values.shape[-1])), none, none
-    _, num, den, ref = _over_bands(scores, mask, add, start)
+    _, num, den, ref = jax.lax.while_loop(lambda s: _any_left(scores, s[0]), add, add(start))
     none = den <= 0  # not true of NaN, which must not become 0
     mean = jnp.where(none, 0.0, num / jnp.where(none, 1.0, den))
     return mean, (scores, values, mask, keep, mean, den, ref)
@@ -255,15 +245,12 @@ def _channel_means_backward(saved, dmean):
         return left, dscores + power * dpower, dvalues
 
     start = jnp.ones(scores.shape, bool), jnp.zeros_like(scores), jnp.zeros_like(values)
-    _, dscores, dvalues = _over_bands(scores, mask, add, start)
+    _, dscores, dvalues = jax.lax.while_loop(lambda s: _any_left(scores, s[0]), add, add(start))
     return dscores, dvalues, None, None
 
 
-def _over_bands(scores, mask, add, start):
-    """`start` after `add` of every band; one channel has no more than one."""
-    if mask.shape[-1] == 1:
-        return add(start)
-    return jax.lax.while_loop(lambda s: (s[0] & (scores != -jnp.inf)).any(), add, start)
+def _any_left(scores, left):
+    return (left & (scores > -jnp.inf)).any()
 
 
 def _next_band(scores, left, whole: bool):
