@@ -34,6 +34,8 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "conv.width": ("channels of convolutions that read images and signals; 0: none", "units"),
     "conv.depth": ("convolutions of each, with pooling by 2 after each", "layers"),
     "conv.dropout": ("within them, in training", "share"),
+    "conv.frames": ("what of a long signal's frames is read: samples, or power of frequencies", ""),
+    "conv.centre": ("of the mean over a signal that is taken from every channel", "share"),
     "conv.alone": ("weight of the losses of what each encoder predicts by itself", ""),
     "optim.name": ("optimiser", ""),
     "optim.lr": ("largest learning rate", "1/step"),

@@ -155,6 +155,8 @@ FIELDS: dict[str, Rule] = {
     "conv.width": _count(0, low=0),  # channels of encoders from scratch; 0: none
     "conv.depth": _count(3),
     "conv.dropout": Rule(float, 0.0, low=0, below=1),
+    "conv.frames": Rule(str, "samples", names=_of("m4.nn.encoders.convolution:Frames")),
+    "conv.centre": Rule(float, 0.0, low=0, high=1),  # share of a channel's mean taken away
     "conv.alone": Rule(float, 0.0, low=0),  # weight of the losses of what each says by itself
     "optim.name": Rule(str, "adamw", names=_of("m4.train.optim:OPTIMISERS")),
     "optim.lr": Rule(float, above=0),

@@ -15,6 +15,7 @@ from m4.methods.fusemoe.model import FuseMoE
 from m4.methods.fusemoe.paper import PaperFuseMoE
 from m4.methods.fusemoe.released import ReleasedFuseMoE
 from m4.specs import DataSpec, ModalitySpec, TaskSpec
+from m4.task_losses import of_each
 from tests import properties
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -32,6 +33,7 @@ SIZES = {
 CONFIGS = {  # beside each file as it is, of which tests/methods/test_laws.py asks the same
     "m4-joint": {"mix": "none", "moe": {"share": "joint", "gate": "linear"}},
     "m4-disjoint": {"depth": 2, "moe": {"share": "disjoint", "gate": "gaussian"}},
+    "m4-alone": {"alone": 0.5, "moe": {"share": "joint"}},
     "paper-joint": {"fidelity": "paper", "utde": "batch", "moe": {"share": "joint"}},
 }
 
@@ -173,6 +175,56 @@ def test_aux_losses_reach_the_total():
         expected += weight * over_layers
     assert out.aux_losses["importance"] > 0 and out.aux_losses["load"] > 0
     np.testing.assert_allclose(total, expected, rtol=1e-6)
+
+
+def test_one_modality_is_asked_alone_and_several_add_what_they_say_together():
+    method, rest = small(alone=2.0), small()
+    batch, params = properties.random_batch(method.data, keep=0.4), properties.random_params(method)
+    alone = {"params": {name: own for name, own in params.items() if name != "alone"}}
+
+    @jax.jit
+    def run(batch):
+        out = method.apply({"params": params}, batch, train=False)
+        own = of_each(method.data, out.extra, batch, batch.present(method.data))[0]
+        return out, method.loss(out, batch, 0)[0] - rest.loss(out, batch, 0)[0] - 2 * own
+
+    out, difference = run(batch)
+    np.testing.assert_allclose(difference, 0, atol=1e-5)
+    together = jax.jit(lambda b: rest.apply(alone, b, train=False).logits)(batch)
+    here_BM = np.asarray(batch.present(method.data))
+    assert {*here_BM.sum(1)} >= {1, 2}
+    for task, logits_BK in out.logits.items():
+        for row, here_M in enumerate(here_BM):
+            count, own_MK = here_M.sum(), np.asarray(out.extra[task][row])
+            expected = own_MK[here_M].mean(0) if count else 0
+            expected = expected + (1 - 1 / count if count else 1) * together[task][row]
+            np.testing.assert_allclose(logits_BK[row], expected, atol=1e-5)
+
+
+def test_what_a_modality_says_alone_is_of_itself_alone():
+    method = small(alone=1.0)
+    params = properties.random_params(method)
+    run = jax.jit(lambda b: method.apply({"params": params}, b, train=False).extra["ward"])
+    one, two = (properties.random_batch(method.data, seed=seed, keep=1.0) for seed in (0, 1))
+    for m, name in enumerate(method.data.modality_names):
+        mixed = one.replace(inputs={**one.inputs, name: two.inputs[name]})
+        changed_M = np.abs(run(mixed) - run(one)).max((0, 2)) > 1e-6
+        assert changed_M.tolist() == [n == m for n in range(len(changed_M))]
+
+
+def test_what_reads_a_modality_learns_from_its_own_loss_alone():
+    method = small(alone=1.0)
+    batch, params = properties.random_batch(method.data, keep=0.9), properties.random_params(method)
+
+    def said(params, together):
+        out = method.apply({"params": params}, batch, train=False)
+        return optax.l2_loss((out.logits if together else out.extra)["ward"]).sum()
+
+    together, own = (jax.jit(jax.grad(said), static_argnums=1)(params, k) for k in (True, False))
+    for name in ("summary", "alone"):
+        assert all(not np.any(x) for x in jax.tree.leaves(together[name]))
+        assert any(np.any(x) for x in jax.tree.leaves(own[name]))
+    assert any(np.any(x) for x in jax.tree.leaves(together["layer_0"]))
 
 
 @pytest.mark.parametrize("share", ["joint", "permod"])

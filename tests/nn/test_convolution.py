@@ -1,11 +1,12 @@
 """Convolutions from scratch in front of a method: the laws of every method, lengths, own heads."""
 
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import fft
 from scipy.ndimage import correlate1d
 from scipy.special import log_softmax
 
@@ -27,7 +28,7 @@ SPEC = DataSpec(
     ),
     (TaskSpec("death", "binary"), TaskSpec("ward", "multiclass", dim=3)),
 )
-CONV = {"width": 8, "depth": 2, "dropout": 0.1, "alone": 0.5}
+CONV = {"width": 8, "depth": 2, "dropout": 0.1, "alone": 0.5, "frames": "power", "centre": 0.5}
 FUSEMOE = {"name": "fusemoe", "moe": {"num_experts": 4}, "width": 8, "depth": 1, "aux_weights": {}}
 
 
@@ -49,11 +50,12 @@ def test_laws(probe, check):
     check(probe)
 
 
+@pytest.mark.parametrize("frames", get_args(convolution.Frames))
 @pytest.mark.parametrize("length", [40, 1000])
-def test_padding_changes_nothing(length):
+def test_padding_changes_nothing(length, frames):
     """Whatever stands behind a signal, and however long the batch is, in or without frames."""
     x = np.random.default_rng(0).standard_normal((length - 7, 2), np.float32)
-    encoder: Any = convolution.SignalEncoder(6, 3)
+    encoder: Any = convolution.SignalEncoder(6, 3, frames=frames, centre=0.5)
     params = encoder.init(jax.random.key(0), stream(x, length), train=False)
     found = encoder.apply(params, stream(x, length), train=False)
     size = -(-length // convolution.FRAMES)
@@ -84,6 +86,36 @@ def test_frames_are_twice_their_step():
     frames, mask = convolution.framed(x, jnp.arange(7)[None] < 3, 2)
     assert frames[0].tolist() == [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 0], [6, 0, 0, 0]]
     assert mask[0].tolist() == [True, True, False, False]
+
+
+def test_power_of_frames_is_scipys():
+    """Log power under a window, of mean 0 and deviation 1 over what there is; silence is zeros."""
+    x = np.random.default_rng(2).standard_normal((2, 48, 2), np.float32)
+    x[1] = 0
+    frames, mask = convolution.framed(jnp.asarray(x), np.arange(48)[None] < [[30], [48]], 4)
+    found = np.asarray(convolution.log_power(frames, mask, 2))
+    assert found.shape == (2, 12, 10) and not found[0, 8:].any() and not found[1].any()
+    own = np.stack([x[0, k : k + 8] for k in range(0, 32, 4)])
+    window = np.sin(np.pi * (np.arange(8) + 0.5) / 8) ** 2
+    power = np.abs(fft.rfft(own * window[:, None], axis=1)).transpose(0, 2, 1) ** 2
+    level = np.log(power + convolution.QUIETEST * power.mean())
+    expected = (level - level.mean()) / level.std()
+    np.testing.assert_allclose(found[0, :8], expected.reshape(8, 10), atol=1e-4)
+
+
+def test_the_unit_of_power_does_not_matter_and_a_centred_channel_has_no_level():
+    x = np.random.default_rng(3).standard_normal((900, 1), np.float32)
+    encoder: Any = convolution.SignalEncoder(6, 2, frames="power")
+    params = encoder.init(jax.random.key(0), stream(x, 900), train=False)
+    found = [encoder.apply(params, stream(k * x, 900), train=False) for k in (1, 100)]
+    np.testing.assert_allclose(*found, atol=1e-3)
+    bands = x[:40].reshape(10, 4)
+    for centre, same in ((1.0, True), (0.5, False)):
+        whole: Any = convolution.SignalEncoder(6, 2, centre=centre)
+        params = whole.init(jax.random.key(0), stream(bands, 12), train=False)
+        moved = bands + np.float32([1, 5, 2, 0])
+        one, two = (whole.apply(params, stream(x, 12), train=False) for x in (bands, moved))
+        assert (np.abs(one - two).max() < 1e-5) == same
 
 
 def test_own_heads_learn_from_rows_that_have_the_modality():
@@ -128,5 +160,9 @@ def test_it_stands_before_any_method_and_leaves_the_rest():
 
 def test_refusals():
     tables = DataSpec(SPEC.modalities[3:], SPEC.tasks)
+    with pytest.raises(ValueError, match="frames='sums'; choose one of"):
+        convolution.SignalEncoder(4, 1, **{"frames": "sums"}).init(
+            jax.random.key(0), stream(np.ones((3, 1), np.float32), 4), train=False
+        )
     with pytest.raises(ConfigError, match=r"^conv.width: no modality is an image or signal: stat"):
         make_method(FUSEMOE, tables, conv=CONV)

@@ -3,19 +3,22 @@
 Every modality has a summary token; timed ones also have tokens at common query times. A layer
 attends within each timed modality, then between the summaries of what a row has, and routes every
 token of a present modality through a mixture of experts. The head reads the summaries, a learned
-vector for what is absent, and the statistics themselves.
+vector for what is absent, and the statistics themselves. With `alone` above 0 it says what several
+modalities have beyond the mean of what each says alone: a single one is then asked alone, and how
+each is read is learnt from its own losses, as in late fusion.
 
 `paper.py` holds the paper's equations, `released.py` what the authors' code computes;
 docs/methods/fusemoe.md lists every difference.
 
 Letters: B rows, M modalities, Q query times, D width, T tokens of a row (M summaries, then Q of
-every timed modality), N = B T routed tokens, C columns of statistics.
+every timed modality), N = B T routed tokens, C columns of statistics, K logits of a task.
 """
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -27,6 +30,7 @@ from m4.moe.layer import MoE
 from m4.moe.options import MoEOptions
 from m4.nn.encoders.modalities import Streams, SummaryTokens, gather
 from m4.nn.encoders.query_tokens import Level, QueryTokens
+from m4.nn.fusion import HeadsOfEach, mean_of_present
 from m4.nn.layers import (
     AttentionBlock,
     Dropout,
@@ -58,11 +62,12 @@ class FuseMoE(nn.Module):
     utde: Level = "batch_seq_feature"
     mix: Literal["attention", "none"] = "attention"  # between the summaries
     statistics_hidden: int = 256  # units that read the summary statistics directly
+    alone: float = 0.0  # weight of the losses of what each modality says alone; 0: none says
     aux_weights: Mapping[str, float] = FrozenDict({"importance": 0.01, "load": 0.01})
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
-        """Logits of every task, [B, dim].
+        """Logits of every task, [B, dim]; with `alone` each modality's in `extra`, [B, M, dim].
 
         Training needs the rngs 'dropout' and 'gate'; evaluation none. Raises ValueError for
         modality kinds without an encoder and for unknown choices.
@@ -82,6 +87,7 @@ class FuseMoE(nn.Module):
         }
         present_BM = here_BM[:, modality_M]
         s_BMD, x_BMQD, columns_BC = self._embed(streams, train)
+        own_BMD, s_BMD = s_BMD[:, np.argsort(modality_M)], self._given(s_BMD)
 
         def layer(i: int, tokens: tuple[Array, Array]) -> tuple[tuple[Array, Array], MoeAux]:
             s_BMD, x_BMQD = self._attend(i, *tokens, present_BM, train)
@@ -92,13 +98,21 @@ class FuseMoE(nn.Module):
         moe = {f"layer_{i}": aux for i, aux in enumerate(each)}
         h_BD = self._read(s_BMD, x_BMQD, columns_BC, present_BM, train)
         logits = TaskHeads(self.data.tasks, name="heads")(dict.fromkeys(self.data.task_names, h_BD))
-        aux = task_losses.over_layers(moe, self.aux_weights)
-        return Outputs(logits, aux, moe)
+        aux, each = task_losses.over_layers(moe, self.aux_weights), {}
+        if self.alone:
+            each = HeadsOfEach(self.data.tasks, name="alone")(nn.gelu(own_BMD))
+            said = self._given(each)
+            logits = {name: beyond(logits[name], said[name], here_BM) for name in said}
+        return Outputs(logits, aux, moe, each)
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
-        """See `task_losses.objective`."""
+        """See `task_losses.objective`; with `alone` also the mean of each modality's own."""
         del step
-        return task_losses.objective(self.data, out, batch, self.aux_weights)
+        total, terms = task_losses.objective(self.data, out, batch, self.aux_weights)
+        if self.alone:
+            own = task_losses.of_each(self.data, out.extra, batch, batch.present(self.data))
+            total += self.alone * own[0]
+        return total, terms
 
     def _embed(self, streams: Streams, train: bool) -> tuple[Array, Array, Array]:
         """Summary tokens [B, M, D], query tokens [B, timed, Q, D] and statistics [B, C]."""
@@ -109,9 +123,14 @@ class FuseMoE(nn.Module):
             nothing = jnp.zeros((s_BMD.shape[0], 0, self.num_queries, self.width))
             return s_BMD, nothing, columns_BC
         sizes = self.width, self.num_heads, self.num_queries, self.embed_time
-        x_BMQD = QueryTokens(*sizes, self.utde, name="grid")(streams, train=train)
+        x_BMQD = QueryTokens(*sizes, self.utde, name="grid")(self._given(streams), train=train)
         x_BMQD += self.param("grid_type", small, (x_BMQD.shape[1], 1, self.width))
         return s_BMD, x_BMQD + self.param("position", small, x_BMQD.shape[2:]), columns_BC
+
+    @nn.nowrap
+    def _given(self, x: Any) -> Any:
+        """What the mixture reads; with `alone` it does not change how that is learnt."""
+        return jax.lax.stop_gradient(x) if self.alone else x
 
     @nn.nowrap
     def _attend(
@@ -163,3 +182,13 @@ class FuseMoE(nn.Module):
             dense = nn.Dense(self.statistics_hidden, name="statistics")
             parts.append(drop(nn.gelu(dense(drop(hats(columns_BC))))))
         return jnp.concatenate(parts, -1)
+
+
+def beyond(together_BK: Array, each_BMK: Array, present_BM: Array) -> Array:
+    """The mean of what each modality says, and of what they say together 1 - 1 / how many; [B, K].
+
+    Of one modality that is what it says, and where there is none what is said of nothing.
+    """
+    mean_BK = mean_of_present(each_BMK, present_BM[..., None].astype(jnp.float32))
+    count_B1 = present_BM.sum(1, keepdims=True)
+    return mean_BK + jnp.where(count_B1 > 0, 1 - 1 / jnp.maximum(count_B1, 1), 1) * together_BK

@@ -9,6 +9,7 @@ that are averaged.
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,12 +18,15 @@ from einops import rearrange
 from m4.nn.encoders.vit import clean_images
 from m4.nn.front import Front, as_vectors
 from m4.nn.layers import Dropout, TaskHeads, masked_mean
+from m4.resolve import check_fields
 from m4.specs import DataSpec, ModalitySpec
 from m4.types import Array, Batch, Mean, Outputs, Stream
 
 KINDS = ("image", "signal")
 FRAMES = 64  # a longer signal is first cut into frames, so that it has at most so many
 LEVEL = -1e4  # below whatever a layer norm lets through
+QUIETEST = 1e-4  # of the mean power of a signal's frames, added to each
+Frames = Literal["samples", "power"]  # how frames of a long signal are read
 
 
 class Convolutions(nn.Module):
@@ -53,20 +57,34 @@ class Convolutions(nn.Module):
 
 
 class SignalEncoder(nn.Module):
-    """A signal -> one vector: thirds of its length averaged, and the largest of each channel."""
+    """A signal -> one vector: thirds of its length averaged, and the largest of each channel.
+
+    Of every channel, or frequency, `centre` times its mean over the signal is taken away: what a
+    microphone or a voice adds to all of it.
+    """
 
     width: int
     depth: int
     dropout: float = 0.0
+    frames: Frames = "samples"
+    centre: float = 0.0
 
     @nn.compact
     def __call__(self, stream: Stream, *, train: bool) -> Array:
-        """[B, T, c] -> [B, D]."""
+        """[B, T, c] -> [B, D]. Raises ValueError for unknown `frames`."""
+        check_fields(self)
         mask_BT = stream.mask & stream.present[:, None]
         x_BTc = jnp.where(mask_BT[..., None], stream.values, 0).astype(jnp.float32)
         size = math.ceil(x_BTc.shape[1] / FRAMES)
         if size > 1:
+            channels = x_BTc.shape[-1]
             x_BTc, mask_BT = framed(x_BTc, mask_BT, size)
+            if self.frames == "power":
+                x_BTc = log_power(x_BTc, mask_BT, channels)
+        if self.centre:
+            x_BTc -= self.centre * masked_mean(x_BTc, mask_BT, dim=1)[:, None]
+            x_BTc = jnp.where(mask_BT[..., None], x_BTc, 0)
+        if size > 1:
             x_BTc = nn.Dense(self.width, name="frames")(x_BTc)
         net = Convolutions(1, self.width, self.depth, self.dropout, name="net")
         x_BTD, mask_BT = net(x_BTc, mask_BT, train=train)
@@ -131,6 +149,25 @@ def framed(x_BTc: Array, mask_BT: Array, size: int) -> tuple[Array, Array]:
     )
 
 
+def log_power(x_BFS: Array, mask_BF: Array, channels: int) -> Array:
+    """Log power of the frequencies of frames, [B, F, (S / 2c + 1) c]; 0 outside the mask.
+
+    Of the c channels, whose samples take turns in a frame. Mean 0 and deviation 1 over a signal, so
+    that its unit does not matter.
+    """
+    x_BFcS = rearrange(x_BFS, "b f (s c) -> b f c s", c=channels)
+    window_S = jnp.sin(jnp.pi * (jnp.arange(x_BFcS.shape[-1]) + 0.5) / x_BFcS.shape[-1]) ** 2
+    wave_BFcK = jnp.fft.rfft(x_BFcS * window_S)
+    power_BFcK = jnp.square(wave_BFcK.real) + jnp.square(wave_BFcK.imag)
+    x_BFK = rearrange(power_BFcK, "b f c k -> b f (c k)")
+    quiet_B = QUIETEST * masked_mean(x_BFK.mean(-1, keepdims=True), mask_BF, dim=1) + 1e-12
+    x_BFK = jnp.log(x_BFK + quiet_B[:, None])
+    x_BFK -= masked_mean(x_BFK.mean(-1, keepdims=True), mask_BF, dim=1)[:, None]
+    square_BF1 = jnp.square(x_BFK).mean(-1, keepdims=True)
+    spread_B1 = jnp.sqrt(masked_mean(square_BF1, mask_BF, dim=1) + 1e-6)
+    return jnp.where(mask_BF[..., None], x_BFK / spread_B1[:, None], 0)
+
+
 class WithConvolutions(Front):
     """`method` behind an encoder of each image and signal, of `reads` alone.
 
@@ -143,6 +180,8 @@ class WithConvolutions(Front):
     depth: int
     dropout: float
     alone: float
+    frames: Frames = "samples"
+    centre: float = 0.0
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool, **inputs) -> Outputs:
@@ -164,10 +203,12 @@ class WithConvolutions(Front):
         found = {}
         for name in self.reads:
             stream, m = streams[name], self.data.modality(name)
-            kind = SignalEncoder if m.kind == "signal" else ImageEncoder
-            x = kind(self.width, self.depth, self.dropout, name=f"encoder_{name}")(
-                stream, train=train
-            )
+            sizes, own = (self.width, self.depth, self.dropout), f"encoder_{name}"
+            if m.kind == "signal":
+                encoder = SignalEncoder(*sizes, self.frames, self.centre, name=own)
+            else:
+                encoder = ImageEncoder(*sizes, name=own)
+            x = encoder(stream, train=train)
             x_BKD = x[:, None] if x.ndim == 2 else x
             mask_BV = stream.mask & stream.present[:, None]
             mask_BK = mask_BV.any(-1, keepdims=True) if m.kind == "signal" else mask_BV
@@ -194,6 +235,8 @@ def with_convolutions(
     depth: int = 3,
     dropout: float = 0.0,
     alone: float = 0.0,
+    frames: Frames = "samples",
+    centre: float = 0.0,
 ) -> WithConvolutions:
     """The method that `make` makes for a schema, with encoders in front of it.
 
@@ -207,4 +250,4 @@ def with_convolutions(
         return (m.shape[0] if m.kind == "image" else 1), width
 
     method = make(as_vectors(data, KINDS, shape))
-    return WithConvolutions(method, data, reads, width, depth, dropout, alone)
+    return WithConvolutions(method, data, reads, width, depth, dropout, alone, frames, centre)
