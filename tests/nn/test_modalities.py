@@ -14,7 +14,7 @@ SPEC = DataSpec(
         ModalitySpec("monitor", "series", (70, 2)),
         ModalitySpec("notes", "vectors", (2, 5)),
         ModalitySpec("labs", "series", (16, 3)),
-        ModalitySpec("gas", "series", (33, 1)),
+        ModalitySpec("gas", "series", (17, 1)),
         ModalitySpec("vitals", "series", (64, 1)),
     ),
     tasks=(TaskSpec("death", "binary"),),
@@ -22,7 +22,7 @@ SPEC = DataSpec(
 
 
 def test_order_is_series_by_length_then_vectors_then_tables():
-    # Limits: labs 16; gas and vitals 64 (32 < 33, 64 <= 64); monitor 128.
+    # Limits: labs 16; gas and vitals 64 (16 < 17, 64 <= 64); monitor 256.
     streams = gather(SPEC, properties.random_batch(SPEC))
     assert streams.names == ("labs", "gas", "vitals", "monitor", "notes", "static")
     assert streams.modality == (3, 4, 5, 1, 2, 0)
@@ -33,11 +33,11 @@ def test_gather_stacks_series_of_similar_length():
     inputs = gather(SPEC, batch)
     shapes = {limit: stack.values.shape for limit, stack in inputs.series.items()}
     rows = properties.ROWS
-    assert shapes == {16: (rows, 1, 16, 3), 64: (rows, 2, 64, 1), 128: (rows, 1, 70, 2)}
+    assert shapes == {16: (rows, 1, 16, 3), 64: (rows, 2, 64, 1), 256: (rows, 1, 70, 2)}
     assert inputs.num_timed == 5
-    gas = inputs.series[64].values[:, 0, :33]
+    gas = inputs.series[64].values[:, 0, :17]
     np.testing.assert_array_equal(gas, batch.inputs["gas"].values)
-    times = inputs.series[64].times[:, 0, :33] * SPEC.hours
+    times = inputs.series[64].times[:, 0, :17] * SPEC.hours
     np.testing.assert_allclose(times, batch.inputs["gas"].times, rtol=1e-6)
 
 
