@@ -331,7 +331,7 @@ def _affine(
     xs: Sequence[Array], maps: Sequence[tuple[Array, Array]], sizes: Sequence[int]
 ) -> Sequence[Array]:
     """Each map of its input; maps of the same input, as most methods have them, are one product."""
-    if any(x is not xs[0] for x in xs):
+    if not xs or any(x is not xs[0] for x in xs):
         return [x @ kernel + bias for x, (kernel, bias) in zip(xs, maps, strict=True)]
     kernel, bias = (jnp.concatenate(parts, -1) for parts in zip(*maps, strict=True))
     y = xs[0] @ kernel + bias

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from scipy import fft
 from scipy.ndimage import correlate1d
 from scipy.special import log_softmax
@@ -89,7 +90,7 @@ def test_frames_are_twice_their_step():
 
 
 def test_power_of_frames_is_scipys():
-    """Log power under a window, of mean 0 and deviation 1 over what there is; silence is zeros."""
+    """Log power under a window, a channel's of mean 0 and deviation 1; silence is zeros."""
     x = np.random.default_rng(2).standard_normal((2, 48, 2), np.float32)
     x[1] = 0
     frames, mask = convolution.framed(jnp.asarray(x), np.arange(48)[None] < [[30], [48]], 4)
@@ -98,17 +99,34 @@ def test_power_of_frames_is_scipys():
     own = np.stack([x[0, k : k + 8] for k in range(0, 32, 4)])
     window = np.sin(np.pi * (np.arange(8) + 0.5) / 8) ** 2
     power = np.abs(fft.rfft(own * window[:, None], axis=1)).transpose(0, 2, 1) ** 2
-    level = np.log(power + convolution.QUIETEST * power.mean())
-    expected = (level - level.mean()) / level.std()
+    level = np.log(power + convolution.QUIETEST * power.mean((0, 2), keepdims=True))
+    expected = (level - level.mean((0, 2), keepdims=True)) / level.std((0, 2), keepdims=True)
     np.testing.assert_allclose(found[0, :8], expected.reshape(8, 10), atol=1e-4)
+
+
+def test_a_quiet_channel_is_heard_beside_a_loud_one():
+    x = np.random.default_rng(4).standard_normal((1, 1000, 2), np.float32)
+    frames = [convolution.framed(x * [1, k], np.ones((1, 1000), bool), 16) for k in (1, 1e-3)]
+    even, uneven = (convolution.log_power(*each, 2) for each in frames)
+    np.testing.assert_allclose(even, uneven, atol=1e-4)
+
+
+def test_devices_hear_their_own_rows_alone():
+    rows = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((16, 63, 32), jnp.float32, sharding=rows)
+    mask = jax.ShapeDtypeStruct((16, 63), bool, sharding=rows)
+    run = jax.jit(lambda x, mask: convolution.log_power(x, mask, 2), out_shardings=rows)
+    text = run.lower(x, mask).compile().as_text()
+    assert "all-gather" not in text and "all-reduce" not in text
 
 
 def test_the_unit_of_power_does_not_matter_and_a_centred_channel_has_no_level():
     x = np.random.default_rng(3).standard_normal((900, 1), np.float32)
     encoder: Any = convolution.SignalEncoder(6, 2, frames="power")
     params = encoder.init(jax.random.key(0), stream(x, 900), train=False)
-    found = [encoder.apply(params, stream(k * x, 900), train=False) for k in (1, 100)]
-    np.testing.assert_allclose(*found, atol=1e-3)
+    for k in (100, 1e18, 1e-9, 1e-17):  # volts, teslas
+        found = [encoder.apply(params, stream(unit * x, 900), train=False) for unit in (1, k)]
+        np.testing.assert_allclose(*found, atol=1e-3)
     bands = x[:40].reshape(10, 4)
     for centre, same in ((1.0, True), (0.5, False)):
         whole: Any = convolution.SignalEncoder(6, 2, centre=centre)

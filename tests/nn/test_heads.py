@@ -36,3 +36,7 @@ def test_kinds_of_other_methods_are_refused():
     heads = TaskHeads((TaskSpec("seg", "segmentation", dim=4),))
     with pytest.raises(ValueError, match="task seg: no generic head for kind 'segmentation'"):
         heads.init(jax.random.key(0), {"seg": jnp.ones((1, 2))})
+
+
+def test_no_tasks_have_no_logits():
+    assert TaskHeads(()).init_with_output(jax.random.key(0), {}) == ({}, {})

@@ -13,8 +13,10 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
+from m4.maths import exact
 from m4.nn.encoders.vit import clean_images
 from m4.nn.front import Front, as_vectors
 from m4.nn.layers import Dropout, TaskHeads, masked_mean
@@ -25,7 +27,7 @@ from m4.types import Array, Batch, Mean, Outputs, Stream
 KINDS = ("image", "signal")
 FRAMES = 64  # a longer signal is first cut into frames, so that it has at most so many
 LEVEL = -1e4  # below whatever a layer norm lets through
-QUIETEST = 1e-4  # of the mean power of a signal's frames, added to each
+QUIETEST = 1e-4  # of the mean power of a channel's frames, added to each
 Frames = Literal["samples", "power"]  # how frames of a long signal are read
 
 
@@ -152,20 +154,31 @@ def framed(x_BTc: Array, mask_BT: Array, size: int) -> tuple[Array, Array]:
 def log_power(x_BFS: Array, mask_BF: Array, channels: int) -> Array:
     """Log power of the frequencies of frames, [B, F, (S / 2c + 1) c]; 0 outside the mask.
 
-    Of the c channels, whose samples take turns in a frame. Mean 0 and deviation 1 over a signal, so
-    that its unit does not matter.
+    Of the c channels, whose samples take turns in a frame; each has mean 0 and deviation 1 over a
+    signal, so that its unit does not matter. The transform is two products: XLA's own would gather
+    the rows of all devices on each.
     """
     x_BFcS = rearrange(x_BFS, "b f (s c) -> b f c s", c=channels)
-    window_S = jnp.sin(jnp.pi * (jnp.arange(x_BFcS.shape[-1]) + 0.5) / x_BFcS.shape[-1]) ** 2
-    wave_BFcK = jnp.fft.rfft(x_BFcS * window_S)
-    power_BFcK = jnp.square(wave_BFcK.real) + jnp.square(wave_BFcK.imag)
-    x_BFK = rearrange(power_BFcK, "b f c k -> b f (c k)")
-    quiet_B = QUIETEST * masked_mean(x_BFK.mean(-1, keepdims=True), mask_BF, dim=1) + 1e-12
-    x_BFK = jnp.log(x_BFK + quiet_B[:, None])
-    x_BFK -= masked_mean(x_BFK.mean(-1, keepdims=True), mask_BF, dim=1)[:, None]
-    square_BF1 = jnp.square(x_BFK).mean(-1, keepdims=True)
-    spread_B1 = jnp.sqrt(masked_mean(square_BF1, mask_BF, dim=1) + 1e-6)
-    return jnp.where(mask_BF[..., None], x_BFK / spread_B1[:, None], 0)
+    largest = jnp.abs(x_BFcS).max((1, 3), keepdims=True)
+    x_BFcS = x_BFcS / jnp.where(largest > 0, largest, 1)
+    place_S = np.arange(x_BFcS.shape[-1])
+    angle_SK = 2 * np.pi / len(place_S) * np.outer(place_S, np.arange(len(place_S) // 2 + 1))
+    window_S1 = np.sin(np.pi * (place_S + 0.5) / len(place_S))[:, None] ** 2
+    with exact():
+        cosine, sine = (
+            x_BFcS @ (window_S1 * wave(angle_SK)).astype(np.float32) for wave in (np.cos, np.sin)
+        )
+    power_BFcK = jnp.square(cosine) + jnp.square(sine)
+
+    def mean_Bc(x_BFcK: Array) -> Array:
+        return masked_mean(x_BFcK.mean(-1), mask_BF, dim=1)[:, None, :, None]
+
+    quiet = QUIETEST * mean_Bc(power_BFcK)
+    x_BFcK = jnp.log(power_BFcK + jnp.where(quiet > 0, quiet, 1))  # of silence 0
+    x_BFcK -= mean_Bc(x_BFcK)
+    x_BFcK /= jnp.sqrt(mean_Bc(jnp.square(x_BFcK)) + 1e-6)
+    x_BFK = rearrange(x_BFcK, "b f c k -> b f (c k)")
+    return jnp.where(mask_BF[..., None], x_BFK, 0)
 
 
 class WithConvolutions(Front):
