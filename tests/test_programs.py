@@ -24,12 +24,8 @@ TINY = [f"{p.name}:{v}" for p in CONFIGS for v in program.variants(str(p)) if v.
 QUICK = ("fusemoe_mimic", "flexmoe_physionet2012", "flexcare_eicu_meds", "m3h_mimic", "m4oe_views")
 LINES = 11_000  # of StableHLO; a step of FuseMoE on MIMIC had 20,000
 LINES_A_TASK = 70  # 85 to 250 where every task had a loss and a head of its own
-METHODS = ("fusemoe", "flexmoe", "flexcare", "m3h", "m4oe")
+METHODS = [target.split("_")[0] for target in QUICK]
 FIRST = "fusemoe_mimic.py:tiny"
-
-
-def slow(name):
-    return pytest.param(name, marks=pytest.mark.slow)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +77,11 @@ def first():
     return lowered(FIRST)
 
 
-def marked(target):
-    quick = target.split(".")[0] in QUICK
-    return pytest.param(target, marks=() if quick else pytest.mark.slow)
+def marked(values, quick):
+    return [pytest.param(x, marks=() if x in quick else pytest.mark.slow) for x in values]
 
 
-@pytest.mark.parametrize("target", [marked(target) for target in TINY])
+@pytest.mark.parametrize("target", marked(TINY, [f"{name}.py:tiny" for name in QUICK]))
 def test_programs_are_small_and_draw_without_loops(target, first):
     found = first if target == FIRST else lowered(target)
     assert found.step.count("\n") < LINES, found.step.count("\n")
@@ -96,7 +91,7 @@ def test_programs_are_small_and_draw_without_loops(target, first):
     assert "stablehlo.while" not in found.init
 
 
-@pytest.mark.parametrize("method", [m if m == "flexcare" else slow(m) for m in METHODS])
+@pytest.mark.parametrize("method", marked(METHODS, ["flexcare"]))
 def test_a_task_more_is_few_lines(method):
     few, many = (lowered(f"{method}_mimic.py:tiny", more_tasks=number) for number in (8, 16))
     grown = [text.step.count("\n") for text in (few, many)]
@@ -105,7 +100,7 @@ def test_a_task_more_is_few_lines(method):
 
 def test_every_method_is_in_the_default_suite():
     own = {n for n in code.method_names() if (ROOT / "m4/methods" / n).is_dir()}  # no baselines
-    assert {name.split("_")[0] for name in QUICK} == own
+    assert {*METHODS} == own
 
 
 def test_a_step_is_traced_once(first):

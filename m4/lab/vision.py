@@ -70,7 +70,7 @@ class VisionMoE(nn.Module):
             x_BTD += y_ND.reshape(x_BTD.shape)
         share_BT = here_BT / jnp.maximum(here_BT.sum(1, keepdims=True), 1)
         h_BD = nn.LayerNorm(name="norm")(jnp.einsum("btd,bt->bd", x_BTD, share_BT))
-        logits = TaskHeads(self.data.tasks, name="head")(dict.fromkeys(self.data.task_names, h_BD))
+        logits = TaskHeads(self.data.tasks, name="head")(h_BD)
         losses = task_losses.over_layers(layers, self.aux_weights)
         return Outputs(logits=logits, aux_losses=losses, moe=layers)
 

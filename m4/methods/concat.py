@@ -46,7 +46,7 @@ class Concat(nn.Module):
         hidden = Hidden(self.hidden, self.depth, self.dropout, name="hidden")
         h_BD = hidden(drop(row_BN), train=train)
         heads = TaskHeads(self.data.tasks, name="heads")
-        return Outputs(heads(dict.fromkeys(self.data.task_names, h_BD)), {})
+        return Outputs(heads(h_BD), {})
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """The losses of the tasks; see `task_losses.objective`."""

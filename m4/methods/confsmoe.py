@@ -75,9 +75,9 @@ class ConfSMoE(nn.Module):
         x_BMD = MissingIndicator(x_BMD.shape[1], name="missing")(x_BMD, present_BM)
         row_BN = rearrange(x_BMD, "b m d -> b (m d)")
         h_BD = drop(nn.gelu(nn.Dense(self.width, name="head")(drop(row_BN))))
-        logits = TaskHeads(self.data.tasks, name="heads")(dict.fromkeys(self.data.task_names, h_BD))
+        logits = TaskHeads(self.data.tasks, name="heads")(h_BD)
         answers = TaskHeads(self.data.tasks, name="answers")
-        extra = answers(dict.fromkeys(self.data.task_names, h_BEMD))
+        extra = answers(h_BEMD)
         rows, num = present_BM.shape
         whose = {"modality_N": jnp.asarray(np.tile(np.arange(num), rows)), "num_modalities": num}
         stats = statistics(routing, None, train=train, num_rows=rows, **whose)

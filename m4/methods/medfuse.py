@@ -48,7 +48,7 @@ class MedFuse(nn.Module):
             h_BH = jnp.where(here_B1, after[1], h_BH)
         drop = Dropout(self.dropout, deterministic=not train, name="drop")
         heads = TaskHeads(self.data.tasks, name="heads")
-        return Outputs(heads(dict.fromkeys(self.data.task_names, drop(h_BH))), {})
+        return Outputs(heads(drop(h_BH)), {})
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """The losses of the tasks; see `task_losses.objective`."""

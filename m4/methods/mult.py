@@ -76,7 +76,7 @@ class MulT(nn.Module):
         drop = Dropout(self.dropout, deterministic=not train, name="drop")
         h_BD = drop(nn.gelu(nn.Dense(2 * self.width, name="head")(drop(row_BN))))
         heads = TaskHeads(self.data.tasks, name="heads")
-        return Outputs(heads(dict.fromkeys(self.data.task_names, h_BD)), {})
+        return Outputs(heads(h_BD), {})
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """The losses of the tasks; see `task_losses.objective`."""

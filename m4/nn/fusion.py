@@ -29,7 +29,7 @@ class HeadsOfEach(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
         )(self.tasks, name="of_each")
-        return heads({task.name: h_BMD for task in self.tasks})
+        return heads(h_BMD)
 
 
 class Hidden(nn.Module):

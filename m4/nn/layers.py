@@ -295,19 +295,27 @@ class TaskHeads(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, h: Mapping[str, Array]) -> dict[str, Array]:
-        """Task name -> [B, D] in, task name -> [B, dim] out.
+    def __call__(self, h: Array | Mapping[str, Array]) -> dict[str, Array]:
+        """[..., D] of all tasks, or task name -> [..., D], to task name -> [..., dim].
 
-        Raises ValueError for task kinds that need a head of their own method.
+        What all tasks read is multiplied once. Raises ValueError for task kinds that need a head
+        of their own method.
         """
         _require_generic(self.tasks)
+        if not self.tasks:
+            return {}
+        each = h if isinstance(h, Mapping) else {task.name: h for task in self.tasks}
         doubled = [self.two_logits and task.kind == "binary" for task in self.tasks]
         sizes = [(1 + double) * t.dim for t, double in zip(self.tasks, doubled, strict=True)]
-        heads = [
-            _Affine(size, self.kernel_init, name=task.name)(h[task.name].shape[-1])
+        maps = [
+            _Affine(size, self.kernel_init, name=task.name)(each[task.name].shape[-1])
             for size, task in zip(sizes, self.tasks, strict=True)
         ]
-        outputs = _affine([h[task.name] for task in self.tasks], heads, sizes)
+        if isinstance(h, Mapping):
+            outputs = [h[t.name] @ k + b for t, (k, b) in zip(self.tasks, maps, strict=True)]
+        else:
+            kernel, bias = (jnp.concatenate(parts, -1) for parts in zip(*maps, strict=True))
+            outputs = jax.lax.split(h @ kernel + bias, sizes, axis=h.ndim - 1)
         logits = {}
         for task, double, y in zip(self.tasks, doubled, outputs, strict=True):
             logits[task.name] = y[..., task.dim :] - y[..., : task.dim] if double else y
@@ -325,17 +333,6 @@ class _Affine(nn.Module):
         """Kernel [width, features] and bias [features]."""
         kernel = self.param("kernel", self.kernel_init, (width, self.features))
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
-
-
-def _affine(
-    xs: Sequence[Array], maps: Sequence[tuple[Array, Array]], sizes: Sequence[int]
-) -> Sequence[Array]:
-    """Each map of its input; maps of the same input, as most methods have them, are one product."""
-    if not xs or any(x is not xs[0] for x in xs):
-        return [x @ kernel + bias for x, (kernel, bias) in zip(xs, maps, strict=True)]
-    kernel, bias = (jnp.concatenate(parts, -1) for parts in zip(*maps, strict=True))
-    y = xs[0] @ kernel + bias
-    return jax.lax.split(y, sizes, axis=y.ndim - 1)
 
 
 class StackedHeads(nn.Module):

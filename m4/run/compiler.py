@@ -23,24 +23,24 @@ OPTIONS = {"full": {}, "some": OLDER, "little": OLDER | {"xla_backend_optimizati
 
 def step_effort(config: ml_collections.ConfigDict) -> Effort:
     """Of the train step: as `train.compile` says, or by the rows that a run trains on."""
-    if config.train.get("compile", "auto") != "auto":
-        return config.train.compile
-    rows = config.train.steps * config.train.batch_size
-    return "little" if rows <= LITTLE_ROWS else "some" if rows <= SOME_ROWS else "full"
+    return _effort(config, SOME_ROWS)
 
 
 def predict_effort(config: ml_collections.ConfigDict) -> Effort:
-    """Of predictions, of which a sweep over subsets makes many, as `train.compile` says or by rows.
+    """Of predictions, likewise; a sweep over subsets makes too many for little.
 
     Up to `SOME_PREDICTED` rows to train on, what they take longer is less than what the compiler
     would: it is worth its time from some 45 seconds of predicting on.
     """
-    effort = step_effort(config)
-    if effort == "little":
-        return "some" if config.eval.subsets else effort
+    effort = _effort(config, SOME_PREDICTED)
+    return "some" if effort == "little" and config.eval.subsets else effort
+
+
+def _effort(config: ml_collections.ConfigDict, some_rows: int) -> Effort:
+    if config.train.get("compile", "auto") != "auto":
+        return config.train.compile
     rows = config.train.steps * config.train.batch_size
-    asked = config.train.get("compile", "auto") != "auto"
-    return effort if asked or rows > SOME_PREDICTED else "some"
+    return "little" if rows <= LITTLE_ROWS else "some" if rows <= some_rows else "full"
 
 
 def options(effort: Effort, mesh: jax.sharding.Mesh) -> Any:

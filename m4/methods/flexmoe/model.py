@@ -56,7 +56,7 @@ class FlexMoE(Transformer):
         h_BF = jnp.concatenate([drop(nn.gelu(h_BD)), drop(wide_BN)], -1)
         heads = TaskHeads(self.data.tasks, name="heads")
         aux = task_losses.over_layers(moe, self.aux_weights)
-        return Outputs(heads(dict.fromkeys(self.data.task_names, h_BF)), aux, moe)
+        return Outputs(heads(h_BF), aux, moe)
 
     @nn.nowrap
     def layer(

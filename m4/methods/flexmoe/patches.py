@@ -47,7 +47,7 @@ class PatchTransformer(Transformer):
             self.data.tasks, two_logits=True, kernel_init=torch_uniform(), name="heads"
         )
         aux = task_losses.over_layers(moe, self.aux_weights)
-        return Outputs(heads(dict.fromkeys(self.data.task_names, h_BF)), aux, moe)
+        return Outputs(heads(h_BF), aux, moe)
 
     def full_modalities(self) -> tuple[str, ...]:
         """Those that the bank has columns for."""

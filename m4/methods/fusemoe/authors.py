@@ -69,7 +69,7 @@ class AuthorsFuseMoE(nn.Module):
         logits_of = TaskHeads(self.data.tasks, two_logits=True, name="heads")
         h_BD = self._read_out(x_BMQD, train)
         aux = task_losses.over_layers(moe, self.aux_weights)
-        return Outputs(logits_of(dict.fromkeys(self.data.task_names, h_BD)), aux, moe)
+        return Outputs(logits_of(h_BD), aux, moe)
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """The task plus `aux_weights` times losses of routing; see `task_losses.objective`."""

@@ -87,7 +87,7 @@ class FuseMoE(nn.Module):
         }
         present_BM = here_BM[:, modality_M]
         s_BMD, x_BMQD, columns_BC = self._embed(streams, train)
-        own_BMD, s_BMD = s_BMD[:, np.argsort(modality_M)], self._given(s_BMD)
+        own_BMD, s_BMD = s_BMD, self._given(s_BMD)
 
         def layer(i: int, tokens: tuple[Array, Array]) -> tuple[tuple[Array, Array], MoeAux]:
             s_BMD, x_BMQD = self._attend(i, *tokens, present_BM, train)
@@ -97,13 +97,14 @@ class FuseMoE(nn.Module):
         (s_BMD, x_BMQD), each = repeat(layer, self.depth, (s_BMD, x_BMQD), scan=self.scan)
         moe = {f"layer_{i}": aux for i, aux in enumerate(each)}
         h_BD = self._read(s_BMD, x_BMQD, columns_BC, present_BM, train)
-        logits = TaskHeads(self.data.tasks, name="heads")(dict.fromkeys(self.data.task_names, h_BD))
-        aux, each = task_losses.over_layers(moe, self.aux_weights), {}
+        logits = TaskHeads(self.data.tasks, name="heads")(h_BD)
+        aux, own = task_losses.over_layers(moe, self.aux_weights), {}
         if self.alone:
-            each = HeadsOfEach(self.data.tasks, name="alone")(nn.gelu(own_BMD))
-            said = self._given(each)
+            in_order = own_BMD[:, np.argsort(modality_M)]
+            own = HeadsOfEach(self.data.tasks, name="alone")(nn.gelu(in_order))
+            said = self._given(own)
             logits = {name: beyond(logits[name], said[name], here_BM) for name in said}
-        return Outputs(logits, aux, moe, each)
+        return Outputs(logits, aux, moe, own)
 
     def loss(self, out: Outputs, batch: Batch, step: Array) -> tuple[Array, dict[str, Mean]]:
         """See `task_losses.objective`; with `alone` also the mean of each modality's own."""

@@ -207,7 +207,7 @@ class WithConvolutions(Front):
         for name, stream in found.items():
             x_BD = masked_mean(stream.values, stream.mask, dim=1)
             heads = TaskHeads(self.data.tasks, name=f"alone_{name}")
-            own = heads(dict.fromkeys(self.data.task_names, x_BD))
+            own = heads(x_BD)
             extra |= {f"alone/{name}/{task}": logits for task, logits in own.items()}
         return out.replace(extra=extra)
 
